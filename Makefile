@@ -1,0 +1,36 @@
+# Everything a newcomer needs: `make demo` and `make test`. Each creates .venv and installs what it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+.PHONY: help demo serve test lint protos bench install clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(STAMP)-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[onnx,grpc,plot]' --group test --group lint
+	@touch $@
+
+install: $(STAMP)-test  ## the environment for development, in .venv
+
+test: $(STAMP)-test  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-test  ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+protos: $(STAMP)-test  ## compile the .proto files
+	$(BIN)/python -m backline.protos.compile
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist

@@ -1,0 +1,70 @@
+"""The datatypes of tensors: one table with the protocol's name, the configuration's name, the numpy dtype and the item size."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+
+from backline.engine.errors import InvalidArgument
+
+
+class DataType(Enum):
+    """A tensor's datatype, named as in the Open Inference Protocol.
+
+    `dtype` is the numpy dtype of the data: BYTES are object arrays of `bytes`; BF16 has no numpy dtype, so its bits are kept as uint16.
+    `itemsize` is the size of one element in bytes, 0 for BYTES, whose elements vary.
+    `config_name` is the name in config.pbtxt.
+    """
+
+    BOOL = (np.bool_, 1, "TYPE_BOOL")
+    UINT8 = (np.uint8, 1, "TYPE_UINT8")
+    UINT16 = (np.uint16, 2, "TYPE_UINT16")
+    UINT32 = (np.uint32, 4, "TYPE_UINT32")
+    UINT64 = (np.uint64, 8, "TYPE_UINT64")
+    INT8 = (np.int8, 1, "TYPE_INT8")
+    INT16 = (np.int16, 2, "TYPE_INT16")
+    INT32 = (np.int32, 4, "TYPE_INT32")
+    INT64 = (np.int64, 8, "TYPE_INT64")
+    FP16 = (np.float16, 2, "TYPE_FP16")
+    FP32 = (np.float32, 4, "TYPE_FP32")
+    FP64 = (np.float64, 8, "TYPE_FP64")
+    BYTES = (np.object_, 0, "TYPE_STRING")
+    BF16 = (np.uint16, 2, "TYPE_BF16")
+
+    def __new__(cls, scalar: type, itemsize: int, config_name: str) -> DataType:
+        member = object.__new__(cls)
+        member._value_ = config_name
+        return member
+
+    def __init__(self, scalar: type, itemsize: int, config_name: str) -> None:
+        self.dtype: np.dtype = np.dtype(scalar)
+        self.itemsize = itemsize
+        self.config_name = config_name
+
+    @classmethod
+    def from_name(cls, name: str) -> DataType:
+        """The datatype called `name` on the wire ("FP32"). Raises InvalidArgument for an unknown name."""
+        try:
+            return _BY_NAME[name]
+        except (KeyError, TypeError):
+            raise InvalidArgument(f"unknown datatype {name!r}, expected one of {', '.join(_BY_NAME)}") from None
+
+    @classmethod
+    def from_config_name(cls, name: str) -> DataType:
+        """The datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises ValueError for an unknown name."""
+        return cls(name)
+
+    @classmethod
+    def from_dtype(cls, dtype: np.dtype) -> DataType:
+        """The datatype of a numpy array; strings and objects are BYTES. Raises InvalidArgument where there is none."""
+        if dtype.kind in "OSU":
+            return cls.BYTES
+        try:
+            return _BY_DTYPE[dtype]
+        except KeyError:
+            raise InvalidArgument(f"numpy dtype {dtype} has no counterpart among {', '.join(_BY_NAME)}") from None
+
+
+_BY_NAME = {member.name: member for member in DataType}
+_BY_DTYPE = {member.dtype: member for member in DataType if member is not DataType.BF16}

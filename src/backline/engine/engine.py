@@ -1,0 +1,210 @@
+"""The one seam that everything calls: what anybody may ask of the models, in the words of no protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import RequestCheck, Signature
+from backline.engine.statistics import ModelStatistics
+
+
+class ModelState(Enum):
+    """The life of a model version, with the names that clients know."""
+
+    UNKNOWN = "UNKNOWN"
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+class RequestQueue(Protocol):
+    """What takes a checked request and sees to it that it is run."""
+
+    def submit(self, request: InferRequest) -> None:
+        """Accepts the request, or raises Unavailable when the queue is full."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait, without those that run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How the server chose to run a model version, for people to read."""
+
+    lane: str
+    instances: int
+    max_batch_size: int
+    #: Why the model is or is not batched, and why it runs where it runs.
+    reason: str = ""
+
+
+class Model:
+    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension of it is a batch."""
+
+    __slots__ = (
+        "backend", "check", "config", "max_batch_size", "name", "placement", "platform", "queue", "reason", "signature", "state", "statistics",
+        "version",
+    )
+
+    def __init__(self, name: str, version: str, config: ModelConfig) -> None:
+        self.name = name
+        self.version = version
+        self.config = config
+        self.state = ModelState.UNKNOWN
+        #: Why the model is in its state, empty when there is nothing to say.
+        self.reason = ""
+        self.backend = config.backend
+        self.platform = config.platform
+        self.signature = Signature((), ())
+        self.max_batch_size = 0
+        self.placement: Placement | None = None
+        self.statistics = ModelStatistics()
+        self.check: RequestCheck | None = None
+        self.queue: RequestQueue | None = None
+
+
+class Engine:
+    """All models, and inference on them. Lives on one event loop; every method is called there.
+
+    Who fills it (the lifecycle) calls `add`, sets a model's `state`, and then `refresh`.
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[str, dict[str, Model]] = {}
+        #: (name, version) to the model that answers; the version "" is the one that the server chooses.
+        self._routes: dict[tuple[str, str], Model] = {}
+        self._started = False
+        self._stopping = False
+
+    # inference
+
+    def submit(self, request: InferRequest) -> None:
+        """Checks and queues a request; its `on_complete` is called later. Raises BacklineError when it is refused at once."""
+        model = self._routes.get((request.model_name, request.model_version))
+        if model is None:
+            model = self.find_ready(request.model_name, request.model_version)
+        try:
+            model.check(request)  # type: ignore[misc]
+            model.queue.submit(request)  # type: ignore[union-attr]
+        except InvalidArgument:
+            model.statistics.rejected_invalid += 1
+            raise
+        except Unavailable:
+            model.statistics.rejected_full += 1
+            raise
+
+    async def infer(self, request_of: InferRequest) -> InferResponse:
+        """Runs a request whose completion is this coroutine; cancelling it cancels the request. Raises BacklineError."""
+        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+
+        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            elif response is not None:
+                future.set_result(response)
+
+        request_of.on_complete = complete
+        self.submit(request_of)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            request_of.cancelled = True
+            raise
+
+    # what there is
+
+    def models(self) -> Iterable[Model]:
+        """All versions of all models, whatever their state, by name and version."""
+        for name in sorted(self._models):
+            yield from (self._models[name][version] for version in sorted(self._models[name], key=version_order))
+
+    def find(self, name: str, version: str = "") -> Model:
+        """A version of a model in whatever state; the version "" is the one served, else the newest. Raises NotFound."""
+        versions = self._models.get(name)
+        if versions is None:
+            raise NotFound(f"Request for unknown model: '{name}' is not found")
+        if not versions:
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+        if version:
+            if version not in versions:
+                raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+            return versions[version]
+        route = self._routes.get((name, ""))
+        return route if route is not None else versions[max(versions, key=version_order)]
+
+    def find_ready(self, name: str, version: str = "") -> Model:
+        """A version that can answer. Raises NotFound, or Unavailable when it is not ready."""
+        model = self.find(name, version)
+        if model.state is not ModelState.READY:
+            why = f": {model.reason}" if model.reason else ""
+            raise Unavailable(f"Request for unknown model: '{name}' version {model.version} is not at ready state{why}", retry_after=1)
+        return model
+
+    def served_versions(self, name: str) -> list[str]:
+        """The versions of a model that are ready, oldest first."""
+        versions = self._models.get(name, {})
+        return sorted((v for v, model in versions.items() if model.state is ModelState.READY), key=version_order)
+
+    def is_ready(self, name: str, version: str = "") -> bool:
+        """Whether a model version can answer. Raises NotFound for an unknown one."""
+        return self.find(name, version).state is ModelState.READY
+
+    @property
+    def live(self) -> bool:
+        return True
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that was to be loaded is ready, and the server is not about to stop."""
+        return self._started and not self._stopping and all(model.state is ModelState.READY for model in self.models())
+
+    # for the lifecycle
+
+    def add(self, model: Model) -> None:
+        """Makes a model version known."""
+        self._models.setdefault(model.name, {})[model.version] = model
+
+    def declare(self, name: str) -> None:
+        """Makes the name of a model known that may have no version."""
+        self._models.setdefault(name, {})
+
+    def refresh(self) -> None:
+        """Takes note of changed states: which version answers which name."""
+        routes: dict[tuple[str, str], Model] = {}
+        for name, versions in self._models.items():
+            ready = self.served_versions(name)
+            for version in ready:
+                routes[name, version] = versions[version]
+            if ready:
+                routes[name, ""] = versions[ready[-1]]
+        self._routes = routes
+
+    def started(self) -> None:
+        """All models were loaded, or failed to."""
+        self._started = True
+
+    def stopping(self) -> None:
+        """From now on the engine is not ready; what is in flight is finished."""
+        self._stopping = True
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait in all queues."""
+        return sum(model.queue.pending for model in self.models() if model.queue is not None)
+
+
+def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
+    """The natural order of versions: runs of digits compare as numbers, before runs of other characters."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", version))

@@ -1,0 +1,84 @@
+"""Every kind of failure, each with its HTTP status and its gRPC code. No other module picks a status code.
+
+| class              | HTTP | gRPC                  | when                                                   |
+| ------------------ | ---- | --------------------- | ------------------------------------------------------ |
+| InvalidArgument    | 400  | 3 INVALID_ARGUMENT    | the request is malformed or does not fit the model     |
+| NotFound           | 404  | 5 NOT_FOUND           | no such model, version, output or route                |
+| AlreadyExists      | 400  | 6 ALREADY_EXISTS      | what should be created is there already                |
+| PayloadTooLarge    | 413  | 8 RESOURCE_EXHAUSTED  | the request is larger than a limit of the server       |
+| Unavailable        | 503  | 14 UNAVAILABLE        | try again later: loading, draining, queue full         |
+| DeadlineExceeded   | 504  | 4 DEADLINE_EXCEEDED   | the deadline passed before the answer was there        |
+| Cancelled          | 499  | 1 CANCELLED           | the caller went away                                   |
+| Unsupported        | 501  | 12 UNIMPLEMENTED      | the server does not do this                            |
+| Internal           | 500  | 13 INTERNAL           | a fault of the server or of the model                  |
+
+The statuses are those of Triton's HTTP and gRPC front ends, except 404 for an unknown model (Triton: 400 or 404, by its history),
+413 for a large body (Triton: 400), 504 and 499.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BacklineError(Exception):
+    """The base of all failures a caller may see. The message says what was wrong, where, and what to do."""
+
+    http_status: ClassVar[int] = 500
+    grpc_code: ClassVar[int] = 13
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    #: Seconds after which trying again makes sense; None when it does not.
+    retry_after: float | None = None
+
+
+class InvalidArgument(BacklineError):
+    http_status = 400
+    grpc_code = 3
+
+
+class NotFound(BacklineError):
+    http_status = 404
+    grpc_code = 5
+
+
+class AlreadyExists(BacklineError):
+    http_status = 400
+    grpc_code = 6
+
+
+class PayloadTooLarge(BacklineError):
+    http_status = 413
+    grpc_code = 8
+
+
+class Unavailable(BacklineError):
+    http_status = 503
+    grpc_code = 14
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(BacklineError):
+    http_status = 504
+    grpc_code = 4
+
+
+class Cancelled(BacklineError):
+    http_status = 499
+    grpc_code = 1
+
+
+class Unsupported(BacklineError):
+    http_status = 501
+    grpc_code = 12
+
+
+class Internal(BacklineError):
+    http_status = 500
+    grpc_code = 13

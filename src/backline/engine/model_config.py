@@ -1,0 +1,48 @@
+"""The configuration of one model, whatever file it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+from backline.engine.signature import TensorSpec
+
+Lane = Literal["inline", "thread"]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPolicy:
+    """Which versions of a model are served: the `latest` n, or those of `specific`, or all (both None)."""
+
+    latest: int | None = 1
+    specific: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What a model's files ask for; None is what the server decides by inspecting and measuring the model.
+
+    `inputs` and `outputs` are as in config.pbtxt, without the batch dimension where `max_batch_size` is above 0; empty when the file does
+    not name them. `max_queue_delay_us` is in microseconds, `default_timeout_us` too (0: none). `source` is the file it was read from.
+    """
+
+    name: str
+    backend: str = ""
+    platform: str = ""
+    max_batch_size: int | None = None
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    version_policy: VersionPolicy = VersionPolicy()
+    instance_count: int | None = None
+    lane: Lane | None = None
+    dynamic_batching: bool | None = None
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+    max_queue_size: int | None = None
+    default_timeout_us: int = 0
+    default_model_filename: str = ""
+    parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    source: str = ""
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,137 @@
+"""The inputs and outputs of a model, and the check that a request fits them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.messages import InferRequest
+from backline.engine.tensor import Shape
+
+BATCH_NOTE = (
+    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input shape."
+    " If you want to specify the full shape including the batch dim in your input dims config, try setting max_batch_size to zero."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output: `shape` has -1 for every dimension that varies. `labels` name the classes of a classification output."""
+
+    name: str
+    datatype: DataType
+    shape: Shape
+    optional: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The inputs and outputs of a model, in the model's order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class RequestCheck:
+    """Whether a request fits a model: names, datatypes, shapes, batch size. Notes `batch_size` and `batch_key` on the request.
+
+    `signature` has full shapes; where `max_batch_size` is not 0 its first dimension is the batch. Requests with equal `batch_key` may share
+    a batch. A request above `max_batch_size` is refused if `strict` (the limit was configured), otherwise it runs alone.
+    Error texts are Triton's (core/src/infer_request.cc).
+    """
+
+    def __init__(self, model: str, signature: Signature, max_batch_size: int, *, strict: bool) -> None:
+        self._model = model
+        self._max_batch_size = max_batch_size
+        self._strict = strict
+        self._inputs = signature.inputs
+        self._outputs = frozenset(spec.name for spec in signature.outputs)
+        self._names = frozenset(spec.name for spec in signature.inputs)
+        self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
+        first = 1 if max_batch_size else 0
+        self._fixed = all(dim >= 0 for spec in signature.inputs for dim in spec.shape[first:]) and len(self._required) == len(self._names)
+        self._items = [(spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs]
+
+    def __call__(self, request: InferRequest) -> None:
+        """Raises InvalidArgument with the reason when the request does not fit."""
+        inputs = request.inputs
+        if len(inputs) != len(self._items) or not self._fixed:
+            self._check_names(request)
+        if request.outputs is not None:
+            for name in request.outputs:
+                if name not in self._outputs:
+                    raise InvalidArgument(
+                        f"{_prefix(request)}unexpected inference output '{name}' for model '{self._model}',"
+                        f" expected one of {', '.join(sorted(self._outputs))}"
+                    )
+        batched = self._max_batch_size
+        size = 0
+        for name, datatype, rank, dims in self._items:
+            tensor = inputs.get(name)
+            if tensor is None:
+                self._check_names(request)
+                continue
+            if tensor.datatype is not datatype:
+                raise InvalidArgument(
+                    f"{_prefix(request)}inference input '{name}' data-type is '{tensor.datatype.name}', but model '{self._model}' expects"
+                    f" '{datatype.name}'"
+                )
+            shape = tensor.shape
+            if len(shape) != rank:
+                raise self._shape_error(request, name, shape)
+            if batched:
+                if not size:
+                    size = shape[0]
+                    if size < 1:
+                        raise InvalidArgument(f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch, shape {list(shape)}")
+                    if size > batched and self._strict:
+                        raise InvalidArgument(f"{_prefix(request)}inference request batch-size must be <= {batched} for '{self._model}'")
+                elif shape[0] != size:
+                    raise InvalidArgument(f"{_prefix(request)}input '{name}' batch size does not match other inputs for '{self._model}'")
+                shape = shape[1:]
+            if shape != dims:
+                for expected, got in zip(dims, shape, strict=True):
+                    if expected not in (-1, got):
+                        raise self._shape_error(request, name, tensor.shape)
+        request.batch_size = size or 1
+        if not self._fixed:
+            request.batch_key = tuple(
+                (name, inputs[name].shape[1:] if batched else inputs[name].shape) for name, *_ in self._items if name in inputs
+            )
+
+    def _check_names(self, request: InferRequest) -> None:
+        given = request.inputs.keys()
+        missing = self._required - given
+        unknown = given - self._names
+        if not missing and not unknown:
+            return
+        if unknown and not missing:
+            raise InvalidArgument(
+                f"{_prefix(request)}unexpected inference input{'s' if len(unknown) > 1 else ''} {_names(unknown)} for model '{self._model}',"
+                f" expected {_names(self._names)}"
+            )
+        raise InvalidArgument(
+            f"{_prefix(request)}expected {len(self._names)} inputs but got {len(given)} inputs for model '{self._model}'."
+            f" Got input(s) [{_names(given)}], but missing required input(s) [{_names(missing)}]. Please provide all required input(s)."
+        )
+
+    def _shape_error(self, request: InferRequest, name: str, got: Shape) -> InvalidArgument:
+        expected = next(spec.shape for spec in self._inputs if spec.name == name)
+        return InvalidArgument(
+            f"{_prefix(request)}unexpected shape for input '{name}' for model '{self._model}'. Expected {_dims(expected)}, got {_dims(got)}."
+            + (BATCH_NOTE if self._max_batch_size else "")
+        )
+
+
+def _prefix(request: InferRequest) -> str:
+    return f"[request id: {request.id or '<id_unknown>'}] "
+
+
+def _names(names: object) -> str:
+    return ",".join(f"'{name}'" for name in sorted(names))  # type: ignore[call-overload]
+
+
+def _dims(shape: Shape) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"

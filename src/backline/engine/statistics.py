@@ -1,0 +1,97 @@
+"""Counters of a model version, in Triton's words; written by the scheduler once a batch, read by statistics and metrics."""
+
+from __future__ import annotations
+
+from time import time
+
+#: The histogram has one bucket for each power of two of microseconds: bucket i counts durations below 2**i us, and not below 2**(i-1).
+HISTOGRAM_BUCKETS = 32
+
+
+class Duration:
+    """A count and the sum of as many durations, in nanoseconds."""
+
+    __slots__ = ("count", "ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ns = 0
+
+    def add(self, count: int, ns: int) -> None:
+        self.count += count
+        self.ns += ns
+
+
+class BatchStatistics:
+    """The executions of one batch size."""
+
+    __slots__ = ("compute_infer", "compute_input", "compute_output")
+
+    def __init__(self) -> None:
+        self.compute_input = Duration()
+        self.compute_infer = Duration()
+        self.compute_output = Duration()
+
+
+class ModelStatistics:
+    """Counters of one model version.
+
+    `inference_count` counts items (a request of batch size 8 counts 8), `execution_count` runs. `success`, `fail`, `queue` and `compute_*`
+    count requests. `latency` is a histogram of request durations, `queueing` of the time in the queue (see HISTOGRAM_BUCKETS).
+    """
+
+    __slots__ = (
+        "batches", "cancelled", "compute_infer", "compute_input", "compute_output", "execution_count", "expired", "fail",
+        "inference_count", "last_inference_ms", "latency", "load_seconds", "queue", "queueing", "rejected_full", "rejected_invalid", "success",
+    )
+
+    def __init__(self) -> None:
+        self.last_inference_ms = 0
+        self.inference_count = 0
+        self.execution_count = 0
+        self.success = Duration()
+        self.fail = Duration()
+        self.queue = Duration()
+        self.compute_input = Duration()
+        self.compute_infer = Duration()
+        self.compute_output = Duration()
+        self.batches: dict[int, BatchStatistics] = {}
+        self.latency = [0] * HISTOGRAM_BUCKETS
+        self.queueing = [0] * HISTOGRAM_BUCKETS
+        self.rejected_full = 0
+        self.rejected_invalid = 0
+        self.expired = 0
+        self.cancelled = 0
+        self.load_seconds = 0.0
+
+    def record_batch(self, arrivals: list[int], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+        """Counts one successful execution.
+
+        `arrivals` are the requests' arrival times, `items` the batch size; the moments, all of time.monotonic_ns(), are those at which the
+        batch was taken from the queue, its inputs were gathered, the run ended and the outputs were split.
+        """
+        count = len(arrivals)
+        self.last_inference_ms = int(time() * 1000)
+        self.inference_count += items
+        self.execution_count += 1
+        latency = self.latency
+        queueing = self.queueing
+        waited = 0
+        for arrived in arrivals:
+            waited += started - arrived
+            latency[((ended - arrived) // 1000).bit_length()] += 1
+            queueing[((started - arrived) // 1000).bit_length()] += 1
+        compute_input = gathered - started
+        compute_infer = ran - gathered
+        compute_output = ended - ran
+        self.success.add(count, waited + (ended - started) * count)
+        self.queue.add(count, waited)
+        self.compute_input.add(count, compute_input * count)
+        self.compute_infer.add(count, compute_infer * count)
+        self.compute_output.add(count, compute_output * count)
+        batch = self.batches.get(items)
+        if batch is None:
+            batch = self.batches[items] = BatchStatistics()
+        batch.compute_input.add(1, compute_input)
+        batch.compute_infer.add(1, compute_infer)
+        batch.compute_output.add(1, compute_output)

@@ -1,0 +1,45 @@
+"""Everything that a client can make grow, and how far it may."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of a listener. Sizes are in bytes, times in seconds, rates per second and connection."""
+
+    #: Request line and header fields together (HTTP/1.1), an uncompressed header list (HTTP/2).
+    max_header_size: int = 64 * KIB
+    #: Header fields of one request.
+    max_header_fields: int = 128
+    #: A request body, before and after it is inflated; also a gRPC message.
+    max_body_size: int = 64 * MIB
+    #: Bodies that are being received or answered, over all connections.
+    max_buffered_bytes: int = 1024 * MIB
+    #: Open connections of all listeners together.
+    max_connections: int = 8192
+    #: Requests and calls that are being received or answered, over all connections.
+    max_concurrent_requests: int = 4096
+    #: Streams of one HTTP/2 connection.
+    max_concurrent_streams: int = 128
+    #: Until the first byte, and from then until the header block is complete.
+    header_timeout: float = 10.0
+    #: Without any progress while a body is received or an answer is sent.
+    progress_timeout: float = 30.0
+    #: On a connection without a request.
+    idle_timeout: float = 120.0
+    #: Given to requests in flight when the server stops.
+    drain_timeout: float = 30.0
+    #: Bytes or frames of one connection that are handled before the others have their turn.
+    bytes_per_turn: int = 256 * KIB
+    frames_per_turn: int = 256
+    #: HTTP/2 frames that carry nothing (SETTINGS, PING, PRIORITY, empty DATA, unknown ones...) and streams reset early.
+    max_idle_frames_rate: float = 500.0
+    idle_frames_burst: int = 2000
+    #: Answers queued to a client that does not read; above this the connection is not read, at four times as much it is closed.
+    max_unsent_bytes: int = 1 * MIB
+    listen_backlog: int = 4096
