@@ -52,7 +52,18 @@ class Model:
     """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension of it is a batch."""
 
     __slots__ = (
-        "backend", "check", "config", "max_batch_size", "name", "placement", "platform", "queue", "reason", "signature", "state", "statistics",
+        "backend",
+        "check",
+        "config",
+        "max_batch_size",
+        "name",
+        "placement",
+        "platform",
+        "queue",
+        "reason",
+        "signature",
+        "state",
+        "statistics",
         "version",
     )
 

@@ -85,7 +85,9 @@ class RequestCheck:
                 if not size:
                     size = shape[0]
                     if size < 1:
-                        raise InvalidArgument(f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch, shape {list(shape)}")
+                        raise InvalidArgument(
+                            f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch, shape {list(shape)}"
+                        )
                     if size > batched and self._strict:
                         raise InvalidArgument(f"{_prefix(request)}inference request batch-size must be <= {batched} for '{self._model}'")
                 elif shape[0] != size:

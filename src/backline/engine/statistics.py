@@ -41,8 +41,23 @@ class ModelStatistics:
     """
 
     __slots__ = (
-        "batches", "cancelled", "compute_infer", "compute_input", "compute_output", "execution_count", "expired", "fail",
-        "inference_count", "last_inference_ms", "latency", "load_seconds", "queue", "queueing", "rejected_full", "rejected_invalid", "success",
+        "batches",
+        "cancelled",
+        "compute_infer",
+        "compute_input",
+        "compute_output",
+        "execution_count",
+        "expired",
+        "fail",
+        "inference_count",
+        "last_inference_ms",
+        "latency",
+        "load_seconds",
+        "queue",
+        "queueing",
+        "rejected_full",
+        "rejected_invalid",
+        "success",
     )
 
     def __init__(self) -> None:

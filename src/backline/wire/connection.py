@@ -1,0 +1,50 @@
+"""What all connections of a server share, and what each of them must do for the listener."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+
+from backline.wire.application import Application
+from backline.wire.limits import Limits
+
+
+class Wire:
+    """The state that all connections of a server share: what is in flight, against the limits. Lives on one event loop."""
+
+    __slots__ = ("application", "buffered_bytes", "connections", "draining", "limits", "loop", "requests")
+
+    def __init__(self, application: Application, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        self.application = application
+        self.limits = limits
+        self.loop = loop
+        #: Open connections of all listeners, whatever they speak.
+        self.connections: set[Connection] = set()
+        #: Requests and calls whose body is being received or whose answer is due.
+        self.requests = 0
+        #: Bytes of those requests' bodies.
+        self.buffered_bytes = 0
+        self.draining = False
+
+
+class Connection(asyncio.Protocol):
+    """A connection that speaks one protocol. The listener finds out which and calls `attach`; afterwards the transport calls it directly.
+
+    A connection adds itself to `wire.connections` in `attach` and leaves in `connection_lost`.
+    """
+
+    @abstractmethod
+    def attach(self, transport: asyncio.Transport, received: bytes) -> None:
+        """Takes over a transport of which `received` was read already."""
+
+    @abstractmethod
+    def sweep(self, now: float) -> None:
+        """Called about once a second with time.monotonic(): closes the connection if one of its time limits has passed."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """The server stops: take no new request, finish those in flight, then close. A connection without any closes at once."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Closes at once, whatever is in flight."""
