@@ -52,8 +52,8 @@ class DataType(Enum):
 
     @classmethod
     def from_config_name(cls, name: str) -> DataType:
-        """The datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises ValueError for an unknown name."""
-        return cls(name)
+        """The datatype called `name` in config.pbtxt ("TYPE_FP32"). Raises KeyError for an unknown name."""
+        return _BY_CONFIG_NAME[name]
 
     @classmethod
     def from_dtype(cls, dtype: np.dtype) -> DataType:
@@ -67,4 +67,5 @@ class DataType(Enum):
 
 
 _BY_NAME = {member.name: member for member in DataType}
+_BY_CONFIG_NAME = {member.config_name: member for member in DataType}
 _BY_DTYPE = {member.dtype: member for member in DataType if member is not DataType.BF16}

@@ -111,7 +111,7 @@ class RequestCheck:
             return
         if unknown and not missing:
             raise InvalidArgument(
-                f"{_prefix(request)}unexpected inference input{'s' if len(unknown) > 1 else ''} {_names(unknown)} for model '{self._model}',"
+                f"{_prefix(request)}unexpected inference input(s) {_names(unknown)} for model '{self._model}',"
                 f" expected {_names(self._names)}"
             )
         raise InvalidArgument(
@@ -122,8 +122,8 @@ class RequestCheck:
     def _shape_error(self, request: InferRequest, name: str, got: Shape) -> InvalidArgument:
         expected = next(spec.shape for spec in self._inputs if spec.name == name)
         return InvalidArgument(
-            f"{_prefix(request)}unexpected shape for input '{name}' for model '{self._model}'. Expected {_dims(expected)}, got {_dims(got)}."
-            + (BATCH_NOTE if self._max_batch_size else "")
+            f"{_prefix(request)}unexpected shape for input '{name}' for model '{self._model}'."
+            f" Expected {_dims(expected)}, got {_dims(got)}." + (BATCH_NOTE if self._max_batch_size else "")
         )
 
 

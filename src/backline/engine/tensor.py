@@ -69,7 +69,7 @@ def encode_tensor(tensor: Tensor) -> Buffer:
         data = np.ascontiguousarray(data)
     if data.nbytes <= 4096:
         return data.tobytes()
-    return memoryview(data.reshape(-1).view(np.uint8))
+    return data.reshape(-1).view(np.uint8).data
 
 
 def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:

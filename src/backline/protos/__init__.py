@@ -19,11 +19,11 @@ def pool() -> descriptor_pool.DescriptorPool:
     own = descriptor_pool.DescriptorPool()
     compiled = descriptor_pb2.FileDescriptorSet.FromString(files(__name__).joinpath("descriptors.binpb").read_bytes())
     for file in compiled.file:
-        own.Add(file)  # type: ignore[no-untyped-call]
+        own.Add(file)
     return own
 
 
 @cache
 def message(full_name: str) -> Any:
     """The class of a message, such as "inference.ModelInferRequest"."""
-    return message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))  # type: ignore[no-untyped-call]
+    return message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
