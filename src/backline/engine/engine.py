@@ -114,7 +114,7 @@ class Engine:
             model.statistics.rejected_full += 1
             raise
 
-    async def infer(self, request_of: InferRequest) -> InferResponse:
+    async def infer(self, request: InferRequest) -> InferResponse:
         """Runs a request whose completion is this coroutine; cancelling it cancels the request. Raises BacklineError."""
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
@@ -126,12 +126,12 @@ class Engine:
             elif response is not None:
                 future.set_result(response)
 
-        request_of.on_complete = complete
-        self.submit(request_of)
+        request.on_complete = complete
+        self.submit(request)
         try:
             return await future
         except asyncio.CancelledError:
-            request_of.cancelled = True
+            request.cancelled = True
             raise
 
     # what there is

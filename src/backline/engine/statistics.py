@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import time
 
 #: The histogram has one bucket for each power of two of microseconds: bucket i counts durations below 2**i us, and not below 2**(i-1).
-HISTOGRAM_BUCKETS = 32
+HISTOGRAM_BUCKETS = 48
 
 
 class Duration:

@@ -1,0 +1,105 @@
+"""Prometheus metrics, under Triton's names, with real latency histograms beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.statistics import ModelStatistics
+
+#: Triton's counters have no `_total`, which the exposition library adds to the comment lines of every counter.
+_COUNTER_COMMENT = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+?)_total\b", re.MULTILINE)
+
+_COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
+    ("nv_inference_request_success", "Requests answered, all batch sizes", lambda s: s.success.count),
+    ("nv_inference_count", "Inferences, a request of batch size n counts n", lambda s: s.inference_count),
+    ("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
+    ("nv_inference_request_duration_us", "Time from arrival to answer, in microseconds", lambda s: s.success.ns // 1000),
+    ("nv_inference_queue_duration_us", "Time in the queue, in microseconds", lambda s: s.queue.ns // 1000),
+    ("nv_inference_compute_input_duration_us", "Time to gather inputs, in microseconds", lambda s: s.compute_input.ns // 1000),
+    ("nv_inference_compute_infer_duration_us", "Time in the model, in microseconds", lambda s: s.compute_infer.ns // 1000),
+    ("nv_inference_compute_output_duration_us", "Time to split outputs, in microseconds", lambda s: s.compute_output.ns // 1000),
+)
+
+_FAILURES: tuple[tuple[str, Callable[[ModelStatistics], int]], ...] = (
+    ("REJECTED", lambda s: s.rejected_full + s.expired),
+    ("CANCELED", lambda s: s.cancelled),
+    ("BACKEND", lambda s: s.fail.count),
+    ("OTHER", lambda s: s.rejected_invalid),
+)
+
+_HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelStatistics], list[int]], Callable[[ModelStatistics], int]], ...] = (
+    ("backline_request_duration_seconds", "Time from arrival to answer", lambda s: s.latency, lambda s: s.success.ns),
+    ("backline_queue_duration_seconds", "Time in the queue", lambda s: s.queueing, lambda s: s.queue.ns),
+)
+
+#: The powers of two of microseconds shown as buckets: 32 us to 67 s.
+_BUCKETS = range(5, 27)
+
+
+class EngineCollector:
+    """Reads the counters of an engine when Prometheus asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Any]:
+        """The metric families, in the exposition library's classes."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+        models = [model for model in self._engine.models() if model.state is not ModelState.UNKNOWN]
+        for name, text, read in _COUNTERS:
+            family = Metric(name, text, "counter")
+            for model in models:
+                family.add_sample(name, _labels(model), read(model.statistics))
+            yield family
+        failures = Metric("nv_inference_request_failure", "Requests that failed, by reason", "counter")
+        for model in models:
+            for reason, count in _FAILURES:
+                failures.add_sample("nv_inference_request_failure", {**_labels(model), "reason": reason}, count(model.statistics))
+        yield failures
+        pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests waiting in the queue", labels=("model", "version"))
+        loading = GaugeMetricFamily("nv_model_load_duration_secs", "Time the model took to load, in seconds", labels=("model", "version"))
+        ready = GaugeMetricFamily("backline_model_ready", "Whether the model version can answer", labels=("model", "version"))
+        batches = CounterMetricFamily("backline_executions", "Executions by batch size", labels=("model", "version", "batch_size"))
+        for model in models:
+            key = (model.name, model.version)
+            pending.add_metric(key, model.queue.pending if model.queue else 0)
+            loading.add_metric(key, model.statistics.load_seconds)
+            ready.add_metric(key, model.state is ModelState.READY)
+            for size, batch in sorted(model.statistics.batches.items()):
+                batches.add_metric((*key, str(size)), batch.compute_infer.count)
+        yield from (pending, loading, ready, batches)
+        for name, text, buckets, total in _HISTOGRAMS:
+            histogram = HistogramMetricFamily(name, text, labels=("model", "version"))
+            for model in models:
+                counts = buckets(model.statistics)
+                shown = [(f"{2**i / 1e6:g}", float(sum(counts[: i + 1]))) for i in _BUCKETS]
+                histogram.add_metric(
+                    (model.name, model.version), [*shown, ("+Inf", float(sum(counts)))], sum_value=total(model.statistics) / 1e9
+                )
+            yield histogram
+
+
+class Metrics:
+    """The text of all metrics: the engine's, and those of the process (memory, CPU time, open files)."""
+
+    def __init__(self, engine: Engine) -> None:
+        from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+        self._registry = CollectorRegistry()
+        self._registry.register(EngineCollector(engine))
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+
+    def render(self) -> tuple[bytes, bytes]:
+        """The content type, and the text in Prometheus' format."""
+        from prometheus_client import generate_latest
+
+        return b"text/plain; version=0.0.4; charset=utf-8", _COUNTER_COMMENT.sub(rb"\1", generate_latest(self._registry))
+
+
+def _labels(model: Model) -> dict[str, str]:
+    return {"model": model.name, "version": model.version}

@@ -1,0 +1,114 @@
+"""One execution of a model: gather the inputs of a batch, run, split the outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from time import monotonic_ns
+
+import numpy as np
+
+from backline.backends.backend import LoadedModel
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.workers.batch import Batch
+
+log = logging.getLogger("backline.workers")
+
+
+class Execution:
+    """Runs batches of one model version; safe to call from several threads at once.
+
+    `batched` says that the first dimension of every input and output is the batch.
+    """
+
+    def __init__(self, name: str, version: str, model: LoadedModel, *, batched: bool) -> None:
+        self._name = name
+        self._version = version
+        self._model = model
+        self._batched = batched
+        self._outputs = tuple(spec.name for spec in model.signature.outputs)
+        self._datatypes = {spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs}
+
+    def __call__(self, batch: Batch) -> None:
+        """Runs a batch and notes its outcomes. Never raises.
+
+        A batch of several requests that fails is run again one request at a time, so that bad input costs its sender only.
+        """
+        requests = batch.requests
+        try:
+            batch.outcomes = self._run(batch, requests)
+        except Exception as error:
+            if len(requests) == 1:
+                batch.outcomes = [self._error(error)]
+            else:
+                batch.outcomes = [self._run_alone(batch, request) for request in requests]
+        batch.ended_ns = monotonic_ns()
+
+    def _run_alone(self, batch: Batch, request: InferRequest) -> InferResponse | BacklineError:
+        try:
+            return self._run(batch, [request])[0]
+        except Exception as error:
+            return self._error(error)
+
+    def _error(self, error: Exception) -> BacklineError:
+        if isinstance(error, BacklineError):
+            return error
+        log.error("model '%s' version %s failed", self._name, self._version, exc_info=error)
+        return Internal(f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}")
+
+    def _run(self, batch: Batch, requests: Sequence[InferRequest]) -> list[InferResponse | BacklineError]:
+        first = requests[0]
+        alone = len(requests) == 1
+        if alone:
+            inputs = {name: tensor.data for name, tensor in first.inputs.items()}
+        else:
+            inputs = {name: np.concatenate([request.inputs[name].data for request in requests]) for name in first.inputs}
+        names = self._wanted(requests)
+        batch.gathered_ns = batch.ran_ns = monotonic_ns()
+        arrays = self._model.run(inputs, names)
+        batch.ran_ns = monotonic_ns()
+        if alone:
+            return [InferResponse(self._name, self._version, first.id, [self._tensor(n, a) for n, a in zip(names, arrays, strict=True)])]
+        return self._split(requests, names, arrays)
+
+    def _wanted(self, requests: Sequence[InferRequest]) -> tuple[str, ...]:
+        """The outputs to compute: those that any request of the batch asks for."""
+        wanted = requests[0].outputs
+        if wanted is None:
+            return self._outputs
+        if all(request.outputs == wanted for request in requests):
+            return wanted
+        if any(request.outputs is None for request in requests):
+            return self._outputs
+        union = {name for request in requests for name in request.outputs or ()}
+        return tuple(name for name in self._outputs if name in union)
+
+    def _tensor(self, name: str, array: np.ndarray) -> Tensor:
+        datatype, dtype = self._datatypes[name]
+        if array.dtype != dtype:  # the file declares another datatype than the model gives: what it gives counts
+            datatype = DataType.from_dtype(array.dtype)
+        return Tensor(name, datatype, array.shape, array)
+
+    def _split(
+        self, requests: Sequence[InferRequest], names: tuple[str, ...], arrays: list[np.ndarray]
+    ) -> list[InferResponse | BacklineError]:
+        items = sum(request.batch_size for request in requests)
+        whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
+        for tensor in whole:
+            if not tensor.shape or tensor.shape[0] != items:
+                raise Internal(f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)} for a batch of {items}")
+        responses: list[InferResponse | BacklineError] = []
+        end = 0
+        for request in requests:
+            start, end = end, end + request.batch_size
+            wanted = request.outputs
+            outputs = []
+            for tensor in whole:
+                if wanted is None or tensor.name in wanted:
+                    rows = tensor.data[start:end]
+                    outputs.append(Tensor(tensor.name, tensor.datatype, rows.shape, rows))
+            responses.append(InferResponse(self._name, self._version, request.id, outputs))
+        return responses
