@@ -1,0 +1,54 @@
+"""Virtual environments of the peers: made on first use, made again when what they need has changed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.folders import ENVIRONMENTS
+
+
+class CannotRun(Exception):
+    """A peer, a generator or a case cannot be measured here. The message is the reason, and stands in the table."""
+
+
+def environment(name: str, requirements: list[str]) -> Path:
+    """The folder of the virtual environment `name` with `requirements` in it.
+
+    Raises CannotRun with pip's last words when they cannot be installed; the half-made environment is removed.
+    """
+    folder = ENVIRONMENTS / name
+    stamp = folder / "requirements.txt"
+    wanted = "\n".join([sys.version, *requirements])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return folder
+    print(f"making the environment of {name} in {folder}: {' '.join(requirements)}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    for command in (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            words = (done.stderr or done.stdout).strip().splitlines()
+            raise CannotRun(f"cannot be installed: {words[-1] if words else 'pip ended with ' + str(done.returncode)}")
+    stamp.write_text(wanted)
+    return folder
+
+
+def versions(folder: Path, packages: list[str]) -> dict[str, str]:
+    """The installed versions of `packages` in the environment `folder`; a package that is missing is left out."""
+    script = (
+        "import sys, importlib.metadata as m\n"
+        "for p in sys.argv[1:]:\n"
+        "    try: print(p, m.version(p))\n"
+        "    except m.PackageNotFoundError: pass\n"
+    )
+    done = subprocess.run([str(folder / "bin" / "python"), "-c", script, *packages], capture_output=True, text=True, check=False)
+    found: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        name, found[name] = line.split(" ", 1)
+    return found

@@ -1,0 +1,46 @@
+"""The machine and the tools of a run, for the head of its table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from harness import perf_analyzer
+
+
+def processor() -> str:
+    """The processor's name as the kernel tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def tool_version(command: list[str], pattern: str) -> str:
+    """The first match of `pattern` in what the command prints; "missing" when there is no such command."""
+    if shutil.which(command[0]) is None:
+        return "missing"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(pattern, done.stdout + done.stderr)
+    return found[1] if found else "unknown version"
+
+
+def machine() -> dict[str, str]:
+    """Names and values, ready to print."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        "load before": f"{os.getloadavg()[0]:.1f}",
+        "wrk": tool_version(["wrk", "-v"], r"wrk \S*?(\d[\w.+-]*)"),
+        "h2load": tool_version(["h2load", "--version"], r"nghttp2/(\S+)"),
+        "perf_analyzer": tool_version([perf_analyzer.executable() or "perf_analyzer", "--version"], r"(\d+\.\d+\S*)"),
+    }

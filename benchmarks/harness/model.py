@@ -1,0 +1,147 @@
+"""The measured models, their one request each, and what the answer must be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+
+from harness.environment import CannotRun
+from harness.folders import BENCH
+
+NAMES = ("add1", "ident", "basic_pitch")
+REPOSITORY = BENCH / "models"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with one FP32 input, and the request of one item that every load generator sends."""
+
+    name: str
+    file: Path
+    input_name: str
+    #: The shape of the request's tensor, with the batch dimension of 1.
+    shape: tuple[int, ...]
+    #: Milliseconds that one run takes, roughly: slow models need a longer measurement.
+    run_ms: float
+
+    @cached_property
+    def input(self) -> np.ndarray:
+        size = int(np.prod(self.shape))
+        if self.name == "ident":
+            data = np.full(size, 0.5)
+        elif self.name == "basic_pitch":
+            # Two seconds of an A major chord at the model's rate of 22,050 Hz, rounded so that its JSON is of a natural length.
+            seconds = np.arange(size) / 22050
+            data = np.round(sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.18, 329.63)) * 0.25, 4)
+        else:
+            data = np.arange(size)
+        return np.asarray(data, dtype=np.float32).reshape(self.shape)
+
+    @cached_property
+    def outputs(self) -> dict[str, np.ndarray]:
+        """What ONNX Runtime answers in this process: every peer's first answer is compared with it."""
+        session = onnxruntime.InferenceSession(str(self.file), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {self.input_name: self.input}), strict=True))
+
+    def binary_request(self) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of the v2 request with binary tensors both ways."""
+        raw = self.input.tobytes()
+        tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}, separators=(",", ":")).encode()
+        return header + raw, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+
+    def json_request(self) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of the v2 request with JSON tensors both ways."""
+        data = [float(f"{value:.6g}") for value in self.input.ravel()]
+        tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "data": data}
+        return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
+
+    def request(self, encoding: str) -> tuple[bytes, dict[str, str]]:
+        return self.binary_request() if encoding == "binary" else self.json_request()
+
+    def grpc_request(self) -> bytes:
+        """ModelInferRequest with raw contents, serialised."""
+        from tritonclient.grpc import service_pb2
+
+        return service_pb2.ModelInferRequest(
+            model_name=self.name,
+            inputs=[service_pb2.ModelInferRequest.InferInputTensor(name=self.input_name, datatype="FP32", shape=self.shape)],
+            raw_input_contents=[self.input.tobytes()],
+        ).SerializeToString()
+
+    def check(self, answer: dict[str, np.ndarray]) -> None:
+        """Raises CannotRun when an answer is not what the model computes: a fast wrong server must not stand in a table."""
+        for name, right in self.outputs.items():
+            got = answer.get(name)
+            if got is None:
+                raise CannotRun(f"its answer for {self.name} lacks the output {name}; it has {sorted(answer)}")
+            if got.size != right.size or not np.allclose(got.reshape(right.shape), right, rtol=1e-3, atol=1e-3):
+                raise CannotRun(f"its answer for {self.name}, output {name}, is wrong: {got.ravel()[:4]}, right is {right.ravel()[:4]}")
+
+
+def write_model(path: Path, operator: str, dims: list[int], constant: float | None = None) -> None:
+    """A model of one operator on a tensor [N, *dims]; with a constant as the second operand where one is given."""
+    x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", *dims])
+    y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", *dims])
+    constants = [] if constant is None else [helper.make_tensor("constant", TensorProto.FLOAT, [1], [constant])]
+    node = helper.make_node(operator, ["INPUT0", *(one.name for one in constants)], ["OUTPUT0"])
+    graph = helper.make_graph([node], "graph", [x], [y], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+
+
+def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
+    """A chain of matrix products on a tensor [1, width]: its cost grows with `layers`, and it cannot be batched."""
+    x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [1, width])
+    y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [1, width])
+    weights = helper.make_tensor("weights", TensorProto.FLOAT, [width, width], np.eye(width, dtype=np.float32).tobytes(), raw=True)
+    names = ["INPUT0", *(f"x{i}" for i in range(1, layers)), "OUTPUT0"]
+    nodes = [helper.make_node("MatMul", [names[i], "weights"], [names[i + 1]]) for i in range(layers)]
+    model = helper.make_model(helper.make_graph(nodes, "graph", [x], [y], [weights]), opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+
+
+def fetch_basic_pitch(path: Path) -> None:
+    """Takes the ONNX file out of the basic-pitch wheel (Apache-2.0). The package itself is not installed: it wants TensorFlow."""
+    folder = BENCH / "basic-pitch"
+    found = next(folder.rglob("nmp.onnx"), None)
+    if found is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+        done = subprocess.run([*command, "--target", str(folder), "basic-pitch==0.4.0"], capture_output=True, text=True, check=False)
+        found = next(folder.rglob("nmp.onnx"), None)
+        if found is None:
+            raise CannotRun(f"basic-pitch 0.4.0 cannot be fetched: {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(found.read_bytes())
+
+
+def model(name: str, repository: Path = REPOSITORY) -> Model:
+    """The model `name` in `repository`, written there first if need be."""
+    path = repository / name / "1" / "model.onnx"
+    if name == "add1":
+        if not path.exists():
+            write_model(path, "Add", [16], 1.0)
+        return Model(name, path, "INPUT0", (1, 16), 0.01)
+    if name == "ident":
+        if not path.exists():
+            write_model(path, "Identity", [3, 224, 224])
+        return Model(name, path, "INPUT0", (1, 3, 224, 224), 0.1)
+    if name == "basic_pitch":
+        if not path.exists():
+            fetch_basic_pitch(path)
+        return Model(name, path, "serving_default_input_2:0", (1, 43844, 1), 20.0)
+    raise CannotRun(f"there is no model {name!r}; there are {', '.join(NAMES)}")

@@ -1,0 +1,71 @@
+"""ONNX Runtime without a server: what the machine gives at most, with the best batch size and threads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from itertools import product
+
+from harness.case import Case, Measurement
+from harness.environment import CannotRun
+from harness.folders import HARNESS
+from harness.model import Model
+from harness.peers.peer import Peer
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
+#: Batch size, threads in a run, runs at the same time.
+Setting = tuple[int, int, int]
+
+
+class InProcess(Peer):
+    """A sweep finds the best setting of each model; the two best take part in every round, and the better one counts."""
+
+    name = "in-process"
+    ways = frozenset({("http", "binary"), ("grpc", "binary")})
+    setup = "ONNX Runtime in a program of its own, no server: the best of batch size x threads in a run x runs at the same time"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best: dict[str, list[Setting]] = {}
+
+    def start(self, models: list[Model]) -> None:
+        cores = len(os.sched_getaffinity(0))
+        pairs = sorted({(threads, callers) for threads in (1, cores) for callers in (1, cores) if threads * callers <= cores})
+        for model in models:
+            settings = [(batch, threads, callers) for batch, (threads, callers) in product(BATCH_SIZES, pairs)]
+            rates = self._run(model, settings, max(0.2, model.run_ms * 12 / 1000))
+            ranked = sorted(zip(rates, settings, strict=True), reverse=True)
+            self.best[model.name] = [setting for _, setting in ranked[:2]]
+        self.versions = {name: version(name) for name in ("onnxruntime", "numpy")}
+
+    def measures(self, case: Case) -> bool:
+        return super().measures(case) and case.generator != "h2load"
+
+    def measure(self, case: Case, seconds: float) -> Measurement:
+        settings = self.best[case.model.name]
+        rate = max(self._run(case.model, settings, seconds / len(settings)))
+        return Measurement(rate, math.nan, math.nan, round(rate * seconds))
+
+    def remarks(self) -> list[str]:
+        words = "best batch size, threads in a run, runs at the same time"
+        return [f"in-process, {name}: {words}: {' and '.join(map(str, best))}" for name, best in self.best.items()]
+
+    def check(self, case: Case) -> None:
+        """Nothing to check: its answers are what the others are compared with."""
+
+    def settle(self, case: Case) -> None:
+        """Nothing to wait for: it has ended."""
+
+    def _run(self, model: Model, settings: list[Setting], seconds: float) -> list[float]:
+        described = [",".join(map(str, setting)) for setting in settings]
+        shape = ",".join(map(str, model.shape))
+        script = HARNESS / "peers" / "served" / "in_process.py"
+        command = [sys.executable, str(script), str(model.file), model.input_name, shape, str(seconds), *described]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CannotRun(f"ONNX Runtime failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+        return json.loads(done.stdout)

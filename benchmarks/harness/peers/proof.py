@@ -1,0 +1,45 @@
+"""A speed proof: a small program, `PROGRAM MODEL.onnx PORT`, that answers one model on one protocol as fast as it can and does nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.case import Case
+from harness.environment import CannotRun, environment, versions
+from harness.model import Model
+from harness.peers.peer import Peer
+from harness.server_process import ServerProcess, accepts, free_ports
+
+REQUIREMENTS = ["uvloop", "httptools", "hpack", "orjson", "numpy", "onnxruntime", "tritonclient[grpc]"]
+
+
+class Proof(Peer):
+    """One proof, serving one model. It has no health route and no configuration: it is ready when it listens."""
+
+    name = "proof"
+    ways = frozenset({("http", "binary"), ("grpc", "binary")})
+    setup = "a program that only parses, runs and answers: no limits, no errors, no flow control"
+
+    def __init__(self, program: Path, protocol: str) -> None:
+        super().__init__()
+        if not program.exists():
+            raise CannotRun(f"there is no {program}")
+        self.program = program
+        self.protocol = protocol
+        self.model: Model | None = None
+
+    def start(self, models: list[Model]) -> None:
+        (self.model,) = models
+        folder = environment("proofs", REQUIREMENTS)
+        (port,) = free_ports(1)
+        self.http_port = self.grpc_port = port
+        command = [str(folder / "bin" / "python"), str(self.program), str(self.model.file), str(port)]
+        self.process = ServerProcess(f"{self.program.stem}-{self.model.name}", command)
+        self.process.wait_until(lambda: accepts(port))
+        self.versions = versions(folder, ["uvloop", "httptools", "hpack", "orjson", "numpy", "onnxruntime"])
+
+    def measures(self, case: Case) -> bool:
+        return case.protocol == self.protocol and case.model == self.model and super().measures(case)
+
+    def batched(self, model: Model) -> bool:
+        return True

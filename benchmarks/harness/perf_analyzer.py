@@ -1,0 +1,65 @@
+"""perf_analyzer, Triton's load generator: gRPC, and HTTP where wrk is missing."""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.case import Case, Measurement
+from harness.environment import CannotRun
+
+FINAL = re.compile(r"^Concurrency: \d+, throughput: ([\d.]+) infer/sec, latency (\d+) usec", re.MULTILINE)
+COUNT = re.compile(r"^\s*Request count: (\d+)", re.MULTILINE)
+PERCENTILE = re.compile(r"^\s*p(50|99) latency: (\d+) usec", re.MULTILINE)
+FAILED = re.compile(r"Failed Request Count: (\d+)", re.IGNORECASE)
+
+
+def executable() -> str | None:
+    """perf_analyzer beside the running Python, else on PATH."""
+    beside = Path(sys.executable).parent / "perf_analyzer"
+    return str(beside) if beside.exists() else shutil.which("perf_analyzer")
+
+
+def parse(output: str) -> Measurement:
+    """Reads the report. Raises CannotRun with what perf_analyzer said when it holds no result."""
+    final = FINAL.search(output)
+    if final is None:
+        words = [line.strip() for line in output.splitlines() if line.strip()]
+        said = next((line for line in reversed(words) if "rror" in line or "ailed" in line), words[-1] if words else "nothing")
+        raise CannotRun(f"perf_analyzer got no result: {said[:300]}")
+    percentiles = {name: float(value) for name, value in PERCENTILE.findall(output)}
+    return Measurement(
+        float(final[1]),
+        percentiles.get("50", math.nan),
+        percentiles.get("99", math.nan),
+        sum(int(count) for count in COUNT.findall(output)),
+        sum(int(count) for count in FAILED.findall(output)),
+    )
+
+
+def run(case: Case, port: int, *, seconds: float, batched: bool = True) -> Measurement:
+    """Sends the case's request to 127.0.0.1:`port` for `seconds`.
+
+    `batched` says whether the server adds a batch dimension to the model's shape: perf_analyzer wants the shape without it then.
+    """
+    binary = executable()
+    if binary is None:
+        raise CannotRun("perf_analyzer is not installed (pip install perf-analyzer)")
+    command = [binary, "-m", case.model.name, "-i", case.protocol, "-u", f"127.0.0.1:{port}"]
+    command += ["--concurrency-range", str(case.concurrency)]
+    # Three windows that make up the asked time, and no wish for steadiness: repeating and taking medians is our part. With fewer than
+    # three windows perf_analyzer reports nothing, and with --request-count its throughput comes from a time rounded to seconds.
+    command += ["--measurement-interval", str(max(200, round(seconds * 1000 / 3))), "--max-trials", "3", "--stability-percentage", "999"]
+    if case.model.name != "basic_pitch":  # Its shape is fixed, and its input has a colon in the name, where --shape splits.
+        command += ["--shape", f"{case.model.input_name}:{','.join(map(str, case.model.shape[1:] if batched else case.model.shape))}"]
+    if case.protocol == "http" and case.encoding == "json":
+        command += ["--input-tensor-format", "json", "--output-tensor-format", "json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds * 4 + 120)
+    except subprocess.TimeoutExpired as error:
+        raise CannotRun(f"perf_analyzer did not end within {seconds * 4 + 120:.0f} s") from error
+    return parse(done.stdout + done.stderr)

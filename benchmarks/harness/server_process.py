@@ -1,0 +1,135 @@
+"""A server under measurement: a process group that is started, paused between its turns, watched and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from harness.environment import CannotRun
+from harness.folders import BENCH
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` TCP ports that are free at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def answers_200(url: str, timeout: float = 2.0) -> bool:
+    """Whether a GET of `url` answers 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
+            return answer.status == 200
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens on the port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class ServerProcess:
+    """A server's whole process group.
+
+    Servers take turns: those that do not have theirs are stopped (SIGSTOP), because some poll their queues while idle and would take
+    processor time from the one that is measured.
+    """
+
+    def __init__(self, name: str, command: list[str], *, environment: dict[str, str] | None = None, folder: Path | None = None) -> None:
+        self.name = name
+        self.command = command
+        self.log = BENCH / "logs" / f"{name}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **(environment or {})},
+                cwd=folder,
+                start_new_session=True,
+            )
+
+    def wait_until(self, ready: object, seconds: float = 60) -> None:
+        """Waits until `ready()` is true. Raises CannotRun with the last lines of the log when the process ends or the time is over."""
+        deadline = time.monotonic() + seconds
+        while not ready():  # type: ignore[operator]
+            if self.process.poll() is not None:
+                raise CannotRun(f"{self.name} ended with status {self.process.returncode} at start: {self.last_words()} (log: {self.log})")
+            if time.monotonic() > deadline:
+                self.end()
+                raise CannotRun(f"{self.name} was not ready within {seconds:.0f} s: {self.last_words()} (log: {self.log})")
+            time.sleep(0.05)
+
+    def last_words(self) -> str:
+        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "it printed nothing"
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def pause(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+
+    def tree(self) -> list[psutil.Process]:
+        try:
+            root = psutil.Process(self.process.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the group so far, user and system."""
+        total = 0.0
+        for process in self.tree():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def resident_bytes(self) -> int:
+        """Resident memory of the group; pages that its processes share are counted for each of them."""
+        total = 0
+        for process in self.tree():
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def end(self, seconds: float = 10) -> None:
+        """SIGTERM to the group, SIGKILL when that was not enough."""
+        group = self.process.pid
+        self.resume()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                continue
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)

@@ -1,0 +1,115 @@
+"""Backline beside the speed proofs: `python benchmarks/proofs.py DIR_OF_PROOFS`.
+
+DIR_OF_PROOFS holds `http1_inline.py` and `grpc_hpack.py`, small programs started with `MODEL.onnx PORT`. They are not part of this project:
+they mark what Python can reach on the data plane, and Backline, which does much more, is asked to stay near them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from harness import perf_analyzer, wrk
+from harness.case import Case
+from harness.comparison import Row, measure
+from harness.environment import CannotRun
+from harness.folders import BENCH
+from harness.machine import machine
+from harness.model import model
+from harness.peers import PEERS, Peer
+from harness.peers.proof import Proof
+from harness.table import as_json, table
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Backline's requests per second as a share of those of `against`, at each number of clients."""
+
+    against: str
+    model: str
+    protocol: str
+    concurrency: tuple[int, ...]
+    least: float
+    aim: float
+
+
+GOALS = {
+    "http-add1": Goal("proof", "add1", "http", (1, 16, 64), 0.65, 0.80),
+    "grpc-add1": Goal("proof", "add1", "grpc", (1, 16, 64), 0.75, 0.90),
+    "http-ident": Goal("proof", "ident", "http", (16,), 0.90, 1.0),
+    "http-basic_pitch": Goal("in-process", "basic_pitch", "http", (8,), 0.97, 1.0),
+}
+PROGRAMS = {"http": "http1_inline.py", "grpc": "grpc_hpack.py"}
+
+
+def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> list[Row]:
+    """Starts the two servers, lets them take turns, and ends them."""
+    asked = model(goal.model)
+    other: Peer = Proof(proofs / PROGRAMS[goal.protocol], goal.protocol) if goal.against == "proof" else PEERS["in-process"]()
+    peers: Mapping[str, Peer] = {"backline": PEERS["backline"](), goal.against: other}
+    generator = "wrk" if goal.protocol == "http" and wrk.available() else "perf_analyzer"
+    if generator == "perf_analyzer" and perf_analyzer.executable() is None:
+        raise CannotRun("neither wrk nor perf_analyzer is installed")
+    try:
+        for peer in peers.values():
+            peer.start([asked])
+        cases = [Case(asked, goal.protocol, "binary", generator, clients) for clients in goal.concurrency]
+        return measure(cases, peers, rounds=rounds, seconds=seconds, say=click.echo)
+    finally:
+        for peer in peers.values():
+            peer.end()
+
+
+def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """A line for each number of clients, and whether the goal is reached: "reached", "aim reached", "MISSED" or "NOT MEASURED"."""
+    lines = []
+    for row in rows:
+        share = row.ratio("backline", goal.against)
+        what = f"{row.case.model.name}, {row.case.way}, {row.case.concurrency} clients by {row.case.generator}"
+        if share is None or math.isnan(share):
+            lines.append((f"{what}: {'; '.join(f'{name}: {reason}' for name, reason in row.reasons.items())}", "NOT MEASURED"))
+            continue
+        word = "aim reached" if share >= goal.aim else "reached" if share >= goal.least else "MISSED"
+        lines.append((f"{what}: {share:.2f} of {goal.against} (least {goal.least:.2f}, aim {goal.aim:.2f})", word))
+    return lines
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("proofs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--only", multiple=True, type=click.Choice(tuple(GOALS)), help="Only these comparisons; all if not given.")
+@click.option("--rounds", type=click.IntRange(1), default=5, help="How often each of the two has a turn.")
+@click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "proofs.json", help="Where the results go as JSON.")
+def main(proofs: Path, only: tuple[str, ...], rounds: int, seconds: float, json_file: Path) -> None:
+    """Measures Backline and the speed proofs in PROOFS, taking turns, and prints the medians of their ratios. Status 1 if a goal is missed."""
+    about = machine()
+    rows: list[Row] = []
+    lines: list[tuple[str, str]] = []
+    for name in only or GOALS:
+        click.echo(f"== {name}")
+        try:
+            measured = measure_goal(GOALS[name], proofs.resolve(), rounds=rounds, seconds=seconds)
+        except CannotRun as error:
+            lines.append((f"{name}: {error}", "NOT MEASURED"))
+            continue
+        rows += measured
+        lines += verdicts(GOALS[name], measured)
+    data = as_json(rows, machine=about, versions={}, skipped={}, settings={"rounds": rounds, "seconds": seconds})
+    data["goals"] = [{"what": what, "result": result} for what, result in lines]
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(data, indent=1))
+    click.echo("\n" + "\n".join(f"- {name}: {value}" for name, value in about.items()))
+    click.echo(f"\nMedians of {rounds} rounds of {seconds:g} s; bold: how many times its requests per second backline reaches.\n")
+    click.echo(table(rows, ["backline", "proof", "in-process"]) + "\n")
+    for what, result in lines:
+        click.echo(f"{result:13} {what}")
+    if any(result in {"MISSED", "NOT MEASURED"} for _, result in lines):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Backline beside its peers, in one run, taking turns: `python benchmarks/run.py --help`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+from harness import h2load, perf_analyzer, wrk
+from harness.case import Case
+from harness.comparison import measure
+from harness.environment import CannotRun
+from harness.folders import BENCH
+from harness.machine import machine
+from harness.model import NAMES, Model, model
+from harness.peers import PEERS, Peer
+from harness.picture import draw
+from harness.table import as_json, document
+
+
+class Names(click.ParamType):
+    """A list of names separated by commas, each one of those allowed."""
+
+    name = "names"
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self.allowed = allowed
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        names = [name.strip() for name in str(value).split(",") if name.strip()]
+        for name in names:
+            if name not in self.allowed:
+                self.fail(f"{name!r} is not one of {', '.join(self.allowed)}", param, ctx)
+        return names
+
+
+class Numbers(click.ParamType):
+    """A list of positive whole numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            numbers = [int(number) for number in str(value).split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers separated by commas", param, ctx)
+        if min(numbers) < 1:
+            self.fail("every number must be at least 1", param, ctx)
+        return numbers
+
+
+def cases_of(models: list[Model], protocols: list[str], concurrency: list[int], peers: list[Peer], remarks: list[str]) -> list[Case]:
+    """Every way to ask every model. What no load generator here can do, or only one peer would do, is left out and remarked."""
+    ways: list[tuple[str, str, str]] = []
+    if "http" in protocols:
+        if wrk.available():
+            ways.append(("http", "binary", "wrk"))
+            if any(("http", "binary") not in peer.ways and ("http", "json") in peer.ways for peer in peers):
+                ways.append(("http", "json", "wrk"))
+        else:
+            ways.append(("http", "binary", "perf_analyzer"))
+            remarks.append("wrk is not installed, so perf_analyzer measured HTTP; it cannot drive peers without the v2 protocol")
+    if "grpc" in protocols:
+        if perf_analyzer.executable():
+            ways.append(("grpc", "binary", "perf_analyzer"))
+        else:
+            remarks.append("perf_analyzer is not installed, so h2load measured gRPC")
+        others = any(("grpc", "binary") in peer.ways and not peer.perf_analyzer for peer in peers)
+        if h2load.available() and (others or not perf_analyzer.executable()):
+            ways.append(("grpc", "binary", "h2load"))
+        elif others:
+            remarks.append("h2load is not installed, so gRPC of peers that perf_analyzer cannot drive was not measured")
+    return [Case(one, *way, clients) for one in models for way in ways for clients in concurrency]
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--peers", type=Names(tuple(PEERS)), default=",".join(PEERS), help="Who takes part; ratios are those of backline to each.")
+@click.option("--models", type=Names(NAMES), default=",".join(NAMES), help="Which models are asked.")
+@click.option("--protocols", type=Names(("http", "grpc")), default="http,grpc", help="How they are asked.")
+@click.option("--concurrency", type=Numbers(), default="1,16,64", help="Numbers of clients, each waiting for its answer.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="How often everybody has a turn; medians are taken over the rounds.")
+@click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn; slow models get more.")
+@click.option("--quick", is_flag=True, help="One round of one second: shows that everything runs, the numbers mean little.")
+@click.option("--cpus", type=str, default=None, help="Processors for servers and load generators together, as 0,1; all if not given.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "results.json", help="Where the results go as JSON.")
+def main(
+    peers: list[str],
+    models: list[str],
+    protocols: list[str],
+    concurrency: list[int],
+    rounds: int,
+    seconds: float,
+    quick: bool,
+    cpus: str | None,
+    json_file: Path,
+) -> None:
+    """Measures Backline and its peers side by side; leaves JSON, a Markdown table and a picture in build/bench/."""
+    if quick:
+        rounds, seconds = 1, 1.0
+    if cpus is not None:
+        try:
+            os.sched_setaffinity(0, {int(cpu) for cpu in cpus.split(",")})  # Every process started from here inherits it.
+        except (ValueError, OSError) as error:
+            raise click.BadParameter(f"{cpus!r}: {error}; give processors of this machine, as 0,1", param_hint="--cpus") from error
+    about = machine()
+    loaded = [model(name) for name in models]
+    started: dict[str, Peer] = {}
+    skipped: dict[str, str] = {}
+    remarks: list[str] = []
+    try:
+        for name in peers:
+            peer = PEERS[name]()
+            click.echo(f"starting {name}")
+            try:
+                peer.start(loaded)
+                peer.pause()
+                started[name] = peer
+            except CannotRun as error:
+                skipped[name] = str(error)
+                click.echo(f"  skipped: {error}")
+                peer.end()
+        cases = cases_of(loaded, protocols, concurrency, list(started.values()), remarks)
+        rows = measure(cases, started, rounds=rounds, seconds=seconds, say=click.echo)
+    finally:
+        for peer in started.values():
+            peer.end()
+    versions = {name: peer.versions for name, peer in started.items()}
+    remarks += [f"rounds: {rounds}, seconds: {seconds:g}; servers and load generator on the same processors"]
+    remarks += [remark for peer in started.values() for remark in peer.remarks()]
+    setups = {name: PEERS[name].setup for name in peers}
+    text = document(rows, machine=about, versions=versions, setups=setups, skipped=skipped, remarks=remarks)
+    settings = {"rounds": rounds, "seconds": seconds, "cpus": cpus, "remarks": remarks}
+    data = as_json(rows, machine=about, versions=versions, skipped=skipped, settings=settings)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(data, indent=1))
+    json_file.with_suffix(".md").write_text(text)
+    draw(rows, list(started), json_file.with_suffix(".png"))
+    click.echo("\n" + text)
+    click.echo(f"Written: {json_file}, {json_file.with_suffix('.md')}, {json_file.with_suffix('.png')}")
+    if any("backline" in row.reasons for row in rows) or "backline" in skipped:
+        raise SystemExit("Backline itself could not be measured in every case: see the table")
+
+
+if __name__ == "__main__":
+    main()
