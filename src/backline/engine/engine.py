@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -96,6 +96,7 @@ class Engine:
         self._routes: dict[tuple[str, str], Model] = {}
         self._started = False
         self._stopping = False
+        self._listeners: list[Callable[[], None]] = []
 
     # inference
 
@@ -141,6 +142,10 @@ class Engine:
         for name in sorted(self._models):
             yield from (self._models[name][version] for version in sorted(self._models[name], key=version_order))
 
+    def names(self) -> list[str]:
+        """The names of all models, also of those without any version."""
+        return sorted(self._models)
+
     def find(self, name: str, version: str = "") -> Model:
         """A version of a model in whatever state; the version "" is the one served, else the newest. Raises NotFound."""
         versions = self._models.get(name)
@@ -181,6 +186,15 @@ class Engine:
         """Whether every model that was to be loaded is ready, and the server is not about to stop."""
         return self._started and not self._stopping and all(model.state is ModelState.READY for model in self.models())
 
+    def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Calls `listener` whenever what is ready may have changed, until the function that is returned is called."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _changed(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
+
     # for the lifecycle
 
     def add(self, model: Model) -> None:
@@ -201,14 +215,17 @@ class Engine:
             if ready:
                 routes[name, ""] = versions[ready[-1]]
         self._routes = routes
+        self._changed()
 
     def started(self) -> None:
         """All models were loaded, or failed to."""
         self._started = True
+        self._changed()
 
     def stopping(self) -> None:
         """From now on the engine is not ready; what is in flight is finished."""
         self._stopping = True
+        self._changed()
 
     @property
     def pending(self) -> int:

@@ -1,0 +1,44 @@
+"""Answers to HTTP requests that are JSON, and the shape of errors: {"error": message}."""
+
+from __future__ import annotations
+
+import logging
+from math import ceil
+from typing import Any
+
+import msgspec
+
+from backline.engine.errors import BacklineError, Internal
+from backline.wire.application import Fields, HttpRequest
+
+JSON = b"application/json"
+_JSON_FIELDS: Fields = [(b"content-type", JSON)]
+_encode = msgspec.json.Encoder().encode
+_log = logging.getLogger(__name__)
+
+
+def respond_json(request: HttpRequest, document: Any, status: int = 200) -> None:
+    request.respond(status, _JSON_FIELDS, [_encode(document)])
+
+
+def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
+    """Answers with the error's status and message, and with Retry-After where trying again makes sense."""
+    answer = [*_JSON_FIELDS, *fields]
+    if error.retry_after is not None:
+        answer.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
+    request.respond(error.http_status, answer, [error_body(error.message)])
+
+
+def error_body(message: str) -> bytes:
+    return _encode({"error": message.encode(errors="replace").decode()})
+
+
+def render_error(_: int, message: str) -> tuple[bytes, bytes]:
+    """Content type and body of an error that was found before any route was."""
+    return JSON, error_body(message)
+
+
+def hidden_error(what: str, cause: BaseException) -> Internal:
+    """The error to show in place of an unexpected exception, which goes to the log with its traceback."""
+    _log.error("unexpected exception in %s", what, exc_info=cause)
+    return Internal("internal error: the server failed to handle this request, see its log")

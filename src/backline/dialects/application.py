@@ -1,0 +1,91 @@
+"""All dialects together: what a listener serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import backline
+from backline.dialects import health, reflection
+from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
+from backline.dialects.health import HealthService
+from backline.dialects.open_inference import grpc_service
+from backline.dialects.open_inference.grpc_service import InferenceService
+from backline.dialects.open_inference.rest import RestService
+from backline.dialects.reflection import ReflectionService
+from backline.dialects.router import MethodNotAllowed, Router
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, Unavailable
+from backline.wire.application import Application, HttpRequest
+
+#: Content type and text of the metrics.
+Metrics = Callable[[], tuple[bytes, bytes]]
+
+
+def build_application(engine: Engine, metrics: Metrics | None = None, *, not_ready_status: int = Unavailable.http_status) -> Application:
+    """The application of an engine.
+
+    `metrics` gives the content type and the text that GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
+    questions whose answer is no: 503, or 400 for those who rely on Triton's.
+    """
+    router = Router()
+    RestService(engine, not_ready_status=not_ready_status).add_routes(router)
+    router.add("GET", "/", _index_page)
+    if metrics is not None:
+        router.add("GET", "/metrics", _metrics_page(metrics))
+    services = (grpc_service.SERVICE, health.SERVICE, reflection.SERVICE)
+    return Application(
+        http=_HttpHandler(router),
+        rpc={
+            **InferenceService(engine).methods(),
+            **HealthService(engine, services).methods(),
+            **ReflectionService(services).methods(),
+        },
+        render_error=render_error,
+    )
+
+
+class _HttpHandler:
+    """Answers every HTTP request, and never raises."""
+
+    def __init__(self, router: Router) -> None:
+        self._resolve = router.resolve
+
+    def __call__(self, request: HttpRequest) -> None:
+        try:
+            self._resolve(request)(request)
+        except MethodNotAllowed as error:
+            respond_error(request, error, [(b"allow", error.allow)])
+        except BacklineError as error:
+            request.on_disconnect = None
+            respond_error(request, error)
+        except Exception as error:
+            request.on_disconnect = None
+            respond_error(request, hidden_error("an HTTP request", error))
+
+
+def _index_page(request: HttpRequest) -> None:
+    respond_json(
+        request,
+        {
+            "name": "backline",
+            "version": backline.__version__,
+            "urls": {
+                "server": "/v2",
+                "live": "/v2/health/live",
+                "ready": "/v2/health/ready",
+                "models": "/v2/models",
+                "model": "/v2/models/{model}",
+                "infer": "/v2/models/{model}/infer",
+                "statistics": "/v2/models/stats",
+                "metrics": "/metrics",
+            },
+        },
+    )
+
+
+def _metrics_page(metrics: Metrics) -> Callable[[HttpRequest], None]:
+    def respond(request: HttpRequest) -> None:
+        content_type, text = metrics()
+        request.respond(200, [(b"content-type", content_type)], [text])
+
+    return respond

@@ -1,0 +1,83 @@
+"""Unary inference over gRPC: ModelInfer."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import monotonic
+
+from backline.dialects.answers import hidden_error
+from backline.dialects.open_inference.classification import classified_outputs
+from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
+from backline.dialects.open_inference.grpc_response import ResponseWriter
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError
+from backline.engine.messages import Completion, InferRequest, InferResponse
+from backline.wire.application import Buffer, UnaryCall
+
+
+class GrpcInference:
+    """Reads, submits and answers inference messages; also for streams."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._read = RequestReader().read
+        self._write = ResponseWriter().write
+
+    def request(self, received: Buffer, deadline: float | None, completion: Completion) -> tuple[InferRequest, ModelPlan]:
+        """The request of a message, whose deadline is the nearer one of the call's and its own. Raises BacklineError."""
+        plan, id, inputs = self._read(received)
+        timeout = plan.timeout
+        if timeout is not None:
+            own = monotonic() + timeout
+            deadline = own if deadline is None or own < deadline else deadline
+        asked = InferRequest(
+            plan.model_name,
+            inputs,
+            completion,
+            model_version=plan.model_version,
+            id=id,
+            outputs=plan.outputs,
+            parameters=plan.parameters,
+            priority=plan.priority,
+            deadline=deadline,
+        )
+        return asked, plan
+
+    def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
+        """The message of a response. Raises BacklineError."""
+        outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
+        return self._write(response, outputs)
+
+    def infer(self, call: UnaryCall, received: Buffer) -> None:
+        """The handler of ModelInfer: the answer comes by callback. Raises BacklineError when the request is refused at once."""
+        asked, plan = self.request(received, call.deadline, self._complete)
+        asked.context = (call, plan)
+        call.on_cancel = partial(cancel, asked)
+        self._engine.submit(asked)
+
+    def _complete(self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        context = asked.context
+        if context is None:
+            return
+        asked.context = None  # it holds the call, which holds `asked` in `on_cancel`: no cycle is left behind
+        call: UnaryCall
+        plan: ModelPlan
+        call, plan = context  # type: ignore[misc]
+        call.on_cancel = None
+        try:
+            if response is None:
+                raise error  # type: ignore[misc]
+            message = self.write(plan, response)
+        except BacklineError as failure:
+            call.fail(failure.grpc_code, failure.message)
+        except Exception as failure:
+            hidden = hidden_error(f"the answer of model '{asked.model_name}'", failure)
+            call.fail(hidden.grpc_code, hidden.message)
+        else:
+            call.reply(message)
+
+
+def cancel(asked: InferRequest) -> None:
+    """Marks a request whose caller is gone."""
+    asked.cancelled = True
+    asked.context = None

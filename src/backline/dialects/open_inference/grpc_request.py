@@ -1,0 +1,171 @@
+"""Inference requests over gRPC: inference.ModelInferRequest, with raw or typed contents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from backline.dialects.open_inference.parameters import apply_parameters, class_count
+from backline.dialects.open_inference.plan import InferPlan, InputPlan, refuse_shared_memory, size_mismatch
+from backline.dialects.open_inference.wire_format import MALFORMED, split_request
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.messages import Parameter
+from backline.engine.tensor import Buffer, Tensor
+from backline.protos import message
+
+#: Messages without contents up to this size are remembered, and so many of them.
+_MAX_REMEMBERED_SIZE = 1024
+_MAX_REMEMBERED = 1024
+
+
+class ContentsField:
+    """The field of InferTensorContents that holds a datatype, and the limits of the datatype where it is narrower than the field."""
+
+    __slots__ = ("limits", "name")
+
+    def __init__(self, name: str, limits: tuple[int, int] | None = None) -> None:
+        self.name = name
+        self.limits = limits
+
+
+_CONTENTS = {
+    DataType.BOOL: ContentsField("bool_contents"),
+    DataType.INT8: ContentsField("int_contents", (-(2**7), 2**7 - 1)),
+    DataType.INT16: ContentsField("int_contents", (-(2**15), 2**15 - 1)),
+    DataType.INT32: ContentsField("int_contents"),
+    DataType.INT64: ContentsField("int64_contents"),
+    DataType.UINT8: ContentsField("uint_contents", (0, 2**8 - 1)),
+    DataType.UINT16: ContentsField("uint_contents", (0, 2**16 - 1)),
+    DataType.UINT32: ContentsField("uint_contents"),
+    DataType.UINT64: ContentsField("uint64_contents"),
+    DataType.FP32: ContentsField("fp32_contents"),
+    DataType.FP64: ContentsField("fp64_contents"),
+    DataType.BYTES: ContentsField("bytes_contents"),
+}
+
+
+class ModelPlan(InferPlan):
+    """An InferPlan with the model that it is for."""
+
+    __slots__ = ("model_name", "model_version")
+
+    def __init__(self, inputs: tuple[InputPlan, ...], model_name: str, model_version: str) -> None:
+        super().__init__(inputs)
+        self.model_name = model_name
+        self.model_version = model_version
+
+
+#: A decoded request: what it asks of which model, its id, its tensors by name.
+Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
+
+
+class RequestReader:
+    """Reads inference requests. The plans of small requests with raw contents are remembered, as clients repeat them."""
+
+    def __init__(self) -> None:
+        self._parse = message("inference.ModelInferRequest").FromString
+        self._plans: dict[bytes, ModelPlan] = {}
+
+    def read(self, received: Buffer) -> Decoded:
+        """The request in a message. Raises InvalidArgument, Unsupported."""
+        rest, id, places = split_request(received)
+        plan = self._plans.get(rest)
+        if plan is None:
+            try:
+                parsed = self._parse(rest)
+            except DecodeError:
+                raise InvalidArgument(MALFORMED) from None
+            plan = make_plan(parsed)
+            typed = [given.name for given in parsed.inputs if given.HasField("contents")]
+            if places and typed:
+                raise InvalidArgument(
+                    f"contents field must not be specified when using raw_input_contents for '{typed[0]}' for model '{plan.model_name}'"
+                )
+            if not places and any(spec.count for spec in plan.inputs):
+                return plan, id, {spec.name: _read_contents(spec, given) for spec, given in zip(plan.inputs, parsed.inputs, strict=True)}
+            if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
+                if len(self._plans) >= _MAX_REMEMBERED:
+                    self._plans.clear()
+                self._plans[rest] = plan
+        specs = plan.inputs
+        if len(places) != len(specs):
+            if not places:  # no input has an element, or they miss their contents
+                return plan, id, {spec.name: _read_nothing(spec) for spec in specs}
+            raise InvalidArgument(
+                f"expected {len(specs)} raw_input_contents, one for each input for model '{plan.model_name}', got {len(places)}"
+            )
+        tensors = {}
+        for spec, (start, end) in zip(specs, places, strict=True):
+            if end - start != spec.size >= 0:
+                raise size_mismatch(spec, end - start, plan.model_name, id)
+            tensors[spec.name] = spec.read(received, start, end)
+        return plan, id, tensors
+
+
+def make_plan(request: Any) -> ModelPlan:
+    """The plan of a parsed request, its inputs and outputs checked as far as that is possible without the model."""
+    specs = []
+    names = set()
+    for given in request.inputs:
+        name = given.name
+        if name in names:
+            raise InvalidArgument(f"input '{name}' already exists in request")
+        names.add(name)
+        refuse_shared_memory("input", name, given.parameters)
+        specs.append(InputPlan(name, given.datatype, tuple(given.shape)))
+    plan = ModelPlan(tuple(specs), request.model_name, request.model_version)
+    if request.parameters:
+        apply_parameters(plan, {key: _parameter(key, value) for key, value in request.parameters.items()})
+    outputs: list[str] = []
+    for given in request.outputs:
+        name = given.name
+        if name in outputs:
+            raise InvalidArgument(f"output '{name}' already exists in request")
+        outputs.append(name)
+        refuse_shared_memory("output", name, given.parameters)
+        if "classification" in given.parameters:
+            plan.classes[name] = class_count(name, _parameter("classification", given.parameters["classification"]))
+    if outputs:
+        plan.outputs = tuple(outputs)
+    return plan
+
+
+def _parameter(key: str, value: Any) -> Parameter:
+    choice = value.WhichOneof("parameter_choice")
+    if choice is None:
+        raise InvalidArgument(f"parameter '{key}' has no value. It should be either 'int', 'bool', or 'string'.")
+    parameter: Parameter = getattr(value, choice)
+    return parameter
+
+
+def _read_nothing(spec: InputPlan) -> Tensor:
+    if spec.count:
+        raise InvalidArgument(f"input '{spec.name}' has neither contents nor raw_input_contents")
+    return Tensor(spec.name, spec.datatype, spec.shape, np.empty(spec.shape, spec.dtype))
+
+
+def _read_contents(spec: InputPlan, given: Any) -> Tensor:
+    """The tensor of typed contents. Raises InvalidArgument when they are of another type, or do not fit the shape or the datatype."""
+    name, datatype = spec.name, spec.datatype
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        raise InvalidArgument(f"input '{name}' of datatype {datatype.name} must use raw_input_contents, there are no typed contents for it")
+    for present, _ in given.contents.ListFields():
+        if present.name != field.name:
+            raise InvalidArgument(f"input '{name}' of datatype {datatype.name} must use {field.name}, got {present.name}")
+    values = getattr(given.contents, field.name)
+    if len(values) != spec.count:
+        raise InvalidArgument(f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but {field.name} has {len(values)}")
+    if datatype is DataType.BYTES:
+        data = np.empty(spec.count, np.object_)
+        data[:] = list(values)
+    else:
+        if field.limits is not None and spec.count:
+            low, high = field.limits
+            if min(values) < low or max(values) > high:
+                raise InvalidArgument(f"input '{name}' has a value in {field.name} that {datatype.name} cannot hold")
+        data = np.fromiter(values, spec.dtype, spec.count)
+    return Tensor(name, datatype, spec.shape, data.reshape(spec.shape))

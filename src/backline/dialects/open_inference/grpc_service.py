@@ -1,0 +1,81 @@
+"""The gRPC service inference.GRPCInferenceService."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from backline.dialects.open_inference.configuration import model_configuration
+from backline.dialects.open_inference.grpc_inference import GrpcInference
+from backline.dialects.open_inference.grpc_stream import StreamInference
+from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
+from backline.dialects.open_inference.statistics import model_statistics
+from backline.dialects.rpc_failure import guarded
+from backline.engine.engine import Engine, ModelState
+from backline.engine.errors import InvalidArgument, Unsupported
+from backline.protos import message, pool
+from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+class InferenceService:
+    """The methods that answer at once from what the engine knows: a message in, the fields of the response out."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
+        """All methods of the service by gRPC path; those that are not served answer UNIMPLEMENTED and say so."""
+        inference = GrpcInference(self._engine)
+        served: dict[str, Callable[[Any], Any]] = {
+            "ServerLive": lambda _: {"live": self._engine.live},
+            "ServerReady": lambda _: {"ready": self._engine.ready},
+            "ModelReady": lambda asked: {"ready": self._engine.find(asked.name, asked.version).state is ModelState.READY},
+            "ServerMetadata": lambda _: server_metadata(),
+            "ModelMetadata": lambda asked: model_metadata(self._engine, asked.name, asked.version),
+            "ModelConfig": lambda asked: {"config": model_configuration(self._engine, asked.name, asked.version)},
+            "ModelStatistics": lambda asked: model_statistics(self._engine, asked.name, asked.version),
+            "RepositoryIndex": self._index,
+        }
+        methods: dict[bytes, UnaryMethod | StreamMethod] = {}
+        for method in pool().FindServiceByName(SERVICE).methods:
+            path = f"/{SERVICE}/{method.name}".encode()
+            if method.name == "ModelInfer":
+                methods[path] = UnaryMethod(guarded(inference.infer))
+            elif method.name == "ModelStreamInfer":
+                methods[path] = StreamMethod(StreamInference(self._engine, inference).serve)
+            elif method.name in served:
+                methods[path] = answering(method, served[method.name])
+            else:
+                methods[path] = answering(method, _refusing(method.name))
+        return methods
+
+    def _index(self, asked: Any) -> dict[str, Any]:
+        if asked.repository_name:
+            raise Unsupported("'repository_name' specification is not supported")
+        return {"models": model_index(self._engine, only_ready=asked.ready)}
+
+
+def answering(method: Any, answer: Callable[[Any], Any]) -> UnaryMethod:
+    """A method whose response has the fields that `answer` gives for its request."""
+    request_type = message(method.input_type.full_name)
+    response_type = message(method.output_type.full_name)
+
+    def handle(call: UnaryCall, received: Buffer) -> None:
+        try:
+            asked = request_type.FromString(received)
+        except DecodeError:
+            raise InvalidArgument(f"the message is not an {method.input_type.full_name}: it is malformed or cut short") from None
+        call.reply(response_type(**answer(asked)).SerializeToString())
+
+    return UnaryMethod(guarded(handle))
+
+
+def _refusing(name: str) -> Callable[[Any], Any]:
+    def refuse(_: Any) -> Any:
+        raise Unsupported(f"{name} is not supported by this server")
+
+    return refuse

@@ -1,0 +1,134 @@
+"""Tensors in JSON: `data` as numbers, booleans and strings, nested or flat, in row-major order."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import chain
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from backline.dialects.open_inference.plan import InputPlan
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Tensor
+
+MAX_DEPTH = 100
+_TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
+_TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
+_BINARY_ONLY = (DataType.FP16, DataType.BF16)
+_BLANK = b" \t\r\n"
+
+
+def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
+    """The tensor whose elements are the JSON text `raw`, which is known to be well-formed JSON and stands at `path` of the document.
+
+    The number of elements is compared with the shape before anything is allocated. Raises InvalidArgument.
+    """
+    name, datatype = spec.name, spec.datatype
+    if datatype in _BINARY_ONLY:
+        raise InvalidArgument(
+            f"receiving {datatype.name} data via JSON is not supported. Please use the binary data format for input {name}"
+        )
+    depth = _depth(raw, name)
+    if spec.count == 0:
+        if raw.translate(None, b"[]," + _BLANK):
+            raise InvalidArgument(f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements")
+        return Tensor(name, datatype, spec.shape, np.empty(spec.shape, spec.dtype))
+    if datatype is not DataType.BYTES:  # in a nest of lists without empty ones there is one element more than there are commas
+        _compare_count(spec, raw.count(b",") + 1 if raw.translate(None, b"[]" + _BLANK) else 0)
+    elif spec.count * 3 - 1 > len(raw):  # a string and a comma take three characters
+        raise _count_error(_TOO_FEW, spec, f"too few for it in {len(raw)} characters")
+    try:
+        values = _decoder(datatype, depth).decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"Unable to parse 'data' of input '{name}': {str(error).replace('`$', '`' + path)}") from None
+    if depth == 0:
+        values = [values]
+    for _ in range(depth - 1):
+        values = list(chain.from_iterable(values))
+    _compare_count(spec, len(values))
+    return Tensor(name, datatype, spec.shape, _array(spec, values).reshape(spec.shape))
+
+
+def encode_data(tensor: Tensor) -> list[Any]:
+    """The elements of a tensor, flat, for JSON. Raises InvalidArgument for values that JSON does not have."""
+    datatype = tensor.datatype
+    if datatype in _BINARY_ONLY:
+        raise InvalidArgument(
+            f"sending {datatype.name} data via JSON is not supported. Please use the binary data format for output {tensor.name}"
+        )
+    data = tensor.data
+    if datatype is DataType.BYTES:
+        try:
+            return [element.decode() if isinstance(element, bytes) else str(element) for element in data.reshape(-1).tolist()]
+        except UnicodeDecodeError:
+            raise InvalidArgument(
+                f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot hold. Please use the binary data format"
+                " (parameter 'binary_data': true)"
+            ) from None
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        raise InvalidArgument(
+            f"output '{tensor.name}' has values that are NaN or infinite, which JSON cannot hold. Please use the binary data format"
+            " (parameter 'binary_data': true)"
+        )
+    return data.reshape(-1).tolist()
+
+
+def _depth(raw: bytes, name: str) -> int:
+    depth = 0
+    for character in raw[: 64 * MAX_DEPTH]:
+        if character == 0x5B:
+            depth += 1
+        elif character not in _BLANK:
+            break
+    if depth > MAX_DEPTH:
+        raise InvalidArgument(f"'data' of input '{name}' is nested more than {MAX_DEPTH} lists deep")
+    return depth
+
+
+def _compare_count(spec: InputPlan, got: int) -> None:
+    if got != spec.count:
+        raise _count_error(_TOO_FEW if got < spec.count else _TOO_MANY, spec, f"{spec.count} elements, but got {got}")
+
+
+def _count_error(text: str, spec: InputPlan, detail: str) -> InvalidArgument:
+    return InvalidArgument(f"{text}: input '{spec.name}' has the shape {list(spec.shape)}, {detail}")
+
+
+def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
+    if spec.datatype is DataType.BYTES:
+        elements = np.empty(len(values), np.object_)
+        elements[:] = [value.encode() for value in values]
+        return elements
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(values, spec.dtype)
+    except OverflowError:
+        raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold") from None
+    if spec.datatype is DataType.FP32 and np.isinf(array).any():  # JSON has no infinity, so it came from rounding
+        raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold")
+    return array
+
+
+@lru_cache(maxsize=256)
+def _decoder(datatype: DataType, depth: int) -> msgspec.json.Decoder[Any]:
+    element: Any = _ELEMENTS[datatype]
+    for _ in range(depth):
+        element = list[element]
+    return msgspec.json.Decoder(element)
+
+
+def _integer(datatype: DataType) -> Any:
+    limits = np.iinfo(datatype.dtype)
+    # msgspec's own limits are those of INT64; numpy refuses what is above UINT64.
+    return Annotated[int, msgspec.Meta(ge=int(limits.min), le=int(limits.max) if limits.max < 2**63 else None)]
+
+
+_ELEMENTS: dict[DataType, Any] = {
+    DataType.BOOL: bool,
+    DataType.BYTES: str,
+    DataType.FP32: float,
+    DataType.FP64: float,
+} | {datatype: _integer(datatype) for datatype in DataType if datatype.dtype.kind in "iu" and datatype is not DataType.BF16}

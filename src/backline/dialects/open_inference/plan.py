@@ -1,0 +1,114 @@
+"""What an inference request asks, apart from its data and its id: the part of it that repeats from request to request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.messages import Parameter
+from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
+
+#: What every supported numpy can hold (numpy 1.26: 32).
+MAX_RANK = 32
+_MAX_DIMENSION = 2**63 - 1
+
+
+class InputPlan:
+    """An input's name, datatype and shape, checked. `size` is its number of bytes in binary form, -1 for BYTES, whose size varies."""
+
+    __slots__ = ("count", "datatype", "dtype", "name", "shape", "size")
+
+    def __init__(self, name: str, datatype_name: str, shape: Shape) -> None:
+        self.name = name
+        try:
+            self.datatype = DataType.from_name(datatype_name)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"input '{name}': {error.message}") from None
+        self.dtype = self.datatype.dtype
+        self.shape = shape
+        self.count = checked_count(name, self.dtype, shape)
+        self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
+
+    def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
+        """The tensor whose binary form is `buffer[start:end]`, as a view. The caller has compared the length with `size`."""
+        if self.size < 0:
+            return decode_tensor(self.name, self.datatype, self.shape, memoryview(buffer)[start:end])
+        if not self.count:
+            return Tensor(self.name, self.datatype, self.shape, np.empty(self.shape, self.dtype))
+        shape = self.shape
+        return Tensor(self.name, self.datatype, shape, np.frombuffer(buffer, self.dtype, self.count, start).reshape(shape))
+
+
+class InferPlan:
+    """A request without its data and its id.
+
+    `outputs` are the requested outputs, None for all; `classes` says for which of them the best classes are wanted instead of values, and
+    how many; `binary` and `binary_default` say which outputs go out in binary form over REST. `timeout` is in seconds, None for none.
+    `declared` are the binary sizes that a REST request declares, None for an input whose data is in the JSON.
+    """
+
+    __slots__ = (
+        "binary",
+        "binary_default",
+        "classes",
+        "declared",
+        "empty_final",
+        "inputs",
+        "outputs",
+        "parameters",
+        "priority",
+        "timeout",
+    )
+
+    def __init__(self, inputs: tuple[InputPlan, ...]) -> None:
+        self.inputs = inputs
+        self.declared: tuple[int | None, ...] = ()
+        self.outputs: tuple[str, ...] | None = None
+        self.binary: dict[str, bool] = {}
+        self.binary_default = False
+        self.classes: dict[str, int] = {}
+        self.parameters: dict[str, Parameter] | None = None
+        self.priority = 0
+        self.timeout: float | None = None
+        #: Whether the last answer on a stream is to be marked as such.
+        self.empty_final = False
+
+
+def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
+    """The number of elements of `shape`. Raises InvalidArgument for a shape that no array can have."""
+    if len(shape) > MAX_RANK:
+        raise InvalidArgument(f"input '{name}' has {len(shape)} dimensions, more than the {MAX_RANK} that are supported")
+    for dimension in shape:
+        if dimension < 0:
+            raise InvalidArgument(f"input '{name}' has a negative dimension in its shape {list(shape)}")
+        if dimension > _MAX_DIMENSION:
+            raise InvalidArgument(f"input '{name}' has the dimension {dimension} in its shape, which is too large for any data")
+    count = element_count(shape)
+    if not count:
+        try:
+            np.empty(shape, dtype)  # nothing is allocated, but numpy refuses strides that overflow
+        except ValueError:
+            raise InvalidArgument(f"input '{name}' has the shape {list(shape)}, which is too large for any data") from None
+    return count
+
+
+def prefix(id: str) -> str:
+    """What Triton puts before the texts of faulty requests."""
+    return f"[request id: {id or '<id_unknown>'}] "
+
+
+def size_mismatch(spec: InputPlan, got: int, model: str, id: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{prefix(id)}input byte size mismatch for input '{spec.name}' for model '{model}'. Expected {spec.size}, got {got}"
+        f" (shape {list(spec.shape)} of {spec.datatype.name})"
+    )
+
+
+def refuse_shared_memory(kind: str, name: str, parameters: Mapping[str, Any]) -> None:
+    """Raises Unsupported when a tensor is said to lie in a shared memory region."""
+    if "shared_memory_region" in parameters:
+        raise Unsupported(f"{kind} '{name}' refers to a shared memory region, but shared memory is not supported: send the data itself")

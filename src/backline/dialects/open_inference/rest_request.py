@@ -1,0 +1,239 @@
+"""Inference requests over REST: JSON, followed by the tensors that are in binary form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from backline.dialects.open_inference.json_data import decode_data
+from backline.dialects.open_inference.parameters import EMPTY_FINAL, RESERVED, apply_parameters, boolean, class_count
+from backline.dialects.open_inference.plan import InferPlan, InputPlan, refuse_shared_memory, size_mismatch
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Buffer, Tensor
+
+HEADER_LENGTH = b"inference-header-content-length"
+#: JSON headers up to this size are remembered, and so many of them.
+_MAX_REMEMBERED_SIZE = 1024
+_MAX_REMEMBERED = 1024
+
+Scalar = str | int | float | bool
+#: A decoded request: what it asks, its id, its tensors by name.
+Decoded = tuple[InferPlan, str, dict[str, Tensor]]
+
+
+class InputDocument(Struct):
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: dict[str, Scalar] = {}
+    data: Raw = Raw()
+
+
+class OutputDocument(Struct):
+    name: str
+    parameters: dict[str, Scalar] = {}
+
+
+class RequestDocument(Struct):
+    inputs: list[InputDocument]
+    id: str = ""
+    parameters: dict[str, Scalar] = {}
+    outputs: list[OutputDocument] | None = None
+
+
+class RequestReader:
+    """Reads inference requests. The plans of small headers without data and id are remembered, as clients repeat them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._decoder = msgspec.json.Decoder(RequestDocument)
+        self._plans: dict[bytes, InferPlan] = {}
+
+    def read(self, body: Buffer, header_length: bytes | None, model: str, version: str) -> Decoded:
+        """The request in `body`, whose first `header_length` bytes are JSON. Raises InvalidArgument, NotFound, Unsupported."""
+        total = len(body)
+        if header_length is None:
+            size = total
+        else:
+            size = _parse_length(header_length, total)
+            if size == 0:
+                return self._read_raw(body, model, version)
+        if size > _MAX_REMEMBERED_SIZE:
+            return self._read_document(memoryview(body)[:size], body, size, model)
+        header = bytes(body[:size])
+        plan = self._plans.get(header)
+        if plan is None:
+            return self._read_document(header, body, size, model)
+        return plan, "", _read_binary(plan, body, size, model, "")
+
+    def _read_document(self, header: Buffer, body: Buffer, size: int, model: str) -> Decoded:
+        document = self._decode(header)
+        plan = make_plan(document, model)
+        if None not in plan.declared:
+            tensors = _read_binary(plan, body, size, model, document.id)
+            if size <= _MAX_REMEMBERED_SIZE and not document.id:
+                if len(self._plans) >= _MAX_REMEMBERED:
+                    self._plans.clear()
+                self._plans[bytes(header)] = plan
+            return plan, document.id, tensors
+        tensors = {}
+        for index, (spec, given, declared) in enumerate(zip(plan.inputs, document.inputs, plan.declared, strict=True)):
+            if declared is None:
+                tensors[spec.name] = decode_data(spec, bytes(given.data), f"$.inputs[{index}].data")
+            else:
+                tensors[spec.name] = _read_declared(spec, declared, body, size, model)
+                size += declared
+        if size != len(body):
+            raise _additional(model)
+        return plan, document.id, tensors
+
+    def _decode(self, header: Buffer) -> RequestDocument:
+        if not header:
+            raise InvalidArgument("the body is empty, expected a JSON object with the key 'inputs'")
+        try:
+            return self._decoder.decode(header)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
+        except RecursionError:
+            raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
+
+    def _read_raw(self, body: Buffer, model: str, version: str) -> Decoded:
+        """A raw binary request: the whole body is the data of the model's only input."""
+        served = self._engine.find_ready(model, version)
+        inputs = served.signature.inputs
+        if len(inputs) != 1:
+            raise InvalidArgument(
+                f"Raw request must only have 1 input (found 1) to be deduced but got {len(inputs)} inputs in '{model}' model configuration"
+            )
+        declared = inputs[0]
+        name, datatype = declared.name, declared.datatype
+        shape = list(declared.shape)
+        if served.max_batch_size:
+            shape[0] = 1
+        if datatype.itemsize == 0:
+            if any(dimension not in (1, -1) for dimension in shape):
+                raise InvalidArgument(f"For BYTE datatype raw input '{name}', the model must have input shape [1]")
+            element = b"".join((len(body).to_bytes(4, "little"), body))
+            spec = InputPlan(name, datatype.name, (1,) * len(shape))
+            tensor = spec.read(element, 0, len(element))
+        else:
+            variable = [index for index, dimension in enumerate(shape) if dimension < 0]
+            if len(variable) > 1:
+                raise InvalidArgument(
+                    f"The shape of the raw input '{name}' can not be deduced because there are more than one variable-sized dimension"
+                )
+            if variable:
+                row = datatype.itemsize
+                for dimension in shape:
+                    row *= dimension if dimension >= 0 else 1
+                shape[variable[0]] = len(body) // row if row else 0
+            spec = InputPlan(name, datatype.name, tuple(shape))
+            if spec.size != len(body):
+                raise size_mismatch(spec, len(body), model, "")
+            tensor = spec.read(body, 0, len(body))
+        plan = InferPlan((spec,))
+        plan.binary_default = True
+        return plan, "", {name: tensor}
+
+
+def make_plan(document: RequestDocument, model: str) -> InferPlan:
+    """The plan of a request, its inputs and outputs checked as far as that is possible without the model."""
+    specs = []
+    declared: list[int | None] = []
+    names = set()
+    for given in document.inputs:
+        name, parameters = given.name, given.parameters
+        if name in names:
+            raise InvalidArgument(f"input '{name}' already exists in request")
+        names.add(name)
+        refuse_shared_memory("input", name, parameters)
+        spec = InputPlan(name, given.datatype, given.shape)
+        size = _declared_size(name, parameters)
+        if bool(given.data) == (size is not None):
+            raise InvalidArgument(
+                "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters'"
+                f" (input '{name}' sets {'both' if given.data else 'none'})"
+            )
+        if size is not None and size != spec.size >= 0:
+            raise size_mismatch(spec, size, model, document.id)
+        specs.append(spec)
+        declared.append(size)
+    plan = InferPlan(tuple(specs))
+    plan.declared = tuple(declared)
+    if document.parameters:
+        if EMPTY_FINAL in document.parameters:
+            raise InvalidArgument(RESERVED)
+        apply_parameters(plan, document.parameters)
+    if document.outputs:
+        _plan_outputs(plan, document.outputs)
+    return plan
+
+
+def _plan_outputs(plan: InferPlan, outputs: list[OutputDocument]) -> None:
+    names: list[str] = []
+    for output in outputs:
+        name, parameters = output.name, output.parameters
+        if name in names:
+            raise InvalidArgument(f"output '{name}' already exists in request")
+        names.append(name)
+        if not parameters:
+            continue
+        refuse_shared_memory("output", name, parameters)
+        if "binary_data" in parameters:
+            plan.binary[name] = boolean("binary_data", parameters["binary_data"])
+        if "classification" in parameters:
+            plan.classes[name] = class_count(name, parameters["classification"])
+    plan.outputs = tuple(names)
+
+
+def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
+    if not parameters or "binary_data_size" not in parameters:
+        return None
+    size = parameters["binary_data_size"]
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63:
+        raise InvalidArgument(f"parameter 'binary_data_size' of input '{name}' must be a number of bytes, got {size!r}")
+    return size
+
+
+def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str, id: str) -> dict[str, Tensor]:
+    """The tensors of a plan whose inputs are all in binary form, one after another from `offset` on."""
+    total = len(body)
+    tensors = {}
+    for spec, size in zip(plan.inputs, plan.declared, strict=True):
+        end = offset + size  # type: ignore[operator]
+        if end > total:
+            raise _missing(spec, end - total, model)
+        tensors[spec.name] = spec.read(body, offset, end)
+        offset = end
+    if offset != total:
+        raise _additional(model)
+    return tensors
+
+
+def _read_declared(spec: InputPlan, size: int, body: Buffer, offset: int, model: str) -> Tensor:
+    end = offset + size
+    if end > len(body):
+        raise _missing(spec, end - len(body), model)
+    return spec.read(body, offset, end)
+
+
+def _missing(spec: InputPlan, size: int, model: str) -> InvalidArgument:
+    return InvalidArgument(f"unexpected size for input '{spec.name}', expecting {size} additional bytes for model '{model}'")
+
+
+def _additional(model: str) -> InvalidArgument:
+    return InvalidArgument(f"unexpected additional input data for model '{model}'")
+
+
+def _parse_length(text: bytes, total: int) -> int:
+    if not text.isdigit() or len(text) > 19:
+        raise InvalidArgument(
+            f"invalid value of the header Inference-Header-Content-Length, expected a number of bytes, got: {text[:64].decode('latin-1')}"
+        )
+    size = int(text)
+    if size > total:
+        raise InvalidArgument(f"inference header size should be in range (0, {total}), got: {size}")
+    return size

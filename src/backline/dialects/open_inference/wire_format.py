@@ -1,0 +1,119 @@
+"""The outermost layer of inference messages in protobuf's wire format (https://protobuf.dev/programming-guides/encoding/).
+
+Tensors are by far the largest part of a message and the only part that differs from request to request, but the protobuf runtime
+copies them two or three times. So the fields that carry them are found and written here, by their place in the message, and the rest
+is left to the runtime.
+"""
+
+from __future__ import annotations
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Buffer
+
+#: Tags of length-delimited fields: number << 3 | 2.
+_REQUEST_ID = 3 << 3 | 2
+_RAW_INPUT = 7 << 3 | 2
+_RESPONSE_ID = b"\x1a"
+_RAW_OUTPUT = b"\x32"
+_LENGTH_DELIMITED = 2
+
+MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed or cut short"
+
+
+def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
+    """Splits a ModelInferRequest into its rest, its id, and the places (start, end) of its raw_input_contents.
+
+    The rest is a ModelInferRequest too, without id and raw contents. Raises InvalidArgument when the outermost layer is malformed.
+    """
+    position = 0
+    total = len(message)
+    id = ""
+    places: list[tuple[int, int]] = []
+    rest: list[Buffer] = []
+    run = 0  # where the part of the rest that is being passed began
+    try:
+        while position < total:
+            start = position
+            tag = message[position]
+            length = message[position + 1]
+            if tag & 7 != _LENGTH_DELIMITED or tag > 127:
+                position = _skip(message, position)
+                continue
+            position += 2
+            if length > 127:
+                length, position = _varint(message, position - 1)
+            end = position + length
+            if tag == _RAW_INPUT:
+                places.append((position, end))
+            elif tag == _REQUEST_ID:
+                id = str(message[position:end], "utf-8")
+            else:
+                position = end
+                continue
+            if run < start:
+                rest.append(message[run:start])
+            run = position = end
+    except IndexError:
+        raise InvalidArgument(MALFORMED) from None
+    except UnicodeDecodeError:
+        raise InvalidArgument("the id of the request is not UTF-8") from None
+    if position != total:
+        raise InvalidArgument(MALFORMED)
+    if run < total:
+        rest.append(message[run:total])
+    return bytes(rest[0]) if len(rest) == 1 else b"".join(rest), id, places
+
+
+def join_response(head: bytes, id: str, outputs: list[Buffer]) -> bytes:
+    """A ModelInferResponse out of its `head`, which is one without id and raw_output_contents, its id, and the raw contents."""
+    parts: list[Buffer] = [head]
+    if id:
+        text = id.encode()
+        parts += (_RESPONSE_ID, length_prefix(len(text)), text)
+    for output in outputs:
+        parts += (_RAW_OUTPUT, length_prefix(len(output)), output)
+    return b"".join(parts)
+
+
+def length_prefix(length: int) -> bytes:
+    """A length as a varint."""
+    if length < 128:
+        return _SHORT[length]
+    digits = bytearray()
+    while length > 127:
+        digits.append(length & 127 | 128)
+        length >>= 7
+    digits.append(length)
+    return bytes(digits)
+
+
+_SHORT = [bytes((length,)) for length in range(128)]
+
+
+def _varint(message: Buffer, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = message[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise InvalidArgument(MALFORMED)
+
+
+def _skip(message: Buffer, position: int) -> int:
+    """The end of a field that is not one of the protocol's, or written in an unusual way. The runtime judges it when it reads the rest."""
+    tag, position = _varint(message, position)
+    kind = tag & 7
+    if kind == 0:
+        return _varint(message, position)[1]
+    if kind == 1:
+        return position + 8
+    if kind == _LENGTH_DELIMITED:
+        if tag in (_REQUEST_ID, _RAW_INPUT):  # an overlong tag: no writer of the format makes it
+            raise InvalidArgument(MALFORMED)
+        length, position = _varint(message, position)
+        return position + length
+    if kind == 5:
+        return position + 4
+    raise InvalidArgument(MALFORMED)

@@ -1,0 +1,111 @@
+"""Which handler answers which path and method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from typing import TypeAlias
+from urllib.parse import unquote_to_bytes
+
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound
+from backline.wire.application import HttpRequest
+
+Handler: TypeAlias = Callable[[HttpRequest], None]
+#: Resolved paths up to this size are remembered, and so many of them.
+_MAX_REMEMBERED_SIZE = 512
+_MAX_REMEMBERED = 4096
+
+
+class MethodNotAllowed(BacklineError):
+    """The path exists, but not with this method."""
+
+    http_status = 405
+    grpc_code = 12
+
+    def __init__(self, message: str, allow: bytes) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class Router:
+    """Routes are patterns of segments, `{}` for a name: "/v2/models/{}/ready".
+
+    HEAD is answered wherever GET is, the wire leaves the body out; OPTIONS everywhere.
+    """
+
+    def __init__(self) -> None:
+        self._patterns: dict[tuple[str, ...], dict[bytes, tuple[Callable[..., None], tuple[str, ...]]]] = {}
+        self._resolved: dict[bytes, dict[bytes, Handler]] = {}
+
+    def add(self, method: str, pattern: str, handler: Callable[..., None], *further: str) -> None:
+        """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names percent-decoded.
+
+        Raises ValueError if another handler is there already.
+        """
+        segments = tuple(pattern.strip("/").split("/"))
+        methods = self._patterns.setdefault(segments, {})
+        for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
+            if name in methods:
+                raise ValueError(f"{method} {pattern} is routed twice")
+            methods[name] = (handler, further)
+
+    def resolve(self, request: HttpRequest) -> Handler:
+        """The handler of a request. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
+        methods = self._resolved.get(request.path)
+        if methods is None:
+            methods = self._resolve(request)
+        handler = methods.get(request.method)
+        if handler is None:
+            handler = self._other_method(request, methods)
+        return handler
+
+    def _resolve(self, request: HttpRequest) -> dict[bytes, Handler]:
+        path = request.path
+        if path == b"*":
+            return {}
+        segments = _segments(path)
+        for pattern, methods in self._patterns.items():
+            if len(pattern) == len(segments):
+                names = [segment for expected, segment in zip(pattern, segments, strict=True) if expected == "{}"]
+                if all(expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)) and all(names):
+                    bound: dict[bytes, Handler] = {
+                        method: partial(handler, *names, *further) for method, (handler, further) in methods.items()
+                    }
+                    self._remember(bytes(path), bound)
+                    return bound
+        raise NotFound(self._not_found(request.method, segments))
+
+    def _remember(self, path: bytes, bound: dict[bytes, Handler]) -> None:
+        if len(path) <= _MAX_REMEMBERED_SIZE:
+            if len(self._resolved) >= _MAX_REMEMBERED:
+                self._resolved.clear()
+            self._resolved[path] = bound
+
+    def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
+        allow = b", ".join(sorted([*methods, b"OPTIONS"]) if methods else [b"GET", b"HEAD", b"OPTIONS", b"POST"])
+        if request.method == b"OPTIONS":
+            return lambda asked: asked.respond(204, [(b"allow", allow)])
+        method = request.method[:32].decode("latin-1")
+        path = request.path[:256].decode("latin-1")
+        raise MethodNotAllowed(f"Method Not Allowed: {method} {path} (allowed: {allow.decode()})", allow)
+
+    def _not_found(self, method: bytes, segments: list[str]) -> str:
+        asked = "/" + "/".join(segments)
+        text = f"Not Found: {method[:32].decode('latin-1')} {asked[:256]}"
+        candidates = []
+        for pattern in self._patterns:
+            if len(pattern) == len(segments):
+                filled = [segment if expected == "{}" else expected for expected, segment in zip(pattern, segments, strict=True)]
+                candidates.append("/" + "/".join(filled))
+        near = get_close_matches(asked, candidates, n=1, cutoff=0.8) if len(asked) <= 256 else []
+        return f"{text} (did you mean {near[0]}?)" if near else text
+
+
+def _segments(path: bytes) -> list[str]:
+    if len(path) > 1 and path.endswith(b"/"):
+        path = path[:-1]
+    try:
+        return [unquote_to_bytes(segment).decode() for segment in path.removeprefix(b"/").split(b"/")]
+    except UnicodeDecodeError:
+        raise InvalidArgument("the path is not UTF-8 after percent-decoding") from None
