@@ -85,7 +85,7 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
 @click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "proofs.json", help="Where the results go as JSON.")
 def main(proofs: Path, only: tuple[str, ...], rounds: int, seconds: float, json_file: Path) -> None:
-    """Measures Backline and the speed proofs in PROOFS, taking turns, and prints the medians of their ratios. Status 1 if a goal is missed."""
+    """Measures Backline and the speed proofs in PROOFS, taking turns, and prints the ratios. Status 1 if a goal is missed."""
     about = machine()
     rows: list[Row] = []
     lines: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""A speed proof: a small program, `PROGRAM MODEL.onnx PORT`, that answers one model on one protocol as fast as it can and does nothing else."""
+"""A speed proof: a small program, `PROGRAM MODEL.onnx PORT`, that answers for one model on one protocol, and does nothing else."""
 
 from __future__ import annotations
 
