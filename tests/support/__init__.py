@@ -1,0 +1,1 @@
+"""Real parts for the tests: small ONNX models, and a server process."""

@@ -1,0 +1,75 @@
+"""Small ONNX models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+
+def save(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[tuple[str, int, Sequence[int | str]]],
+    outputs: Sequence[tuple[str, int, Sequence[int | str]]],
+    initializers: Sequence[onnx.TensorProto] = (),
+) -> Path:
+    """Writes a model of these nodes to `path`; inputs and outputs are (name, TensorProto type, shape)."""
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        list(initializers),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, str(path))
+    return path
+
+
+def add1(repository: Path, name: str = "add1", version: str = "1", constant: float = 1.0) -> Path:
+    """y = x + constant over FP32 [N, 16]."""
+    return save(
+        repository / name / version / "model.onnx",
+        [helper.make_node("Add", ["INPUT0", "constant"], ["OUTPUT0"])],
+        [("INPUT0", TensorProto.FLOAT, ["N", 16])],
+        [("OUTPUT0", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor("constant", TensorProto.FLOAT, [1], [constant])],
+    )
+
+
+def ident(repository: Path, name: str = "ident", version: str = "1", dims: Sequence[int | str] = (3, 224, 224)) -> Path:
+    """y = x over FP32 [N, *dims]; the default has 602,112 bytes an item."""
+    return save(
+        repository / name / version / "model.onnx",
+        [helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])],
+        [("INPUT0", TensorProto.FLOAT, ["N", *dims])],
+        [("OUTPUT0", TensorProto.FLOAT, ["N", *dims])],
+    )
+
+
+def identity_of(repository: Path, name: str, datatype: int, shape: Sequence[int | str] = ("N", "M")) -> Path:
+    """y = x of any datatype and shape."""
+    return save(
+        repository / name / "1" / "model.onnx",
+        [helper.make_node("Identity", ["INPUT0"], ["OUTPUT0"])],
+        [("INPUT0", datatype, shape)],
+        [("OUTPUT0", datatype, shape)],
+    )
+
+
+def slow(repository: Path, name: str = "slow", size: int = 512, layers: int = 8) -> Path:
+    """A chain of matrix products over FP32 [N, size]: milliseconds instead of microseconds an item."""
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [size, size], [0.001] * (size * size))
+    names = ["INPUT0", *(f"hidden{i}" for i in range(layers - 1)), "OUTPUT0"]
+    return save(
+        repository / name / "1" / "model.onnx",
+        [helper.make_node("MatMul", [names[i], "weight"], [names[i + 1]]) for i in range(layers)],
+        [("INPUT0", TensorProto.FLOAT, ["N", size])],
+        [("OUTPUT0", TensorProto.FLOAT, ["N", size])],
+        [weight],
+    )

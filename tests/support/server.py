@@ -1,0 +1,97 @@
+"""A real server process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class ServerProcess:
+    """A running `backline serve`."""
+
+    process: subprocess.Popen[bytes]
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    log: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"grpc://127.0.0.1:{self.grpc_port}"
+
+    @property
+    def output(self) -> str:
+        """What the server printed so far."""
+        return self.log.read_text(errors="replace")
+
+    def wait_ready(self, timeout: float = 60.0) -> None:
+        """Waits until all models are loaded. Raises RuntimeError with the server's output when it does not get there."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{self.output}")
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as answer:
+                if answer.status == 200:
+                    return
+            time.sleep(0.02)
+        raise RuntimeError(f"the server was not ready after {timeout} s:\n{self.output}")
+
+    def stop(self, timeout: float = 40.0) -> int:
+        """Ends the server by SIGTERM; returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@contextlib.contextmanager
+def serve(repository: Path, log: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """Runs `backline serve` on free ports until the block ends; with `ready`, waits until all models are loaded."""
+    http, grpc, metrics = free_ports(3)
+    ports: Sequence[str] = ("--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "backline", "serve", str(repository), *ports, *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+        )
+    server = ServerProcess(process, http, grpc, metrics, log)
+    try:
+        if ready:
+            server.wait_ready()
+        yield server
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
