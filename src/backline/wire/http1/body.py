@@ -1,0 +1,52 @@
+"""A large request body, received straight into one buffer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from backline.wire.http1.connection import Http1Connection
+
+
+class LargeBody(asyncio.BufferedProtocol):
+    """Takes the transport's bytes until `size` of them are there, then hands the transport back to its connection.
+
+    The kernel writes into the final buffer, so each byte is copied once. The buffer's pages are not touched before they are filled
+    (`numpy.empty`, where a bytearray would write zeros): a client that announces much and sends little costs little.
+    """
+
+    __slots__ = ("_connection", "filled", "size", "view")
+
+    def __init__(self, connection: Http1Connection, size: int) -> None:
+        self._connection = connection
+        self.view = np.empty(size, np.uint8).data
+        self.size = size
+        self.filled = 0
+
+    def append(self, data: memoryview | bytes) -> None:
+        """Copies bytes that were read before the transport wrote here."""
+        end = self.filled + len(data)
+        self.view[self.filled : end] = data
+        self.filled = end
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.view[self.filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.filled += nbytes
+        self._connection.large_body_grew(nbytes)
+
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()

@@ -1,0 +1,195 @@
+"""The open addresses of a server: TCP and Unix sockets, plain or TLS, and the life of what they accept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+from backline.wire.connection import Connection, Wire
+from backline.wire.http1.head import refresh_date
+from backline.wire.sniffer import Sniffer
+from backline.wire.tls import TlsFiles
+from backline.wire.tls_acceptor import TlsAcceptor
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two sweeps over all connections; the shorter one when a time limit is short.
+SWEEP_INTERVAL = 1.0
+SHORT_SWEEP_INTERVAL = 0.25
+SHORT_LIMIT = 4.0
+#: Connections that are swept before the loop goes on with other things.
+SWEEP_SLICE = 256
+#: Seconds between two looks at whether the last connection has gone.
+DRAIN_POLL = 0.01
+
+
+class Listeners:
+    """Accepts connections for one `Wire`. Every address answers every protocol: the first bytes of a connection decide."""
+
+    def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
+        """Raises InvalidArgument when a TLS file is missing or wrong."""
+        self._wire = wire
+        self._tls: ssl.SSLContext | None = None if tls is None else tls.context()
+        self._servers: list[asyncio.AbstractServer | TlsAcceptor] = []
+        self._unix_files: list[tuple[Path, int]] = []
+        self._timer: asyncio.Handle | None = None
+        self._walk: Iterator[Connection] = iter(())
+        limits = wire.limits
+        shortest = min(limits.header_timeout, limits.progress_timeout, limits.idle_timeout)
+        self._interval = SHORT_SWEEP_INTERVAL if shortest < SHORT_LIMIT else SWEEP_INTERVAL
+
+    @property
+    def secure(self) -> bool:
+        """Whether TLS is spoken on all addresses."""
+        return self._tls is not None
+
+    async def open_tcp(self, host: str, port: int) -> int:
+        """Listens on all addresses of a host ("" for all of the machine); returns the port, which is a free one for port 0.
+
+        Raises OSError that names host and port.
+        """
+        try:
+            infos = await self._wire.loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except socket.gaierror as error:
+            raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        sockets: list[socket.socket] = []
+        try:
+            for family, kind, protocol, _, address in dict.fromkeys(infos):
+                listening = _bind_tcp(family, kind, protocol, (address[0], port, *address[2:]))
+                if listening is not None:
+                    sockets.append(listening)
+                    # The other addresses of the host take the port that the first one was given.
+                    port = listening.getsockname()[1]
+            if not sockets:
+                raise OSError(errno.EADDRNOTAVAIL, "the host has no address that this machine can open")
+            for listening in sockets:
+                await self._serve(listening)
+        except OSError as error:
+            for listening in sockets:
+                listening.close()
+            raise OSError(error.errno, f"cannot listen on {host or '*'}:{port}: {error.strerror}") from error
+        return port
+
+    async def open_unix(self, path: Path) -> None:
+        """Listens on a Unix socket. A file left by a server that is gone is replaced. Raises OSError that names the path."""
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _remove_stale(path)
+            listening.bind(str(path))
+            await self._serve(listening)
+        except OSError as error:
+            listening.close()
+            raise OSError(error.errno, f"cannot listen on '{path}': {error.strerror}") from error
+        self._unix_files.append((path, os.stat(path).st_ino))
+
+    async def _serve(self, listening: socket.socket) -> None:
+        wire = self._wire
+        listening.setblocking(False)
+        if self._tls is None:
+            server = await wire.loop.create_server(lambda: Sniffer(wire), sock=listening, backlog=wire.limits.listen_backlog)
+            self._servers.append(server)
+        else:
+            listening.listen(wire.limits.listen_backlog)
+            self._servers.append(TlsAcceptor(wire, listening, self._tls))
+        if self._timer is None:
+            self._timer = wire.loop.call_later(self._interval, self._sweep)
+
+    async def close(self, drain_timeout: float) -> None:
+        """Accepts no more, lets requests in flight finish for at most so many seconds, then closes all connections."""
+        wire = self._wire
+        wire.draining = True
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for path, inode in self._unix_files:
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
+        self._unix_files.clear()
+        for connection in tuple(wire.connections):
+            connection.drain()
+        await self._gone(drain_timeout)
+        for connection in tuple(wire.connections):
+            connection.abort()
+        # An aborted transport tells its connection in the next turn of the loop.
+        await self._gone(1.0)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _gone(self, timeout: float) -> None:
+        """Waits until no connection is left. They leave a plain set, which tells nobody, so that leaving costs nothing."""
+        deadline = monotonic() + timeout
+        while self._wire.connections and monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_POLL)
+
+    def _sweep(self) -> None:
+        """Once an interval: begins a walk over all connections."""
+        refresh_date()
+        self._walk = iter(tuple(self._wire.connections))
+        self._sweep_some()
+
+    def _sweep_some(self) -> None:
+        connections = self._wire.connections
+        loop = self._wire.loop
+        now = monotonic()
+        for count, connection in enumerate(self._walk, 1):
+            if connection in connections:
+                try:
+                    connection.sweep(now)
+                except Exception:
+                    logger.exception("The time limits of a connection could not be checked; it is closed")
+                    connection.abort()
+            if count == SWEEP_SLICE:
+                self._timer = loop.call_soon(self._sweep_some)
+                return
+        self._timer = loop.call_later(self._interval, self._sweep)
+
+
+def _bind_tcp(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket | None:
+    """A bound socket, None when the machine does not speak this family."""
+    try:
+        listening = socket.socket(family, kind, protocol)
+    except OSError:
+        return None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # IPv4 has its own socket.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        if family == socket.AF_INET6 and error.errno == errno.EADDRNOTAVAIL:
+            return None
+        raise
+    return listening
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes the file of a Unix socket on which nobody listens. Raises OSError when somebody does, or when it is another kind of file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "the path exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except BlockingIOError:
+            raise OSError(errno.EADDRINUSE, "another server listens there") from None
+        else:
+            raise OSError(errno.EADDRINUSE, "another server listens there")

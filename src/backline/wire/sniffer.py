@@ -1,0 +1,93 @@
+"""Finds out what a new connection speaks, and hands it to the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from backline.wire.connection import Connection, Wire
+from backline.wire.http1.connection import Http1Connection
+from backline.wire.http1.head import response_head
+from backline.wire.http2.connection import Http2Connection
+
+#: What every HTTP/2 client sends first (RFC 9113, 3.4).
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+#: A TLS record of type handshake (RFC 8446, 5.1): somebody speaks TLS to a plain port.
+TLS_HANDSHAKE = 0x16
+
+
+class Sniffer(Connection):
+    """A connection until its first bytes tell the protocol."""
+
+    __slots__ = ("_mark", "_opened", "_received", "_transport", "_wire")
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        #: When the sweep first saw this connection.
+        self._opened: float | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports do not inherit from asyncio's.
+        transport = cast(asyncio.Transport, transport)
+        wire = self._wire
+        if wire.draining or len(wire.connections) >= wire.limits.max_connections:
+            refuse_connection(wire, transport)
+            return
+        self.attach(transport, b"")
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() == "h2":
+            self._become(Http2Connection)
+
+    def attach(self, transport: asyncio.Transport, received: bytes) -> None:
+        self._transport = transport
+        self._wire.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None:
+            return
+        received = self._received = self._received + data if self._received else data
+        if received[0] == TLS_HANDSHAKE:
+            self._transport.abort()
+        elif received.startswith(PREFACE):
+            self._become(Http2Connection)
+        elif not PREFACE.startswith(received):
+            self._become(Http1Connection)
+
+    def _become(self, protocol: Callable[[Wire], Connection]) -> None:
+        transport = self._transport
+        assert transport is not None
+        self._transport = None
+        self._wire.connections.discard(self)
+        connection = protocol(self._wire)
+        transport.set_protocol(connection)
+        connection.attach(transport, self._received)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wire.connections.discard(self)
+        self._transport = None
+
+    def sweep(self, now: float) -> None:
+        if self._opened is None:
+            self._opened = now
+        elif now - self._opened >= self._wire.limits.header_timeout:
+            self.abort()
+
+    def drain(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def refuse_connection(wire: Wire, transport: asyncio.Transport) -> None:
+    """Answers 503 before anything was read, and closes: the cheapest way to say that there are too many."""
+    kind, body = wire.application.render_error(503, "The server has too many connections; try again later")
+    transport.write(
+        b"%bcontent-type: %b\r\ncontent-length: %d\r\nretry-after: 1\r\nconnection: close\r\n\r\n%b"
+        % (response_head(503), kind, len(body), body)
+    )
+    transport.close()
