@@ -2,4 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from backline.client import connect, connect_async
+
+__all__ = ["__version__", "connect", "connect_async"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # The server starts without the client, and the client without the server.
+    if name in ("connect", "connect_async"):
+        from backline import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'backline' has no attribute {name!r}")

@@ -1,0 +1,79 @@
+"""Where a server is, read from a URL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from backline.engine.errors import InvalidArgument
+
+Protocol = Literal["http", "grpc", "inproc"]
+
+_SCHEMES: dict[str, tuple[Protocol, bool, int]] = {  # protocol, TLS, default port
+    "http": ("http", False, 8000),
+    "https": ("http", True, 443),
+    "grpc": ("grpc", False, 8001),
+    "grpcs": ("grpc", True, 443),
+    "unix": ("http", False, 0),
+    "http+unix": ("http", False, 0),
+    "grpc+unix": ("grpc", False, 0),
+    "inproc": ("inproc", False, 0),
+}
+_EXAMPLES = "http://localhost:8000, grpc://localhost:8001, unix:/run/backline.sock or inproc:///path/to/repository"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """`path` is the socket's or the repository's path, or what stands before /v2 in the routes of a server behind a proxy."""
+
+    url: str
+    protocol: Protocol
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    tls: bool = False
+    unix: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Reads http, https, grpc, grpcs, unix, http+unix, grpc+unix and inproc URLs; "host:port" is http. Raises InvalidArgument."""
+        text = url.strip()
+        scheme, colon, rest = text.partition(":")
+        if "://" not in text and (not colon or scheme.lower() not in _SCHEMES):
+            if not text or "/" in text:
+                raise InvalidArgument(f"'{url}' is not a URL of a server. Use for example {_EXAMPLES}")
+            scheme, rest, text = "http", f"//{text}", f"http://{text}"
+        scheme = scheme.lower()
+        if scheme not in _SCHEMES:
+            near = get_close_matches(scheme, _SCHEMES, 1)
+            hint = f"did you mean {near[0]}:? " if near else ""
+            raise InvalidArgument(f"unknown scheme '{scheme}:' in '{url}': {hint}Use for example {_EXAMPLES}")
+        protocol, tls, port = _SCHEMES[scheme]
+        if scheme == "inproc" or scheme.endswith("unix"):
+            path = unquote(rest[2:] if rest.startswith("//") else rest)
+            if not path:
+                raise InvalidArgument(f"'{url}' names no path. Use for example {_EXAMPLES}")
+            return cls(text, protocol, path=path, unix=scheme != "inproc")
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname or "", port if parts.port is None else parts.port
+        except ValueError as error:
+            raise InvalidArgument(f"'{url}' is not a URL of a server: {error}. Use for example {_EXAMPLES}") from None
+        if not host:
+            raise InvalidArgument(f"'{url}' names no host. Use for example {_EXAMPLES}")
+        if parts.username is not None:
+            raise InvalidArgument("the URL holds a user name or password: pass headers={'authorization': '...'} instead")
+        if parts.query or parts.fragment:
+            raise InvalidArgument(f"'{url}' has a query or a fragment, which a server's URL cannot have")
+        if protocol == "grpc" and parts.path not in ("", "/"):
+            raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC does not know: leave it out")
+        return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
+
+    @property
+    def authority(self) -> str:
+        """host:port, as in the Host field."""
+        if self.unix:
+            return "localhost"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

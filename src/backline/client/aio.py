@@ -1,0 +1,258 @@
+"""The asyncio client: models as functions that are awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from backline.client.address import Address
+from backline.client.arrays import to_tensor
+from backline.client.errors import ConnectionFailed, DeadlineExceeded
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.result import InferResult
+from backline.client.transport import InferCall, Transport
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.messages import InferResponse, Parameter
+from backline.engine.tensor import Tensor
+
+#: Between two looks at a server that is not ready yet, in seconds.
+READY_POLL = 0.1
+
+
+def open_transport(address: Address, options: ClientOptions) -> Transport:
+    """The transport for an address. Raises InvalidArgument when an extra is missing."""
+    if address.protocol == "http":
+        from backline.client.http_transport import HttpTransport
+
+        return HttpTransport(address, options)
+    if address.protocol == "grpc":
+        from backline.client.grpc_transport import GrpcTransport
+
+        return GrpcTransport(address, options)
+    from backline.client.inproc_transport import InprocTransport
+
+    return InprocTransport(address)
+
+
+class AsyncClient:
+    """A server, or a repository inside this program. Connects with the first request; belongs to the event loop of that request.
+
+    Every method raises BacklineError: NotFound, InvalidArgument, Unavailable, DeadlineExceeded, ConnectionFailed and others.
+    """
+
+    def __init__(self, url: str, options: ClientOptions) -> None:
+        self.address = Address.parse(url)
+        self.options = options
+        self._transport: Transport | None = None
+        self._opening: asyncio.Lock | None = None
+        self._closed = False
+        self._models: dict[tuple[str, str], AsyncModel] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.address.url}>"
+
+    async def transport(self) -> Transport:
+        """The opened transport."""
+        if self._transport is not None:
+            return self._transport
+        if self._closed:
+            raise ConnectionFailed(f"the client of {self.address.url} is closed")
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._transport is None:
+                transport = open_transport(self.address, self.options)
+                await transport.open()
+                self._transport = transport
+        return self._transport
+
+    def __getitem__(self, model: str) -> AsyncModel:
+        return self.model(model)
+
+    def model(self, name: str, version: str | int = "") -> AsyncModel:
+        """A model, at a version or at the one the server chooses. Asks the server nothing."""
+        key = name, str(version)
+        found = self._models.get(key)
+        if found is None:
+            found = self._models[key] = AsyncModel(self, *key)
+        return found
+
+    async def live(self, timeout: float | None = None) -> bool:
+        """Whether the server answers."""
+        return await (await self.transport()).server_live(self._limit(timeout))
+
+    async def ready(self, timeout: float | None = None) -> bool:
+        """Whether the server and all its models are ready."""
+        return await (await self.transport()).server_ready(self._limit(timeout))
+
+    async def wait_ready(self, timeout: float | None = None) -> None:
+        """Waits until the server is ready, also for one that has not started yet. Raises DeadlineExceeded with the last reason."""
+        limit = self._limit(timeout)
+        end = monotonic() + limit
+        reason = "it is not ready"
+        while (left := end - monotonic()) > 0:
+            try:
+                if await self.ready(left):
+                    return
+                reason = await self._unready(max(end - monotonic(), 0.001))
+            except (Unavailable, DeadlineExceeded) as error:
+                reason = error.message
+            await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
+        raise DeadlineExceeded(f"{self.address.url} was not ready within {limit:g} s: {reason}")
+
+    async def _unready(self, timeout: float) -> str:
+        try:
+            index = await (await self.transport()).repository_index(timeout)
+        except BacklineError:
+            return "it is not ready"
+        lines = [
+            f"{entry.name} {entry.version} is {entry.state}{f' ({entry.reason})' if entry.reason else ''}"
+            for entry in index
+            if entry.state not in ("READY", "")
+        ]
+        return "; ".join(lines) or "it is not ready"
+
+    async def metadata(self, timeout: float | None = None) -> ServerMetadata:
+        """The server program, its version and extensions."""
+        return await (await self.transport()).server_metadata(self._limit(timeout))
+
+    async def models(self, timeout: float | None = None) -> list[ModelIndex]:
+        """All models and versions that the server knows, with their states."""
+        return await (await self.transport()).repository_index(self._limit(timeout))
+
+    async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
+        """The counters of all models, as the statistics extension shapes them; durations in nanoseconds."""
+        return await (await self.transport()).statistics("", "", self._limit(timeout))
+
+    async def close(self) -> None:
+        """Closes the connections; an embedded repository is unloaded."""
+        self._closed = True
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
+
+    async def __aenter__(self) -> Self:
+        await self.transport()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    def _limit(self, timeout: float | None) -> float:
+        if timeout is None:
+            return self.options.timeout
+        if not timeout > 0:
+            raise InvalidArgument(f"timeout is {timeout}, expected seconds above 0")
+        return float(timeout)
+
+
+class AsyncModel:
+    """One model of a server; call it with its inputs."""
+
+    def __init__(self, client: AsyncClient, name: str, version: str) -> None:
+        self._client = client
+        self.name = name
+        self.version = version
+        self._metadata: ModelMetadata | None = None
+
+    def __repr__(self) -> str:
+        version = f" version {self.version}" if self.version else ""
+        return f"<{type(self).__name__} {self.name}{version} at {self._client.address.url}>"
+
+    async def __call__(
+        self,
+        *inputs: Any,
+        version: str | int | None = None,
+        timeout: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+        **named: Any,
+    ) -> InferResult:
+        """Runs the model: inputs in its order, or by name, or as one mapping (for inputs called like an option).
+
+        `outputs` names those wanted, default all. Shapes are those of the model's metadata, the batch dimension included. The timeout in
+        seconds covers everything, connecting too. Raises BacklineError.
+        """
+        if version is not None and str(version) != self.version:
+            model = self._client.model(self.name, version)
+            return await model(*inputs, timeout=timeout, outputs=outputs, parameters=parameters, request_id=request_id, **named)
+        started = monotonic()
+        limit = self._client._limit(timeout)
+        transport = await self._client.transport()
+        fresh = self._metadata is None
+        metadata = await self._known(limit)
+        try:
+            tensors = _tensors(metadata, inputs, named)
+        except InvalidArgument:
+            if fresh:
+                raise
+            # The model may have changed since its metadata was asked for.
+            metadata = await self._known(limit, again=True)
+            tensors = _tensors(metadata, inputs, named)
+        if outputs is not None and isinstance(outputs, str):
+            raise InvalidArgument(f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]")
+        call = InferCall(
+            self.name,
+            tensors,
+            self.version,
+            request_id,
+            None if outputs is None else tuple(outputs),
+            parameters,
+            max(limit - (monotonic() - started), 0.001),
+        )
+        try:
+            response: InferResponse = await transport.infer(call)
+        except (InvalidArgument, NotFound):
+            self._metadata = None  # perhaps another version is served by now
+            raise
+        return InferResult(response)
+
+    async def metadata(self, timeout: float | None = None) -> ModelMetadata:
+        """Inputs, outputs, versions and platform."""
+        return await self._known(self._client._limit(timeout), again=True)
+
+    async def config(self, timeout: float | None = None) -> dict[str, Any]:
+        """The configuration, with the field names of config.pbtxt."""
+        return await (await self._client.transport()).model_config(self.name, self.version, self._client._limit(timeout))
+
+    async def ready(self, timeout: float | None = None) -> bool:
+        """Whether the model can answer."""
+        return await (await self._client.transport()).model_ready(self.name, self.version, self._client._limit(timeout))
+
+    async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
+        """The counters of each version; durations in nanoseconds."""
+        return await (await self._client.transport()).statistics(self.name, self.version, self._client._limit(timeout))
+
+    async def _known(self, limit: float, *, again: bool = False) -> ModelMetadata:
+        if self._metadata is None or again:
+            transport = await self._client.transport()
+            self._metadata = await transport.model_metadata(self.name, self.version, limit)
+        return self._metadata
+
+
+def _tensors(metadata: ModelMetadata, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    specs = {spec.name: spec for spec in metadata.inputs}
+    expected = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
+    values: dict[str, Any] = {}
+    if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+        values.update(inputs[0])
+    else:
+        if len(inputs) > len(specs):
+            raise InvalidArgument(f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. It expects {expected}")
+        values.update(zip(specs, inputs, strict=False))
+    for name, value in named.items():
+        if name in values:
+            raise InvalidArgument(f"input '{name}' of model '{metadata.name}' was given twice, by position and by name")
+        values[name] = value
+    for name in values:
+        if name not in specs:
+            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. It expects {expected}")
+    # A missing input is the server's to refuse: only it knows which are optional.
+    if not values and specs:
+        raise InvalidArgument(f"model '{metadata.name}' was called without inputs. It expects {expected}")
+    return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())

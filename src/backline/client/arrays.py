@@ -1,0 +1,155 @@
+"""Python values to tensors: what fits is taken, what would lose something is refused with what was expected and what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Tensor
+
+
+def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
+    """The tensor for input `spec` of `model`.
+
+    Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32; plain Python numbers take the
+    model's type as long as they fit. BYTES take str and bytes. No dimension is added. Raises InvalidArgument.
+    """
+    where = f"input '{spec.name}' of model '{model}'"
+    if isinstance(value, Tensor):
+        return value
+    if spec.datatype is DataType.BYTES:
+        data = _bytes_array(where, value)
+    elif hasattr(value, "dtype") or hasattr(value, "__array__"):
+        data = _from_array(where, spec.datatype, value)
+    else:
+        data = _from_python(where, spec.datatype, value)
+    _check_shape(where, spec, data.shape)
+    return Tensor(spec.name, spec.datatype, data.shape, data)
+
+
+def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
+    try:
+        data = np.asarray(value)
+    except Exception as error:  # e.g. a torch tensor on a GPU, whose own text says what to do
+        raise InvalidArgument(f"{where}: {type(value).__name__} cannot become a numpy array: {error}") from None
+    if datatype is DataType.BF16 and data.dtype.name == "bfloat16":
+        return data.view(np.uint16)
+    target = datatype.dtype
+    if data.dtype == target:
+        return data
+    if datatype is not DataType.BF16 and data.dtype.kind not in "OSUV" and np.can_cast(data.dtype, target, "safe"):
+        return data.astype(target)
+    if datatype is DataType.BF16:
+        raise InvalidArgument(f"{where} expects BF16 (bfloat16 of ml_dtypes, or its bits as uint16), got {data.dtype}")
+    raise InvalidArgument(
+        f"{where} expects {datatype.name} ({target}), got an array of {data.dtype};"
+        f" convert it yourself if the loss is meant: .astype('{target}')"
+    )
+
+
+def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
+    try:
+        data = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InvalidArgument(f"{where}: the nested lists do not form an array ({error})") from None
+    kind = data.dtype.kind
+    if data.size == 0:
+        kind = "b"  # an empty list has no type of its own
+    target = datatype.dtype
+    if datatype is DataType.BF16:
+        if kind in "biuf":
+            return _to_bfloat16(data.astype(np.float32))
+    elif kind == "b" and (target.kind == "b" or data.size == 0):
+        return data.astype(target)
+    elif kind in "iu" and target.kind in "iu":
+        bounds = np.iinfo(target)
+        if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
+            raise InvalidArgument(f"{where} expects {datatype.name} ({bounds.min} to {bounds.max}), got {_outside(data, bounds)}")
+        return data.astype(target)
+    elif kind in "iuf" and target.kind == "f":
+        with np.errstate(over="ignore"):
+            cast = data.astype(target)
+        if not np.array_equal(np.isinf(cast), np.isinf(data)):
+            raise InvalidArgument(f"{where} expects {datatype.name}, got numbers beyond ±{np.finfo(target).max:.5g}")
+        return cast
+    raise InvalidArgument(f"{where} expects {datatype.name}, got Python {_python_kind(data)}")
+
+
+def _outside(data: np.ndarray, bounds: np.iinfo) -> int:
+    low, high = int(data.min()), int(data.max())
+    return low if low < bounds.min else high
+
+
+def _python_kind(data: np.ndarray) -> str:
+    names = {"b": "bools", "i": "integers", "u": "integers", "f": "floats", "c": "complex numbers", "U": "strings", "S": "bytes"}
+    if data.dtype.kind in names:
+        return names[data.dtype.kind]
+    return f"objects of {type(data.reshape(-1)[0]).__name__}" if data.size else "objects"
+
+
+def _to_bfloat16(data: np.ndarray) -> np.ndarray:
+    """Rounds to the nearest, ties to even; a NaN stays one."""
+    bits = data.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(data), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _bytes_array(where: str, value: Any) -> np.ndarray:
+    if isinstance(value, (bytes, bytearray, memoryview)):  # numpy would drop trailing zero bytes
+        data = np.empty((), np.object_)
+        data[()] = bytes(value)
+        return data
+    if not hasattr(value, "dtype"):
+        value = _object_array(where, value)
+    data = np.asarray(value)
+    if data.dtype.kind not in "OSU":
+        raise InvalidArgument(f"{where} expects BYTES (str or bytes), got an array of {data.dtype}")
+    encoded = np.empty(data.shape, np.object_)
+    flat = encoded.reshape(-1)
+    for index, element in enumerate(data.reshape(-1).tolist()):
+        if isinstance(element, str):
+            flat[index] = element.encode()
+        elif isinstance(element, (bytes, bytearray, memoryview)):
+            flat[index] = bytes(element)
+        else:
+            raise InvalidArgument(f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index}")
+    return encoded
+
+
+def _object_array(where: str, value: Any) -> np.ndarray:
+    """Nested lists of str and bytes without numpy's fixed-width strings, which would cut zero bytes off."""
+    shape: list[int] = []
+    level = value
+    while isinstance(level, (list, tuple)):
+        shape.append(len(level))
+        if not level:
+            break
+        level = level[0]
+    data = np.empty(tuple(shape), np.object_)
+    flat: Iterable[Any] = [value]
+    for size in shape:
+        nested = list(flat)
+        if any(not isinstance(part, (list, tuple)) or len(part) != size for part in nested):
+            raise InvalidArgument(f"{where}: the nested lists do not form an array")
+        flat = [element for part in nested for element in part]
+    target = data.reshape(-1)
+    for index, element in enumerate(flat):
+        target[index] = element
+    return data
+
+
+def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
+    expected = spec.shape
+    if not expected:  # rank 0, and what servers say that do not know the shape: they will judge
+        return
+    if len(got) == len(expected) and all(want in (-1, have) for want, have in zip(expected, got, strict=True)):
+        return
+    hint = ""
+    if len(got) == len(expected) - 1 and all(want in (-1, have) for want, have in zip(expected[1:], got, strict=True)):
+        hint = ". The first dimension is missing, often that of the batch: pass x[None]"
+    raise InvalidArgument(f"{where} expects shape {list(expected)}, got {list(got)}{hint}")

@@ -1,0 +1,66 @@
+"""The event loop behind all synchronous clients of a process: one daemon thread, started by the first of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, TypeVar
+
+from backline.engine.errors import Unavailable
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """Runs coroutines for other threads."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="backline-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine on the loop and waits for it; an interrupt of the waiting thread cancels it."""
+        if self._pid != os.getpid():
+            coroutine.close()
+            raise Unavailable(
+                "this client was made before a fork: its connections stay with the parent process. Connect again in the child"
+            )
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise Unavailable(
+                "a synchronous client was called on the client's own event loop, where it would wait forever. Use connect_async"
+            )
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+@cache
+def _loop_of(pid: int) -> BackgroundLoop:
+    return BackgroundLoop()
+
+
+_starting = threading.Lock()
+
+
+def background_loop() -> BackgroundLoop:
+    """The loop of this process."""
+    with _starting:
+        return _loop_of(os.getpid())

@@ -1,0 +1,89 @@
+"""What a caller of the client may catch: the errors of the engine, and those of the connection."""
+
+from __future__ import annotations
+
+from backline.engine.errors import (
+    AlreadyExists,
+    BacklineError,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+    Unsupported,
+)
+
+__all__ = [
+    "AlreadyExists",
+    "BacklineError",
+    "Cancelled",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Internal",
+    "InvalidArgument",
+    "NotFound",
+    "PayloadTooLarge",
+    "PermissionDenied",
+    "ProtocolError",
+    "Unavailable",
+    "Unsupported",
+    "from_grpc_code",
+    "from_http_status",
+]
+
+
+class ConnectionFailed(Unavailable):
+    """The server could not be reached, or the connection broke. The message says whether the request may have run."""
+
+
+class PermissionDenied(BacklineError):
+    """The server, or a proxy before it, wants other credentials."""
+
+    http_status = 403
+    grpc_code = 7
+
+
+class ProtocolError(BacklineError):
+    """What answered does not speak the protocol of the URL."""
+
+
+_BY_STATUS: dict[int, type[BacklineError]] = {
+    401: PermissionDenied,
+    403: PermissionDenied,
+    408: DeadlineExceeded,
+    429: Unavailable,
+    502: Unavailable,
+    **{
+        kind.http_status: kind
+        for kind in (InvalidArgument, NotFound, PayloadTooLarge, Unavailable, DeadlineExceeded, Cancelled, Unsupported, Internal)
+    },
+}
+_BY_CODE: dict[int, type[BacklineError]] = {
+    7: PermissionDenied,
+    9: InvalidArgument,  # FAILED_PRECONDITION
+    11: InvalidArgument,  # OUT_OF_RANGE
+    16: PermissionDenied,  # UNAUTHENTICATED
+    **{
+        kind.grpc_code: kind
+        for kind in (InvalidArgument, NotFound, AlreadyExists, Unavailable, DeadlineExceeded, Cancelled, Unsupported, Internal)
+    },
+}
+
+
+def from_http_status(status: int, message: str, retry_after: float | None = None) -> BacklineError:
+    """The error that an HTTP status other than 2xx stands for."""
+    kind = _BY_STATUS.get(status)
+    if kind is None:
+        kind = InvalidArgument if 400 <= status < 500 else Internal
+    error = kind(message)
+    error.retry_after = retry_after
+    return error
+
+
+def from_grpc_code(code: int, message: str) -> BacklineError:
+    """The error that a gRPC status other than OK stands for."""
+    if code == 8:  # RESOURCE_EXHAUSTED says both "your message is too large" and "I am busy"
+        return PayloadTooLarge(message) if "message" in message.lower() or "size" in message.lower() else Unavailable(message)
+    return _BY_CODE.get(code, Internal)(message)

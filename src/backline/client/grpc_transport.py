@@ -1,0 +1,179 @@
+"""A server reached over gRPC, with the Open Inference Protocol. Needs the extra `grpc`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from backline.client.address import Address
+from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
+from backline.client.grpc_messages import decode_infer, encode_infer
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.transport import InferCall, Transport
+from backline.dialects.open_inference.configuration import configuration_json
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.messages import InferResponse
+from backline.engine.signature import TensorSpec
+from backline.protos import message
+
+SERVICE = "/inference.GRPCInferenceService/"
+
+
+@cache
+def _grpc() -> Any:
+    """grpcio. Raises InvalidArgument where it is not installed."""
+    try:
+        import grpc
+        import grpc.aio
+    except ImportError as error:
+        raise InvalidArgument(f"grpc:// URLs need grpcio: pip install 'backline[grpc]' ({error}). http:// works without it") from None
+    return grpc
+
+
+class GrpcTransport(Transport):
+    """One channel of grpcio's asyncio API, without its caps on message sizes. The channel reconnects by itself."""
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        grpc = _grpc()
+        self._url = address.url
+        self._connect_timeout = options.connect_timeout
+        self._connected = False
+        self._metadata = tuple((name.lower(), value) for name, value in options.headers.items()) or None
+        target = f"unix:{address.path}" if address.unix else address.authority
+        arguments: list[tuple[str, str | int]] = [
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),  # clients of one program do not share, and so not lose, a connection
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+        ]
+        if address.unix:
+            arguments.append(("grpc.default_authority", "localhost"))
+        if address.tls:
+            self._channel = grpc.aio.secure_channel(target, _credentials(grpc, options), arguments)
+        else:
+            self._channel = grpc.aio.insecure_channel(target, arguments)
+        self._calls: dict[str, Any] = {}
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def infer(self, call: InferCall) -> InferResponse:
+        return decode_infer(self._url, await self._call("ModelInfer", encode_infer(call), call.timeout))
+
+    def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
+        # Serialised once; the answer stays bytes.
+        request = encode_infer(call).SerializeToString()
+        method = self._channel.unary_unary(f"{SERVICE}ModelInfer")
+
+        async def send() -> None:
+            await self._send("ModelInfer", method, request, call.timeout)
+
+        return send
+
+    async def server_live(self, timeout: float) -> bool:
+        return bool((await self._ask("ServerLive", timeout)).live)
+
+    async def server_ready(self, timeout: float) -> bool:
+        return bool((await self._ask("ServerReady", timeout)).ready)
+
+    async def model_ready(self, model: str, version: str, timeout: float) -> bool:
+        return bool((await self._ask("ModelReady", timeout, name=model, version=version)).ready)
+
+    async def server_metadata(self, timeout: float) -> ServerMetadata:
+        found = await self._ask("ServerMetadata", timeout)
+        return ServerMetadata(found.name, found.version, tuple(found.extensions))
+
+    async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
+        found = await self._ask("ModelMetadata", timeout, name=model, version=version)
+        try:
+            inputs, outputs = (
+                tuple(TensorSpec(entry.name, DataType.from_name(entry.datatype), tuple(entry.shape)) for entry in entries)
+                for entries in (found.inputs, found.outputs)
+            )
+        except InvalidArgument as error:
+            raise ProtocolError(f"{self._url} sent metadata of model '{model}' that cannot be read: {error}") from None
+        return ModelMetadata(found.name, tuple(found.versions), found.platform, inputs, outputs)
+
+    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+        found = await self._ask("ModelConfig", timeout, name=model, version=version)
+        return configuration_json(found.config)
+
+    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
+        found = await self._ask("ModelStatistics", timeout, name=model, version=version)
+        return [configuration_json(entry) for entry in found.model_stats]
+
+    async def repository_index(self, timeout: float) -> list[ModelIndex]:
+        found = await self._ask("RepositoryIndex", timeout)
+        return [ModelIndex(entry.name, entry.version, entry.state, entry.reason) for entry in found.models]
+
+    async def _ask(self, method: str, timeout: float, **fields: str) -> Any:
+        return await self._call(method, message(f"inference.{method}Request")(**fields), timeout)
+
+    async def _call(self, method: str, request: Any, timeout: float) -> Any:
+        call = self._calls.get(method)
+        if call is None:
+            call = self._calls[method] = self._channel.unary_unary(
+                f"{SERVICE}{method}",
+                request_serializer=lambda request: request.SerializeToString(),
+                response_deserializer=message(f"inference.{method}Response").FromString,
+            )
+        return await self._send(method, call, request, timeout)
+
+    async def _send(self, method: str, call: Any, request: Any, timeout: float) -> Any:
+        grpc = _grpc()
+        try:
+            if not self._connected:  # else a call would wait for its whole timeout where TCP gets no answer
+                self._connected = await self._connect(timeout)
+            return await call(request, timeout=timeout, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(method, error, timeout) from None
+        except grpc.aio.UsageError as error:
+            raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
+
+    async def _connect(self, timeout: float) -> bool:
+        """Whether a connection stands. A refused one is left to the call, whose error says why."""
+        ready = _grpc().ChannelConnectivity.READY
+        waiting = {_grpc().ChannelConnectivity.IDLE, _grpc().ChannelConnectivity.CONNECTING}
+        limit = min(timeout, self._connect_timeout)
+        try:
+            async with asyncio.timeout(limit):
+                state = self._channel.get_state(try_to_connect=True)
+                while state in waiting:
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            raise ConnectionFailed(
+                f"{self._url} did not accept a connection within {limit:g} s. Is the host reachable, is it a gRPC port?"
+            ) from None
+        return bool(state is ready)
+
+    def _failure(self, method: str, error: Any, timeout: float) -> BacklineError:
+        code, details = error.code().value[0], error.details() or ""
+        if code == 14 and not self._channel_is_ready():
+            self._connected = False
+            return ConnectionFailed(
+                f"cannot reach {self._url}: {details}. Start a server (backline serve REPO), or check host and port and that it speaks gRPC"
+            )
+        if code == 4:
+            return DeadlineExceeded(f"no answer from {self._url} within {timeout:g} s" + (f" ({details})" if details else ""))
+        return from_grpc_code(code, details or f"{self._url} answered {method} with gRPC status {error.code().name}")
+
+    def _channel_is_ready(self) -> bool:
+        return bool(self._channel.get_state() is _grpc().ChannelConnectivity.READY)
+
+
+def _credentials(grpc: Any, options: ClientOptions) -> Any:
+    if not options.verify:
+        raise InvalidArgument("gRPC cannot skip the check of certificates (verify=False): pass ca='ca.pem', or use https://")
+    files = (options.ca, options.key, options.certificate)
+    try:
+        authority, key, certificate = (None if path is None else Path(path).read_bytes() for path in files)
+    except OSError as error:
+        raise InvalidArgument(f"cannot read the certificates: {error}") from None
+    return grpc.ssl_channel_credentials(authority, key, certificate)

@@ -1,0 +1,210 @@
+"""One HTTP/1.1 connection of a client: a request at a time, the answer's body in one buffer."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from time import monotonic
+from typing import cast
+
+import httptools
+
+from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
+from backline.engine.tensor import Buffer
+
+#: Bodies above this are received into their own buffer, past the parser.
+DIRECT_BODY = 32 * 1024
+#: Requests up to this are sent as one joined buffer: a copy is cheaper than a second system call.
+JOINED_REQUEST = 32 * 1024
+RECEIVE_BUFFER = 64 * 1024
+MAX_HEAD = 256 * 1024
+#: Tensors that follow the JSON header start at a multiple of this in memory, so that numpy can use them where they are.
+ALIGNMENT = 64
+
+
+class HttpAnswer:
+    """Status, header fields (lower-case names) and the body."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: dict[bytes, bytes], body: memoryview | bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class HttpConnection(asyncio.BufferedProtocol):
+    """Sends one request at a time. `reusable` tells whether another may follow, `idle_since` when the last ended (monotonic)."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._loop = asyncio.get_running_loop()
+        self._receive = memoryview(bytearray(RECEIVE_BUFFER))
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[HttpAnswer] | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._lost = False
+        self._joins = False
+        self._timeout = 0.0
+        self.reusable = True
+        self.idle_since = monotonic()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._body: bytearray | None = None
+        self._start = 0
+        self._filled = 0
+        self._direct: memoryview | None = None
+        self._chunks: list[bytes] = []
+        self._answered = False
+        self._head_size = 0
+        self._headless = True
+        self._status = 0
+
+    # the request
+
+    async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
+        """Sends the buffers of a request one after another, `size` bytes in all, and waits for the answer.
+
+        Raises DeadlineExceeded, ConnectionFailed or ProtocolError; the connection is closed then.
+        """
+        transport = self._transport
+        if transport is None or self._lost:
+            raise ConnectionFailed(f"the connection to {self._url} is closed; nothing was sent")
+        self._timeout = timeout
+        waiter = self._waiter = self._loop.create_future()
+        timer = self._loop.call_later(timeout, self._expire)
+        if len(parts) == 1:
+            transport.write(parts[0])
+        elif size <= JOINED_REQUEST:
+            transport.write(b"".join(parts))
+        elif self._joins:
+            for part in parts:
+                transport.write(part)
+        else:
+            transport.writelines(parts)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self.abort()
+            raise
+        finally:
+            timer.cancel()
+            self._waiter = None
+            self.idle_since = monotonic()
+
+    def _expire(self) -> None:
+        self._fail(DeadlineExceeded(f"no complete answer from {self._url} within {self._timeout:g} s; the request was given up"))
+
+    def _fail(self, error: Exception) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+        self.abort()
+
+    def abort(self) -> None:
+        """Closes at once; the server notices that nobody waits any more."""
+        self.reusable = False
+        self._lost = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # asyncio.BufferedProtocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        # Before 3.12 asyncio's own transports join what writelines gets.
+        self._joins = sys.version_info < (3, 12) and type(transport).__module__.startswith("asyncio.")
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._receive if self._direct is None else self._direct[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._direct is not None:
+            self._filled += nbytes
+            if self._filled == len(self._direct):
+                self._direct = None
+                self._parser = httptools.HttpResponseParser(self)  # the old one still waits for this body
+                self._finish()
+            return
+        if self._waiter is None:
+            self.abort()  # bytes nobody asked for: what follows could be taken for the next answer
+            return
+        if self._headless:
+            self._head_size += nbytes
+            if self._head_size > MAX_HEAD:
+                self._fail(ProtocolError(f"{self._url} sent a response head of more than {MAX_HEAD} bytes"))
+                return
+        try:
+            self._parser.feed_data(self._receive[:nbytes])
+        except httptools.HttpParserError as error:
+            sent = bytes(self._receive[: min(nbytes, 40)])
+            self._fail(ProtocolError(f"{self._url} does not answer in HTTP/1.1 ({error}), it sent {sent!r}. Is this another port of it?"))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        self.reusable = False
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self._answered and b"content-length" not in self._headers and b"transfer-encoding" not in self._headers:
+            self._finish()  # a body that ends with the connection
+            return
+        why = f": {error}" if error else ""
+        got = "in the middle of its answer" if self._answered else "before it answered"
+        waiter.set_exception(ConnectionFailed(f"{self._url} closed the connection {got}{why}; the request may have run"))
+
+    # httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._headless = False
+        self._status = self._parser.get_status_code()
+        if 100 <= self._status < 200:
+            return
+        self._answered = True
+        length = self._headers.get(b"content-length")
+        if length is None or b"transfer-encoding" in self._headers:
+            return
+        size = int(length)
+        if size > DIRECT_BODY:
+            header = self._headers.get(b"inference-header-content-length", b"0")
+            self._start = -int(header) % ALIGNMENT if header.isdigit() else 0
+            self._body = bytearray(self._start + size)
+            self._direct = memoryview(self._body)
+            self._filled = self._start
+
+    def on_body(self, chunk: bytes) -> None:
+        if self._direct is None:
+            self._chunks.append(chunk)
+        else:
+            end = self._filled + len(chunk)
+            self._direct[self._filled : end] = chunk
+            self._filled = end
+
+    def on_message_complete(self) -> None:
+        if not self._answered:  # an interim response, the real one follows
+            self._begin()
+            return
+        self._direct = None
+        self._finish()
+
+    def _finish(self) -> None:
+        waiter, headers, chunks, status = self._waiter, self._headers, self._chunks, self._status
+        if headers.get(b"connection", b"").lower() == b"close":
+            self.reusable = False
+        body: memoryview | bytes
+        if self._body is not None:
+            body = memoryview(self._body)[self._start :]
+        else:
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self._begin()
+        if waiter is not None and not waiter.done():
+            waiter.set_result(HttpAnswer(status, headers, body))

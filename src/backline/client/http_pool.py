@@ -1,0 +1,157 @@
+"""The connections of a client to one HTTP server: kept alive, the latest used first."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from time import monotonic
+
+from backline.client.address import Address
+from backline.client.errors import ConnectionFailed, DeadlineExceeded
+from backline.client.http_connection import HttpAnswer, HttpConnection
+from backline.client.options import ClientOptions
+from backline.engine.tensor import Buffer
+
+#: A connection unused for longer is not trusted: the server, or something between, may be closing it at this moment. In seconds.
+MAX_IDLE = 45.0
+RETRY_DELAY = 0.1
+
+
+class HttpPool:
+    """At most `max_connections` connections; requests beyond wait for one, within their timeout."""
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        self._address = address
+        self._options = options
+        self._idle: list[HttpConnection] = []
+        self._all: set[HttpConnection] = set()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._connecting = 0
+        self._ssl = options.ssl_context() if address.tls else None
+
+    async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
+        """Sends a request over a free connection and waits for the answer."""
+        connection = self._take_idle()
+        if connection is None:
+            before = monotonic()
+            try:
+                async with asyncio.timeout(timeout):
+                    connection = await self._acquire()
+            except TimeoutError:
+                raise DeadlineExceeded(
+                    f"no connection to {self._address.url} was free within {timeout:g} s (max_connections={self._options.max_connections})"
+                ) from None
+            timeout = max(timeout - (monotonic() - before), 0.001)
+        try:
+            return await connection.request(parts, size, timeout)
+        finally:
+            self._release(connection)
+
+    def close(self) -> None:
+        """Closes every connection; requests under way fail with ConnectionFailed."""
+        for connection in self._all:
+            connection.abort()
+        self._all.clear()
+        self._idle.clear()
+
+    def _take_idle(self) -> HttpConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable and monotonic() - connection.idle_since < MAX_IDLE:
+                return connection
+            self._discard(connection)
+        return None
+
+    async def _acquire(self) -> HttpConnection:
+        while True:
+            connection = self._take_idle()
+            if connection is not None:
+                return connection
+            if len(self._all) + self._connecting < self._options.max_connections:
+                return await self._connect()
+            free: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(free)
+            try:
+                await free
+            except asyncio.CancelledError:
+                if free.done() and not free.cancelled():
+                    self._wake()  # it was our turn: pass it on
+                raise
+
+    def _release(self, connection: HttpConnection) -> None:
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            self._discard(connection)
+        self._wake()
+
+    def _discard(self, connection: HttpConnection) -> None:
+        connection.abort()
+        self._all.discard(connection)
+
+    def _wake(self) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+
+    async def _connect(self) -> HttpConnection:
+        self._connecting += 1
+        try:
+            for left in range(self._options.retries, -1, -1):
+                try:
+                    async with asyncio.timeout(self._options.connect_timeout):
+                        connection = await self._open()
+                    self._all.add(connection)
+                    return connection
+                except (OSError, TimeoutError) as error:
+                    if not left or isinstance(error, ssl.SSLError):
+                        raise self._refused(error) from None
+                await asyncio.sleep(RETRY_DELAY)
+            raise AssertionError("the last attempt returns or raises")
+        finally:
+            self._connecting -= 1
+            self._wake()
+
+    async def _open(self) -> HttpConnection:
+        loop = asyncio.get_running_loop()
+        address = self._address
+
+        def protocol() -> HttpConnection:
+            return HttpConnection(address.url)
+
+        if address.unix:
+            _, connection = await loop.create_unix_connection(protocol, address.path)
+        else:
+            _, connection = await loop.create_connection(
+                protocol, address.host, address.port, ssl=self._ssl, server_hostname=address.host if self._ssl else None
+            )
+        return connection
+
+    def _refused(self, error: Exception) -> ConnectionFailed:
+        address, options = self._address, self._options
+        number = error.errno if isinstance(error, OSError) else None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return ConnectionFailed(
+                f"the certificate of {address.url} cannot be verified: {error.verify_message}."
+                " Pass ca='ca.pem' with the authority that signed it"
+            )
+        if isinstance(error, ssl.SSLError):
+            return ConnectionFailed(f"no TLS with {address.url}: {error.reason or error}. Does that port speak https?")
+        if isinstance(error, TimeoutError) and number is None:
+            return ConnectionFailed(
+                f"{address.url} did not accept a connection within {options.connect_timeout:g} s. Is the host reachable?"
+            )
+        if address.unix and number in (errno.ENOENT, errno.ECONNREFUSED):
+            return ConnectionFailed(
+                f"nothing listens on the socket {address.path}. Start a server: backline serve REPO --unix-socket {address.path}"
+            )
+        if number == errno.ECONNREFUSED or "Connect call failed" in str(error):
+            return ConnectionFailed(
+                f"connection refused by {address.url}: nothing listens there. Start a server (backline serve REPO) or check host and port"
+            )
+        return ConnectionFailed(f"cannot connect to {address.url}: {error}")

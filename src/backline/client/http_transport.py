@@ -1,0 +1,164 @@
+"""A server reached over HTTP/1.1, with the Open Inference Protocol: Backline, Triton and what else speaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from backline.client.address import Address
+from backline.client.errors import ProtocolError, from_http_status
+from backline.client.http_connection import HttpAnswer
+from backline.client.http_messages import decode_infer, encode_infer
+from backline.client.http_pool import HttpPool
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.transport import InferCall, Transport
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError
+from backline.engine.messages import InferResponse
+from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Buffer
+
+
+class HttpTransport(Transport):
+    """Requests over a pool of kept-alive connections. Tensors travel in binary both ways, in views of one buffer."""
+
+    def __init__(self, address: Address, options: ClientOptions) -> None:
+        self._url = address.url
+        self._prefix = address.path.encode() if not address.unix else b""
+        fields = {"Host": address.authority, **options.headers}
+        self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
+        self._pool = HttpPool(address, options)
+
+    async def close(self) -> None:
+        self._pool.close()
+
+    # inference
+
+    async def infer(self, call: InferCall) -> InferResponse:
+        parts, size = self._infer_request(call)
+        answer = await self._pool.request(parts, size, call.timeout)
+        if answer.status != 200:
+            raise _failure(self._url, answer)
+        return decode_infer(self._url, answer)
+
+    def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
+        parts, size = self._infer_request(call)
+        request, url, timeout = self._pool.request, self._url, call.timeout
+
+        async def send() -> None:
+            answer = await request(parts, size, timeout)
+            if answer.status != 200:
+                raise _failure(url, answer)
+
+        return send
+
+    def _infer_request(self, call: InferCall) -> tuple[list[Buffer], int]:
+        header, buffers = encode_infer(call)
+        length = len(header) + sum(map(len, buffers))
+        head = (
+            b"POST %b%b/infer HTTP/1.1\r\n%bContent-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+            % (
+                self._prefix,
+                _model_path(call.model, call.version),
+                self._fields,
+                len(header),
+                length,
+            )
+        )
+        return [head + header, *buffers], len(head) + length
+
+    # everything else
+
+    async def server_live(self, timeout: float) -> bool:
+        return await self._holds(b"/v2/health/live", timeout)
+
+    async def server_ready(self, timeout: float) -> bool:
+        return await self._holds(b"/v2/health/ready", timeout)
+
+    async def model_ready(self, model: str, version: str, timeout: float) -> bool:
+        return await self._holds(_model_path(model, version) + b"/ready", timeout)
+
+    async def server_metadata(self, timeout: float) -> ServerMetadata:
+        found = await self._json(b"/v2", timeout)
+        return ServerMetadata(str(found.get("name", "")), str(found.get("version", "")), tuple(found.get("extensions", ())))
+
+    async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
+        found = await self._json(_model_path(model, version), timeout)
+        try:
+            return ModelMetadata(
+                found["name"],
+                tuple(found.get("versions", ())),
+                found.get("platform", ""),
+                tuple(_specs(found.get("inputs", ()))),
+                tuple(_specs(found.get("outputs", ()))),
+            )
+        except (KeyError, TypeError, BacklineError) as error:
+            raise ProtocolError(f"{self._url} sent metadata of model '{model}' that cannot be read: {error!r}") from None
+
+    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+        return await self._json(_model_path(model, version) + b"/config", timeout)  # type: ignore[no-any-return]
+
+    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
+        path = _model_path(model, version) if model else b"/v2/models"
+        found = await self._json(path + b"/stats", timeout)
+        return found.get("model_stats", [])  # type: ignore[no-any-return]
+
+    async def repository_index(self, timeout: float) -> list[ModelIndex]:
+        found = await self._json(b"/v2/repository/index", timeout, method=b"POST")
+        return [
+            ModelIndex(entry["name"], str(entry.get("version", "")), entry.get("state", ""), entry.get("reason", "")) for entry in found
+        ]
+
+    async def _holds(self, path: bytes, timeout: float) -> bool:
+        """Whether a health route answers 200; Triton says no with 400, Backline with 503, both without a message."""
+        answer = await self._exchange(b"GET", path, timeout)
+        if answer.status == 200:
+            return True
+        if answer.status in (400, 503):
+            return False
+        raise _failure(self._url, answer)
+
+    async def _json(self, path: bytes, timeout: float, method: bytes = b"GET") -> Any:
+        answer = await self._exchange(method, path, timeout)
+        if answer.status != 200:
+            raise _failure(self._url, answer)
+        try:
+            return msgspec.json.decode(answer.body)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"{self._url}{path.decode()} answered what is not JSON: {error}") from None
+
+    async def _exchange(self, method: bytes, path: bytes, timeout: float) -> HttpAnswer:
+        length = b"Content-Length: 0\r\n" if method == b"POST" else b""
+        request = b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (method, self._prefix, path, self._fields, length)
+        return await self._pool.request([request], len(request), timeout)
+
+
+def _model_path(model: str, version: str) -> bytes:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return (f"{path}/versions/{quote(version, safe='')}" if version else path).encode()
+
+
+def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
+    return [
+        TensorSpec(entry["name"], DataType.from_name(entry["datatype"]), tuple(int(dim) for dim in entry["shape"])) for entry in entries
+    ]
+
+
+def _failure(url: str, answer: HttpAnswer) -> BacklineError:
+    """The error in an answer: {"error": "..."} as the protocol says, else what the body says."""
+    body = bytes(answer.body)
+    message: Any = None
+    try:
+        found = msgspec.json.decode(body)
+        message = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+    except msgspec.DecodeError:
+        pass
+    if not isinstance(message, str) or not message:
+        text = body[:200].decode(errors="replace").strip()
+        message = f"{url} answered status {answer.status}" + (f": {text}" if text else "")
+    after = answer.headers.get(b"retry-after", b"")
+    return from_http_status(answer.status, message, float(after) if after.isdigit() else None)

@@ -1,0 +1,59 @@
+"""How a client connects."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backline.engine.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """`timeout` and `connect_timeout` are in seconds. `headers` go with every request (gRPC: as metadata).
+
+    `ca`, `certificate` and `key` are paths of PEM files; `verify=False` accepts any certificate of the server (https only).
+    `retries` counts further attempts to connect; a request of which anything was sent is never repeated.
+    """
+
+    timeout: float = 60.0
+    connect_timeout: float = 10.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    verify: bool = True
+    ca: str | Path | None = None
+    certificate: str | Path | None = None
+    key: str | Path | None = None
+    max_connections: int = 256
+    retries: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "connect_timeout"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgument(f"{name} is {getattr(self, name)}, expected seconds above 0")
+        if self.max_connections < 1:
+            raise InvalidArgument(f"max_connections is {self.max_connections}, expected at least 1")
+        if self.retries < 0:
+            raise InvalidArgument(f"retries is {self.retries}, expected 0 or more")
+        for name, value in self.headers.items():
+            if not name.isascii() or not all(c.isalnum() or c in "-_." for c in name) or "\r" in value or "\n" in value:
+                raise InvalidArgument(f"header {name!r}: {value!r} cannot be sent: names are letters, digits and '-', values are one line")
+        if self.key is not None and self.certificate is None:
+            raise InvalidArgument("a key was given without its certificate: pass certificate='client.crt' too")
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """The TLS side of an https URL. Raises InvalidArgument for files that cannot be read."""
+        try:
+            context = ssl.create_default_context(cafile=None if self.ca is None else str(self.ca))
+            if self.certificate is not None:
+                context.load_cert_chain(str(self.certificate), None if self.key is None else str(self.key))
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidArgument(
+                f"cannot read the certificates (ca={self.ca}, certificate={self.certificate}, key={self.key}): {error}"
+            ) from None
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["http/1.1"])
+        return context

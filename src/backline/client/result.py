@@ -1,0 +1,56 @@
+"""The answer of a model: its outputs by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.messages import InferResponse, Parameter
+from backline.engine.tensor import Tensor
+
+
+class InferResult(Mapping[str, np.ndarray]):
+    """A mapping of output names to arrays, in the model's order: `result["note"]`, or `result.note` where the name is an identifier.
+
+    Arrays are views of the received bytes and may be read-only: copy before you write. BYTES are object arrays of `bytes`; BF16, which
+    numpy does not have, comes as float32 of the same values.
+    """
+
+    __slots__ = ("_arrays", "id", "model_name", "model_version", "parameters")
+
+    def __init__(self, response: InferResponse) -> None:
+        self._arrays = {tensor.name: _array(tensor) for tensor in response.outputs}
+        self.model_name = response.model_name
+        self.model_version = response.model_version
+        self.id = response.id
+        self.parameters: dict[str, Parameter] = response.parameters or {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise KeyError(f"no output '{name}' in the answer, it has {', '.join(self._arrays) or 'none'}") from None
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        # Python's own protocols (copy, pickle, numpy) probe for dunder names: those are never outputs.
+        if not name.startswith("_") and name in self._arrays:
+            return self._arrays[name]
+        raise AttributeError(f"no output '{name}' in the answer, it has {', '.join(self._arrays) if name != '_arrays' else 'none'}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        outputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items())
+        return f"<InferResult of {self.model_name} version {self.model_version or '?'}: {outputs}>"
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.datatype is DataType.BF16:  # the upper half of a float32
+        return (tensor.data.astype(np.uint32) << 16).view(np.float32)
+    return tensor.data if tensor.data.flags.aligned else tensor.data.copy()
