@@ -86,7 +86,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         else:
             transport.writelines(parts)
         try:
-            return await waiter
+            answer: HttpAnswer = await waiter
+            return answer
         except asyncio.CancelledError:
             self.abort()
             raise
@@ -200,11 +201,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         waiter, headers, chunks, status = self._waiter, self._headers, self._chunks, self._status
         if headers.get(b"connection", b"").lower() == b"close":
             self.reusable = False
-        body: memoryview | bytes
+        body: memoryview | bytes = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         if self._body is not None:
             body = memoryview(self._body)[self._start :]
-        else:
-            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._begin()
         if waiter is not None and not waiter.done():
             waiter.set_result(HttpAnswer(status, headers, body))

@@ -22,6 +22,11 @@ from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Buffer
 
+INFER_HEAD = (
+    b"POST %b%b/infer HTTP/1.1\r\n%bContent-Type: application/octet-stream\r\n"
+    b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
+)
+
 
 class HttpTransport(Transport):
     """Requests over a pool of kept-alive connections. Tensors travel in binary both ways, in views of one buffer."""
@@ -59,16 +64,7 @@ class HttpTransport(Transport):
     def _infer_request(self, call: InferCall) -> tuple[list[Buffer], int]:
         header, buffers = encode_infer(call)
         length = len(header) + sum(map(len, buffers))
-        head = (
-            b"POST %b%b/infer HTTP/1.1\r\n%bContent-Type: application/octet-stream\r\nInference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
-            % (
-                self._prefix,
-                _model_path(call.model, call.version),
-                self._fields,
-                len(header),
-                length,
-            )
-        )
+        head = INFER_HEAD % (self._prefix, _model_path(call.model, call.version), self._fields, len(header), length)
         return [head + header, *buffers], len(head) + length
 
     # everything else
