@@ -1,0 +1,1 @@
+"""gRPC over HTTP/2: messages with a length before them, status in the trailers."""

@@ -1,0 +1,94 @@
+"""A gRPC call on a stream: what unary calls and streams have in common."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Fields
+from backline.wire.grpc import status
+from backline.wire.grpc.status import status_block
+from backline.wire.http2 import frames
+from backline.wire.http2.stream import Stream
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
+    from backline.wire.http2.request_head import RequestHead
+
+log = logging.getLogger("backline.wire")
+
+_ENCODINGS = (b"identity", b"gzip", b"deflate")
+ACCEPTED_ENCODINGS = b"identity, deflate, gzip"
+
+
+class GrpcExchange(Stream):
+    """From the head of a call to its status. `deadline`, `metadata` and `on_cancel` are those of `application.Call`."""
+
+    metadata: Mapping[bytes, bytes]
+    deadline: float | None
+    on_cancel: Callable[[], None] | None
+    #: Response headers were sent, so that the status goes into trailers alone.
+    started = False
+
+    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
+        self.connection = connection
+        self.number = number
+        self.head = head
+        self.metadata = head.metadata
+        self.deadline = None
+        self.on_cancel = None
+
+    def begin(self) -> None:
+        head = self.head
+        wire = self.connection.wire
+        if head.rpc is None:
+            path = head.path.decode("utf-8", "replace")
+            self.end(status.UNIMPLEMENTED, f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt")
+        elif wire.requests > wire.limits.max_concurrent_requests:
+            self.end(status.RESOURCE_EXHAUSTED, "the server has too many requests in flight; try again")
+        elif head.timeout_error is not None:
+            self.end(status.INVALID_ARGUMENT, head.timeout_error)
+        elif head.encoding not in _ENCODINGS:
+            text = head.encoding.decode("utf-8", "replace")[:64]
+            accepted = (b"grpc-accept-encoding", ACCEPTED_ENCODINGS)
+            self.end(status.UNIMPLEMENTED, f"grpc-encoding {text} is not supported; send gzip, deflate or identity", (accepted,))
+        elif head.timeout is not None:
+            if head.timeout <= 0:
+                self.end(status.DEADLINE_EXCEEDED, "the deadline was over when the call came")
+            else:
+                self.deadline = time.monotonic() + head.timeout
+                self.connection.deadlines.add(self.deadline, self)
+
+    def end(self, code: int, message: str, trailers: Fields = ()) -> None:
+        """Ends the call with a status, after what is queued already."""
+        if self.answered or self.closed:
+            return
+        self.answered = True
+        connection = self.connection
+        block = status_block(code, message, trailers, self.started)
+        self.tail = connection.header_frames(self.number, block, frames.END_STREAM)
+        connection.output.finish(self)
+
+    def expire(self) -> None:
+        self.end(status.DEADLINE_EXCEEDED, "the deadline passed before the answer was there")
+        self.cancelled()
+
+    def cancelled(self) -> None:
+        """The application learns that its answer is not needed."""
+        callback, self.on_cancel = self.on_cancel, None
+        if callback is not None:
+            try:
+                callback()
+            except Exception:
+                log.exception("a handler of gRPC calls failed when its call was cancelled")
+
+    def lost(self) -> None:
+        answered, self.answered = self.answered, True
+        if not answered:
+            self.cancelled()
+
+    def timed_out(self) -> None:
+        self.end(status.DEADLINE_EXCEEDED, "the rest of a message did not come in time")
+        self.cancelled()

@@ -1,0 +1,194 @@
+"""A streaming gRPC call: a coroutine on one side, flow control on the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod
+from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, Inflater, compress
+from backline.wire.grpc import status
+from backline.wire.grpc.exchange import GrpcExchange, log
+from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
+from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, RESPONSE_BLOCK
+from backline.wire.http2.frames import FRAME_HEADER
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
+    from backline.wire.http2.request_head import RequestHead
+
+_PARTS_WITHOUT_PAUSE = 128
+_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
+
+
+class StreamExchange(GrpcExchange, StreamCall):
+    """Messages wait in `_messages` until the handler takes them; only then the client may send as much again."""
+
+    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
+        GrpcExchange.__init__(self, connection, number, head)
+        self._messages: deque[tuple[bool, Buffer, int]] = deque()
+        self._assembler = MessageAssembler(head.encoding, connection.wire.limits.max_body_size, self._announced)
+        #: What was granted for a message beyond the ordinary window, and is not granted again when the message is taken.
+        self._borrowed = 0
+        self._consumed = 0
+        self._receiver: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._compress_with: bytes | None = None
+
+    def begin(self) -> None:
+        super().begin()
+        if not self.closed:
+            self._task = self.connection.loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        rpc = self.head.rpc
+        assert isinstance(rpc, StreamMethod)
+        try:
+            await rpc.handler(self)
+        except RpcError as error:
+            self.end(error.code, error.message)
+        except asyncio.CancelledError:
+            # Raised because the call is over, or by a server that goes down; then the client must know.
+            self.end(status.CANCELLED, "the call was cancelled by the server")
+        except ConnectionResetError:
+            self.end(status.CANCELLED, "the call was cancelled")
+        except Exception:
+            log.exception("the handler of %s failed", self.head.path.decode("utf-8", "replace"))
+            self.end(status.INTERNAL, "the handler of this method failed; the server's log says why")
+        else:
+            self._start_response()
+            self.end(status.OK, "")
+
+    # Receiving
+
+    def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        self.check_length(end - begin, ended)
+        if ended:
+            self.remote_open = False
+        if self.answered:
+            # Nobody takes this any more, and the stream is reset when its answer is out.
+            return
+        try:
+            self._take(data, begin, end, ended)
+        except RpcError as error:
+            self.end(error.code, error.message)
+            self.cancelled()
+            return
+        if self._receiver is not None and (self._messages or ended) and not self._receiver.done():
+            self._receiver.set_result(None)
+
+    def _take(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        if not self.buffer(end - begin):
+            raise RpcError(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+        while begin < end:
+            begin, complete = self._assembler.feed(data, begin, end)
+            if complete is not None:
+                compressed, message = complete
+                self._messages.append((compressed, message, len(message) + PREFIX_SIZE))
+        if ended and not self._assembler.between_messages:
+            raise RpcError(status.INVALID_ARGUMENT, "the call ended in the middle of a message")
+
+    def _announced(self, size: int) -> None:
+        missing = size - max(0, self.window_in)
+        if missing > 0:
+            self._borrowed += missing
+            self.connection.grant(self, missing)
+
+    async def receive(self) -> Buffer | None:
+        while not self._messages:
+            self._check_alive()
+            if not self.remote_open:
+                return None
+            self._receiver = self.connection.loop.create_future()
+            try:
+                await self._receiver
+            finally:
+                self._receiver = None
+        self._check_alive()
+        compressed, message, size = self._messages.popleft()
+        self.release(size)
+        self._return_window(size)
+        if compressed:
+            return await self._inflate(message)
+        return message
+
+    def _check_alive(self) -> None:
+        if self.answered or self.closed:
+            raise asyncio.CancelledError("the call is over")
+
+    def _return_window(self, size: int) -> None:
+        """The client may send as much again as was taken."""
+        borrowed = min(size, self._borrowed)
+        self._borrowed -= borrowed
+        self._consumed += size - borrowed
+        # Small messages are granted together: a WINDOW_UPDATE for each would be as large as they are.
+        if self._consumed >= 128 * 1024:
+            self.connection.grant(self, self._consumed)
+            self._consumed = 0
+
+    async def _inflate(self, message: Buffer) -> Buffer:
+        try:
+            inflater = Inflater(self.head.encoding, message, self.connection.wire.limits.max_body_size)
+            if len(message) <= INLINE and inflater.step():
+                return inflater.output
+            return await self.connection.loop.run_in_executor(None, inflater.finish)
+        except CodingError as error:
+            raise as_rpc_error(error) from None
+
+    # Answering
+
+    def _start_response(self) -> None:
+        if self.started or self.answered or self.closed:
+            return
+        self.started = True
+        encoding = self.head.encoding
+        block = RESPONSE_BLOCK
+        if encoding in _CODINGS and encoding in self.head.accept_encoding:
+            self._compress_with = encoding
+            block = COMPRESSED_RESPONSE_BLOCKS[encoding]
+        self.connection.output.write(self.connection.header_frames(self.number, block))
+
+    async def send(self, message: Buffer) -> None:
+        self._check_alive()
+        self._start_response()
+        size = memoryview(message).nbytes
+        flag = 0
+        if self._compress_with is not None:
+            flag = 1
+            coding = _CODINGS[self._compress_with]
+            if size <= INLINE:
+                message = compress(coding, (message,))
+            else:
+                message = await self.connection.loop.run_in_executor(None, compress, coding, (message,))
+                self._check_alive()
+            size = len(message)
+        output = self.connection.output
+        if output.has_room(self, size + PREFIX_SIZE):
+            framed = size + PREFIX_SIZE
+            output.window -= framed
+            self.credit -= framed
+            self.sent += framed
+            output.data_frames += 1
+            output.write(FRAME_HEADER.pack(framed << 8, 0, self.number) + PREFIX.pack(flag, size))
+            output.parts.append(message)
+            if len(output.parts) > _PARTS_WITHOUT_PAUSE:
+                # A handler that never waits for anything else must not keep the loop, nor pile up what the socket cannot take.
+                output.flush()
+                await asyncio.sleep(0)
+            return
+        output.send(self, (PREFIX.pack(flag, size), message))
+        try:
+            await self.wait_drained()
+        except ConnectionResetError:
+            raise asyncio.CancelledError("the call is over") from None
+
+    # Ends before the answer
+
+    def cancelled(self) -> None:
+        super().cancelled()
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def awaits_client(self) -> bool:
+        return self.remote_open and not self.answered and not self._assembler.between_messages

@@ -1,0 +1,187 @@
+"""A unary gRPC call: the hot path."""
+
+from __future__ import annotations
+
+import asyncio
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
+from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, Inflater, compress
+from backline.wire.grpc import status
+from backline.wire.grpc.exchange import GrpcExchange, log
+from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
+from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, OK_BLOCK, RESPONSE_BLOCK
+from backline.wire.http2 import frames
+from backline.wire.http2.settings import OUR_STREAM_WINDOW
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
+    from backline.wire.http2.request_head import RequestHead
+
+#: The response's HEADERS frame, the head of its DATA frame and the prefix of its message, for: stream, length << 8, stream, message length.
+_HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[:5]
+_HEADERS_AND_PREFIX = Struct(f">5sI{len(RESPONSE_BLOCK)}sIxIxI").pack
+_OK_START = frames.FRAME_HEADER.pack(len(OK_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0)[:5]
+_TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s").pack
+_CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
+
+
+class UnaryExchange(GrpcExchange, UnaryCall):
+    """One request message, one response message. A message in one DATA frame is handed on without further ado."""
+
+    _assembler: MessageAssembler | None = None
+    _message: Buffer | None = None
+    _compressed = False
+    _task: asyncio.Task[None] | None = None
+
+    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
+        self.connection = connection
+        self.number = number
+        self.head = head
+        self.metadata = head.metadata
+        self.deadline = None
+        self.on_cancel = None
+
+    # Receiving
+
+    def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        if ended and self._assembler is None and end - begin >= PREFIX_SIZE and self.head.content_length is None and not self.answered:
+            flag, size = PREFIX.unpack_from(data, begin)
+            if not flag and size == end - begin - PREFIX_SIZE and size <= self.connection.wire.limits.max_body_size:
+                self.remote_open = False
+                self.buffered = size
+                self.connection.wire.buffered_bytes += size
+                self._handle(data[begin + PREFIX_SIZE : end])
+                return
+        self._receive_in_parts(data, begin, end, ended)
+
+    def _receive_in_parts(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        self.check_length(end - begin, ended)
+        if ended:
+            self.remote_open = False
+        if self.answered:
+            return
+        try:
+            self._assemble(data, begin, end, ended)
+        except RpcError as error:
+            self._refuse(error)
+
+    def _assemble(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        assembler = self._assembler
+        if assembler is None:
+            limit = self.connection.wire.limits.max_body_size
+            assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
+        if self._message is None and begin < end:
+            if not self.buffer(end - begin):
+                raise RpcError(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+            begin, complete = assembler.feed(data, begin, end)
+            if complete is not None:
+                self._compressed, self._message = complete
+        if begin < end:
+            raise RpcError(status.INVALID_ARGUMENT, "more than one message, or bytes behind it, in a unary call")
+        if not ended:
+            return
+        if self._message is None:
+            raise RpcError(status.INVALID_ARGUMENT, "the call ended before a complete message was there")
+        message, self._message = self._message, None
+        if self._compressed:
+            self._inflate(message)
+        else:
+            self._handle(message)
+
+    def _announced(self, size: int) -> None:
+        self.connection.grant(self, size + PREFIX_SIZE - OUR_STREAM_WINDOW)
+
+    def _inflate(self, message: Buffer) -> None:
+        try:
+            inflater = Inflater(self.head.encoding, message, self.connection.wire.limits.max_body_size)
+            done = len(message) <= INLINE and inflater.step()
+        except CodingError as error:
+            raise as_rpc_error(error) from None
+        if done:
+            self._inflated(inflater.output)
+        else:
+            self._task = self.connection.loop.create_task(self._inflate_on_thread(inflater))
+
+    async def _inflate_on_thread(self, inflater: Inflater) -> None:
+        try:
+            output = await self.connection.loop.run_in_executor(None, inflater.finish)
+        except CodingError as error:
+            self._refuse(as_rpc_error(error))
+            return
+        if not self.closed:
+            self._inflated(output)
+
+    def _inflated(self, message: Buffer) -> None:
+        if self.buffer(len(message)):
+            self._handle(message)
+        else:
+            self.end(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+
+    def _handle(self, message: Buffer) -> None:
+        rpc = self.head.rpc
+        assert isinstance(rpc, UnaryMethod)
+        try:
+            rpc.handler(self, message)
+        except RpcError as error:
+            self.end(error.code, error.message)
+        except Exception:
+            log.exception("the handler of %s failed", self.head.path.decode("utf-8", "replace"))
+            self.end(status.INTERNAL, "the handler of this method failed; the server's log says why")
+
+    def _refuse(self, error: RpcError) -> None:
+        self.end(error.code, error.message)
+
+    # Answering
+
+    def reply(self, message: Buffer) -> None:
+        if self.answered:
+            return
+        connection = self.connection
+        output = connection.output
+        size = len(message) if type(message) is bytes else memoryview(message).nbytes
+        framed = size + PREFIX_SIZE
+        if self._compressed and self.head.encoding in self.head.accept_encoding:
+            self._reply_compressed(message, size)
+        elif output.has_room(self, framed) and not connection.block_prefix:
+            self.answered = True
+            number = self.number
+            parts = output.parts
+            parts.append(_HEADERS_AND_PREFIX(_HEADERS_START, number, RESPONSE_BLOCK, framed << 8, number, size))
+            parts.append(message)
+            parts.append(_TRAILERS(_OK_START, number, OK_BLOCK))
+            output.window -= framed
+            connection.finished(self)
+            if not output.scheduled:
+                output.schedule()
+        else:
+            self._reply_in_parts(RESPONSE_BLOCK, (PREFIX.pack(0, size), message))
+
+    def _reply_in_parts(self, block: bytes, buffers: tuple[Buffer, ...]) -> None:
+        self.answered = True
+        connection = self.connection
+        connection.output.write(connection.header_frames(self.number, block))
+        self.tail = connection.header_frames(self.number, OK_BLOCK, frames.END_STREAM)
+        connection.output.send(self, buffers)
+
+    def _reply_compressed(self, message: Buffer, size: int) -> None:
+        if size <= INLINE:
+            self._send_compressed(compress(_CODINGS[self.head.encoding], (message,)))
+        else:
+            self.answered = True
+            self._task = self.connection.loop.create_task(self._compress_on_thread(message))
+
+    async def _compress_on_thread(self, message: Buffer) -> None:
+        packed = await self.connection.loop.run_in_executor(None, compress, _CODINGS[self.head.encoding], (message,))
+        if not self.closed:
+            self._send_compressed(packed)
+
+    def _send_compressed(self, packed: bytes) -> None:
+        self._reply_in_parts(COMPRESSED_RESPONSE_BLOCKS[self.head.encoding], (PREFIX.pack(1, len(packed)), packed))
+
+    def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
+        self.end(code, message, trailers)
+
+    def awaits_client(self) -> bool:
+        return self.remote_open and not self.answered

@@ -1,0 +1,446 @@
+"""An HTTP/2 connection of a server (RFC 9113): frames in, requests and calls out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from backline.wire.connection import Wire
+from backline.wire.http2 import frames, settings
+from backline.wire.http2.allowance import FrameAllowance
+from backline.wire.http2.deadlines import Deadlines
+from backline.wire.http2.frame_reader import FrameReader
+from backline.wire.http2.frames import ConnectionFailure, StreamFailure
+from backline.wire.http2.output import Output
+from backline.wire.http2.request_head import RequestHead, check_trailers
+from backline.wire.http2.stream import Stream
+
+log = logging.getLogger("backline.wire")
+
+#: CONTINUATION frames of one header block.
+_MAX_CONTINUATIONS = 8
+#: After GOAWAY the client's bytes are still read, and dropped, for so long: closing with unread bytes resets the connection and loses GOAWAY.
+_LINGER = 0.5
+#: Between the two GOAWAYs of a drain, unless the client acknowledges a PING before.
+_DRAIN_GRACE = 0.5
+_DRAIN_PING = b"draining"
+_KEEPALIVE_PING = b"standing"
+
+
+class Http2Connection(FrameReader):
+    """Reads frames and keeps the streams. `Output` sends; a stream's class says what it makes of its DATA."""
+
+    def __init__(self, wire: Wire) -> None:
+        super().__init__(wire)
+        #: Requests answered in full.
+        self.answered = 0
+        self.deadlines = Deadlines(wire.loop, self.streams.__len__)
+        #: In front of the next header block of ours: tells the client's decoder that we use no dynamic table.
+        self.block_prefix = b""
+        self._allowance = FrameAllowance(wire.limits)
+        self._block_ends = 0
+        self._continuations = 0
+        self._draining = False
+        #: The highest stream we will serve, once the final GOAWAY is sent.
+        self._final_stream: int | None = None
+        self._swept_reads = -1
+        self._quiet_since = self._idle_since = self._opened = time.monotonic()
+        self._keepalive_sent = False
+
+    # The life of the connection
+
+    def attach(self, transport: asyncio.Transport, received: bytes) -> None:
+        self.transport = transport
+        limits = self.wire.limits
+        transport.set_write_buffer_limits(high=limits.max_unsent_bytes, low=limits.max_unsent_bytes // 4)
+        self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished)
+        self.wire.connections.add(self)
+        self.output.write(settings.ours(limits))
+        if received:
+            self.data_received(received)
+        if self.wire.draining:
+            self.drain()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = self._closing = True
+        self.output.closed = True
+        self.deadlines.cancel()
+        self._held = None
+        self.wire.connections.discard(self)
+        self._abandon()
+
+    def eof_received(self) -> bool:
+        # A client that closes its half cannot send window updates or end its requests: there is nothing to wait for.
+        return False
+
+    def pause_writing(self) -> None:
+        self.output.paused = True
+        self._write_blocked = True
+        self._update_reading()
+
+    def resume_writing(self) -> None:
+        self.output.paused = False
+        self._write_blocked = False
+        self.output.pump()
+        self._update_reading()
+        if self._held is not None and not self._write_blocked:
+            self.loop.call_soon(self._continue)
+
+    def abort(self) -> None:
+        self.output.closed = True
+        self._closing = True
+        self.transport.abort()
+
+    def drain(self) -> None:
+        if self._draining or self._closing:
+            return
+        self._draining = True
+        if not self._preface_done:
+            self._close()
+            return
+        # Requests on their way are still served: the last one is known when the client has answered the PING.
+        self.output.write(frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING))
+        self.loop.call_later(_DRAIN_GRACE, self._drained)
+
+    def _drained(self) -> None:
+        if self._final_stream is None and not self._closing:
+            self._final_stream = self.last_stream
+            self.output.write(frames.goaway(self.last_stream, frames.NO_ERROR))
+            if not self.streams:
+                self._close()
+
+    def _close(self) -> None:
+        """Closes when all that was written is sent."""
+        if self._closing:
+            return
+        self.output.flush()
+        self._closing = True
+        self.output.closed = True
+        if not self._lost:
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+                self._update_reading()
+                self.loop.call_later(_LINGER, self.transport.close)
+            else:
+                self.transport.close()
+
+    def _fail(self, failure: ConnectionFailure) -> None:
+        if self._closing:
+            return
+        log.debug("connection closed: %s", failure.reason)
+        self.output.write(frames.goaway(self.last_stream, failure.code, failure.reason.encode()))
+        self._close()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        for stream in list(self.streams.values()):
+            self.remove(stream)
+            stream.lost()
+
+    # Time limits
+
+    def sweep(self, now: float) -> None:
+        if self._closing:
+            return
+        limits = self.wire.limits
+        quiet = self._reads == self._swept_reads
+        self._swept_reads = self._reads
+        if not quiet:
+            self._quiet_since = now
+            self._keepalive_sent = False
+        if not self._preface_done or self._block is not None or self._pending:
+            if now - (self._opened if not self._preface_done else self._quiet_since) > limits.header_timeout:
+                self._fail(ConnectionFailure(frames.PROTOCOL_ERROR, "the client sent no complete frame in time"))
+            return
+        if self._write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
+            self.abort()
+            return
+        if self.streams:
+            self._idle_since = now
+        else:
+            if quiet and now - max(self._quiet_since, self._idle_since) > limits.idle_timeout:
+                self._fail(ConnectionFailure(frames.NO_ERROR, "idle"))
+            return
+        if now - self._quiet_since > limits.idle_timeout + limits.progress_timeout:
+            self.abort()
+            return
+        if now - self._quiet_since > limits.idle_timeout and not self._keepalive_sent:
+            self._keepalive_sent = True
+            self.output.write(frames.frame(frames.PING, 0, 0, _KEEPALIVE_PING))
+        for stream in list(self.streams.values()):
+            progress = stream.received + stream.sent
+            if progress != stream.swept:
+                stream.swept = progress
+                stream.progressed = now
+            elif now - stream.progressed > limits.progress_timeout:
+                if stream.pending_bytes:
+                    self.reset(stream, frames.CANCEL)
+                elif stream.awaits_client():
+                    stream.timed_out()
+
+    # Requests
+
+    def _headers(self, number: int, block: bytes, ends: int) -> None:
+        if not number & 1:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on a stream that a client cannot open")
+        stream = self.streams.get(number)
+        if stream is not None:
+            self._trailers(stream, block, ends)
+        elif number > self.last_stream:
+            self._note(number)
+            self._open(number, self._blocks.request(block), ends)
+        else:
+            # Decoded in any case, or the tables of both sides would differ.
+            self._blocks.fields(block)
+            self._spend(1)
+            if self._closed_streams.by_client(number):
+                self._send_reset(number, frames.STREAM_CLOSED)
+            elif self._closed_streams.was_skipped(number):
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "a stream number below an earlier one")
+            elif not self._closed_streams.was_reset(number):
+                raise ConnectionFailure(frames.STREAM_CLOSED, "HEADERS on a closed stream")
+
+    def _trailers(self, stream: Stream, block: bytes, ends: int) -> None:
+        fields = self._blocks.fields(block)
+        if not stream.remote_open:
+            raise StreamFailure(frames.STREAM_CLOSED, "HEADERS after the end of the stream")
+        if not ends:
+            raise StreamFailure(frames.PROTOCOL_ERROR, "trailers that do not end the stream")
+        check_trailers(fields)
+        stream.feed(b"", 0, 0, 1)
+
+    def _note(self, number: int) -> None:
+        if number > self.last_stream + 2:
+            self._closed_streams.skip(range(self.last_stream + 1, number))
+        self.last_stream = number
+
+    def _open(self, number: int, head: RequestHead, ends: int) -> None:
+        if number > self.last_stream:
+            self._note(number)
+        wire = self.wire
+        streams = self.streams
+        if len(streams) >= wire.limits.max_concurrent_streams or self._final_stream is not None:
+            self._spend(1)
+            self._send_reset(number, frames.REFUSED_STREAM)
+            return
+        stream = head.exchange(self, number, head)
+        streams[number] = stream
+        wire.requests += 1
+        if head.prompt or wire.requests > wire.limits.max_concurrent_requests:
+            stream.begin()
+        if ends:
+            if stream.closed:
+                return
+            stream.feed(b"", 0, 0, 1)
+
+    def header_frames(self, number: int, block: bytes, flags: int = 0) -> bytes:
+        """A header block of a response, in frames."""
+        if self.block_prefix:
+            block = self.block_prefix + block
+            self.block_prefix = b""
+        return frames.header_frames(number, block, flags, self.output.max_frame_size)
+
+    def finished(self, stream: Stream) -> None:
+        """All of the response is sent."""
+        self.answered += 1
+        self.remove(stream)
+        if stream.remote_open:
+            # What the client still sends is of no use (RFC 9113, section 8.1).
+            self._send_reset(stream.number, frames.NO_ERROR)
+
+    def remove(self, stream: Stream) -> None:
+        stream.closed = True
+        del self.streams[stream.number]
+        wire = self.wire
+        wire.requests -= 1
+        if stream.buffered:
+            wire.buffered_bytes -= stream.buffered
+            stream.buffered = 0
+        if stream.drained is not None:
+            stream.wake()
+        if self._final_stream is not None and not self.streams and not self._lost:
+            self.loop.call_soon(self._close)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Ends a stream before its time."""
+        if not stream.closed:
+            self.remove(stream)
+            self._send_reset(stream.number, code)
+            stream.lost()
+
+    def _send_reset(self, number: int, code: int) -> None:
+        self._closed_streams.reset(number, by_client=False)
+        self.output.write(frames.rst_stream(number, code))
+
+    def _fail_stream(self, number: int, failure: StreamFailure) -> None:
+        # A client must not make us do work and reset for nothing, either.
+        self._spend(1)
+        stream = self.streams.get(number)
+        if stream is not None:
+            self.reset(stream, failure.code)
+        else:
+            self._send_reset(number, failure.code)
+
+    def _check_not_idle(self, number: int) -> None:
+        if number > self.last_stream or not number & 1:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "a frame on a stream that was not opened")
+
+    def _spend(self, cost: float) -> None:
+        self._allowance.spend(cost, self.answered, self.output.data_frames)
+
+    # Frames other than DATA
+
+    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if kind == frames.WINDOW_UPDATE:
+            self._window_update(number, payload)
+        elif kind == frames.PING:
+            self._ping(flags, number, payload)
+        elif kind == frames.SETTINGS:
+            self._settings(flags, number, payload)
+        elif kind == frames.RST_STREAM:
+            self._rst_stream(number, payload)
+        elif kind == frames.HEADERS:
+            self._headers_in_parts(flags, number, payload)
+        elif kind == frames.CONTINUATION:
+            self._continuation(flags, number, payload)
+        elif kind == frames.PRIORITY:
+            self._spend(1)
+            if not number:
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
+            if len(payload) != 5:
+                raise StreamFailure(frames.FRAME_SIZE_ERROR, "PRIORITY that is not 5 octets long")
+            _check_dependency(payload, number)
+        elif kind == frames.GOAWAY:
+            self._spend(1)
+            if number:
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
+            if len(payload) < 8:
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 octets")
+        elif kind == frames.PUSH_PROMISE:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
+        else:
+            self._spend(1)
+
+    def _window_update(self, number: int, payload: bytes) -> None:
+        self._spend(1)
+        if len(payload) != 4:
+            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE that is not 4 octets long")
+        increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        if not number:
+            if not increment:
+                raise ConnectionFailure(frames.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            self.output.widen(increment)
+            return
+        stream = self.streams.get(number)
+        if stream is None:
+            self._check_not_idle(number)
+            return
+        if not increment:
+            raise StreamFailure(frames.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+        stream.credit += increment
+        if self.output.initial_window + stream.credit > frames.MAX_WINDOW:
+            raise StreamFailure(frames.FLOW_CONTROL_ERROR, "the stream's window is above 2^31-1")
+        if stream.pending_bytes:
+            self.output.enqueue(stream)
+
+    def _ping(self, flags: int, number: int, payload: bytes) -> None:
+        if number:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "PING on a stream")
+        if len(payload) != 8:
+            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "PING that is not 8 octets long")
+        self._spend(1)
+        if not flags & frames.ACK:
+            self.output.write(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif payload == _DRAIN_PING and self._draining:
+            self._drained()
+
+    def _settings(self, flags: int, number: int, payload: bytes) -> None:
+        if number:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "SETTINGS on a stream")
+        self._spend(1)
+        if flags & frames.ACK:
+            if payload:
+                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
+            return
+        output = self.output
+        for key, value in settings.parse(payload):
+            if key == frames.INITIAL_WINDOW_SIZE:
+                output.initial_window = value
+                for stream in list(self.streams.values()):
+                    if value + stream.credit > frames.MAX_WINDOW:
+                        raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1")
+                    if stream.pending_bytes:
+                        output.enqueue(stream)
+            elif key == frames.MAX_FRAME_SIZE:
+                output.max_frame_size = value
+            elif key == frames.HEADER_TABLE_SIZE and value < 4096:
+                self.block_prefix = b"\x20"
+        output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+
+    def _rst_stream(self, number: int, payload: bytes) -> None:
+        if not number:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "RST_STREAM on stream 0")
+        if len(payload) != 4:
+            raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "RST_STREAM that is not 4 octets long")
+        self._spend(1)
+        stream = self.streams.get(number)
+        if stream is None:
+            self._check_not_idle(number)
+            return
+        self._closed_streams.reset(number, by_client=True)
+        self.remove(stream)
+        stream.lost()
+
+    def _headers_in_parts(self, flags: int, number: int, payload: bytes) -> None:
+        if not number:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on stream 0")
+        begin, end = 0, len(payload)
+        if flags & frames.PADDED:
+            begin = 1
+            end -= payload[0] if payload else 0
+        priority = begin
+        if flags & frames.PRIORITISED:
+            begin += 5
+        if begin > end:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
+        # RFC 9113 knows no priorities any more, but a stream that depends on itself ends the block's stream, not the decoder's state.
+        failure = None
+        if flags & frames.PRIORITISED:
+            try:
+                _check_dependency(payload[priority:begin], number)
+            except StreamFailure as caught:
+                failure = caught
+        block = payload[begin:end]
+        ends = flags & frames.END_STREAM
+        if failure is not None:
+            if number > self.last_stream:
+                self._note(number)
+            if flags & frames.END_HEADERS:
+                self._blocks.fields(block)
+                raise failure
+            raise ConnectionFailure(failure.code, failure.reason)
+        if flags & frames.END_HEADERS:
+            self._headers(number, block, ends)
+        else:
+            self._block = bytearray(block)
+            self._block_stream = number
+            self._block_ends = ends
+            self._continuations = 0
+
+    def _continuation(self, flags: int, number: int, payload: bytes) -> None:
+        block = self._block
+        if block is None:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
+        block += payload
+        self._continuations += 1
+        if self._continuations > _MAX_CONTINUATIONS or len(block) > self.wire.limits.max_header_size:
+            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames")
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._headers(number, bytes(block), self._block_ends)
+
+
+def _check_dependency(priority: bytes, number: int) -> None:
+    if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
+        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")

@@ -1,0 +1,248 @@
+"""A plain HTTP request on a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
+from backline.wire.compression import INLINE, CodingError, Inflater, ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.http2 import field_block, frames
+from backline.wire.http2.body import Body
+from backline.wire.http2.date import http_date
+from backline.wire.http2.request_head import RequestHead
+from backline.wire.http2.settings import OUR_STREAM_WINDOW
+from backline.wire.http2.stream import Stream
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
+
+log = logging.getLogger("backline.wire")
+
+#: Connection-specific fields that an application may have set for HTTP/1.1.
+_NOT_IN_HTTP2 = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"content-length", b"date"))
+#: Bodies below this are not worth compressing.
+_WORTH_COMPRESSING = 1024
+
+
+class HttpExchange(Stream, HttpRequest):
+    """An HTTP request, from its head to the end of its response."""
+
+    body: Buffer
+    _gathered: Body | None = None
+    _responding = False
+    _task: asyncio.Task[None] | None = None
+    #: Held strongly: the loop knows its tasks only weakly.
+
+    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
+        Stream.__init__(self, connection, number, head)
+        HttpRequest.__init__(self, head.method, head.path, head.query, head.headers.copy(), b"")
+
+    # Receiving
+
+    def begin(self) -> None:
+        wire = self.connection.wire
+        head = self.head
+        if wire.requests > wire.limits.max_concurrent_requests:
+            self.refuse(503, "The server has too many requests in flight; try again", ((b"retry-after", b"1"),))
+        elif head.is_grpc:
+            self.refuse(405, "gRPC calls are sent with POST", ((b"allow", b"POST"),))
+        elif head.rpc is not None:
+            self.refuse(415, "This path is a gRPC method: its content-type is application/grpc")
+        elif head.content_length is not None and head.content_length > wire.limits.max_body_size:
+            self._too_large()
+        elif head.headers.get(b"expect", b"").lower() == b"100-continue":
+            self.connection.output.write(self.connection.header_frames(self.number, field_block.encode_status(100)))
+
+    def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        self.check_length(end - begin, ended)
+        if ended:
+            self.remote_open = False
+        if self.answered:
+            return
+        if begin < end and not self._gather(data, begin, end):
+            return
+        if ended:
+            if self._gathered is not None:
+                self.body = self._gathered.take()
+                self._gathered = None
+            self._complete()
+
+    def _gather(self, data: Buffer, begin: int, end: int) -> bool:
+        connection = self.connection
+        gathered = self._gathered
+        if gathered is None:
+            size = self.head.content_length
+            gathered = self._gathered = Body(size)
+            if size is not None:
+                connection.grant(self, size - OUR_STREAM_WINDOW)
+        if gathered.filled + end - begin > connection.wire.limits.max_body_size:
+            self._too_large()
+            return False
+        if not self.buffer(end - begin):
+            self.refuse(503, "The server holds too many bytes of requests; try again", ((b"retry-after", b"1"),))
+            return False
+        gathered.add(data, begin, end)
+        if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
+            connection.grant(self, OUR_STREAM_WINDOW - self.window_in)
+        return True
+
+    def _complete(self) -> None:
+        coding = self.headers.get(b"content-encoding", b"identity").strip().lower()
+        if coding not in (b"", b"identity"):
+            try:
+                inflater = Inflater(coding, self.body, self.connection.wire.limits.max_body_size)
+                if len(self.body) > INLINE or not inflater.step():
+                    self._task = self.connection.loop.create_task(self._inflate(inflater))
+                    return
+            except CodingError as error:
+                self.refuse(error.status, error.message)
+                return
+            self._inflated(inflater.output)
+        self._handle()
+
+    async def _inflate(self, inflater: Inflater) -> None:
+        try:
+            output = await self.connection.loop.run_in_executor(None, inflater.finish)
+        except CodingError as error:
+            self.refuse(error.status, error.message)
+            return
+        if not self.closed:
+            self._inflated(output)
+            self._handle()
+
+    def _inflated(self, output: bytearray) -> None:
+        self.body = output
+        self.buffer(len(output))
+
+    def _handle(self) -> None:
+        try:
+            self.connection.wire.application.http(self)
+        except Exception:
+            log.exception("a handler of HTTP requests failed")
+            self.refuse(500, "A fault of the server")
+
+    # Answering
+
+    def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
+        if self._responding or self.closed:
+            return
+        self._responding = True
+        size = sum(memoryview(part).nbytes for part in body)
+        coding = None
+        if size >= _WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
+            coding = negotiate(self.headers[b"accept-encoding"], fields)
+        if coding is None:
+            self._send(status, fields, body, size)
+        elif size <= INLINE:
+            packed = compress(coding, body)
+            self._send(status, _with_coding(fields, coding), (packed,), len(packed))
+        else:
+            self._task = self.connection.loop.create_task(self._send_compressed(coding, status, fields, body))
+
+    def _send(self, status: int, fields: Fields, body: Sequence[Buffer], size: int) -> None:
+        self.answered = True
+        head = self._response_head(status, fields, size if status >= 200 and status not in (204, 304) else None)
+        if not size or self.method == b"HEAD" or status in (204, 304):
+            self._end(head)
+            return
+        connection = self.connection
+        output = connection.output
+        output.write(connection.header_frames(self.number, head))
+        self.ends_with_data = True
+        if output.has_room(self, size):
+            output.window -= size
+            output.data_frames += 1
+            output.parts.append(frames.FRAME_HEADER.pack(size << 8, frames.END_STREAM, self.number))
+            output.parts += body
+            connection.finished(self)
+        else:
+            output.send(self, body)
+
+    def _end(self, head: bytes) -> None:
+        self.connection.output.write(self.connection.header_frames(self.number, head, frames.END_STREAM))
+        self.connection.finished(self)
+
+    async def _send_compressed(self, coding: ResponseCoding, status: int, fields: Fields, body: Sequence[Buffer]) -> None:
+        stream = self._start(status, _with_coding(fields, coding))
+        try:
+            async for piece in compress_in_steps(self.connection.loop, coding, body):
+                await stream.send(piece)
+        except ConnectionResetError:
+            return
+        stream.close()
+
+    def stream(self, status: int, fields: Fields) -> ResponseStream:
+        if self._responding:
+            raise RuntimeError("the request was answered already")
+        self._responding = True
+        if self.closed:
+            return HttpBody(self)
+        return self._start(status, fields)
+
+    def _start(self, status: int, fields: Fields) -> HttpBody:
+        if not self.closed:
+            self.connection.output.write(self.connection.header_frames(self.number, self._response_head(status, fields, None)))
+        return HttpBody(self)
+
+    def refuse(self, status: int, message: str, fields: Fields = ()) -> None:
+        """An error that the wire itself finds."""
+        if self._responding or self.closed:
+            return
+        self._responding = True
+        kind, body = self.connection.wire.application.render_error(status, message)
+        self._send(status, [(b"content-type", kind), *fields], (body,), len(body))
+
+    def _too_large(self) -> None:
+        self.refuse(413, f"The request body is larger than the server's limit of {self.connection.wire.limits.max_body_size} bytes")
+
+    def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
+        block = field_block.encode_status(status) + field_block.encode([field for field in fields if field[0] not in _NOT_IN_HTTP2])
+        if size is not None:
+            block += field_block.encode([(b"content-length", b"%d" % size)])
+        return block + field_block.encode([(b"date", http_date())])
+
+    # Ends before the response
+
+    def lost(self) -> None:
+        self.answered = True
+        self._gathered = None
+        callback, self.on_disconnect = self.on_disconnect, None
+        if callback is not None:
+            callback()
+
+    def awaits_client(self) -> bool:
+        return self.remote_open and not self.answered
+
+    def timed_out(self) -> None:
+        self.refuse(408, "The request body did not come in time")
+
+
+class HttpBody(ResponseStream):
+    """The body of a streamed response."""
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: HttpExchange) -> None:
+        self._exchange = exchange
+
+    async def send(self, chunk: Buffer) -> None:
+        exchange = self._exchange
+        if exchange.closed or exchange.answered:
+            raise ConnectionResetError("the client is gone")
+        if exchange.method != b"HEAD":
+            exchange.connection.output.send(exchange, (chunk,))
+        await exchange.wait_drained()
+
+    def close(self) -> None:
+        exchange = self._exchange
+        if not exchange.closed and not exchange.answered:
+            exchange.answered = True
+            exchange.ends_with_data = True
+            exchange.connection.output.finish(exchange)
+
+
+def _with_coding(fields: Fields, coding: ResponseCoding) -> Fields:
+    return [*fields, (b"content-encoding", coding.name), (b"vary", b"accept-encoding")]

@@ -1,0 +1,208 @@
+"""What a connection sends: frames of one loop turn in one write, response bodies within the peer's windows, streams in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from backline.wire.application import Buffer
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import FRAME_HEADER, ConnectionFailure
+from backline.wire.http2.stream import HIGH_WATER, Stream
+from backline.wire.limits import KIB
+
+#: What a stream sends before the next one has its turn.
+_QUANTUM = 128 * KIB
+#: More than this goes to the socket at once, without waiting for the end of the turn.
+_WRITE_AT = 64 * KIB
+
+
+class Output:
+    """The sending half of an HTTP/2 connection."""
+
+    __slots__ = (
+        "_finished",
+        "_loop",
+        "_max_unsent",
+        "_transport",
+        "closed",
+        "data_frames",
+        "initial_window",
+        "max_frame_size",
+        "parts",
+        "paused",
+        "ready",
+        "scheduled",
+        "window",
+    )
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, max_unsent: int, finished: Callable[[Stream], None]
+    ) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._max_unsent = max_unsent
+        self._finished = finished
+        self.closed = False
+        #: The peer's windows and frame size.
+        self.window = frames.DEFAULT_WINDOW
+        self.initial_window = frames.DEFAULT_WINDOW
+        self.max_frame_size = frames.MIN_MAX_FRAME_SIZE
+        #: The socket does not take more at the moment.
+        self.paused = False
+        self.parts: list[Buffer] = []
+        self.scheduled = False
+        #: Streams with data for which their own window has room.
+        self.ready: deque[Stream] = deque()
+        #: DATA frames sent so far: each entitles the peer to some WINDOW_UPDATE and PING frames.
+        self.data_frames = 0
+
+    def write(self, frame: Buffer) -> None:
+        """Sends frames that no window holds back."""
+        self.parts.append(frame)
+        if not self.scheduled:
+            self.schedule()
+
+    def schedule(self) -> None:
+        self.scheduled = True
+        self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        self.scheduled = False
+        parts = self.parts
+        if not parts:
+            return
+        if self.closed:
+            parts.clear()
+            return
+        self._transport.write(b"".join(parts))
+        parts.clear()
+        if self.paused and self._transport.get_write_buffer_size() > 4 * self._max_unsent:
+            self.closed = True
+            self._transport.abort()
+
+    def has_room(self, stream: Stream, size: int) -> bool:
+        """Whether a DATA frame of this size may leave at once."""
+        return (
+            size <= self.window
+            and size <= self.initial_window + stream.credit
+            and size <= self.max_frame_size
+            and not self.paused
+            and not stream.pending_bytes
+        )
+
+    def send(self, stream: Stream, buffers: Sequence[Buffer]) -> None:
+        """Queues response data of a stream; nothing is copied."""
+        pending = stream.pending
+        if pending is None:
+            pending = stream.pending = deque()
+        size = 0
+        for buffer in buffers:
+            view = memoryview(buffer).cast("B")
+            if view.nbytes:
+                pending.append(view)
+                size += view.nbytes
+        stream.pending_bytes += size
+        stream.buffer(size)
+        self.enqueue(stream)
+
+    def enqueue(self, stream: Stream) -> None:
+        if not stream.queued:
+            stream.queued = True
+            self.ready.append(stream)
+        self.pump()
+
+    def finish(self, stream: Stream) -> None:
+        """The response has its end (`tail` or `ends_with_data`): sends it now or after what is queued."""
+        if stream.pending_bytes:
+            self.enqueue(stream)
+        else:
+            self._end(stream)
+            if self.parts and not self.scheduled:
+                self.schedule()
+
+    def pump(self) -> None:
+        """Sends what windows and the socket allow, a quantum from each stream in turn."""
+        ready = self.ready
+        unwritten = 0
+        while ready and not self.paused and not self.closed:
+            stream = ready[0]
+            if stream.closed:
+                ready.popleft()
+                continue
+            if stream.pending_bytes:
+                if self.window <= 0:
+                    break
+                room = min(self.window, self.initial_window + stream.credit, _QUANTUM)
+                if room <= 0:
+                    ready.popleft()
+                    stream.queued = False
+                    continue
+                unwritten += self._send_some(stream, room)
+                if unwritten >= _WRITE_AT:
+                    unwritten = 0
+                    self._write_parts()
+            if stream.pending_bytes:
+                ready.rotate(-1)
+            else:
+                ready.popleft()
+                stream.queued = False
+                self._end(stream)
+            if stream.drained is not None and stream.pending_bytes <= HIGH_WATER:
+                stream.wake()
+        if self.parts and not self.scheduled:
+            self.schedule()
+
+    def _send_some(self, stream: Stream, room: int) -> int:
+        pending = stream.pending
+        assert pending is not None
+        parts = self.parts
+        total = left = min(room, stream.pending_bytes)
+        while left:
+            size = min(left, self.max_frame_size)
+            left -= size
+            stream.pending_bytes -= size
+            last = stream.ends_with_data and not stream.pending_bytes
+            stream.end_sent = last
+            parts.append(FRAME_HEADER.pack(size << 8, frames.END_STREAM if last else 0, stream.number))
+            self.data_frames += 1
+            while size:
+                view = pending[0]
+                if view.nbytes <= size:
+                    pending.popleft()
+                    parts.append(view)
+                    size -= view.nbytes
+                else:
+                    parts.append(view[:size])
+                    pending[0] = view[size:]
+                    size = 0
+        self.window -= total
+        stream.credit -= total
+        stream.sent += total
+        stream.release(total)
+        return total
+
+    def _end(self, stream: Stream) -> None:
+        """All data is out: sends what ends the stream, if its response has an end already."""
+        if stream.tail is not None:
+            self.parts.append(stream.tail)
+        elif stream.ends_with_data:
+            if not stream.end_sent:
+                self.parts.append(FRAME_HEADER.pack(0, frames.END_STREAM, stream.number))
+        else:
+            return
+        self._finished(stream)
+
+    def _write_parts(self) -> None:
+        if not self.closed:
+            self._transport.writelines(self.parts)
+        self.parts = []
+
+    def widen(self, increment: int) -> None:
+        """WINDOW_UPDATE of the connection."""
+        self.window += increment
+        if self.window > frames.MAX_WINDOW:
+            raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "the connection's window is above 2^31-1")
+        if self.ready:
+            self.pump()

@@ -1,0 +1,139 @@
+"""The header fields of a request, validated by RFC 9113, section 8, and what the wire needs to know of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Application, StreamMethod, UnaryMethod
+from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import StreamFailure
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
+    from backline.wire.http2.stream import Stream
+
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+").fullmatch
+#: No control characters but tab; no blank at either end (RFC 9113, section 8.2.1; RFC 9110, section 5.5).
+_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?").fullmatch
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_PATH = re.compile(rb"/[\x21-\x22\x24-\x7e\x80-\xff]*").fullmatch
+_DIGITS = re.compile(rb"[0-9]{1,19}").fullmatch
+_PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
+_OF_A_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+
+
+class RequestHead:
+    """One request's fields, decoded once and shared by all requests that come with the same header block; not to be changed."""
+
+    __slots__ = (
+        "accept_encoding",
+        "content_length",
+        "encoding",
+        "exchange",
+        "headers",
+        "is_grpc",
+        "metadata",
+        "method",
+        "path",
+        "prompt",
+        "query",
+        "rpc",
+        "timeout",
+        "timeout_error",
+    )
+
+    def __init__(self, pseudo: dict[bytes, bytes], headers: dict[bytes, bytes], application: Application) -> None:
+        self.method = pseudo[b":method"]
+        target = pseudo.get(b":path", b"")
+        self.path, _, self.query = target.partition(b"?")
+        self.headers = headers
+        self.metadata: Mapping[bytes, bytes] = MappingProxyType(headers)
+        self.content_length = _content_length(headers)
+        kind = headers.get(b"content-type", b"").lower()
+        self.is_grpc = kind.startswith(b"application/grpc") and kind[16:17] in (b"", b"+", b";", b" ")
+        self.rpc: UnaryMethod | StreamMethod | None = application.rpc.get(target)
+        self.encoding = headers.get(b"grpc-encoding", b"identity").lower() if self.is_grpc else b"identity"
+        self.accept_encoding = frozenset(name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b","))
+        #: What answers such a request, and whether it has something to do before the body is there. `HeaderBlocks` sets both.
+        self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
+        self.prompt = True
+        self.timeout: float | None = None
+        self.timeout_error: str | None = None
+        if self.is_grpc and b"grpc-timeout" in headers:
+            try:
+                self.timeout = parse_timeout(headers[b"grpc-timeout"])
+            except InvalidTimeout as error:
+                self.timeout_error = str(error)
+
+
+def parse_head(fields: Iterable[tuple[bytes, bytes]], application: Application, max_fields: int) -> RequestHead:
+    """A request's head. Raises StreamFailure when the fields are malformed (RFC 9113, section 8.1.1)."""
+    pseudo: dict[bytes, bytes] = {}
+    headers: dict[bytes, bytes] = {}
+    count = 0
+    for name, value in fields:
+        count += 1
+        if name[:1] == b":":
+            if headers:
+                raise _malformed("a pseudo-header field after a regular one")
+            if name not in _PSEUDO or name in pseudo:
+                raise _malformed("an unknown or repeated pseudo-header field")
+            pseudo[name] = value
+            continue
+        _check_field(name, value)
+        known = headers.get(name)
+        headers[name] = value if known is None else known + (b"; " if name == b"cookie" else b", ") + value
+    if count > max_fields:
+        raise StreamFailure(frames.ENHANCE_YOUR_CALM, "too many header fields")
+    _check_pseudo(pseudo, headers)
+    return RequestHead(pseudo, headers, application)
+
+
+def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises StreamFailure when trailers are malformed; they are not used otherwise."""
+    for name, value in fields:
+        if name[:1] == b":":
+            raise _malformed("a pseudo-header field in the trailers")
+        _check_field(name, value)
+
+
+def _check_field(name: bytes, value: bytes) -> None:
+    if _NAME(name) is None:
+        raise _malformed("a field name that is not a lower-case token")
+    if _VALUE(value) is None:
+        raise _malformed("a field value with control characters or blanks around it")
+    if name in _OF_A_CONNECTION or (name == b"te" and value.lower() != b"trailers"):
+        raise _malformed("a field that is specific to a connection")
+
+
+def _check_pseudo(pseudo: dict[bytes, bytes], headers: dict[bytes, bytes]) -> None:
+    if any(_VALUE(value) is None for value in pseudo.values()) or _METHOD(pseudo.get(b":method", b"")) is None:
+        raise _malformed("a pseudo-header field is missing or invalid")
+    authority = pseudo.get(b":authority")
+    if pseudo[b":method"] == b"CONNECT":
+        if b":path" in pseudo or b":scheme" in pseudo or not authority:
+            raise _malformed("CONNECT takes :authority alone")
+    else:
+        path = pseudo.get(b":path", b"")
+        if not pseudo.get(b":scheme") or not (_PATH(path) or (path == b"*" and pseudo[b":method"] == b"OPTIONS")):
+            raise _malformed("a pseudo-header field is missing or invalid")
+    if authority is not None and headers.setdefault(b"host", authority) != authority:
+        raise _malformed(":authority and host differ")
+
+
+def _content_length(headers: dict[bytes, bytes]) -> int | None:
+    value = headers.get(b"content-length")
+    if value is None:
+        return None
+    values = {part.strip() for part in value.split(b",")}
+    if len(values) != 1 or _DIGITS(only := values.pop()) is None:
+        raise _malformed("content-length is not a number")
+    return int(only)
+
+
+def _malformed(reason: str) -> StreamFailure:
+    return StreamFailure(frames.PROTOCOL_ERROR, reason)

@@ -1,0 +1,115 @@
+"""One stream of an HTTP/2 connection: what requests and calls have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections import deque
+from typing import TYPE_CHECKING
+
+from backline.wire.application import Buffer
+from backline.wire.http2 import frames
+from backline.wire.http2.frames import StreamFailure
+from backline.wire.http2.request_head import RequestHead
+from backline.wire.http2.settings import OUR_STREAM_WINDOW
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
+
+#: A sender of a stream waits while more than this is queued.
+HIGH_WATER = 64 * 1024
+
+
+class Stream:
+    """A stream that a client opened.
+
+    Attributes that most streams never change live in the class: a unary call costs one object with few fields.
+    """
+
+    #: The client may still send DATA or trailers.
+    remote_open = True
+    #: The response is complete as far as the application is concerned, though parts of it may be queued.
+    answered = False
+    #: The stream is gone from its connection.
+    closed = False
+    #: What the client may still send on this stream.
+    window_in = OUR_STREAM_WINDOW
+    #: The stream's send window, beyond the peer's INITIAL_WINDOW_SIZE.
+    credit = 0
+    #: Bytes of this stream in wire.buffered_bytes.
+    buffered = 0
+    #: Octets of DATA received, for content-length and progress.
+    received = 0
+    #: Response data that waits for windows or for the socket.
+    pending: deque[memoryview] | None = None
+    pending_bytes = 0
+    #: Frames that follow the pending data and end the stream.
+    tail: bytes | None = None
+    #: The last DATA frame ends the stream.
+    ends_with_data = False
+    end_sent = False
+    #: The stream waits in the output for its turn.
+    queued = False
+    #: A sender that waits until less is pending.
+    drained: asyncio.Future[None] | None = None
+    #: Octets sent and received when the last sweep came, and when they last changed.
+    swept = -1
+    progressed = 0.0
+    sent = 0
+
+    def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
+        self.connection = connection
+        self.number = number
+        self.head = head
+
+    @abstractmethod
+    def begin(self) -> None:
+        """The request's head is there. May answer at once."""
+
+    @abstractmethod
+    def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
+        """A piece of the body; the last one has `ended`. Raises StreamFailure."""
+
+    @abstractmethod
+    def lost(self) -> None:
+        """The client reset the stream or went away before the answer was complete."""
+
+    @abstractmethod
+    def awaits_client(self) -> bool:
+        """Whether the client owes part of a body, so that a time limit applies."""
+
+    @abstractmethod
+    def timed_out(self) -> None:
+        """The client made no progress for too long."""
+
+    def check_length(self, more: int, ended: int) -> None:
+        """Holds the body against content-length. Raises StreamFailure (RFC 9113, section 8.1.1)."""
+        self.received += more
+        announced = self.head.content_length
+        if announced is not None and (self.received > announced or (ended and self.received != announced)):
+            raise StreamFailure(frames.PROTOCOL_ERROR, "the body is not as long as content-length says")
+
+    def buffer(self, size: int) -> bool:
+        """Counts bytes of a body that are held. False when the server holds too many."""
+        wire = self.connection.wire
+        self.buffered += size
+        wire.buffered_bytes += size
+        return wire.buffered_bytes <= wire.limits.max_buffered_bytes
+
+    def release(self, size: int) -> None:
+        self.buffered -= size
+        self.connection.wire.buffered_bytes -= size
+
+    async def wait_drained(self) -> None:
+        """Returns when the queue is short again. Raises ConnectionResetError when the stream ended meanwhile."""
+        while self.pending_bytes > HIGH_WATER and not self.closed:
+            if self.drained is None:
+                self.drained = self.connection.wire.loop.create_future()
+            await asyncio.shield(self.drained)
+        if self.closed:
+            raise ConnectionResetError("the client is gone")
+
+    def wake(self) -> None:
+        drained, self.drained = self.drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
