@@ -70,9 +70,9 @@ class Scheduler:
         return len(self._queue)
 
     @property
-    def in_flight(self) -> int:
-        """Requests that wait or run."""
-        return len(self._queue) + self._running
+    def running(self) -> int:
+        """Requests that run."""
+        return self._running
 
     def submit(self, request: InferRequest) -> None:
         """Queues a request that fits the model. Raises Unavailable when the queue is full."""

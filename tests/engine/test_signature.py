@@ -1,0 +1,81 @@
+"""Whether a request fits a model, and what it is told when it does not."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.messages import InferRequest
+from backline.engine.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.tensor import Tensor
+
+FIXED = Signature((TensorSpec("x", DataType.FP32, (-1, 16)),), (TensorSpec("y", DataType.FP32, (-1, 16)),))
+VARYING = Signature(
+    (TensorSpec("a", DataType.FP32, (-1, -1)), TensorSpec("b", DataType.INT64, (-1,))),
+    (TensorSpec("y", DataType.FP32, (-1, -1)),),
+)
+
+
+def tensor(name: str, datatype: DataType, *shape: int) -> Tensor:
+    return Tensor(name, datatype, shape, np.zeros(shape, datatype.dtype))
+
+
+def request(*tensors: Tensor, outputs: tuple[str, ...] | None = None, id: str = "") -> InferRequest:
+    return InferRequest("m", {one.name: one for one in tensors}, lambda *_: None, outputs=outputs, id=id)
+
+
+def test_a_request_that_fits_gets_its_batch_size() -> None:
+    asked = request(tensor("x", DataType.FP32, 5, 16))
+
+    RequestCheck("m", FIXED, 8, strict=True)(asked)
+
+    assert asked.batch_size == 5
+
+
+def test_requests_that_differ_in_a_varying_dimension_do_not_share_a_batch() -> None:
+    check = RequestCheck("m", VARYING, 8, strict=True)
+    short = request(tensor("a", DataType.FP32, 1, 3), tensor("b", DataType.INT64, 1))
+    long = request(tensor("a", DataType.FP32, 1, 4), tensor("b", DataType.INT64, 1))
+
+    check(short)
+    check(long)
+
+    assert short.batch_key != long.batch_key
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (request(), "[request id: <id_unknown>] expected 1 inputs but got 0 inputs for model 'm'."),
+        (request(id="7"), "[request id: 7] expected 1 inputs"),
+        (request(tensor("x", DataType.INT32, 1, 16)), "inference input 'x' data-type is 'INT32', but model 'm' expects 'FP32'"),
+        (request(tensor("x", DataType.FP32, 1, 17)), "unexpected shape for input 'x' for model 'm'. Expected [-1,16], got [1,17]."),
+        (request(tensor("x", DataType.FP32, 16)), "Expected [-1,16], got [16]."),
+        (request(tensor("x", DataType.FP32, 9, 16)), "inference request batch-size must be <= 8 for 'm'"),
+        (request(tensor("x", DataType.FP32, 0, 16)), "has an empty batch"),
+        (request(tensor("x", DataType.FP32, 1, 16), tensor("z", DataType.FP32, 1)), "unexpected inference input(s) 'z'"),
+        (request(tensor("x", DataType.FP32, 1, 16), outputs=("q",)), "unexpected inference output 'q' for model 'm', expected one of y"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_told_why(asked: InferRequest, reason: str) -> None:
+    with pytest.raises(InvalidArgument, match=re.escape(reason)):
+        RequestCheck("m", FIXED, 8, strict=True)(asked)
+
+
+def test_a_batch_above_a_measured_limit_runs_alone() -> None:
+    asked = request(tensor("x", DataType.FP32, 900, 16))
+
+    RequestCheck("m", FIXED, 8, strict=False)(asked)
+
+    assert asked.batch_size == 900
+
+
+def test_inputs_must_agree_on_the_batch_size() -> None:
+    asked = request(tensor("a", DataType.FP32, 2, 3), tensor("b", DataType.INT64, 3))
+
+    with pytest.raises(InvalidArgument, match="input 'b' batch size does not match other inputs for 'm'"):
+        RequestCheck("m", VARYING, 8, strict=True)(asked)

@@ -1,0 +1,69 @@
+"""Tensors and their bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Tensor, decode_tensor, encode_tensor
+
+NUMBERS = [datatype for datatype in DataType if datatype is not DataType.BYTES]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    datatype = draw(st.sampled_from(list(DataType)))
+    shape = draw(arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
+    if datatype is DataType.BYTES:
+        data = np.empty(shape, np.object_)
+        flat = data.reshape(-1)
+        for index in range(flat.size):
+            flat[index] = draw(st.binary(max_size=20))
+        return Tensor("t", datatype, shape, flat.reshape(shape))
+    return Tensor("t", datatype, shape, draw(arrays.arrays(datatype.dtype, shape)))
+
+
+@given(tensors())
+def test_what_is_encoded_decodes_to_the_same(tensor: Tensor) -> None:
+    raw = bytes(encode_tensor(tensor))
+
+    decoded = decode_tensor("t", tensor.datatype, tensor.shape, raw)
+
+    assert decoded.shape == tensor.shape
+    assert bytes(encode_tensor(decoded)) == raw
+
+
+@pytest.mark.parametrize("datatype", NUMBERS)
+def test_wrong_byte_count_is_refused(datatype: DataType) -> None:
+    with pytest.raises(InvalidArgument, match="input byte size mismatch for input 't'"):
+        decode_tensor("t", datatype, (3,), b"\0" * (3 * datatype.itemsize - 1))
+
+
+def test_a_shape_that_dwarfs_the_data_is_refused_before_anything_is_allocated() -> None:
+    with pytest.raises(InvalidArgument, match="cannot hold as many"):
+        decode_tensor("t", DataType.BYTES, (2**40, 2**40), b"\0\0\0\0")
+
+
+@pytest.mark.parametrize("raw", [b"\x05\0\0\0abc", b"\0\0\0", b"\0\0\0\0x", b"\xff\xff\xff\xff"])
+def test_broken_bytes_elements_are_refused(raw: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        decode_tensor("t", DataType.BYTES, (1,), raw)
+
+
+def test_large_arrays_leave_without_a_copy() -> None:
+    data = np.arange(10_000, dtype=np.float32)
+
+    view = encode_tensor(Tensor("t", DataType.FP32, data.shape, data))
+
+    assert np.shares_memory(np.frombuffer(view, np.float32), data)
+
+
+def test_arrays_that_are_not_contiguous_are_encoded_row_by_row() -> None:
+    data = np.arange(6, dtype=np.int32).reshape(2, 3).T
+
+    assert np.frombuffer(encode_tensor(Tensor("t", DataType.INT32, data.shape, data)), np.int32).tolist() == [0, 3, 1, 4, 2, 5]
