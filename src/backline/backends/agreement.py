@@ -1,0 +1,81 @@
+"""Whether a model's configuration agrees with its file about the inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import Shape
+
+
+def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
+    """The signature of the model file `path`, narrowed to what the configuration names.
+
+    Shapes are full, with the batch dimension. A dimension that varies in the file is fixed where the configuration fixes it; outputs that
+    the configuration leaves out are not served. Raises InvalidArgument when both cannot be true, with both sides of the matter.
+    """
+    where = f"model '{config.name}'"
+    batch = config.max_batch_size or 0
+    if batch:
+        for spec in file.inputs:
+            if not spec.shape or spec.shape[0] != -1:
+                raise InvalidArgument(
+                    f"{where} has max_batch_size {batch} in {config.source}, but input '{spec.name}' of '{path}' has shape"
+                    f" {list(spec.shape)}, whose first dimension is no batch; set max_batch_size: 0 and give the full dims"
+                )
+    inputs = _merge(where, path, "input", file.inputs, config.inputs, config)
+    outputs = _merge(where, path, "output", file.outputs, config.outputs, config)
+    named = {spec.name for spec in config.inputs}
+    missing = [spec.name for spec in file.inputs if spec.name not in named]
+    if named and missing:
+        raise InvalidArgument(f"{where}: '{path}' needs input{_list(missing)}, which {config.source} does not name")
+    for spec in config.inputs:
+        if spec.optional:
+            raise InvalidArgument(f"{where}: {config.source} says that input '{spec.name}' is optional, but '{path}' needs it")
+    if config.outputs:
+        kept = {spec.name for spec in config.outputs}
+        outputs = tuple(spec for spec in outputs if spec.name in kept)
+    return Signature(inputs, outputs)
+
+
+def _merge(
+    where: str, path: Path, kind: str, file: tuple[TensorSpec, ...], given: tuple[TensorSpec, ...], config: ModelConfig
+) -> tuple[TensorSpec, ...]:
+    by_name = {spec.name: spec for spec in file}
+    for spec in given:
+        actual = by_name.get(spec.name)
+        if actual is None:
+            raise InvalidArgument(
+                f"{where}: {config.source} names the {kind} '{spec.name}', which '{path}' does not have; it has{_list(list(by_name))}"
+            )
+        if spec.datatype is not actual.datatype:
+            raise InvalidArgument(
+                f"{where}: {kind} '{spec.name}' is {spec.datatype.config_name} in {config.source}, but"
+                f" {actual.datatype.config_name} in '{path}'"
+            )
+        shape = (-1, *spec.shape) if config.max_batch_size else spec.shape
+        if kind == "output" and not actual.shape:  # a file may leave the rank of an output open
+            merged: Shape | None = shape
+        else:
+            merged = _merge_shapes(shape, actual.shape)
+        if merged is None:
+            note = " (with the batch dimension, as max_batch_size is above 0)" if config.max_batch_size else ""
+            raise InvalidArgument(
+                f"{where}: {kind} '{spec.name}' has shape {list(shape)}{note} in {config.source}, but {list(actual.shape)} in '{path}'"
+            )
+        by_name[spec.name] = replace(actual, shape=merged, labels=spec.labels)
+    return tuple(by_name.values())
+
+
+def _merge_shapes(given: Shape, actual: Shape) -> Shape | None:
+    """The narrower of two shapes; None when they exclude each other."""
+    if len(given) != len(actual) or any(-1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)):
+        return None
+    return tuple(max(g, a) for g, a in zip(given, actual, strict=True))
+
+
+def _list(names: list[str]) -> str:
+    return ("s " if len(names) > 1 else " ") + ", ".join(f"'{name}'" for name in names)

@@ -1,0 +1,100 @@
+"""The options of an ONNX Runtime session, from a model's `parameters`. The keys are those of Triton's backend where it has one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+
+Value = TypeVar("Value")
+
+#: Parameters handed to the session, and to each run, under their own names (onnxruntime_session_options_config_keys.h and its sibling).
+_SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
+_RUN_KEYS = ("memory.enable_memory_arena_shrinkage",)
+_NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+_EXECUTION_MODES = {"0": "ORT_SEQUENTIAL", "1": "ORT_PARALLEL", "sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
+_OPTIMIZATION_LEVELS = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+_KEYS = (
+    "intra_op_thread_count",
+    "inter_op_thread_count",
+    "execution_mode",
+    "graph_optimization_level",
+    "enable_mem_arena",
+    "enable_mem_pattern",
+    *_RUN_KEYS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What a session is made with.
+
+    One thread computes a run: several instances sharing the session use the cores better than one run on all of them. Threads, where there
+    are more, do not spin while they wait: they would take the cores from the server beside them.
+    """
+
+    intra_op_threads: int = 1
+    inter_op_threads: int = 1
+    execution_mode: str = "ORT_SEQUENTIAL"
+    graph_optimization_level: str = "ORT_ENABLE_ALL"
+    memory_arena: bool = True
+    memory_pattern: bool = True
+    session_entries: Mapping[str, str] = field(default_factory=lambda: MappingProxyType(_NO_SPINNING))
+    run_entries: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    warnings: tuple[str, ...] = ()
+
+
+def read_settings(config: ModelConfig) -> SessionSettings:
+    """The settings in `config.parameters`; unknown keys are named in `warnings`. Raises InvalidArgument for a value that cannot be."""
+    given = config.parameters
+    default = SessionSettings()
+
+    def read(key: str, convert: Callable[[str], Value], otherwise: Value, expected: str) -> Value:
+        if key not in given:
+            return otherwise
+        try:
+            return convert(given[key].strip().lower())
+        except (KeyError, ValueError):
+            raise InvalidArgument(f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}") from None
+
+    session_entries = {**default.session_entries, **{key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}}
+    return SessionSettings(
+        intra_op_threads=read("intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one a core"),
+        inter_op_threads=read("inter_op_thread_count", _count, default.inter_op_threads, "a number of threads, 0 for one a core"),
+        execution_mode=read("execution_mode", _EXECUTION_MODES.__getitem__, default.execution_mode, "0 (sequential) or 1 (parallel)"),
+        graph_optimization_level=read(
+            "graph_optimization_level",
+            _OPTIMIZATION_LEVELS.__getitem__,
+            default.graph_optimization_level,
+            f"one of {', '.join(_OPTIMIZATION_LEVELS)}",
+        ),
+        memory_arena=read("enable_mem_arena", _FLAGS.__getitem__, default.memory_arena, "0 or 1"),
+        memory_pattern=read("enable_mem_pattern", _FLAGS.__getitem__, default.memory_pattern, "0 or 1"),
+        session_entries=MappingProxyType(session_entries),
+        run_entries=MappingProxyType({key: given[key] for key in _RUN_KEYS if key in given}),
+        warnings=tuple(_unknown(config.name, key) for key in given if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)),
+    )
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 0 <= count <= 1024:
+        raise ValueError(text)
+    return count
+
+
+def _unknown(model: str, key: str) -> str:
+    near = difflib.get_close_matches(key, _KEYS, 1)
+    hint = f", did you mean '{near[0]}'?" if near else ""
+    return f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect{hint}"

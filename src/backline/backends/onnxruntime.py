@@ -1,0 +1,232 @@
+"""ONNX models, run by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.onnx_options import SessionSettings, read_settings
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+_DATATYPES = {
+    "tensor(bool)": DataType.BOOL,
+    "tensor(uint8)": DataType.UINT8,
+    "tensor(uint16)": DataType.UINT16,
+    "tensor(uint32)": DataType.UINT32,
+    "tensor(uint64)": DataType.UINT64,
+    "tensor(int8)": DataType.INT8,
+    "tensor(int16)": DataType.INT16,
+    "tensor(int32)": DataType.INT32,
+    "tensor(int64)": DataType.INT64,
+    "tensor(float16)": DataType.FP16,
+    "tensor(float)": DataType.FP32,
+    "tensor(double)": DataType.FP64,
+    "tensor(string)": DataType.BYTES,
+    "tensor(bfloat16)": DataType.BF16,
+}
+#: TensorProto.BFLOAT16 of the ONNX specification (onnx.proto).
+_ONNX_BFLOAT16 = 16
+#: ONNX Runtime's severity "fatal": errors are raised, so they need not be printed as well.
+_SILENT = 4
+_MAX_REASON = 300
+
+
+class OnnxRuntime:
+    """The backend for `*.onnx`."""
+
+    name: ClassVar[str] = "onnxruntime"
+    platform: ClassVar[str] = "onnxruntime_onnx"
+    filenames: ClassVar[tuple[str, ...]] = ("model.onnx",)
+
+    def load(self, path: Path, config: ModelConfig) -> OnnxModel:
+        """Loads a file, external data included. One thread computes a run unless the parameters say otherwise (see onnx_options).
+
+        Raises Internal where ONNX Runtime is not installed; InvalidArgument for a file that is no model, that has tensors of types no
+        request can carry, that disagrees with the configuration, or for a wrong parameter.
+        """
+        runtime = _import()
+        settings = read_settings(config)
+        _check_file(path)
+        try:
+            session = runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InvalidArgument(f"'{path}' cannot be loaded by ONNX Runtime {runtime.__version__}: {_one_line(error)}") from None
+        file = Signature(
+            tuple(_spec(path, "input", node) for node in session.get_inputs()),
+            tuple(_spec(path, "output", node) for node in session.get_outputs()),
+        )
+        signature = agree(path, file, config)
+        datatypes = {spec.datatype for spec in file.inputs + file.outputs}
+        kind = OnnxModel
+        if DataType.BF16 in datatypes:
+            kind = Bfloat16Model
+        elif DataType.BYTES in datatypes:
+            kind = StringModel
+        return kind(config.name, session, _run_options(runtime, settings), signature, settings.warnings)
+
+
+class OnnxModel:
+    """A session. Arrays go in and come out without a copy."""
+
+    def __init__(self, name: str, session: Any, options: Any, signature: Signature, warnings: tuple[str, ...]) -> None:
+        self._name = name
+        self._session = session
+        self._options = options
+        # Past the Python wrapper, whose checks are repeated inside: a third of the time of a small model.
+        self._run_session = getattr(session, "_sess", session).run
+        self.signature = signature
+        #: What in the configuration has no effect, for the person who wrote it.
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        try:
+            return self._run_session(outputs, inputs, self._options)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._session = None
+        self._run_session = self._refuse
+
+    def _refuse(self, *_: object) -> list[np.ndarray]:
+        raise Internal(f"model '{self._name}' is unloaded")
+
+    def _failure(self, error: Exception) -> BacklineError:
+        if isinstance(error, BacklineError):
+            return error
+        # ONNX Runtime's own exceptions have no common base; this one says that the feed does not fit, before or within a node.
+        if type(error).__name__ == "InvalidArgument":
+            return InvalidArgument(f"model '{self._name}' refuses the input: {_one_line(error)}")
+        return Internal(f"model '{self._name}' failed: {_one_line(error)}")
+
+
+class StringModel(OnnxModel):
+    """A model with strings: ONNX Runtime's are UTF-8 text, those of the protocols are bytes."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        decoded = {name: self._decode(name, array) if array.dtype == np.object_ else array for name, array in inputs.items()}
+        arrays = super().run(decoded, outputs)
+        return [_encode(array) if array.dtype.kind in "OU" else array for array in arrays]
+
+    def _decode(self, name: str, array: np.ndarray) -> np.ndarray:
+        texts = np.empty(array.size, np.object_)
+        for index, element in enumerate(array.reshape(-1).tolist()):
+            try:
+                texts[index] = element.decode() if isinstance(element, bytes) else str(element)
+            except UnicodeDecodeError as error:
+                raise InvalidArgument(
+                    f"element {index} of input '{name}' of model '{self._name}' is not UTF-8 text (byte {error.start}); ONNX strings are"
+                ) from None
+        return texts.reshape(array.shape)
+
+
+class Bfloat16Model(StringModel):
+    """A model with BF16 tensors, which numpy does not know: their bits travel as uint16."""
+
+    def __init__(self, name: str, session: Any, options: Any, signature: Signature, warnings: tuple[str, ...]) -> None:
+        super().__init__(name, session, options, signature, warnings)
+        self._bfloat16_inputs = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
+        self._value_of = _import().OrtValue
+        self._run_session = self._run_values
+
+    def _run_values(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray], options: Any) -> list[np.ndarray]:
+        feed = {name: self._value(name, array) for name, array in inputs.items()}
+        return [_array(value) for value in self._session.run_with_ort_values(list(outputs), feed, options)]
+
+    def _value(self, name: str, array: np.ndarray) -> Any:
+        if name not in self._bfloat16_inputs:
+            return self._value_of.ortvalue_from_numpy(array)
+        return self._value_of.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _ONNX_BFLOAT16)
+
+
+class _Bits:
+    """The memory of a BF16 tensor as numpy can view it; the view keeps the tensor alive."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self.__array_interface__ = {"version": 3, "typestr": "<u2", "shape": tuple(value.shape()), "data": (value.data_ptr(), False)}
+
+
+def _array(value: Any) -> np.ndarray:
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()  # type: ignore[no-any-return]
+    if 0 in value.shape():
+        return np.empty(value.shape(), np.uint16)
+    return np.asarray(_Bits(value))
+
+
+def _encode(array: np.ndarray) -> np.ndarray:
+    encoded = np.empty(array.size, np.object_)
+    for index, text in enumerate(array.reshape(-1).tolist()):
+        encoded[index] = text.encode() if isinstance(text, str) else text
+    return encoded.reshape(array.shape)
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        missing = error.name == "onnxruntime"
+        why = "it is not installed" if missing else f"it cannot be imported ({error})"
+        raise Internal(f"ONNX models need ONNX Runtime, and {why}: pip install 'backline[onnx]'") from None
+    return onnxruntime
+
+
+def _check_file(path: Path) -> None:
+    """Says what the runtime would only call a protobuf error."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(40)
+    except OSError as error:
+        raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
+    if not start:
+        raise InvalidArgument(f"'{path}' is empty")
+    if start.startswith(b"version https://git-lfs"):
+        raise InvalidArgument(f"'{path}' is a pointer of Git LFS, not the model itself: run `git lfs pull`")
+
+
+def _session_options(runtime: Any, settings: SessionSettings) -> Any:
+    options = runtime.SessionOptions()
+    options.log_severity_level = _SILENT
+    options.intra_op_num_threads = settings.intra_op_threads
+    options.inter_op_num_threads = settings.inter_op_threads
+    options.execution_mode = getattr(runtime.ExecutionMode, settings.execution_mode)
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings.graph_optimization_level)
+    options.enable_cpu_mem_arena = settings.memory_arena
+    options.enable_mem_pattern = settings.memory_pattern
+    for key, value in settings.session_entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _run_options(runtime: Any, settings: SessionSettings) -> Any:
+    options = runtime.RunOptions()
+    options.log_severity_level = _SILENT
+    for key, value in settings.run_entries.items():
+        options.add_run_config_entry(key, value)
+    return options
+
+
+def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
+    datatype = _DATATYPES.get(node.type)
+    if datatype is None:
+        raise InvalidArgument(f"'{path}' cannot be served: {kind} '{node.name}' is a {node.type}, which no request can carry")
+    return TensorSpec(node.name, datatype, tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape))
+
+
+def _one_line(error: Exception) -> str:
+    """The runtime's reason without its codes, source files and line breaks."""
+    reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
+    reason = re.sub(r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason)
+    reason = " ".join(reason.split()) or type(error).__name__
+    return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
