@@ -42,5 +42,5 @@ def machine() -> dict[str, str]:
         "load before": f"{os.getloadavg()[0]:.1f}",
         "wrk": tool_version(["wrk", "-v"], r"wrk \S*?(\d[\w.+-]*)"),
         "h2load": tool_version(["h2load", "--version"], r"nghttp2/(\S+)"),
-        "perf_analyzer": tool_version([perf_analyzer.executable() or "perf_analyzer", "--version"], r"(\d+\.\d+\S*)"),
+        "perf_analyzer": perf_analyzer.installed_version(),
     }

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness.case import Case, Measurement
@@ -22,6 +23,14 @@ def executable() -> str | None:
     """perf_analyzer beside the running Python, else on PATH."""
     beside = Path(sys.executable).parent / "perf_analyzer"
     return str(beside) if beside.exists() else shutil.which("perf_analyzer")
+
+
+def installed_version() -> str:
+    """The version of the package: the program itself says 0.0.0."""
+    try:
+        return version("perf-analyzer")
+    except PackageNotFoundError:
+        return "unknown version" if executable() else "missing"
 
 
 def parse(output: str) -> Measurement:

@@ -1,0 +1,84 @@
+"""The same load over gRPC, by grpcio's asyncio client: for rates of up to about a thousand calls per second."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from harness.open_loop import Fate, Fates
+
+#: Calls that one connection carries at once, less than servers allow: above its limit a client waits without telling.
+CALLS_PER_CONNECTION = 100
+
+
+class GrpcClients:
+    """Calls of ModelInfer, spread over connections. The fate of a call is OK or the name of its status code."""
+
+    def __init__(self, port: int, message: bytes, *, connections: int = 48) -> None:
+        # Without this option all channels to one address share one connection.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self.channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) for _ in range(connections)]
+        self.stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self.channels]
+        self.busy = [0] * connections
+        self.request = service_pb2.ModelInferRequest.FromString(message)
+        self.fates = Fates()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def _call(self, due: float) -> None:
+        place = min(range(len(self.busy)), key=self.busy.__getitem__)
+        self.busy[place] += 1
+        sent = monotonic()
+        try:
+            await self.stubs[place].ModelInfer(self.request, timeout=60)
+            what = "OK"
+        except grpc.aio.AioRpcError as error:
+            what = error.code().name
+        self.busy[place] -= 1
+        self.fates.all.append(Fate(what, due, sent, monotonic()))
+
+    def send(self, due: float) -> None:
+        if min(self.busy) >= CALLS_PER_CONNECTION:
+            self.fates.all.append(Fate("not sent: the client has no connection left", due, due, due))
+            return
+        task = asyncio.get_running_loop().create_task(self._call(due))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def closed_loop(self, clients: int, seconds: float) -> float:
+        """Successful calls per second when each of `clients` waits for its answer."""
+        started = monotonic()
+        done = 0
+
+        async def client() -> None:
+            nonlocal done
+            while monotonic() - started < seconds:
+                await self._call(monotonic())
+                done += self.fates.all[-1].what == "OK"
+
+        await asyncio.gather(*(client() for _ in range(clients)))
+        return done / (monotonic() - started)
+
+    async def open_loop(self, rate: float, seconds: float) -> None:
+        """Sends `rate` calls per second for `seconds`; returns when the last has been sent."""
+        started = monotonic()
+        sent = 0
+        total = round(rate * seconds)
+        while sent < total:
+            due = min(total, int((monotonic() - started) * rate))
+            while sent < due:
+                self.send(started + sent / rate)
+                sent += 1
+            await asyncio.sleep(0.001)
+
+    async def settle(self, seconds: float) -> int:
+        """Waits until every call has ended, at most `seconds`; returns how many have not."""
+        if self.tasks:
+            await asyncio.wait(set(self.tasks), timeout=seconds)
+        return len(self.tasks)
+
+    async def close(self) -> None:
+        for channel in self.channels:
+            await channel.close()

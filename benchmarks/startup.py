@@ -1,0 +1,133 @@
+"""How soon Backline answers, and how much memory it keeps: `python benchmarks/startup.py`.
+
+The time runs from the start of the command to the first 200 of /v2/health/ready. The memory is the resident memory of the server's
+processes with the model add1, after some and after ten times as many requests.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import click
+from harness import h2load, wrk
+from harness.case import Measurement
+from harness.environment import CannotRun
+from harness.folders import BENCH
+from harness.machine import machine
+from harness.model import Model, model
+from harness.peers.backline import Backline, serve_command
+from harness.server_process import ServerProcess, free_ports
+
+REPOSITORY = BENCH / "startup"
+CLIENTS = 16
+
+
+def is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def seconds_to_ready() -> float:
+    """One start, from the command to the first 200."""
+    http_port, grpc_port, metrics_port = free_ports(3)
+    started = time.perf_counter()
+    process = ServerProcess("startup", serve_command(REPOSITORY, http_port, grpc_port, metrics_port))
+    try:
+        while not is_ready(http_port):
+            if not process.alive():
+                raise CannotRun(f"the server ended: {process.last_words()}")
+            if time.perf_counter() - started > 30:
+                raise CannotRun(f"the server was not ready within 30 s: {process.last_words()}")
+            time.sleep(0.002)
+        return time.perf_counter() - started
+    finally:
+        process.end()
+
+
+def sender(server: Backline, asked: Model, protocol: str) -> Callable[[], Measurement]:
+    """A function that loads the server for about a second."""
+    if protocol == "grpc":
+        return lambda: h2load.run_grpc(server.grpc_port, asked.grpc_request(), concurrency=CLIENTS, seconds=1)
+    if not wrk.available():
+        raise CannotRun("wrk is not installed (apt install wrk)")
+    body, headers = asked.binary_request()
+    return lambda: wrk.run(server.infer_url(asked), "startup", body, headers, concurrency=CLIENTS, seconds=1)
+
+
+def memory_after(counts: list[int], protocol: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
+    """Requests answered and resident memory in MB (10**6 bytes), at the start and at each of `counts`."""
+    asked = model("add1", REPOSITORY)
+    server = Backline()
+    try:
+        server.start([asked])
+        process = server.running()
+        seen = [(0, process.resident_bytes() / 1e6)]
+        send = sender(server, asked, protocol)
+        total = 0
+        for count in counts:
+            while total < count:
+                result = send()
+                if result.errors or not result.requests:
+                    raise CannotRun(f"{result.errors} errors in {result.requests} requests")
+                total += result.requests
+            seen.append((total, process.resident_bytes() / 1e6))
+            say(f"  {protocol}: after {total:,} requests {seen[-1][1]:.1f} MB")
+        return seen
+    finally:
+        server.end()
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--starts", type=click.IntRange(1), default=5, help="How often the server is started.")
+@click.option("--requests", type=click.IntRange(1), default=100_000, help="Memory is read after so many and after ten times as many.")
+@click.option("--protocols", default="http,grpc", help="http, grpc or both, each with a server of its own.")
+@click.option("--max-seconds", type=float, default=0.6, help="The start that is asked for.")
+@click.option("--max-mb", type=float, default=100.0, help="The memory that is asked for after the first count.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "startup.json", help="Where the results go as JSON.")
+def main(starts: int, requests: int, protocols: str, max_seconds: float, max_mb: float, json_file: Path) -> None:
+    """Measures start and memory. Status 1 if one of them is worse than asked for."""
+    names = protocols.split(",")
+    if unknown := [name for name in names if name not in ("http", "grpc")]:
+        raise click.BadParameter(f"{unknown[0]!r} is neither http nor grpc", param_hint="--protocols")
+    about = machine()
+    click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
+    model("add1", REPOSITORY)
+    claims: list[tuple[bool, str]] = []
+    try:
+        seconds_to_ready()  # The first start warms the disk's cache, and compiles the modules if they are not yet.
+        times = [seconds_to_ready() for _ in range(starts)]
+        middle = median(times)
+        claims.append((middle <= max_seconds, f"ready after {middle:.3f} s, the median of {starts} (at most {max_seconds:g} s)"))
+        memory: dict[str, list[tuple[int, float]]] = {}
+        for name in names:
+            memory[name] = memory_after([requests, 10 * requests], name, click.echo)
+            (_, first), (_, some), (_, many) = memory[name]
+            claims.append((some < max_mb, f"{name}: {some:.1f} MB after {requests:,} requests, {first:.1f} before (below {max_mb:g} MB)"))
+            # 1 MB is what the allocator's own pools move from one reading to the next.
+            words = f"{many:.1f} MB after {10 * requests:,} requests (no higher than {some:.1f}, give or take 1 MB)"
+            claims.append((many <= some + 1, f"{name}: {words}"))
+    except CannotRun as error:
+        raise click.ClickException(str(error)) from error
+    for holds, words in claims:
+        click.echo(f"{'holds ' if holds else 'BROKEN'} {words}")
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    data = {"machine": about, "ready_seconds": times, "memory_mb": memory, "claims": [{"holds": h, "claim": w} for h, w in claims]}
+    json_file.write_text(json.dumps(data, indent=1))
+    click.echo(f"Written: {json_file}")
+    if not all(holds for holds, _ in claims):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
