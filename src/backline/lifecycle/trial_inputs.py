@@ -1,0 +1,154 @@
+"""Inputs made up to try a model: to prove that it can be batched, and to measure how long it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from time import perf_counter
+
+import numpy as np
+
+from backline.backends.backend import LoadedModel
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import element_count
+
+Arrays = dict[str, np.ndarray]
+#: The size chosen for each dimension that varies, by input name and axis.
+Sizes = dict[tuple[str, int], int]
+
+#: Sizes tried for dimensions that vary. First those that leave no dimension alone: with a size of 1, rows and columns look the same.
+TRIAL_SIZES = (4, 16, 64, 2, 256, 512, 1024, 1, 100, 4096, 16000, 48000)
+#: An input with more elements is not tried: the sizes are guesses, and several of them multiply.
+MAX_TRIAL_ELEMENTS = 1 << 20
+#: Above this many dimensions that vary, all get the same size.
+_MAX_FREE_DIMENSIONS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A kind of values: floats spread evenly from `-scale` to `scale` (if `scale` is 0 all are `offset`), integers from 0 to `top`."""
+
+    scale: float
+    offset: float
+    top: int
+    lowest: int
+    words: tuple[bytes, ...]
+
+
+NORMAL = Family(1.7, 0.0, 1, 0, (b"a", b"bc", b"def", b"x y"))
+LARGE = Family(60.0, 5.0, 9, 0, (b"7", b"42", b"0", b"13"))
+ZEROS = Family(0.0, 0.0, 0, 0, (b"",))
+ONES = Family(0.0, 1.0, 1, 1, (b"1",))
+POSITIVE = Family(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
+HUGE = Family(1e6, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
+#: Sampling rates are the integers that models of audio most often insist on.
+SAMPLING_RATE = Family(1.0, 0.0, 16000, 16000, (b"a",))
+FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
+
+
+def make_inputs(signature: Signature, sizes: Sizes, rows: int | None, family: Family, seed: int) -> Arrays:
+    """Inputs of a model; `rows` is the first dimension of each, or None where the first dimension is like all others."""
+    arrays: Arrays = {}
+    for index, spec in enumerate(signature.inputs):
+        shape = trial_shape(spec, sizes, rows)
+        arrays[spec.name] = _values(spec.datatype, element_count(shape), family, seed * 31 + index).reshape(shape)
+    return arrays
+
+
+def trial_shape(spec: TensorSpec, sizes: Sizes, rows: int | None) -> tuple[int, ...]:
+    """The shape of an input whose dimensions that vary have the sizes chosen."""
+    shape = tuple(sizes.get((spec.name, axis), dim) for axis, dim in enumerate(spec.shape))
+    return shape if rows is None else (rows, *shape[1:])
+
+
+def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, int]]:
+    """The dimensions that vary, without the first of each input if that is the batch."""
+    first = 1 if batched else 0
+    return [(spec.name, axis) for spec in signature.inputs for axis, dim in enumerate(spec.shape) if dim == -1 and axis >= first]
+
+
+def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
+    """Sizes for all dimensions that vary, the likeliest first: all the same, then some of them 1."""
+    free = free_dimensions(signature, batched=batched)
+    if not free:
+        yield {}
+        return
+    seen: set[tuple[int, ...]] = set()
+    for size in TRIAL_SIZES:
+        choices = product((size, 1), repeat=len(free)) if len(free) <= _MAX_FREE_DIMENSIONS else iter([(size,) * len(free)])
+        for choice in choices:
+            sizes = dict(zip(free, choice, strict=True))
+            rows = 1 if batched else None
+            if choice not in seen and all(element_count(trial_shape(s, sizes, rows)) <= MAX_TRIAL_ELEMENTS for s in signature.inputs):
+                seen.add(choice)
+                yield sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Sizes and values that the model accepts."""
+
+    sizes: Sizes
+    family: Family
+
+
+def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial | None:
+    """Sizes and values with which one run succeeds and no output is empty; failing that, any that run; None when nothing does.
+
+    Stops trying at `deadline` (of time.perf_counter()), but not before the first try.
+    """
+    signature = model.signature
+    outputs = [spec.name for spec in signature.outputs]
+    rows = 1 if batched else None
+    fallback: Trial | None = None
+    has_numbers = any(spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL for spec in signature.inputs)
+    for sizes in size_choices(signature, batched=batched):
+        for family in (NORMAL, ONES, ZEROS, SAMPLING_RATE, LARGE) if has_numbers else (NORMAL,):
+            try:
+                arrays = model.run(make_inputs(signature, sizes, rows, family, 1), outputs)
+            except BacklineError:
+                continue
+            finally:
+                late = perf_counter() > deadline
+            trial = Trial(sizes, family)
+            if all(array.size for array in arrays) or late:
+                return trial
+            fallback = fallback or trial
+            break
+        if late:
+            break
+    return fallback
+
+
+_FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
+
+
+def _values(datatype: DataType, count: int, family: Family, seed: int) -> np.ndarray:
+    if datatype is DataType.BYTES:
+        words = np.empty(count, np.object_)
+        words[:] = [family.words[index] for index in (_scramble(count, seed) % np.uint32(len(family.words))).tolist()]
+        return words
+    if datatype in _FLOATS:
+        # Evenly spread over whatever scale: no need for numpy.random, whose import would be felt at start.
+        values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(family.scale) + np.float32(family.offset)
+        if datatype is DataType.BF16:
+            return (values.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        with np.errstate(over="ignore"):
+            return values.astype(datatype.dtype)
+    if datatype is DataType.BOOL:
+        return (_scramble(count, seed) % np.uint32(family.top - family.lowest + 1) + np.uint32(family.lowest)).astype(np.bool_)
+    top = min(family.top, np.iinfo(datatype.dtype).max)
+    lowest = min(family.lowest, top)
+    return (_scramble(count, seed) % np.uint32(top - lowest + 1) + np.uint32(lowest)).astype(datatype.dtype)
+
+
+def _scramble(count: int, seed: int) -> np.ndarray:
+    """`count` well-mixed 32-bit numbers, the same for the same seed."""
+    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(seed * 2246822519 & 0xFFFFFFFF)
+    for _ in range(2):
+        mixed ^= mixed >> np.uint32(16)
+        mixed *= np.uint32(0x45D9F3B)
+    return mixed ^ (mixed >> np.uint32(16))
