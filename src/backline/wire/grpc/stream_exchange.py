@@ -13,6 +13,7 @@ from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
 from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, RESPONSE_BLOCK
 from backline.wire.http2.frames import FRAME_HEADER
+from backline.wire.http2.settings import OUR_STREAM_WINDOW
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -90,6 +91,7 @@ class StreamExchange(GrpcExchange, StreamCall):
             raise RpcError(status.INVALID_ARGUMENT, "the call ended in the middle of a message")
 
     def _announced(self, size: int) -> None:
+        self.connection.expect(self, min(size, OUR_STREAM_WINDOW))
         missing = size - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing

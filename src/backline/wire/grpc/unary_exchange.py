@@ -13,7 +13,6 @@ from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
 from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, OK_BLOCK, RESPONSE_BLOCK
 from backline.wire.http2 import frames
-from backline.wire.http2.settings import OUR_STREAM_WINDOW
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -91,7 +90,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self._handle(message)
 
     def _announced(self, size: int) -> None:
-        self.connection.grant(self, size + PREFIX_SIZE - OUR_STREAM_WINDOW)
+        self.connection.expect(self, size + PREFIX_SIZE)
 
     def _inflate(self, message: Buffer) -> None:
         try:

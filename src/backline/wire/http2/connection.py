@@ -20,7 +20,7 @@ log = logging.getLogger("backline.wire")
 
 #: CONTINUATION frames of one header block.
 _MAX_CONTINUATIONS = 8
-#: After GOAWAY the client's bytes are still read, and dropped, for so long: closing with unread bytes resets the connection and loses GOAWAY.
+#: After GOAWAY the client's bytes are still read, and dropped, for so long: closing with unread bytes would reset the connection.
 _LINGER = 0.5
 #: Between the two GOAWAYs of a drain, unless the client acknowledges a PING before.
 _DRAIN_GRACE = 0.5
@@ -317,6 +317,8 @@ class Http2Connection(FrameReader):
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "GOAWAY shorter than 8 octets")
+            # The client goes away: what it has asked for is still answered.
+            self._drained()
         elif kind == frames.PUSH_PROMISE:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
         else:

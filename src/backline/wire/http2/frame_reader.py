@@ -13,7 +13,7 @@ from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure,
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.settings import OUR_CONNECTION_WINDOW, OUR_MAX_FRAME_SIZE
+from backline.wire.http2.settings import LARGE_BODY, LARGE_MAX_FRAME_SIZE, OUR_CONNECTION_WINDOW, OUR_STREAM_WINDOW
 from backline.wire.http2.stream import Stream
 
 log = logging.getLogger("backline.wire")
@@ -39,6 +39,7 @@ class FrameReader(Connection):
         self._blocks = HeaderBlocks(wire.application, wire.limits)
         self._closed_streams = ClosedStreams()
         self._window_in = OUR_CONNECTION_WINDOW
+        self._max_frame_size = frames.MIN_MAX_FRAME_SIZE
         self._preface_done = False
         #: An incomplete frame, and the size at which it goes on.
         self._pending = bytearray()
@@ -147,7 +148,7 @@ class FrameReader(Connection):
             kind = word & 0xFF
             length = word >> 8
             number &= 0x7FFFFFFF
-            if length > OUR_MAX_FRAME_SIZE:
+            if length > self._max_frame_size:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "a frame above MAX_FRAME_SIZE")
             begin = at + 9
             end = begin + length
@@ -317,6 +318,13 @@ class FrameReader(Connection):
         if too_long:
             raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a control frame or header block that is too long")
         return False
+
+    def expect(self, stream: Stream, size: int) -> None:
+        """A body of this size is announced: lets it come without waiting for windows, and in large frames."""
+        if size > LARGE_BODY and self._max_frame_size < LARGE_MAX_FRAME_SIZE:
+            self._max_frame_size = LARGE_MAX_FRAME_SIZE
+            self.output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
+        self.grant(stream, size - OUR_STREAM_WINDOW)
 
     def grant(self, stream: Stream, size: int) -> None:
         """Lets the client send `size` more on a stream."""

@@ -77,7 +77,7 @@ class HttpExchange(Stream, HttpRequest):
             size = self.head.content_length
             gathered = self._gathered = Body(size)
             if size is not None:
-                connection.grant(self, size - OUR_STREAM_WINDOW)
+                connection.expect(self, size)
         if gathered.filled + end - begin > connection.wire.limits.max_body_size:
             self._too_large()
             return False

@@ -8,8 +8,9 @@ from backline.wire.http2 import frames
 from backline.wire.http2.frames import ConnectionFailure
 from backline.wire.limits import KIB, MIB, Limits
 
-#: Larger than the 16 KiB of the protocol, so that a large tensor comes in few frames.
-OUR_MAX_FRAME_SIZE = 1 * MIB
+#: Announced once a large body comes, so that it needs few frames. Not before: a HEADERS frame would have to be taken in that size, too.
+LARGE_MAX_FRAME_SIZE = 1 * MIB
+LARGE_BODY = 64 * KIB
 #: What a stream may send before its message's length is known; then it is granted the length.
 OUR_STREAM_WINDOW = 1 * MIB
 #: What a connection may send beyond what was taken from it.
@@ -26,7 +27,6 @@ def ours(limits: Limits) -> bytes:
         {
             frames.MAX_CONCURRENT_STREAMS: limits.max_concurrent_streams,
             frames.INITIAL_WINDOW_SIZE: OUR_STREAM_WINDOW,
-            frames.MAX_FRAME_SIZE: OUR_MAX_FRAME_SIZE,
             frames.MAX_HEADER_LIST_SIZE: limits.max_header_size,
         }
     )
