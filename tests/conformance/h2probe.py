@@ -6,6 +6,7 @@ a connection error is a GOAWAY with one of the codes, or a close; a stream error
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -89,6 +90,36 @@ NOT_HTTP2 = End("bytes that are not HTTP/2")
 Event = Frame | End
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a request. `ended` is empty when the answer was complete, else how it ended."""
+
+    fields: dict[str, str]
+    body: bytes
+    ended: str
+    #: Until it was known.
+    seconds: float
+
+    @property
+    def answered(self) -> bool:
+        """Whether the server said anything; a time-out is no answer."""
+        return self.ended != TIMED_OUT.why
+
+    @property
+    def refused(self) -> bool:
+        if self.ended:
+            return self.answered
+        return self.fields.get("grpc-status", "0") != "0" or self.fields.get(":status", "200")[0] in "45"
+
+    def __str__(self) -> str:
+        told = {name: value for name, value in self.fields.items() if name in (":status", "grpc-status", "grpc-message")}
+        return f"{told} {self.ended}"
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
 def frame(type: int, flags: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:
     """The bytes of a frame; `length` may lie about the payload."""
     return struct.pack(">I", len(payload) if length is None else length)[1:] + struct.pack(">BBI", type, flags, stream) + payload
@@ -127,10 +158,8 @@ class Probe:
 
     def send(self, data: bytes) -> None:
         """Sends bytes; a server that closed already is found out by reading."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def frame(self, type: int, flags: int, stream: int, payload: bytes = b"") -> None:
         self.send(frame(type, flags, stream, payload))
@@ -328,6 +357,30 @@ class Probe:
             if event.ends_stream or (event.type == RST_STREAM and event.code == NO_ERROR):
                 return
         self._fail("the end of a stream")
+
+    def outcome(self, stream: int, timeout: float | None = None) -> Outcome:
+        """What becomes of a request: the fields of its answer with its trailers, or how it was refused."""
+        fields: dict[str, str] = {}
+        body = b""
+        started = time.monotonic()
+        deadline = started + (self.timeout if timeout is None else timeout)
+        while isinstance(event := self.wait(max(0.0, deadline - time.monotonic())), Frame):
+            if event.type == HEADERS:
+                # Every block must be decoded, or the compression context is lost.
+                decoded = {_text(name): _text(value) for name, value in self.decoder.decode(event.payload)}
+                if event.stream == stream:
+                    fields.update(decoded)
+            if event.type == DATA and event.stream == stream:
+                body += event.payload
+            if event.type == GOAWAY and event.code != NO_ERROR:
+                return Outcome(fields, body, f"GOAWAY {event.code:#x}", time.monotonic() - started)
+            if event.stream != stream:
+                continue
+            if event.type == RST_STREAM and not (event.code == NO_ERROR and "grpc-status" in fields):
+                return Outcome(fields, body, f"reset {event.code:#x}", time.monotonic() - started)
+            if event.ends_stream:
+                return Outcome(fields, body, "", time.monotonic() - started)
+        return Outcome(fields, body, str(event), time.monotonic() - started)
 
     def response_length(self) -> int:
         """The bytes of the body of the answer to `GET /`, on a stream of its own connection."""

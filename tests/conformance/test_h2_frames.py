@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from h2probe import (
+
+from conformance.h2probe import (
     ACK,
     COMPRESSION_ERROR,
     CONTINUATION,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from h2probe import (
+
+from conformance.h2probe import (
     DATA,
     ENABLE_PUSH,
     HEADER_TABLE_SIZE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from h2probe import COMPRESSION_ERROR, HEADER_TABLE_SIZE, Probe
+from conformance.h2probe import COMPRESSION_ERROR, HEADER_TABLE_SIZE, Probe
 
 #: The start of a literal without indexing, with the new name x-test in Huffman coding.
 NEW_NAME = bytes.fromhex("0085f2b24a84ff")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 
 import pytest
-from h2probe import (
+
+from conformance.h2probe import (
     END_HEADERS,
     GOAWAY,
     HEADERS,
