@@ -1,0 +1,68 @@
+"""The parsers read what the load generators really print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+from harness import h2load, perf_analyzer, wrk
+from harness.environment import CannotRun
+
+Recorded = Callable[[str], str]
+
+
+def test_wrk_rate_latencies_and_count(recorded: Recorded) -> None:
+    result = wrk.parse(recorded("wrk.txt"))
+
+    assert result.requests_per_second == pytest.approx(17499.82, rel=1e-4)
+    assert (result.p50_us, result.p99_us, result.requests, result.errors) == (213, 403, 17504, 0)
+
+
+def test_wrk_counts_refused_and_broken_answers_as_errors(recorded: Recorded) -> None:
+    output = (
+        recorded("wrk.txt").replace('"read": 0', '"read": 3').replace('"status": 0', '"status": 40').replace('"timeout": 0', '"timeout": 2')
+    )
+
+    assert wrk.parse(output).errors == 45
+
+
+def test_wrk_without_a_result_says_what_it_printed() -> None:
+    with pytest.raises(CannotRun, match="unable to connect"):
+        wrk.parse("unable to connect to 127.0.0.1:1 Connection refused\n")
+
+
+def test_perf_analyzer_rate_latencies_and_count(recorded: Recorded) -> None:
+    result = perf_analyzer.parse(recorded("perf_analyzer.txt"))
+
+    assert result.requests_per_second == 10929.3
+    assert (result.p50_us, result.p99_us, result.requests, result.errors) == (340, 738, 13287, 0)
+
+
+def test_perf_analyzer_without_a_result_says_its_error() -> None:
+    output = "Request concurrency: 1\nerror: failed to get model config: Method not found!\n"
+
+    with pytest.raises(CannotRun, match="Method not found"):
+        perf_analyzer.parse(output)
+
+
+def test_h2load_rate_and_percentiles_of_the_log(recorded: Recorded) -> None:
+    result = h2load.parse(recorded("h2load.txt"), [100, 200, 300])
+
+    assert result.requests_per_second == 12869
+    assert (result.p50_us, result.requests, result.errors) == (200, 12869, 0)
+    assert result.p99_us == pytest.approx(298)
+
+
+def test_h2load_counts_failed_requests(recorded: Recorded) -> None:
+    output = recorded("h2load.txt").replace("12869 succeeded, 0 failed", "12800 succeeded, 69 failed")
+
+    result = h2load.parse(output, [])
+
+    assert (result.requests, result.errors) == (12800, 69)
+    assert math.isnan(result.p50_us)
+
+
+def test_h2load_without_a_result_says_what_it_printed() -> None:
+    with pytest.raises(CannotRun, match="could not be resolved"):
+        h2load.parse("host could not be resolved", [])

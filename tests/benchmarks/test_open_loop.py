@@ -1,0 +1,90 @@
+"""The clients of the overload benchmark tell the fates of their requests apart, against a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from harness.open_loop import Clients
+from harness.server_process import free_ports
+
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def fates(answers: list[bytes], *, close: bool = False) -> dict[str, int]:
+    """What a client says of one request for each of `answers`, when the server writes them in turn."""
+
+    async def main() -> dict[str, int]:
+        left = iter(answers)
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(65536):
+                writer.write(next(left))
+                if close:
+                    break
+            writer.close()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        clients = Clients(server.sockets[0].getsockname()[1], REQUEST)
+        for _ in answers:
+            clients.send(1.0)
+            assert await clients.settle(5) == 0
+        clients.close()
+        server.close()
+        return dict(clients.fates.count())
+
+    return asyncio.run(main())
+
+
+def test_answers_are_counted_by_status() -> None:
+    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"]
+
+    assert fates(answers) == {"200": 1, "503": 1}
+
+
+def test_an_answer_that_is_cut_off_is_partial() -> None:
+    assert fates([b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhi"], close=True) == {"partial": 1}
+
+
+def test_a_connection_closed_without_a_byte_is_unanswered() -> None:
+    assert fates([b""], close=True) == {"unanswered": 1}
+
+
+def test_bytes_beyond_the_answer_are_noticed() -> None:
+    assert fates([b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nhello"]) == {"too many bytes": 1}
+
+
+def test_nobody_listening_is_no_connection() -> None:
+    async def main() -> dict[str, int]:
+        clients = Clients(free_ports(1)[0], REQUEST)
+        clients.send(1.0)
+        assert await clients.settle(5) == 0
+        return dict(clients.fates.count())
+
+    assert asyncio.run(main()) == {"no connection": 1}
+
+
+def test_open_loop_sends_at_its_rate_without_waiting_for_answers() -> None:
+    async def main() -> int:
+        received = 0
+        enough = asyncio.Event()
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal received
+            await reader.readuntil(b"\r\n\r\n")
+            received += 1
+            if received == 50:
+                enough.set()
+            await enough.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(handle, "127.0.0.1", 0)
+        clients = Clients(server.sockets[0].getsockname()[1], REQUEST)
+        await clients.open_loop(rate=500, seconds=0.1)
+        assert await clients.settle(10) == 0
+        server.close()
+        return clients.fates.count()["200"]
+
+    assert asyncio.run(main()) == 50
