@@ -32,5 +32,8 @@ lint: $(STAMP)-test  ## format, lint, types and layers
 protos: $(STAMP)-test  ## compile the .proto files
 	$(BIN)/python -m backline.protos.compile
 
+bench: $(STAMP)-test  ## Backline beside its peers, in one run (BENCH="--quick" for a short one)
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) build dist

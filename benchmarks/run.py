@@ -135,9 +135,12 @@ def main(
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(data, indent=1))
     json_file.with_suffix(".md").write_text(text)
-    draw(rows, list(started), json_file.with_suffix(".png"))
+    files = [json_file, json_file.with_suffix(".md")]
+    if any(row.runs for row in rows):
+        files.append(json_file.with_suffix(".png"))
+        draw(rows, list(started), files[-1])
     click.echo("\n" + text)
-    click.echo(f"Written: {json_file}, {json_file.with_suffix('.md')}, {json_file.with_suffix('.png')}")
+    click.echo(f"Written: {', '.join(map(str, files))}")
     if any("backline" in row.reasons for row in rows) or "backline" in skipped:
         raise SystemExit("Backline itself could not be measured in every case: see the table")
 
