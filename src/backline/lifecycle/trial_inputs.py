@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 Sizes = dict[tuple[str, int], int]
 
 #: Sizes tried for dimensions that vary. First those that leave no dimension alone: with a size of 1, rows and columns look the same.
-TRIAL_SIZES = (4, 16, 64, 2, 256, 512, 1024, 1, 100, 4096, 16000, 48000)
+TRIAL_SIZES = (4, 16, 64, 256, 512, 1024, 2, 1, 100, 4096, 16000, 48000)
 #: An input with more elements is not tried: the sizes are guesses, and several of them multiply.
 MAX_TRIAL_ELEMENTS = 1 << 20
 #: Above this many dimensions that vary, all get the same size.
@@ -71,15 +71,21 @@ def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, i
 
 
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
-    """Sizes for all dimensions that vary, the likeliest first: all the same, then some of them 1."""
+    """Sizes for all dimensions that vary, the likeliest first.
+
+    With a batch dimension all others get the same size before some of them get 1; without one, the first dimension is 1 before it is not.
+    """
     free = free_dimensions(signature, batched=batched)
     if not free:
         yield {}
         return
+    masks = list(product((True, False), repeat=len(free))) if len(free) <= _MAX_FREE_DIMENSIONS else [(True,) * len(free)]
+    if not batched:
+        masks.sort(key=lambda mask: (sum(big for (_, axis), big in zip(free, mask, strict=True) if axis == 0), mask.count(False)))
     seen: set[tuple[int, ...]] = set()
     for size in TRIAL_SIZES:
-        choices = product((size, 1), repeat=len(free)) if len(free) <= _MAX_FREE_DIMENSIONS else iter([(size,) * len(free)])
-        for choice in choices:
+        for mask in masks:
+            choice = tuple(size if big else 1 for big in mask)
             sizes = dict(zip(free, choice, strict=True))
             rows = 1 if batched else None
             if choice not in seen and all(element_count(trial_shape(s, sizes, rows)) <= MAX_TRIAL_ELEMENTS for s in signature.inputs):
@@ -103,23 +109,23 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
     signature = model.signature
     outputs = [spec.name for spec in signature.outputs]
     rows = 1 if batched else None
+    integers = [spec for spec in signature.inputs if spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL]
+    rounds: list[tuple[Family, ...]] = [(NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in integers) else (NORMAL,)]
+    if integers:
+        rounds.append((ONES, ZEROS, LARGE))
     fallback: Trial | None = None
-    has_numbers = any(spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL for spec in signature.inputs)
-    for sizes in size_choices(signature, batched=batched):
-        for family in (NORMAL, ONES, ZEROS, SAMPLING_RATE, LARGE) if has_numbers else (NORMAL,):
+    for families in rounds:
+        for sizes, family in product(size_choices(signature, batched=batched), families):
             try:
                 arrays = model.run(make_inputs(signature, sizes, rows, family, 1), outputs)
             except BacklineError:
-                continue
-            finally:
-                late = perf_counter() > deadline
-            trial = Trial(sizes, family)
-            if all(array.size for array in arrays) or late:
-                return trial
-            fallback = fallback or trial
-            break
-        if late:
-            break
+                arrays = None
+            if arrays is not None:
+                if all(array.size for array in arrays):
+                    return Trial(sizes, family)
+                fallback = fallback or Trial(sizes, family)
+            if perf_counter() > deadline:
+                return fallback
     return fallback
 
 
