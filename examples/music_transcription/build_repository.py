@@ -1,0 +1,89 @@
+"""Builds the model repository of the example, from the ONNX files that two packages carry.
+
+    build/models/basic_pitch/1/model.onnx   notes in music, from basic-pitch (Spotify), Apache-2.0
+    build/models/silero_vad/1/model.onnx    speech, from silero-vad (Silero Team), MIT
+
+The files are copied as they are, and their licences beside the versions. Nothing else is needed: no configuration, no conversion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import importlib.metadata
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model comes from: a file in an installed package."""
+
+    model: str
+    package: str
+    file: str
+    licence: str
+
+
+SOURCES = (
+    Source("basic_pitch", "basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp.onnx", "Apache-2.0"),
+    Source("silero_vad", "silero-vad", "silero_vad/data/silero_vad.onnx", "MIT"),
+)
+_REQUIREMENTS = Path(__file__).with_name("requirements-models.txt")
+
+
+def build(repository: Path) -> list[str]:
+    """Copies what is missing or differs into `repository`; gives a line for each model.
+
+    Raises FileNotFoundError, which says what to install, and OSError where the repository cannot be written.
+    """
+    return [_add(source, repository) for source in SOURCES]
+
+
+def _add(source: Source, repository: Path) -> str:
+    try:
+        distribution = importlib.metadata.distribution(source.package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise FileNotFoundError(f"the package {source.package} is not installed: pip install --no-deps -r {_REQUIREMENTS}") from error
+    origin = Path(str(distribution.locate_file(source.file)))
+    if not origin.is_file():
+        raise FileNotFoundError(f"{source.package} {distribution.version} lacks {source.file}: install the version in {_REQUIREMENTS}")
+    target = repository / source.model / "1" / "model.onnx"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    changed = not target.exists() or not filecmp.cmp(origin, target, shallow=False)
+    if changed:
+        _copy(origin, target)
+    for licence in distribution.files or ():
+        if licence.name.upper().startswith("LICENSE") and ".dist-info" in str(licence):
+            _copy(Path(str(distribution.locate_file(licence))), repository / source.model / "LICENSE")
+    state = "copied" if changed else "is there"
+    size = target.stat().st_size / 1024
+    return f"{source.model:12} {state}, {size:,.0f} KiB from {source.package} {distribution.version} ({source.licence})"
+
+
+def _copy(origin: Path, target: Path) -> None:
+    # a server may be reading the repository: a file is there as a whole or not at all
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(origin, partial)
+    partial.replace(target)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Build the model repository of the example.")
+    parser.add_argument("repository", nargs="?", type=Path, default=Path("build/models"))
+    repository = parser.parse_args().repository
+    try:
+        lines = build(repository)
+    except OSError as error:
+        print(f"build_repository: {error}", file=sys.stderr)
+        return 1
+    print(f"model repository {repository}")
+    for line in lines:
+        print(f"  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""The network that hears notes, asked about all windows of a recording, some of them at the same time."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import windows
+
+# The names that the file of basic-pitch gives its tensors.
+INPUT = "serving_default_input_2:0"
+SOUNDING = "StatefulPartitionedCall:1"
+ONSET = "StatefulPartitionedCall:2"
+
+#: Takes one window, float32 [1, 43844, 1]; gives the outputs by name, SOUNDING and ONSET among them, float32 [1, 172, 88] each.
+Network = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """How surely each of 88 pitches sounds and begins, both float32 [frames, 88], and what it took to know that."""
+
+    sounding: np.ndarray
+    onset: np.ndarray
+    windows: int
+    in_flight: int
+    seconds: float
+
+
+def hear(samples: np.ndarray, network: Network, in_flight: int) -> Heard:
+    """Asks about every window of samples [n] at 22,050 Hz, `in_flight` requests at a time. The first error of the network is raised."""
+    started = time.perf_counter()
+    answers = list(_answers(windows.cut(samples), network, in_flight))
+    seconds = time.perf_counter() - started
+    sounding = windows.join([answer[0] for answer in answers], len(samples))
+    onset = windows.join([answer[1] for answer in answers], len(samples))
+    return Heard(sounding, onset, len(answers), in_flight, seconds)
+
+
+def _answers(cut: Iterator[np.ndarray], network: Network, in_flight: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def ask(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = network(window)
+        return outputs[SOUNDING], outputs[ONSET]
+
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="request") as pool:
+        waiting: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
+        try:
+            for window in cut:
+                if len(waiting) > in_flight:  # one is always ready to go when another has come back
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(ask, window))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

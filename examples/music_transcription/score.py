@@ -1,0 +1,51 @@
+"""How well found notes agree with the true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from notes import Note
+
+ONSET_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """`pairs` are indices (true, found) of the notes that agree; the rest was missed or is extra."""
+
+    true_count: int
+    found_count: int
+    pairs: tuple[tuple[int, int], ...]
+
+    @property
+    def precision(self) -> float:
+        return len(self.pairs) / self.found_count if self.found_count else 0.0
+
+    @property
+    def recall(self) -> float:
+        return len(self.pairs) / self.true_count if self.true_count else 0.0
+
+    @property
+    def f1(self) -> float:
+        together = self.true_count + self.found_count
+        return 2 * len(self.pairs) / together if together else 0.0
+
+
+def compare(true: Sequence[Note], found: Sequence[Note], tolerance: float = ONSET_TOLERANCE) -> Score:
+    """Matches notes of the same pitch that begin within `tolerance` seconds of each other, each true and each found note at most once.
+
+    This is the rule for onsets of MIREX and mir_eval (lengths do not count), on the semitone grid. Within one pitch both lists are in
+    order of time, and taking the earliest free partner is then a largest matching.
+    """
+    pairs: list[tuple[int, int]] = []
+    for midi in {note.midi for note in true}:
+        candidates = sorted((note.start, index) for index, note in enumerate(found) if note.midi == midi)
+        position = 0
+        for start, index in sorted((note.start, index) for index, note in enumerate(true) if note.midi == midi):
+            while position < len(candidates) and candidates[position][0] < start - tolerance:
+                position += 1
+            if position < len(candidates) and candidates[position][0] <= start + tolerance:
+                pairs.append((index, candidates[position][1]))
+                position += 1
+    return Score(len(true), len(found), tuple(sorted(pairs)))
