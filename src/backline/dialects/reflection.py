@@ -51,7 +51,7 @@ class ReflectionService:
             if kind == "file_by_filename":
                 file = pool().FindFileByName(asked.file_by_filename)
             elif kind == "file_containing_symbol":
-                file = pool().FindFileContainingSymbol(asked.file_containing_symbol)
+                file = _file_of(asked.file_containing_symbol)
             elif kind in ("file_containing_extension", "all_extension_numbers_of_type"):
                 return _fail(answer, NotFound.grpc_code, "no message of this server has extensions")
             else:
@@ -60,6 +60,14 @@ class ReflectionService:
             return _fail(answer, NotFound.grpc_code, f"not found: {getattr(asked, kind)}")
         answer.file_descriptor_response.file_descriptor_proto.extend(_with_dependencies(file))
         return answer
+
+
+def _file_of(symbol: str) -> Any:
+    """The file that describes a message, an enum, a service or a method. Raises KeyError."""
+    try:
+        return pool().FindFileContainingSymbol(symbol)
+    except KeyError:  # which does not know methods
+        return pool().FindMethodByName(symbol).containing_service.file
 
 
 def _with_dependencies(file: Any) -> list[bytes]:

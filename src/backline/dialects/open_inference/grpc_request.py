@@ -143,8 +143,12 @@ def _parameter(key: str, value: Any) -> Parameter:
 
 def _read_nothing(spec: InputPlan) -> Tensor:
     if spec.count:
-        raise InvalidArgument(f"input '{spec.name}' has neither contents nor raw_input_contents")
+        raise _no_contents(spec)
     return Tensor(spec.name, spec.datatype, spec.shape, np.empty(spec.shape, spec.dtype))
+
+
+def _no_contents(spec: InputPlan) -> InvalidArgument:
+    return InvalidArgument(f"input '{spec.name}' has neither contents nor raw_input_contents")
 
 
 def _read_contents(spec: InputPlan, given: Any) -> Tensor:
@@ -153,6 +157,8 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
     field = _CONTENTS.get(datatype)
     if field is None:
         raise InvalidArgument(f"input '{name}' of datatype {datatype.name} must use raw_input_contents, there are no typed contents for it")
+    if spec.count and not given.HasField("contents"):
+        raise _no_contents(spec)
     for present, _ in given.contents.ListFields():
         if present.name != field.name:
             raise InvalidArgument(f"input '{name}' of datatype {datatype.name} must use {field.name}, got {present.name}")

@@ -1,0 +1,212 @@
+"""Routes of the REST dialect, without inference."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from fake_models import Caller
+
+from backline.dialects.application import build_application
+from backline.engine.engine import Engine, ModelState
+
+
+def test_server_metadata(caller: Caller) -> None:
+    document = caller.get("/v2").json
+    assert document["name"] == "backline"
+    assert document["version"]
+    assert "binary_tensor_data" in document["extensions"]
+    assert not {"trace", "logging", "system_shared_memory", "model_repository", "sequence"} & set(document["extensions"])
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
+def test_health_has_both_keys(caller: Caller, path: str) -> None:
+    caller.engine.find("loading").state = ModelState.READY
+    answer = caller.get(path)
+    assert (answer.status, answer.json) == (200, {"live": True, "ready": True})
+
+
+def test_not_ready_is_503_with_both_keys(caller: Caller) -> None:
+    answer = caller.get("/v2/health/ready")
+    assert (answer.status, answer.json) == (503, {"live": True, "ready": False})
+    assert caller.get("/v2/health/live").status == 200
+
+
+def test_status_of_not_ready_can_be_set() -> None:
+    engine = Engine()
+    caller = Caller(engine, build_application(engine, not_ready_status=400))
+    assert caller.get("/v2/health/ready").status == 400
+
+
+def test_models_are_listed_with_their_states(caller: Caller) -> None:
+    document = caller.get("/v2/models").json
+    assert {"add1", "pair", "loading", "empty"} <= set(document["models"])
+    assert {"name": "add1", "version": "2", "state": "READY"} in document["versions"]
+    assert {"name": "loading", "version": "1", "state": "LOADING", "reason": "reading the file"} in document["versions"]
+
+
+def test_model_metadata_has_full_shapes(caller: Caller) -> None:
+    assert caller.get("/v2/models/add1").json == {
+        "name": "add1",
+        "versions": ["1", "2"],
+        "platform": "numpy_function",
+        "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, 16]}],
+        "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [-1, 16]}],
+    }
+    assert caller.get("/v2/models/add1/versions/1").status == 200
+
+
+@pytest.mark.parametrize("suffix", ["", "/ready", "/config", "/stats"])
+def test_unknown_models_and_versions_are_404_in_tritons_words(caller: Caller, suffix: str) -> None:
+    answer = caller.get("/v2/models/nope" + suffix)
+    assert (answer.status, answer.error) == (404, "Request for unknown model: 'nope' is not found")
+    answer = caller.get("/v2/models/add1/versions/7" + suffix)
+    assert (answer.status, answer.error) == (404, "Request for unknown model: 'add1' version 7 is not found")
+
+
+def test_model_ready(caller: Caller) -> None:
+    answer = caller.get("/v2/models/add1/ready")
+    assert (answer.status, answer.json) == (200, {"name": "add1", "ready": True})
+    answer = caller.get("/v2/models/loading/versions/1/ready")
+    assert answer.status == 503
+    assert answer.json["ready"] is False
+    assert answer.json["error"] == "Model version not ready: 'loading' version 1 is LOADING: reading the file"
+
+
+def test_names_are_percent_decoded(caller: Caller) -> None:
+    assert caller.get("/v2/models/%61dd1/versions/%31/ready").status == 200
+    assert caller.get("/v2/models/n%2Fo").error == "Request for unknown model: 'n/o' is not found"
+    assert caller.get("/v2/models/%FF").status == 400
+
+
+def test_config(caller: Caller) -> None:
+    config = caller.get("/v2/models/add1/config").json
+    assert config["max_batch_size"] == 64
+    assert config["input"][0]["dims"] == [16]
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert config["input"][0]["optional"] is False
+    assert config["dynamic_batching"]["preferred_batch_size"] == [64]
+    assert config["dynamic_batching"]["max_queue_delay_microseconds"] == 0
+    assert config["instance_group"][0]["count"] == 2
+    assert config["instance_group"][0]["kind"] == "KIND_CPU"
+    assert config["version_policy"] == {"latest": {"num_versions": 1}}
+    assert config["default_model_filename"] == "model.npy"
+    config = caller.get("/v2/models/pair/config").json
+    assert config["input"][0]["dims"] == [2]
+    assert "dynamic_batching" not in config
+
+
+def test_statistics(caller: Caller) -> None:
+    statistics = caller.engine.find("add1", "2").statistics
+    statistics.record_batch([0, 10], 8, 100, 110, 150, 160)
+    (entry,) = caller.get("/v2/models/add1/versions/2/stats").json["model_stats"]
+    assert entry["inference_count"] == 8
+    assert entry["execution_count"] == 1
+    assert entry["inference_stats"]["success"]["count"] == 2
+    assert entry["inference_stats"]["queue"] == {"count": 2, "ns": 190}
+    assert entry["batch_stats"] == [
+        {
+            "batch_size": 8,
+            "compute_input": {"count": 1, "ns": 10},
+            "compute_infer": {"count": 1, "ns": 40},
+            "compute_output": {"count": 1, "ns": 10},
+        }
+    ]
+    assert [entry["version"] for entry in caller.get("/v2/models/add1/stats").json["model_stats"]] == ["1", "2"]
+    assert "pair" in [entry["name"] for entry in caller.get("/v2/models/stats").json["model_stats"]]
+
+
+@pytest.mark.parametrize(("method", "body"), [("GET", b""), ("POST", b""), ("POST", b"{}"), ("POST", b'{"ready":false}')])
+def test_repository_index(caller: Caller, method: str, body: bytes) -> None:
+    answer = caller.http(method, "/v2/repository/index", body).answer
+    assert {"name": "add1", "version": "1", "state": "READY"} in answer.json
+    assert {"name": "empty"} in answer.json
+
+
+def test_repository_index_of_what_is_ready(caller: Caller) -> None:
+    entries = caller.post("/v2/repository/index", b'{"ready":true}').json
+    assert {entry["state"] for entry in entries} == {"READY"}
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":1}', b"\xff", b'{"x":' + b"[" * 100_000])
+def test_malformed_index_request(caller: Caller, body: bytes) -> None:
+    assert caller.post("/v2/repository/index", body).status == 400
+
+
+def test_named_repository_is_not_supported(caller: Caller) -> None:
+    answer = caller.post("/v2/repository/mine/index")
+    assert (answer.status, answer.error) == (501, "'repository_name' specification is not supported")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/repository/models/add1/load", "/v2/systemsharedmemory/region/a/register", "/v2/logging", "/v2/models/add1/generate"]
+)
+def test_what_is_not_served_is_501(caller: Caller, path: str) -> None:
+    answer = caller.post(path, b"{}")
+    assert answer.status == 501
+    assert "is not supported" in answer.error
+
+
+def test_wrong_method_tells_the_right_ones(caller: Caller) -> None:
+    answer = caller.post("/v2/health/live")
+    assert answer.status == 405
+    assert answer.fields[b"allow"] == b"GET, HEAD, OPTIONS"
+    assert answer.error.startswith("Method Not Allowed")
+    assert caller.get("/v2/models/add1/infer").fields[b"allow"] == b"OPTIONS, POST"
+
+
+def test_options_tell_the_methods(caller: Caller) -> None:
+    answer = caller.http("OPTIONS", "/v2/models/add1/infer").answer
+    assert (answer.status, answer.fields[b"allow"], answer.body) == (204, b"OPTIONS, POST", b"")
+    assert caller.http("OPTIONS", "*").answer.status == 204
+
+
+def test_head_wherever_get(caller: Caller) -> None:
+    for path in ("/", "/v2", "/v2/health/live", "/v2/models/add1/ready", "/metrics"):
+        assert caller.http("HEAD", path).answer.status == 200
+
+
+def test_unknown_route_suggests_a_near_one(caller: Caller) -> None:
+    answer = caller.get("/v2/modles/add1")
+    assert (answer.status, answer.error) == (404, "Not Found: GET /v2/modles/add1 (did you mean /v2/models/add1?)")
+    assert caller.get("/nothing/like/it").error == "Not Found: GET /nothing/like/it"
+
+
+def test_trailing_slash(caller: Caller) -> None:
+    assert caller.get("/v2/").status == 200
+    assert caller.get("/v2/models/add1/").status == 200
+
+
+def test_index_page_names_server_and_urls(caller: Caller) -> None:
+    answer = caller.get("/")
+    assert answer.json["name"] == "backline"
+    assert answer.json["urls"]["infer"] == "/v2/models/{model}/infer"
+
+
+def test_metrics(caller: Caller) -> None:
+    answer = caller.get("/metrics")
+    assert (answer.status, answer.fields[b"content-type"], answer.body) == (200, b"text/plain; charset=utf-8", b"metric 1\n")
+
+
+def test_metrics_that_fail_are_an_internal_error(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> tuple[bytes, bytes]:
+        raise RuntimeError("secret detail")
+
+    engine = Engine()
+    answer = Caller(engine, build_application(engine, fail)).get("/metrics")
+    assert answer.status == 500
+    assert "internal error" in answer.error
+    assert "secret" not in answer.error
+    assert "secret detail" in caplog.text
+
+
+def test_many_paths_are_not_all_remembered(caller: Caller) -> None:
+    for number in range(5000):
+        assert caller.get(f"/v2/models/m{number}").status == 404
+    assert caller.get("/v2/models/add1").status == 200
+
+
+def test_errors_of_the_wire_have_the_same_shape(caller: Caller) -> None:
+    content_type, body = caller.application.render_error(431, 'too "large"')
+    assert content_type == b"application/json"
+    assert json.loads(body) == {"error": 'too "large"'}
