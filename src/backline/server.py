@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from backline.dialects.application import build_application
@@ -33,7 +33,7 @@ class ServerOptions:
     metrics_port: int | None = 8002
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     #: Models that are loaded at the same time.
     load_threads: int = 4
 

@@ -71,7 +71,9 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def serve(repository: Path, log: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+def serve(
+    repository: Path, log: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
     """Runs `backline serve` on free ports until the block ends; with `ready`, waits until all models are loaded."""
     http, grpc, metrics = free_ports(3)
     ports: Sequence[str] = ("--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics))

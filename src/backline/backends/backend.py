@@ -19,6 +19,14 @@ class LoadedModel(Protocol):
     def signature(self) -> Signature:
         """Inputs and outputs as the file declares them, every dimension included (also a leading batch dimension)."""
 
+    @property
+    def threads_per_run(self) -> int:
+        """The cores that one run occupies."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What in the configuration has no effect, for the person who wrote it."""
+
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Runs one batch: arrays by input name in, arrays in the order of `outputs` out.
 

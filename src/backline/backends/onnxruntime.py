@@ -70,13 +70,13 @@ class OnnxRuntime:
             kind = Bfloat16Model
         elif DataType.BYTES in datatypes:
             kind = StringModel
-        return kind(config.name, session, _run_options(runtime, settings), signature, settings.warnings)
+        return kind(config.name, session, _run_options(runtime, settings), signature, settings)
 
 
 class OnnxModel:
     """A session. Arrays go in and come out without a copy."""
 
-    def __init__(self, name: str, session: Any, options: Any, signature: Signature, warnings: tuple[str, ...]) -> None:
+    def __init__(self, name: str, session: Any, options: Any, signature: Signature, settings: SessionSettings) -> None:
         self._name = name
         self._session = session
         self._options = options
@@ -84,7 +84,8 @@ class OnnxModel:
         self._run_session = getattr(session, "_sess", session).run
         self.signature = signature
         #: What in the configuration has no effect, for the person who wrote it.
-        self.warnings = warnings
+        self.warnings = settings.warnings
+        self.threads_per_run = settings.intra_op_threads
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """See LoadedModel."""
@@ -133,8 +134,8 @@ class StringModel(OnnxModel):
 class Bfloat16Model(StringModel):
     """A model with BF16 tensors, which numpy does not know: their bits travel as uint16."""
 
-    def __init__(self, name: str, session: Any, options: Any, signature: Signature, warnings: tuple[str, ...]) -> None:
-        super().__init__(name, session, options, signature, warnings)
+    def __init__(self, name: str, session: Any, options: Any, signature: Signature, settings: SessionSettings) -> None:
+        super().__init__(name, session, options, signature, settings)
         self._bfloat16_inputs = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
         self._value_of = _import().OrtValue
         self._run_session = self._run_values

@@ -79,9 +79,7 @@ class Lifecycle:
     async def close(self) -> None:
         """Refuses what still waits, lets what runs end, and gives the models' memory back."""
         for scheduler, loaded in self._loaded:
-            scheduler.close()
-            while scheduler.running:
-                await asyncio.sleep(0.005)
+            await scheduler.close()
             loaded.model.close()
         self._loaded.clear()
 
@@ -128,6 +126,8 @@ class Lifecycle:
 
     def _serve(self, model: Model, loaded: Loaded) -> None:
         """Puts a loaded model behind a queue and opens it to requests."""
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
         loop = asyncio.get_running_loop()
         config = model.config
         execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)

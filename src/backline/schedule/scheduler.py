@@ -28,6 +28,7 @@ class Scheduler:
     __slots__ = (
         "_dispatch_soon",
         "_idle",
+        "_idle_again",
         "_instances",
         "_items",
         "_loop",
@@ -63,16 +64,12 @@ class Scheduler:
         self._running = 0
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        self._idle_again: asyncio.Future[None] | None = None
 
     @property
     def pending(self) -> int:
         """Requests that wait, without those that run."""
         return len(self._queue)
-
-    @property
-    def running(self) -> int:
-        """Requests that run."""
-        return self._running
 
     def submit(self, request: InferRequest) -> None:
         """Queues a request that fits the model. Raises Unavailable when the queue is full."""
@@ -87,14 +84,17 @@ class Scheduler:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
-    def close(self) -> None:
-        """Refuses what still waits and gives the instances back."""
+    async def close(self) -> None:
+        """Refuses what still waits, lets what runs end, and gives the instances back."""
         if self._timer is not None:
             self._timer.cancel()
         error = Unavailable(f"model '{self._name}' is being unloaded", retry_after=1)
         while self._queue:
             self._complete(self._queue.popleft(), None, error)
         self._items = 0
+        if self._running:
+            self._idle_again = self._loop.create_future()
+            await self._idle_again
         for instance in self._instances:
             instance.close()
 
@@ -146,6 +146,8 @@ class Scheduler:
                 self._complete(request, outcome, None)
             else:
                 self._complete(request, None, outcome)
+        if self._idle_again is not None and not self._running:
+            self._idle_again.set_result(None)
 
     def _drop(self, expired: list[InferRequest], cancelled: list[InferRequest]) -> None:
         self._items -= sum(request.batch_size for request in expired) + sum(request.batch_size for request in cancelled)
