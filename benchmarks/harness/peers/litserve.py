@@ -14,7 +14,7 @@ class LitServe(Peer):
     ways = frozenset({("http", "json")})
     perf_analyzer = False
     setup = (
-        "no v2 protocol: an endpoint of our own with the same JSON body and answer; its defaults (one worker for each model, no batching), "
+        "no v2 protocol: an endpoint of our own with the same JSON body and answer; one worker for each core, no batching, "
         "no binary tensors, no gRPC"
     )
 

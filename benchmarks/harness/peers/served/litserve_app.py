@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import litserve
@@ -39,6 +40,6 @@ class OnnxApi(litserve.LitAPI):
 
 if __name__ == "__main__":
     apis = [OnnxApi(*pair.split("=", 1)) for pair in sys.argv[2:]]
-    litserve.LitServer(apis, accelerator="cpu").run(
+    litserve.LitServer(apis, accelerator="cpu", workers_per_device=os.cpu_count() or 1).run(
         port=int(sys.argv[1]), host="127.0.0.1", generate_client_file=False, log_level="warning"
     )
