@@ -1,0 +1,52 @@
+"""Small ONNX networks, built on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+FLOAT = TensorProto.FLOAT
+INT64 = TensorProto.INT64
+STRING = TensorProto.STRING
+
+Dims = Sequence[str | int | None] | None
+Value = tuple[str, int, Dims]
+
+node = helper.make_node
+
+
+def build(
+    path: Path,
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    constants: dict[str, np.ndarray] | None = None,
+    *,
+    opset: int = 17,
+    ir_version: int = 10,
+) -> Path:
+    """Writes a network of `nodes`; dims of None leave the rank open."""
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(*value) for value in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, path)
+    return path
+
+
+def floats(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random weights."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
