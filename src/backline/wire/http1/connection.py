@@ -75,6 +75,7 @@ class Http1Connection(Connection):
         "_refusal",
         "_repeated",
         "_running",
+        "_sent_in_turn",
         "_slice",
         "_special",
         "_tasks",
@@ -127,6 +128,7 @@ class Http1Connection(Connection):
         self.last_answer = False
         self.open_stream: Http1Stream | None = None
         self.sent_chunks = 0
+        self._sent_in_turn = 0
         # the transport
         self._held: memoryview | None = None
         self._turn: asyncio.Handle | None = None
@@ -760,8 +762,12 @@ class Http1Connection(Connection):
                 writer.set_result(None)
         self._advance()
 
-    async def writable(self) -> None:
-        """Waits while the client does not read."""
+    async def writable(self, sent: int) -> None:
+        """Waits while the client does not read; after so many bytes sent in a row, lets the other connections have their turn."""
+        self._sent_in_turn += sent
+        if self._sent_in_turn >= self.wire.limits.bytes_per_turn:
+            self._sent_in_turn = 0
+            await asyncio.sleep(0)
         if self._write_paused and not self.transport.is_closing():
             writer = self.wire.loop.create_future()
             self._writers.append(writer)

@@ -165,7 +165,7 @@ class Http1Stream(ResponseStream):
 
     async def send(self, chunk: Buffer) -> None:
         connection = self._connection
-        if connection is None:
+        if connection is None or connection.transport.is_closing():
             raise ConnectionResetError("The client is gone")
         size = memoryview(chunk).nbytes
         # An empty chunk would end the body.
@@ -177,7 +177,7 @@ class Http1Stream(ResponseStream):
                 connection.transport.write(b"".join((b"%x\r\n" % size, chunk, b"\r\n")))
             else:
                 connection.transport.writelines([b"%x\r\n" % size, chunk, b"\r\n"])
-        await connection.writable()
+        await connection.writable(size)
         if self._connection is None:
             raise ConnectionResetError("The client is gone")
 
