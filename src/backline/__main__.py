@@ -1,0 +1,8 @@
+"""`python -m backline`."""
+
+from __future__ import annotations
+
+from backline.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The options by which commands reach a server, and hints for names that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any
+
+import click
+
+from backline.client.options import ClientOptions
+from backline.client.sync import Client
+from backline.engine.errors import BacklineError, NotFound
+
+
+def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --url and what belongs to it to a command, which gets `url: str` and `options: ClientOptions`."""
+
+    @click.option(
+        "--url",
+        "-u",
+        envvar="BACKLINE_URL",
+        show_envvar=True,
+        default="http://localhost:8000",
+        show_default=True,
+        help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/of/repository to load the models here.",
+    )
+    @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds for one request.")
+    @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header field for every request.")
+    @click.option(
+        "--ca", type=click.Path(exists=True, dir_okay=False), help="PEM file of the authority that signed the server's certificate."
+    )
+    @click.option("--certificate", type=click.Path(exists=True, dir_okay=False), help="PEM file of a client certificate.")
+    @click.option("--key", type=click.Path(exists=True, dir_okay=False), help="PEM file with its key.")
+    @click.option("--insecure", is_flag=True, help="Accept any certificate (https only).")
+    @wraps(function)
+    def with_options(
+        url: str,
+        timeout: float,
+        headers: tuple[str, ...],
+        ca: str | None,
+        certificate: str | None,
+        key: str | None,
+        insecure: bool,
+        **others: Any,
+    ) -> Any:
+        options = ClientOptions(
+            timeout=timeout,
+            headers=dict(map(_header, headers)),
+            verify=not insecure,
+            ca=ca,
+            certificate=certificate,
+            key=key,
+            max_connections=4096,
+        )
+        return function(url=url, options=options, **others)
+
+    return with_options
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise click.BadParameter(f"{text!r} is not NAME:VALUE", param_hint="--header")
+    return name.strip(), value.strip()
+
+
+def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
+    """The error with the models that the server has, the nearest name first."""
+    try:
+        known = sorted({entry.name for entry in client.models()})
+    except BacklineError:
+        return error
+    near = get_close_matches(name, known, 1)
+    if name in known:
+        return error
+    hint = f"Did you mean '{near[0]}'?" if near else f"The server has {', '.join(known) or 'no model'}."
+    return NotFound(f"{error.message.rstrip('.')}. {hint}")

@@ -1,0 +1,140 @@
+"""`backline models`: what a server has."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from backline.cli.connection import connection_options, with_suggestion
+from backline.cli.table import print_table
+from backline.client.options import ClientOptions
+from backline.client.records import ModelMetadata
+from backline.client.sync import Client, Model
+from backline.engine.errors import BacklineError, NotFound
+from backline.engine.signature import TensorSpec
+
+_EPILOG = """\b
+Examples:
+  backline models list
+  backline models show add1
+  backline models show add1 --json --url grpc://localhost:8001"""
+
+
+@click.group(epilog=_EPILOG)
+def command() -> None:
+    """Show the models of a server."""
+
+
+@command.command("list", epilog="\b\nExamples:\n  backline models list\n  backline models list --json --url http://server:8000")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
+    """List all models and versions with their states."""
+    with Client(url, options) as client:
+        index = client.models()
+        counts = {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
+    if as_json:
+        print(json.dumps([{"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason} for entry in index]))
+        return
+    if not index:
+        print(f"{url} has no models")
+        return
+    rows = []
+    for entry in index:
+        counters = counts.get((entry.name, entry.version), {})
+        number = str(int(counters.get("inference_count", 0))) if counters else "-"
+        rows.append((entry.name, entry.version or "-", entry.state or "not loaded", number, entry.reason))
+    print_table(("model", "version", "state", "inferences", "reason"), rows, right=("inferences",))
+
+
+@command.command("show", epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json")
+@click.argument("name")
+@click.option("--model-version", default="", help="A version; the one served without it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+def show_model(url: str, options: ClientOptions, name: str, model_version: str, as_json: bool) -> None:
+    """Show the inputs, outputs, configuration and counters of a model."""
+    with Client(url, options) as client:
+        model = client.model(name, model_version)
+        try:
+            metadata = model.metadata()
+        except NotFound as error:
+            raise with_suggestion(client, name, error) from None
+        except BacklineError as error:
+            _explain(client, name, error)
+            raise
+        config, statistics = _optional(model)
+    if as_json:
+        print(json.dumps({**_document(metadata), "config": config, "statistics": statistics}))
+    else:
+        _show(metadata, config, statistics)
+
+
+def _explain(client: Client, name: str, error: BacklineError) -> None:
+    """Adds the reason that the index gives for a model that is not ready."""
+    for entry in client.models():
+        if entry.name == name and entry.reason and entry.reason not in error.message:
+            error.message = f"{error.message} ({entry.state}: {entry.reason})"
+
+
+def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Configuration and counters, extensions that not every server has."""
+    try:
+        return model.config(), model.statistics()
+    except BacklineError:
+        return {}, []
+
+
+def _document(metadata: ModelMetadata) -> dict[str, Any]:
+    def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+        return [{"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)} for spec in specs]
+
+    return {
+        "name": metadata.name,
+        "versions": list(metadata.versions),
+        "platform": metadata.platform,
+        "inputs": tensors(metadata.inputs),
+        "outputs": tensors(metadata.outputs),
+    }
+
+
+def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict[str, Any]]) -> None:
+    groups = config.get("instance_group") or []
+    facts = [
+        ("model", metadata.name),
+        ("versions", ", ".join(metadata.versions)),
+        ("platform", metadata.platform or config.get("backend", "")),
+        ("largest batch", str(config.get("max_batch_size") or "no batching")),
+        ("instances", str(sum(int(group.get("count", 1)) for group in groups)) if groups else "?"),
+    ]
+    for label, value in facts:
+        print(f"{label:14} {value}")
+    print()
+    rows = [("input", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.inputs]
+    rows += [("output", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.outputs]
+    print_table(("tensor", "name", "datatype", "shape"), rows)
+    ran = [entry for entry in statistics if int(entry.get("inference_count", 0))]
+    if ran:
+        print()
+        columns = ("version", "inferences", "executions", "failed", "queue us", "compute us", "request us")
+        print_table(columns, [_counters(entry) for entry in ran], right=columns[1:])
+
+
+def _counters(entry: dict[str, Any]) -> tuple[str, ...]:
+    times = entry["inference_stats"]
+
+    def mean(*names: str) -> str:
+        count = int(times[names[0]]["count"])
+        return f"{sum(int(times[name]['ns']) for name in names) / count / 1000:.1f}" if count else "-"
+
+    return (
+        str(entry["version"]),
+        str(entry["inference_count"]),
+        str(entry["execution_count"]),
+        str(times["fail"]["count"]),
+        mean("queue"),
+        mean("compute_infer", "compute_input", "compute_output"),
+        mean("success"),
+    )

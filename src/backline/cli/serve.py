@@ -1,0 +1,227 @@
+"""`backline serve`: from options to a running server, and back to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+import click
+
+from backline.cli.serve_report import LoadReport, print_report
+from backline.engine.errors import BacklineError
+from backline.server import Server, ServerOptions
+from backline.wire.limits import Limits
+from backline.wire.tls import TlsFiles
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DEFAULTS = Limits()
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _option(name: str, *alternatives: str, **settings: Any) -> Callable[[Command], Command]:
+    """An option that is an environment variable too: --http-port is BACKLINE_HTTP_PORT."""
+    variable = "BACKLINE_" + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(
+        name, *alternatives, envvar=variable, show_envvar=True, show_default=settings.get("default") is not None, **settings
+    )
+
+
+def _port(name: str, default: int, what: str) -> Callable[[Command], Command]:
+    return _option(name, type=click.IntRange(0, 65535), default=default, help=f"Port of {what}; 0 takes any that is free.")
+
+
+def _seconds(name: str, default: float, text: str) -> Callable[[Command], Command]:
+    return _option(name, type=click.FloatRange(0, min_open=True), metavar="SECONDS", default=default, help=text)
+
+
+def _count(name: str, default: int, text: str) -> Callable[[Command], Command]:
+    return _option(name, type=click.IntRange(1), default=default, help=text)
+
+
+_EPILOG = """\b
+Examples:
+  backline serve models/
+  backline serve models/ more-models/ --host 0.0.0.0 --http-port 9000
+  BACKLINE_GRPC_PORT=0 backline serve models/
+  backline serve models/ --ssl-certificate server.crt --ssl-key server.key
+  backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
+
+A repository is a folder with <model>/<version>/<file>, for example models/add1/1/model.onnx.
+Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
+
+
+@click.command(epilog=_EPILOG, context_settings={"show_default": True})
+@click.argument("repositories", nargs=-1, metavar="REPO...", type=click.Path(path_type=Path))
+@_option("--model-repository", multiple=True, metavar="REPO", type=click.Path(path_type=Path), help="A further repository.")
+@_option("--host", "--http-address", default="127.0.0.1", help="Address to listen on; 0.0.0.0 or :: for all of the machine.")
+@_port("--http-port", 8000, "HTTP")
+@_port("--grpc-port", 8001, "gRPC")
+@_port("--metrics-port", 8002, "the Prometheus metrics")
+@_option("--no-grpc", is_flag=True, help="Do not open the gRPC port.")
+@_option("--no-metrics", is_flag=True, help="Do not open the metrics port; /metrics of the others stays.")
+@_option("--unix-socket", type=click.Path(path_type=Path), help="Listen on a Unix socket too.")
+@_option("--ssl-certificate", type=click.Path(path_type=Path), help="PEM file with the certificate: all ports speak TLS.")
+@_option("--ssl-key", type=click.Path(path_type=Path), help="PEM file with its key.")
+@_option("--ssl-client-ca", type=click.Path(path_type=Path), help="PEM file: only clients with a certificate of this authority.")
+@_count("--model-load-thread-count", 4, "Models that are loaded at the same time.")
+@_count("--http-max-input-size", DEFAULTS.max_body_size, "Largest request body or gRPC message, in bytes, before and after inflating.")
+@_count("--max-header-size", DEFAULTS.max_header_size, "Largest head of a request, in bytes.")
+@_count("--max-connections", DEFAULTS.max_connections, "Open connections.")
+@_count("--max-concurrent-requests", DEFAULTS.max_concurrent_requests, "Requests in flight; further ones are refused with 503.")
+@_seconds("--header-timeout", DEFAULTS.header_timeout, "Until the head of a request is complete.")
+@_seconds("--progress-timeout", DEFAULTS.progress_timeout, "Without any byte while a body comes or an answer goes.")
+@_seconds("--idle-timeout", DEFAULTS.idle_timeout, "On a connection without a request.")
+@_seconds("--exit-timeout-secs", DEFAULTS.drain_timeout, "Given to requests in flight when the server stops.")
+@_option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="warning", help="What the log on stderr holds.")
+def command(
+    repositories: Sequence[Path],
+    model_repository: Sequence[Path],
+    host: str,
+    http_port: int,
+    grpc_port: int,
+    metrics_port: int,
+    no_grpc: bool,
+    no_metrics: bool,
+    unix_socket: Path | None,
+    ssl_certificate: Path | None,
+    ssl_key: Path | None,
+    ssl_client_ca: Path | None,
+    model_load_thread_count: int,
+    http_max_input_size: int,
+    max_header_size: int,
+    max_connections: int,
+    max_concurrent_requests: int,
+    header_timeout: float,
+    progress_timeout: float,
+    idle_timeout: float,
+    exit_timeout_secs: float,
+    log_level: str,
+) -> int:
+    """Serve the models of one or more repositories.
+
+    All models load in parallel; one that fails says why and does not stop the others. SIGTERM or Ctrl-C finishes what is in flight and
+    ends.
+    """
+    paths = (*repositories, *model_repository)
+    if not paths:
+        raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
+    _check_ports(
+        {
+            "--http-port": http_port,
+            **({} if no_grpc else {"--grpc-port": grpc_port}),
+            **({} if no_metrics else {"--metrics-port": metrics_port}),
+        }
+    )
+    options = ServerOptions(
+        repositories=paths,
+        host=host,
+        http_port=http_port,
+        grpc_port=None if no_grpc else grpc_port,
+        metrics_port=None if no_metrics else metrics_port,
+        unix_socket=unix_socket,
+        tls=_tls(ssl_certificate, ssl_key, ssl_client_ca),
+        limits=Limits(
+            max_body_size=http_max_input_size,
+            max_header_size=max_header_size,
+            max_connections=max_connections,
+            max_concurrent_requests=max_concurrent_requests,
+            header_timeout=header_timeout,
+            progress_timeout=progress_timeout,
+            idle_timeout=idle_timeout,
+            drain_timeout=exit_timeout_secs,
+        ),
+        load_threads=model_load_thread_count,
+    )
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    return _run(serve(options))
+
+
+def _check_ports(ports: dict[str, int]) -> None:
+    taken: dict[int, str] = {}
+    for name, port in ports.items():
+        if port and port in taken:
+            raise click.UsageError(
+                f"{name} and {taken[port]} are both {port}. One port answers every protocol:"
+                " leave one out (--no-grpc, --no-metrics) or choose another"
+            )
+        taken[port] = name
+
+
+def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("TLS needs both --ssl-certificate and --ssl-key")
+    return TlsFiles(certificate, key, client_ca)
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def serve(options: ServerOptions) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit status. A second signal ends at once."""
+    began = monotonic()
+    server = Server(options)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        stopping.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    report = LoadReport()
+    starting = asyncio.create_task(server.start(report.on_event))
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+        report.close()
+        if starting.done():
+            starting.result()
+            print_report(server, options, monotonic() - began)
+            await waiting
+        print("Stopping: requests in flight are finished", flush=True)
+    except OSError as error:
+        raise BacklineError(_port_in_use(error, options)) from None
+    finally:
+        report.close()
+        waiting.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+        await server.stop()
+    print("Stopped", flush=True)
+    return 0
+
+
+def _port_in_use(error: OSError, options: ServerOptions) -> str:
+    text = error.strerror or str(error)
+    ports = (("--http-port", options.http_port), ("--grpc-port", options.grpc_port), ("--metrics-port", options.metrics_port))
+    for name, port in ports:
+        if port and f":{port}:" in text:
+            if error.errno == errno.EADDRINUSE:
+                return (
+                    f"port {port} of {options.host} is in use by another program. Stop it, or choose another port:"
+                    f" {name} {port + 10 if port < 65000 else 8000}, or {name} 0 for any"
+                )
+            if error.errno == errno.EACCES:
+                return f"port {port} may not be opened by this user. Choose one above 1023: {name} 8000"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{text}. Choose an address of this machine with --host, for example 127.0.0.1 or 0.0.0.0"
+    return text

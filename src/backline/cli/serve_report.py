@@ -1,0 +1,189 @@
+"""What `backline serve` prints: how far the loading is, then the models, the addresses and lines to try it with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from typing import Any
+
+import click
+
+from backline.cli.table import print_table
+from backline.engine.datatypes import DataType
+from backline.engine.engine import Model, ModelState
+from backline.engine.signature import TensorSpec
+from backline.engine.tensor import element_count
+from backline.lifecycle.lifecycle import LoadEvent
+from backline.server import Server, ServerOptions
+
+#: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
+PROGRESS_AFTER = 0.7
+#: A request with more numbers is not printed as JSON.
+MAX_PRINTED = 32
+
+
+class LoadReport:
+    """Prints a line for each model that is loaded or failed, and on a terminal a bar when that takes long."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._done = 0
+        self._total: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if sys.stdout.isatty():
+            self._timer = asyncio.get_running_loop().call_later(PROGRESS_AFTER, self._open_bar)
+
+    def on_event(self, event: LoadEvent) -> None:
+        self._done, self._total = event.done, event.total
+        if event.state is ModelState.LOADING:
+            return
+        where = f"{event.name} version {event.version}" if event.version else event.name
+        if event.state is ModelState.READY:
+            line = f"{click.style('loaded', fg='green')} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
+        else:
+            line = f"{click.style('FAILED', fg='red', bold=True)} {where} ({event.done}/{event.total}): {event.reason}"
+        if self._bar is None:
+            say(line)
+        else:
+            from rich.text import Text
+
+            self._bar.console.print(Text.from_ansi(line))
+            self._bar.update(self._task, completed=event.done, total=event.total)
+
+    def _open_bar(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("loading models"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True
+        )
+        self._task = self._bar.add_task("", completed=self._done, total=self._total)
+        self._bar.start()
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def say(line: str = "") -> None:
+    """A line on standard output, coloured only on a terminal without NO_COLOR."""
+    click.echo(line, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+
+
+def print_report(server: Server, options: ServerOptions, seconds: float) -> None:
+    """The table of models, the addresses, and a request to copy for curl and Python."""
+    models = list(server.engine.models())
+    if models:
+        say()
+        print_table(
+            ("model", "version", "state", "lane", "instances", "batch", "reason"),
+            [_row(model) for model in models],
+            right=("instances", "batch"),
+        )
+    else:
+        say("\nThe repositories hold no model. Put one in as <model>/<version>/model.onnx and start again.")
+    say()
+    width = max(len(label) for label, _ in server.urls)
+    for label, url in server.urls:
+        say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
+    _print_samples(server, options, models)
+    ready = sum(model.state is ModelState.READY for model in models)
+    verdict = (
+        click.style("Ready", fg="green", bold=True)
+        if ready == len(models)
+        else click.style("Not all models are ready", fg="red", bold=True)
+    )
+    say(f"\n{verdict}: {ready} of {len(models)} model versions after {seconds:.2f} s. Ctrl-C stops.")
+    sys.stdout.flush()
+
+
+def _row(model: Model) -> tuple[str, ...]:
+    placement = model.placement
+    if placement is None or model.state is not ModelState.READY:
+        return (model.name, model.version, model.state.value, "-", "-", "-", model.reason)
+    batch = str(placement.max_batch_size) if placement.max_batch_size else "no"
+    return (model.name, model.version, model.state.value, placement.lane, str(placement.instances), batch, model.reason or placement.reason)
+
+
+def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:
+    loaded = [model for model in models if model.state is ModelState.READY and model.signature.inputs]
+    url = next((url for label, url in server.urls if label == "HTTP"), "")
+    if not loaded or not url or (options.tls is not None and options.tls.client_ca is not None):
+        return
+    url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    certificate = None if options.tls is None else str(options.tls.certificate)
+    model = min(loaded, key=_effort)
+    say(f"\nTry it, from another terminal ({model.name}):\n")
+    say(f"  {curl_line(model, url, certificate)}\n")
+    say(f"  {python_line(model, url, certificate)}")
+
+
+def _effort(model: Model) -> tuple[bool, bool, int]:
+    """Models with fixed shapes first, then those whose request is short."""
+    shapes = [_shape(model, spec) for spec in model.signature.inputs]
+    varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
+    return varies, not _printable(model), sum(map(element_count, shapes))
+
+
+def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(1 if dim < 0 else dim for dim in spec.shape)
+
+
+def _printable(model: Model) -> bool:
+    inputs = model.signature.inputs
+    half = any(spec.datatype in (DataType.FP16, DataType.BF16) for spec in inputs)  # these have no JSON form
+    return not half and sum(element_count(_shape(model, spec)) for spec in inputs) <= MAX_PRINTED
+
+
+def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
+    """A curl command that the model answers: JSON where it is short, zeros in binary where the model has one input, else the metadata."""
+    curl = "curl" if certificate is None else f"curl --cacert {shlex.quote(certificate)}"
+    target = f"{url}/v2/models/{model.name}"
+    if _printable(model):
+        inputs = ", ".join(_json_input(model, spec) for spec in model.signature.inputs)
+        body = '{"inputs": [' + inputs + "]}"
+        return f"{curl} {shlex.quote(target + '/infer')} -d {shlex.quote(body)}"
+    spec = model.signature.inputs[0]
+    varying = spec.shape[1 if model.max_batch_size else 0 :].count(-1)
+    if len(model.signature.inputs) == 1 and spec.datatype is not DataType.BYTES and not varying:
+        size = element_count(_shape(model, spec)) * spec.datatype.itemsize
+        return (
+            f"head -c {size} /dev/zero | {curl} {shlex.quote(target + '/infer')} -H 'Inference-Header-Content-Length: 0'"
+            " --data-binary @- -o answer.bin -D -"
+        )
+    return f"{curl} {shlex.quote(target)}"
+
+
+def _json_input(model: Model, spec: TensorSpec) -> str:
+    shape = _shape(model, spec)
+    value = {DataType.BYTES: '"text"', DataType.BOOL: "true"}.get(spec.datatype, "1")
+    data = ", ".join([value] * element_count(shape))
+    return f'{{"name": "{spec.name}", "datatype": "{spec.datatype.name}", "shape": {list(shape)}, "data": [{data}]}}'
+
+
+def python_line(model: Model, url: str, certificate: str | None = None) -> str:
+    """A Python command that the model answers."""
+    inputs = ", ".join(f"{spec.name!r}: {_numpy(model, spec)}" for spec in model.signature.inputs)
+    if len(model.signature.inputs) == 1:
+        inputs = _numpy(model, model.signature.inputs[0])
+        call = f"({inputs})"
+    else:
+        call = f"({{{inputs}}})"
+    ca = "" if certificate is None else f", ca={certificate!r}"
+    code = f"import backline, numpy as np; print(backline.connect({url!r}{ca})[{model.name!r}]{call})"
+    # Double quotes read better around code with single ones, where the shell finds nothing of its own inside.
+    quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+    return f"{shlex.quote(sys.executable)} -c {quoted}"
+
+
+def _numpy(model: Model, spec: TensorSpec) -> str:
+    shape = _shape(model, spec)
+    if spec.datatype is DataType.BYTES:
+        return f"np.full({shape}, 'text', object)"
+    return f"np.ones({shape}, {spec.datatype.dtype.name!r})"

@@ -1,0 +1,45 @@
+"""Tables: drawn by rich on a terminal, aligned plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+#: Colours of words that tell a state.
+STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNLOADING": "yellow"}
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Prints rows under columns; those named in `right` are aligned to the right."""
+    if sys.stdout.isatty():
+        _print_rich(columns, rows, right)
+    else:
+        for line in plain_table(columns, rows, right=right):
+            print(line)
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
+    """The lines of a table without drawing."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    lines = []
+    for row in cells:
+        parts = (
+            cell.rjust(width) if column in right else cell.ljust(width) for column, cell, width in zip(columns, row, widths, strict=True)
+        )
+        lines.append("  ".join(parts).rstrip())
+    return lines
+
+
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
+    Console().print(table)
