@@ -1,0 +1,198 @@
+"""The driver: queue, instances and answers, with a real model in between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.scheduler import Scheduler
+from backline.workers.execution import Execution
+from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+
+
+class Doubler:
+    """y = 2 x over FP32 [N]; waits for `gate`, refuses batches with a 13, fails on 14."""
+
+    signature = Signature((TensorSpec("x", DataType.FP32, (-1,)),), (TensorSpec("y", DataType.FP32, (-1,)),))
+    threads_per_run = 1
+    warnings = ()
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        self.gate.wait(10)
+        x = inputs["x"]
+        self.batches.append(len(x))
+        if 13 in x:
+            raise InvalidArgument("13 is refused")
+        if 14 in x:
+            raise RuntimeError("boom")
+        return [x * 2]
+
+    def close(self) -> None:
+        pass
+
+
+class Bench:
+    """A scheduler over a Doubler, and what it answered."""
+
+    def __init__(self, *, inline: bool, policy: BatchPolicy | None = None, max_queue_size: int = 100) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.model = Doubler()
+        self.statistics = ModelStatistics()
+        execute = Execution("m", "1", self.model, batched=True)
+        instance: Instance = InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m")
+        self.scheduler = Scheduler(
+            "m", policy or BatchPolicy(8), [instance], self.statistics, max_queue_size=max_queue_size, loop=self.loop
+        )
+
+    def ask(self, *values: float, deadline: float | None = None) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
+        answer: asyncio.Future[InferResponse] = self.loop.create_future()
+
+        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(response)  # type: ignore[arg-type]
+
+        data = np.array(values, np.float32)
+        request = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, complete, deadline=deadline)
+        request.batch_size = len(values)
+        self.scheduler.submit(request)
+        return request, answer
+
+
+def values(response: InferResponse) -> list[float]:
+    return response.outputs[0].data.tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_requests_of_one_turn_run_as_one_batch_and_each_gets_its_rows(inline: bool) -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=inline)
+        answers = [bench.ask(1)[1], bench.ask(2, 3)[1], bench.ask(4)[1]]
+        assert [values(one) for one in await asyncio.gather(*answers)] == [[2], [4, 6], [8]]
+        assert bench.model.batches == [4]
+        assert (bench.statistics.inference_count, bench.statistics.execution_count, bench.statistics.success.count) == (4, 1, 3)
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("bad", [13, 14])
+def test_a_request_that_fails_its_batch_fails_alone(bad: int) -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True)
+        good, wrong = bench.ask(1)[1], bench.ask(bad)[1]
+        assert values(await good) == [2]
+        with pytest.raises(InvalidArgument if bad == 13 else Internal):
+            await wrong
+        assert bench.statistics.fail.count == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_queues_while_an_instance_is_busy_becomes_the_next_batch() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        bench.model.gate.clear()
+        first = bench.ask(1)[1]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        rest = [bench.ask(2)[1] for _ in range(20)]
+        bench.model.gate.set()
+        await asyncio.gather(first, *rest)
+        assert bench.model.batches == [1, 8, 8, 4]
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, max_queue_size=2)
+        answers = [bench.ask(1)[1], bench.ask(2)[1]]
+        with pytest.raises(Unavailable, match="Exceeds maximum queue size"):
+            bench.ask(3)
+        await asyncio.gather(*answers)
+
+    asyncio.run(scenario())
+
+
+def test_an_expired_request_is_told_so_and_never_runs() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True)
+        answer = bench.ask(1, deadline=time.monotonic() - 1)[1]
+        with pytest.raises(Unavailable, match="Request timeout expired"):
+            await answer
+        assert bench.model.batches == []
+        assert bench.statistics.expired == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_cancelled_request_never_runs() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True)
+        cancelled, _ = bench.ask(1)
+        cancelled.cancelled = True
+        await bench.ask(2)[1]
+        assert bench.model.batches == [1]
+        assert bench.statistics.cancelled == 1
+
+    asyncio.run(scenario())
+
+
+def test_with_a_delay_a_lone_request_waits_for_company() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
+        lone = bench.ask(1)[1]
+        await asyncio.sleep(0.01)
+        assert not lone.done()
+        await asyncio.gather(lone, bench.ask(2)[1])
+        assert bench.model.batches == [2]
+
+    asyncio.run(scenario())
+
+
+def test_a_lone_request_runs_when_the_delay_is_over() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(8, delay_ns=20_000_000))
+        begin = time.monotonic()
+        await bench.ask(1)[1]
+        assert time.monotonic() - begin >= 0.019
+
+    asyncio.run(scenario())
+
+
+def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        bench.model.gate.clear()
+        running = bench.ask(1)[1]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting = bench.ask(2)[1]
+        closing = asyncio.ensure_future(bench.scheduler.close())
+        with pytest.raises(Unavailable, match="being unloaded"):
+            await waiting
+        bench.model.gate.set()
+        await closing
+        assert values(await running) == [2]
+
+    asyncio.run(scenario())
