@@ -116,6 +116,7 @@ class Http2Connection(FrameReader):
             return
         self.output.flush()
         self._closing = True
+        self._quiet_since = time.monotonic()
         self.output.closed = True
         if not self._lost:
             if self.transport.can_write_eof():
@@ -141,9 +142,12 @@ class Http2Connection(FrameReader):
     # Time limits
 
     def sweep(self, now: float) -> None:
-        if self._closing:
-            return
         limits = self.wire.limits
+        if self._closing:
+            if now - self._quiet_since > limits.progress_timeout:
+                # The client does not take what was written before the end.
+                self.transport.abort()
+            return
         quiet = self._reads == self._swept_reads
         self._swept_reads = self._reads
         if not quiet:

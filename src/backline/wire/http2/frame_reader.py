@@ -97,6 +97,9 @@ class FrameReader(Connection):
         if self._closing:
             return
         self._reads += 1
+        if type(data) is not bytes:
+            # TLS may give other buffers; header blocks are keys of a dictionary.
+            data = bytes(data)
         if self._held is not None:
             held, at = self._held
             self._held = (held[at:] + data, 0)

@@ -33,8 +33,8 @@ class HttpExchange(Stream, HttpRequest):
     body: Buffer
     _gathered: Body | None = None
     _responding = False
-    _task: asyncio.Task[None] | None = None
     #: Held strongly: the loop knows its tasks only weakly.
+    _task: asyncio.Task[None] | None = None
 
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
         Stream.__init__(self, connection, number, head)
@@ -211,7 +211,10 @@ class HttpExchange(Stream, HttpRequest):
         self._gathered = None
         callback, self.on_disconnect = self.on_disconnect, None
         if callback is not None:
-            callback()
+            try:
+                callback()
+            except Exception:
+                log.exception("a handler of HTTP requests failed when its client went away")
 
     def awaits_client(self) -> bool:
         return self.remote_open and not self.answered

@@ -1,0 +1,117 @@
+"""How connections begin, drain and end."""
+
+from __future__ import annotations
+
+from backline.wire.http2 import frames
+from backline.wire.limits import Limits
+from wire.http2.served import FrameClient, Served, serve
+
+
+def drain(served: Served) -> None:
+    served.run(lambda: [connection.drain() for connection in list(served.wire.connections)])
+
+
+def test_wrong_preface_gets_goaway(served: Served) -> None:
+    with FrameClient(served.port, handshake=False) as client:
+        client.write(b"INVALID CONNECTION PREFACE\r\n\r\n")
+        assert client.goaway() == frames.PROTOCOL_ERROR
+        assert client.ended()
+
+
+def test_first_frame_must_be_settings(served: Served) -> None:
+    with FrameClient(served.port, handshake=False) as client:
+        client.write(frames.PREFACE + frames.frame(frames.PING, 0, 0, bytes(8)))
+        assert client.goaway() == frames.PROTOCOL_ERROR
+
+
+def test_drain_finishes_what_is_in_flight(served: Served) -> None:
+    served.handlers.held_http.clear()
+    with FrameClient(served.port) as client:
+        client.request(1, "/hold")
+        served.wait_until(lambda: bool(served.handlers.held_http))
+        drain(served)
+        first = client.until(frames.GOAWAY)
+        assert int.from_bytes(first.payload[:4], "big") == frames.MAX_WINDOW
+        # A request that was on its way is still served.
+        client.request(3)
+        ping = client.until(frames.PING)
+        client.write(frames.frame(frames.PING, frames.ACK, 0, ping.payload))
+        last = None
+        while last is None:
+            frame = client.read_frame()
+            assert frame is not None
+            last = frame if frame.kind == frames.GOAWAY else None
+        assert int.from_bytes(last.payload[:4], "big") == 3
+        client.request(5)
+        assert client.until(frames.RST_STREAM, 5).code == frames.REFUSED_STREAM
+        served.run(lambda: served.handlers.held_http.pop().respond(200, [], [b"done"]))
+        assert client.until(frames.DATA, 1).payload == b"done"
+        assert client.ended()
+
+
+def test_drain_closes_an_idle_connection(served: Served) -> None:
+    with FrameClient(served.port) as client:
+        client.request(1)
+        client.response(1)
+        drain(served)
+        assert client.goaway() == frames.NO_ERROR
+        assert client.ended()
+
+
+def test_goaway_of_the_client_is_followed(served: Served) -> None:
+    served.handlers.held_http.clear()
+    with FrameClient(served.port) as client:
+        client.request(1, "/hold")
+        client.write(frames.goaway(0, 0))
+        served.wait_until(lambda: bool(served.handlers.held_http))
+        served.run(lambda: served.handlers.held_http.pop().respond(200, [], [b"done"]))
+        assert client.until(frames.DATA, 1).payload == b"done"
+        assert client.ended()
+
+
+def test_silent_client_is_closed() -> None:
+    with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port, handshake=False) as client:
+        assert client.ended()
+        served.wait_until(lambda: not served.wire.connections)
+
+
+def test_half_a_frame_is_not_waited_for_long() -> None:
+    with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port) as client:
+        client.write(frames.frame(frames.PING, 0, 0, bytes(8))[:12])
+        assert client.goaway() == frames.PROTOCOL_ERROR
+
+
+def test_open_header_block_is_not_waited_for_long() -> None:
+    with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port) as client:
+        client.write(frames.frame(frames.HEADERS, 0, 1, b""))
+        assert client.goaway() == frames.PROTOCOL_ERROR
+
+
+def test_idle_connection_is_closed() -> None:
+    with serve(Limits(idle_timeout=0.1)) as served, FrameClient(served.port) as client:
+        client.request(1)
+        client.response(1)
+        assert client.goaway() == frames.NO_ERROR
+        assert client.ended()
+
+
+def test_body_that_stops_gets_408() -> None:
+    with serve(Limits(progress_timeout=0.1)) as served, FrameClient(served.port) as client:
+        block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
+        client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block) + frames.frame(frames.DATA, 0, 1, b"half"))
+        assert client.response(1)[0][":status"] == "408"
+
+
+def test_dead_client_with_an_open_stream_is_found_out() -> None:
+    with serve(Limits(idle_timeout=0.1, progress_timeout=0.1)) as served, FrameClient(served.port) as client:
+        client.request(1, "/hold")
+        assert client.until(frames.PING).payload == b"standing"
+        served.wait_until(lambda: not served.wire.connections)
+
+
+def test_client_that_does_not_take_the_last_answer_is_cut_off() -> None:
+    with serve(Limits(progress_timeout=0.3)) as served, FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 30}) as client:
+        client.write(frames.window_update(0, 1 << 30))
+        client.request(1, "/large?60000000")
+        client.write(frames.goaway(0, 0))
+        served.wait_until(lambda: not served.wire.connections)
