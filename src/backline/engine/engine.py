@@ -15,6 +15,8 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature
 from backline.engine.statistics import ModelStatistics
 
+_LONGEST_NAME = 256
+
 
 class ModelState(Enum):
     """The life of a model version, with the names that clients know."""
@@ -150,12 +152,12 @@ class Engine:
         """A version of a model in whatever state; the version "" is the one served, else the newest. Raises NotFound."""
         versions = self._models.get(name)
         if versions is None:
-            raise NotFound(f"Request for unknown model: '{name}' is not found")
+            raise NotFound(f"Request for unknown model: '{_shorten(name)}' is not found")
         if not versions:
             raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         if version:
             if version not in versions:
-                raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+                raise NotFound(f"Request for unknown model: '{name}' version {_shorten(version)} is not found")
             return versions[version]
         route = self._routes.get((name, ""))
         return route if route is not None else versions[max(versions, key=version_order)]
@@ -236,3 +238,8 @@ class Engine:
 def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
     """The natural order of versions: runs of digits compare as numbers, before runs of other characters."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", version))
+
+
+def _shorten(name: str) -> str:
+    """A name that a client made up, short enough to be repeated to it and in logs."""
+    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
