@@ -67,6 +67,7 @@ class OnnxRuntime:
         datatypes = {spec.datatype for spec in file.inputs + file.outputs}
         kind = OnnxModel
         if DataType.BF16 in datatypes:
+            _check_no_strings(path, file)
             kind = Bfloat16Model
         elif DataType.BYTES in datatypes:
             kind = StringModel
@@ -223,6 +224,13 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
     if datatype is None:
         raise InvalidArgument(f"'{path}' cannot be served: {kind} '{node.name}' is a {node.type}, which no request can carry")
     return TensorSpec(node.name, datatype, tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape))
+
+
+def _check_no_strings(path: Path, file: Signature) -> None:
+    """BF16 needs values of the runtime's own kind, which its Python interface does not make of strings."""
+    for spec in file.inputs:
+        if spec.datatype is DataType.BYTES:
+            raise InvalidArgument(f"'{path}' cannot be served: it has BF16 tensors beside the strings of input '{spec.name}'")
 
 
 def _one_line(error: Exception) -> str:

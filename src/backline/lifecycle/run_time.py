@@ -89,11 +89,12 @@ def plan(
     instances: int | None = None,
     max_batch: int = LARGEST_BATCH,
 ) -> RunPlan:
-    """Decides how a model is run from its run times; `lane` and `instances` are what the configuration sets, `max_batch` its limit or 0.
+    """Decides how a model is run from its run times; `lane` and `instances` are what the configuration sets, `max_batch` its limit or 0,
+    `threads_per_run` what one run computes on (0: all cores).
 
     A model with several instances is run on threads, as the event loop can only run one.
     """
-    spare = max(1, cores // max(1, threads_per_run))
+    spare = max(1, cores // (threads_per_run or cores))
     if not times.seconds:
         where: Lane = lane or "thread"
         count = 1 if where == "inline" else instances or spare
