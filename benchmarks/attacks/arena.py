@@ -1,0 +1,198 @@
+"""An attack on a server, with an honest client before, during and after, and an eye on the server's process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from time import monotonic, sleep
+
+import psutil
+
+from attacks import honest
+from attacks.attacker import Attacker, Spoils
+from attacks.weapons import Weapon
+
+MIB = 1 << 20
+#: Before and after the attack.
+QUIET = 1.0
+IDLE_WITHIN = 1.0
+#: A server is idle when it takes less than this share of a core; the honest client alone takes some of it.
+IDLE_SHARE = 0.25
+
+_context = multiprocessing.get_context("spawn")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server on the loopback interface."""
+
+    port: int
+    pid: int
+    host: str = "127.0.0.1"
+
+
+@dataclass
+class Watch:
+    """What a process took while it was watched: memory in MiB, processor time in seconds."""
+
+    before: float = 0.0
+    peak: float = 0.0
+    after: float = 0.0
+    cpu: float = 0.0
+    #: Seconds from the end of the attack until the server was idle; None if it was not within the time.
+    idle_after: float | None = None
+    alive: bool = True
+
+
+@dataclass
+class Result:
+    """One attack."""
+
+    name: str
+    duration: float
+    during: honest.Log
+    errors: list[honest.Call]
+    spoils: Spoils
+    watch: Watch
+    weapon: Weapon
+    valid_p99: float = 0.0
+    misses: list[str] = field(default_factory=list)
+
+    def judge(self, slack: float) -> None:
+        """Notes the marks that were missed. `slack` is what p99 may be above that under valid load, in milliseconds."""
+        if not self.watch.alive:
+            self.misses.append("the server died")
+        if self.errors:
+            self.misses.append(f"{len(self.errors)} honest errors, the first: {self.errors[0].protocol} {self.errors[0].error}")
+        p99 = self.during.quantile(0.99)
+        if p99 > self.valid_p99 + slack:
+            self.misses.append(f"p99 {p99:.0f} ms, {self.valid_p99:.0f} ms under valid load")
+        grown = self.watch.peak - self.watch.before
+        if grown > self.weapon.memory:
+            self.misses.append(f"memory grew by {grown:.0f} MB")
+        left = self.watch.after - self.watch.before
+        if left > 64:
+            self.misses.append(f"{left:.0f} MB did not come back")
+        if self.watch.idle_after is None:
+            self.misses.append(f"not idle within {IDLE_WITHIN:.0f} s")
+
+
+class Sampler:
+    """Follows the memory of a process in a thread."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._stop = threading.Event()
+        self.watch = Watch()
+        self._thread = threading.Thread(target=self._run)
+
+    def _memory(self) -> float:
+        return self._process.memory_info().rss / MIB
+
+    def cpu(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system
+
+    def start(self) -> None:
+        self.watch.before = self.watch.peak = self._memory()
+        self.watch.cpu = -self.cpu()
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.01):
+            try:
+                self.watch.peak = max(self.watch.peak, self._memory())
+            except psutil.Error:
+                self.watch.alive = False
+                return
+
+    def settle(self) -> None:
+        """After the attack: waits until the server is idle."""
+        try:
+            self.watch.cpu += self.cpu()
+            began = monotonic()
+            while monotonic() - began < IDLE_WITHIN:
+                used, at = self.cpu(), monotonic()
+                sleep(0.1)
+                if (self.cpu() - used) / (monotonic() - at) < IDLE_SHARE:
+                    self.watch.idle_after = max(0.0, at - began)
+                    break
+        except psutil.Error:
+            self.watch.alive = False
+
+    def stop(self) -> Watch:
+        self._stop.set()
+        self._thread.join()
+        try:
+            self.watch.after = self._memory()
+            self.watch.alive = self.watch.alive and self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            self.watch.alive = False
+        return self.watch
+
+
+@contextmanager
+def honest_client(target: Target) -> Iterator[Connection]:
+    """A process that calls, which begins before the block. Ask for its calls by `collect`."""
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=honest.run, args=(target.host, target.port, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(30) or ours.recv() != "ready":
+            raise RuntimeError("the honest client could not call the server before the attack")
+        yield ours
+    finally:
+        ours.close()
+        process.join(5)
+        if process.is_alive():
+            process.kill()
+
+
+def collect(control: Connection) -> honest.Log:
+    control.send("stop")
+    return honest.Log(control.recv())
+
+
+def _attack(address: tuple[str, int], weapon: Weapon, duration: float, control: Connection) -> None:
+    attacker = Attacker(address, weapon)
+    control.send("loaded")
+    control.recv()
+    control.send(attacker.run(duration))
+
+
+def in_process(function: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
+    """Runs a function in a process of its own; its last argument is a pipe, on which it says when it is loaded."""
+    ours, theirs = _context.Pipe()
+    process = _context.Process(target=function, args=(*arguments, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    ours.recv()
+    return process, ours
+
+
+def fight(target: Target, name: str, weapon: Weapon, duration: float) -> Result:
+    """Runs one attack."""
+    process, attacker = in_process(_attack, (target.host, target.port), weapon, duration)
+    sampler = Sampler(target.pid)
+    with honest_client(target) as client:
+        sleep(QUIET / 2)
+        sampler.start()
+        begin = monotonic()
+        attacker.send("go")
+        try:
+            spoils: Spoils = attacker.recv()
+        except EOFError:
+            raise RuntimeError(f"the attacker of {name!r} failed") from None
+        end = monotonic()
+        sampler.settle()
+        sleep(QUIET)
+        log = collect(client)
+    watch = sampler.stop()
+    process.join(5)
+    return Result(name, end - begin, log.between(begin, end), log.errors, spoils, watch, weapon)

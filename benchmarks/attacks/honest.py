@@ -1,0 +1,112 @@
+"""An honest client: one inference over HTTP and one over gRPC every 50 ms, from a process of its own."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from time import monotonic, sleep
+
+import grpc
+
+from attacks import bytes_on_the_wire as wire
+
+PERIOD = 0.05
+TIMEOUT = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: when it began (monotonic), how long it took, and what went wrong."""
+
+    protocol: str
+    began: float
+    seconds: float
+    error: str = ""
+
+
+@dataclass
+class Log:
+    calls: list[Call] = field(default_factory=list)
+
+    def between(self, begin: float, end: float) -> Log:
+        return Log([call for call in self.calls if begin <= call.began < end])
+
+    @property
+    def errors(self) -> list[Call]:
+        return [call for call in self.calls if call.error]
+
+    def quantile(self, share: float) -> float:
+        """In milliseconds; 0 without calls. A failed call counts with the time until it failed."""
+        times = sorted(call.seconds for call in self.calls)
+        return 1000 * times[min(len(times) - 1, int(share * len(times)))] if times else 0.0
+
+
+class HttpCaller:
+    """Inference over HTTP/1.1 on one connection, opened again after an error."""
+
+    protocol = "HTTP"
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._request = wire.add1_request()
+        self._socket: socket.socket | None = None
+
+    def __call__(self) -> None:
+        if self._socket is None:
+            self._socket = socket.create_connection(self._address, TIMEOUT)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self._socket.sendall(self._request)
+            response = http.client.HTTPResponse(self._socket)
+            response.begin()
+            body = response.read()
+            if response.status != 200 or b"OUTPUT0" not in body:
+                raise RuntimeError(f"HTTP {response.status} {body[:100]!r}")
+        except BaseException:
+            self._socket.close()
+            self._socket = None
+            raise
+
+
+class GrpcCaller:
+    """Inference over gRPC with grpcio."""
+
+    protocol = "gRPC"
+
+    def __init__(self, host: str, port: int) -> None:
+        self._channel = grpc.insecure_channel(f"{host}:{port}")
+        self._call = self._channel.unary_unary(wire.MODEL_INFER, request_serializer=bytes, response_deserializer=bytes)
+        self._message = wire.infer_message("add1", (1, 16), bytes(64))
+
+    def __call__(self) -> None:
+        self._call(self._message, timeout=TIMEOUT)
+
+
+def run(host: str, port: int, control: Connection) -> None:
+    """Calls until told to stop, then hands back all calls. Says when the first calls went well."""
+    callers = (HttpCaller(host, port), GrpcCaller(host, port))
+    for caller in callers:
+        caller()
+    control.send("ready")
+    calls: list[Call] = []
+    due = monotonic()
+    while not control.poll():
+        due += PERIOD
+        for caller in callers:
+            began = monotonic()
+            error = ""
+            try:
+                caller()
+            except grpc.RpcError as failed:
+                error = f"{failed.code().name} {failed.details()}"
+            except Exception as failed:
+                error = f"{type(failed).__name__} {failed}"
+            calls.append(Call(caller.protocol, began, monotonic() - began, error))
+        if (pause := due - monotonic()) > 0:
+            sleep(pause)
+        else:
+            due = monotonic()
+    control.recv()
+    control.send(calls)

