@@ -114,7 +114,7 @@ class WireServer:
 
         async def turn() -> None:
             async with asyncio.timeout(timeout):
-                while not condition():
+                while not condition():  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
 
         self.wait(turn())

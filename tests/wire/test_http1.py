@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -51,8 +52,8 @@ def test_bodies_of_all_sizes_come_back_unchanged_on_one_connection(echo_server: 
 def test_chunked_body_comes_back_and_its_trailers_are_dropped(echo_server: WireServer) -> None:
     with echo_server.connect() as client:
         client.sendall(
-            b"POST /dump HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nX-Evil: 1\r\nHost: b\r\n\r\n"
-            + GET
+            b"POST /dump HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nX-Evil: 1\r\nHost: b\r\n\r\n" + GET
         )
         first, second = json.loads(read_answer(client)[2]), json.loads(read_answer(client)[2])
     assert first["body"] == "abcde"
@@ -94,9 +95,10 @@ def test_pipelined_requests_behind_one_in_flight_are_not_all_read(start: Start) 
         assert server.echo.arrived.acquire(timeout=5)
         client.setblocking(False)
         sent = 0
-        with pytest.raises(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):
             while sent < 64 << 20:
                 sent += client.send(GET * 2000)
+        assert sent < 64 << 20
         assert server.state()[1] < 300
 
 

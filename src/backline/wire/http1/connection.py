@@ -350,7 +350,7 @@ class Http1Connection(Connection):
             self._check_head_size(size)
         if len(headers) + self._repeated > limits.max_header_fields:
             self._check_head_size(0)
-        if self._url[0] != 0x2F:
+        if self._url[0] != 0x2F or b"#" in self._url:
             self._unusual_target()
         if b"host" not in headers or not self._parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
             self._special_request()
@@ -389,7 +389,9 @@ class Http1Connection(Connection):
     def _unusual_target(self) -> None:
         method = self._parser.get_method()
         target = self._url
-        if method == b"CONNECT":
+        if b"#" in target:
+            self._refuse(400, "The request's target must not have a fragment ('#')")
+        elif method == b"CONNECT":
             self._refuse(400, "CONNECT is refused: this server is not a proxy")
         elif target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
             # RFC 9112, 3.2.2: the absolute form, as sent to proxies, must be understood.
