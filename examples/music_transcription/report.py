@@ -21,9 +21,10 @@ def audio_line(recording: Recording) -> str:
 
 
 def heard_line(heard: Heard, audio_seconds: float) -> str:
+    factor = heard.seconds / audio_seconds
     return (
-        f"{heard.windows} windows of 1.99 s, {heard.in_flight} requests in flight: {heard.seconds:.2f} s, "
-        f"{audio_seconds / heard.seconds:.0f} times as fast as it plays (real-time factor {heard.seconds / audio_seconds:.4f})"
+        f"{_count(heard.windows, 'window')} of 1.99 s, {_count(heard.in_flight, 'request')} in flight: {heard.seconds:.2f} s, "
+        f"{1 / factor:.3g} times as fast as it plays (real-time factor {factor:.4f})"
     )
 
 
@@ -32,7 +33,7 @@ def speech_line(speech: Speech, seconds: float) -> str:
         said = f"no speech (the likeliest 32 ms: {speech.probability.max():.2f})"
     else:
         said = f"speech in {speech.share:.0%} of the recording"
-    return f"{said}; {speech.requests} requests, each with the state of the one before: {seconds:.2f} s"
+    return f"{said}; {_count(speech.requests, 'request')}, each with the state of the one before: {seconds:.2f} s"
 
 
 def note_lines(found: Sequence[Note], score: Score | None, most: int) -> list[str]:
@@ -63,3 +64,7 @@ def score_lines(true: Sequence[Note], score: Score) -> list[str]:
         lines.append(f"missed: {', '.join(missed)}")
     lines.append(f"precision {score.precision:.3f}   recall {score.recall:.3f}   F1 {score.f1:.3f}")
     return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
