@@ -203,6 +203,6 @@ def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched
 def format_seconds(seconds: float) -> str:
     """A duration for people, three digits: "12.3 us", "4.56 ms", "1.20 s"."""
     for factor, unit in ((1e6, "us"), (1e3, "ms")):
-        if seconds * factor < 1000:
+        if seconds * factor < 999.5:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds:.3g} s"

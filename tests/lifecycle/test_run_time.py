@@ -1,0 +1,174 @@
+"""How models are measured, and what is decided from their run times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.engine.model_config import ModelConfig
+from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.run_time import RunTimes, choose_batch_limit, format_seconds, measure, plan
+from support.networks import FLOAT, INT64, build, floats, ints, node
+
+US, MS = 1e-6, 1e-3
+
+
+def load(path: Path) -> OnnxModel:
+    return OnnxRuntime().load(path, ModelConfig("m"))
+
+
+def test_a_quick_model_runs_on_the_loop_in_large_batches() -> None:
+    chosen = plan(RunTimes({1: 3 * US, 2: 5 * US, 4: 5 * US, 8: 5.5 * US, 16: 6 * US, 32: 8 * US, 64: 12 * US}), cores=2)
+
+    assert (chosen.lane, chosen.batch_limit, chosen.instances) == ("inline", 64, 1)
+    assert chosen.reason == "a run takes 3 us: on the event loop, in batches of up to 64 (0.188 us an item)"
+
+
+def test_a_model_whose_gathering_costs_more_than_it_saves_runs_one_by_one() -> None:
+    chosen = plan(RunTimes({1: 18 * US, 2: 59 * US, 4: 111 * US}), cores=2)
+
+    assert (chosen.lane, chosen.batch_limit) == ("inline", 1)
+    assert "larger batches save no time" in chosen.reason
+
+
+def test_a_slow_model_that_fills_a_core_runs_one_by_one_on_every_core() -> None:
+    chosen = plan(RunTimes({1: 30 * MS, 2: 61 * MS, 4: 119 * MS}), cores=4)
+
+    assert (chosen.lane, chosen.batch_limit, chosen.instances) == ("thread", 1, 4)
+
+
+def test_a_slow_model_that_gains_from_company_is_batched() -> None:
+    chosen = plan(RunTimes({1: 5 * MS, 2: 5.2 * MS, 4: 5.5 * MS, 8: 6 * MS, 16: 12 * MS}), cores=2)
+
+    assert (chosen.lane, chosen.batch_limit) == ("thread", 8)
+
+
+def test_no_batch_holds_the_loop_for_long() -> None:
+    chosen = plan(RunTimes({1: 200 * US, 2: 240 * US, 4: 300 * US, 8: 450 * US, 16: 800 * US}), cores=2)
+
+    assert (chosen.lane, chosen.batch_limit) == ("inline", 8)
+
+
+def test_a_model_that_is_quick_only_for_small_dimensions_leaves_the_loop() -> None:
+    chosen = plan(RunTimes({1: 50 * US}, grown=40 * MS), cores=2, max_batch=0)
+
+    assert chosen.lane == "thread"
+
+
+def test_threads_of_a_run_count_against_the_cores() -> None:
+    slow = RunTimes({1: 30 * MS})
+
+    assert plan(slow, cores=8, threads_per_run=4).instances == 2
+    assert plan(slow, cores=2, threads_per_run=4).instances == 1
+    assert plan(slow, cores=8, threads_per_run=0).instances == 1
+
+
+def test_the_configuration_has_the_last_word() -> None:
+    quick, slow = RunTimes({1: 3 * US, 2: 3 * US}), RunTimes({1: 30 * MS, 2: 31 * MS})
+
+    assert plan(quick, cores=2, lane="thread").lane == "thread"
+    assert plan(slow, cores=2, lane="inline").lane == "inline"
+    assert (plan(quick, cores=2, instances=3).lane, plan(quick, cores=2, instances=3).instances) == ("thread", 3)
+    assert plan(slow, cores=2, max_batch=1).batch_limit == 1
+
+
+def test_a_model_that_could_not_be_tried_runs_on_threads() -> None:
+    chosen = plan(RunTimes({}), cores=2, max_batch=8)
+
+    assert (chosen.lane, chosen.batch_limit, chosen.instances) == ("thread", 8, 2)
+    assert "not known" in chosen.reason
+
+
+def test_the_batch_limit_is_the_smallest_that_is_nearly_best() -> None:
+    assert choose_batch_limit({1: 10 * US, 2: 11 * US, 4: 20 * US, 8: 39.5 * US}, overhead=0, longest=1.0) == 4
+    assert choose_batch_limit({1: 10 * US}, overhead=0, longest=1.0) == 1
+    assert choose_batch_limit({1: 10 * US, 2: 11 * US}, overhead=0, longest=10.5 * US) == 1
+
+
+def test_every_batch_size_of_a_small_model_is_measured(tmp_path: Path) -> None:
+    model = load(build(tmp_path / "m.onnx", [node("Neg", ["X"], ["Y"])], [("X", FLOAT, ["N", 16])], [("Y", FLOAT, ["N", 16])]))
+
+    times = measure(model, 64)
+
+    assert list(times.seconds) == [1, 2, 4, 8, 16, 32, 64]
+    assert all(0 < seconds < 0.1 for seconds in times.seconds.values())
+    assert times.grown == 0
+
+
+def test_no_batch_above_the_limit_is_measured(tmp_path: Path) -> None:
+    model = load(build(tmp_path / "m.onnx", [node("Neg", ["X"], ["Y"])], [("X", FLOAT, ["N", 16])], [("Y", FLOAT, ["N", 16])]))
+
+    assert max(measure(model, 4).seconds) == 4
+    assert list(measure(model, 0).seconds) == [1]
+
+
+def test_a_model_is_also_measured_with_larger_dimensions(tmp_path: Path) -> None:
+    """Attention costs the square of the length: quick for a few steps, slow for many."""
+    nodes = [
+        node("Transpose", ["X"], ["t"], perm=[0, 2, 1]),
+        node("MatMul", ["X", "t"], ["scores"]),
+        node("Softmax", ["scores"], ["weights"]),
+        node("MatMul", ["weights", "X"], ["Y"]),
+    ]
+    model = load(build(tmp_path / "m.onnx", nodes, [("X", FLOAT, ["N", "T", 256])], [("Y", FLOAT, ["N", "T", 256])]))
+
+    times = measure(model, 64)
+
+    assert times.grown > times.seconds[1]
+
+
+def test_a_model_that_wants_a_sampling_rate_and_enough_samples_is_measured(tmp_path: Path) -> None:
+    """A scalar that must be 16,000, and audio of at least 400 samples with the batch in another dimension of the state."""
+    nodes = [
+        node("Equal", ["sr", "rate"], ["right"]),
+        node("Cast", ["right"], ["index"], to=INT64),
+        node("Sub", ["index", "one"], ["shift"]),
+        node("Gather", ["table", "shift"], ["gain"]),  # index -1 is in the table of one row, -2 is not
+        node("Unsqueeze", ["audio", "axis"], ["u"]),
+        node("Conv", ["u", "W"], ["c"], strides=[160]),
+        node("ReduceMean", ["c"], ["m"], axes=[1, 2], keepdims=0),
+        node("Add", ["state", "m"], ["next"]),
+        node("Mul", ["next", "gain"], ["Y"]),
+    ]
+    constants = {
+        "rate": np.array(16000, np.int64),
+        "one": np.array(1, np.int64),
+        "table": np.array([1], np.float32),
+        "axis": ints(1),
+        "W": floats(2, 1, 400),
+    }
+    inputs = [("audio", FLOAT, ["N", "T"]), ("state", FLOAT, [2, "N"]), ("sr", INT64, [])]
+    model = load(build(tmp_path / "m.onnx", nodes, inputs, [("Y", FLOAT, [2, "N"])], constants))
+
+    assert list(measure(model, 0).seconds) == [1]
+
+
+def test_a_model_that_takes_nothing_that_is_tried_has_no_run_times(tmp_path: Path) -> None:
+    weights = {"shape": ints(-1, 7919)}
+    model = load(
+        build(tmp_path / "m.onnx", [node("Reshape", ["X", "shape"], ["Y"])], [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 7919])], weights)
+    )
+
+    assert measure(model, 0) == RunTimes({})
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.35e-6, "3.35 us"), (0.0123, "12.3 ms"), (1.5, "1.5 s"), (2e-7, "0.2 us"), (0.0009996, "1 ms")]
+)
+def test_durations_are_told_in_three_digits(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_the_quota_of_a_container_limits_the_cores(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    unlimited = usable_cores(tmp_path / "missing")
+
+    quota.write_text("100000 100000\n")
+    assert usable_cores(quota) == 1
+    quota.write_text("50000 100000\n")
+    assert usable_cores(quota) == 1
+    quota.write_text("max 100000\n")
+    assert usable_cores(quota) == unlimited
