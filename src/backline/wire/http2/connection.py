@@ -10,7 +10,7 @@ from backline.wire.connection import Wire
 from backline.wire.http2 import frames, settings
 from backline.wire.http2.allowance import FrameAllowance
 from backline.wire.http2.deadlines import Deadlines
-from backline.wire.http2.frame_reader import FrameReader
+from backline.wire.http2.frame_reader import FrameReader, check_dependency
 from backline.wire.http2.frames import ConnectionFailure, StreamFailure
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead, check_trailers
@@ -18,8 +18,6 @@ from backline.wire.http2.stream import Stream
 
 log = logging.getLogger("backline.wire")
 
-#: CONTINUATION frames of one header block.
-_MAX_CONTINUATIONS = 8
 #: After GOAWAY the client's bytes are still read, and dropped, for so long: closing with unread bytes would reset the connection.
 _LINGER = 0.5
 #: Between the two GOAWAYs of a drain, unless the client acknowledges a PING before.
@@ -39,8 +37,6 @@ class Http2Connection(FrameReader):
         #: In front of the next header block of ours: tells the client's decoder that we use no dynamic table.
         self.block_prefix = b""
         self._allowance = FrameAllowance(wire.limits)
-        self._block_ends = 0
-        self._continuations = 0
         self._draining = False
         #: The highest stream we will serve, once the final GOAWAY is sent.
         self._final_stream: int | None = None
@@ -214,11 +210,6 @@ class Http2Connection(FrameReader):
         check_trailers(fields)
         stream.feed(b"", 0, 0, 1)
 
-    def _note(self, number: int) -> None:
-        if number > self.last_stream + 2:
-            self._closed_streams.skip(range(self.last_stream + 1, number))
-        self.last_stream = number
-
     def _open(self, number: int, head: RequestHead, ends: int) -> None:
         if number > self.last_stream:
             self._note(number)
@@ -304,17 +295,13 @@ class Http2Connection(FrameReader):
             self._settings(flags, number, payload)
         elif kind == frames.RST_STREAM:
             self._rst_stream(number, payload)
-        elif kind == frames.HEADERS:
-            self._headers_in_parts(flags, number, payload)
-        elif kind == frames.CONTINUATION:
-            self._continuation(flags, number, payload)
         elif kind == frames.PRIORITY:
             self._spend(1)
             if not number:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
             if len(payload) != 5:
                 raise StreamFailure(frames.FRAME_SIZE_ERROR, "PRIORITY that is not 5 octets long")
-            _check_dependency(payload, number)
+            check_dependency(payload, number)
         elif kind == frames.GOAWAY:
             self._spend(1)
             if number:
@@ -397,56 +384,3 @@ class Http2Connection(FrameReader):
         self._closed_streams.reset(number, by_client=True)
         self.remove(stream)
         stream.lost()
-
-    def _headers_in_parts(self, flags: int, number: int, payload: bytes) -> None:
-        if not number:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on stream 0")
-        begin, end = 0, len(payload)
-        if flags & frames.PADDED:
-            begin = 1
-            end -= payload[0] if payload else 0
-        priority = begin
-        if flags & frames.PRIORITISED:
-            begin += 5
-        if begin > end:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
-        # RFC 9113 knows no priorities any more, but a stream that depends on itself ends the block's stream, not the decoder's state.
-        failure = None
-        if flags & frames.PRIORITISED:
-            try:
-                _check_dependency(payload[priority:begin], number)
-            except StreamFailure as caught:
-                failure = caught
-        block = payload[begin:end]
-        ends = flags & frames.END_STREAM
-        if failure is not None:
-            if number > self.last_stream:
-                self._note(number)
-            if flags & frames.END_HEADERS:
-                self._blocks.fields(block)
-                raise failure
-            raise ConnectionFailure(failure.code, failure.reason)
-        if flags & frames.END_HEADERS:
-            self._headers(number, block, ends)
-        else:
-            self._block = bytearray(block)
-            self._block_stream = number
-            self._block_ends = ends
-            self._continuations = 0
-
-    def _continuation(self, flags: int, number: int, payload: bytes) -> None:
-        block = self._block
-        if block is None:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
-        block += payload
-        self._continuations += 1
-        if self._continuations > _MAX_CONTINUATIONS or len(block) > self.wire.limits.max_header_size:
-            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames")
-        if flags & frames.END_HEADERS:
-            self._block = None
-            self._headers(number, bytes(block), self._block_ends)
-
-
-def _check_dependency(priority: bytes, number: int) -> None:
-    if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
-        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")

@@ -18,6 +18,8 @@ from backline.wire.http2.stream import Stream
 
 log = logging.getLogger("backline.wire")
 
+#: CONTINUATION frames of one header block.
+_MAX_CONTINUATIONS = 8
 #: The connection's window is opened again when this much of it was used.
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 
@@ -54,6 +56,8 @@ class FrameReader(Connection):
         #: A header block that goes on in CONTINUATION frames of this stream.
         self._block: bytearray | None = None
         self._block_stream = 0
+        self._block_ends = 0
+        self._continuations = 0
         self._write_blocked = False
         self._read_paused = False
         self._closing = False
@@ -71,7 +75,7 @@ class FrameReader(Connection):
 
     @abstractmethod
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
-        """A complete frame of another type, or HEADERS with padding, priority or CONTINUATION to come."""
+        """A complete frame of another type."""
 
     @abstractmethod
     def _fail(self, failure: ConnectionFailure) -> None:
@@ -188,6 +192,10 @@ class FrameReader(Connection):
                         self._open(number, head, flags & 1)
                     else:
                         self._headers(number, block, flags & 1)
+                elif kind == frames.HEADERS:
+                    self._headers_in_parts(flags, number, data[begin:end])
+                elif kind == frames.CONTINUATION:
+                    self._continuation(flags, number, data[begin:end])
                 else:
                     self._control(kind, flags, number, data[begin:end])
             except StreamFailure as failure:
@@ -334,3 +342,63 @@ class FrameReader(Connection):
         if size > 0 and not stream.closed and stream.remote_open:
             stream.window_in += size
             self.output.write(frames.window_update(stream.number, size))
+
+    # Header blocks
+
+    def _note(self, number: int) -> None:
+        if number > self.last_stream + 2:
+            self._closed_streams.skip(range(self.last_stream + 1, number))
+        self.last_stream = number
+
+    def _headers_in_parts(self, flags: int, number: int, payload: bytes) -> None:
+        if not number:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "HEADERS on stream 0")
+        begin, end = 0, len(payload)
+        if flags & frames.PADDED:
+            begin = 1
+            end -= payload[0] if payload else 0
+        priority = begin
+        if flags & frames.PRIORITISED:
+            begin += 5
+        if begin > end:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "padding or priority longer than the frame")
+        # RFC 9113 knows no priorities any more, but a stream that depends on itself ends the block's stream, not the decoder's state.
+        failure = None
+        if flags & frames.PRIORITISED:
+            try:
+                check_dependency(payload[priority:begin], number)
+            except StreamFailure as caught:
+                failure = caught
+        block = payload[begin:end]
+        ends = flags & frames.END_STREAM
+        if failure is not None:
+            if number > self.last_stream:
+                self._note(number)
+            if flags & frames.END_HEADERS:
+                self._blocks.fields(block)
+                raise failure
+            raise ConnectionFailure(failure.code, failure.reason)
+        if flags & frames.END_HEADERS:
+            self._headers(number, block, ends)
+        else:
+            self._block = bytearray(block)
+            self._block_stream = number
+            self._block_ends = ends
+            self._continuations = 0
+
+    def _continuation(self, flags: int, number: int, payload: bytes) -> None:
+        block = self._block
+        if block is None:
+            raise ConnectionFailure(frames.PROTOCOL_ERROR, "CONTINUATION without HEADERS before it")
+        block += payload
+        self._continuations += 1
+        if self._continuations > _MAX_CONTINUATIONS or len(block) > self.wire.limits.max_header_size:
+            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames")
+        if flags & frames.END_HEADERS:
+            self._block = None
+            self._headers(number, bytes(block), self._block_ends)
+
+
+def check_dependency(priority: bytes, number: int) -> None:
+    if int.from_bytes(priority[:4], "big") & 0x7FFFFFFF == number:
+        raise StreamFailure(frames.PROTOCOL_ERROR, "a stream that depends on itself")
