@@ -79,3 +79,12 @@ def test_inputs_must_agree_on_the_batch_size() -> None:
 
     with pytest.raises(InvalidArgument, match="input 'b' batch size does not match other inputs for 'm'"):
         RequestCheck("m", VARYING, 8, strict=True)(asked)
+
+
+def test_a_scalar_may_be_sent_as_one_element() -> None:
+    signature = Signature((TensorSpec("rate", DataType.INT64, ()),), (TensorSpec("y", DataType.FP32, ()),))
+    asked = request(tensor("rate", DataType.INT64, 1))
+
+    RequestCheck("m", signature, 0, strict=False)(asked)
+
+    assert asked.inputs["rate"].data.shape == ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
-from backline.engine.tensor import Shape
+from backline.engine.tensor import Shape, Tensor
 
 BATCH_NOTE = (
     " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input shape."
@@ -80,7 +80,11 @@ class RequestCheck:
                 )
             shape = tensor.shape
             if len(shape) != rank:
-                raise self._shape_error(request, name, shape)
+                if rank or shape != (1,):
+                    raise self._shape_error(request, name, shape)
+                # Triton shows a scalar as [1], and clients written for it send it so.
+                inputs[name] = Tensor(name, datatype, (), tensor.data.reshape(()))
+                shape = ()
             if batched:
                 if not size:
                     size = shape[0]
