@@ -58,7 +58,7 @@ MALFORMED = {
     "HTTP/2.0 in text": b"GET /dump HTTP/2.0\r\nHost: a\r\n\r\n",
     "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
     "upgrade to websocket": b"GET /dump HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    "upgrade by a proxy field": b"POST /dump HTTP/1.1\r\nHost: a\r\nProxy-Connection: Upgrade\r\nUpgrade: x\r\nContent-Length: 5\r\n\r\nhello",
+    "upgrade by a proxy field": HEAD + b"Proxy-Connection: Upgrade\r\nUpgrade: x\r\nContent-Length: 5\r\n\r\nhello",
     "target without a slash": b"GET dump HTTP/1.1\r\nHost: a\r\n\r\n",
     "star with GET": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
     "control byte in the target": b"GET /a\x01b HTTP/1.1\r\nHost: a\r\n\r\n",

@@ -1,0 +1,156 @@
+"""TLS listeners, with certificates made by the openssl command."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backline.engine.errors import InvalidArgument
+from backline.wire.tls import TlsFiles
+
+from .conftest import WireServer, read_answer
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+Start = Callable[..., WireServer]
+GET = b"GET /dump HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command += " -addext subjectAltName=DNS:localhost"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    certificate, key = make_certificate(folder, "server")
+    client_certificate, client_key = make_certificate(folder, "client")
+    return {"certificate": certificate, "key": key, "client_certificate": client_certificate, "client_key": client_key}
+
+
+def trusting(files: dict[str, Path], *protocols: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(files["certificate"]))
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    return context
+
+
+def connect_tls(server: WireServer, context: ssl.SSLContext) -> ssl.SSLSocket:
+    return context.wrap_socket(server.connect(), server_hostname="localhost")
+
+
+@pytest.mark.parametrize("size", [5, 602_112, 5_000_000])
+def test_bodies_come_back_over_tls(start: Start, files: dict[str, Path], size: int) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    client = http.client.HTTPSConnection("localhost", server.port, timeout=20, context=trusting(files))
+    client.sock = connect_tls(server, trusting(files))
+    sent = os.urandom(size)
+    for _ in range(2):
+        client.request("POST", "/echo", sent)
+        assert client.getresponse().read() == sent
+    client.close()
+
+
+@pytest.mark.parametrize(("offered", "chosen"), [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1"), (["other"], None), ([], None)])
+def test_alpn_prefers_h2(start: Start, files: dict[str, Path], offered: list[str], chosen: str | None) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    with connect_tls(server, trusting(files, *offered)) as client:
+        assert client.selected_alpn_protocol() == chosen
+
+
+def test_alpn_h2_is_spoken_to_without_waiting_for_its_preface(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    with connect_tls(server, trusting(files, "h2")) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        assert client.recv(100)[3] == 4
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_tls_1_1_is_refused(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    context = trusting(files)
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        connect_tls(server, context)
+
+
+def test_plain_text_on_a_tls_port_is_closed_and_the_server_lives(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    assert b"HTTP/1.1" not in server.send(GET)
+    with connect_tls(server, trusting(files)) as client:
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+
+
+def test_silent_client_is_closed_in_its_handshake(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]), header_timeout=0.3)
+    assert server.send(b"") == b""
+
+
+def test_connections_in_their_handshake_count_against_the_limit(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]), max_connections=3)
+    held = [server.connect() for _ in range(3)]
+    assert server.send(b"") == b""
+    for client in held:
+        client.close()
+
+
+def test_mutual_tls_lets_in_only_clients_with_a_certificate(start: Start, files: dict[str, Path]) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"], files["client_certificate"]))
+    known = trusting(files)
+    known.load_cert_chain(files["client_certificate"], files["client_key"])
+    with connect_tls(server, known) as client:
+        client.sendall(GET)
+        assert read_answer(client)[0] == 200
+    # In TLS 1.3 the refusal arrives behind the handshake.
+    with pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"):
+        ask_and_read(server, trusting(files))
+
+
+def ask_and_read(server: WireServer, context: ssl.SSLContext) -> bytes:
+    with connect_tls(server, context) as client:
+        client.sendall(GET)
+        return client.recv(100)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_curl_over_tls(start: Start, files: dict[str, Path], version: str) -> None:
+    server = start(TlsFiles(files["certificate"], files["key"]))
+    command = ["curl", "-sS", version, "--cacert", str(files["certificate"]), "-d", "hello", f"https://localhost:{server.port}/echo"]
+    assert subprocess.run(command, capture_output=True, check=True, timeout=20).stdout == b"hello"
+
+
+def test_wrong_files_are_errors_that_name_the_file(files: dict[str, Path], tmp_path: Path) -> None:
+    missing, text = tmp_path / "missing.pem", tmp_path / "text.pem"
+    text.write_text("not PEM")
+    encrypted = tmp_path / "encrypted.key"
+    subprocess.run(
+        ["openssl", "ec", "-in", files["key"], "-aes256", "-passout", "pass:secret", "-out", encrypted], check=True, capture_output=True
+    )
+    certificate, key = files["certificate"], files["key"]
+    cases = [
+        (TlsFiles(missing, key), f"certificate '{missing}' cannot be read: No such file"),
+        (TlsFiles(certificate, missing), f"key '{missing}' cannot be read: No such file"),
+        (TlsFiles(text, key), f"certificate '{text}' holds no certificate"),
+        (TlsFiles(certificate, text), f"key '{text}' holds no private key"),
+        (TlsFiles(certificate, files["client_key"]), f"key '{files['client_key']}' does not belong to the certificate"),
+        (TlsFiles(certificate, encrypted), f"key '{encrypted}' is encrypted"),
+        (TlsFiles(certificate, key, missing), f"client CA '{missing}' cannot be read"),
+        (TlsFiles(certificate, key, text), f"client CA '{text}' holds no certificate"),
+    ]
+    for wrong, message in cases:
+        with pytest.raises(InvalidArgument, match="TLS") as caught:
+            wrong.context()
+        assert message in str(caught.value)
