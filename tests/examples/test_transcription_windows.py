@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("soundfile", reason="the requirements of examples/music_transcription are not installed")
-
 import windows
 from hypothesis import given
 from hypothesis import strategies as st
