@@ -1,0 +1,221 @@
+"""config.pbtxt: what is read, what is warned about, and how errors point at their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model_config import ModelConfig, VersionPolicy
+from backline.engine.signature import TensorSpec
+from backline.repository.config_pbtxt import read
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "m").mkdir()
+    return tmp_path / "m" / "config.pbtxt"
+
+
+def config(file: Path, text: str) -> ModelConfig:
+    file.write_text(text, "utf-8")
+    return read(file, "m")
+
+
+def error(file: Path, text: str) -> str:
+    with pytest.raises(InvalidArgument) as raised:
+        config(file, text)
+    assert raised.value.message.startswith(str(file))
+    return raised.value.message.removeprefix(str(file))
+
+
+def test_a_full_configuration_is_read(file: Path) -> None:
+    (file.parent / "labels.txt").write_text("cat\ndög\n", "utf-8")
+
+    read_config = config(
+        file,
+        """
+        name: "m"  # as the folder
+        platform: "onnxruntime_onnx"
+        backend: "onnxruntime"
+        max_batch_size: 8
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] }, { name: "s" data_type: TYPE_STRING dims: [ 1 ] optional: true } ]
+        output { name: "y" data_type: TYPE_BF16 dims: 2 label_filename: "labels.txt" }
+        version_policy { specific { versions: [ 3, 1 ] } }
+        instance_group [ { count: 2 kind: KIND_CPU }, { kind: KIND_AUTO } ]
+        dynamic_batching {
+          preferred_batch_size: [ 4, 8 ]
+          max_queue_delay_microseconds: 100
+          default_queue_policy { max_queue_size: 16 default_timeout_microseconds: 5000 }
+        }
+        default_model_filename: "net.onnx"
+        parameters { key: "intra_op_thread_count" value: { string_value: "2" } }
+        parameters { key: "backline.lane" value: { string_value: "thread" } }
+        """,
+    )
+
+    assert read_config == ModelConfig(
+        name="m",
+        backend="onnxruntime",
+        platform="onnxruntime_onnx",
+        max_batch_size=8,
+        inputs=(TensorSpec("x", DataType.FP32, (3, -1)), TensorSpec("s", DataType.BYTES, (1,), optional=True)),
+        outputs=(TensorSpec("y", DataType.BF16, (2,), labels=("cat", "dög")),),
+        version_policy=VersionPolicy(latest=None, specific=("3", "1")),
+        instance_count=3,
+        lane="thread",
+        dynamic_batching=True,
+        preferred_batch_sizes=(4, 8),
+        max_queue_delay_us=100,
+        max_queue_size=16,
+        default_timeout_us=5000,
+        default_model_filename="net.onnx",
+        parameters={"intra_op_thread_count": "2"},
+        source=str(file),
+    )
+
+
+def test_an_empty_file_leaves_everything_to_the_server(file: Path) -> None:
+    assert config(file, "") == ModelConfig("m", source=str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", None), ("max_batch_size: 0", 0), ("max_batch_size: 4", 4), ('input { name: "x" data_type: TYPE_FP32 dims: 1 }', 0)],
+)
+def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | None, file: Path) -> None:
+    assert config(file, text).max_batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("sequence_batching { }", "sequence_batching"),
+        ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
+        ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "dynamic_batching.default_queue_policy.timeout_action"),
+        ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }', "input.reshape"),
+        ("instance_group { gpus: [0, 1] }", "instance_group.gpus"),
+        ("response_cache { enable: true }", "response_cache"),
+        ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
+        ('model_warmup { name: "w" }', "model_warmup"),
+        ('metric_tags { key: "a" value: "b" }', "metric_tags"),
+        ("optimization { graph { level: 1 } }", "optimization"),
+    ],
+)
+def test_fields_without_effect_are_named(text: str, field: str, file: Path) -> None:
+    assert config(file, text).warnings == (f"config.pbtxt of 'm': {field} is not supported yet and has no effect",)
+
+
+def test_what_is_off_anyway_needs_no_warning(file: Path) -> None:
+    text = "response_cache { enable: false } model_transaction_policy { decoupled: false } instance_group { kind: KIND_CPU count: 1 }"
+
+    assert config(file, text).warnings == ()
+
+
+def test_a_gpu_that_is_asked_for_is_warned_about(file: Path) -> None:
+    assert config(file, "instance_group { kind: KIND_GPU }").warnings == (
+        "config.pbtxt of 'm': instance_group.kind KIND_GPU is not supported yet; the model runs on the CPU",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: 'm'\nmax_batch_sise: 3", ":2:1: unknown field 'max_batch_sise', did you mean 'max_batch_size'?"),
+        ("input [ { name: 'x'\n  dimms: [1] } ]", ":2:3: unknown field 'dimms', did you mean 'dims'?"),
+        ("input { data_type: TYPE_FLOAT }", ":1:20: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?"),
+        ("instance_group { kind: KIND_CPUS }", ":1:24: unknown value 'KIND_CPUS', did you mean 'KIND_CPU'?"),
+        ("name 3", ':1:6: Expected ":".'),
+        ("max_batch_size: 'a'", ":1:17: Couldn't parse integer: 'a'"),
+        ("name: 'm' name: 'm'", ':1:17: Message type "inference.ModelConfig" should not have multiple "name" fields.'),
+        ("max_batch_size: 99999999999", ":1:17: Value out of range: 99999999999"),
+    ],
+)
+def test_errors_of_the_format_have_line_and_column(text: str, message: str, file: Path) -> None:
+    assert error(file, text) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: 'other'", "unexpected directory name 'm' for model 'other', directory name must equal model name"),
+        ("max_batch_size: -1", "'max_batch_size' must be non-negative value for m"),
+        ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }", "preferred size must be <= max batch size for m (8 > 4)"),
+        ("dynamic_batching { preferred_batch_size: 0 }", "dynamic batching preferred size must be positive for m"),
+        ("input { name: 'x' data_type: TYPE_FP32 dims: -2 }", "model input 'x' has dimension -2"),
+        ("input { data_type: TYPE_FP32 }", "model input must specify 'name'"),
+        ("output { name: 'y' }", "model output 'y' must specify 'data_type'"),
+        ("input { name: 'x' data_type: TYPE_FP32 } input { name: 'x' data_type: TYPE_FP32 }", "model input 'x' is given more than once"),
+        ("output { name: 'y' data_type: TYPE_FP32 dims: 2 label_filename: 'none.txt' }", "label_filename of output 'y' cannot be read"),
+        ("output { name: 'y' data_type: TYPE_FP32 dims: 2 label_filename: '../../x' }", "must be the name of a file inside"),
+        ("default_model_filename: '/etc/passwd'", "default_model_filename '/etc/passwd' must be the name of a file inside"),
+        ("default_model_filename: '../../other'", "must be the name of a file inside"),
+        ("version_policy { specific { } }", "version_policy.specific names no version"),
+        ("instance_group { count: -1 }", "instance_group has count -1"),
+        ("parameters { key: 'backline.lane' value { string_value: 'gpu' } }", "is 'gpu', expected inline or thread"),
+        ("ensemble_scheduling { step { model_name: 'a' } }", "model 'm' is an ensemble, which is not supported yet"),
+        ("platform: 'ensemble'", "model 'm' is an ensemble, which is not supported yet"),
+    ],
+)
+def test_contradictions_are_errors(text: str, message: str, file: Path) -> None:
+    assert message in error(file, text)
+
+
+def test_a_file_that_is_no_text_or_not_there_is_named(file: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"config.pbtxt: cannot be read: No such file"):
+        read(file, "m")
+    file.write_bytes(b"name: '\xff'")
+    with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not UTF-8 text \(byte 7\)"):
+        read(file, "m")
+
+
+def test_a_byte_order_mark_is_no_error(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfname: 'm'")
+
+    assert read(file, "m").name == "m"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "name",
+                "input",
+                "max_batch_size",
+                "dims",
+                "dynamic_batching",
+                ":",
+                "{",
+                "}",
+                "[",
+                "]",
+                ",",
+                "-1",
+                "8",
+                "'m'",
+                "TYPE_FP32",
+                "\n",
+                "#",
+                "\0",
+            ]
+        )
+        | st.text(max_size=4)
+    ).map(" ".join)
+)
+def test_any_text_is_read_or_refused_in_one_line(file: Path, text: str) -> None:
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+    assert _outcome(file) in {"read", "refused in one line"}
+
+
+def _outcome(file: Path) -> str:
+    try:
+        return "read" if read(file, "m").name == "m" else "read as another model"
+    except BacklineError as refused:
+        one_line = refused.message.startswith(str(file)) and "\n" not in refused.message
+        return "refused in one line" if one_line else refused.message
