@@ -447,3 +447,15 @@ def test_requests_that_differ_in_the_header_are_not_confused(caller: Caller) -> 
         given = {"name": "INPUT0", "shape": [len(raw)], "datatype": "INT8", "parameters": {"binary_data_size": len(raw)}}
         answers.append(caller.infer("echo_INT8_1", {"inputs": [given]}, raw))
     assert [answer.json["outputs"][0]["data"] for answer in answers] == [[1, 2], [1, 2, 3]]
+
+
+@pytest.mark.parametrize("id", ["1", "two words", "a\\", 'a"b', "\u00e4", "", "x,y", "\n", "a" * 2000])
+def test_id_comes_back(caller: Caller, id: str) -> None:
+    for separators in ((",", ":"), (", ", ": ")):
+        for _ in range(2):
+            header = json.dumps({"id": id, "inputs": [binary_input()]}, separators=separators).encode()
+            answer = caller.post("/v2/models/add1/infer", header + ROW.tobytes(), len(header))
+            assert answer.json.get("id", "") == id
+            assert answer.json["outputs"][0]["data"] == list(range(1, 17))
+            header = json.dumps({"id": "other", "inputs": [binary_input()]}, separators=separators).encode()
+            assert caller.post("/v2/models/add1/infer", header + ROW.tobytes(), len(header)).json["id"] == "other"

@@ -82,7 +82,11 @@ def _fill_version_policy(policy: Any, given: VersionPolicy) -> None:
 def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
     entry.name = spec.name
     entry.data_type = entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[spec.datatype.config_name].number
-    entry.dims.extend(spec.shape[1:] if batched else spec.shape)
+    if not spec.shape and hasattr(entry, "optional"):  # a scalar input, see metadata.SCALAR
+        entry.dims.extend(SCALAR)
+        entry.reshape.SetInParent()
+    else:
+        entry.dims.extend(spec.shape[1:] if batched else spec.shape)
 
 
 def _fill_batching(batching: Any, model: Model) -> None:

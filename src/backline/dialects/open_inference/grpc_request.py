@@ -90,6 +90,11 @@ class RequestReader:
                 if len(self._plans) >= _MAX_REMEMBERED:
                     self._plans.clear()
                 self._plans[rest] = plan
+        spec = plan.single
+        if spec is not None and len(places) == 1:
+            start, end = places[0]
+            if end - start == spec.size:
+                return plan, id, {spec.name: spec.read(received, start, end)}
         specs = plan.inputs
         if len(places) != len(specs):
             if not places:  # no input has an element, or they miss their contents

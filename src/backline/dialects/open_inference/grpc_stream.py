@@ -71,6 +71,8 @@ class _Stream:
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
+        # Every request has one answer, so each is marked as its last. Messages merge when their bytes are joined.
+        self._final: bytes = message("inference.ModelInferResponse")(parameters={FINAL: {"bool_param": True}}).SerializeToString()
 
     async def read(self) -> None:
         """Submits the client's requests until the last one."""
@@ -136,9 +138,7 @@ class _Stream:
             self._fail(turn, error)  # type: ignore[arg-type]
             return
         try:
-            if turn.plan.empty_final:
-                response.parameters = {**(response.parameters or {}), FINAL: True}
-            answer = self._inference.write(turn.plan, response)
+            answer = self._inference.write(turn.plan, response) + self._final
         except BacklineError as failure:
             self._fail(turn, failure)
             return
@@ -153,7 +153,9 @@ class _Stream:
         if turn.request is not None:
             answer.infer_response.id = turn.request.id
             answer.infer_response.model_name = turn.request.model_name
+            answer.infer_response.model_version = turn.request.model_version
             turn.request.context = None
+        answer.infer_response.parameters[FINAL].bool_param = True
         turn.error = error
         turn.messages = [answer.SerializeToString()]
         self._answered.set()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-import backline
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Shape
+from backline.version import __version__
 
 SERVER_NAME = "backline"
 #: Only what truly works.
 EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
 
+#: How a scalar input is shown, as in Triton: perf_analyzer cannot send a shape without dimensions. Requests may use either.
+SCALAR: Shape = (1,)
+
 
 def server_metadata() -> dict[str, Any]:
-    return {"name": SERVER_NAME, "version": backline.__version__, "extensions": list(EXTENSIONS)}
+    return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
@@ -24,8 +28,8 @@ def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
         "name": name,
         "versions": engine.served_versions(name),
         "platform": model.platform or model.backend,
-        "inputs": [_tensor(spec) for spec in model.signature.inputs],
-        "outputs": [_tensor(spec) for spec in model.signature.outputs],
+        "inputs": [_tensor(spec, spec.shape or SCALAR) for spec in model.signature.inputs],
+        "outputs": [_tensor(spec, spec.shape) for spec in model.signature.outputs],
     }
 
 
@@ -49,5 +53,5 @@ def _entry(model: Model) -> dict[str, str]:
     return entry
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)}
+def _tensor(spec: TensorSpec, shape: Shape) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype.name, "shape": list(shape)}

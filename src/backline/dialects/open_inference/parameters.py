@@ -10,7 +10,9 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import Parameter
 
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+#: Asks for an empty last answer on a stream where the last answer with content is not known to be the last. Here it always is.
 EMPTY_FINAL = "triton_enable_empty_final_response"
+#: The parameter of an answer on a stream that says whether it is the last one to its request.
 FINAL = "triton_final_response"
 MAX_CLASSES = 1_000_000
 
@@ -29,7 +31,7 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
         elif key == "timeout":
             plan.timeout = unsigned(key, value) / 1e6 or None
         elif key == EMPTY_FINAL:
-            plan.empty_final = boolean(key, value)
+            boolean(key, value)
         elif key.startswith("triton_"):
             raise InvalidArgument(RESERVED)
         else:

@@ -14,6 +14,7 @@ from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element
 
 #: What every supported numpy can hold (numpy 1.26: 32).
 MAX_RANK = 32
+_from_buffer = np.frombuffer
 _MAX_DIMENSION = 2**63 - 1
 
 
@@ -35,12 +36,11 @@ class InputPlan:
 
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
         """The tensor whose binary form is `buffer[start:end]`, as a view. The caller has compared the length with `size`."""
-        if self.size < 0:
+        if self.size > 0:
+            return Tensor(self.name, self.datatype, self.shape, _from_buffer(buffer, self.dtype, self.count, start).reshape(self.shape))
+        if self.size:
             return decode_tensor(self.name, self.datatype, self.shape, memoryview(buffer)[start:end])
-        if not self.count:
-            return Tensor(self.name, self.datatype, self.shape, np.empty(self.shape, self.dtype))
-        shape = self.shape
-        return Tensor(self.name, self.datatype, shape, np.frombuffer(buffer, self.dtype, self.count, start).reshape(shape))
+        return Tensor(self.name, self.datatype, self.shape, np.empty(self.shape, self.dtype))
 
 
 class InferPlan:
@@ -56,16 +56,18 @@ class InferPlan:
         "binary_default",
         "classes",
         "declared",
-        "empty_final",
         "inputs",
         "outputs",
         "parameters",
         "priority",
+        "single",
         "timeout",
     )
 
     def __init__(self, inputs: tuple[InputPlan, ...]) -> None:
         self.inputs = inputs
+        #: The only input, if there is only one and its size is fixed by its shape.
+        self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()
         self.outputs: tuple[str, ...] | None = None
         self.binary: dict[str, bool] = {}
@@ -74,8 +76,10 @@ class InferPlan:
         self.parameters: dict[str, Parameter] | None = None
         self.priority = 0
         self.timeout: float | None = None
-        #: Whether the last answer on a stream is to be marked as such.
-        self.empty_final = False
+
+    def is_binary(self, output: str) -> bool:
+        """Whether an output goes out in binary form over REST."""
+        return self.binary.get(output, self.binary_default)
 
 
 def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:

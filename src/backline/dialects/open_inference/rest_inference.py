@@ -9,7 +9,7 @@ from backline.dialects.answers import hidden_error, respond_error
 from backline.dialects.open_inference.classification import classified_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, RequestReader
-from backline.dialects.open_inference.rest_response import encode_response
+from backline.dialects.open_inference.rest_response import ResponseWriter
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
@@ -23,6 +23,7 @@ class RestInference:
         self._engine = engine
         self._submit = engine.submit
         self._read = RequestReader(engine).read
+        self._write = ResponseWriter().write
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
         """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
@@ -56,7 +57,7 @@ class RestInference:
             if response is None:
                 raise error  # type: ignore[misc]
             outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
-            fields, body = encode_response(plan, response, outputs)
+            fields, body = self._write(plan, response, outputs)
         except BacklineError as failure:
             respond_error(request, failure)
         except Exception as failure:

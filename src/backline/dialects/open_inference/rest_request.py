@@ -18,6 +18,7 @@ HEADER_LENGTH = b"inference-header-content-length"
 #: JSON headers up to this size are remembered, and so many of them.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
+_ID_FIRST = b'{"id":"'
 
 Scalar = str | int | float | bool
 #: A decoded request: what it asks, its id, its tensors by name.
@@ -45,7 +46,7 @@ class RequestDocument(Struct):
 
 
 class RequestReader:
-    """Reads inference requests. The plans of small headers without data and id are remembered, as clients repeat them."""
+    """Reads inference requests. The plans of small headers without data are remembered, as clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -54,30 +55,39 @@ class RequestReader:
 
     def read(self, body: Buffer, header_length: bytes | None, model: str, version: str) -> Decoded:
         """The request in `body`, whose first `header_length` bytes are JSON. Raises InvalidArgument, NotFound, Unsupported."""
-        total = len(body)
-        if header_length is None:
-            size = total
-        else:
+        total = size = len(body)
+        if header_length is not None:
             size = _parse_length(header_length, total)
             if size == 0:
                 return self._read_raw(body, model, version)
         if size > _MAX_REMEMBERED_SIZE:
             return self._read_document(memoryview(body)[:size], body, size, model)
         header = bytes(body[:size])
+        id = ""
         plan = self._plans.get(header)
         if plan is None:
-            return self._read_document(header, body, size, model)
-        return plan, "", _read_binary(plan, body, size, model, "")
+            id, key = split_id(header)
+            if id:
+                plan = self._plans.get(key)
+            if plan is None:
+                return self._read_document(header, body, size, model)
+        if plan.single is not None:
+            spec = plan.single
+            if size + spec.size == total:
+                return plan, id, {spec.name: spec.read(body, size, total)}
+        return plan, id, _read_binary(plan, body, size, model)
 
     def _read_document(self, header: Buffer, body: Buffer, size: int, model: str) -> Decoded:
         document = self._decode(header)
         plan = make_plan(document, model)
         if None not in plan.declared:
-            tensors = _read_binary(plan, body, size, model, document.id)
-            if size <= _MAX_REMEMBERED_SIZE and not document.id:
-                if len(self._plans) >= _MAX_REMEMBERED:
-                    self._plans.clear()
-                self._plans[bytes(header)] = plan
+            tensors = _read_binary(plan, body, size, model)
+            if size <= _MAX_REMEMBERED_SIZE:
+                id, key = split_id(bytes(header))
+                if id == document.id:
+                    if len(self._plans) >= _MAX_REMEMBERED:
+                        self._plans.clear()
+                    self._plans[key] = plan
             return plan, document.id, tensors
         tensors = {}
         for index, (spec, given, declared) in enumerate(zip(plan.inputs, document.inputs, plan.declared, strict=True)):
@@ -139,6 +149,21 @@ class RequestReader:
         return plan, "", {name: tensor}
 
 
+def split_id(header: bytes) -> tuple[str, bytes]:
+    """The id of a request and its JSON without it, if it is the first key, written without blanks and escapes; else "" and the JSON.
+
+    This is how most clients write it.
+    """
+    if header.startswith(_ID_FIRST):
+        end = header.find(b'"', len(_ID_FIRST))
+        id = header[len(_ID_FIRST) : end]
+        if header[end : end + 2] == b'",' and b"\\" not in id and id.isascii():
+            text = id.decode()
+            if text.isprintable():
+                return text, b"{" + header[end + 2 :]
+    return "", header
+
+
 def make_plan(document: RequestDocument, model: str) -> InferPlan:
     """The plan of a request, its inputs and outputs checked as far as that is possible without the model."""
     specs = []
@@ -198,7 +223,7 @@ def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
     return size
 
 
-def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str, id: str) -> dict[str, Tensor]:
+def _read_binary(plan: InferPlan, body: Buffer, offset: int, model: str) -> dict[str, Tensor]:
     """The tensors of a plan whose inputs are all in binary form, one after another from `offset` on."""
     total = len(body)
     tensors = {}
