@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex
 from backline.client.sync import Client
 from backline.engine.errors import BacklineError, NotFound
 
@@ -69,11 +70,16 @@ def _header(text: str) -> tuple[str, str]:
 def with_suggestion(client: Client, name: str, error: NotFound) -> NotFound:
     """The error with the models that the server has, the nearest name first."""
     try:
-        known = sorted({entry.name for entry in client.models()})
+        return nearest_model(name, client.models(), error)
     except BacklineError:
         return error
-    near = get_close_matches(name, known, 1)
+
+
+def nearest_model(name: str, index: Sequence[ModelIndex], error: NotFound) -> NotFound:
+    """The error with the nearest name of the index, or all its names."""
+    known = sorted({entry.name for entry in index})
     if name in known:
         return error
+    near = get_close_matches(name, known, 1)
     hint = f"Did you mean '{near[0]}'?" if near else f"The server has {', '.join(known) or 'no model'}."
     return NotFound(f"{error.message.rstrip('.')}. {hint}")

@@ -7,13 +7,14 @@ import errno
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
 import click
 
+from backline.cli.event_loop import run
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError
 from backline.server import Server, ServerOptions
@@ -140,7 +141,7 @@ def command(
         load_threads=model_load_thread_count,
     )
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return _run(serve(options))
+    return run(serve(options))
 
 
 def _check_ports(ports: dict[str, int]) -> None:
@@ -160,15 +161,6 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
     if certificate is None or key is None:
         raise click.UsageError("TLS needs both --ssl-certificate and --ssl-key")
     return TlsFiles(certificate, key, client_ca)
-
-
-def _run(main: Coroutine[Any, Any, int]) -> int:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
 
 
 async def serve(options: ServerOptions) -> int:

@@ -108,7 +108,7 @@ def _row(model: Model) -> tuple[str, ...]:
     if placement is None or model.state is not ModelState.READY:
         return (model.name, model.version, model.state.value, "-", "-", "-", model.reason)
     batch = str(placement.max_batch_size) if placement.max_batch_size else "no"
-    return (model.name, model.version, model.state.value, placement.lane, str(placement.instances), batch, model.reason or placement.reason)
+    return (model.name, model.version, model.state.value, placement.lane, str(placement.instances), batch, model.reason)
 
 
 def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:
@@ -176,7 +176,7 @@ def python_line(model: Model, url: str, certificate: str | None = None) -> str:
     else:
         call = f"({{{inputs}}})"
     ca = "" if certificate is None else f", ca={certificate!r}"
-    code = f"import backline, numpy as np; print(backline.connect({url!r}{ca})[{model.name!r}]{call})"
+    code = f"import backline, numpy as np; print(dict(backline.connect({url!r}{ca})[{model.name!r}]{call}))"
     # Double quotes read better around code with single ones, where the shell finds nothing of its own inside.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     return f"{shlex.quote(sys.executable)} -c {quoted}"

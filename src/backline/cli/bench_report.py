@@ -1,0 +1,181 @@
+"""A benchmark for people: the table, bars on a terminal, JSON, and a picture by matplotlib."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import backline
+from backline.cli.bench_step import BenchStep
+from backline.cli.table import print_table
+from backline.engine.errors import InvalidArgument
+
+BUSY_GENERATOR = 0.9
+LATE_US = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """The steps of a benchmark and what they were measured on."""
+
+    model: str
+    url: str
+    server: str
+    inputs: str
+    steps: Sequence[BenchStep]
+
+    @property
+    def kind(self) -> str:
+        return "concurrency" if self.steps[0].concurrency is not None else "rate"
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows; times in milliseconds, queue and compute as the server counted them."""
+        columns = [self.kind, "answers/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms", "queue ms", "compute ms", "batch", "errors"]
+        return columns, [self._row(step) for step in self.steps]
+
+    @staticmethod
+    def _row(step: BenchStep) -> list[str]:
+        times = [*step.percentiles_us.values(), step.max_us]
+        share = step.server
+        split = [f"{share.queue_us / 1000:.3f}", f"{share.compute_us / 1000:.3f}", f"{share.batch:.1f}"] if share else ["-", "-", "-"]
+        errors = ", ".join(f"{count} {name}" for name, count in step.errors.items()) or "0"
+        return [step.label, f"{step.throughput:.0f}", *("-" if us is None else f"{us / 1000:.3f}" for us in times), *split, errors]
+
+    def notes(self) -> list[str]:
+        """What a reader of the numbers must know."""
+        notes = []
+        embedded = self.url.startswith("inproc:")
+        busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
+        if busy and not embedded and self.kind == "concurrency":
+            notes.append(f"The load generator used its whole core at {self.kind} {', '.join(busy)}: the server may be faster than this.")
+        late = [step.label for step in self.steps if step.late_p99_us is not None and step.late_p99_us > LATE_US]
+        if late:
+            notes.append(
+                f"At rate {', '.join(late)} requests were sent more than 1 ms late (p99); latencies count from when they were due."
+            )
+        behind = [step.label for step in self.steps if step.fell_behind]
+        if behind:
+            notes.append(f"At rate {', '.join(behind)} the server does not keep up: too many requests waited, and the step ended early.")
+        if embedded:
+            notes.append("Models and load generator share one program and its cores.")
+        return notes
+
+    def document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "model": self.model,
+            "url": self.url,
+            "server": self.server,
+            "inputs": self.inputs,
+            "client": f"backline {backline.__version__}, Python {platform.python_version()}, numpy {np.__version__}",
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "notes": self.notes(),
+            "steps": [step.document() for step in self.steps],
+        }
+
+
+def print_bench(report: BenchReport) -> None:
+    """The table and its notes; on a terminal the bars too."""
+    columns, rows = report.table()
+    print_table(columns, rows, right=columns[:-1])
+    if sys.stdout.isatty() and len(report.steps) > 1:
+        _print_bars(report)
+    for note in report.notes():
+        print(note)
+
+
+def _print_bars(report: BenchReport) -> None:
+    from rich.bar import Bar
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 1))
+    fastest = max(step.throughput for step in report.steps) or 1.0
+    slowest = max(step.percentiles_us["p99"] or 0.0 for step in report.steps) or 1.0
+    grid.add_row(report.kind, "answers/s", "", "p99 ms", "")
+    for step in report.steps:
+        p99 = step.percentiles_us["p99"] or 0.0
+        bars = Bar(fastest, 0, step.throughput, width=32, color="green"), Bar(slowest, 0, p99, width=32, color="yellow")
+        grid.add_row(step.label, bars[0], f"{step.throughput:.0f}", bars[1], f"{p99 / 1000:.3f}")
+    Console().print(grid)
+    print()
+
+
+def write_json(report: BenchReport, path: Path) -> None:
+    path.write_text(json.dumps(report.document(), indent=2) + "\n")
+
+
+def require_matplotlib() -> None:
+    """Raises InvalidArgument that names the extra where matplotlib is missing: before the load, not after."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise InvalidArgument(f"pictures need matplotlib: pip install 'backline[plot]' ({error})") from None
+
+
+def write_png(report: BenchReport, path: Path) -> None:
+    _figure(report).savefig(path, format="png", dpi=150)
+
+
+def write_html(report: BenchReport, path: Path) -> None:
+    """One page without any other file: the picture, the table and the notes."""
+    drawing = io.StringIO()
+    _figure(report).savefig(drawing, format="svg")
+    svg = drawing.getvalue()
+    columns, rows = report.table()
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    facts = report.document()
+    lines = "".join(
+        f"<dt>{name}</dt><dd>{html.escape(str(facts[name]))}</dd>" for name in ("server", "inputs", "client", "machine", "time")
+    )
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in report.notes())
+    title = html.escape(f"{report.model} at {report.url}")
+    path.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_CSS}</style><h1>{title}</h1>"
+        f"{svg[svg.index('<svg') :]}<table><tr>{head}</tr>{body}</table>{notes}<dl>{lines}</dl></html>\n"
+    )
+
+
+_CSS = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}svg{width:100%;height:auto}"
+    "table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}th,td{padding:.25rem .7rem;text-align:right;"
+    "border-bottom:1px solid #ddd}dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;color:#555}dd{margin:0}"
+)
+
+
+def _figure(report: BenchReport) -> Any:
+    """Throughput and latency percentiles over the steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    positions = range(len(report.steps))
+    labels = [step.label for step in report.steps]
+    left.plot(positions, [step.throughput for step in report.steps], "o-", color="#2a7f62")
+    left.set_ylabel("answers a second")
+    left.set_ylim(bottom=0)
+    for name in report.steps[0].percentiles_us:
+        values = [np.nan if step.percentiles_us[name] is None else step.percentiles_us[name] / 1000 for step in report.steps]  # type: ignore[operator]
+        right.plot(positions, values, "o-", label=name)
+    right.set_ylabel("latency, ms")
+    right.set_yscale("log")
+    right.legend()
+    for axes in (left, right):
+        axes.set_xticks(list(positions), labels)
+        axes.set_xlabel("requests in flight" if report.kind == "concurrency" else "requests a second")
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{report.model}, {report.server}")
+    return figure

@@ -1,0 +1,126 @@
+"""Load on a model: requests from a fixed number of callers, or at a rate that does not wait for answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from array import array
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter_ns, process_time_ns
+from typing import Literal
+
+from backline.engine.errors import BacklineError
+
+Send = Callable[[], Awaitable[None]]
+Arrivals = Literal["poisson", "constant"]
+
+SECOND = 1_000_000_000
+#: The loop's timers count milliseconds; the rest before a due time is spent looking at the clock.
+SPIN_NS = 1_200_000
+#: Requests of an open loop that may wait at once; a server that is this far behind does not keep up.
+MAX_BEHIND = 20_000
+
+
+@dataclass
+class Load:
+    """What one step of load measured. Times in nanoseconds; latencies are those of answered requests only.
+
+    `seconds` lasts until the last answer. `lateness` is by how much an open loop sent a request later than planned, a part of its latency.
+    """
+
+    seconds: float = 0.0
+    latencies: array[int] = field(default_factory=lambda: array("q"))
+    lateness: array[int] = field(default_factory=lambda: array("q"))
+    errors: Counter[str] = field(default_factory=Counter)
+    last_error: BacklineError | None = None
+    #: The share of one core that this program used: near 1 the generator may be what limits.
+    generator_cpu: float = 0.0
+    fell_behind: bool = False
+
+    def fail(self, error: BacklineError) -> None:
+        self.errors[type(error).__name__] += 1
+        self.last_error = error
+
+
+async def closed_loop(send: Send, concurrency: int, seconds: float) -> Load:
+    """`concurrency` callers, each of which sends the next request when the last is answered."""
+    load = Load()
+    began, cpu = perf_counter_ns(), process_time_ns()
+    end = began + int(seconds * SECOND)
+
+    async def caller() -> None:
+        latencies = load.latencies
+        now = perf_counter_ns()
+        while now < end:
+            try:
+                await send()
+            except BacklineError as error:
+                load.fail(error)
+                await asyncio.sleep(0.001)  # a refusing server is not hammered
+                now = perf_counter_ns()
+            else:
+                done = perf_counter_ns()
+                latencies.append(done - now)
+                now = done
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    return _measured(load, began, cpu)
+
+
+async def open_loop(send: Send, rate: float, seconds: float, arrivals: Arrivals) -> Load:
+    """Requests at `rate` a second whether answers come or not.
+
+    Latency counts from the moment a request was to be sent, so that a server that stalls is charged for those it kept waiting.
+    """
+    load = Load()
+    tasks: set[asyncio.Task[None]] = set()
+    began, cpu = perf_counter_ns(), process_time_ns()
+
+    async def request(due: int) -> None:
+        try:
+            await send()
+        except BacklineError as error:
+            load.fail(error)
+        else:
+            load.latencies.append(perf_counter_ns() - due)
+
+    for offset in _plan(rate, seconds, arrivals):
+        due = began + offset
+        await _until(due)
+        load.lateness.append(perf_counter_ns() - due)
+        task = asyncio.create_task(request(due))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        if len(tasks) >= MAX_BEHIND:
+            load.fell_behind = True
+            break
+    await asyncio.gather(*tasks)
+    return _measured(load, began, cpu)
+
+
+def _plan(rate: float, seconds: float, arrivals: Arrivals) -> Iterator[int]:
+    """When requests are sent, in nanoseconds from the beginning; the same every time."""
+    chance = random.Random(0)
+    moment = 0.0
+    while moment < seconds:
+        yield int(moment * SECOND)
+        moment += chance.expovariate(rate) if arrivals == "poisson" else 1 / rate
+
+
+async def _until(due: int) -> None:
+    left = due - perf_counter_ns()
+    if left > SPIN_NS:
+        await asyncio.sleep((left - SPIN_NS) / SECOND)
+    elif left <= 0:
+        await asyncio.sleep(0)  # late already, but answers must be read too
+    while perf_counter_ns() < due:  # noqa: ASYNC110 - no event tells the time
+        await asyncio.sleep(0)
+
+
+def _measured(load: Load, began: int, cpu: int) -> Load:
+    took = perf_counter_ns() - began
+    load.seconds = took / SECOND
+    load.generator_cpu = (process_time_ns() - cpu) / took
+    return load
