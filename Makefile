@@ -16,7 +16,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(STAMP)-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[onnx,grpc,plot]' --group test --group lint
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot]' --group test --group lint
 	@touch $@
 
 # The packages of the models pin TensorFlow and PyTorch; only the ONNX files in them are wanted.
@@ -32,9 +32,9 @@ serve: $(STAMP)-demo  ## the same server, left running on ports 8000 (HTTP), 800
 	$(BIN)/python $(EXAMPLE)/build_repository.py build/models
 	exec $(BIN)/backline serve build/models
 
-install: $(STAMP)-test  ## the environment for development, in .venv
+install: $(STAMP)-test $(STAMP)-demo  ## the environment for development, in .venv
 
-test: $(STAMP)-test  ## all tests
+test: $(STAMP)-test $(STAMP)-demo  ## all tests
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)-test  ## format, lint, types and layers

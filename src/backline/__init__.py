@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backline.version import __version__
+
 if TYPE_CHECKING:
     from backline.client import connect, connect_async
 
 __all__ = ["__version__", "connect", "connect_async"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import backline
 from backline.dialects import health, reflection
 from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
 from backline.dialects.health import HealthService
@@ -15,6 +14,7 @@ from backline.dialects.reflection import ReflectionService
 from backline.dialects.router import MethodNotAllowed, Router
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
+from backline.version import __version__
 from backline.wire.application import Application, HttpRequest
 
 #: Content type and text of the metrics.
@@ -68,7 +68,7 @@ def _index_page(request: HttpRequest) -> None:
         request,
         {
             "name": "backline",
-            "version": backline.__version__,
+            "version": __version__,
             "urls": {
                 "server": "/v2",
                 "live": "/v2/health/live",

@@ -6,6 +6,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.engine import Engine, Model
 from backline.engine.model_config import VersionPolicy
 from backline.engine.signature import TensorSpec
