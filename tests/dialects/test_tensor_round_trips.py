@@ -19,7 +19,7 @@ CALLER = make_caller()
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
 DATATYPES = pytest.mark.parametrize("datatype", list(DataType), ids=lambda datatype: datatype.name)
 TEXT = st.text(max_size=8)
-settings.register_profile("dialects", deadline=None, max_examples=40)
+settings.register_profile("dialects", deadline=None, max_examples=25)
 settings.load_profile("dialects")
 
 
@@ -136,6 +136,9 @@ JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
 )
+FRAGMENTS = st.binary(max_size=4) | st.sampled_from([b"[", b"]", b'"', b"-", b"9" * 20, b"{"])
+ANY_SHAPE = st.lists(st.integers(-2, 2**70), max_size=5) | st.lists(st.integers(0, 3), max_size=4)
+SEGMENTS = st.sampled_from(["v2", "models", "pair", "%", "%ff", "", "infer", "versions", "1", "..", "\u00e4"])
 
 
 @st.composite
@@ -144,9 +147,7 @@ def mutated(draw: st.DrawFn, body: bytes) -> bytes:
     changed = bytearray(body)
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(changed)))
-        changed[start : start + draw(st.integers(0, 4))] = draw(
-            st.binary(max_size=4) | st.sampled_from([b"[", b"]", b'"', b"-", b"9" * 20, b"{"])
-        )
+        changed[start : start + draw(st.integers(0, 4))] = draw(FRAGMENTS)
     return bytes(changed)
 
 
@@ -155,13 +156,13 @@ def test_the_bodies_that_are_mutated_are_good(caller: Caller) -> None:
     assert caller.call(OIP + b"ModelInfer", GRPC_BODY).code == 0
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(body=mutated(REST_BODY), length=st.sampled_from([None, 0, len(HEADER)]) | st.integers(0, 2 * len(REST_BODY)))
 def test_mutated_rest_requests_are_at_most_a_clients_fault(body: bytes, length: int | None) -> None:
     assert CALLER.post("/v2/models/pair/infer", body, length).status < 500
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(body=mutated(GRPC_BODY))
 def test_mutated_grpc_requests_are_at_most_a_clients_fault(body: bytes) -> None:
     assert CALLER.call(OIP + b"ModelInfer", body).code in (0, 3, 5)
@@ -181,31 +182,22 @@ def documents(draw: st.DrawFn) -> object:
         return document
 
 
-@settings(max_examples=500)
+@settings(max_examples=250)
 @given(document=documents())
 def test_any_json_is_at_most_a_clients_fault(document: object) -> None:
     answer = CALLER.infer("pair", document, bytes(8))
     assert answer.status < 500 or answer.status == 501
 
 
-@settings(max_examples=300)
-@given(
-    value=JSON_VALUES,
-    shape=st.lists(st.integers(-2, 2**70), max_size=5) | st.lists(st.integers(0, 3), max_size=4),
-    datatype=st.sampled_from(list(DataType)),
-)
+@settings(max_examples=150)
+@given(value=JSON_VALUES, shape=ANY_SHAPE, datatype=st.sampled_from(list(DataType)))
 def test_any_data_is_at_most_a_clients_fault(value: object, shape: list[int], datatype: DataType) -> None:
     document = {"inputs": [{"name": "INPUT0", "shape": shape, "datatype": datatype.name, "data": value}]}
     assert CALLER.infer(f"echo_{datatype.name}_{min(len(shape), 3)}", document).status in (200, 400)
 
 
-@settings(max_examples=300)
-@given(
-    path=st.text(max_size=30)
-    | st.lists(st.sampled_from(["v2", "models", "pair", "%", "%ff", "", "infer", "versions", "1", "..", "\u00e4"]), max_size=6).map(
-        "/".join
-    )
-)
+@settings(max_examples=150)
+@given(path=st.text(max_size=30) | st.lists(SEGMENTS, max_size=6).map("/".join))
 def test_any_path_is_at_most_a_clients_fault(path: str) -> None:
     answer = CALLER.http("GET", "/" + path.encode("utf-8", "replace").decode()).answer
     assert answer.status < 500 or answer.status == 501
