@@ -26,6 +26,11 @@ def duration(microseconds: float) -> str:
     return f"{microseconds / 1000:.1f} ms" if microseconds < 1e6 else f"{microseconds / 1e6:.1f} s"
 
 
+def multiple(times: float) -> str:
+    """A ratio with two digits behind the point, or two figures where it is small."""
+    return f"{times:.2f}x" if times >= 0.1 else f"{times:.2g}x"
+
+
 def cell(median: Measurement | None, times: float | None, reason: str | None) -> str:
     """One peer in one case: its rate, p50 and p99, the base's multiple of it in bold; or why there is nothing."""
     if median is None:
@@ -38,7 +43,7 @@ def cell(median: Measurement | None, times: float | None, reason: str | None) ->
     if median.errors:
         words += f", {median.errors} errors"
     if times is not None and not math.isnan(times):
-        words += f", **{times:.2f}x**"
+        words += f", **{multiple(times)}**"
     return words + (f" (then: {reason})" if reason else "")
 
 
