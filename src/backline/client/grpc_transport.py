@@ -10,11 +10,10 @@ from typing import Any
 
 from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
-from backline.client.grpc_messages import decode_infer, encode_infer
+from backline.client.grpc_messages import decode_infer, encode_infer, to_plain
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
-from backline.dialects.open_inference.configuration import configuration_json
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferResponse
@@ -102,11 +101,11 @@ class GrpcTransport(Transport):
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
         found = await self._ask("ModelConfig", timeout, name=model, version=version)
-        return configuration_json(found.config)
+        return to_plain(found.config)
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
         found = await self._ask("ModelStatistics", timeout, name=model, version=version)
-        return [configuration_json(entry) for entry in found.model_stats]
+        return [to_plain(entry) for entry in found.model_stats]
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self._ask("RepositoryIndex", timeout)

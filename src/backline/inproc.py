@@ -1,4 +1,7 @@
-"""A repository inside this program: requests go straight to the engine, and no byte of a tensor is copied on the way."""
+"""A repository inside this program, as a transport of the client: requests go straight to the engine, no byte of a tensor is copied.
+
+It knows both sides, so it stands above the client and the server; the client looks it up by name when a URL says inproc.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,8 @@ from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import configuration_json, model_configuration
 from backline.dialects.open_inference.metadata import model_index, server_metadata
 from backline.dialects.open_inference.statistics import model_statistics
-from backline.engine.engine import Engine
 from backline.engine.messages import InferRequest, InferResponse
-from backline.lifecycle.lifecycle import Lifecycle
-
-LOAD_THREADS = 4
+from backline.server import Embedded
 
 
 class InprocTransport(Transport):
@@ -27,17 +27,16 @@ class InprocTransport(Transport):
 
     def __init__(self, address: Address) -> None:
         self._url = address.url
-        self._engine = Engine()
-        self._lifecycle = Lifecycle(self._engine, [Path(address.path)], load_threads=LOAD_THREADS)
+        self._embedded = Embedded([Path(address.path)])
+        self._engine = self._embedded.engine
         self._closed = False
 
     async def open(self) -> None:
-        await self._lifecycle.load_all()
+        await self._embedded.start()
 
     async def close(self) -> None:
         self._closed = True
-        self._engine.stopping()
-        await self._lifecycle.close()
+        await self._embedded.stop()
 
     async def infer(self, call: InferCall) -> InferResponse:
         if self._closed:
