@@ -42,8 +42,8 @@ class Report:
 
 
 def slow_model(milliseconds: float) -> Model:
-    """A model that takes about `milliseconds` for a run on one core: one product with a 512 x 512 matrix takes roughly 30 us."""
-    layers = max(2, round(milliseconds / 0.03))
+    """A model that takes about `milliseconds` for a run on one core: one product with a 512 x 512 matrix takes roughly 15 us."""
+    layers = max(2, round(milliseconds / 0.015))
     path = BENCH / "overload" / f"slow{layers}" / "slow" / "1" / "model.onnx"
     if not path.exists():
         write_slow_model(path, layers, WIDTH)
