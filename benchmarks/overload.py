@@ -173,7 +173,7 @@ async def terminate_under_load(server: Backline, model: Model, protocol: str, ra
 
 @click.command(context_settings={"show_default": True})
 @click.option("--times", type=click.FloatRange(1), default=3.0, help="How many times the best throughput is offered.")
-@click.option("--seconds", type=click.FloatRange(3), default=15.0, help="How long.")
+@click.option("--seconds", type=click.FloatRange(3), default=20.0, help="How long; the queue must fill early in it.")
 @click.option("--model-ms", type=click.FloatRange(1), default=20.0, help="About how long a run of the model takes.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "overload.json", help="Where the results go as JSON.")
