@@ -55,7 +55,7 @@ class InprocTransport(Transport):
             async with asyncio.timeout(call.timeout):
                 return await self._engine.infer(request)
         except TimeoutError:
-            raise DeadlineExceeded(f"model '{call.model}' gave no answer within {call.timeout:g} s") from None
+            raise DeadlineExceeded(f"model '{call.model}' gave no answer within {call.timeout:.3g} s") from None
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         async def send() -> None:

@@ -193,7 +193,7 @@ def _tensors(metadata: ModelMetadata, shapes: Sequence[str], data: Path | None) 
             continue
         if spec.name not in chosen and -1 in spec.shape[1:]:
             raise InvalidArgument(
-                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, of which not only the first dimension varies:"
+                f"input '{spec.name}' of model '{metadata.name}' has shape {list(spec.shape)}, where not only the first dimension varies:"
                 f" pass --input-shape {spec.name}:{','.join(str(1 if dim < 0 else dim) for dim in spec.shape)}, or --data"
             )
         shape = chosen.get(spec.name, tuple(1 if dim < 0 else dim for dim in spec.shape))

@@ -94,16 +94,19 @@ class AsyncClient:
         """Waits until the server is ready, also for one that has not started yet. Raises DeadlineExceeded with the last reason."""
         limit = self._limit(timeout)
         end = monotonic() + limit
-        reason = "it is not ready"
+        reason = ""
         while (left := end - monotonic()) > 0:
             try:
                 if await self.ready(left):
                     return
                 reason = await self._unready(max(end - monotonic(), 0.001))
-            except (Unavailable, DeadlineExceeded) as error:
+            except Unavailable as error:
                 reason = error.message
+            except DeadlineExceeded as error:
+                # The last look is cut short by our own timeout: what an earlier one found says more.
+                reason = reason or error.message
             await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
-        raise DeadlineExceeded(f"{self.address.url} was not ready within {limit:g} s: {reason}")
+        raise DeadlineExceeded(f"{self.address.url} was not ready within {limit:g} s: {reason or 'it is not ready'}")
 
     async def _unready(self, timeout: float) -> str:
         try:

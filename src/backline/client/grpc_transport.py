@@ -148,7 +148,7 @@ class GrpcTransport(Transport):
                     state = self._channel.get_state(try_to_connect=True)
         except TimeoutError:
             raise ConnectionFailed(
-                f"{self._url} did not accept a connection within {limit:g} s. Is the host reachable, is it a gRPC port?"
+                f"{self._url} did not accept a connection within {limit:.3g} s. Is the host reachable, is it a gRPC port?"
             ) from None
         return bool(state is ready)
 
@@ -160,7 +160,7 @@ class GrpcTransport(Transport):
                 f"cannot reach {self._url}: {details}. Start a server (backline serve REPO), or check host and port and that it speaks gRPC"
             )
         if code == 4:
-            return DeadlineExceeded(f"no answer from {self._url} within {timeout:g} s" + (f" ({details})" if details else ""))
+            return DeadlineExceeded(f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else ""))
         return from_grpc_code(code, details or f"{self._url} answered {method} with gRPC status {error.code().name}")
 
     def _channel_is_ready(self) -> bool:

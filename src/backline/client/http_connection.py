@@ -97,7 +97,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             self.idle_since = monotonic()
 
     def _expire(self) -> None:
-        self._fail(DeadlineExceeded(f"no complete answer from {self._url} within {self._timeout:g} s; the request was given up"))
+        self._fail(DeadlineExceeded(f"no complete answer from {self._url} within {self._timeout:.3g} s; the request was given up"))
 
     def _fail(self, error: Exception) -> None:
         waiter = self._waiter

@@ -1,0 +1,46 @@
+"""URLs."""
+
+from __future__ import annotations
+
+import pytest
+
+from backline.client.address import Address
+from backline.engine.errors import InvalidArgument
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://a", ("http", "a", 8000, "", False)),
+        ("a:9", ("http", "a", 9, "", False)),
+        ("https://a/models/", ("http", "a", 443, "/models", True)),
+        ("grpc://[::1]:5", ("grpc", "::1", 5, "", False)),
+        ("grpcs://a", ("grpc", "a", 443, "", True)),
+        ("unix:/run/s", ("http", "", 0, "/run/s", False)),
+        ("grpc+unix:///run/s", ("grpc", "", 0, "/run/s", False)),
+        ("inproc:///models/a b", ("inproc", "", 0, "/models/a b", False)),
+        ("inproc://relative", ("inproc", "", 0, "relative", False)),
+    ],
+)
+def test_urls_are_read(url: str, expected: tuple[object, ...]) -> None:
+    address = Address.parse(url)
+    assert (address.protocol, address.host, address.port, address.path, address.tls) == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("htp://a", "did you mean http:"),
+        ("", "is not a URL"),
+        ("/models", "is not a URL"),
+        ("http://", "names no host"),
+        ("http://a:b", "is not a URL"),
+        ("http://u:p@a", "headers="),
+        ("http://a?x=1", "query"),
+        ("grpc://a/b", "gRPC does not know"),
+        ("unix:", "names no path"),
+    ],
+)
+def test_other_texts_are_refused(url: str, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        Address.parse(url)

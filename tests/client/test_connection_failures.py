@@ -1,0 +1,156 @@
+"""What a caller is told when the other side is not there, is slow, or is something else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from backline.client import connect
+from backline.client.errors import (
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidArgument,
+    PermissionDenied,
+    ProtocolError,
+    Unavailable,
+    from_grpc_code,
+    from_http_status,
+)
+from support.server import ServerProcess, free_ports
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_refused_connection_names_the_url_and_what_to_do(scheme: str) -> None:
+    url = f"{scheme}://127.0.0.1:{free_ports(1)[0]}"
+    with connect(url) as client, pytest.raises(ConnectionFailed, match="backline serve") as caught:
+        client.live()
+    assert url in str(caught.value)
+
+
+def test_a_missing_socket_names_its_path() -> None:
+    with connect("unix:/nowhere/s") as client, pytest.raises(ConnectionFailed, match="--unix-socket /nowhere/s"):
+        client.live()
+
+
+def test_an_answer_that_does_not_come_ends_at_the_timeout(answering: Callable[..., str]) -> None:
+    with (
+        connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc", close=False)) as client,
+        pytest.raises(DeadlineExceeded, match=r"0\.2 s"),
+    ):
+        client.live(timeout=0.2)
+
+
+def test_a_connection_closed_before_the_answer_is_told_and_not_repeated(answering: Callable[..., str]) -> None:
+    with connect(answering(b"")) as client, pytest.raises(ConnectionFailed, match="before it answered; the request may have run"):
+        client.live()
+
+
+def test_a_connection_closed_within_the_answer_is_told(answering: Callable[..., str]) -> None:
+    url = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\nabc")
+    with connect(url) as client, pytest.raises(ConnectionFailed, match="in the middle of its answer"):
+        client.metadata()
+
+
+def test_something_that_is_not_http_is_told(answering: Callable[..., str]) -> None:
+    with connect(answering(b"SSH-2.0-x\r\n")) as client, pytest.raises(ProtocolError, match=r"does not answer in HTTP/1\.1"):
+        client.live()
+
+
+def test_an_answer_that_is_not_json_is_told(answering: Callable[..., str]) -> None:
+    with connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<html")) as client, pytest.raises(ProtocolError, match="not JSON"):
+        client.metadata()
+
+
+def test_a_chunked_answer_after_an_interim_one_is_read(answering: Callable[..., str]) -> None:
+    body = b'{"name":"other","version":"1","extensions":[]}'
+    answer = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+        len(body),
+        body,
+    )
+    with connect(answering(answer)) as client:
+        assert client.metadata().name == "other"
+
+
+def test_a_body_that_ends_with_the_connection_is_read(answering: Callable[..., str]) -> None:
+    with connect(answering(b'HTTP/1.1 200 OK\r\n\r\n{"name":"other"}')) as client:
+        assert client.metadata().name == "other"
+
+
+def test_a_busy_server_says_when_to_come_back(answering: Callable[..., str]) -> None:
+    answer = b'HTTP/1.1 503 x\r\nretry-after: 7\r\ncontent-length: 16\r\n\r\n{"error":"full"}'
+    with connect(answering(answer)) as client, pytest.raises(Unavailable, match="full") as caught:
+        client.metadata()
+    assert caught.value.retry_after == 7
+
+
+def test_a_connection_that_the_server_closed_is_replaced(answering: Callable[..., str]) -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    with connect(answering(answer, answer)) as client:
+        assert client.live()
+        assert client.live()
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    for options in ({"timeout": 0}, {"max_connections": 0}, {"headers": {"a b": "c"}}, {"headers": {"a": "b\r\nc: d"}}, {"key": "k"}):
+        with pytest.raises(InvalidArgument):
+            connect("http://a", **options)  # type: ignore[arg-type]
+
+
+def test_a_missing_ca_file_is_told() -> None:
+    with connect("https://127.0.0.1:1", ca="/nowhere.pem") as client, pytest.raises(InvalidArgument, match=r"/nowhere\.pem"):
+        client.live()
+
+
+def test_statuses_become_the_engines_errors() -> None:
+    assert isinstance(from_http_status(403, "x"), PermissionDenied)
+    assert isinstance(from_http_status(429, "x"), Unavailable)
+    assert isinstance(from_http_status(418, "x"), InvalidArgument)
+    assert isinstance(from_grpc_code(8, "queue is full"), Unavailable)
+    assert isinstance(from_grpc_code(16, "x"), PermissionDenied)
+
+
+def test_a_client_used_after_a_fork_says_so(server: ServerProcess) -> None:
+    program = (
+        "import backline, os, sys\n"
+        "client = backline.connect(sys.argv[1]); client.live()\n"
+        "if os.fork() == 0:\n"
+        "    try: client.live()\n"
+        "    except Exception as error: print(error, flush=True)\n"
+        "    print(backline.connect(sys.argv[1]).live(), flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=60, check=True, env={**os.environ}
+    )
+    assert "Connect again in the child" in done.stdout
+    assert done.stdout.strip().endswith("True")
+
+
+def test_grpc_without_grpcio_says_what_to_install() -> None:
+    program = "import sys; sys.modules['grpc'] = None\nimport backline\nbackline.connect('grpc://127.0.0.1:1').live()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert "pip install 'backline[grpc]'" in done.stderr
+
+
+def test_importing_backline_imports_neither_client_nor_server() -> None:
+    program = "import backline, sys; print([name for name in sys.modules if name in ('backline.client', 'backline.server', 'numpy')])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True).stdout.strip() == "[]"
+
+
+def test_the_pool_does_not_open_more_connections_than_it_may(server: ServerProcess) -> None:
+    import asyncio
+
+    from backline.client import connect_async
+
+    async def main() -> int:
+        async with connect_async(server.url, max_connections=2) as client:
+            await asyncio.gather(*(client["add1"](np.zeros((1, 16), np.float32)) for _ in range(40)))
+            return len((await client.transport())._pool._all)  # type: ignore[attr-defined]
+
+    assert asyncio.run(main()) == 2

@@ -1,0 +1,170 @@
+"""The same calls over HTTP, gRPC, Unix sockets and inside the program."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from backline.client import Client, InferResult, connect_async
+from backline.client.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+
+X = np.arange(32, dtype=np.float32).reshape(2, 16)
+
+
+def test_an_array_goes_in_and_named_arrays_come_out(client: Client) -> None:
+    result = client["add1"](X)
+    assert list(result) == ["OUTPUT0"]
+    np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
+    np.testing.assert_array_equal(result.OUTPUT0, X + 1)
+    assert (result.model_name, result.model_version) == ("add1", "1")
+
+
+@pytest.mark.parametrize("how", ["named", "mapping"])
+def test_inputs_can_be_named(client: Client, how: str) -> None:
+    result = client["add1"](INPUT0=X) if how == "named" else client["add1"]({"INPUT0": X})
+    np.testing.assert_array_equal(result["OUTPUT0"], X + 1)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value"),
+    [
+        ("BOOL", np.array([[True, False]])),
+        ("UINT8", np.array([[0, 255]], np.uint8)),
+        ("INT32", np.array([[-(2**31), 2**31 - 1]], np.int32)),
+        ("INT64", np.array([[-(2**63), 2**63 - 1]], np.int64)),
+        ("FP16", np.array([[1.5, -np.inf]], np.float16)),
+        ("FP32", np.array([[1.1, np.finfo(np.float32).max]], np.float32)),
+        ("FP64", np.array([[1.1, 1e300]], np.float64)),
+    ],
+)
+def test_every_datatype_comes_back_as_it_went(client: Client, datatype: str, value: np.ndarray) -> None:
+    answer = client[f"same_{datatype.lower()}"](value)["OUTPUT0"]
+    assert answer.dtype == value.dtype
+    np.testing.assert_array_equal(answer, value)
+
+
+def test_strings_go_as_utf8_and_come_back_as_bytes(client: Client) -> None:
+    answer = client["same_bytes"]([["", "é"], ["日本", "x" * 3000]])["OUTPUT0"]
+    assert answer.tolist() == [[b"", "é".encode()], ["日本".encode(), b"x" * 3000]]
+
+
+def test_a_large_tensor_is_whole_and_aligned(client: Client) -> None:
+    value = np.random.default_rng(1).random((4, 3, 224, 224), np.float32)
+    answer = client["ident"](value)["OUTPUT0"]
+    assert answer.flags.aligned
+    np.testing.assert_array_equal(answer, value)
+
+
+def test_an_empty_dimension_is_answered(client: Client) -> None:
+    assert client["same_fp32"](np.zeros((1, 0), np.float32))["OUTPUT0"].shape == (1, 0)
+
+
+def test_the_id_and_the_wanted_outputs_are_kept(client: Client) -> None:
+    result = client["add1"](X, request_id="abc", outputs=["OUTPUT0"])
+    assert result.id == "abc"
+    assert list(result) == ["OUTPUT0"]
+
+
+def test_an_output_that_does_not_exist_is_refused(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match="NOPE"):
+        client["add1"](X, outputs=["NOPE"])
+
+
+def test_a_version_can_be_chosen(client: Client) -> None:
+    assert client.model("add1", version=1)(X).model_version == "1"
+    assert client["add1"](X, version="1").model_version == "1"
+    with pytest.raises(NotFound, match="add1"):
+        client["add1"](X, version="9")
+
+
+def test_an_unknown_model_is_not_found(client: Client) -> None:
+    with pytest.raises(NotFound, match="'nope' is not found"):
+        client["nope"](X)
+
+
+def test_a_model_that_failed_to_load_is_unavailable(client: Client) -> None:
+    with pytest.raises(Unavailable, match="broken"):
+        client["broken"](X)
+
+
+def test_metadata_tells_inputs_and_outputs(client: Client) -> None:
+    metadata = client["add1"].metadata()
+    assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.inputs] == [("INPUT0", "FP32", (-1, 16))]
+    assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.outputs] == [("OUTPUT0", "FP32", (-1, 16))]
+    assert metadata.versions == ("1",)
+
+
+def test_configuration_has_the_names_of_config_pbtxt(client: Client) -> None:
+    config = client["add1"].config()
+    assert config["name"] == "add1"
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    assert isinstance(config["max_batch_size"], int)
+
+
+def test_statistics_count_the_inferences(client: Client) -> None:
+    def count() -> int:
+        return int(client["plus2"].statistics()[0]["inference_count"])
+
+    client["plus2"](X)
+    before = count()
+    client["plus2"](X)
+    assert count() == before + len(X)
+
+
+def test_the_index_has_states_and_reasons(client: Client) -> None:
+    states = {entry.name: entry for entry in client.models()}
+    assert states["add1"].state == "READY"
+    assert states["broken"].state == "UNAVAILABLE"
+    assert "model.onnx" in states["broken"].reason
+
+
+def test_health_tells_live_ready_and_what_is_not(client: Client) -> None:
+    assert client.live()
+    assert not client.ready()  # one model is broken
+    assert client["add1"].ready()
+    assert not client["broken"].ready()
+
+
+def test_waiting_for_a_server_that_does_not_get_ready_says_why(client: Client) -> None:
+    with pytest.raises(BacklineError, match="broken 1 is UNAVAILABLE"):
+        client.wait_ready(0.3)
+
+
+def test_threads_share_a_client(client: Client) -> None:
+    failures: list[object] = []
+
+    def work(number: int) -> None:
+        for step in range(20):
+            value = np.full((1, 16), number * 100 + step, np.float32)
+            if not np.array_equal(client["add1"](value)["OUTPUT0"], value + 1):
+                failures.append((number, step))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_the_asyncio_client_runs_requests_side_by_side(url: str) -> None:
+    async def main() -> list[InferResult]:
+        async with connect_async(url) as client:
+            return await asyncio.gather(*(client["add1"](np.full((1, 16), n, np.float32)) for n in range(50)))
+
+    for number, result in enumerate(asyncio.run(main())):
+        assert result["OUTPUT0"][0, 0] == number + 1
+
+
+def test_a_closed_client_says_so(url: str) -> None:
+    async def main() -> None:
+        client = connect_async(url)
+        await client["add1"](X)
+        await client.close()
+        await client["add1"](X)
+
+    with pytest.raises(Unavailable, match="is closed"):
+        asyncio.run(main())
