@@ -1,0 +1,354 @@
+"""The wire, the dialects and an engine with real models in this process, behind transports that are no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import hpack
+from onnx import TensorProto
+
+from backline.dialects.application import build_application
+from backline.server import Embedded
+from backline.wire.connection import Wire
+from backline.wire.limits import Limits
+from backline.wire.sniffer import Sniffer
+from conformance.h2probe import GOAWAY, HEADERS, INTERNAL_ERROR, PREFACE, RST_STREAM
+from fuzz.mutations import Input
+from support import models
+
+#: A connection must have ended so long after the client closed its half, in seconds.
+HANG = 5.0
+#: Statuses that say what the client or the load did. 500 is a fault of the server.
+ALLOWED_5XX = (501, 503, 504, 505)
+UNKNOWN, INTERNAL = "2", "13"
+#: INTERNAL is what the gRPC specification asks for here (doc/compression.md).
+RIGHTLY_INTERNAL = re.compile("compress|grpc-encoding", re.IGNORECASE)
+
+#: So small that every limit is met.
+TIGHT = Limits(
+    max_header_size=4096,
+    max_header_fields=16,
+    max_body_size=2048,
+    max_buffered_bytes=8192,
+    max_concurrent_requests=4,
+    max_concurrent_streams=2,
+    bytes_per_turn=512,
+    frames_per_turn=4,
+    idle_frames_burst=20,
+    max_unsent_bytes=512,
+)
+
+
+class Finding(Exception):
+    """What an input brought to light."""
+
+
+class FakeTransport(asyncio.Transport):
+    """A transport whose other end is this test. With `slow`, what is written is taken only at the next turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, slow: bool) -> None:
+        super().__init__()
+        self._loop = loop
+        self._slow = slow
+        self._protocol: Any = None
+        self._unsent = 0
+        self._high = 64 * 1024
+        self._write_paused = False
+        self.written = bytearray()
+        self.reading = True
+        self.closing = False
+        self.lost = False
+        self.eof_written = False
+
+    # what the server calls
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def is_reading(self) -> bool:
+        return self.reading and not self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._high = 64 * 1024 if high is None else high
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return (self._high // 4, self._high)
+
+    def write(self, data: Any) -> None:
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise TypeError(f"not bytes: {type(data)}")
+        if self.eof_written:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if self.closing:
+            return
+        self.written += data
+        if not self._slow:
+            return
+        if not self._unsent:
+            self._loop.call_soon(self._sent)
+        self._unsent += len(data)
+        if self._unsent > self._high and not self._write_paused:
+            self._write_paused = True
+            self._protocol.pause_writing()
+
+    def writelines(self, list_of_data: Any) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.eof_written = True
+
+    def close(self) -> None:
+        self._end()
+
+    def abort(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if not self.closing:
+            self.closing = True
+            self._loop.call_soon(self._lose)
+
+    def _lose(self) -> None:
+        self.lost = True
+        self._protocol.connection_lost(None)
+
+    def _sent(self) -> None:
+        self._unsent = 0
+        if self._write_paused and not self.lost:
+            self._write_paused = False
+            self._protocol.resume_writing()
+
+    # what the client does
+
+    def deliver(self, data: bytes) -> None:
+        """Gives the protocol bytes as a loop would."""
+        while data and not self.closing:
+            protocol = self._protocol
+            if isinstance(protocol, asyncio.BufferedProtocol):
+                buffer = protocol.get_buffer(-1)
+                size = min(len(buffer), len(data))
+                if not size:
+                    raise Finding("get_buffer() returned an empty buffer")
+                buffer[:size] = data[:size]
+                protocol.buffer_updated(size)
+                data = data[size:]
+            else:
+                protocol.data_received(data)
+                return
+
+    def deliver_eof(self) -> None:
+        if not self.closing and not self._protocol.eof_received():
+            self.close()
+
+
+@dataclass
+class Faults(logging.Handler):
+    """Tracebacks that were logged, and exceptions that reached the loop."""
+
+    found: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    __hash__ = object.__hash__
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info or record.levelno >= logging.ERROR:
+            text = logging.Formatter().format(record)
+            self.found.append(text)
+
+    def on_loop(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        self.found.append(f"in the loop: {context.get('message')} {error!r}")
+        if error is not None:
+            import traceback
+
+            self.found[-1] += "\n" + "".join(traceback.format_exception(error))
+
+    def take(self) -> str:
+        text = "\n".join(self.found)
+        self.found.clear()
+        return text
+
+
+class Bench:
+    """Feeds inputs, one connection each, and checks what becomes of them."""
+
+    def __init__(self, embedded: Embedded, faults: Faults) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._application = build_application(embedded.engine, lambda: (b"text/plain", b""))
+        self._renew()
+        self._faults = faults
+        self.answers = 0
+
+    def _renew(self) -> None:
+        """Fresh wires: what one finding left behind must not be found again."""
+        self._wires = (Wire(self._application, Limits(), self._loop), Wire(self._application, TIGHT, self._loop))
+
+    async def feed(self, number: int, one: Input) -> None:
+        """Raises Finding."""
+        try:
+            await self._feed(number, one)
+        except Finding:
+            await asyncio.sleep(0)
+            self._faults.take()
+            self._renew()
+            raise
+
+    async def _feed(self, number: int, one: Input) -> None:
+        tight = not one.valid and number % 4 == 3
+        wire = self._wires[tight]
+        transport = FakeTransport(self._loop, slow=number % 8 >= 6)
+        sniffer = Sniffer(wire)
+        transport.set_protocol(sniffer)
+        try:
+            sniffer.connection_made(transport)
+            await self._deliver(transport, one)
+            if one.valid:
+                await self._until(lambda: not wire.requests, "valid requests stay without their answer")
+                # Answers leave at the end of a turn.
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            transport.deliver_eof()
+        except Finding:
+            raise
+        except Exception as error:
+            raise Finding(f"an exception came out of the protocol: {error!r}") from error
+        await self._until(lambda: transport.lost, "the connection does not end after the client closed its half")
+        await self._until(
+            lambda: not (wire.requests or wire.buffered_bytes or wire.connections),
+            lambda: f"left over: {wire.requests} requests, {wire.buffered_bytes} bytes, {len(wire.connections)} connections",
+        )
+        if text := self._faults.take():
+            raise Finding(text)
+        written = bytes(transport.written)
+        if one.data.startswith(PREFACE):
+            self._check_http2(written, one.valid)
+        else:
+            self._check_http1(written, one.valid)
+
+    async def _deliver(self, transport: FakeTransport, one: Input) -> None:
+        for piece in one.pieces:
+            # A loop does not read while reading is paused.
+            if not transport.is_reading() and not transport.closing:
+                await self._until(lambda: transport.is_reading() or transport.closing, "reading stays paused")
+            if transport.closing:
+                return
+            transport.deliver(piece)
+            await asyncio.sleep(0)
+
+    async def _until(self, condition: Any, complaint: Any) -> None:
+        for _ in range(50):
+            if condition():
+                return
+            await asyncio.sleep(0)
+        deadline = monotonic() + HANG
+        while not condition():
+            if monotonic() > deadline:
+                raise Finding(complaint if isinstance(complaint, str) else complaint())
+            await asyncio.sleep(0.001)
+
+    def _check_http1(self, written: bytes, valid: bool) -> None:
+        statuses = [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", written)]
+        self.answers += len(statuses)
+        if written and not written.startswith(b"HTTP/1.1 "):
+            raise Finding(f"not an HTTP/1.1 answer: {written[:100]!r}")
+        for status in statuses:
+            if status >= 500 and status not in ALLOWED_5XX:
+                raise Finding(f"status {status}: {written[-500:]!r}")
+        if valid and not statuses:
+            raise Finding("valid requests were not answered")
+
+    def _check_http2(self, written: bytes, valid: bool) -> None:
+        decoder = hpack.Decoder()
+        at = 0
+        streams: dict[int, dict[bytes, bytes]] = {}
+        while at < len(written):
+            if at + 9 > len(written):
+                raise Finding("the answer ends inside a frame")
+            length = int.from_bytes(written[at : at + 3], "big")
+            kind = written[at + 3]
+            stream = int.from_bytes(written[at + 5 : at + 9], "big")
+            payload = written[at + 9 : at + 9 + length]
+            at += 9 + length
+            if len(payload) != length:
+                raise Finding("the answer ends inside a frame")
+            if kind == HEADERS:
+                streams.setdefault(stream, {}).update(dict(decoder.decode(payload, raw=True)))
+            if (kind == RST_STREAM and payload == INTERNAL_ERROR.to_bytes(4, "big")) or (kind == GOAWAY and payload[7] == INTERNAL_ERROR):
+                raise Finding(f"INTERNAL_ERROR {payload[8:]!r}")
+        for fields in streams.values():
+            self.answers += 1
+            status = int(fields.get(b":status", b"200"))
+            if status >= 500 and status not in ALLOWED_5XX:
+                raise Finding(f"status {status}")
+            told = fields.get(b"grpc-status", b"0").decode()
+            message = fields.get(b"grpc-message", b"").decode()
+            if told == UNKNOWN or (told == INTERNAL and not RIGHTLY_INTERNAL.search(message)):
+                raise Finding(f"grpc-status {told} {message}")
+            if valid and told not in ("0", "5", "12"):
+                raise Finding(f"a valid call got grpc-status {told} {message}")
+        if valid and not streams:
+            raise Finding("valid requests were not answered")
+
+
+def write_repository(repository: Path) -> None:
+    models.add1(repository)
+    for name, datatype in {
+        "bytes": TensorProto.STRING,
+        "int64": TensorProto.INT64,
+        "uint8": TensorProto.UINT8,
+        "bool": TensorProto.BOOL,
+        "float16": TensorProto.FLOAT16,
+        "float64": TensorProto.DOUBLE,
+    }.items():
+        models.identity_of(repository, name, datatype)
+
+
+@contextlib.asynccontextmanager
+async def bench(repository: Path) -> AsyncIterator[Bench]:
+    """A bench over a repository that is written here first."""
+    write_repository(repository)
+    faults = Faults()
+    logging.getLogger().addHandler(faults)
+    asyncio.get_running_loop().set_exception_handler(faults.on_loop)
+    embedded = Embedded([repository])
+    await embedded.start()
+    not_ready = [f"{model.name}: {model.reason}" for model in embedded.engine.models() if model.state.value != "READY"]
+    if not_ready:
+        raise RuntimeError(f"models that do not load: {not_ready}")
+    try:
+        yield Bench(embedded, faults)
+    finally:
+        await embedded.stop()
+        logging.getLogger().removeHandler(faults)

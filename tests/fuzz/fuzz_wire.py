@@ -1,0 +1,139 @@
+"""Fuzzes the wire and the dialects in this process: `python tests/fuzz/fuzz_wire.py --inputs 200000 --seed 1`.
+
+Each input is a connection of its own: valid HTTP/1.1, HTTP/2, gRPC or inference bodies, mutated by their grammar. Nothing may raise,
+answer 500 or INTERNAL, hang, or leave requests, buffers or connections behind, and memory must stay flat. Exit status 1 if something was
+found; each finding is printed with the command that repeats it, and made small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+
+import click
+import psutil
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fuzz.bench import Bench, Finding, bench
+from fuzz.mutations import Input, make_input
+
+MIB = 1 << 20
+#: What the memory may grow by after a tenth of the inputs, in MiB.
+GROWTH = 48
+MAX_FINDINGS = 20
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    inputs: int = 0
+    answers: int = 0
+    seconds: float = 0.0
+    growth: float = 0.0
+    kinds: dict[str, int] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+
+def first_line(finding: Finding) -> str:
+    lines = [line for line in str(finding).splitlines() if line.strip()]
+    return f"{lines[0]} ... {lines[-1]}"[:300] if len(lines) > 1 else str(finding)[:300]
+
+
+async def still_found(bench: Bench, number: int, one: Input, complaint: str) -> bool:
+    try:
+        await bench.feed(number, one)
+    except Finding as finding:
+        return first_line(finding)[:40] == complaint[:40]
+    return False
+
+
+async def smaller(bench: Bench, number: int, one: Input, complaint: str) -> Input:
+    """Leaves out parts of an input as long as the same is found."""
+    whole = Input(one.kind, (one.data,), one.valid)
+    best = whole if await still_found(bench, number, whole, complaint) else one
+    size = len(best.data) // 2
+    until = monotonic() + 20
+    while size and len(best.pieces) == 1 and monotonic() < until:
+        at = 0
+        while at < len(best.data) and monotonic() < until:
+            shorter = Input(one.kind, (best.data[:at] + best.data[at + size :],), one.valid)
+            if shorter.data and await still_found(bench, number, shorter, complaint):
+                best = shorter
+            else:
+                at += size
+        size //= 2
+    return best
+
+
+async def run(inputs: int, seed: int, first: int = 0, *, shrink: bool = True, progress: bool = False) -> Report:
+    """Feeds inputs `first` to `first + inputs` of a seed."""
+    report = Report()
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory(prefix="backline-fuzz-") as folder:
+        async with bench(Path(folder)) as target:
+            began = monotonic()
+            base = 0.0
+            seen: set[str] = set()
+            for number in range(first, first + inputs):
+                one = make_input(seed, number)
+                report.kinds[one.kind] = report.kinds.get(one.kind, 0) + 1
+                try:
+                    await target.feed(number, one)
+                except Finding as finding:
+                    line = first_line(finding)
+                    if line[:60] not in seen:
+                        seen.add(line[:60])
+                        least = await smaller(target, number, one, line) if shrink else one
+                        pieces = least.pieces if len(least.pieces) < 8 else (least.data,)
+                        repeat = f"--inputs 1 --first {number} --seed {seed}"
+                        report.findings.append(f"input {number} ({one.kind}; {repeat}):\n{str(finding)[:3000]}\n  bytes: {pieces!r}"[:6000])
+                        if progress:
+                            click.echo(report.findings[-1] + "\n", err=True)
+                    if len(report.findings) >= MAX_FINDINGS:
+                        break
+                report.inputs += 1
+                if report.inputs == max(1, inputs // 10):
+                    base = process.memory_info().rss / MIB
+                if progress and report.inputs % 10_000 == 0:
+                    rate = report.inputs / (monotonic() - began)
+                    click.echo(f"{report.inputs} inputs, {rate:.0f}/s, {process.memory_info().rss / MIB:.0f} MB", err=True)
+            report.seconds = monotonic() - began
+            report.answers = target.answers
+            report.growth = process.memory_info().rss / MIB - base
+    if report.growth > GROWTH:
+        report.findings.append(f"memory grew by {report.growth:.0f} MB between a tenth and the end of the inputs")
+    return report
+
+
+@click.command(help=__doc__)
+@click.option("--inputs", default=200_000, show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@click.option("--first", default=0, show_default=True, help="Number of the first input.")
+@click.option("--shrink/--no-shrink", default=True, help="Whether inputs with a finding are made small.")
+def main(inputs: int, seed: int, first: int, shrink: bool) -> None:
+    # On the loop that the server runs on, where it exists.
+    factory = uvloop.new_event_loop if uvloop else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        report = runner.run(run(inputs, seed, first, shrink=shrink, progress=True))
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.kinds.items()))
+    click.echo(
+        f"{report.inputs} inputs ({kinds}) with {report.answers} answers in {report.seconds:.0f} s, memory {report.growth:+.0f} MB, "
+        f"{len(report.findings)} findings"
+    )
+    sys.exit(1 if report.findings else 0)
+
+
+if __name__ == "__main__":
+    main()
