@@ -1,0 +1,121 @@
+"""`infer`, `models` and `bench` against a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from support.server import ServerProcess
+
+Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
+ONES = json.dumps([[1] * 16])
+
+
+def test_infer_shows_the_outputs(backline: Run, server: ServerProcess) -> None:
+    done = backline("infer", "add1", "--url", server.url, "--input", f"INPUT0={ONES}")
+    assert done.returncode == 0, done.stderr
+    assert "OUTPUT0: float32 [1, 16], from 2 to 2, mean 2" in done.stdout
+
+
+@pytest.mark.parametrize("value", [ONES, "INPUT0=random", "zeros", "random:3,16"])
+def test_infer_takes_json_and_generated_values(backline: Run, server: ServerProcess, value: str) -> None:
+    done = backline("infer", "add1", "--url", server.grpc_url, "-i", value, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["outputs"]["OUTPUT0"]["shape"][1] == 16
+
+
+def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
+    value = np.random.default_rng(0).random((2, 16), np.float32)
+    np.save(tmp_path / "x.npy", value)
+    assert backline("infer", "add1", "-u", server.url, "-i", f"@{tmp_path / 'x.npy'}", "-o", tmp_path / "y.npy").returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), value + 1)
+    assert backline("infer", "add1", "-u", server.url, "-i", f"@{tmp_path / 'x.npy'}", "-o", tmp_path / "y.npz").returncode == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["OUTPUT0"], value + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ad1", "-i", "zeros"), "Did you mean 'add1'?"),
+        (("add1",), "no value for INPUT0. It expects INPUT0 FP32[-1, 16]. For example --input INPUT0=random"),
+        (("add1", "-i", "OTHER=1"), "no input 'OTHER'"),
+        (("add1", "-i", "INPUT0=[[1"), "is not JSON"),
+        (("add1", "-i", "@/nowhere.npy"), "cannot read '/nowhere.npy'"),
+        (("add1", "-i", "[[1, 2]]"), "expects shape [-1, 16], got [1, 2]"),
+        (("add1", "-i", "zeros", "--output", "NOPE"), "NOPE"),
+    ],
+)
+def test_infer_says_what_is_wrong(backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str) -> None:
+    done = backline("infer", *arguments, BACKLINE_URL=server.url)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_models_are_listed(backline: Run, server: ServerProcess) -> None:
+    assert "add1   1        READY" in backline("models", "list", "-u", server.url).stdout
+    entries = json.loads(backline("models", "list", "-u", server.grpc_url, "--json").stdout)
+    assert {"name": "add1", "version": "1", "state": "READY", "reason": ""} in entries
+
+
+def test_a_model_is_shown(backline: Run, server: ServerProcess) -> None:
+    shown = backline("models", "show", "add1", "-u", server.url).stdout
+    assert "input   INPUT0   FP32      [-1, 16]" in shown
+    document = json.loads(backline("models", "show", "add1", "-u", server.grpc_url, "--json").stdout)
+    assert document["outputs"] == [{"name": "OUTPUT0", "datatype": "FP32", "shape": [-1, 16]}]
+    assert document["config"]["name"] == "add1"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc", "inproc"])
+def test_bench_measures_a_closed_loop(backline: Run, server: ServerProcess, model_repository: Path, tmp_path: Path, scheme: str) -> None:
+    url = {"http": server.url, "grpc": server.grpc_url, "inproc": f"inproc://{model_repository}"}[scheme]
+    done = backline("bench", "add1", "-u", url, "-c", "1,4", "--duration", "0.3", "--warm-up", "0.1", "--json", tmp_path / "b.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert [step["concurrency"] for step in document["steps"]] == [1, 4]
+    for step in document["steps"]:
+        percentiles = list(step["percentiles_us"].values())
+        assert step["answered"] > 10
+        assert not step["errors"]
+        assert 0 < percentiles[0] <= percentiles[1] <= percentiles[2] <= percentiles[3] <= step["max_us"]
+        assert 0 < step["server"]["compute_us"] < step["mean_us"]
+        assert step["server"]["batch"] >= 1
+
+
+def test_bench_draws_a_page_and_a_picture(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page, picture = tmp_path / "b.html", tmp_path / "b.png"
+    options = ("--rate", "50,100", "--arrivals", "constant", "--duration", "0.4", "--warm-up", "0", "--html", page, "--png", picture)
+    done = backline("bench", "add1", "-u", server.url, *options)
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in page.read_text()
+    assert "src=" not in page.read_text()
+    assert done.stdout.splitlines()[2].split()[0] == "50"
+
+
+def test_bench_takes_inputs_from_a_file(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", INPUT0=np.ones((5, 16), np.float32))
+    done = backline("bench", "add1", "-u", server.url, "-c", "1", "--duration", "0.1", "--warm-up", "0", "--data", tmp_path / "x.npz")
+    assert "INPUT0 FP32[5, 16]" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ad1",), "Did you mean 'add1'?"),
+        (("add1", "--input-shape", "X:1"), "has no input 'X', it has INPUT0"),
+        (("add1", "--input-shape", "INPUT0:a"), "is not a shape for input 'INPUT0'"),
+        (("add1", "--input-shape", "INPUT0:1,17"), "expects shape [-1, 16], got [1, 17]"),
+    ],
+)
+def test_bench_says_what_is_wrong(backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str) -> None:
+    done = backline("bench", *arguments, "-u", server.url)
+    assert done.returncode == 1
+    assert message in done.stderr

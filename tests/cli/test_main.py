@@ -1,0 +1,70 @@
+"""The command line's frame: help, version, wrong names, errors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from subprocess import CompletedProcess
+from typing import TypeAlias
+
+import pytest
+
+import backline as package
+
+Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
+
+
+def test_version(backline: Run) -> None:
+    assert backline("--version").stdout == f"backline, version {package.__version__}\n"
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("infer",), ("models",), ("models", "list"), ("models", "show"), ("bench",)])
+def test_every_command_has_help_with_an_example(backline: Run, command: tuple[str, ...]) -> None:
+    done = backline(*command, "--help")
+    assert done.returncode == 0
+    assert f"  backline {' '.join(command)}".rstrip() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("srve", "x"), "Did you mean 'serve'?"),
+        (("frobnicate",), "Commands are serve, infer, models, bench."),
+        (("serve", "--htp-port", "1", "x"), "--http-port"),
+        (("serve",), "No repository was given"),
+        (("serve", "x", "--http-port", "70000"), "70000 is not in the range"),
+        (("serve", "x", "--http-port", "9", "--grpc-port", "9"), "are both 9"),
+        (("serve", "x", "--ssl-key", "k"), "both --ssl-certificate and --ssl-key"),
+        (("serve", "x", "--idle-timeout", "0"), "--idle-timeout"),
+        (("bench", "m", "-c", "0"), "not a list of numbers above 0"),
+        (("bench", "m", "--json", "/nowhere/x.json"), "its folder does not exist"),
+        (("infer", "m", "-o", "x.txt"), "neither with .npz nor with .npy"),
+        (("infer", "m", "--header", "x"), "is not NAME:VALUE"),
+    ],
+)
+def test_wrong_options_end_with_status_2_and_a_hint(backline: Run, arguments: tuple[str, ...], hint: str) -> None:
+    done = backline(*arguments)
+    assert done.returncode == 2
+    assert hint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_is_one_line(backline: Run) -> None:
+    done = backline("models", "list", "--url", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: connection refused by http://127.0.0.1:1")
+    assert done.stderr.count("\n") == 1
+
+
+def test_debugging_shows_the_traceback(backline: Run) -> None:
+    done = backline("models", "list", "--url", "http://127.0.0.1:1", BACKLINE_DEBUG="1")
+    assert "Traceback" in done.stderr
+
+
+def test_serving_imports_neither_client_nor_rich() -> None:
+    program = (
+        "import backline.cli.main, backline.cli.serve, sys\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('rich', 'matplotlib', 'grpc') or name.startswith('backline.client')])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True).stdout == "[]\n"

@@ -1,0 +1,139 @@
+"""`backline serve` as a process."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+
+from backline.client import connect
+from backline.client.errors import ConnectionFailed
+from support import models
+from support.server import ServerProcess, serve
+
+Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
+
+
+def wait_report(server: ServerProcess) -> str:
+    """What was printed up to the last line of the report."""
+    while "Ctrl-C stops" not in server.output:
+        assert server.process.poll() is None, server.output
+        time.sleep(0.01)
+    return server.output
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    models.add1(tmp_path / "models")
+    return tmp_path / "models"
+
+
+def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_path: Path) -> None:
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
+    with serve(repository, tmp_path / "log", ready=False) as server:
+        output = wait_report(server)
+    assert re.search(r"^add1 +1 +READY +inline +1 ", output, re.MULTILINE)
+    assert re.search(r"^broken +1 +UNAVAILABLE .*model\.onnx", output, re.MULTILINE)
+    assert "loaded add1 version 1" in output
+    assert server.url in output
+    assert server.grpc_url in output
+    assert "Not all models are ready: 1 of 2" in output
+    assert "\x1b[" not in output
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_curl_line_works(repository: Path, tmp_path: Path) -> None:
+    with serve(repository, tmp_path / "log") as server:
+        line = next(line for line in wait_report(server).splitlines() if line.startswith("  curl "))
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    assert '"data":[2.0' in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_curl_line_of_a_large_model_works(tmp_path: Path) -> None:
+    models.ident(tmp_path / "models")
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        line = next(line for line in wait_report(server).splitlines() if "| curl " in line)
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path)
+    assert "200 OK" in done.stdout
+    assert (tmp_path / "answer.bin").stat().st_size > 602_112
+
+
+def test_the_printed_python_line_works(repository: Path, tmp_path: Path) -> None:
+    with serve(repository, tmp_path / "log") as server:
+        line = next(line for line in wait_report(server).splitlines() if " -c " in line and "backline.connect" in line)
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    assert "'OUTPUT0': array([[2., 2." in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_status_0(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
+    with serve(repository, tmp_path / "log") as server:
+        wait_report(server)
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+        assert server.output.rstrip().endswith("Stopped")
+
+
+def test_a_port_in_use_is_named_with_its_option(backline: Run, repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = backline("serve", repository, "--http-port", 0, "--grpc-port", port, "--no-metrics")
+    assert done.returncode == 1
+    assert f"port {port} of 127.0.0.1 is in use" in done.stderr
+    assert "--grpc-port" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_repository_that_is_not_there_is_named(backline: Run) -> None:
+    done = backline("serve", "/nowhere", "--http-port", 0, "--no-grpc", "--no-metrics")
+    assert done.returncode == 1
+    assert "/nowhere" in done.stderr
+
+
+def test_options_are_environment_variables_too(repository: Path, tmp_path: Path) -> None:
+    with serve(
+        repository, tmp_path / "log", environment={"BACKLINE_NO_METRICS": "1", "BACKLINE_UNIX_SOCKET": str(tmp_path / "s")}
+    ) as server:
+        assert "metrics" not in wait_report(server)
+        with connect(f"unix:{tmp_path / 's'}") as client:
+            assert client.ready()
+
+
+def test_an_input_larger_than_the_limit_is_refused(repository: Path, tmp_path: Path) -> None:
+    with serve(repository, tmp_path / "log", "--http-max-input-size", "2000") as server:
+        request = urllib.request.Request(f"{server.url}/v2/models/add1/infer", data=b"x" * 3000)
+        with pytest.raises(urllib.error.HTTPError, match="413"):
+            urllib.request.urlopen(request, timeout=10)
+
+
+def test_tls_is_served_and_verified(repository: Path, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
+    request = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names} -keyout {key} -out {certificate}"
+    subprocess.run(request.split(), check=True, capture_output=True)
+    value = np.ones((1, 16), np.float32)
+    with serve(repository, tmp_path / "log", "--ssl-certificate", str(certificate), "--ssl-key", str(key), ready=False) as server:
+        wait_report(server)
+        for url in (f"https://127.0.0.1:{server.http_port}", f"grpcs://localhost:{server.grpc_port}"):
+            with connect(url, ca=certificate) as client:
+                assert client["add1"](value)["OUTPUT0"][0, 0] == 2
+        with connect(f"https://127.0.0.1:{server.http_port}", verify=False) as client:
+            assert client.ready()
+        with connect(f"https://127.0.0.1:{server.http_port}") as client, pytest.raises(ConnectionFailed, match=r"cannot be verified.*ca="):
+            client.ready()
