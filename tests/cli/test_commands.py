@@ -97,7 +97,7 @@ def test_bench_draws_a_page_and_a_picture(backline: Run, server: ServerProcess, 
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "<svg" in page.read_text()
     assert "src=" not in page.read_text()
-    assert done.stdout.splitlines()[2].split()[0] == "50"
+    assert done.stdout.splitlines()[3].split()[0] == "50"
 
 
 def test_bench_takes_inputs_from_a_file(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
