@@ -1,0 +1,146 @@
+"""What becomes of a repository: which models are served and how, and what is said of the others."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.engine.datatypes import DataType
+from backline.engine.engine import Engine, ModelState
+from backline.engine.errors import NotFound, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from support import models
+
+
+def ask(model: str, rows: int = 1, version: str = "") -> InferRequest:
+    data = np.zeros((rows, 16), np.float32)
+    return InferRequest(model, {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}, lambda *_: None, model_version=version)
+
+
+def value(response: InferResponse) -> float:
+    return float(response.outputs[0].data[0, 0])
+
+
+class Home:
+    """An engine filled from repositories, for the length of a scenario."""
+
+    def __init__(self, *repositories: Path) -> None:
+        self.engine = Engine()
+        self.events: list[LoadEvent] = []
+        self.lifecycle = Lifecycle(self.engine, repositories, load_threads=4)
+
+    async def __aenter__(self) -> Home:
+        await self.lifecycle.load_all(self.events.append)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.lifecycle.close()
+
+
+def test_the_newest_version_answers_unless_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "add1").mkdir()
+    (tmp_path / "add1" / "config.pbtxt").write_text("version_policy { all {} }")
+    for version, constant in (("2", 2.0), ("10", 10.0)):
+        models.add1(tmp_path, version=version, constant=constant)
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            assert value(await home.engine.infer(ask("add1"))) == 10
+            assert value(await home.engine.infer(ask("add1", version="2"))) == 2
+            with pytest.raises(NotFound, match="'add1' version 3 is not found"):
+                await home.engine.infer(ask("add1", version="3"))
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_fails_says_why_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    models.add1(tmp_path)
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "model.onnx").write_bytes(b"not a model")
+    (tmp_path / "empty").mkdir()
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            assert value(await home.engine.infer(ask("add1"))) == 1
+            broken = home.engine.find("broken")
+            assert broken.state is ModelState.UNAVAILABLE
+            assert "broken/1/model.onnx" in broken.reason
+            with pytest.raises(Unavailable, match=r"is not at ready state: .*broken/1/model\.onnx"):
+                await home.engine.infer(ask("broken"))
+            assert "has no version" in home.engine.find("empty").reason
+            assert not home.engine.ready
+            assert {(event.name, event.state) for event in home.events} == {
+                ("add1", ModelState.READY),
+                ("broken", ModelState.UNAVAILABLE),
+                ("empty", ModelState.UNAVAILABLE),
+            }
+
+    asyncio.run(scenario())
+
+
+def test_every_load_is_counted_to_its_end(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        models.add1(tmp_path, name)
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            assert sorted((event.done, event.total) for event in home.events) == [(1, 3), (2, 3), (3, 3)]
+            assert home.engine.ready
+
+    asyncio.run(scenario())
+
+
+def test_one_name_in_two_repositories_is_refused_by_naming_both(tmp_path: Path) -> None:
+    for repository in ("one", "two"):
+        models.add1(tmp_path / repository)
+    models.add1(tmp_path / "two", "other")
+
+    async def scenario() -> None:
+        async with Home(tmp_path / "one", tmp_path / "two") as home:
+            reason = home.engine.find("add1").reason
+            assert str(tmp_path / "one" / "add1") in reason
+            assert str(tmp_path / "two" / "add1") in reason
+            assert home.engine.is_ready("other")
+
+    asyncio.run(scenario())
+
+
+def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="does not exist"):
+        asyncio.run(Home(tmp_path / "nowhere").lifecycle.load_all())
+
+
+@pytest.mark.parametrize(("config", "executions"), [("", 1), ("max_batch_size: 0", 3), ("max_batch_size: 4 dynamic_batching {}", 1)])
+def test_the_configuration_decides_whether_requests_are_joined(tmp_path: Path, config: str, executions: int) -> None:
+    models.add1(tmp_path)
+    (tmp_path / "add1" / "config.pbtxt").write_text(config)
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            await asyncio.gather(*(home.engine.infer(ask("add1")) for _ in range(3)))
+            statistics = home.engine.find("add1").statistics
+            assert (statistics.inference_count, statistics.execution_count) == (3, executions)
+
+    asyncio.run(scenario())
+
+
+def test_the_lane_and_the_instances_can_be_set(tmp_path: Path) -> None:
+    models.add1(tmp_path)
+    (tmp_path / "add1" / "config.pbtxt").write_text(
+        'instance_group { count: 3 } parameters { key: "backline.lane" value { string_value: "thread" } }'
+    )
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            placement = home.engine.find("add1").placement
+            assert placement is not None
+            assert (placement.lane, placement.instances) == ("thread", 3)
+            answers = await asyncio.gather(*(home.engine.infer(ask("add1", rows)) for rows in range(1, 40)))
+            assert [answer.outputs[0].shape[0] for answer in answers] == list(range(1, 40))
+
+    asyncio.run(scenario())
