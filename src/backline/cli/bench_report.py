@@ -21,6 +21,7 @@ from backline.cli.bench_step import BenchStep
 from backline.cli.table import print_table
 from backline.engine.errors import InvalidArgument
 
+_UNITS = "Latencies in ms from the client; queue and compute are means in ms from the server."
 BUSY_GENERATOR = 0.9
 LATE_US = 1000.0
 
@@ -41,7 +42,19 @@ class BenchReport:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows; times in milliseconds, queue and compute as the server counted them."""
-        columns = [self.kind, "answers/s", "p50", "p90", "p99", "p99.9", "max", "queue", "compute", "batch", "errors"]
+        columns = [
+            "in flight" if self.kind == "concurrency" else self.kind,
+            "answers/s",
+            "p50",
+            "p90",
+            "p99",
+            "p99.9",
+            "max",
+            "queue",
+            "compute",
+            "batch",
+            "errors",
+        ]
         return columns, [self._row(step) for step in self.steps]
 
     @staticmethod
@@ -89,7 +102,7 @@ class BenchReport:
 def print_bench(report: BenchReport) -> None:
     """The table and its notes; on a terminal the bars too."""
     columns, rows = report.table()
-    print("latencies in ms from the client; queue and compute are means in ms from the server")
+    print(_UNITS)
     print_table(columns, rows, right=columns[:-1])
     if sys.stdout.isatty() and len(report.steps) > 1:
         _print_bars(report)
@@ -146,7 +159,7 @@ def write_html(report: BenchReport, path: Path) -> None:
     title = html.escape(f"{report.model} at {report.url}")
     path.write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_CSS}</style><h1>{title}</h1>"
-        f"{svg[svg.index('<svg') :]}<p>Latencies in ms from the client; queue and compute are means in ms from the server.</p><table><tr>{head}</tr>{body}</table>{notes}<dl>{lines}</dl></html>\n"
+        f"{svg[svg.index('<svg') :]}<p>{_UNITS}</p><table><tr>{head}</tr>{body}</table>{notes}<dl>{lines}</dl></html>\n"
     )
 
 

@@ -19,7 +19,7 @@ from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
-from backline.wire.tls import TlsFiles
+from backline.wire.tls import TlsFileError, TlsFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = Limits()
@@ -191,6 +191,8 @@ async def serve(options: ServerOptions) -> int:
         print("Stopping: requests in flight are finished", flush=True)
     except OSError as error:
         raise BacklineError(_port_in_use(error, options)) from None
+    except TlsFileError as error:
+        raise BacklineError(str(error)) from None
     finally:
         report.close()
         waiting.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,7 @@ STYLES = {"READY": "green", "UNAVAILABLE": "bold red", "LOADING": "yellow", "UNL
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
     """Prints rows under columns; those named in `right` are aligned to the right."""
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and _fits(columns, rows):
         _print_rich(columns, rows, right)
     else:
         for line in plain_table(columns, rows, right=right):
@@ -29,6 +30,12 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
         )
         lines.append("  ".join(parts).rstrip())
     return lines
+
+
+def _fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the terminal holds all columns but the last, which may fold; drawn narrower, numbers would be cut."""
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    return sum(widths[:-1]) + 2 * len(widths) + min(widths[-1], 16) <= shutil.get_terminal_size().columns
 
 
 def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
