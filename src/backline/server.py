@@ -72,7 +72,7 @@ class Server:
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Opens the listeners, then loads all models; until they are loaded the server is live but not ready.
 
-        Raises OSError when an address cannot be opened, BacklineError when a repository or a TLS file cannot be read.
+        Raises OSError when an address cannot be opened, TlsFileError for a TLS file and BacklineError for a repository that cannot be read.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
         options = self.options

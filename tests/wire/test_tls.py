@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.engine.errors import InvalidArgument
-from backline.wire.tls import TlsFiles
+from backline.wire.tls import TlsFileError, TlsFiles
 
 from .conftest import WireServer, read_answer
 
@@ -151,6 +150,6 @@ def test_wrong_files_are_errors_that_name_the_file(files: dict[str, Path], tmp_p
         (TlsFiles(certificate, key, text), f"client CA '{text}' holds no certificate"),
     ]
     for wrong, message in cases:
-        with pytest.raises(InvalidArgument, match="TLS") as caught:
+        with pytest.raises(TlsFileError, match="TLS") as caught:
             wrong.context()
         assert message in str(caught.value)

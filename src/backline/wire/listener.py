@@ -36,7 +36,7 @@ class Listeners:
     """Accepts connections for one `Wire`. Every address answers every protocol: the first bytes of a connection decide."""
 
     def __init__(self, wire: Wire, tls: TlsFiles | None = None) -> None:
-        """Raises InvalidArgument when a TLS file is missing or wrong."""
+        """Raises TlsFileError when a TLS file is missing or wrong."""
         self._wire = wire
         self._tls: ssl.SSLContext | None = None if tls is None else tls.context()
         self._servers: list[asyncio.AbstractServer | TlsAcceptor] = []

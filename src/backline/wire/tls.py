@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from backline.engine.errors import InvalidArgument
+
+class TlsFileError(ValueError):
+    """A TLS file that cannot be used. The message names the file and says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class TlsFiles:
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """A server's context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises InvalidArgument that names the file which is wrong."""
+        """A server's context: TLS 1.2 or later, ALPN h2 and http/1.1. Raises TlsFileError that names the file which is wrong."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -29,13 +31,13 @@ class TlsFiles:
         try:
             context.load_cert_chain(self.certificate, self.key, password=_refuse_password(self.key))
         except ssl.SSLError as error:
-            raise InvalidArgument(_explain(self.certificate, self.key, error)) from error
+            raise TlsFileError(_explain(self.certificate, self.key, error)) from error
         if self.client_ca is not None:
             _check_readable("client CA", self.client_ca)
             try:
                 context.load_verify_locations(self.client_ca)
             except ssl.SSLError as error:
-                raise InvalidArgument(f"TLS client CA '{self.client_ca}' holds no certificate in PEM form") from error
+                raise TlsFileError(f"TLS client CA '{self.client_ca}' holds no certificate in PEM form") from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
@@ -45,12 +47,12 @@ def _check_readable(what: str, path: Path) -> None:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise InvalidArgument(f"TLS {what} '{path}' cannot be read: {error.strerror}") from error
+        raise TlsFileError(f"TLS {what} '{path}' cannot be read: {error.strerror}") from error
 
 
 def _refuse_password(key: Path) -> Callable[[], str]:
     def ask() -> str:
-        raise InvalidArgument(f"TLS key '{key}' is encrypted; store it without a password, readable only by the server")
+        raise TlsFileError(f"TLS key '{key}' is encrypted; store it without a password, readable only by the server")
 
     return ask
 
