@@ -144,8 +144,10 @@ def honest_client(target: Target) -> Iterator[Connection]:
     process.start()
     theirs.close()
     try:
-        if not ours.poll(30) or ours.recv() != "ready":
-            raise RuntimeError("the honest client could not call the server before the attack")
+        try:
+            ours.recv()
+        except EOFError:
+            raise RuntimeError(f"the server did not answer an honest client for {honest.PATIENCE:.0f} s before the attack") from None
         yield ours
     finally:
         ours.close()

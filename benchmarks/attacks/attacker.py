@@ -149,11 +149,11 @@ class Attacker:
                 self._watch(shooter, writing=False)
         elif not self.ammunition.endless:
             shooter.opening = False
-            # All is said: wait for the server to end it, or come back at once where nothing is read.
+            # All is said: leave, wait for the server to end it, or stay and read nothing.
             self._watch(shooter, writing=False)
-            if not self.weapon.reads:
+            if self.weapon.leaves:
                 self._drop(shooter, "all sent")
-            elif shooter.blob:
+            elif self.weapon.reads and shooter.blob:
                 shooter.socket.shutdown(socket.SHUT_WR)
         else:
             shooter.opening = False

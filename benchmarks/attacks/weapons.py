@@ -32,6 +32,8 @@ class Weapon:
     trickle: int = 0
     #: Whether a connection that was closed, or has sent all, is opened anew.
     reconnects: bool = True
+    #: Whether a connection that has sent all leaves without reading, and comes back; else it stays.
+    leaves: bool = False
     #: SO_RCVBUF of the attacker.
     receive_buffer: int | None = None
     #: What the server's memory may grow by, in MiB, where the body size that it allows is more than the common mark.
@@ -258,6 +260,7 @@ WEAPONS = {
     "unread answers, HTTP/1.1": Weapon(unread_http1, reads=False, receive_buffer=4096),
     "unread small answers, HTTP/1.1": Weapon(unread_metadata, reads=False, receive_buffer=4096),
     "unread answers, HTTP/2": Weapon(unread_http2, reads=False, receive_buffer=4096),
+    "requests and gone": Weapon(unread_http2, reads=False, leaves=True),
     "unread PING answers": Weapon(ping_flood, reads=False, receive_buffer=4096),
     "header bomb": Weapon(header_bomb),
     "4,000 fields": Weapon(ten_thousand_fields),

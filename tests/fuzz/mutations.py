@@ -150,12 +150,15 @@ def mutate_json(random: Random, document: Any) -> bytes:
             case 7:
                 container[key] = _nested(random.choice((2, 50, 101, 1000)), container[key])
     text = json.dumps(tree, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass")
+    if random.random() < 0.02:
+        deep = random.choice((101, 2000, 20000))
+        text = text.replace(b"0", b"[" * deep + random.choice((b"", b"0")) + b"]" * deep, 1)
     return mutate_bytes(random, text) if random.random() < 0.1 else text
 
 
 def _nested(depth: int, value: Any) -> Any:
-    # json.dumps is recursive itself: no deeper than it can write.
-    for _ in range(min(depth, 300)):
+    # json.dumps and deepcopy are recursive themselves: no deeper than they can go three times.
+    for _ in range(min(depth, 120)):
         value = [value]
     return value
 
