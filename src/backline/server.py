@@ -17,8 +17,8 @@ from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
 
-#: How long a thread may hold the interpreter while another waits, in seconds. Python's default of 5 ms doubles the latency of small models
-#: beside busy worker threads; see benchmarks/README.md.
+#: How long a thread may hold the interpreter while another waits, in seconds: with Python's default of 5 ms the event loop waits for worker
+#: threads (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
 
 

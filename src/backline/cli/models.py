@@ -109,6 +109,10 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
         ("largest batch", str(config.get("max_batch_size") or "no batching")),
         ("instances", str(sum(int(group.get("count", 1)) for group in groups)) if groups else "?"),
     ]
+    chosen = config.get("parameters") or {}
+    for label, key in (("lane", "backline.lane"), ("because", "backline.placement")):
+        if key in chosen:
+            facts.append((label, chosen[key]["string_value"]))
     for label, value in facts:
         print(f"{label:14} {value}")
     print()

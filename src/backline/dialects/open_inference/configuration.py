@@ -39,6 +39,10 @@ def model_configuration(engine: Engine, name: str, version: str) -> Any:
         _fill_batching(config.dynamic_batching, model)
     for key, value in model.config.parameters.items():
         config.parameters[key].string_value = value
+    if model.placement is not None:
+        # What the server chose, where people and tools already look for backends' own values.
+        config.parameters["backline.lane"].string_value = model.placement.lane
+        config.parameters["backline.placement"].string_value = model.placement.reason
     return config
 
 
