@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
 
-.PHONY: help demo serve test lint protos bench install clean
+.PHONY: help install demo serve test lint protos bench attack fuzz clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -48,6 +48,12 @@ protos: $(STAMP)-test  ## compile the .proto files
 
 bench: $(STAMP)-test  ## Backline beside its peers, in one run (BENCH="--quick" for a short one)
 	$(BIN)/python benchmarks/run.py $(BENCH)
+
+attack: $(STAMP)-test  ## floods, bombs and slow clients beside an honest one (ATTACK="--only ping" for one)
+	$(BIN)/python benchmarks/attack.py $(ATTACK)
+
+fuzz: $(STAMP)-test  ## 200,000 mutated inputs over HTTP/1.1, HTTP/2, gRPC and the infer bodies
+	$(BIN)/python tests/fuzz/fuzz_wire.py --inputs 200000
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) build dist
