@@ -1,0 +1,71 @@
+"""The pages as data: their fenced blocks, tables, links and names in code style."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "examples/README.md",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))),
+)
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block; `line` is that of its fence."""
+
+    language: str
+    text: str
+    line: int
+
+
+@cache
+def read(page: str) -> str:
+    return (ROOT / page).read_text("utf-8")
+
+
+def prose(page: str) -> str:
+    """The page without its fenced blocks."""
+    return _FENCE.sub("", read(page))
+
+
+def blocks(page: str) -> list[Block]:
+    text = read(page)
+    return [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in _FENCE.finditer(text)]
+
+
+def tables(page: str, first_column: str) -> list[list[dict[str, str]]]:
+    """All tables whose first column has this title: their rows, by column."""
+    found = []
+    lines = read(page).split("\n")
+    for number, line in enumerate(lines):
+        if line.startswith(f"| {first_column} |"):
+            head = _cells(line)
+            rows = itertools.takewhile(lambda row: row.startswith("|"), lines[number + 2 :])
+            found.append([dict(zip(head, _cells(row), strict=True)) for row in rows])
+    return found
+
+
+def table(page: str, first_column: str) -> list[dict[str, str]]:
+    """The only table whose first column has this title."""
+    (found,) = tables(page, first_column)
+    return found
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
+def code(text: str) -> list[str]:
+    """All that is in code style in a cell or a page."""
+    return re.findall(r"`([^`\n]+)`", text)

@@ -1,0 +1,89 @@
+"""ARCHITECTURE.md: every file and every name that it tells exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from functools import cache
+
+import pytest
+
+from docs.pages import ROOT, code, prose, table
+
+PACKAGE = ROOT / "src" / "backline"
+PAGE = "ARCHITECTURE.md"
+_PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|toml|proto))").fullmatch
+_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?").fullmatch
+#: Methods of the protocol, which the package does not define but serves.
+_RPC = {"ModelInfer", "ModelStreamInfer"}
+#: What is in code style and is neither a name nor a file of the package.
+_OTHER = {"POST /v2/models/add1/infer", "config.pbtxt", "src/backline/", "grpc-timeout", "make lint"}
+
+
+@cache
+def defined() -> tuple[set[str], dict[str, set[str]]]:
+    """The names that the package defines, and the members of its classes, inherited ones included."""
+    names: set[str] = set()
+    members: dict[str, set[str]] = defaultdict(set)
+    bases: dict[str, set[str]] = defaultdict(set)
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names.add(node.name)
+                bases[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
+                for child in ast.walk(node):
+                    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                        members[node.name].add(child.name)
+                    elif isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
+                        members[node.name].add(child.target.id)
+                    elif isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store):
+                        members[node.name].add(child.attr)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    for _ in bases:
+        for name, above in bases.items():
+            for base in above:
+                members[name] |= members.get(base, set())
+    attributes = set().union(*members.values())
+    return names | attributes, members
+
+
+def told() -> list[str]:
+    return sorted(set(code(prose(PAGE))))
+
+
+PATHS = [text for text in told() if _PATH(text) and text not in _OTHER]
+NAMES = [text for text in told() if _NAME(text) and not _PATH(text) and text not in _OTHER | _RPC]
+
+
+def test_everything_in_code_style_is_tested() -> None:
+    assert len(PATHS) > 30
+    assert len(NAMES) > 90
+    assert set(told()) - set(PATHS) - set(NAMES) == _OTHER | _RPC
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_exists(name: str) -> None:
+    names, members = defined()
+    owner, _, member = name.rpartition(".")
+
+    assert name in names if not owner else member in members.get(owner, set())
+
+
+@pytest.mark.parametrize("name", sorted(_RPC))
+def test_every_method_is_in_the_protocol(name: str) -> None:
+    assert f"rpc {name}(" in (PACKAGE / "protos" / "inference.proto").read_text("utf-8")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_file_exists(path: str) -> None:
+    assert (PACKAGE / path).exists() or (ROOT / path).exists()
+
+
+def test_the_rooms_are_the_folders_of_the_package() -> None:
+    rooms = {code(row["room"])[0].rstrip("/") for row in table(PAGE, "room")}
+
+    assert rooms == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
