@@ -173,12 +173,14 @@ class FakeHttpRequest(HttpRequest):
     def __init__(self, method: bytes, path: bytes, headers: dict[bytes, bytes], body: Buffer) -> None:
         super().__init__(method, path, b"", headers, body)
         self.answer: HttpAnswer | None = None
+        self.answered = asyncio.Event()
         self.buffers: Sequence[Buffer] = ()
 
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
         assert self.answer is None, "answered twice"
         self.buffers = body
         self.answer = HttpAnswer(status, dict(fields), b"".join(body))
+        self.answered.set()
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
         raise NotImplementedError
@@ -241,6 +243,13 @@ class Caller:
         answer = self.http("POST", path, body, headers).answer
         assert answer is not None
         return answer
+
+    async def post_large(self, path: str, body: Buffer) -> HttpAnswer:
+        """As `post`, of a body that may be read beside the event loop."""
+        request = self.http("POST", path, body)
+        await request.answered.wait()
+        assert request.answer is not None
+        return request.answer
 
     def infer(self, model: str, document: object, binary: bytes | None = None) -> HttpAnswer:
         header = json.dumps(document).encode()

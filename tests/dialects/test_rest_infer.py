@@ -338,8 +338,8 @@ def test_values_that_do_not_fit_the_datatype(caller: Caller, datatype: str, data
         b'{"id":"\\ud800","inputs":[]}',
     ],
 )
-def test_malformed_json_is_400(caller: Caller, body: bytes) -> None:
-    assert caller.post("/v2/models/add1/infer", body).status == 400
+async def test_malformed_json_is_400(caller: Caller, body: bytes) -> None:
+    assert (await caller.post_large("/v2/models/add1/infer", body)).status == 400
 
 
 @pytest.mark.parametrize("length", [b"-1", b"x", b"9" * 30, b"1000000", b"", b" 5", b"5, 5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import chain
 from typing import Annotated, Any
@@ -15,6 +16,9 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
 
 MAX_DEPTH = 100
+#: Above so many characters a list of numbers is decoded in pieces of this size, and above so many elements it is encoded in pieces.
+LARGE = 64 * 1024
+PIECE = 8 * 1024
 _TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
 _TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)
@@ -40,6 +44,8 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
         _compare_count(spec, raw.count(b",") + 1 if raw.translate(None, b"[]" + _BLANK) else 0)
     elif spec.count * 3 - 1 > len(raw):  # a string and a comma take three characters
         raise _count_error(_TOO_FEW, spec, f"too few for it in {len(raw)} characters")
+    if len(raw) > LARGE and depth and datatype is not DataType.BYTES:
+        return Tensor(name, datatype, spec.shape, _decode_pieces(spec, raw.translate(None, _BLANK), depth).reshape(spec.shape))
     try:
         values = _decoder(datatype, depth).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -52,8 +58,8 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     return Tensor(name, datatype, spec.shape, _array(spec, values).reshape(spec.shape))
 
 
-def encode_data(tensor: Tensor) -> list[Any]:
-    """The elements of a tensor, flat, for JSON. Raises InvalidArgument for values that JSON does not have."""
+def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
+    """The elements of a tensor, flat, for JSON; those of a large one as JSON text. Raises InvalidArgument for values that JSON lacks."""
     datatype = tensor.datatype
     if datatype in _BINARY_ONLY:
         raise InvalidArgument(
@@ -73,7 +79,48 @@ def encode_data(tensor: Tensor) -> list[Any]:
             f"output '{tensor.name}' has values that are NaN or infinite, which JSON cannot hold. Please use the binary data format"
             " (parameter 'binary_data': true)"
         )
-    return data.reshape(-1).tolist()
+    flat = data.reshape(-1)
+    if flat.size <= PIECE:
+        return flat.tolist()
+    pieces = (msgspec.json.encode(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE))
+    return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
+
+
+def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
+    """The elements of a large list without blanks, read piece by piece: Python's numbers take many times the memory of an array's."""
+    array = np.empty(spec.count, spec.dtype)
+    end = 0
+    for piece, piece_depth in _pieces(raw, depth):
+        try:
+            values = _decoder(spec.datatype, piece_depth).decode(piece)
+        except msgspec.DecodeError as error:
+            reason = str(error).partition(" - at ")[0]
+            raise InvalidArgument(f"Unable to parse 'data' of input '{spec.name}': {reason}, near element {end}") from None
+        for _ in range(piece_depth - 1):
+            values = list(chain.from_iterable(values))
+        start, end = end, end + len(values)
+        if end > spec.count:
+            break
+        array[start:end] = _array(spec, values)
+    _compare_count(spec, end)
+    return array
+
+
+def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
+    """Cuts a list of lists, `depth` deep, into lists of about LARGE characters, each with its own depth."""
+    inner = raw[1:-1]
+    between = b"]" * (depth - 1) + b"," + b"[" * (depth - 1)
+    start = 0
+    while start < len(inner):
+        cut = inner.rfind(between, start, start + LARGE)
+        if cut < 0:
+            cut = inner.find(between, start + LARGE - len(between) + 1)
+        end = len(inner) if cut < 0 else cut + depth - 1
+        if end - start > 2 * LARGE and depth > 1:  # no place to cut in so many characters: one element, which is a list itself
+            yield from _pieces(inner[start:end], depth - 1)
+        else:
+            yield b"[" + inner[start:end] + b"]", depth
+        start = end + 1
 
 
 def _depth(raw: bytes, name: str) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from time import monotonic
 
 from backline.dialects.answers import hidden_error, respond_error
+from backline.dialects.open_inference.beside_loop import BesideLoop
 from backline.dialects.open_inference.classification import classified_outputs
+from backline.dialects.open_inference.json_data import LARGE, PIECE
 from backline.dialects.open_inference.plan import InferPlan
-from backline.dialects.open_inference.rest_request import HEADER_LENGTH, RequestReader
+from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
-from backline.wire.application import HttpRequest
+from backline.engine.tensor import Buffer
+from backline.wire.application import Fields, HttpRequest
 
 
 class RestInference:
@@ -24,10 +28,26 @@ class RestInference:
         self._submit = engine.submit
         self._read = RequestReader(engine).read
         self._write = ResponseWriter().write
+        self._beside = BesideLoop()
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
         """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
-        plan, id, inputs = self._read(request.body, request.headers.get(HEADER_LENGTH), model, version)
+        header_length = request.headers.get(HEADER_LENGTH)
+        if len(request.body) > LARGE and header_length is None:
+            self._beside.run(partial(self._read, request.body, None, model, version), partial(self._read_done, model, version, request))
+            return
+        self._ask(model, version, request, self._read(request.body, header_length, model, version))
+
+    def _read_done(self, model: str, version: str, request: HttpRequest, read: asyncio.Future[Decoded]) -> None:
+        try:
+            self._ask(model, version, request, read.result())
+        except BacklineError as error:
+            respond_error(request, error)
+        except Exception as error:
+            respond_error(request, hidden_error(f"a request for model '{model}'", error))
+
+    def _ask(self, model: str, version: str, request: HttpRequest, decoded: Decoded) -> None:
+        plan, id, inputs = decoded
         timeout = plan.timeout
         asked = InferRequest(
             model,
@@ -57,11 +77,24 @@ class RestInference:
             if response is None:
                 raise error  # type: ignore[misc]
             outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
+            if any(tensor.data.size > PIECE and not plan.is_binary(tensor.name) for tensor in outputs):
+                self._beside.run(partial(self._write, plan, response, outputs), partial(self._write_done, asked.model_name, request))
+                return
             fields, body = self._write(plan, response, outputs)
         except BacklineError as failure:
             respond_error(request, failure)
         except Exception as failure:
             respond_error(request, hidden_error(f"the answer of model '{asked.model_name}'", failure))
+        else:
+            request.respond(200, fields, body)
+
+    def _write_done(self, model: str, request: HttpRequest, written: asyncio.Future[tuple[Fields, list[Buffer]]]) -> None:
+        try:
+            fields, body = written.result()
+        except BacklineError as failure:
+            respond_error(request, failure)
+        except Exception as failure:
+            respond_error(request, hidden_error(f"the answer of model '{model}'", failure))
         else:
             request.respond(200, fields, body)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 from backline.dialects.open_inference.json_data import encode_data
 from backline.dialects.open_inference.plan import InferPlan
@@ -24,7 +24,7 @@ class OutputDocument(Struct):
     datatype: str
     shape: tuple[int, ...]
     parameters: dict[str, int] | UnsetType = UNSET
-    data: list[Any] | UnsetType = UNSET
+    data: list[Any] | Raw | UnsetType = UNSET
 
 
 class ResponseDocument(Struct):
