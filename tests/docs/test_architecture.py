@@ -13,7 +13,7 @@ from docs.pages import ROOT, code, prose, table
 
 PACKAGE = ROOT / "src" / "backline"
 PAGE = "ARCHITECTURE.md"
-_PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|toml|proto))").fullmatch
+_PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(/|\.(py|toml|md))").fullmatch
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?").fullmatch
 #: Methods of the protocol, which the package does not define but serves.
 _RPC = {"ModelInfer", "ModelStreamInfer"}
