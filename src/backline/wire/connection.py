@@ -7,12 +7,13 @@ from abc import abstractmethod
 
 from backline.wire.application import Application
 from backline.wire.limits import Limits
+from backline.wire.turns import Turns
 
 
 class Wire:
     """The state that all connections of a server share: what is in flight, against the limits. Lives on one event loop."""
 
-    __slots__ = ("application", "buffered_bytes", "connections", "draining", "limits", "loop", "requests")
+    __slots__ = ("application", "buffered_bytes", "connections", "draining", "limits", "loop", "requests", "turns")
 
     def __init__(self, application: Application, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.application = application
@@ -25,6 +26,8 @@ class Wire:
         #: Bytes of those requests' bodies.
         self.buffered_bytes = 0
         self.draining = False
+        #: Connections whose received bytes wait, so that others are served first.
+        self.turns = Turns(loop)
 
 
 class Connection(asyncio.Protocol):

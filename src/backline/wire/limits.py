@@ -34,9 +34,10 @@ class Limits:
     idle_timeout: float = 120.0
     #: Given to requests in flight when the server stops.
     drain_timeout: float = 30.0
-    #: Bytes or frames of one connection that are handled before the others have their turn.
+    #: Bytes or frames of one connection that are handled before the others have their turn, or the time that it takes.
     bytes_per_turn: int = 256 * KIB
     frames_per_turn: int = 256
+    seconds_per_turn: float = 0.002
     #: HTTP/2 frames that carry nothing (SETTINGS, PING, PRIORITY, empty DATA, unknown ones...) and streams reset early.
     max_idle_frames_rate: float = 500.0
     idle_frames_burst: int = 2000

@@ -81,7 +81,7 @@ class Http2Connection(FrameReader):
         self.output.pump()
         self._update_reading()
         if self._held is not None and not self._write_blocked:
-            self.loop.call_soon(self._continue)
+            self.wire.turns.wait(self)
 
     def abort(self) -> None:
         self.output.closed = True
@@ -359,17 +359,25 @@ class Http2Connection(FrameReader):
         output = self.output
         for key, value in settings.parse(payload):
             if key == frames.INITIAL_WINDOW_SIZE:
-                output.initial_window = value
-                for stream in list(self.streams.values()):
-                    if value + stream.credit > frames.MAX_WINDOW:
-                        raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1")
-                    if stream.pending_bytes:
-                        output.enqueue(stream)
+                self._change_windows(value)
             elif key == frames.MAX_FRAME_SIZE:
                 output.max_frame_size = value
             elif key == frames.HEADER_TABLE_SIZE and value < 4096:
                 self.block_prefix = b"\x20"
         output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+
+    def _change_windows(self, initial: int) -> None:
+        """INITIAL_WINDOW_SIZE moves the windows of all streams, so it costs the client as much."""
+        self._spend(len(self.streams) / 8)
+        output = self.output
+        output.initial_window = initial
+        for stream in self.streams.values():
+            window = initial + stream.credit
+            if window > frames.MAX_WINDOW:
+                raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1")
+            if stream.pending_bytes and window > 0:
+                output.make_ready(stream)
+        output.pump()
 
     def _rst_stream(self, number: int, payload: bytes) -> None:
         if not number:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import abstractmethod
+from time import perf_counter
 
 from backline.wire.connection import Connection, Wire
 from backline.wire.http2 import frames, settings
@@ -15,6 +16,8 @@ from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.settings import LARGE_BODY, LARGE_MAX_FRAME_SIZE, OUR_CONNECTION_WINDOW, OUR_STREAM_WINDOW
 from backline.wire.http2.stream import Stream
+from backline.wire.limits import KIB
+from backline.wire.turns import peer_is_gone
 
 log = logging.getLogger("backline.wire")
 
@@ -22,6 +25,10 @@ log = logging.getLogger("backline.wire")
 _MAX_CONTINUATIONS = 8
 #: The connection's window is opened again when this much of it was used.
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
+#: A connection that had to wait for its turn waits again when the socket gives more than this at once.
+_SMALL_READ = 8 * KIB
+#: So much at once may come from a client that has left meanwhile.
+_LARGE_READ = 64 * KIB
 
 
 class FrameReader(Connection):
@@ -48,6 +55,8 @@ class FrameReader(Connection):
         self._needed = 0
         #: Bytes that wait for the next turn of this connection: (data, position).
         self._held: tuple[bytes, int] | None = None
+        #: Its last bytes did not fit into one turn.
+        self._busy = False
         #: What is left of a frame whose payload goes to a stream, or nowhere, as it comes.
         self._payload_left = 0
         self._padding_left = 0
@@ -114,6 +123,14 @@ class FrameReader(Connection):
                 return
             data = bytes(self._pending)
             self._pending = bytearray()
+        if self._busy or len(data) >= _LARGE_READ:
+            if len(data) >= _LARGE_READ and peer_is_gone(self.transport):
+                self.abort()
+                return
+            if self._busy and len(data) > _SMALL_READ:
+                self._hold(data, 0)
+                return
+            self._busy = False
         self._read_safely(data, 0)
 
     def _read_safely(self, data: bytes, at: int) -> None:
@@ -138,6 +155,8 @@ class FrameReader(Connection):
         known = self._blocks.known
         budget = self.wire.limits.frames_per_turn
         limit = at + self.wire.limits.bytes_per_turn
+        # The clock is read every few frames, and first after a few: most reads have no more.
+        end_of_turn = 0.0
         unpack = FRAME_HEADER.unpack_from
         needed = 9
         while True:
@@ -151,6 +170,13 @@ class FrameReader(Connection):
                 self._hold(data, at)
                 return
             budget -= 1
+            if not budget & 3:
+                now = perf_counter()
+                if not end_of_turn:
+                    end_of_turn = now + self.wire.limits.seconds_per_turn
+                elif now > end_of_turn:
+                    self._hold(data, at)
+                    return
             word, flags, number = unpack(data, at)
             kind = word & 0xFF
             length = word >> 8
@@ -192,6 +218,9 @@ class FrameReader(Connection):
                         self._open(number, head, flags & 1)
                     else:
                         self._headers(number, block, flags & 1)
+                        # Decoding may have been expensive: the clock is looked at next.
+                        if budget > 3:
+                            budget = budget & ~3 | 1
                 elif kind == frames.HEADERS:
                     self._headers_in_parts(flags, number, data[begin:end])
                 elif kind == frames.CONTINUATION:
@@ -219,12 +248,17 @@ class FrameReader(Connection):
     def _hold(self, data: bytes, at: int) -> None:
         """Lets other connections have their turn first."""
         self._held = (data, at)
+        self._busy = True
         self._update_reading()
         if not self._write_blocked:
-            self.loop.call_soon(self._continue)
+            self.wire.turns.wait(self)
 
-    def _continue(self) -> None:
+    def take_turn(self) -> None:
         if self._held is None or self._closing or self._write_blocked:
+            return
+        if peer_is_gone(self.transport):
+            # Nobody will read the answers.
+            self.abort()
             return
         data, at = self._held
         self._held = None

@@ -107,10 +107,13 @@ class Output:
         stream.buffer(size)
         self.enqueue(stream)
 
-    def enqueue(self, stream: Stream) -> None:
+    def make_ready(self, stream: Stream) -> None:
         if not stream.queued:
             stream.queued = True
             self.ready.append(stream)
+
+    def enqueue(self, stream: Stream) -> None:
+        self.make_ready(stream)
         self.pump()
 
     def finish(self, stream: Stream) -> None:
