@@ -1,0 +1,120 @@
+"""docs/configuration.md against the options, fields and parameters that there are."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import backline
+from backline.backends import onnx_options
+from backline.cli import serve
+from backline.client.options import ClientOptions
+from backline.engine.errors import InvalidArgument
+from backline.repository import config_pbtxt
+from docs.pages import code, read, table, tables
+
+PAGE = "docs/configuration.md"
+
+
+def _options() -> dict[str, click.Option]:
+    return {param.opts[0]: param for param in serve.command.params if isinstance(param, click.Option)}
+
+
+def test_every_option_of_serve_is_told_with_its_variable_and_default() -> None:
+    told = {
+        code(row["option"])[0]: (code(row["option"]), code(row["environment variable"]), code(row["default"]))
+        for row in table(PAGE, "option")
+    }
+
+    assert told == {
+        name: (option.opts, [option.envvar], [str(option.default)] if type(option.default) in (int, float, str) else [])
+        for name, option in _options().items()
+    }
+
+
+def test_the_help_shows_what_the_page_tells() -> None:
+    shown = CliRunner().invoke(serve.command, ["--help"], terminal_width=200).output
+
+    for row in table(PAGE, "option"):
+        for text in code(row["option"]) + code(row["environment variable"]) + code(row["default"]):
+            assert text in shown
+
+
+def test_several_repositories_fit_into_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_MODEL_REPOSITORY", os.pathsep.join(("one", "two")))
+
+    context = serve.command.make_context("serve", [])
+
+    assert context.params["model_repository"] == (Path("one"), Path("two"))
+
+
+def test_an_option_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_HTTP_PORT", "9000")
+
+    assert serve.command.make_context("serve", ["--http-port", "9001"]).params["http_port"] == 9001
+
+
+def test_the_supported_fields_of_config_pbtxt_are_told() -> None:
+    told = {field for row in table(PAGE, "field") for field in code(row["field"])}
+
+    assert told == config_pbtxt._SUPPORTED
+
+
+@pytest.mark.parametrize("field", ["sequence_batching {}", "model_warmup [{name: 'w'}]", "optimization {priority: PRIORITY_MAX}"])
+def test_fields_that_are_not_supported_are_warnings(tmp_path: Path, field: str) -> None:
+    (tmp_path / "config.pbtxt").write_text(field)
+
+    config = config_pbtxt.read(tmp_path / "config.pbtxt", tmp_path.name)
+
+    assert any(field.split(maxsplit=1)[0] in warning and "not supported yet" in warning for warning in config.warnings)
+
+
+def test_an_ensemble_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.pbtxt").write_text("ensemble_scheduling {}")
+
+    with pytest.raises(InvalidArgument, match="ensemble"):
+        config_pbtxt.read(tmp_path / "config.pbtxt", tmp_path.name)
+
+
+def test_the_parameters_are_told_with_their_defaults() -> None:
+    rows = {code(row["key"])[0]: code(row["default"]) for row in table(PAGE, "key")}
+    settings = onnx_options.SessionSettings()
+
+    assert rows.keys() == {config_pbtxt.LANE_PARAMETER, *onnx_options._KEYS}
+    assert rows["intra_op_thread_count"] == [str(settings.intra_op_threads)]
+    assert rows["inter_op_thread_count"] == [str(settings.inter_op_threads)]
+    assert onnx_options._EXECUTION_MODES[rows["execution_mode"][0]] == settings.execution_mode
+    assert onnx_options._OPTIMIZATION_LEVELS[rows["graph_optimization_level"][0]] == settings.graph_optimization_level
+    assert onnx_options._FLAGS[rows["enable_mem_arena"][0]] == settings.memory_arena
+    assert onnx_options._FLAGS[rows["enable_mem_pattern"][0]] == settings.memory_pattern
+
+
+def test_prefixes_that_pass_through_are_told() -> None:
+    (sentence,) = re.findall(r"Keys that begin with (.*?) are given", read(PAGE))
+
+    assert set(code(sentence)) == set(onnx_options._SESSION_PREFIXES)
+
+
+@pytest.mark.parametrize("connect", [backline.connect, backline.connect_async])
+def test_the_arguments_of_the_client_are_told_with_their_defaults(connect: object) -> None:
+    told = {code(row["argument"])[0]: code(row["default"])[0] for row in table(PAGE, "argument")}
+    options = ClientOptions()
+
+    assert told == {field.name: repr(getattr(options, field.name)) for field in dataclasses.fields(ClientOptions)}
+    assert list(told) == list(inspect.signature(connect).parameters)[1:]  # type: ignore[arg-type]
+
+
+def test_every_url_is_one_that_the_client_reads() -> None:
+    from backline.client.address import Address
+
+    (rows,) = tables(PAGE, "URL")
+    protocols = {Address.parse(url).protocol for row in rows for url in code(row["URL"])}
+
+    assert protocols == {"http", "grpc", "inproc"}

@@ -1,0 +1,116 @@
+"""docs/operations.md against the limits, metrics and health of a real server."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import click
+import pytest
+
+from backline.cli import serve
+from backline.lifecycle.lifecycle import DEFAULT_QUEUE_SIZE
+from backline.wire.limits import Limits
+from docs.pages import code, read, table
+from support import models
+from support.server import ServerProcess
+from support.server import serve as run_server
+
+PAGE = "docs/operations.md"
+_UNITS = {"": 1, "s": 1, "KiB": 1024, "MiB": 1024 * 1024}
+
+
+def _number(text: str) -> float:
+    number, _, unit = text.partition(" ")
+    return float(number) * _UNITS[unit]
+
+
+def test_every_limit_is_told_with_its_default() -> None:
+    told = {code(row["limit"])[0]: _number(row["default"]) for row in table(PAGE, "limit")}
+
+    assert told == dataclasses.asdict(Limits())
+
+
+def test_the_options_of_limits_are_those_of_serve() -> None:
+    defaults = {name: param.default for param in serve.command.params if isinstance(param, click.Option) for name in param.opts}
+    limits = Limits()
+
+    for row in table(PAGE, "limit"):
+        for option in code(row["option"]):
+            assert defaults[option] == getattr(limits, code(row["limit"])[0])
+
+
+def test_every_limit_that_serve_sets_has_its_option_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Limits] = []
+    monkeypatch.setattr(serve, "run", lambda coroutine: coroutine.close())
+    monkeypatch.setattr(serve, "Limits", lambda **settings: given.append(settings) or Limits(**settings))
+
+    serve.command.main(["models"], standalone_mode=False)
+
+    assert given[0].keys() == {code(row["limit"])[0] for row in table(PAGE, "limit") if row["option"]}
+
+
+def test_the_size_of_a_queue_is_told() -> None:
+    assert f"a queue of its own: {DEFAULT_QUEUE_SIZE} requests" in read(PAGE)
+
+
+def _get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
+def test_every_metric_is_told(server: ServerProcess, port: str) -> None:
+    _get(f"{server.url}/v2/models/add1/infer")
+
+    status, text = _get(f"http://127.0.0.1:{getattr(server, port)}/metrics")
+
+    families = {
+        name: kind for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE) if name.startswith(("nv_", "backline_"))
+    }
+    assert status == 200
+    assert {code(row["metric"])[0] for row in table(PAGE, "metric")} == families.keys()
+
+
+def test_the_reasons_of_failures_are_told(server: ServerProcess) -> None:
+    reasons = set(re.findall(r'reason="(\w+)"', _get(f"{server.url}/metrics")[1]))
+    (row,) = (row for row in table(PAGE, "metric") if "failure" in row["metric"])
+
+    assert reasons == set(re.findall(r"[A-Z]{3,}", row["what it is"]))
+
+
+def test_health_is_no_while_a_model_is_broken(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    broken = tmp_path / "models" / "broken" / "1" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a model")
+
+    with run_server(tmp_path / "models", tmp_path / "server.log", ready=False) as server:
+        _wait_until_loaded(server)
+        answers = {
+            path: _get(f"{server.url}/v2/{path}")[0] for path in ("health/live", "health/ready", "models/add1/ready", "models/broken/ready")
+        }
+        reason = _get(f"{server.url}/v2/models/broken/ready")[1]
+
+    assert answers == {"health/live": 200, "health/ready": 503, "models/add1/ready": 200, "models/broken/ready": 503}
+    assert "cannot be loaded by ONNX Runtime" in reason
+
+
+def test_health_of_an_unknown_model_is_404(server: ServerProcess) -> None:
+    assert _get(f"{server.url}/v2/models/nobody/ready")[0] == 404
+
+
+def _wait_until_loaded(server: ServerProcess) -> None:
+    """Asks until the server has tried every model; it says so when it prints how to stop it."""
+    end = time.monotonic() + 30
+    while "Ctrl-C stops" not in server.output:
+        assert server.process.poll() is None, server.output
+        assert time.monotonic() < end, server.output
+        time.sleep(0.02)

@@ -1,0 +1,143 @@
+"""docs/protocol.md against the routes, methods and errors that there are, asked of a real server."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from itertools import product
+
+import grpc
+import pytest
+
+from backline.dialects.application import build_application
+from backline.dialects.open_inference import grpc_stream
+from backline.dialects.open_inference.metadata import SERVER_NAME
+from backline.engine import errors
+from backline.engine.datatypes import DataType
+from backline.engine.engine import Engine
+from docs.pages import code, read, table, tables
+from support.server import ServerProcess
+
+PAGE = "docs/protocol.md"
+UNIMPLEMENTED = 12
+
+
+def _routes(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
+    """Method and path of each row; what is in brackets with and without."""
+    routes = []
+    for row in rows:
+        pattern = code(row["route"])[0]
+        variants = {re.sub(r"\[(.*?)\]", "", pattern), re.sub(r"\[(.*?)\]", r"\1", pattern)}
+        routes += product(row["method"].split(", "), sorted(variants))
+    return routes
+
+
+def _http_tables() -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    served, unserved = (rows for rows in tables(PAGE, "method") if "route" in rows[0])
+    return _routes(served), _routes(unserved)
+
+
+def _rpc_tables() -> tuple[list[str], list[str]]:
+    served, unserved = (rows for rows in tables(PAGE, "method") if "route" not in rows[0])
+    return [code(row["method"])[0] for row in served], [code(row["method"])[0] for row in unserved]
+
+
+SERVED, UNSERVED = _http_tables()
+RPCS, UNSERVED_RPCS = _rpc_tables()
+
+
+def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
+    path = pattern.replace("{model}", "add1").replace("{version}", "1")
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    try:
+        connection.request(method, re.sub(r"\{\w+\}", "x", path))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(("method", "route"), SERVED)
+def test_routes_are_served(server: ServerProcess, method: str, route: str) -> None:
+    status, body = _ask(server, method, route)
+
+    if route.endswith("/infer"):
+        assert (status, "the body is empty" in body) == (400, True)
+    else:
+        assert status == 200
+
+
+@pytest.mark.parametrize(("method", "route"), UNSERVED)
+def test_routes_that_are_not_served_say_so(server: ServerProcess, method: str, route: str) -> None:
+    status, body = _ask(server, method, route)
+
+    assert status == 501
+    assert "not supported" in json.loads(body)["error"]
+
+
+def test_no_route_is_missing() -> None:
+    application = build_application(Engine(), lambda: (b"text/plain", b""))
+    router = application.http._resolve.__self__  # type: ignore[attr-defined]
+    known = {
+        (method.decode(), "/" + "/".join(segments))
+        for segments, methods in router._patterns.items()
+        for method in methods
+        if method != b"HEAD"
+    }
+
+    assert {(method, re.sub(r"\{\w+\}", "{}", route)) for method, route in SERVED + UNSERVED} == known
+
+
+def test_no_method_is_missing() -> None:
+    assert {path.encode() for path in RPCS + UNSERVED_RPCS} == build_application(Engine()).rpc.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in RPCS + UNSERVED_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))])
+def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call = channel.unary_unary(path)
+        try:
+            call(b"", timeout=10)
+            code = 0
+        except grpc.RpcError as error:
+            code = error.code().value[0]  # type: ignore[attr-defined]
+
+    assert (code == UNIMPLEMENTED) == (path in UNSERVED_RPCS)
+
+
+def test_the_kinds_of_errors_are_told_with_their_statuses() -> None:
+    told = {code(row["error"])[0]: (int(row["HTTP"]), int(row["gRPC"])) for row in table(PAGE, "error")}
+
+    assert told == {
+        kind.__name__: (kind.http_status, kind.grpc_code)
+        for kind in errors.BacklineError.__subclasses__()
+        if kind.__module__ == errors.__name__
+    }
+
+
+def test_every_datatype_is_told() -> None:
+    (names,) = re.findall(r"^- Datatypes: (.*?)\.", read(PAGE), re.MULTILINE)
+
+    assert set(names.split(", ")) == {datatype.name for datatype in DataType}
+
+
+def test_numbers_of_the_page() -> None:
+    page = read(PAGE)
+
+    assert f"up to {grpc_stream.MAX_IN_FLIGHT} are in flight" in page
+    assert f"`{SERVER_NAME}`, and only what works" in page
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value"),
+    [("timeout", 1000), ("priority", 1), ("sequence_id", 7), ("binary_data_output", False), ("anything", "else")],
+)
+def test_parameters_are_accepted_as_told(server: ServerProcess, parameter: str, value: object) -> None:
+    data = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    try:
+        connection.request("POST", "/v2/models/add1/infer", json.dumps({"inputs": [data], "parameters": {parameter: value}}))
+        assert connection.getresponse().status == 200
+    finally:
+        connection.close()
