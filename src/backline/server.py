@@ -13,6 +13,7 @@ from backline.engine.engine import Engine
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
 from backline.observe.metrics import Metrics
 from backline.wire.connection import Wire
+from backline.wire.heap import Heap
 from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
@@ -62,6 +63,7 @@ class Server:
         self.options = options
         self._embedded = Embedded(options.repositories, load_threads=options.load_threads)
         self._listeners: Listeners | None = None
+        self._heap: Heap | None = None
         #: What each open address is for: ("HTTP", "http://127.0.0.1:8000").
         self.urls: list[tuple[str, str]] = []
 
@@ -87,6 +89,7 @@ class Server:
         application = build_application(self.engine, render_metrics)
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
+        self._heap = Heap(wire)
         await self._open(self._listeners)
         await self._embedded.start(on_event)
 
@@ -113,6 +116,8 @@ class Server:
     async def stop(self) -> None:
         """Takes no new request, finishes those in flight (at most the drain timeout), closes all connections and unloads the models."""
         self.engine.stopping()
+        if self._heap is not None:
+            self._heap.close()
         if self._listeners is not None:
             await self._listeners.close(self.options.limits.drain_timeout)
         await self._embedded.stop()

@@ -164,3 +164,20 @@ def test_options_can_come_from_the_environment(tmp_path: Path) -> None:
     finally:
         process.terminate()
         assert process.wait(30) == 0
+
+
+def test_memory_of_large_requests_is_given_back(tmp_path: Path) -> None:
+    models.ident(tmp_path / "repository", dims=("M",))
+
+    with serve(tmp_path / "repository", tmp_path / "log") as server, backline.connect(server.url) as client:
+        process = psutil.Process(server.process.pid)
+        client["ident"](np.ones((1, 4), np.float32))
+        before = process.memory_info().rss
+        with ThreadPoolExecutor(4) as clients:
+            for one in [clients.submit(client["ident"], np.ones((1, 10_000_000), np.float32)) for _ in range(8)]:
+                one.result(60)
+        client["ident"](np.ones((1, 4), np.float32))
+        end = time.monotonic() + 10
+        while process.memory_info().rss > before + 32 * 1024 * 1024 and time.monotonic() < end:
+            time.sleep(0.05)
+        assert process.memory_info().rss < before + 32 * 1024 * 1024

@@ -37,6 +37,9 @@ _ONNX_BFLOAT16 = 16
 #: ONNX Runtime's severity "fatal": errors are raised, so they need not be printed as well.
 _SILENT = 4
 _MAX_REASON = 300
+#: Bytes of input from which on a run gives back what ONNX Runtime's arena took for it: else the largest request ever stays paid for.
+LARGE_RUN = 8 * 1024 * 1024
+_SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
 class OnnxRuntime:
@@ -71,16 +74,18 @@ class OnnxRuntime:
             kind = Bfloat16Model
         elif DataType.BYTES in datatypes:
             kind = StringModel
-        return kind(config.name, session, _run_options(runtime, settings), signature, settings)
+        options = _run_options(runtime, settings, shrink=False), _run_options(runtime, settings, shrink=True)
+        return kind(config.name, session, options, signature, settings)
 
 
 class OnnxModel:
     """A session. Arrays go in and come out without a copy."""
 
-    def __init__(self, name: str, session: Any, options: Any, signature: Signature, settings: SessionSettings) -> None:
+    def __init__(self, name: str, session: Any, options: tuple[Any, Any], signature: Signature, settings: SessionSettings) -> None:
         self._name = name
         self._session = session
-        self._options = options
+        self._options, self._shrinking = options
+        self._ran_large = False
         # Past the Python wrapper, whose checks are repeated inside: a third of the time of a small model.
         self._run_session = getattr(session, "_sess", session).run
         self.signature = signature
@@ -90,8 +95,16 @@ class OnnxModel:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """See LoadedModel."""
+        size = 0
+        for array in inputs.values():
+            size += array.nbytes
+        options = self._options
+        if size >= LARGE_RUN or self._ran_large:
+            # What a run returns is freed later than the arena is shrunk at its end: the next run gives that back.
+            self._ran_large = size >= LARGE_RUN
+            options = self._shrinking
         try:
-            return self._run_session(outputs, inputs, self._options)  # type: ignore[no-any-return]
+            return self._run_session(outputs, inputs, options)  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from None
 
@@ -135,7 +148,7 @@ class StringModel(OnnxModel):
 class Bfloat16Model(StringModel):
     """A model with BF16 tensors, which numpy does not know: their bits travel as uint16."""
 
-    def __init__(self, name: str, session: Any, options: Any, signature: Signature, settings: SessionSettings) -> None:
+    def __init__(self, name: str, session: Any, options: tuple[Any, Any], signature: Signature, settings: SessionSettings) -> None:
         super().__init__(name, session, options, signature, settings)
         self._bfloat16_inputs = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
         self._value_of = _import().OrtValue
@@ -211,10 +224,13 @@ def _session_options(runtime: Any, settings: SessionSettings) -> Any:
     return options
 
 
-def _run_options(runtime: Any, settings: SessionSettings) -> Any:
+def _run_options(runtime: Any, settings: SessionSettings, *, shrink: bool) -> Any:
     options = runtime.RunOptions()
     options.log_severity_level = _SILENT
-    for key, value in settings.run_entries.items():
+    entries = dict(settings.run_entries)
+    if shrink and settings.memory_arena:
+        entries.setdefault(*_SHRINK)
+    for key, value in entries.items():
         options.add_run_config_entry(key, value)
     return options
 
