@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,15 @@ class Workspace:
 def commands(block: Block) -> list[str]:
     """The commands of a shell block, one a line, without comments."""
     return [line.split("  #")[0].strip() for line in block.text.splitlines()]
+
+
+def wait_until_loaded(server: ServerProcess) -> None:
+    """Asks until the server has tried every model; it says so when it prints how to stop it."""
+    end = time.monotonic() + 30
+    while "Ctrl-C stops" not in server.output:
+        assert server.process.poll() is None, server.output
+        assert time.monotonic() < end, server.output
+        time.sleep(0.02)
 
 
 def _new_workspace(folder: Path) -> Workspace:

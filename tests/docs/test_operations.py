@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from backline.cli import serve
 from backline.lifecycle.lifecycle import DEFAULT_QUEUE_SIZE
 from backline.wire.limits import Limits
+from docs.conftest import wait_until_loaded
 from docs.pages import code, read, table
 from support import models
 from support.server import ServerProcess
@@ -93,7 +93,7 @@ def test_health_is_no_while_a_model_is_broken(tmp_path: Path) -> None:
     broken.write_bytes(b"not a model")
 
     with run_server(tmp_path / "models", tmp_path / "server.log", ready=False) as server:
-        _wait_until_loaded(server)
+        wait_until_loaded(server)
         answers = {
             path: _get(f"{server.url}/v2/{path}")[0] for path in ("health/live", "health/ready", "models/add1/ready", "models/broken/ready")
         }
@@ -105,12 +105,3 @@ def test_health_is_no_while_a_model_is_broken(tmp_path: Path) -> None:
 
 def test_health_of_an_unknown_model_is_404(server: ServerProcess) -> None:
     assert _get(f"{server.url}/v2/models/nobody/ready")[0] == 404
-
-
-def _wait_until_loaded(server: ServerProcess) -> None:
-    """Asks until the server has tried every model; it says so when it prints how to stop it."""
-    end = time.monotonic() + 30
-    while "Ctrl-C stops" not in server.output:
-        assert server.process.poll() is None, server.output
-        assert time.monotonic() < end, server.output
-        time.sleep(0.02)
