@@ -112,15 +112,17 @@ def test_mutual_tls_lets_in_only_clients_with_a_certificate(start: Start, files:
     with connect_tls(server, known) as client:
         client.sendall(GET)
         assert read_answer(client)[0] == 200
-    # In TLS 1.3 the refusal arrives behind the handshake: as an alert, or as a reset of what was sent meanwhile.
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        ask_and_read(server, trusting(files))
+    assert ask_and_read(server, trusting(files)) == b""
 
 
 def ask_and_read(server: WireServer, context: ssl.SSLContext) -> bytes:
-    with connect_tls(server, context) as client:
-        client.sendall(GET)
-        return client.recv(100)
+    """What the server answers. In TLS 1.3 a refusal arrives behind the handshake: as an alert, a reset of what was sent, or an end."""
+    try:
+        with connect_tls(server, context) as client:
+            client.sendall(GET)
+            return client.recv(100)
+    except (ssl.SSLError, ConnectionError):
+        return b""
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

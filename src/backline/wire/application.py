@@ -19,14 +19,14 @@ Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
 class HttpRequest(ABC):
     """One complete HTTP request, and the way to answer it.
 
-    `headers` has lower-case names; a field that came several times is joined with ", ". `body` is already inflated when the client sent
-    gzip or deflate. `path` is as on the wire (percent-encoded), without the query. The wire sets `on_disconnect` aside and calls it if the
-    client goes away before the answer was given; after that, answers are dropped silently.
+    `headers` has lower-case names; a field that came several times is joined with ", ". Requests may share it: it is not to be changed.
+    `body` is already inflated when the client sent gzip or deflate. `path` is as on the wire (percent-encoded), without the query. The wire
+    sets `on_disconnect` aside and calls it if the client goes away before the answer was given; after that, answers are dropped silently.
     """
 
     __slots__ = ("body", "headers", "method", "on_disconnect", "path", "query")
 
-    def __init__(self, method: bytes, path: bytes, query: bytes, headers: dict[bytes, bytes], body: Buffer) -> None:
+    def __init__(self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer) -> None:
         self.method = method
         self.path = path
         self.query = query

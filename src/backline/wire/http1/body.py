@@ -9,18 +9,20 @@ import numpy as np
 
 if TYPE_CHECKING:
     from backline.wire.http1.connection import Http1Connection
+    from backline.wire.http1.receiver import Receiver
 
 
 class LargeBody(asyncio.BufferedProtocol):
-    """Takes the transport's bytes until `size` of them are there, then hands the transport back to its connection.
+    """Takes the transport's bytes until `size` of them are there, then its receiver hands the transport back to the connection.
 
     The kernel writes into the final buffer, so each byte is copied once. The buffer's pages are not touched before they are filled
     (`numpy.empty`, where a bytearray would write zeros): a client that announces much and sends little costs little.
     """
 
-    __slots__ = ("_connection", "filled", "size", "view")
+    __slots__ = ("_connection", "_receiver", "filled", "size", "view")
 
-    def __init__(self, connection: Http1Connection, size: int) -> None:
+    def __init__(self, receiver: Receiver, connection: Http1Connection, size: int) -> None:
+        self._receiver = receiver
         self._connection = connection
         self.view = np.empty(size, np.uint8).data
         self.size = size
@@ -32,12 +34,17 @@ class LargeBody(asyncio.BufferedProtocol):
         self.view[self.filled : end] = data
         self.filled = end
 
+    def take(self) -> memoryview:
+        """The complete body. Let go of here, as a transport keeps the methods of a protocol that it has left."""
+        view, self.view = self.view, memoryview(b"")
+        return view
+
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.view[self.filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.filled += nbytes
-        self._connection.large_body_grew(nbytes)
+        self._receiver.large_body_grew(nbytes)
 
     def eof_received(self) -> bool | None:
         return self._connection.eof_received()

@@ -1,0 +1,71 @@
+"""What the head of a request must be beyond what the parser checks (RFC 9112), as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backline.wire.application import Buffer
+from backline.wire.http1.refusal import Refusal
+from backline.wire.limits import Limits
+
+#: Fields of which any takes a request off the fast path.
+SPECIAL_FIELDS = frozenset((b"connection", b"proxy-connection", b"upgrade", b"expect", b"transfer-encoding"))
+#: Fields that ask for another protocol.
+_UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"http2-settings"))
+
+
+def check_size(limits: Limits, size: int, fields: int) -> Refusal | None:
+    """The refusal of a head of so many bytes and fields, None if it is not too large."""
+    if size > limits.max_header_size:
+        return Refusal(431, f"The request's header exceeds the maximum of {limits.max_header_size} bytes")
+    if fields > limits.max_header_fields:
+        return Refusal(431, f"The request has more than {limits.max_header_fields} header fields")
+    return None
+
+
+def find_path(method: bytes, target: bytes) -> bytes | Refusal:
+    """Path and query of a target that is more than these (3.2), or its refusal."""
+    if b"#" in target:
+        return Refusal(400, "The request's target must not have a fragment ('#')")
+    if method == b"CONNECT":
+        return Refusal(400, "CONNECT is refused: this server is not a proxy")
+    if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
+        # 3.2.2: the absolute form, as sent to proxies, must be understood.
+        slash = target.find(b"/", 8)
+        return target[slash:] if slash > 0 else b"/"
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return target
+    return Refusal(400, "The request's target must be a path that begins with '/'")
+
+
+def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -> Refusal | None:
+    """The refusal of a head with another version than 1.1, without Host or with special fields; None if they are as they must be."""
+    if version not in ("1.1", "1.0"):
+        return Refusal(400, f"HTTP version {version} is not supported on this connection; use 1.1")
+    if version == "1.1" and b"host" not in headers:
+        return Refusal(400, "The request has no Host field")
+    if upgrade:
+        protocols = headers.get(b"upgrade", b"")
+        if version == "1.0" or any(name.strip().lower() not in (b"h2c", b"h2", b"") for name in protocols.split(b",")):
+            return Refusal(400, f"Upgrade to '{protocols.decode('latin-1')[:64]}' is refused; leave the Upgrade field out")
+    coding = headers.get(b"transfer-encoding")
+    if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
+        return Refusal(400, "Transfer-Encoding must be 'chunked', in HTTP/1.1")
+    expect = headers.get(b"expect")
+    if expect is not None and version == "1.1" and expect.lower() != b"100-continue":
+        return Refusal(417, f"Expect: {expect.decode('latin-1')[:64]} is not supported; only 100-continue is")
+    return None
+
+
+def head_without_upgrade(method: bytes, target: bytes, headers: Mapping[bytes, bytes]) -> bytes:
+    """The same head, but for the fields that ask for another protocol (RFC 9110, 7.8: a server may ignore them)."""
+    fields = [field for field in headers.items() if field[0] not in _UPGRADE_FIELDS]
+    if b"close" in headers.get(b"connection", b"").lower():
+        fields.append((b"connection", b"close"))
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, b"".join(b"%b: %b\r\n" % field for field in fields))
+
+
+def speaks_http(data: Buffer) -> bool:
+    """Whether the third word of the first line begins like a version of HTTP."""
+    words = bytes(data[:8192]).split(b"\n", 1)[0].split()
+    return len(words) >= 3 and words[2].startswith(b"HTTP/")

@@ -1,0 +1,201 @@
+"""The requests of one connection behind each other (RFC 9112, 9.3.2), and their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from backline.wire.connection import Wire
+from backline.wire.http1.head import CONTINUE
+from backline.wire.http1.inflation import inflate
+from backline.wire.http1.refusal import Refusal
+from backline.wire.http1.request import Http1Request
+from backline.wire.http1.stream import Http1Stream
+
+if TYPE_CHECKING:
+    from backline.wire.http1.connection import Http1Connection
+
+logger = logging.getLogger(__name__)
+
+
+class Continue:
+    """The interim answer 100 (Continue) to a request whose body is still to come (RFC 9110, 10.1.1)."""
+
+    __slots__ = ()
+
+
+#: What waits for its turn to be answered.
+Entry: TypeAlias = Http1Request | Refusal | Continue
+
+
+class Pipeline:
+    """One request is with the application at a time, the others wait. Nothing is handed on while the client does not read its answers."""
+
+    def __init__(self, connection: Http1Connection, wire: Wire) -> None:
+        self._connection = connection
+        self._http = wire.application.http
+        self.wire = wire
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set when the connection is attached to one
+        #: The request that is with the application.
+        self.current: Http1Request | None = None
+        #: The streamed answer to it that has begun.
+        self.open_stream: Http1Stream | None = None
+        self.waiting: deque[Entry] = deque()
+        self._running = False
+        #: Whether the answer to the current request is the last one of this connection.
+        self.last_answer = False
+        #: Answers and chunks so far: where these grow, the connection makes progress.
+        self.answers = 0
+        self.sent_chunks = 0
+        self.write_paused = False
+        self._writers: list[asyncio.Future[None]] = []
+        self._sent_in_turn = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # requests
+
+    def put(self, entry: Entry) -> None:
+        """To the application (or the client), or behind those before it."""
+        if (
+            self.current is None
+            and not self.waiting
+            and not self.write_paused
+            and type(entry) is Http1Request
+            and b"content-encoding" not in entry.headers
+        ):
+            self.current = entry
+            try:
+                self._http(entry)
+            except Exception:
+                self._application_failed(entry)
+        else:
+            self.waiting.append(entry)
+            self.advance()
+
+    def advance(self) -> None:
+        """Hands on what waits, one after another."""
+        if self._running:
+            return
+        self._running = True
+        while self.waiting and self.current is None and not self.write_paused:
+            entry = self.waiting.popleft()
+            if isinstance(entry, Refusal):
+                self._send_refusal(entry)
+            elif isinstance(entry, Continue):
+                self.transport.write(CONTINUE)
+            else:
+                self.current = entry
+                if b"content-encoding" in entry.headers and len(entry.body):
+                    inflate(self, entry)
+                else:
+                    self.dispatch(entry)
+        self._running = False
+        self._connection.advanced()
+
+    def dispatch(self, request: Http1Request) -> None:
+        """Gives the current request to the application."""
+        try:
+            self._http(request)
+        except Exception:
+            self._application_failed(request)
+
+    def _application_failed(self, request: Http1Request) -> None:
+        logger.exception("The application failed on %s %s", request.method.decode(), request.path.decode("latin-1"))
+        if request.unanswered:
+            kind, body = self.wire.application.render_error(500, "The server failed on this request; its log says why")
+            request.respond(500, ((b"content-type", kind),), (body,))
+        elif self.open_stream is not None:
+            self.transport.abort()
+
+    def release(self, request: Http1Request) -> None:
+        """The request does not count any more against what all connections may hold."""
+        self.wire.requests -= 1
+        self.wire.buffered_bytes -= request.counted_bytes
+        request.counted_bytes = 0
+
+    def lost(self) -> None:
+        """The client is gone: who works for it is told, what waits is forgotten."""
+        current, self.current = self.current, None
+        stream, self.open_stream = self.open_stream, None
+        if current is not None:
+            self.release(current)
+        self._forget_waiting()
+        for writer in self._writers:
+            if not writer.done():
+                writer.set_result(None)
+        if stream is not None:
+            stream.gone()
+        elif current is not None:
+            current.gone()
+        for task in self._tasks:
+            task.cancel()
+
+    def _forget_waiting(self) -> None:
+        for entry in self.waiting:
+            if isinstance(entry, Http1Request):
+                self.release(entry)
+        self.waiting.clear()
+
+    # answers
+
+    def answered(self, request: Http1Request) -> None:
+        """The answer to the current request is written."""
+        self.answers += 1
+        self.current = None
+        if request.counted_bytes:
+            self.release(request)
+        else:
+            self.wire.requests -= 1
+        if not request.keep_alive:
+            self._forget_waiting()
+            self._connection.last_answered()
+        elif (self.waiting or self._connection.held is not None) and not self._running:
+            self.advance()
+
+    def _send_refusal(self, refusal: Refusal) -> None:
+        close = refusal.close or self.last_answer
+        self.transport.write(refusal.render(self.wire, close=close))
+        self.answers += 1
+        if close:
+            self._forget_waiting()
+            self._connection.linger()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a coroutine that answers the current request; it is cancelled when the client goes away."""
+        task = self.wire.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ConnectionResetError):
+            logger.error("A response could not be completed", exc_info=error)
+            self.transport.abort()
+
+    # backpressure
+
+    def pause(self) -> None:
+        """The client does not read."""
+        self.write_paused = True
+
+    def resume(self) -> None:
+        self.write_paused = False
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            if not writer.done():
+                writer.set_result(None)
+        self.advance()
+
+    async def writable(self, sent: int) -> None:
+        """Waits while the client does not read; after so many bytes sent in a row, lets the other connections have their turn."""
+        self._sent_in_turn += sent
+        if self._sent_in_turn >= self.wire.limits.bytes_per_turn:
+            self._sent_in_turn = 0
+            await asyncio.sleep(0)
+        if self.write_paused and not self.transport.is_closing():
+            writer = self.wire.loop.create_future()
+            self._writers.append(writer)
+            await writer

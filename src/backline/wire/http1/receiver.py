@@ -1,0 +1,384 @@
+"""What the parser finds in the bytes of one connection, made into requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import httptools
+
+from backline.wire.application import Buffer
+from backline.wire.connection import Wire
+from backline.wire.http1.body import LargeBody
+from backline.wire.http1.head_rules import SPECIAL_FIELDS, check_size, check_special, find_path, head_without_upgrade, speaks_http
+from backline.wire.http1.pipeline import Continue, Pipeline
+from backline.wire.http1.refusal import RETRY_AFTER, Refusal
+from backline.wire.http1.request import Http1Request
+
+if TYPE_CHECKING:
+    from backline.wire.http1.connection import Http1Connection
+
+logger = logging.getLogger(__name__)
+
+KIB = 1024
+#: A body above this size is received into one buffer of its size.
+LARGE = 64 * KIB
+#: Bodies up to this size are not counted against max_buffered_bytes: the limit of concurrent requests bounds their sum.
+UNCOUNTED = 4 * KIB
+#: Framing of a chunked body that is allowed beyond as many bytes as the body itself has.
+CHUNK_OVERHEAD = 64 * KIB
+#: Method, path, query, fields and length of the body.
+Head: TypeAlias = tuple[bytes, bytes, bytes, Mapping[bytes, bytes], int]
+
+
+class Refused(Exception):
+    """Ends the parsing. What is answered, if anything, is in the receiver's `_fault`: the parser does not pass on all that is raised."""
+
+
+class Receiver:
+    """Puts requests together and hands them to the pipeline, or refuses them.
+
+    A request's bytes are bounded while they arrive. The parser (llhttp, strict) refuses malformed messages; what it lets pass is refused
+    here. The methods named `on_...` are called by the parser.
+    """
+
+    def __init__(self, connection: Http1Connection, wire: Wire, pipeline: Pipeline) -> None:
+        self._connection = connection
+        self._pipeline = pipeline
+        self._wire = wire
+        self._small = min(UNCOUNTED, wire.limits.max_body_size)
+        self._parser = httptools.HttpRequestParser(self)
+        #: Bytes of the piece that the parser works on.
+        self._fed = 0
+        #: Why the parser was stopped.
+        self._fault: Refusal | None = None
+        #: The head of the last request that was fed, if it had nothing unusual.
+        self.last_head: Head | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Ready for the next request."""
+        #: Set from the first byte of a request until its last one.
+        self.target = b""
+        self._headers: dict[bytes, bytes] = {}
+        #: Fields that came again.
+        self._repeated = 0
+        #: Bytes of an incomplete head so far.
+        self._head_size = 0
+        #: The request whose body is being received; a refusal, when the body is received only to be dropped.
+        self._entry: Http1Request | Refusal | None = None
+        self._body: bytes | bytearray | None = None
+        #: Bytes of the body: as announced, or of a chunked one so far.
+        self._length = 0
+        self._chunked = False
+        #: Bytes of a chunked body with its framing so far.
+        self._raw_size = 0
+        self.large: LargeBody | None = None
+        self._upgrade = False
+        #: Whether this request is anything but a head that came in one piece and a small body of known size.
+        self._unusual = False
+
+    def close(self) -> None:
+        """The connection is gone. The parser and the receiver refer to each other."""
+        self.abandon()
+        del self._parser
+
+    def abandon(self) -> None:
+        """Forgets the request that is being received, and what was counted for it."""
+        if isinstance(self._entry, Http1Request):
+            self._pipeline.release(self._entry)
+        self._forget()
+
+    # what the connection asks
+
+    @property
+    def in_body(self) -> bool:
+        return self._entry is not None
+
+    @property
+    def announced(self) -> int:
+        """The size of the body that is being received, if it was announced."""
+        return 0 if self._chunked or self._entry is None else self._length
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Grows while a body arrives."""
+        if self.large is not None:
+            return self.large.filled, 0
+        return len(self._body or b""), self._raw_size
+
+    # bytes
+
+    def feed(self, data: bytes | memoryview) -> Head | None:
+        """Parses some bytes, however many requests they hold. Returns the head of the last one if it had nothing unusual."""
+        self._fed = len(data)
+        self.last_head = None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # Also raised behind the refusal of CONNECT.
+            if self._upgrade:
+                self._parse_without_upgrade(memoryview(data)[upgrade.args[0] :])
+            else:
+                self._stopped(upgrade, data)
+        except httptools.HttpParserError as error:
+            self._stopped(error, data)
+        else:
+            if self.target:
+                self._incomplete()
+        return self.last_head
+
+    def _incomplete(self) -> None:
+        """Some bytes of a request were parsed, and more are to come."""
+        if self._entry is None:
+            self._head_size += self._fed
+            self._unusual = True
+            refusal = check_size(self._wire.limits, self._head_size, len(self._headers) + self._repeated)
+            if refusal is not None:
+                self._connection.refuse(refusal)
+        elif self._chunked:
+            self._raw_size += self._fed
+            if self._raw_size > 2 * self._length + CHUNK_OVERHEAD:
+                message = f"The chunked request body is almost only framing: {self._raw_size} bytes for {self._length}"
+                self._connection.refuse(Refusal(400, message))
+        elif self.large is not None:
+            self._connection.receive_into(self.large)
+
+    def _refused(self, refusal: Refusal) -> Refused:
+        """To be raised in the parser's callbacks: no further request is taken."""
+        self._fault = refusal
+        return Refused()
+
+    def _stopped(self, error: Exception, data: Buffer) -> None:
+        fault, self._fault = self._fault, None
+        connection = self._connection
+        if connection.input_closed:
+            return
+        if fault is None:
+            context = error.__context__
+            if context is not None and not isinstance(context, Refused):
+                logger.error("A request could not be read", exc_info=context)
+            if self._pipeline.answers == 0 and not self.target and not speaks_http(data):
+                # Not HTTP at all; an answer in HTTP would be noise (RFC 9113, 3.4 leads here for a broken preface).
+                connection.close_input()
+                connection.abort()
+                return
+            fault = Refusal(400, f"The request is malformed: {error}")
+        connection.refuse(fault)
+
+    # the parser's callbacks
+
+    def on_url(self, url: bytes) -> None:
+        self.target = self.target + url if self.target else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        headers = self._headers
+        if name in headers:
+            self._repeat(name, value)
+        else:
+            headers[name] = value
+
+    def _repeat(self, name: bytes, value: bytes) -> None:
+        self._repeated += 1
+        self._unusual = True
+        refusal = check_size(self._wire.limits, 0, len(self._headers) + self._repeated)
+        if refusal is not None:
+            raise self._refused(refusal)
+        if name == b"host":
+            raise self._refused(Refusal(400, "The request has more than one Host field"))
+        self._headers[name] = b"%b, %b" % (self._headers[name], value)
+
+    def on_headers_complete(self) -> None:
+        if self._connection.input_closed:
+            raise Refused
+        wire = self._wire
+        headers = self._headers
+        limits = wire.limits
+        fields = len(headers) + self._repeated
+        if self._head_size + self._fed > limits.max_header_size or fields > limits.max_header_fields:
+            size = len(self.target) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+            refusal = check_size(limits, size, fields)
+            if refusal is not None:
+                raise self._refused(refusal)
+        parser = self._parser
+        method = parser.get_method()
+        path = self.target
+        if path[0] != 0x2F or b"#" in path or method == b"CONNECT":
+            found = find_path(method, path)
+            if isinstance(found, Refusal):
+                raise self._refused(found)
+            path = found
+        query = b""
+        if b"?" in path:
+            path, _, query = path.partition(b"?")
+        request = Http1Request(self._pipeline, method, path, query, headers, b"")
+        self._entry = request
+        wire.requests += 1
+        # Trailer fields must not pass for header fields: they get a dict of their own, and are dropped.
+        self._headers = {}
+        if b"host" not in headers or not parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
+            self._unusual = True
+            self._special(request)
+            if self._upgrade:
+                return
+        if wire.requests > limits.max_concurrent_requests:
+            self._too_many(request)
+        length = headers.get(b"content-length")
+        if length is not None:
+            try:
+                self._length = int(length)
+            except ValueError:
+                raise self._refused(Refusal(400, "The request's Content-Length is not a number of bytes")) from None
+            if self._length > self._small:
+                self._announced(self._length)
+        if self._unusual:
+            self.last_head = None
+            if b"expect" in headers and not request.version_1_0 and (self._chunked or self._length):
+                self._expected()
+        else:
+            self.last_head = (method, path, query, headers, self._length)
+
+    def on_body(self, data: bytes) -> None:
+        if self._body is None:
+            self._body = data
+            if len(data) > UNCOUNTED:
+                self._count(len(data))
+        else:
+            self._append(data)
+
+    def on_message_complete(self) -> None:
+        entry = self._entry
+        assert entry is not None
+        if self._unusual:
+            if not self._upgrade:
+                self._complete(entry)
+            return
+        if self._body is not None:
+            entry.body = self._body  # type: ignore[union-attr]  # a refusal is unusual
+            self._body = None
+        self.target = b""
+        self._entry = None
+        self._length = 0
+        self._pipeline.put(entry)
+
+    # requests that are not like most
+
+    def _special(self, request: Http1Request) -> None:
+        """Other versions, and fields that concern the connection or the framing of the body."""
+        parser = self._parser
+        version = parser.get_http_version()
+        self._upgrade = parser.should_upgrade()
+        refusal = check_special(version, request.headers, self._upgrade)
+        if refusal is not None:
+            raise self._refused(refusal)
+        request.version_1_0 = version == "1.0"
+        request.keep_alive = parser.should_keep_alive()
+        if b"transfer-encoding" in request.headers:
+            self._chunked = True
+            self._body = bytearray()
+
+    def _too_many(self, request: Http1Request) -> None:
+        """Refuses this request behind its body; the connection stays."""
+        self._pipeline.release(request)
+        message = "The server has too many requests in flight; try again later"
+        self._entry = Refusal(503, message, close=not request.keep_alive, fields=RETRY_AFTER)
+        self._body = bytearray()
+        self._unusual = True
+
+    def _expected(self) -> None:
+        """The client waits for a word before it sends the body."""
+        if isinstance(self._entry, Refusal):
+            raise self._refused(replace(self._entry, close=True))
+        self._pipeline.put(Continue())
+
+    def _complete(self, entry: Http1Request | Refusal) -> None:
+        """The end of a request that is not like most."""
+        if isinstance(entry, Http1Request):
+            if self.large is not None:
+                entry.body = self.large.take()
+            elif self._body is not None:
+                entry.body = self._body
+            if not entry.keep_alive:
+                # What follows the last request is not ours to read.
+                self._connection.close_input()
+        self._forget()
+        self._pipeline.put(entry)
+
+    def _parse_without_upgrade(self, rest: memoryview) -> None:
+        """Parses the request again without its Upgrade field: the parser takes what follows for another protocol."""
+        request = self._entry
+        assert isinstance(request, Http1Request)
+        head = head_without_upgrade(request.method, self.target, request.headers)
+        self._parser = httptools.HttpRequestParser(self)
+        self.abandon()
+        self._connection.received_again(b"".join((head, rest)))
+
+    # bodies that are not like most
+
+    def _announced(self, length: int) -> None:
+        """A body of this length is to come, and it is not small."""
+        wire = self._wire
+        if length > wire.limits.max_body_size:
+            message = f"The request body of {length} bytes exceeds the maximum of {wire.limits.max_body_size} bytes"
+            raise self._refused(Refusal(413, message))
+        if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
+            raise self._overfull()
+        if length > LARGE:
+            if isinstance(self._entry, Refusal):
+                # Receiving it only to drop it would cost more than a new connection.
+                raise self._refused(replace(self._entry, close=True))
+            self.large = LargeBody(self, self._connection, length)
+            self._body = b""
+            self._unusual = True
+
+    def _overfull(self) -> Refused:
+        return self._refused(Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER))
+
+    def _count(self, size: int) -> None:
+        """So many bytes more count against what all connections may hold."""
+        entry = self._entry
+        assert isinstance(entry, Http1Request)
+        entry.counted_bytes += size
+        self._wire.buffered_bytes += size
+        if self._wire.buffered_bytes > self._wire.limits.max_buffered_bytes:
+            raise self._overfull()
+
+    def _append(self, data: bytes) -> None:
+        if self.large is not None:
+            self.large.append(data)
+            self._count(len(data))
+            return
+        if self._chunked:
+            self._length += len(data)
+            if self._length > self._wire.limits.max_body_size:
+                message = f"The chunked request body exceeds the maximum of {self._wire.limits.max_body_size} bytes"
+                raise self._refused(Refusal(413, message))
+        if isinstance(self._entry, Refusal):
+            return
+        self._count(len(data))
+        if not isinstance(self._body, bytearray):
+            self._body = bytearray(self._body or b"")
+        self._body += data
+
+    def large_body_grew(self, nbytes: int) -> None:
+        """So many bytes more of the large body are there."""
+        large = self.large
+        if large is None:
+            # Refused or closed meanwhile: what still arrives is dropped.
+            return
+        try:
+            self._count(nbytes)
+        except Refused:
+            fault, self._fault = self._fault, None
+            if fault is not None:
+                self._connection.refuse(fault)
+            return
+        if large.filled == large.size:
+            self._connection.receive_pieces()
+            # The old parser still expects the body.
+            self._parser = httptools.HttpRequestParser(self)
+            assert self._entry is not None
+            self._complete(self._entry)
