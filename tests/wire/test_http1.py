@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -215,6 +216,24 @@ def test_disconnect_while_the_answer_is_due_is_told_once_and_the_answer_dropped(
     echo_server.release(echo.held.pop())
     echo_server.until(lambda: echo_server.wire.requests == 0)
     assert not echo.lost.acquire(blocking=False)
+
+
+def test_client_that_ends_its_side_gets_what_is_answered_at_once(echo_server: WireServer) -> None:
+    for path, answer in ((b"echo", b"hello"), (b"zeros?3000000", bytes(3_000_000))):
+        with echo_server.connect() as client:
+            client.sendall(b"POST /%b HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello" % path)
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client).split(b"\r\n\r\n", 1)[1] == answer
+
+
+def test_client_that_ends_its_side_while_its_answer_is_due_is_taken_to_be_gone(echo_server: WireServer) -> None:
+    with echo_server.connect() as client:
+        client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert echo_server.echo.arrived.acquire(timeout=5)
+        client.shutdown(socket.SHUT_WR)
+        assert echo_server.echo.lost.acquire(timeout=5)
+        assert read_all(client) == b""
+    echo_server.echo.held.clear()
 
 
 def test_stream_to_a_client_that_is_gone_raises(echo_server: WireServer) -> None:
