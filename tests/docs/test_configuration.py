@@ -118,3 +118,11 @@ def test_every_url_is_one_that_the_client_reads() -> None:
     protocols = {Address.parse(url).protocol for row in rows for url in code(row["URL"])}
 
     assert protocols == {"http", "grpc", "inproc"}
+
+
+def test_every_error_of_the_client_is_told() -> None:
+    from backline.client import errors
+
+    told = {code(row["error"])[0] for row in table("docs/client.md", "error")}
+
+    assert told == {name for name in errors.__all__ if not name.startswith("from_")} - {"BacklineError"}

@@ -16,7 +16,7 @@ import pytest
 from docs.conftest import Workspace, commands
 from docs.pages import ROOT, Block, blocks, code, read
 
-RUN = ("README.md", "docs/configuration.md", "docs/protocol.md", "docs/operations.md")
+RUN = ("README.md", "docs/client.md", "docs/configuration.md", "docs/protocol.md", "docs/operations.md")
 #: Commands that set up an environment; they are not run, but held against what they name.
 SETUP = ("make", "pip")
 SERVE = "backline serve"
