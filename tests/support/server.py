@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -39,13 +40,14 @@ class ServerProcess:
         """What the server printed so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_ready(self, timeout: float = 60.0) -> None:
-        """Waits until all models are loaded. Raises RuntimeError with the server's output when it does not get there."""
+    def wait_ready(self, timeout: float = 60.0, context: ssl.SSLContext | None = None) -> None:
+        """Waits until all models are loaded, over TLS with a `context`. Raises RuntimeError with the server's output when it is not."""
+        url = self.url if context is None else self.url.replace("http:", "https:")
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{self.output}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=5) as answer:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5, context=context) as answer:
                 if answer.status == 200:
                     return
             time.sleep(0.02)
