@@ -62,5 +62,5 @@ def _find_trim() -> Callable[[int], int] | None:
     with suppress(OSError, AttributeError):
         trim = ctypes.CDLL(None).malloc_trim
         trim.argtypes = [ctypes.c_size_t]
-        return trim  # type: ignore[no-any-return]
+        return trim
     return None
