@@ -6,6 +6,7 @@ import asyncio
 from abc import abstractmethod
 
 from backline.wire.application import Application
+from backline.wire.inflation import Inflation
 from backline.wire.limits import Limits
 from backline.wire.turns import Turns
 
@@ -13,7 +14,18 @@ from backline.wire.turns import Turns
 class Wire:
     """The state that all connections of a server share: what is in flight, against the limits. Lives on one event loop."""
 
-    __slots__ = ("application", "buffered_bytes", "connections", "draining", "limits", "loop", "requests", "turns")
+    __slots__ = (
+        "application",
+        "buffered_bytes",
+        "connections",
+        "draining",
+        "held_answer_bytes",
+        "inflation",
+        "limits",
+        "loop",
+        "requests",
+        "turns",
+    )
 
     def __init__(self, application: Application, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.application = application
@@ -23,11 +35,15 @@ class Wire:
         self.connections: set[Connection] = set()
         #: Requests and calls whose body is being received or whose answer is due.
         self.requests = 0
-        #: Bytes of those requests' bodies.
+        #: Bytes of those requests' bodies, and of answers that wait to be sent.
         self.buffered_bytes = 0
+        #: Bytes of answers that wait to be sent, over HTTP/2.
+        self.held_answer_bytes = 0
         self.draining = False
         #: Connections whose received bytes wait, so that others are served first.
         self.turns = Turns(loop)
+        #: Where large compressed bodies wait for their turn.
+        self.inflation = Inflation(self)
 
 
 class Connection(asyncio.Protocol):

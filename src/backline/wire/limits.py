@@ -18,6 +18,8 @@ class Limits:
     max_header_fields: int = 128
     #: A request body, before and after it is inflated; also a gRPC message.
     max_body_size: int = 64 * MIB
+    #: How many times as large as it was sent a body may become that is larger than 32 MiB when it is inflated.
+    max_inflation_ratio: float = 200.0
     #: Bodies that are being received or answered, over all connections.
     max_buffered_bytes: int = 1024 * MIB
     #: Open connections of all listeners together.
@@ -43,4 +45,9 @@ class Limits:
     idle_frames_burst: int = 2000
     #: Answers queued to a client that does not read; above this the connection is not read, at four times as much it is closed.
     max_unsent_bytes: int = 1 * MIB
+    #: Answers of one HTTP/2 connection that are being made or wait to be sent; more requests have to wait (one answer alone may be larger).
+    #: While all connections together hold more than this, each may hold less, in proportion.
+    max_held_answer_bytes: int = 8 * MIB
+    #: What a client that has more than max_unsent_bytes to take must take, in bytes a second over progress_timeout.
+    min_taking_rate: float = 1 * KIB
     listen_backlog: int = 4096

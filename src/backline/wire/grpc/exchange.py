@@ -67,6 +67,8 @@ class GrpcExchange(Stream):
             return
         self.answered = True
         connection = self.connection
+        if connection.admission.passes < 0:
+            connection.admission.learn(self, 0)
         block = status_block(code, message, trailers, self.started)
         self.tail = connection.header_frames(self.number, block, frames.END_STREAM)
         connection.output.finish(self)

@@ -70,5 +70,7 @@ def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
 def as_rpc_error(error: CodingError) -> RpcError:
     """What inflating found wrong, in gRPC's terms."""
     if error.status == 413:
-        return RpcError(status.RESOURCE_EXHAUSTED, "a compressed message is larger than the server's limit when it is inflated")
+        return RpcError(status.RESOURCE_EXHAUSTED, error.message.replace("request body", "message"))
+    if error.status == 503:
+        return RpcError(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
     return RpcError(status.INTERNAL, f"a compressed message cannot be inflated: {error.message}")

@@ -7,13 +7,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, RpcError, StreamCall, StreamMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, Inflater, compress
+from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress
 from backline.wire.grpc import status
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
 from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, RESPONSE_BLOCK
 from backline.wire.http2.frames import FRAME_HEADER
 from backline.wire.http2.settings import OUR_STREAM_WINDOW
+from backline.wire.http2.stream import HIGH_WATER
+from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -107,6 +109,12 @@ class StreamExchange(GrpcExchange, StreamCall):
                 await self._receiver
             finally:
                 self._receiver = None
+        while self.pending_bytes > HIGH_WATER:
+            # A client that does not take its answers is not asked for more.
+            try:
+                await self.wait_drained()
+            except ConnectionResetError:
+                break
         self._check_alive()
         compressed, message, size = self._messages.popleft()
         self.release(size)
@@ -130,13 +138,21 @@ class StreamExchange(GrpcExchange, StreamCall):
             self._consumed = 0
 
     async def _inflate(self, message: Buffer) -> Buffer:
+        wire = self.connection.wire
         try:
-            inflater = Inflater(self.head.encoding, message, self.connection.wire.limits.max_body_size)
-            if len(message) <= INLINE and inflater.step():
-                return inflater.output
-            return await self.connection.loop.run_in_executor(None, inflater.finish)
+            inflated = inflate_small(self.head.encoding, message, wire.limits.max_body_size)
+            if inflated is None:
+                inflated = await wire.inflation.inflate(self.head.encoding, message, self._has_room_for, self.wanted)
         except CodingError as error:
             raise as_rpc_error(error) from None
+        if inflated is None:
+            raise asyncio.CancelledError("the call is over")
+        return inflated
+
+    def _has_room_for(self, size: int) -> bool:
+        # Not counted: it is the handler's as soon as it is there.
+        wire = self.connection.wire
+        return wire.buffered_bytes + size <= wire.limits.max_buffered_bytes
 
     # Answering
 

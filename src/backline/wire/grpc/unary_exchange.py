@@ -7,12 +7,13 @@ from struct import Struct
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, RpcError, UnaryCall, UnaryMethod
-from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, Inflater, compress
+from backline.wire.compression import DEFLATE, GZIP, INLINE, CodingError, compress
 from backline.wire.grpc import status
 from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
 from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, OK_BLOCK, RESPONSE_BLOCK
 from backline.wire.http2 import frames
+from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -50,8 +51,13 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             if not flag and size == end - begin - PREFIX_SIZE and size <= self.connection.wire.limits.max_body_size:
                 self.remote_open = False
                 self.buffered = size
-                self.connection.wire.buffered_bytes += size
-                self._handle(data[begin + PREFIX_SIZE : end])
+                connection = self.connection
+                connection.wire.buffered_bytes += size
+                if size <= connection.admission.passes:
+                    self._handle(data[begin + PREFIX_SIZE : end])
+                else:
+                    self._message = data[begin + PREFIX_SIZE : end]
+                    connection.admission.offer(self, size, compressed=False)
                 return
         self._receive_in_parts(data, begin, end, ended)
 
@@ -83,40 +89,42 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             return
         if self._message is None:
             raise RpcError(status.INVALID_ARGUMENT, "the call ended before a complete message was there")
+        self.connection.admission.offer(self, len(self._message), self._compressed)
+
+    def dispatch(self) -> None:
         message, self._message = self._message, None
-        if self._compressed:
-            self._inflate(message)
-        else:
+        assert message is not None
+        if not self._compressed:
             self._handle(message)
+            return
+        try:
+            self._inflate(message)
+        except RpcError as error:
+            self._refuse(error)
 
     def _announced(self, size: int) -> None:
         self.connection.expect(self, size + PREFIX_SIZE)
 
     def _inflate(self, message: Buffer) -> None:
         try:
-            inflater = Inflater(self.head.encoding, message, self.connection.wire.limits.max_body_size)
-            done = len(message) <= INLINE and inflater.step()
+            inflated = inflate_small(self.head.encoding, message, self.connection.wire.limits.max_body_size)
         except CodingError as error:
             raise as_rpc_error(error) from None
-        if done:
-            self._inflated(inflater.output)
+        if inflated is None:
+            self._task = self.connection.loop.create_task(self._inflate_in_turn(message))
+        elif self.buffer(len(inflated)):
+            self._handle(inflated)
         else:
-            self._task = self.connection.loop.create_task(self._inflate_on_thread(inflater))
+            self.end(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
 
-    async def _inflate_on_thread(self, inflater: Inflater) -> None:
+    async def _inflate_in_turn(self, message: Buffer) -> None:
         try:
-            output = await self.connection.loop.run_in_executor(None, inflater.finish)
+            inflated = await self.connection.wire.inflation.inflate(self.head.encoding, message, self.reserve, self.wanted)
         except CodingError as error:
             self._refuse(as_rpc_error(error))
             return
-        if not self.closed:
-            self._inflated(output)
-
-    def _inflated(self, message: Buffer) -> None:
-        if self.buffer(len(message)):
-            self._handle(message)
-        else:
-            self.end(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+        if inflated is not None and self.wanted():
+            self._handle(inflated)
 
     def _handle(self, message: Buffer) -> None:
         rpc = self.head.rpc
@@ -141,6 +149,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         output = connection.output
         size = len(message) if type(message) is bytes else memoryview(message).nbytes
         framed = size + PREFIX_SIZE
+        if size > connection.admission.passes or self.kind:
+            connection.admission.learn(self, size)
         if self._compressed and self.head.encoding in self.head.accept_encoding:
             self._reply_compressed(message, size)
         elif output.has_room(self, framed) and not connection.block_prefix:
@@ -169,11 +179,13 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self._send_compressed(compress(_CODINGS[self.head.encoding], (message,)))
         else:
             self.answered = True
+            self.connection.output.compressing(self, size)
             self._task = self.connection.loop.create_task(self._compress_on_thread(message))
 
     async def _compress_on_thread(self, message: Buffer) -> None:
         packed = await self.connection.loop.run_in_executor(None, compress, _CODINGS[self.head.encoding], (message,))
         if not self.closed:
+            self.connection.output.compressing(self, 0)
             self._send_compressed(packed)
 
     def _send_compressed(self, packed: bytes) -> None:

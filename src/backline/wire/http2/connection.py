@@ -8,6 +8,7 @@ import time
 
 from backline.wire.connection import Wire
 from backline.wire.http2 import frames, settings
+from backline.wire.http2.admission import Admission
 from backline.wire.http2.allowance import FrameAllowance
 from backline.wire.http2.deadlines import Deadlines
 from backline.wire.http2.frame_reader import FrameReader, check_dependency
@@ -41,6 +42,9 @@ class Http2Connection(FrameReader):
         #: The highest stream we will serve, once the final GOAWAY is sent.
         self._final_stream: int | None = None
         self._swept_reads = -1
+        #: What the output had sent when the client was last found to take enough, and when that was.
+        self._swept_sent = 0
+        self._took_enough = 0.0
         self._quiet_since = self._idle_since = self._opened = time.monotonic()
         self._keepalive_sent = False
 
@@ -50,7 +54,8 @@ class Http2Connection(FrameReader):
         self.transport = transport
         limits = self.wire.limits
         transport.set_write_buffer_limits(high=limits.max_unsent_bytes, low=limits.max_unsent_bytes // 4)
-        self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished)
+        self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished, self._relieved)
+        self.admission = Admission(self.wire, self.streams, self.output)
         self.wire.connections.add(self)
         self.output.write(settings.ours(limits))
         if received:
@@ -65,6 +70,9 @@ class Http2Connection(FrameReader):
         self._held = None
         self.wire.connections.discard(self)
         self._abandon()
+
+    def _relieved(self) -> None:
+        self.admission.stir()
 
     def eof_received(self) -> bool:
         # A client that closes its half cannot send window updates or end its requests: there is nothing to wait for.
@@ -156,6 +164,9 @@ class Http2Connection(FrameReader):
         if self._write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
             self.abort()
             return
+        if self._takes_too_little(now):
+            self.abort()
+            return
         if self.streams:
             self._idle_since = now
         else:
@@ -178,6 +189,15 @@ class Http2Connection(FrameReader):
                     self.reset(stream, frames.CANCEL)
                 elif stream.awaits_client():
                     stream.timed_out()
+
+    def _takes_too_little(self, now: float) -> bool:
+        """Whether the client leaves much lying, or opens its windows by crumbs so that it seems to make progress."""
+        limits = self.wire.limits
+        output = self.output
+        if output.held <= limits.max_unsent_bytes or output.sent - self._swept_sent >= limits.min_taking_rate * limits.progress_timeout:
+            self._swept_sent = output.sent
+            self._took_enough = now
+        return now - self._took_enough > limits.progress_timeout
 
     # Requests
 
@@ -249,11 +269,16 @@ class Http2Connection(FrameReader):
         del self.streams[stream.number]
         wire = self.wire
         wire.requests -= 1
+        if stream.pending is not None or stream.compressing:
+            self.output.drop(stream)
         if stream.buffered:
             wire.buffered_bytes -= stream.buffered
             stream.buffered = 0
         if stream.drained is not None:
             stream.wake()
+        if stream.waiting:
+            self.admission.withdraw(stream)
+        self.admission.stir()
         if self._final_stream is not None and not self.streams and not self._lost:
             self.loop.call_soon(self._close)
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
-from backline.wire.compression import INLINE, CodingError, Inflater, ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.compression import INLINE, CodingError, ResponseCoding, compress, compress_in_steps, negotiate
 from backline.wire.http2 import field_block, frames
 from backline.wire.http2.body import Body
 from backline.wire.http2.date import http_date
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.settings import OUR_STREAM_WINDOW
 from backline.wire.http2.stream import Stream
+from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -68,7 +69,12 @@ class HttpExchange(Stream, HttpRequest):
             if self._gathered is not None:
                 self.body = self._gathered.take()
                 self._gathered = None
-            self._complete()
+            size = len(self.body)
+            compressed = self.headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity")
+            if compressed or size > self.connection.admission.passes:
+                self.connection.admission.offer(self, size, compressed)
+            else:
+                self._handle()
 
     def _gather(self, data: Buffer, begin: int, end: int) -> bool:
         connection = self.connection
@@ -89,33 +95,30 @@ class HttpExchange(Stream, HttpRequest):
             connection.grant(self, OUR_STREAM_WINDOW - self.window_in)
         return True
 
-    def _complete(self) -> None:
+    def dispatch(self) -> None:
         coding = self.headers.get(b"content-encoding", b"identity").strip().lower()
         if coding not in (b"", b"identity"):
             try:
-                inflater = Inflater(coding, self.body, self.connection.wire.limits.max_body_size)
-                if len(self.body) > INLINE or not inflater.step():
-                    self._task = self.connection.loop.create_task(self._inflate(inflater))
-                    return
+                inflated = inflate_small(coding, self.body, self.connection.wire.limits.max_body_size)
             except CodingError as error:
                 self.refuse(error.status, error.message)
                 return
-            self._inflated(inflater.output)
+            if inflated is None:
+                self._task = self.connection.loop.create_task(self._inflate_in_turn(coding))
+                return
+            self.buffer(len(inflated))
+            self.body = inflated
         self._handle()
 
-    async def _inflate(self, inflater: Inflater) -> None:
+    async def _inflate_in_turn(self, coding: bytes) -> None:
         try:
-            output = await self.connection.loop.run_in_executor(None, inflater.finish)
+            inflated = await self.connection.wire.inflation.inflate(coding, self.body, self.reserve, self.wanted)
         except CodingError as error:
             self.refuse(error.status, error.message)
             return
-        if not self.closed:
-            self._inflated(output)
+        if inflated is not None and self.wanted():
+            self.body = inflated
             self._handle()
-
-    def _inflated(self, output: bytearray) -> None:
-        self.body = output
-        self.buffer(len(output))
 
     def _handle(self) -> None:
         try:
@@ -131,6 +134,7 @@ class HttpExchange(Stream, HttpRequest):
             return
         self._responding = True
         size = sum(memoryview(part).nbytes for part in body)
+        self._learn(size)
         coding = None
         if size >= _WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
             coding = negotiate(self.headers[b"accept-encoding"], fields)
@@ -141,6 +145,11 @@ class HttpExchange(Stream, HttpRequest):
             self._send(status, _with_coding(fields, coding), (packed,), len(packed))
         else:
             self._task = self.connection.loop.create_task(self._send_compressed(coding, status, fields, body))
+
+    def _learn(self, size: int) -> None:
+        admission = self.connection.admission
+        if size > admission.passes or self.kind:
+            admission.learn(self, size)
 
     def _send(self, status: int, fields: Fields, body: Sequence[Buffer], size: int) -> None:
         self.answered = True
@@ -180,6 +189,8 @@ class HttpExchange(Stream, HttpRequest):
         self._responding = True
         if self.closed:
             return HttpBody(self)
+        # It makes no more than the client takes.
+        self._learn(0)
         return self._start(status, fields)
 
     def _start(self, status: int, fields: Fields) -> HttpBody:
@@ -193,6 +204,7 @@ class HttpExchange(Stream, HttpRequest):
             return
         self._responding = True
         kind, body = self.connection.wire.application.render_error(status, message)
+        self._learn(len(body))
         self._send(status, [(b"content-type", kind), *fields], (body,), len(body))
 
     def _too_large(self) -> None:

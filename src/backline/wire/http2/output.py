@@ -16,6 +16,8 @@ from backline.wire.limits import KIB
 _QUANTUM = 128 * KIB
 #: More than this goes to the socket at once, without waiting for the end of the turn.
 _WRITE_AT = 64 * KIB
+#: DATA frames below this count as work only at the end of what there is to send.
+_CRUMB = 1 * KIB
 
 
 class Output:
@@ -25,25 +27,35 @@ class Output:
         "_finished",
         "_loop",
         "_max_unsent",
+        "_relieved",
         "_transport",
         "closed",
         "data_frames",
+        "held",
         "initial_window",
         "max_frame_size",
         "parts",
         "paused",
         "ready",
         "scheduled",
+        "sent",
         "window",
     )
 
     def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, max_unsent: int, finished: Callable[[Stream], None]
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        max_unsent: int,
+        finished: Callable[[Stream], None],
+        relieved: Callable[[], None],
     ) -> None:
+        """`finished` is called for a stream whose response is sent, `relieved` when less is held than before."""
         self._transport = transport
         self._loop = loop
         self._max_unsent = max_unsent
         self._finished = finished
+        self._relieved = relieved
         self.closed = False
         #: The peer's windows and frame size.
         self.window = frames.DEFAULT_WINDOW
@@ -57,6 +69,10 @@ class Output:
         self.ready: deque[Stream] = deque()
         #: DATA frames sent so far: each entitles the peer to some WINDOW_UPDATE and PING frames.
         self.data_frames = 0
+        #: Bytes of answers that wait for windows or for the socket, or are being compressed.
+        self.held = 0
+        #: Bytes of answers that waited and were sent.
+        self.sent = 0
 
     def write(self, frame: Buffer) -> None:
         """Sends frames that no window holds back."""
@@ -88,6 +104,7 @@ class Output:
             size <= self.window
             and size <= self.initial_window + stream.credit
             and size <= self.max_frame_size
+            and size <= _WRITE_AT
             and not self.paused
             and not stream.pending_bytes
         )
@@ -104,7 +121,7 @@ class Output:
                 pending.append(view)
                 size += view.nbytes
         stream.pending_bytes += size
-        stream.buffer(size)
+        self._hold(stream, size)
         self.enqueue(stream)
 
     def make_ready(self, stream: Stream) -> None:
@@ -128,6 +145,7 @@ class Output:
     def pump(self) -> None:
         """Sends what windows and the socket allow, a quantum from each stream in turn."""
         ready = self.ready
+        sent = self.sent
         unwritten = 0
         while ready and not self.paused and not self.closed:
             stream = ready[0]
@@ -156,6 +174,25 @@ class Output:
                 stream.wake()
         if self.parts and not self.scheduled:
             self.schedule()
+        if self.sent != sent:
+            self._relieved()
+
+    def drop(self, stream: Stream) -> None:
+        """Frees what is held of a stream that is gone."""
+        self._hold(stream, -stream.pending_bytes - stream.compressing)
+        stream.pending = None
+        stream.pending_bytes = stream.compressing = 0
+
+    def compressing(self, stream: Stream, size: int) -> None:
+        """An answer of this size is being compressed; 0 when it is done."""
+        if not stream.closed:
+            self._hold(stream, size - stream.compressing)
+            stream.compressing = size
+
+    def _hold(self, stream: Stream, more: int) -> None:
+        self.held += more
+        stream.connection.wire.held_answer_bytes += more
+        stream.buffer(more)
 
     def _send_some(self, stream: Stream, room: int) -> int:
         pending = stream.pending
@@ -169,7 +206,9 @@ class Output:
             last = stream.ends_with_data and not stream.pending_bytes
             stream.end_sent = last
             parts.append(FRAME_HEADER.pack(size << 8, frames.END_STREAM if last else 0, stream.number))
-            self.data_frames += 1
+            # Cut into crumbs by a client that opens its window by crumbs, frames entitle to nothing.
+            if size >= _CRUMB or not stream.pending_bytes:
+                self.data_frames += 1
             while size:
                 view = pending[0]
                 if view.nbytes <= size:
@@ -183,7 +222,8 @@ class Output:
         self.window -= total
         stream.credit -= total
         stream.sent += total
-        stream.release(total)
+        self.sent += total
+        self._hold(stream, -total)
         return total
 
     def _end(self, stream: Stream) -> None:

@@ -48,6 +48,12 @@ class Stream:
     #: The last DATA frame ends the stream.
     ends_with_data = False
     end_sent = False
+    #: The request is complete, and waits until its answer may be made.
+    waiting = False
+    #: What `Admission` takes it for.
+    kind = 0
+    #: Bytes of an answer that is being compressed; part of what the output holds.
+    compressing = 0
     #: The stream waits in the output for its turn.
     queued = False
     #: A sender that waits until less is pending.
@@ -69,6 +75,10 @@ class Stream:
     @abstractmethod
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         """A piece of the body; the last one has `ended`. Raises StreamFailure."""
+
+    def dispatch(self) -> None:
+        """The complete request goes to the application."""
+        raise NotImplementedError(f"{type(self).__name__} has no complete requests")
 
     @abstractmethod
     def lost(self) -> None:
@@ -95,6 +105,14 @@ class Stream:
         self.buffered += size
         wire.buffered_bytes += size
         return wire.buffered_bytes <= wire.limits.max_buffered_bytes
+
+    def reserve(self, size: int) -> bool:
+        """Counts bytes of a body before they are there. False when the server holds too many, or the stream is gone."""
+        return not self.closed and self.buffer(size)
+
+    def wanted(self) -> bool:
+        """Whether anybody still waits for what is made of the request."""
+        return not (self.answered or self.closed)
 
     def release(self, size: int) -> None:
         self.buffered -= size
