@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine, ModelState
@@ -142,5 +144,60 @@ def test_the_lane_and_the_instances_can_be_set(tmp_path: Path) -> None:
             assert (placement.lane, placement.instances) == ("thread", 3)
             answers = await asyncio.gather(*(home.engine.infer(ask("add1", rows)) for rows in range(1, 40)))
             assert [answer.outputs[0].shape[0] for answer in answers] == list(range(1, 40))
+
+    asyncio.run(scenario())
+
+
+def test_a_model_on_the_event_loop_moves_to_threads_when_requests_take_long(tmp_path: Path) -> None:
+    names = ["INPUT0", *(f"hidden{number}" for number in range(7)), "OUTPUT0"]
+    models.save(
+        tmp_path / "waves" / "1" / "model.onnx",
+        [helper.make_node("Sin", [names[number]], [names[number + 1]]) for number in range(8)],
+        [("INPUT0", TensorProto.FLOAT, ["N", "M"])],
+        [("OUTPUT0", TensorProto.FLOAT, ["N", "M"])],
+    )
+    data = np.zeros((1, 1_000_000), np.float32)
+
+    def long() -> InferRequest:
+        return InferRequest("waves", {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}, lambda *_: None)
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            model = home.engine.find("waves")
+            assert model.placement is not None
+            assert model.placement.lane == "inline"
+            for _ in range(4):
+                answer = await home.engine.infer(long())
+            assert answer.outputs[0].shape == data.shape
+            assert model.placement.lane == "thread"
+            assert "moved to threads" in model.placement.reason
+            assert any(thread.name == "waves-0" for thread in threading.enumerate())
+
+    asyncio.run(scenario())
+
+
+def test_the_timeout_of_the_configuration_is_for_requests_without_one(tmp_path: Path) -> None:
+    models.add1(tmp_path)
+    (tmp_path / "add1" / "config.pbtxt").write_text(
+        "max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 60000000"
+        " default_queue_policy { default_timeout_microseconds: 10000 } }"
+    )
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            with pytest.raises(Unavailable, match="Request timeout expired"):
+                await home.engine.infer(ask("add1"))
+
+    asyncio.run(scenario())
+
+
+def test_a_closed_repository_refuses_requests(tmp_path: Path) -> None:
+    models.add1(tmp_path)
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            await home.engine.infer(ask("add1"))
+        with pytest.raises(Unavailable, match="not at ready state"):
+            await home.engine.infer(ask("add1"))
 
     asyncio.run(scenario())

@@ -51,14 +51,22 @@ class Doubler:
 class Bench:
     """A scheduler over a Doubler, and what it answered."""
 
-    def __init__(self, *, inline: bool, policy: BatchPolicy | None = None, max_queue_size: int = 100) -> None:
+    def __init__(
+        self, *, inline: bool, policy: BatchPolicy | None = None, max_queue_size: int = 100, default_timeout: float | None = None
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.model = Doubler()
         self.statistics = ModelStatistics()
         execute = Execution("m", "1", self.model, batched=True)
         instance: Instance = InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m")
         self.scheduler = Scheduler(
-            "m", policy or BatchPolicy(8), [instance], self.statistics, max_queue_size=max_queue_size, loop=self.loop
+            "m",
+            policy or BatchPolicy(8),
+            [instance],
+            self.statistics,
+            max_queue_size=max_queue_size,
+            loop=self.loop,
+            default_timeout=default_timeout,
         )
 
     def ask(self, *values: float, deadline: float | None = None) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
@@ -107,6 +115,20 @@ def test_a_request_that_fails_its_batch_fails_alone(bad: int) -> None:
     asyncio.run(scenario())
 
 
+def test_requests_that_are_run_again_one_by_one_are_counted_as_they_ran() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True)
+        answers = [bench.ask(1)[1], bench.ask(2, 3)[1], bench.ask(13)[1]]
+        await asyncio.gather(*answers, return_exceptions=True)
+        assert bench.model.batches == [4, 1, 2, 1]
+        counted = bench.statistics
+        assert (counted.inference_count, counted.execution_count, counted.success.count, counted.fail.count) == (3, 2, 2, 1)
+        assert {size: batch.compute_infer.count for size, batch in counted.batches.items()} == {1: 1, 2: 1}
+        assert counted.success.ns == counted.queue.ns + counted.compute_input.ns + counted.compute_infer.ns + counted.compute_output.ns
+
+    asyncio.run(scenario())
+
+
 def test_what_queues_while_an_instance_is_busy_becomes_the_next_batch() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False)
@@ -142,6 +164,60 @@ def test_an_expired_request_is_told_so_and_never_runs() -> None:
             await answer
         assert bench.model.batches == []
         assert bench.statistics.expired == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_that_passes_while_all_instances_are_busy_is_told_then() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        bench.model.gate.clear()
+        running = bench.ask(1)[1]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        later, sooner = (bench.ask(2, deadline=time.monotonic() + wait)[1] for wait in (0.02, 0.01))
+        patient = bench.ask(3)[1]
+        for answer in (sooner, later):
+            with pytest.raises(Unavailable, match="Request timeout expired"):
+                await answer
+        assert not running.done()
+        bench.model.gate.set()
+        assert values(await patient) == [6]
+        assert (bench.model.batches, bench.statistics.expired) == ([1, 1], 2)
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_deadline_is_sooner_than_the_delay_that_waits_for_company() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
+        with pytest.raises(Unavailable, match="Request timeout expired"):
+            await bench.ask(1, deadline=time.monotonic() + 0.01)[1]
+
+    asyncio.run(scenario())
+
+
+def test_the_default_timeout_is_for_requests_without_one() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(3, delay_ns=60_000_000_000), default_timeout=0.01)
+        own = bench.ask(1, deadline=time.monotonic() + 60)[1]
+        with pytest.raises(Unavailable, match="Request timeout expired"):
+            await bench.ask(2)[1]
+        assert not own.done()
+
+    asyncio.run(scenario())
+
+
+def test_instances_can_be_replaced_between_two_batches() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True)
+        assert values(await bench.ask(1)[1]) == [2]
+        execute = Execution("m", "1", bench.model, batched=True)
+        bench.scheduler.replace_instances([ThreadInstance(execute, bench.loop, f"m-{number}") for number in range(2)])
+        answers = [bench.ask(number)[1] for number in range(12)]
+        assert [values(answer) for answer in await asyncio.gather(*answers)] == [[2 * number] for number in range(12)]
+        await bench.scheduler.close()
 
     asyncio.run(scenario())
 

@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from backline.engine.engine import Engine, Model, ModelState, Placement
 from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
+from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loader import Loaded, load
+from backline.lifecycle.run_time import spare_instances
 from backline.repository.directory import FoundModel, FoundVersion, scan_all
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler
@@ -52,7 +55,7 @@ class Lifecycle:
         self._engine = engine
         self._repositories = tuple(repositories)
         self._load_threads = load_threads
-        self._loaded: list[tuple[Scheduler, Loaded]] = []
+        self._served: list[tuple[Model, Scheduler, Loaded]] = []
         self._on_event: OnEvent = lambda _: None
         self._done = 0
         self._total = 0
@@ -77,11 +80,17 @@ class Lifecycle:
         self._engine.started()
 
     async def close(self) -> None:
-        """Refuses what still waits, lets what runs end, and gives the models' memory back."""
-        for scheduler, loaded in self._loaded:
+        """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
+        served, self._served = self._served, []
+        for model, _, _ in served:
+            model.state = ModelState.UNLOADING
+        self._engine.refresh()
+        for model, scheduler, loaded in served:
             await scheduler.close()
             loaded.model.close()
-        self._loaded.clear()
+            model.state = ModelState.UNAVAILABLE
+            model.reason = "unloaded"
+        self._engine.refresh()
 
     def _announce(self, found: FoundModel) -> list[tuple[Model, FoundVersion]]:
         """Makes a model's versions known to the engine; returns those to load."""
@@ -128,23 +137,24 @@ class Lifecycle:
         """Puts a loaded model behind a queue and opens it to requests."""
         for warning in loaded.warnings:
             log.warning("%s", warning)
-        loop = asyncio.get_running_loop()
         config = model.config
         execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)
         instances: list[Instance]
         if loaded.lane == "inline":
-            instances = [InlineInstance(execute)]
+            on_slow = partial(self._move_to_threads, model, loaded, execute) if config.lane is None else None
+            instances = [InlineInstance(execute, on_slow)]
         else:
-            instances = [ThreadInstance(execute, loop, f"{model.name}-{number}") for number in range(loaded.instances)]
+            instances = _threads(model, execute, loaded.instances)
         scheduler = Scheduler(
             model.name,
             _policy(config, loaded),
             instances,
             model.statistics,
             max_queue_size=config.max_queue_size or DEFAULT_QUEUE_SIZE,
-            loop=loop,
+            loop=asyncio.get_running_loop(),
+            default_timeout=config.default_timeout_us / 1e6 or None,
         )
-        self._loaded.append((scheduler, loaded))
+        self._served.append((model, scheduler, loaded))
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature
@@ -157,10 +167,26 @@ class Lifecycle:
         self._done += 1
         self._tell(model)
 
+    def _move_to_threads(self, model: Model, loaded: Loaded, execute: Execution) -> None:
+        """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
+        if model.state is not ModelState.READY:
+            return
+        scheduler = next(scheduler for served, scheduler, _ in self._served if served is model)
+        count = spare_instances(usable_cores(), loaded.model.threads_per_run)
+        scheduler.replace_instances(_threads(model, execute, count))
+        moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
+        log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
+        model.placement = Placement("thread", count, loaded.max_batch_size, f"{loaded.reason}; {moved}")
+
     def _tell(self, model: Model) -> None:
         self._on_event(
             LoadEvent(model.name, model.version, model.state, model.reason, model.statistics.load_seconds, self._done, self._total)
         )
+
+
+def _threads(model: Model, execute: Execution, count: int) -> list[Instance]:
+    loop = asyncio.get_running_loop()
+    return [ThreadInstance(execute, loop, f"{model.name}-{number}") for number in range(count)]
 
 
 def _policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:

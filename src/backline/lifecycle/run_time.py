@@ -94,7 +94,7 @@ def plan(
 
     A model with several instances is run on threads, as the event loop can only run one.
     """
-    spare = max(1, cores // (threads_per_run or cores))
+    spare = spare_instances(cores, threads_per_run)
     if not times.seconds:
         where: Lane = lane or "thread"
         count = 1 if where == "inline" else instances or spare
@@ -110,6 +110,11 @@ def plan(
     limit = max(1, min(limit, max_batch))
     count = 1 if lane == "inline" else instances or spare
     return RunPlan(lane, limit, count, _explain(times, lane, limit, count, batched=max_batch > 0))
+
+
+def spare_instances(cores: int, threads_per_run: int) -> int:
+    """How many instances compute at once without waiting for each other; `threads_per_run` 0 is all cores."""
+    return max(1, cores // (threads_per_run or cores))
 
 
 def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from math import inf
 
 from backline.engine.messages import InferRequest
 
@@ -70,3 +71,22 @@ def take_batch(queue: deque[InferRequest], max_items: int, now: float) -> Taken:
         if items >= max_items:
             break
     return Taken(requests, items, expired, cancelled)
+
+
+def take_expired(queue: deque[InferRequest], now: float) -> tuple[list[InferRequest], float]:
+    """Takes from `queue` the requests whose deadline is before `now`; returns them and the nearest deadline of the others, or infinity."""
+    expired: list[InferRequest] = []
+    kept: list[InferRequest] = []
+    nearest = inf
+    for request in queue:
+        deadline = request.deadline
+        if deadline is not None and deadline <= now:
+            expired.append(request)
+            continue
+        kept.append(request)
+        if deadline is not None and deadline < nearest:
+            nearest = deadline
+    if expired:
+        queue.clear()
+        queue.extend(kept)
+    return expired, nearest

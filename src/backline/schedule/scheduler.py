@@ -6,27 +6,34 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from math import inf
 from time import monotonic, monotonic_ns
 
 from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
-from backline.schedule.batching import BatchPolicy, take_batch
+from backline.schedule.batching import BatchPolicy, take_batch, take_expired
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
 log = logging.getLogger("backline.schedule")
+
+#: Seconds that are waited at least for the next deadline: the loop's timers may be so much early.
+_SHORTEST_WAIT = 0.001
 
 
 class Scheduler:
     """Queues the requests of one model version and runs them on its instances. Lives on the event loop.
 
     A free instance takes what has queued by the end of the loop's current turn, so requests that arrive together run together. One batch
-    is started a turn and instance, so that a model run inline lets the sockets have their turn between batches.
+    is started a turn and instance, so that a model run inline lets the sockets have their turn between batches. A request whose deadline
+    passes in the queue is refused then, also while all instances are busy; `default_timeout`, in seconds, is for requests without one.
     """
 
     __slots__ = (
-        "_dispatch_soon",
+        "_default_timeout",
+        "_expiry",
+        "_expiry_timer",
         "_idle",
         "_idle_again",
         "_instances",
@@ -51,6 +58,7 @@ class Scheduler:
         *,
         max_queue_size: int,
         loop: asyncio.AbstractEventLoop,
+        default_timeout: float | None = None,
     ) -> None:
         self._name = name
         self._policy = policy
@@ -59,11 +67,15 @@ class Scheduler:
         self._statistics = statistics
         self._max_queue_size = max_queue_size
         self._loop = loop
+        self._default_timeout = default_timeout
         self._queue: deque[InferRequest] = deque()
         self._items = 0
         self._running = 0
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
+        #: The moment for which the timer of deadlines is set.
+        self._expiry = inf
+        self._expiry_timer: asyncio.TimerHandle | None = None
         self._idle_again: asyncio.Future[None] | None = None
 
     @property
@@ -78,16 +90,29 @@ class Scheduler:
             raise Unavailable(
                 f"Exceeds maximum queue size of {self._max_queue_size} for model '{self._name}', try again later", retry_after=1
             )
+        deadline = request.deadline
+        if deadline is None and self._default_timeout is not None:
+            deadline = request.deadline = request.arrived_ns / 1e9 + self._default_timeout
+        if deadline is not None and deadline < self._expiry:
+            self._wait_for(deadline)
         queue.append(request)
         self._items += request.batch_size
         if not self._scheduled and self._idle:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
+        """Runs what comes next on other instances. None of the present ones may have a batch."""
+        for instance in self._instances:
+            instance.close()
+        self._instances = tuple(instances)
+        self._idle = list(instances)
+
     async def close(self) -> None:
         """Refuses what still waits, lets what runs end, and gives the instances back."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._expiry_timer):
+            if timer is not None:
+                timer.cancel()
         error = Unavailable(f"model '{self._name}' is being unloaded", retry_after=1)
         while self._queue:
             self._complete(self._queue.popleft(), None, error)
@@ -125,22 +150,31 @@ class Scheduler:
         self._timer = None
         self._dispatch()
 
+    def _wait_for(self, deadline: float) -> None:
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        self._expiry = deadline
+        self._expiry_timer = self._loop.call_later(max(deadline - monotonic(), _SHORTEST_WAIT), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry_timer = None
+        self._expiry = inf
+        expired, nearest = take_expired(self._queue, monotonic())
+        if nearest < inf:
+            self._wait_for(nearest)
+        self._drop(expired, [])
+
     def _finished(self, instance: Instance, batch: Batch) -> None:
         self._idle.append(instance)
         self._running -= len(batch.requests)
         if self._queue and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
-        arrivals: list[int] = []
-        failed = 0
-        for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
-            if isinstance(outcome, InferResponse):
-                arrivals.append(request.arrived_ns)
-            else:
-                failed += 1
-                self._statistics.fail.add(1, batch.ended_ns - request.arrived_ns)
-        if arrivals:
-            self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+        if batch.parts is None:
+            self._record(batch)
+        else:
+            for part in batch.parts:
+                self._record(part)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
             if isinstance(outcome, InferResponse):
                 self._complete(request, outcome, None)
@@ -148,6 +182,14 @@ class Scheduler:
                 self._complete(request, None, outcome)
         if self._idle_again is not None and not self._running:
             self._idle_again.set_result(None)
+
+    def _record(self, batch: Batch) -> None:
+        """Counts a run. All its requests have succeeded, or its only one has failed."""
+        if isinstance(batch.outcomes[0], InferResponse):
+            arrivals = [request.arrived_ns for request in batch.requests]
+            self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+        else:
+            self._statistics.fail.add(1, batch.ended_ns - batch.requests[0].arrived_ns)
 
     def _drop(self, expired: list[InferRequest], cancelled: list[InferRequest]) -> None:
         self._items -= sum(request.batch_size for request in expired) + sum(request.batch_size for request in cancelled)

@@ -10,10 +10,11 @@ class Batch:
     """Requests that an instance runs as one, and what came of each.
 
     `items` is the sum of their batch sizes. `outcomes` has one entry a request, in order, once the batch has run. The moments are of
-    time.monotonic_ns(): taken from the queue, inputs gathered, run ended, outputs split.
+    time.monotonic_ns(): taken from the queue, inputs gathered, run ended, outputs split. `parts` are the batches of one request each that
+    were run instead, with moments of their own, when the whole had failed.
     """
 
-    __slots__ = ("ended_ns", "gathered_ns", "items", "outcomes", "ran_ns", "requests", "started_ns")
+    __slots__ = ("ended_ns", "gathered_ns", "items", "outcomes", "parts", "ran_ns", "requests", "started_ns")
 
     def __init__(self, requests: list[InferRequest], items: int, started_ns: int) -> None:
         self.requests = requests
@@ -23,3 +24,4 @@ class Batch:
         self.ran_ns = 0
         self.ended_ns = 0
         self.outcomes: list[InferResponse | BacklineError] = []
+        self.parts: list[Batch] | None = None

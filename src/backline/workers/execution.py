@@ -43,15 +43,15 @@ class Execution:
         except Exception as error:
             if len(requests) == 1:
                 batch.outcomes = [self._error(error)]
-            else:
-                batch.outcomes = [self._run_alone(batch, request) for request in requests]
+        if not batch.outcomes:  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
+            batch.parts = [self._run_alone(request) for request in requests]
+            batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
 
-    def _run_alone(self, batch: Batch, request: InferRequest) -> InferResponse | BacklineError:
-        try:
-            return self._run(batch, [request])[0]
-        except Exception as error:
-            return self._error(error)
+    def _run_alone(self, request: InferRequest) -> Batch:
+        part = Batch([request], request.batch_size, monotonic_ns())
+        self(part)
+        return part
 
     def _error(self, error: Exception) -> BacklineError:
         if isinstance(error, BacklineError):

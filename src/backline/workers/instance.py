@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from time import thread_time_ns
 from typing import Protocol, TypeAlias
 
 from backline.workers.batch import Batch
@@ -26,17 +27,51 @@ class Instance(Protocol):
 
 
 class InlineInstance:
-    """Runs on the event loop itself: for models that take well below a millisecond, where a hop to a thread would cost more."""
+    """Runs on the event loop itself: for models that take well below a millisecond, where a hop to a thread would cost more.
 
-    def __init__(self, execute: Execute) -> None:
+    A model that was quick when it was measured may be asked for far more at once, and nobody else is served meanwhile. `on_slow` is called
+    once, with no batch under way, when runs keep taking longer than LONG_RUN_NS. What the clock on the wall says may be the fault of other
+    programs, so it is only a reason to look closer: the processor time of the next runs decides.
+    """
+
+    #: Nanoseconds on the event loop after which the others have waited too long.
+    LONG_RUN_NS = 5_000_000
+    #: Runs whose processor time is looked at after one that took long.
+    _WATCHED = 1000
+    #: Runs of a long processor time that are enough.
+    _ENOUGH = 2
+
+    def __init__(self, execute: Execute, on_slow: Callable[[], None] | None = None) -> None:
         self._execute = execute
+        self._on_slow = on_slow
+        self._watched = 0
+        self._slow = 0
 
     def run(self, batch: Batch, finished: Finished) -> None:
+        if self._watched:
+            self._run_watched(batch, finished)
+            return
         self._execute(batch)
+        if batch.ended_ns - batch.started_ns > self.LONG_RUN_NS and self._on_slow is not None:
+            self._watched = self._WATCHED
         finished(self, batch)
 
     def close(self) -> None:
         pass
+
+    def _run_watched(self, batch: Batch, finished: Finished) -> None:
+        self._watched -= 1
+        began = thread_time_ns()
+        self._execute(batch)
+        if thread_time_ns() - began > self.LONG_RUN_NS:
+            self._slow += 1
+            self._watched = self._WATCHED
+        elif not self._watched:
+            self._slow = 0
+        finished(self, batch)
+        if self._slow >= self._ENOUGH and self._on_slow is not None:
+            on_slow, self._on_slow, self._watched = self._on_slow, None, 0
+            on_slow()
 
 
 class ThreadInstance:
