@@ -18,11 +18,17 @@ from support.server import ServerProcess, serve
 DATATYPES = {
     "BOOL": TensorProto.BOOL,
     "UINT8": TensorProto.UINT8,
+    "UINT16": TensorProto.UINT16,
+    "UINT32": TensorProto.UINT32,
+    "UINT64": TensorProto.UINT64,
+    "INT8": TensorProto.INT8,
+    "INT16": TensorProto.INT16,
     "INT32": TensorProto.INT32,
     "INT64": TensorProto.INT64,
     "FP16": TensorProto.FLOAT16,
     "FP32": TensorProto.FLOAT,
     "FP64": TensorProto.DOUBLE,
+    "BF16": TensorProto.BFLOAT16,
     "BYTES": TensorProto.STRING,
 }
 
@@ -36,6 +42,7 @@ def typed_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.add1(repository)
     models.add1(repository, "plus2", constant=2.0)
     models.ident(repository)
+    models.identity_of(repository, "scalar", TensorProto.FLOAT, ())
     broken = repository / "broken" / "1" / "model.onnx"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"not a model")

@@ -33,6 +33,11 @@ def test_inputs_can_be_named(client: Client, how: str) -> None:
     [
         ("BOOL", np.array([[True, False]])),
         ("UINT8", np.array([[0, 255]], np.uint8)),
+        ("UINT16", np.array([[0, 2**16 - 1]], np.uint16)),
+        ("UINT32", np.array([[0, 2**32 - 1]], np.uint32)),
+        ("UINT64", np.array([[0, 2**64 - 1]], np.uint64)),
+        ("INT8", np.array([[-128, 127]], np.int8)),
+        ("INT16", np.array([[-(2**15), 2**15 - 1]], np.int16)),
         ("INT32", np.array([[-(2**31), 2**31 - 1]], np.int32)),
         ("INT64", np.array([[-(2**63), 2**63 - 1]], np.int64)),
         ("FP16", np.array([[1.5, -np.inf]], np.float16)),
@@ -44,6 +49,24 @@ def test_every_datatype_comes_back_as_it_went(client: Client, datatype: str, val
     answer = client[f"same_{datatype.lower()}"](value)["OUTPUT0"]
     assert answer.dtype == value.dtype
     np.testing.assert_array_equal(answer, value)
+
+
+def test_bf16_is_given_as_numbers_and_comes_back_as_fp32(client: Client) -> None:
+    answer = client["same_bf16"]([[1.0, -2.5]])["OUTPUT0"]
+    assert answer.dtype == np.float32
+    assert answer.tolist() == [[1.0, -2.5]]
+
+
+@pytest.mark.parametrize("value", [3.5, np.float32(3.5), np.array(3.5, np.float32), np.array([3.5], np.float32)])
+def test_a_scalar_goes_as_a_number_or_as_an_array_of_one(client: Client, value: object) -> None:
+    answer = client["scalar"](value)["OUTPUT0"]
+    assert (answer.shape, float(answer)) == ((), 3.5)
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BF16", "BOOL", "INT64", "BYTES"])
+def test_a_tensor_without_elements_keeps_its_shape(client: Client, datatype: str) -> None:
+    dtype = {"FP32": np.float32, "BF16": np.uint16, "BOOL": np.bool_, "INT64": np.int64, "BYTES": np.object_}[datatype]
+    assert client[f"same_{datatype.lower()}"](np.empty((3, 0), dtype))["OUTPUT0"].shape == (3, 0)
 
 
 def test_strings_go_as_utf8_and_come_back_as_bytes(client: Client) -> None:

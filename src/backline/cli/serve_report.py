@@ -124,11 +124,12 @@ def _print_samples(server: Server, options: ServerOptions, models: list[Model]) 
     say(f"  {python_line(model, url, certificate)}")
 
 
-def _effort(model: Model) -> tuple[bool, bool, int]:
-    """Models with fixed shapes first, then those whose request is short."""
+def _effort(model: Model) -> tuple[bool, bool, bool, int]:
+    """Models with fixed shapes first, then those whose request is short, but says something."""
     shapes = [_shape(model, spec) for spec in model.signature.inputs]
     varies = any(-1 in spec.shape[1 if model.max_batch_size else 0 :] for spec in model.signature.inputs)
-    return varies, not _printable(model), sum(map(element_count, shapes))
+    sizes = [element_count(shape) for shape in shapes]
+    return 0 in sizes, varies, not _printable(model), sum(sizes)
 
 
 def _shape(model: Model, spec: TensorSpec) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
     """The tensor for input `spec` of `model`.
 
     Arrays (anything with a dtype) are cast only where numpy calls that safe, so FP64 is not narrowed to FP32; plain Python numbers take the
-    model's type as long as they fit. BYTES take str and bytes. No dimension is added. Raises InvalidArgument.
+    model's type as long as they fit. BYTES take str and bytes. No dimension is added, except to a single number where one is expected in an
+    array of one, which is how servers show a scalar. Raises InvalidArgument.
     """
     where = f"input '{spec.name}' of model '{model}'"
     if isinstance(value, Tensor):
@@ -28,6 +29,8 @@ def to_tensor(model: str, spec: TensorSpec, value: Any) -> Tensor:
         data = _from_array(where, spec.datatype, value)
     else:
         data = _from_python(where, spec.datatype, value)
+    if not data.shape and spec.shape == (1,):
+        data = data.reshape(1)
     _check_shape(where, spec, data.shape)
     return Tensor(spec.name, spec.datatype, data.shape, data)
 
