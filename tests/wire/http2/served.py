@@ -218,7 +218,8 @@ class FrameClient:
         self.decoder = Decoder()
         self._buffer = b""
         if handshake:
-            self.write(frames.PREFACE + frames.settings(settings or {}))
+            # The acknowledgement is for the server's SETTINGS, which it sends first.
+            self.write(frames.PREFACE + frames.settings(settings or {}) + frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def __enter__(self) -> FrameClient:
         return self

@@ -94,7 +94,23 @@ def test_header_bomb_ends_the_connection(client: FrameClient) -> None:
 
 def test_too_many_fields_are_refused(client: FrameClient) -> None:
     client.request(1, extra=tuple((f"x-{number}", "1") for number in range(200)))
-    assert client.until(frames.RST_STREAM, 1).code == frames.ENHANCE_YOUR_CALM
+    assert client.response(1)[0][":status"] == "431"
+    client.request(3)
+    assert client.response(3)[0][":status"] == "200"
+
+
+def test_too_large_header_list_is_refused_and_the_table_stays_right(client: FrameClient) -> None:
+    block = client.encoder.encode([(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "test"), ("x-long", "x" * 3000)])
+    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block + b"\xbe" * 25))
+    assert client.response(1)[0][":status"] == "431"
+    client.request(3, extra=(("x-long", "x" * 3000),))
+    assert client.response(3)[0][":status"] == "200"
+
+
+def test_call_with_too_many_fields_is_refused(client: FrameClient) -> None:
+    client.call(1, "/test.Test/Echo", b"\0\0\0\0\0", extra=tuple((f"x-{number}", "1") for number in range(200)))
+    fields = client.response(1)[0]
+    assert (fields[":status"], fields["grpc-status"]) == ("200", "8")
 
 
 def test_client_that_does_not_read_acknowledgements_is_not_read(served: Served) -> None:

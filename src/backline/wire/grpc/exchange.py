@@ -43,7 +43,9 @@ class GrpcExchange(Stream):
     def begin(self) -> None:
         head = self.head
         wire = self.connection.wire
-        if head.rpc is None:
+        if head.too_large is not None:
+            self.end(status.RESOURCE_EXHAUSTED, head.too_large)
+        elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")
             self.end(status.UNIMPLEMENTED, f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt")
         elif wire.requests > wire.limits.max_concurrent_requests:

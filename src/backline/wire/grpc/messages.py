@@ -30,6 +30,10 @@ class MessageAssembler:
         self._flag = 0
         self._body: Body | None = None
 
+    def close(self) -> None:
+        """Frees what there is of a message."""
+        self._body = None
+
     @property
     def between_messages(self) -> bool:
         return self._body is None and not self._prefix

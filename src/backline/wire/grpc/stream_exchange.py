@@ -13,7 +13,7 @@ from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
 from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, RESPONSE_BLOCK
 from backline.wire.http2.frames import FRAME_HEADER
-from backline.wire.http2.settings import OUR_STREAM_WINDOW
+from backline.wire.http2.settings import LARGE_BODY, OUR_STREAM_WINDOW
 from backline.wire.http2.stream import HIGH_WATER
 from backline.wire.inflation import inflate_small
 
@@ -67,6 +67,9 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         self.check_length(end - begin, ended)
+        if end - begin < PREFIX_SIZE and not ended:
+            # Not even a message without content.
+            self.connection.spend(1)
         if ended:
             self.remote_open = False
         if self.answered:
@@ -109,19 +112,25 @@ class StreamExchange(GrpcExchange, StreamCall):
                 await self._receiver
             finally:
                 self._receiver = None
-        while self.pending_bytes > HIGH_WATER:
-            # A client that does not take its answers is not asked for more.
+        compressed, message, size = self._messages[0]
+        if not compressed and size <= LARGE_BODY and self.pending_bytes <= HIGH_WATER:
+            return self._next()[1]
+        # One large message of a connection at a time, and only while its client takes the answers.
+        async with self.connection.large_messages:
             try:
                 await self.wait_drained()
             except ConnectionResetError:
-                break
+                raise asyncio.CancelledError("the call is over") from None
+            await self.connection.admission.room()
+            compressed, message = self._next()
+            return await self._inflate(message) if compressed else message
+
+    def _next(self) -> tuple[bool, Buffer]:
         self._check_alive()
         compressed, message, size = self._messages.popleft()
         self.release(size)
         self._return_window(size)
-        if compressed:
-            return await self._inflate(message)
-        return message
+        return compressed, message
 
     def _check_alive(self) -> None:
         if self.answered or self.closed:
@@ -207,6 +216,11 @@ class StreamExchange(GrpcExchange, StreamCall):
         super().cancelled()
         if self._task is not None and not self._task.done():
             self._task.cancel()
+
+    def lost(self) -> None:
+        super().lost()
+        self._messages.clear()
+        self._assembler.close()
 
     def awaits_client(self) -> bool:
         return self.remote_open and not self.answered and not self._assembler.between_messages

@@ -13,6 +13,7 @@ from backline.wire.grpc.exchange import GrpcExchange, log
 from backline.wire.grpc.messages import PREFIX, PREFIX_SIZE, MessageAssembler, as_rpc_error
 from backline.wire.grpc.status import COMPRESSED_RESPONSE_BLOCKS, OK_BLOCK, RESPONSE_BLOCK
 from backline.wire.http2 import frames
+from backline.wire.http2.stream import CRUMB
 from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def _receive_in_parts(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         self.check_length(end - begin, ended)
+        if end - begin < CRUMB and not ended:
+            self.connection.spend(1)
         if ended:
             self.remote_open = False
         if self.answered:
@@ -89,6 +92,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             return
         if self._message is None:
             raise RpcError(status.INVALID_ARGUMENT, "the call ended before a complete message was there")
+        self._assembler = None
         self.connection.admission.offer(self, len(self._message), self._compressed)
 
     def dispatch(self) -> None:
@@ -193,6 +197,11 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
         self.end(code, message, trailers)
+
+    def lost(self) -> None:
+        super().lost()
+        # It knows this exchange, which knows it.
+        self._assembler = None
 
     def awaits_client(self) -> bool:
         return self.remote_open and not self.answered

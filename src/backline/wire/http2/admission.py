@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ class Admission:
     application without being offered here, which is -1 while even small requests have to be.
     """
 
-    __slots__ = ("_budget", "_output", "_scheduled", "_sizes", "_small", "_streams", "_waiting", "_wire", "passes")
+    __slots__ = ("_budget", "_output", "_pausing", "_scheduled", "_sizes", "_small", "_streams", "_wire", "passes", "waiting")
 
     def __init__(self, wire: Wire, streams: dict[int, Stream], output: Output) -> None:
         self._wire = wire
@@ -38,16 +39,18 @@ class Admission:
         self._small = self._budget // wire.limits.max_concurrent_streams
         #: The size of recent answers to each kind of requests: the largest one, and slowly forgotten.
         self._sizes: dict[int, int] = {}
-        self._waiting: deque[Stream] = deque()
+        self.waiting: deque[Stream] = deque()
+        #: Handlers of streams that may not take more.
+        self._pausing: list[asyncio.Future[None]] = []
         self._scheduled = False
         self.passes = -1
 
     def offer(self, stream: Stream, size: int, compressed: bool) -> None:
         """Calls `dispatch` of a stream whose request of this size is complete, at once or later."""
         stream.kind = _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
-        if (size > self.passes or compressed) and (self._waiting or not self._fits(stream)):
+        if (size > self.passes or compressed) and (self.waiting or not self._fits(stream)):
             stream.waiting = True
-            self._waiting.append(stream)
+            self.waiting.append(stream)
         else:
             stream.dispatch()
 
@@ -62,18 +65,23 @@ class Admission:
 
     def stir(self) -> None:
         """Something may have made room."""
-        if self._waiting and not self._scheduled:
+        if (self.waiting or self._pausing) and not self._scheduled:
             self._scheduled = True
             self._wire.loop.call_soon(self._admit)
 
     def withdraw(self, stream: Stream) -> None:
         """A stream that waits is gone."""
         stream.waiting = False
-        self._waiting.remove(stream)
+        self.waiting.remove(stream)
 
     def _admit(self) -> None:
         self._scheduled = False
-        waiting = self._waiting
+        if self._pausing and not self._overfull:
+            for pause in self._pausing:
+                if not pause.done():
+                    pause.set_result(None)
+            self._pausing.clear()
+        waiting = self.waiting
         end_of_turn = perf_counter() + self._wire.limits.seconds_per_turn
         while waiting:
             stream = waiting[0]
@@ -91,12 +99,18 @@ class Admission:
     def _room(self) -> int:
         budget = self._budget
         everywhere = self._wire.held_answer_bytes
-        return budget * budget // everywhere if everywhere > budget else budget
+        return budget * budget // (2 * everywhere) if 2 * everywhere > budget else budget
 
     @property
-    def overfull(self) -> bool:
-        """Whether so much is held that nothing more should be begun."""
+    def _overfull(self) -> bool:
         return self._output.held > self._room()
+
+    async def room(self) -> None:
+        """Returns when the client has taken so much that more may be begun."""
+        while self._overfull:
+            pause: asyncio.Future[None] = self._wire.loop.create_future()
+            self._pausing.append(pause)
+            await pause
 
     def _fits(self, stream: Stream) -> bool:
         budget = self._room()

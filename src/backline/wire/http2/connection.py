@@ -37,7 +37,12 @@ class Http2Connection(FrameReader):
         self.deadlines = Deadlines(wire.loop, self.streams.__len__)
         #: In front of the next header block of ours: tells the client's decoder that we use no dynamic table.
         self.block_prefix = b""
+        #: Held while a large message of a streaming call is taken.
+        self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
+        #: SETTINGS of ours that the client has not acknowledged, and since when.
+        self._unacknowledged = 0
+        self._unacknowledged_since = 0.0
         self._draining = False
         #: The highest stream we will serve, once the final GOAWAY is sent.
         self._final_stream: int | None = None
@@ -58,6 +63,7 @@ class Http2Connection(FrameReader):
         self.admission = Admission(self.wire, self.streams, self.output)
         self.wire.connections.add(self)
         self.output.write(settings.ours(limits))
+        self.expect_acknowledgement()
         if received:
             self.data_received(received)
         if self.wire.draining:
@@ -67,9 +73,9 @@ class Http2Connection(FrameReader):
         self._lost = self._closing = True
         self.output.closed = True
         self.deadlines.cancel()
-        self._held = None
         self.wire.connections.discard(self)
         self._abandon()
+        self._forget_received()
 
     def _relieved(self) -> None:
         self.admission.stir()
@@ -161,6 +167,9 @@ class Http2Connection(FrameReader):
             if now - (self._opened if not self._preface_done else self._quiet_since) > limits.header_timeout:
                 self._fail(ConnectionFailure(frames.PROTOCOL_ERROR, "the client sent no complete frame in time"))
             return
+        if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
+            self._fail(ConnectionFailure(frames.SETTINGS_TIMEOUT, "the client did not acknowledge SETTINGS in time"))
+            return
         if self._write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
             self.abort()
             return
@@ -213,7 +222,7 @@ class Http2Connection(FrameReader):
         else:
             # Decoded in any case, or the tables of both sides would differ.
             self._blocks.fields(block)
-            self._spend(1)
+            self.spend(1)
             if self._closed_streams.by_client(number):
                 self._send_reset(number, frames.STREAM_CLOSED)
             elif self._closed_streams.was_skipped(number):
@@ -236,7 +245,7 @@ class Http2Connection(FrameReader):
         wire = self.wire
         streams = self.streams
         if len(streams) >= wire.limits.max_concurrent_streams or self._final_stream is not None:
-            self._spend(1)
+            self.spend(1)
             self._send_reset(number, frames.REFUSED_STREAM)
             return
         stream = head.exchange(self, number, head)
@@ -278,7 +287,8 @@ class Http2Connection(FrameReader):
             stream.wake()
         if stream.waiting:
             self.admission.withdraw(stream)
-        self.admission.stir()
+        if self.admission.waiting:
+            self.admission.stir()
         if self._final_stream is not None and not self.streams and not self._lost:
             self.loop.call_soon(self._close)
 
@@ -295,7 +305,7 @@ class Http2Connection(FrameReader):
 
     def _fail_stream(self, number: int, failure: StreamFailure) -> None:
         # A client must not make us do work and reset for nothing, either.
-        self._spend(1)
+        self.spend(1)
         stream = self.streams.get(number)
         if stream is not None:
             self.reset(stream, failure.code)
@@ -306,10 +316,15 @@ class Http2Connection(FrameReader):
         if number > self.last_stream or not number & 1:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "a frame on a stream that was not opened")
 
-    def _spend(self, cost: float) -> None:
+    def spend(self, cost: float) -> None:
         self._allowance.spend(cost, self.answered, self.output.data_frames)
 
     # Frames other than DATA
+
+    def expect_acknowledgement(self) -> None:
+        if not self._unacknowledged:
+            self._unacknowledged_since = time.monotonic()
+        self._unacknowledged += 1
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == frames.WINDOW_UPDATE:
@@ -321,14 +336,14 @@ class Http2Connection(FrameReader):
         elif kind == frames.RST_STREAM:
             self._rst_stream(number, payload)
         elif kind == frames.PRIORITY:
-            self._spend(1)
+            self.spend(1)
             if not number:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "PRIORITY on stream 0")
             if len(payload) != 5:
                 raise StreamFailure(frames.FRAME_SIZE_ERROR, "PRIORITY that is not 5 octets long")
             check_dependency(payload, number)
         elif kind == frames.GOAWAY:
-            self._spend(1)
+            self.spend(1)
             if number:
                 raise ConnectionFailure(frames.PROTOCOL_ERROR, "GOAWAY on a stream")
             if len(payload) < 8:
@@ -338,10 +353,10 @@ class Http2Connection(FrameReader):
         elif kind == frames.PUSH_PROMISE:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
         else:
-            self._spend(1)
+            self.spend(1)
 
     def _window_update(self, number: int, payload: bytes) -> None:
-        self._spend(1)
+        self.spend(1)
         if len(payload) != 4:
             raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "WINDOW_UPDATE that is not 4 octets long")
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
@@ -367,7 +382,7 @@ class Http2Connection(FrameReader):
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "PING on a stream")
         if len(payload) != 8:
             raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "PING that is not 8 octets long")
-        self._spend(1)
+        self.spend(1)
         if not flags & frames.ACK:
             self.output.write(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif payload == _DRAIN_PING and self._draining:
@@ -376,10 +391,12 @@ class Http2Connection(FrameReader):
     def _settings(self, flags: int, number: int, payload: bytes) -> None:
         if number:
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "SETTINGS on a stream")
-        self._spend(1)
+        self.spend(1)
         if flags & frames.ACK:
             if payload:
                 raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
+            self._unacknowledged = max(0, self._unacknowledged - 1)
+            self._unacknowledged_since = time.monotonic()
             return
         output = self.output
         for key, value in settings.parse(payload):
@@ -393,7 +410,7 @@ class Http2Connection(FrameReader):
 
     def _change_windows(self, initial: int) -> None:
         """INITIAL_WINDOW_SIZE moves the windows of all streams, so it costs the client as much."""
-        self._spend(len(self.streams) / 8)
+        self.spend(len(self.streams) / 8)
         output = self.output
         output.initial_window = initial
         for stream in self.streams.values():
@@ -409,7 +426,7 @@ class Http2Connection(FrameReader):
             raise ConnectionFailure(frames.PROTOCOL_ERROR, "RST_STREAM on stream 0")
         if len(payload) != 4:
             raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "RST_STREAM that is not 4 octets long")
-        self._spend(1)
+        self.spend(1)
         stream = self.streams.get(number)
         if stream is None:
             self._check_not_idle(number)

@@ -103,8 +103,12 @@ class FrameReader(Connection):
         """Raises ConnectionFailure for a stream that was never opened."""
 
     @abstractmethod
-    def _spend(self, cost: float) -> None:
+    def spend(self, cost: float) -> None:
         """Pays for a frame that carries nothing. Raises ConnectionFailure when the client floods."""
+
+    @abstractmethod
+    def expect_acknowledgement(self) -> None:
+        """SETTINGS were sent, which the client must acknowledge."""
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -245,6 +249,13 @@ class FrameReader(Connection):
         self._preface_done = True
         return 24
 
+    def _forget_received(self) -> None:
+        """Nothing more is read: frees what would otherwise wait for the collector of cycles."""
+        self._held = None
+        self._pending = bytearray()
+        self._payload_stream = None
+        self._block = None
+
     def _hold(self, data: bytes, at: int) -> None:
         """Lets other connections have their turn first."""
         self._held = (data, at)
@@ -306,10 +317,10 @@ class FrameReader(Connection):
         self._payload_left = payload
         self._padding_left = padding
         if not payload and not ends:
-            self._spend(1 + (padding >> 6))
+            self.spend(1 + (padding >> 6))
         if stream is None or not stream.remote_open:
             self._check_windows(None)
-            self._spend(1)
+            self.spend(1)
             if stream is not None:
                 raise StreamFailure(frames.STREAM_CLOSED, "DATA after the end of the stream")
             if self._closed_streams.by_client(number):
@@ -354,7 +365,7 @@ class FrameReader(Connection):
     def _is_streamed(self, kind: int, length: int) -> bool:
         """Whether a frame's payload is dropped as it comes. Raises ConnectionFailure if it is larger than its type may be."""
         if kind > frames.CONTINUATION:
-            self._spend(1 + (length >> 14))
+            self.spend(1 + (length >> 14))
             return True
         if kind in (frames.HEADERS, frames.CONTINUATION):
             too_long = length > self.wire.limits.max_header_size + 1024
@@ -369,6 +380,7 @@ class FrameReader(Connection):
         if size > LARGE_BODY and self._max_frame_size < LARGE_MAX_FRAME_SIZE:
             self._max_frame_size = LARGE_MAX_FRAME_SIZE
             self.output.write(frames.settings({frames.MAX_FRAME_SIZE: LARGE_MAX_FRAME_SIZE}))
+            self.expect_acknowledgement()
         self.grant(stream, size - OUR_STREAM_WINDOW)
 
     def grant(self, stream: Stream, size: int) -> None:

@@ -18,6 +18,8 @@ from backline.wire.limits import Limits
 
 _CACHED_BLOCKS = 64
 _CACHED_BLOCK_SIZE = 1024
+#: A header list is decoded up to so many times the limit, so that the request gets an answer and the connection lives on.
+_DECODED = 2
 
 
 class _WatchedTable(HeaderTable):
@@ -51,14 +53,14 @@ class HeaderBlocks:
     def __init__(self, application: Application, limits: Limits) -> None:
         self.known: dict[bytes, RequestHead] = {}
         self._application = application
-        self._max_fields = limits.max_header_fields
-        self._decoder = Decoder(max_header_list_size=limits.max_header_size)
+        self._limits = limits
+        self._decoder = Decoder(max_header_list_size=_DECODED * limits.max_header_size)
         self._table = _WatchedTable()
         self._decoder.header_table = self._table
 
     def request(self, block: bytes) -> RequestHead:
         """Raises ConnectionFailure when the block cannot be decoded, StreamFailure when the request is malformed."""
-        head = parse_head(self.fields(block), self._application, self._max_fields)
+        head = parse_head(self.fields(block), self._application, self._limits)
         head.exchange, head.prompt = exchange_for(head)
         if not self._table.touched and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
@@ -73,7 +75,7 @@ class HeaderBlocks:
         try:
             fields = cast(Sequence[tuple[bytes, bytes]], self._decoder.decode(block, raw=True))
         except OversizedHeaderListError:
-            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "the header list is larger than MAX_HEADER_LIST_SIZE") from None
+            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "the header list is far larger than MAX_HEADER_LIST_SIZE") from None
         # hpack lets indexing mistakes out as they are in a few places.
         except (HPACKError, IndexError, ValueError):
             raise ConnectionFailure(frames.COMPRESSION_ERROR, "the header block cannot be decoded") from None

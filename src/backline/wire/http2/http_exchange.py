@@ -14,7 +14,7 @@ from backline.wire.http2.body import Body
 from backline.wire.http2.date import http_date
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.settings import OUR_STREAM_WINDOW
-from backline.wire.http2.stream import Stream
+from backline.wire.http2.stream import CRUMB, Stream
 from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ class HttpExchange(Stream, HttpRequest):
     def begin(self) -> None:
         wire = self.connection.wire
         head = self.head
-        if wire.requests > wire.limits.max_concurrent_requests:
+        if head.too_large is not None:
+            self.refuse(431, head.too_large)
+        elif wire.requests > wire.limits.max_concurrent_requests:
             self.refuse(503, "The server has too many requests in flight; try again", ((b"retry-after", b"1"),))
         elif head.is_grpc:
             self.refuse(405, "gRPC calls are sent with POST", ((b"allow", b"POST"),))
@@ -59,6 +61,8 @@ class HttpExchange(Stream, HttpRequest):
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         self.check_length(end - begin, ended)
+        if end - begin < CRUMB and not ended:
+            self.connection.spend(1)
         if ended:
             self.remote_open = False
         if self.answered:
@@ -70,9 +74,9 @@ class HttpExchange(Stream, HttpRequest):
                 self.body = self._gathered.take()
                 self._gathered = None
             size = len(self.body)
-            compressed = self.headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity")
-            if compressed or size > self.connection.admission.passes:
-                self.connection.admission.offer(self, size, compressed)
+            coded = self.head.coding != b""
+            if coded or size > self.connection.admission.passes:
+                self.connection.admission.offer(self, size, coded)
             else:
                 self._handle()
 
@@ -96,8 +100,8 @@ class HttpExchange(Stream, HttpRequest):
         return True
 
     def dispatch(self) -> None:
-        coding = self.headers.get(b"content-encoding", b"identity").strip().lower()
-        if coding not in (b"", b"identity"):
+        coding = self.head.coding
+        if coding:
             try:
                 inflated = inflate_small(coding, self.body, self.connection.wire.limits.max_body_size)
             except CodingError as error:
@@ -134,7 +138,9 @@ class HttpExchange(Stream, HttpRequest):
             return
         self._responding = True
         size = sum(memoryview(part).nbytes for part in body)
-        self._learn(size)
+        admission = self.connection.admission
+        if size > admission.passes or self.kind:
+            admission.learn(self, size)
         coding = None
         if size >= _WORTH_COMPRESSING and b"accept-encoding" in self.headers and self.method != b"HEAD":
             coding = negotiate(self.headers[b"accept-encoding"], fields)
@@ -145,11 +151,6 @@ class HttpExchange(Stream, HttpRequest):
             self._send(status, _with_coding(fields, coding), (packed,), len(packed))
         else:
             self._task = self.connection.loop.create_task(self._send_compressed(coding, status, fields, body))
-
-    def _learn(self, size: int) -> None:
-        admission = self.connection.admission
-        if size > admission.passes or self.kind:
-            admission.learn(self, size)
 
     def _send(self, status: int, fields: Fields, body: Sequence[Buffer], size: int) -> None:
         self.answered = True
@@ -190,7 +191,7 @@ class HttpExchange(Stream, HttpRequest):
         if self.closed:
             return HttpBody(self)
         # It makes no more than the client takes.
-        self._learn(0)
+        self.connection.admission.learn(self, 0)
         return self._start(status, fields)
 
     def _start(self, status: int, fields: Fields) -> HttpBody:
@@ -204,7 +205,7 @@ class HttpExchange(Stream, HttpRequest):
             return
         self._responding = True
         kind, body = self.connection.wire.application.render_error(status, message)
-        self._learn(len(body))
+        self.connection.admission.learn(self, len(body))
         self._send(status, [(b"content-type", kind), *fields], (body,), len(body))
 
     def _too_large(self) -> None:

@@ -123,6 +123,8 @@ class Output:
         stream.pending_bytes += size
         self._hold(stream, size)
         self.enqueue(stream)
+        # What was expected of this answer is known now.
+        self._relieved()
 
     def make_ready(self, stream: Stream) -> None:
         if not stream.queued:

@@ -11,6 +11,7 @@ from backline.wire.application import Application, StreamMethod, UnaryMethod
 from backline.wire.grpc.timeout import InvalidTimeout, parse_timeout
 from backline.wire.http2 import frames
 from backline.wire.http2.frames import StreamFailure
+from backline.wire.limits import Limits
 
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
@@ -31,6 +32,7 @@ class RequestHead:
 
     __slots__ = (
         "accept_encoding",
+        "coding",
         "content_length",
         "encoding",
         "exchange",
@@ -44,6 +46,7 @@ class RequestHead:
         "rpc",
         "timeout",
         "timeout_error",
+        "too_large",
     )
 
     def __init__(self, pseudo: dict[bytes, bytes], headers: dict[bytes, bytes], application: Application) -> None:
@@ -53,6 +56,10 @@ class RequestHead:
         self.headers = headers
         self.metadata: Mapping[bytes, bytes] = MappingProxyType(headers)
         self.content_length = _content_length(headers)
+        #: The body's Content-Encoding, empty for identity.
+        self.coding = headers.get(b"content-encoding", b"").strip().lower()
+        if self.coding == b"identity":
+            self.coding = b""
         kind = headers.get(b"content-type", b"").lower()
         self.is_grpc = kind.startswith(b"application/grpc") and kind[16:17] in (b"", b"+", b";", b" ")
         self.rpc: UnaryMethod | StreamMethod | None = application.rpc.get(target)
@@ -61,6 +68,8 @@ class RequestHead:
         #: What answers such a request, and whether it has something to do before the body is there. `HeaderBlocks` sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
+        #: Why the header list is larger than the server takes, where it is.
+        self.too_large: str | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
         if self.is_grpc and b"grpc-timeout" in headers:
@@ -70,13 +79,25 @@ class RequestHead:
                 self.timeout_error = str(error)
 
 
-def parse_head(fields: Iterable[tuple[bytes, bytes]], application: Application, max_fields: int) -> RequestHead:
-    """A request's head. Raises StreamFailure when the fields are malformed (RFC 9113, section 8.1.1)."""
+def parse_head(fields: Iterable[tuple[bytes, bytes]], application: Application, limits: Limits) -> RequestHead:
+    """A request's head. Raises StreamFailure when the fields are malformed (RFC 9113, section 8.1.1).
+
+    Of a header list that is too large the first fields are taken, and the head says so: such a request is answered (section 10.5.1).
+    """
     pseudo: dict[bytes, bytes] = {}
     headers: dict[bytes, bytes] = {}
-    count = 0
+    count = size = 0
+    too_large = None
     for name, value in fields:
         count += 1
+        # RFC 9113, section 6.5.2.
+        size += len(name) + len(value) + 32
+        if count > limits.max_header_fields:
+            too_large = f"The request has more than {limits.max_header_fields} header fields"
+            break
+        if size > limits.max_header_size:
+            too_large = f"The header fields of the request are larger than {limits.max_header_size} bytes"
+            break
         if name[:1] == b":":
             if headers:
                 raise _malformed("a pseudo-header field after a regular one")
@@ -87,10 +108,10 @@ def parse_head(fields: Iterable[tuple[bytes, bytes]], application: Application, 
         _check_field(name, value)
         known = headers.get(name)
         headers[name] = value if known is None else known + (b"; " if name == b"cookie" else b", ") + value
-    if count > max_fields:
-        raise StreamFailure(frames.ENHANCE_YOUR_CALM, "too many header fields")
     _check_pseudo(pseudo, headers)
-    return RequestHead(pseudo, headers, application)
+    head = RequestHead(pseudo, headers, application)
+    head.too_large = too_large
+    return head
 
 
 def check_trailers(fields: Iterable[tuple[bytes, bytes]]) -> None:

@@ -16,6 +16,8 @@ from backline.wire.http2.settings import OUR_STREAM_WINDOW
 if TYPE_CHECKING:
     from backline.wire.http2.connection import Http2Connection
 
+#: Pieces of a body that are smaller and not the last are paid for like frames that carry nothing.
+CRUMB = 64
 #: A sender of a stream waits while more than this is queued.
 HIGH_WATER = 64 * 1024
 
