@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from backline.wire.compression import ACCEPTED, INLINE, CodingError, Inflater
+from backline.wire.application import Buffer
+from backline.wire.compression import ACCEPTED, CodingError
+from backline.wire.inflation import inflate_small
 
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
@@ -12,38 +14,50 @@ if TYPE_CHECKING:
 
 
 def inflate(pipeline: Pipeline, request: Http1Request) -> None:
-    """Gives the request to the application with its body inflated, or answers why it cannot be. Large bodies are inflated on a thread."""
-    wire = pipeline.wire
+    """Gives the request to the application with its body inflated, or answers why it cannot be. Large bodies wait for their turn."""
     coding = request.headers[b"content-encoding"]
     if coding.strip().lower() == b"identity":
         pipeline.dispatch(request)
         return
-    limit = min(wire.limits.max_body_size, wire.limits.max_buffered_bytes - wire.buffered_bytes)
     try:
-        inflater = Inflater(coding, request.body, limit)
-        done = len(request.body) <= INLINE and inflater.step()
+        body = inflate_small(coding, request.body, pipeline.wire.limits.max_body_size)
+        if body is not None and not _reserve(pipeline, request, len(body)):
+            raise CodingError(503, "The server holds too many bytes of requests; try again")
     except CodingError as error:
         _refuse(pipeline, request, error)
         return
-    if done:
-        _dispatch(pipeline, request, inflater.output)
-    else:
-        pipeline.run(_inflate_on_thread(pipeline, request, inflater))
-
-
-async def _inflate_on_thread(pipeline: Pipeline, request: Http1Request, inflater: Inflater) -> None:
-    try:
-        body = await pipeline.wire.loop.run_in_executor(None, inflater.finish)
-    except CodingError as error:
-        _refuse(pipeline, request, error)
+    if body is None:
+        pipeline.run(_inflate_in_turn(pipeline, request, coding))
     else:
         _dispatch(pipeline, request, body)
 
 
-def _dispatch(pipeline: Pipeline, request: Http1Request, body: bytearray) -> None:
+async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: bytes) -> None:
+    """Cancelled when the client goes away, so the body is wanted as long as this runs."""
+    try:
+        body = await pipeline.wire.inflation.inflate(
+            coding, request.body, lambda size: _reserve(pipeline, request, size), lambda: request.unanswered
+        )
+    except CodingError as error:
+        _refuse(pipeline, request, error)
+        return
+    if body is not None:
+        _dispatch(pipeline, request, body)
+
+
+def _reserve(pipeline: Pipeline, request: Http1Request, size: int) -> bool:
+    """Counts the inflated body in place of the compressed one; False when the server has no room for it."""
+    wire = pipeline.wire
+    counted = wire.buffered_bytes - request.counted_bytes + size
+    if counted > wire.limits.max_buffered_bytes:
+        return False
+    wire.buffered_bytes = counted
+    request.counted_bytes = size
+    return True
+
+
+def _dispatch(pipeline: Pipeline, request: Http1Request, body: Buffer) -> None:
     request.body = body
-    pipeline.wire.buffered_bytes += len(body) - request.counted_bytes
-    request.counted_bytes = len(body)
     pipeline.dispatch(request)
 
 
