@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -257,11 +258,17 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
 
 def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     garbage, empty, pointer = (tmp_path / name for name in ("garbage.onnx", "empty.onnx", "pointer.onnx"))
+    os.mkfifo(tmp_path / "pipe.onnx")
     garbage.write_bytes(b"not a model at all")
     empty.touch()
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
 
-    for path, reason in ((garbage, "cannot be loaded by ONNX Runtime"), (empty, "is empty"), (pointer, "git lfs pull")):
+    for path, reason in (
+        (garbage, "cannot be loaded by ONNX Runtime"),
+        (empty, "is empty"),
+        (pointer, "git lfs pull"),
+        (tmp_path / "pipe.onnx", "is not a regular file"),
+    ):
         with pytest.raises(InvalidArgument) as raised:
             load(path)
         assert str(path) in raised.value.message

@@ -201,3 +201,28 @@ def test_a_closed_repository_refuses_requests(tmp_path: Path) -> None:
             await home.engine.infer(ask("add1"))
 
     asyncio.run(scenario())
+
+
+def test_stopping_while_models_load_does_not_wait_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.add1(tmp_path)
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def load(*_: object) -> None:
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+
+    monkeypatch.setattr("backline.lifecycle.lifecycle.load", load)
+
+    async def scenario() -> None:
+        lifecycle = Home(tmp_path).lifecycle
+        loading = asyncio.ensure_future(lifecycle.load_all())
+        await asyncio.to_thread(begun.wait, 10)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        await lifecycle.close()
+        assert not ended.is_set()
+        go_on.set()
+
+    asyncio.run(scenario())

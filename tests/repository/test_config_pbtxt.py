@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("default_model_filename: '/etc/passwd'", "default_model_filename '/etc/passwd' must be the name of a file inside"),
         ("default_model_filename: '../../other'", "must be the name of a file inside"),
         ("version_policy { specific { } }", "version_policy.specific names no version"),
+        ("instance_group { count: 100000 }", "asks for 100000 instances; at most 256"),
         ("instance_group { count: -1 }", "instance_group has count -1"),
         ("parameters { key: 'backline.lane' value { string_value: 'gpu' } }", "is 'gpu', expected inline or thread"),
         ("ensemble_scheduling { step { model_name: 'a' } }", "model 'm' is an ensemble, which is not supported yet"),
@@ -170,6 +172,12 @@ def test_a_file_that_is_no_text_or_not_there_is_named(file: Path) -> None:
         read(file, "m")
     file.write_bytes(b"name: '\xff'")
     with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not UTF-8 text \(byte 7\)"):
+        read(file, "m")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(file: Path) -> None:
+    os.mkfifo(file)
+    with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not a regular file"):
         read(file, "m")
 
 

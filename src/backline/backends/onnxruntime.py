@@ -198,7 +198,9 @@ def _import() -> Any:
 
 
 def _check_file(path: Path) -> None:
-    """Says what the runtime would only call a protobuf error."""
+    """Says what the runtime would only call a protobuf error, and opens nothing that could wait for its writer."""
+    if path.exists() and not path.is_file():
+        raise InvalidArgument(f"'{path}' is not a regular file")
     try:
         with path.open("rb") as file:
             start = file.read(40)

@@ -75,8 +75,11 @@ class Lifecycle:
                 log.warning("%s", warning)
             loads += self._announce(model)
         self._total = len(loads)
-        with ThreadPoolExecutor(self._load_threads, thread_name_prefix="load") as threads:
+        threads = ThreadPoolExecutor(self._load_threads, thread_name_prefix="load")
+        try:
             await asyncio.gather(*(self._load(model, version, threads) for model, version in loads))
+        finally:  # when this is cancelled, loads that have begun must not keep the event loop waiting
+            threads.shutdown(wait=False, cancel_futures=True)
         self._engine.started()
 
     async def close(self) -> None:

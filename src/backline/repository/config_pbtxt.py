@@ -20,6 +20,8 @@ from backline.protos import message, pool
 
 #: The parameter that sets where a model runs; config.pbtxt has no field for it.
 LANE_PARAMETER = "backline.lane"
+#: Far more than cores; a typing error must not use up the machine.
+MAX_INSTANCES = 256
 
 #: The fields that have an effect. A message that is not named as `<field>.` is not looked into.
 _SUPPORTED = frozenset(
@@ -70,6 +72,8 @@ def read(path: Path, name: str) -> ModelConfig:
     Raises InvalidArgument with the file, and where possible the line and the column, when the file cannot be read, is not valid text format
     of inference.ModelConfig, or contradicts itself. Fields that are valid but have no effect here are named in `warnings`.
     """
+    if path.exists() and not path.is_file():  # it could wait for its writer
+        raise InvalidArgument(f"{path}: is not a regular file")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -252,7 +256,10 @@ class _Reader:
                 raise self._error(f"instance_group has count {group.count}; it must be positive")
             if group.Kind.Name(group.kind) == "KIND_GPU":
                 self._warn("instance_group.kind KIND_GPU is not supported yet; the model runs on the CPU")
-        return sum(group.count or 1 for group in groups) or None
+        count = sum(group.count or 1 for group in groups)
+        if count > MAX_INSTANCES:
+            raise self._error(f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are possible, each is a thread")
+        return count or None
 
     def _preferred_batch_sizes(self, limit: int | None) -> tuple[int, ...]:
         sizes = tuple(self._parsed.dynamic_batching.preferred_batch_size)
