@@ -49,6 +49,7 @@ def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_pa
         (("add1", "-i", "@/nowhere.npy"), "cannot read '/nowhere.npy'"),
         (("add1", "-i", "[[1, 2]]"), "expects shape [-1, 16], got [1, 2]"),
         (("add1", "-i", "zeros", "--output", "NOPE"), "NOPE"),
+        (("add1", "-i", "random:99999999999,16"), "input 'INPUT0' cannot be made with the shape [99999999999, 16]"),
     ],
 )
 def test_infer_says_what_is_wrong(backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str) -> None:

@@ -132,6 +132,20 @@ def test_a_client_used_after_a_fork_says_so(server: ServerProcess) -> None:
     assert done.stdout.strip().endswith("True")
 
 
+def test_grpc_after_a_fork_is_refused_and_does_not_hang(server: ServerProcess) -> None:
+    program = (
+        "import backline, os, sys\n"
+        "backline.connect(sys.argv[1]).live()\n"
+        "if os.fork() == 0:\n"
+        "    try: backline.connect(sys.argv[1]).live()\n"
+        "    except Exception as error: print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, server.grpc_url], capture_output=True, text=True, timeout=60, check=True)
+    assert "grpcio was used before a fork" in done.stdout
+
+
 def test_grpc_without_grpcio_says_what_to_install() -> None:
     program = "import sys; sys.modules['grpc'] = None\nimport backline\nbackline.connect('grpc://127.0.0.1:1').live()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -69,6 +69,17 @@ def test_a_tensor_without_elements_keeps_its_shape(client: Client, datatype: str
     assert client[f"same_{datatype.lower()}"](np.empty((3, 0), dtype))["OUTPUT0"].shape == (3, 0)
 
 
+@pytest.mark.parametrize("value", [None, [1], b"x"])
+def test_a_parameter_that_no_request_can_carry_is_refused(client: Client, value: object) -> None:
+    with pytest.raises(InvalidArgument, match="parameter 'p' is"):
+        client["add1"](X, parameters={"p": value})  # type: ignore[dict-item]
+
+
+def test_an_empty_name_is_refused(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match="name of a model is empty"):
+        client[""]
+
+
 def test_strings_go_as_utf8_and_come_back_as_bytes(client: Client) -> None:
     answer = client["same_bytes"]([["", "é"], ["日本", "x" * 3000]])["OUTPUT0"]
     assert answer.tolist() == [[b"", "é".encode()], ["日本".encode(), b"x" * 3000]]

@@ -87,7 +87,13 @@ def _shape(spec: TensorSpec, dims: str) -> tuple[int, ...]:
 
 def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """Random values (floats from 0 to 1, integers from 0 to 9, short strings; the same every time) or zeros of a shape."""
-    datatype = spec.datatype
+    try:
+        return _generate(spec.datatype, kind, shape)
+    except (MemoryError, ValueError) as error:
+        raise InvalidArgument(f"input '{spec.name}' cannot be made with the shape {list(shape)}: {error}") from None
+
+
+def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     if kind == "zeros":
         return np.full(shape, "", object) if datatype is DataType.BYTES else np.zeros(shape, datatype.dtype)
     generator = np.random.default_rng(0)

@@ -75,7 +75,9 @@ class AsyncClient:
         return self.model(model)
 
     def model(self, name: str, version: str | int = "") -> AsyncModel:
-        """A model, at a version or at the one the server chooses. Asks the server nothing."""
+        """A model, at a version or at the one the server chooses. Asks the server nothing. Raises InvalidArgument for an empty name."""
+        if not name:
+            raise InvalidArgument("the name of a model is empty")
         key = name, str(version)
         found = self._models.get(key)
         if found is None:
@@ -99,7 +101,7 @@ class AsyncClient:
             try:
                 if await self.ready(left):
                     return
-                reason = await self._unready(max(end - monotonic(), 0.001))
+                reason = await self._unready(max(end - monotonic(), 0.001)) or reason
             except Unavailable as error:
                 reason = error.message
             except DeadlineExceeded as error:
@@ -109,16 +111,17 @@ class AsyncClient:
         raise DeadlineExceeded(f"{self.address.url} was not ready within {limit:g} s: {reason or 'it is not ready'}")
 
     async def _unready(self, timeout: float) -> str:
+        """Which models are not ready, and why; empty when the server does not tell."""
         try:
             index = await (await self.transport()).repository_index(timeout)
         except BacklineError:
-            return "it is not ready"
+            return ""
         lines = [
             f"{entry.name} {entry.version} is {entry.state}{f' ({entry.reason})' if entry.reason else ''}"
             for entry in index
             if entry.state not in ("READY", "")
         ]
-        return "; ".join(lines) or "it is not ready"
+        return "; ".join(lines)
 
     async def metadata(self, timeout: float | None = None) -> ServerMetadata:
         """The server program, its version and extensions."""
@@ -200,6 +203,8 @@ class AsyncModel:
             tensors = _tensors(metadata, inputs, named)
         if outputs is not None and isinstance(outputs, str):
             raise InvalidArgument(f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]")
+        if parameters:
+            _check_parameters(parameters)
         call = InferCall(
             self.name,
             tensors,
@@ -237,6 +242,12 @@ class AsyncModel:
             transport = await self._client.transport()
             self._metadata = await transport.model_metadata(self.name, self.version, limit)
         return self._metadata
+
+
+def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
+    for key, value in parameters.items():
+        if not isinstance(key, str) or not isinstance(value, (str, int, float)):
+            raise InvalidArgument(f"parameter {key!r} is {value!r}, expected a string, an integer, a float, or true or false")
 
 
 def _tensors(metadata: ModelMetadata, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, ...]:

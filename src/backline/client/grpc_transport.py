@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,18 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
 from backline.protos import message
 
 SERVICE = "/inference.GRPCInferenceService/"
+
+
+@cache
+def _first_process() -> int:
+    """The process that used grpcio first."""
+    return os.getpid()
 
 
 @cache
@@ -39,6 +46,10 @@ class GrpcTransport(Transport):
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         grpc = _grpc()
+        if _first_process() != os.getpid():  # its threads are not there: a call would wait forever
+            raise Unavailable(
+                "grpcio was used before a fork and does not work in the child. Start processes with multiprocessing's 'spawn', or use http://"
+            )
         self._url = address.url
         self._connect_timeout = options.connect_timeout
         self._connected = False

@@ -65,9 +65,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     # the request
 
-    async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
+    async def request(self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0) -> HttpAnswer:
         """Sends the buffers of a request one after another, `size` bytes in all, and waits for the answer.
 
+        Of the `timeout` so much is `spent` already; both in seconds.
         Raises DeadlineExceeded, ConnectionFailed or ProtocolError; the connection is closed then.
         """
         transport = self._transport
@@ -75,7 +76,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             raise ConnectionFailed(f"the connection to {self._url} is closed; nothing was sent")
         self._timeout = timeout
         waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_later(timeout, self._expire)
+        timer = self._loop.call_later(max(timeout - spent, 0.001), self._expire)
         if len(parts) == 1:
             transport.write(parts[0])
         elif size <= JOINED_REQUEST:

@@ -35,6 +35,7 @@ class HttpPool:
     async def request(self, parts: Sequence[Buffer], size: int, timeout: float) -> HttpAnswer:
         """Sends a request over a free connection and waits for the answer."""
         connection = self._take_idle()
+        spent = 0.0
         if connection is None:
             before = monotonic()
             try:
@@ -44,9 +45,9 @@ class HttpPool:
                 raise DeadlineExceeded(
                     f"no connection to {self._address.url} was free within {timeout:g} s (max_connections={self._options.max_connections})"
                 ) from None
-            timeout = max(timeout - (monotonic() - before), 0.001)
+            spent = monotonic() - before
         try:
-            return await connection.request(parts, size, timeout)
+            return await connection.request(parts, size, timeout, spent)
         finally:
             self._release(connection)
 
