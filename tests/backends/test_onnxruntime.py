@@ -127,6 +127,17 @@ def test_scalars_have_rank_0(file: Path) -> None:
     assert answer == 6
 
 
+@pytest.mark.parametrize("datatype", [FLOAT, STRING, TensorProto.BFLOAT16, TensorProto.BOOL])
+def test_scalars_of_every_kind_of_model_have_rank_0(datatype: int, file: Path) -> None:
+    model = load(identity(file, datatype, ()))
+    value = np.array(b"text" if datatype == STRING else 1, model.signature.inputs[0].datatype.dtype)
+
+    (answer,) = model.run({X: value}, [Y])
+
+    assert answer.shape == ()
+    assert answer == value
+
+
 def test_only_the_outputs_asked_for_come_in_their_order(file: Path) -> None:
     nodes = [node("Neg", [X], ["A"]), node("Abs", [X], ["B"]), node("Relu", [X], ["C"])]
     model = load(build(file, nodes, [(X, FLOAT, ["N"])], [(name, FLOAT, ["N"]) for name in "ABC"]))

@@ -74,6 +74,21 @@ def test_a_batch_above_a_measured_limit_runs_alone() -> None:
     assert asked.batch_size == 900
 
 
+def test_a_batch_without_items_runs_where_no_limit_was_configured() -> None:
+    asked = request(tensor("x", DataType.FP32, 0, 16))
+
+    RequestCheck("m", FIXED, 8, strict=False)(asked)
+
+    assert asked.batch_size == 0
+
+
+def test_an_empty_batch_must_be_empty_in_all_inputs() -> None:
+    for rows in ((0, 3), (3, 0)):
+        asked = request(tensor("a", DataType.FP32, rows[0], 3), tensor("b", DataType.INT64, rows[1]))
+        with pytest.raises(InvalidArgument, match="input 'b' batch size does not match other inputs for 'm'"):
+            RequestCheck("m", VARYING, 8, strict=False)(asked)
+
+
 def test_inputs_must_agree_on_the_batch_size() -> None:
     asked = request(tensor("a", DataType.FP32, 2, 3), tensor("b", DataType.INT64, 3))
 

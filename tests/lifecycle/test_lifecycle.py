@@ -131,6 +131,20 @@ def test_the_configuration_decides_whether_requests_are_joined(tmp_path: Path, c
     asyncio.run(scenario())
 
 
+def test_a_request_without_items_is_answered_alone_and_beside_others(tmp_path: Path) -> None:
+    models.add1(tmp_path)
+
+    async def scenario() -> None:
+        async with Home(tmp_path) as home:
+            assert (await home.engine.infer(ask("add1", 0))).outputs[0].shape == (0, 16)
+            answers = await asyncio.gather(*(home.engine.infer(ask("add1", rows)) for rows in (0, 2, 0)))
+            assert [answer.outputs[0].shape for answer in answers] == [(0, 16), (2, 16), (0, 16)]
+            statistics = home.engine.find("add1").statistics
+            assert (statistics.inference_count, statistics.execution_count, statistics.success.count) == (2, 2, 4)
+
+    asyncio.run(scenario())
+
+
 def test_the_lane_and_the_instances_can_be_set(tmp_path: Path) -> None:
     models.add1(tmp_path)
     (tmp_path / "add1" / "config.pbtxt").write_text(

@@ -161,7 +161,8 @@ class Bfloat16Model(StringModel):
     def _value(self, name: str, array: np.ndarray) -> Any:
         if name not in self._bfloat16_inputs:
             return self._value_of.ortvalue_from_numpy(array)
-        return self._value_of.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _ONNX_BFLOAT16)
+        # Not ascontiguousarray, which makes an array of one of a scalar.
+        return self._value_of.ortvalue_from_numpy_with_onnx_type(np.asarray(array, order="C"), _ONNX_BFLOAT16)
 
 
 class _Bits:

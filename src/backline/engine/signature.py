@@ -38,7 +38,7 @@ class RequestCheck:
     """Whether a request fits a model: names, datatypes, shapes, batch size. Notes `batch_size` and `batch_key` on the request.
 
     `signature` has full shapes; where `max_batch_size` is not 0 its first dimension is the batch. Requests with equal `batch_key` may share
-    a batch. A request above `max_batch_size` is refused if `strict` (the limit was configured), otherwise it runs alone.
+    a batch. A request above `max_batch_size`, or without any item, is refused if `strict` (the limit was configured), otherwise it runs.
     Error texts are Triton's (core/src/infer_request.cc).
     """
 
@@ -67,7 +67,7 @@ class RequestCheck:
                         f" expected one of {', '.join(sorted(self._outputs))}"
                     )
         batched = self._max_batch_size
-        size = 0
+        size = -1
         for name, datatype, rank, dims in self._items:
             tensor = inputs.get(name)
             if tensor is None:
@@ -86,9 +86,9 @@ class RequestCheck:
                 inputs[name] = Tensor(name, datatype, (), tensor.data.reshape(()))
                 shape = ()
             if batched:
-                if not size:
+                if size < 0:
                     size = shape[0]
-                    if size < 1:
+                    if size < 1 and self._strict:
                         raise InvalidArgument(
                             f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch, shape {list(shape)}"
                         )
@@ -101,7 +101,7 @@ class RequestCheck:
                 for expected, got in zip(dims, shape, strict=True):
                     if expected not in (-1, got):
                         raise self._shape_error(request, name, tensor.shape)
-        request.batch_size = size or 1
+        request.batch_size = size if size >= 0 else 1
         if not self._fixed:
             request.batch_key = tuple(
                 (name, inputs[name].shape[1:] if batched else inputs[name].shape) for name, *_ in self._items if name in inputs
