@@ -47,10 +47,9 @@ class Http2Connection(FrameReader):
         #: The highest stream we will serve, once the final GOAWAY is sent.
         self._final_stream: int | None = None
         self._swept_reads = -1
-        #: What the output had sent when the client was last found to take enough, and when that was.
+        #: What the output had sent when the client was last found to take enough (at `_took_enough`).
         self._swept_sent = 0
-        self._took_enough = 0.0
-        self._quiet_since = self._idle_since = self._opened = time.monotonic()
+        self._quiet_since = self._idle_since = self._opened = self._took_enough = time.monotonic()
         self._keepalive_sent = False
 
     # The life of the connection
