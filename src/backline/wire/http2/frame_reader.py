@@ -28,7 +28,7 @@ _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 #: A connection that had to wait for its turn waits again when the socket gives more than this at once.
 _SMALL_READ = 8 * KIB
 #: So much at once may come from a client that has left meanwhile.
-_LARGE_READ = 64 * KIB
+_LARGE_READ = 32 * KIB
 
 
 class FrameReader(Connection):
