@@ -21,7 +21,7 @@ from support.server import ServerProcess
 from support.server import serve as run_server
 
 PAGE = "docs/operations.md"
-_UNITS = {"": 1, "s": 1, "KiB": 1024, "MiB": 1024 * 1024}
+_UNITS = {"": 1, "s": 1, "KiB": 1024, "KiB/s": 1024, "MiB": 1024 * 1024}
 
 
 def _number(text: str) -> float:
