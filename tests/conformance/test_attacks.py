@@ -44,8 +44,15 @@ def control(target: Target) -> float:
 
 @pytest.mark.parametrize("name", WEAPONS)
 def test_attack(target: Target, control: float, name: str) -> None:
+    misses = [_misses(target, control, name)]
+    if misses[0]:  # other programs on the machine may have spoilt the first try; a fault of the server spoils both
+        misses.append(_misses(target, control, name))
+    assert not misses[-1], "; then ".join(misses)
+
+
+def _misses(target: Target, control: float, name: str) -> str:
     result = fight(target, name, WEAPONS[name], DURATION)
     result.valid_p99 = control
     result.judge(SLACK)
     assert len(result.during.calls) >= 2, "the honest client could hardly call"
-    assert not result.misses, f"{'; '.join(result.misses)} (the attacker got {result.spoils.summary()})"
+    return f"{'; '.join(result.misses)} (the attacker got {result.spoils.summary()})" if result.misses else ""

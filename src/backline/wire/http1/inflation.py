@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from backline.wire.application import Buffer
 from backline.wire.compression import ACCEPTED, CodingError
 from backline.wire.inflation import inflate_small
+from backline.wire.turns import peer_is_gone
 
 if TYPE_CHECKING:
     from backline.wire.http1.pipeline import Pipeline
@@ -33,15 +34,19 @@ def inflate(pipeline: Pipeline, request: Http1Request) -> None:
 
 
 async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: bytes) -> None:
-    """Cancelled when the client goes away, so the body is wanted as long as this runs."""
+    """Cancelled when the connection is known to be lost; a client that left behind unread bytes is looked for here."""
+
+    def wanted() -> bool:
+        return request.unanswered and not peer_is_gone(pipeline.transport)
+
     try:
-        body = await pipeline.wire.inflation.inflate(
-            coding, request.body, lambda size: _reserve(pipeline, request, size), lambda: request.unanswered
-        )
+        body = await pipeline.wire.inflation.inflate(coding, request.body, lambda size: _reserve(pipeline, request, size), wanted)
     except CodingError as error:
         _refuse(pipeline, request, error)
         return
-    if body is not None:
+    if body is None:
+        pipeline.transport.abort()
+    else:
         _dispatch(pipeline, request, body)
 
 
