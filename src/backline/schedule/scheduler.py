@@ -168,8 +168,11 @@ class Scheduler:
         self._idle.append(instance)
         self._running -= len(batch.requests)
         if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            if instance.beside_loop:  # it works on the next batch while the answers of this one are written
+                self._dispatch()
+            else:
+                self._scheduled = True
+                self._loop.call_soon(self._dispatch)
         if batch.parts is None:
             self._record(batch)
         else:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from time import thread_time_ns
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 from backline.workers.batch import Batch
 
@@ -18,6 +18,9 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 
 class Instance(Protocol):
     """Something that runs one batch at a time, wherever it lives."""
+
+    #: Whether `run` returns at once and the batch runs beside the event loop.
+    beside_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """Starts a batch; the instance must be free. `finished` may be called before this returns."""
@@ -34,6 +37,7 @@ class InlineInstance:
     programs, so it is only a reason to look closer: the processor time of the next runs decides.
     """
 
+    beside_loop: ClassVar[bool] = False
     #: Nanoseconds on the event loop after which the others have waited too long.
     LONG_RUN_NS = 5_000_000
     #: Runs whose processor time is looked at after one that took long.
@@ -76,6 +80,8 @@ class InlineInstance:
 
 class ThreadInstance:
     """Runs on a thread of its own: for runtimes that release the GIL while they compute."""
+
+    beside_loop: ClassVar[bool] = True
 
     def __init__(self, execute: Execute, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self._execute = execute
