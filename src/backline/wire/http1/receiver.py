@@ -158,7 +158,8 @@ class Receiver:
             return
         if fault is None:
             context = error.__context__
-            if context is not None and not isinstance(context, Refused):
+            # An upgrade that was ignored is the context of what is wrong behind it.
+            if context is not None and not isinstance(context, (Refused, httptools.HttpParserUpgrade)):
                 logger.error("A request could not be read", exc_info=context)
             if self._pipeline.answers == 0 and not self.target and not speaks_http(data):
                 # Not HTTP at all; an answer in HTTP would be noise (RFC 9113, 3.4 leads here for a broken preface).
