@@ -37,6 +37,8 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     #: Models that are loaded at the same time.
     load_threads: int = 4
+    #: The HTTP status of a health question whose answer is no: 503, or 400 as Triton's.
+    not_ready_status: int = 503
 
 
 class Embedded:
@@ -86,7 +88,7 @@ class Server:
                 metrics = Metrics(self.engine)
             return metrics.render()
 
-        application = build_application(self.engine, render_metrics)
+        application = build_application(self.engine, render_metrics, not_ready_status=options.not_ready_status)
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)

@@ -135,6 +135,19 @@ def test_the_server_is_live_but_not_ready_while_a_model_is_missing(tmp_path: Pat
         assert "broken" in server.output
 
 
+def test_the_status_of_not_ready_can_be_tritons(tmp_path: Path) -> None:
+    (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_bytes(b"no model")
+
+    with serve(tmp_path / "repository", tmp_path / "log", "--not-ready-status", "400", ready=False) as server:
+        while "UNAVAILABLE" not in server.output:
+            assert server.process.poll() is None, server.output
+            time.sleep(0.02)
+        connection = HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+        connection.request("GET", "/v2/health/ready")
+        assert connection.getresponse().status == 400
+
+
 def test_a_unix_socket_serves_and_its_file_is_removed(tmp_path: Path) -> None:
     models.add1(tmp_path / "repository")
     path = tmp_path / "backline.sock"

@@ -80,6 +80,12 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 @_seconds("--progress-timeout", DEFAULTS.progress_timeout, "Without any byte while a body comes or an answer goes.")
 @_seconds("--idle-timeout", DEFAULTS.idle_timeout, "On a connection without a request.")
 @_seconds("--exit-timeout-secs", DEFAULTS.drain_timeout, "Given to requests in flight when the server stops.")
+@_option(
+    "--not-ready-status",
+    type=click.Choice(("503", "400")),
+    default="503",
+    help="HTTP status of a health question whose answer is no; Triton's is 400.",
+)
 @_option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="warning", help="What the log on stderr holds.")
 def command(
     repositories: Sequence[Path],
@@ -103,6 +109,7 @@ def command(
     progress_timeout: float,
     idle_timeout: float,
     exit_timeout_secs: float,
+    not_ready_status: str,
     log_level: str,
 ) -> int:
     """Serve the models of one or more repositories.
@@ -139,6 +146,7 @@ def command(
             drain_timeout=exit_timeout_secs,
         ),
         load_threads=model_load_thread_count,
+        not_ready_status=int(not_ready_status),
     )
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     return run(serve(options))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from email.utils import formatdate
 from http import HTTPStatus
+
+from backline.wire.date import http_date
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -15,8 +16,7 @@ def response_head(status: int) -> bytes:
     """The status line and the date field, of the current second (RFC 9110, 6.6.1)."""
     head = _heads.get(status)
     if head is None:
-        date = formatdate(usegmt=True).encode()
-        head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, _REASONS.get(status, b""), date)
+        head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, _REASONS.get(status, b""), http_date())
     return head
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 from backline.wire.compression import INLINE, CodingError, ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.date import http_date
 from backline.wire.http2 import field_block, frames
 from backline.wire.http2.body import Body
-from backline.wire.http2.date import http_date
 from backline.wire.http2.request_head import RequestHead
 from backline.wire.http2.settings import OUR_STREAM_WINDOW
 from backline.wire.http2.stream import CRUMB, Stream
