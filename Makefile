@@ -16,7 +16,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(STAMP)-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot]' --group test --group lint
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot,watch,cloud]' --group test --group lint
 	@touch $@
 
 # The packages of the models pin TensorFlow and PyTorch; only the ONNX files in them are wanted.

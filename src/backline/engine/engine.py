@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from backline.engine.control import STABLE, Control
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
@@ -50,17 +51,33 @@ class Placement:
     reason: str = ""
 
 
+@dataclass(slots=True)
+class LoadProgress:
+    """How far a load is: its `phase` (fetch, load, probe, warm-up), the bytes fetched of those there are, when it began (time.monotonic())."""
+
+    phase: str
+    began: float
+    bytes_done: int = 0
+    bytes_total: int = 0
+
+
 class Model:
-    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension of it is a batch."""
+    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension of it is a batch.
+
+    A model that is `on_demand` is not loaded, but its queue takes requests, which wait until it is.
+    """
 
     __slots__ = (
         "backend",
         "check",
         "config",
         "max_batch_size",
+        "memory_bytes",
         "name",
+        "on_demand",
         "placement",
         "platform",
+        "progress",
         "queue",
         "reason",
         "signature",
@@ -84,6 +101,15 @@ class Model:
         self.statistics = ModelStatistics()
         self.check: RequestCheck | None = None
         self.queue: RequestQueue | None = None
+        self.on_demand = False
+        self.progress: LoadProgress | None = None
+        #: Resident memory that the model takes, measured when it was loaded; 0 when it is not loaded.
+        self.memory_bytes = 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether a request to it will be answered: it is ready, or will be loaded for it."""
+        return self.state is ModelState.READY or self.on_demand
 
 
 class Engine:
@@ -94,7 +120,10 @@ class Engine:
 
     def __init__(self) -> None:
         self._models: dict[str, dict[str, Model]] = {}
-        #: (name, version) to the model that answers; the version "" is the one that the server chooses.
+        #: What changes the models, where they may be changed.
+        self.control: Control | None = None
+        self._labels: dict[str, Mapping[str, str]] = {}
+        #: (name, version or label) to the model that answers; the version "" is the one that the server chooses.
         self._routes: dict[tuple[str, str], Model] = {}
         self._started = False
         self._stopping = False
@@ -149,35 +178,41 @@ class Engine:
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
-        """A version of a model in whatever state; the version "" is the one served, else the newest. Raises NotFound."""
+        """A version, or what a label points to, in whatever state; "" is the one served, else the newest. Raises NotFound."""
         versions = self._models.get(name)
         if versions is None:
             raise NotFound(f"Request for unknown model: '{_shorten(name)}' is not found")
         if not versions:
             raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         if version:
-            if version not in versions:
+            labels = self._labels.get(name, {})
+            found = versions.get(version) or versions.get(labels.get(version, ""))
+            if found is None:
                 raise NotFound(f"Request for unknown model: '{name}' version {_shorten(version)} is not found")
-            return versions[version]
-        route = self._routes.get((name, ""))
+            return found
+        route = self._routes.get((name, "")) or versions.get(self._labels.get(name, {}).get(STABLE, ""))
         return route if route is not None else versions[max(versions, key=version_order)]
 
     def find_ready(self, name: str, version: str = "") -> Model:
         """A version that can answer. Raises NotFound, or Unavailable when it is not ready."""
         model = self.find(name, version)
-        if model.state is not ModelState.READY:
+        if not model.answers:
             why = f": {model.reason}" if model.reason else ""
             raise Unavailable(f"Request for unknown model: '{name}' version {model.version} is not at ready state{why}", retry_after=1)
         return model
 
     def served_versions(self, name: str) -> list[str]:
-        """The versions of a model that are ready, oldest first."""
+        """The versions of a model that can answer, oldest first."""
         versions = self._models.get(name, {})
-        return sorted((v for v, model in versions.items() if model.state is ModelState.READY), key=version_order)
+        return sorted((v for v, model in versions.items() if model.answers), key=version_order)
+
+    def labels(self, name: str) -> Mapping[str, str]:
+        """The labels of a model and the versions they point to."""
+        return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
         """Whether a model version can answer. Raises NotFound for an unknown one."""
-        return self.find(name, version).state is ModelState.READY
+        return self.find(name, version).answers
 
     @property
     def live(self) -> bool:
@@ -186,7 +221,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether every model that was to be loaded is ready, and the server is not about to stop."""
-        return self._started and not self._stopping and all(model.state is ModelState.READY for model in self.models())
+        return self._started and not self._stopping and all(model.answers for model in self.models())
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls `listener` whenever what is ready may have changed, until the function that is returned is called."""
@@ -200,22 +235,45 @@ class Engine:
     # for the lifecycle
 
     def add(self, model: Model) -> None:
-        """Makes a model version known."""
+        """Makes a model version known, or puts it in the place of the one known by its name and version."""
         self._models.setdefault(model.name, {})[model.version] = model
 
     def declare(self, name: str) -> None:
         """Makes the name of a model known that may have no version."""
         self._models.setdefault(name, {})
 
+    def remove(self, model: Model) -> None:
+        """Makes a model version unknown, unless another one is in its place by now. The name stays known until `forget`."""
+        versions = self._models.get(model.name, {})
+        if versions.get(model.version) is model:
+            del versions[model.version]
+
+    def forget(self, name: str) -> None:
+        """Makes the name of a model unknown, with all that is left of it."""
+        self._models.pop(name, None)
+        self._labels.pop(name, None)
+
+    def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
+        """The labels of a model and the versions they point to; a version of the same name goes before a label."""
+        self._labels[name] = dict(labels)
+
     def refresh(self) -> None:
-        """Takes note of changed states: which version answers which name."""
+        """Takes note of changed states and labels: which version answers which name.
+
+        Without a version a request gets what the label STABLE points to, where the model has this label, else the newest version.
+        """
         routes: dict[tuple[str, str], Model] = {}
         for name, versions in self._models.items():
-            ready = self.served_versions(name)
-            for version in ready:
+            served = self.served_versions(name)
+            labels = self._labels.get(name, {})
+            for label, version in labels.items():
+                if version in served:
+                    routes[name, label] = versions[version]
+            for version in served:
                 routes[name, version] = versions[version]
-            if ready:
-                routes[name, ""] = versions[ready[-1]]
+            chosen = labels.get(STABLE) or (served[-1] if served else "")
+            if chosen in served:
+                routes[name, ""] = versions[chosen]
         self._routes = routes
         self._changed()
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from backline.engine.datatypes import DataType
 from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Shape
 
 Lane = Literal["inline", "thread"]
 
@@ -18,6 +20,26 @@ class VersionPolicy:
 
     latest: int | None = 1
     specific: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpInput:
+    """An input of a warm-up sample: `shape` without the batch dimension. `source` is "zero", "random", or a file's name below warmup/."""
+
+    name: str
+    datatype: DataType
+    shape: Shape
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpSample:
+    """A request that is run `count` times before a version is ready, with `batch_size` copies of its inputs (0: without a batch)."""
+
+    name: str
+    batch_size: int
+    count: int
+    inputs: tuple[WarmUpInput, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,5 +66,18 @@ class ModelConfig:
     default_timeout_us: int = 0
     default_model_filename: str = ""
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: Labels that the files give, and the versions they point to; those set by request go before them.
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: Never unloaded to make room.
+    pinned: bool = False
+    #: Registered at start, loaded when the first request comes.
+    on_demand: bool = False
+    #: Seconds without a request after which a version is unloaded until the next one comes; None for never.
+    idle_unload_seconds: float | None = None
+    #: Further attempts after a failed load.
+    load_retries: int | None = None
+    warm_up: tuple[WarmUpSample, ...] = ()
+    #: The serialised inference.ModelConfig of the file, complete, also with the fields that have no effect here; empty without a file.
+    declared: bytes = b""
     source: str = ""
     warnings: tuple[str, ...] = ()

@@ -1,0 +1,84 @@
+"""What anybody may ask to be changed: models loaded and unloaded, labels moved. The lifecycle does it; the dialects and the client ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal, Protocol
+
+#: For `expected` of a label: whatever it points to now.
+ANY_VERSION: Final = "*"
+#: The label that a request without a version follows, where a model has it; `promote` and `rollback` move it.
+STABLE: Final = "stable"
+
+Action = Literal["load", "unload", "label", "unlabel", "promote", "rollback", "reload", "add", "remove", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An entry of the audit log: at `time` (seconds since 1970) `who` did `action` to a model.
+
+    `version` is the version after the change and `before` the one before; `label` is set for changes of a label. `detail` says what else
+    is worth knowing: why a load failed, which settings changed.
+    """
+
+    time: float
+    who: str
+    action: Action
+    model: str
+    version: str = ""
+    label: str = ""
+    before: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a load brings along instead of the repository's own files.
+
+    `config` is the text of a model configuration (config.pbtxt as JSON, as Triton's clients send it), None for the repository's. `files`
+    are the contents of all files of the model by path below its folder ("1/model.onnx"), empty for the repository's.
+    """
+
+    config: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Control(Protocol):
+    """Changes to what is served. Every method lives on the engine's event loop, and raises BacklineError with the reason when it refuses.
+
+    `who` names the caller for the audit log.
+    """
+
+    async def load(self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str) -> None:
+        """Loads what the model's policy selects, or one version beside it; what is loaded and has changed is loaded again, new before old.
+
+        Returns when all of it is ready. When a load fails the old version goes on serving, and the reason is raised.
+        """
+
+    async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
+        """Takes a model, or one version, out of service. Returns when it takes no more requests; what is in flight is finished after."""
+
+    async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        """Points a label to a version, loading the version first if need be.
+
+        Nothing is changed unless the label points to `expected` at that moment ("" for a label that does not exist).
+        """
+
+    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change: ...
+
+    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        """Makes a version the one that requests without a version get, by the label STABLE."""
+
+    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
+        """Points a label back to where it pointed before its last move."""
+
+    async def refresh(self) -> None:
+        """Looks at the repositories now, and returns when what they hold is served or has failed."""
+
+    def labels(self, model: str) -> Mapping[str, str]:
+        """The labels of a model and the versions they point to."""
+
+    def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
+        """The last changes, newest first; of all models without a name."""
