@@ -53,7 +53,7 @@ class Placement:
 
 @dataclass(slots=True)
 class LoadProgress:
-    """How far a load is: its `phase` (fetch, load, probe, warm-up), the bytes fetched of those there are, when it began (time.monotonic())."""
+    """How far a load is: its `phase` (fetch, load, probe, warm-up), bytes fetched and in all, and when it began (time.monotonic())."""
 
     phase: str
     began: float
