@@ -14,7 +14,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature
-from backline.engine.statistics import ModelStatistics
+from backline.engine.statistics import LoadStatistics, ModelStatistics
 
 _LONGEST_NAME = 256
 
@@ -123,6 +123,8 @@ class Engine:
         #: What changes the models, where they may be changed.
         self.control: Control | None = None
         self._labels: dict[str, Mapping[str, str]] = {}
+        #: The loads of each model since the start, for the metrics.
+        self.loads: dict[str, LoadStatistics] = {}
         #: (name, version or label) to the model that answers; the version "" is the one that the server chooses.
         self._routes: dict[tuple[str, str], Model] = {}
         self._started = False
@@ -252,6 +254,7 @@ class Engine:
         """Makes the name of a model unknown, with all that is left of it."""
         self._models.pop(name, None)
         self._labels.pop(name, None)
+        self.loads.pop(name, None)
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> None:
         """The labels of a model and the versions they point to; a version of the same name goes before a label."""
@@ -276,6 +279,15 @@ class Engine:
                 routes[name, ""] = versions[chosen]
         self._routes = routes
         self._changed()
+
+    def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:
+        """Counts a load of a version of a model that has ended."""
+        counts = self.loads.setdefault(name, LoadStatistics())
+        if succeeded:
+            counts.succeeded += 1
+            counts.seconds += seconds
+        else:
+            counts.failed += 1
 
     def started(self) -> None:
         """All models were loaded, or failed to."""

@@ -110,3 +110,14 @@ class ModelStatistics:
         batch.compute_input.add(1, compute_input)
         batch.compute_infer.add(1, compute_infer)
         batch.compute_output.add(1, compute_output)
+
+
+class LoadStatistics:
+    """The loads of all versions of one model: how many succeeded and failed, and the seconds that those took which succeeded."""
+
+    __slots__ = ("failed", "seconds", "succeeded")
+
+    def __init__(self) -> None:
+        self.succeeded = 0
+        self.failed = 0
+        self.seconds = 0.0

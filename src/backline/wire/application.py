@@ -34,6 +34,11 @@ class HttpRequest(ABC):
         self.body = body
         self.on_disconnect: Callable[[], None] | None = None
 
+    @property
+    def peer(self) -> str:
+        """The address that the client connected from, "local" over a Unix socket; empty once it is not known any more."""
+        return ""
+
     @abstractmethod
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
         """Answers with the buffers of `body` one after another, not joined and not copied. To be called once.
@@ -81,6 +86,11 @@ class Call(ABC):
         self.metadata = metadata
         self.deadline = deadline
         self.on_cancel: Callable[[], None] | None = None
+
+    @property
+    def peer(self) -> str:
+        """The address that the client connected from, "local" over a Unix socket; empty once it is not known any more."""
+        return ""
 
 
 class UnaryCall(Call):

@@ -67,3 +67,9 @@ class Connection(asyncio.Protocol):
     @abstractmethod
     def abort(self) -> None:
         """Closes at once, whatever is in flight."""
+
+
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """The address at the other end, without its port: "10.0.0.7"; "local" over a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else "local"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Fields
+from backline.wire.connection import peer_address
 from backline.wire.grpc import status
 from backline.wire.grpc.status import status_block
 from backline.wire.http2 import frames
@@ -39,6 +40,10 @@ class GrpcExchange(Stream):
         self.metadata = head.metadata
         self.deadline = None
         self.on_cancel = None
+
+    @property
+    def peer(self) -> str:
+        return peer_address(self.connection.transport)
 
     def begin(self) -> None:
         head = self.head

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 from backline.wire.compression import ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.connection import peer_address
 from backline.wire.http1.head import has_no_body, response_head
 from backline.wire.http1.stream import Http1Stream
 
@@ -42,6 +43,10 @@ class Http1Request(HttpRequest):
     @property
     def unanswered(self) -> bool:
         return self._pipeline is not None
+
+    @property
+    def peer(self) -> str:
+        return "" if self._pipeline is None else peer_address(self._pipeline.transport)
 
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
         pipeline = self._pipeline

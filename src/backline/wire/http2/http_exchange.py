@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
 from backline.wire.compression import INLINE, CodingError, ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.connection import peer_address
 from backline.wire.date import http_date
 from backline.wire.http2 import field_block, frames
 from backline.wire.http2.body import Body
@@ -40,6 +41,10 @@ class HttpExchange(Stream, HttpRequest):
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
         Stream.__init__(self, connection, number, head)
         HttpRequest.__init__(self, head.method, head.path, head.query, head.headers.copy(), b"")
+
+    @property
+    def peer(self) -> str:
+        return peer_address(self.connection.transport)
 
     # Receiving
 
