@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from backline.backends.backend import Backend, LoadedModel
-from backline.backends.onnxruntime import OnnxRuntime
-from backline.engine.errors import InvalidArgument
+from backline.backends.backend import LoadedModel
+from backline.backends.registry import choose
 from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.run_time import LARGEST_BATCH, RunPlan, measure, plan
-
-BACKENDS: tuple[Backend, ...] = (OnnxRuntime(),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ def load(path: Path, config: ModelConfig) -> Loaded:
 
     Takes as long as it takes: to be called on a thread. Raises BacklineError with the reason when the model cannot be served.
     """
-    backend = _choose_backend(config)
+    backend = choose(config, path)
     model = backend.load(path, config)
     warnings = model.warnings
     max_batch_size, reason = 0, "max_batch_size of the configuration is 0"
@@ -67,15 +64,6 @@ def load(path: Path, config: ModelConfig) -> Loaded:
         f"{reason}; {chosen.reason}",
         warnings,
     )
-
-
-def _choose_backend(config: ModelConfig) -> Backend:
-    wanted = config.backend or config.platform
-    for backend in BACKENDS:
-        if wanted in ("", backend.name, backend.platform):
-            return backend
-    known = ", ".join(f"'{backend.name}'" for backend in BACKENDS)
-    raise InvalidArgument(f"{config.source or config.name}: there is no backend '{wanted}', expected {known}")
 
 
 def _plan(model: LoadedModel, config: ModelConfig, max_batch_size: int) -> RunPlan:

@@ -1,0 +1,40 @@
+"""Which files are models, and of which backend: the table that everything else about formats follows.
+
+A file's name decides, never a guess at its content: of names that mean something else elsewhere (model.json, model.txt) only the whole name
+is recognised. Names are those that the frameworks' own tools and Triton's backends write. A name with "/" is a path below the version's
+folder.
+"""
+
+from __future__ import annotations
+
+from backline.engine.model_format import ModelFormat
+
+ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
+PYTORCH = ModelFormat("pytorch", ("model.pt", "model.pt2", "model.jit"), (".pt", ".pt2", ".jit"))
+SAVED_MODEL = ModelFormat("tensorflow", ("model.savedmodel/saved_model.pb", "saved_model.pb"), folder=True)
+LITERT = ModelFormat("litert", ("model.tflite",), (".tflite",))
+OPENVINO = ModelFormat("openvino", ("model.xml",), (".xml",))
+JAX = ModelFormat("jax", ("model.jax",), (".jax",))
+XGBOOST = ModelFormat("xgboost", ("model.ubj", "model.json", "xgboost.ubj", "xgboost.json"), (".ubj",))
+LIGHTGBM = ModelFormat("lightgbm", ("model.txt", "lightgbm.txt"))
+CATBOOST = ModelFormat("catboost", ("model.cbm",), (".cbm",))
+SKLEARN = ModelFormat("sklearn", ("model.skops", "model.joblib", "model.pkl"), (".skops", ".joblib", ".pkl", ".pickle"))
+MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
+#: Without names: the model is the folder of the version, whatever it holds. Never recognised, only configured.
+IDENTITY = ModelFormat("identity", (), folder=True)
+
+#: What is looked for where a configuration names no backend, in order of preference. A folder's format comes before those of the files that
+#: may lie in it.
+FORMATS: tuple[ModelFormat, ...] = (
+    MLFLOW,
+    SAVED_MODEL,
+    ONNX,
+    PYTORCH,
+    LITERT,
+    OPENVINO,
+    JAX,
+    XGBOOST,
+    LIGHTGBM,
+    CATBOOST,
+    SKLEARN,
+)

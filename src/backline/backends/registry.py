@@ -1,0 +1,83 @@
+"""The backends there are, and the choice of one for a model. A backend's module is imported when the first model needs it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from backline.backends.backend import Backend
+from backline.backends.formats import FORMATS, ONNX
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.model_format import ModelFormat
+
+__all__ = ["BACKENDS", "FORMATS", "Entry", "choose", "formats_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A backend: its name and platform in configurations, its class, and the formats that it runs, its own first."""
+
+    name: str
+    platform: str
+    module: str
+    class_name: str
+    formats: tuple[ModelFormat, ...]
+
+    def backend(self) -> Backend:
+        backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
+        return backend
+
+
+BACKENDS: tuple[Entry, ...] = (Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime", (ONNX,)),)
+
+
+def formats_for(config: ModelConfig) -> tuple[ModelFormat, ...]:
+    """The formats by which the file of a model is looked for: those of the backend that the configuration names, else all.
+
+    Raises InvalidArgument where it names one that there is not.
+    """
+    entry = _configured(config)
+    return FORMATS if entry is None else entry.formats
+
+
+def choose(config: ModelConfig, path: Path) -> Backend:
+    """The backend for the model in the file or folder `path`: the one that the configuration names, else the one of its format.
+
+    Raises InvalidArgument where there is none.
+    """
+    entry = _configured(config)
+    if entry is None:
+        format = _format_of(path)
+        entry = next((entry for entry in BACKENDS if format is not None and entry.name == format.backend), None)
+    if entry is None:
+        raise InvalidArgument(f"'{path}' is of no format that is known here; name its `backend` in the configuration: {_names()}")
+    return entry.backend()
+
+
+def _configured(config: ModelConfig) -> Entry | None:
+    wanted = config.backend or config.platform
+    if not wanted:
+        return None
+    for entry in BACKENDS:
+        if wanted in (entry.name, entry.platform):
+            return entry
+    near = difflib.get_close_matches(wanted, [entry.name for entry in BACKENDS], 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {_names()}"
+    raise InvalidArgument(f"{config.source or config.name}: there is no backend '{wanted}', {hint}")
+
+
+def _names() -> str:
+    return ", ".join(f"'{entry.name}'" for entry in BACKENDS)
+
+
+def _format_of(path: Path) -> ModelFormat | None:
+    """By the whole name first, then by the suffix: model.json says more than .json."""
+    if path.is_dir():
+        return next((f for f in FORMATS if f.folder and any((path / name).is_file() for name in f.filenames)), None)
+    for format in FORMATS:
+        if any(name.rpartition("/")[2] == path.name for name in format.filenames):
+            return format
+    return next((format for format in FORMATS if path.suffix.lower() in format.suffixes), None)
