@@ -272,3 +272,82 @@ def test_closing_refuses_what_waits_and_finishes_what_runs() -> None:
         assert values(await running) == [2]
 
     asyncio.run(scenario())
+
+
+def test_draining_finishes_what_waits_and_what_runs() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        bench.model.gate.clear()
+        answers = [bench.ask(1)[1]]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        answers += [bench.ask(number)[1] for number in range(2, 22)]
+        draining = asyncio.ensure_future(bench.scheduler.drain(60))
+        await asyncio.sleep(0)
+        bench.model.gate.set()
+        await draining
+        assert [values(answer.result()) for answer in answers] == [[2 * number] for number in range(1, 22)]
+
+    asyncio.run(scenario())
+
+
+def test_draining_does_not_wait_for_company_that_can_not_come() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
+        lone = bench.ask(1)[1]
+        await asyncio.sleep(0)
+        await bench.scheduler.drain(60)
+        assert values(lone.result()) == [2]
+
+    asyncio.run(scenario())
+
+
+def test_draining_refuses_what_still_waits_at_its_limit() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        bench.model.gate.clear()
+        running = bench.ask(1)[1]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        waiting = bench.ask(2)[1]
+        draining = asyncio.ensure_future(bench.scheduler.drain(0.01))
+        with pytest.raises(Unavailable, match="being unloaded"):
+            await waiting
+        bench.model.gate.set()
+        await draining
+        assert values(running.result()) == [2]
+
+    asyncio.run(scenario())
+
+
+def test_draining_ends_when_nobody_waits_for_what_is_queued() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(2, delay_ns=60_000_000_000))
+        gone, _ = bench.ask(1)
+        await asyncio.sleep(0)
+        gone.cancelled = True
+        await bench.scheduler.drain(60)
+        assert bench.model.batches == []
+
+    asyncio.run(scenario())
+
+
+def test_settings_and_instances_change_while_batches_run() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        bench.model.gate.clear()
+        running = bench.ask(1)[1]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        execute = Execution("m", "1", bench.model, batched=True)
+        more = [ThreadInstance(execute, bench.loop, f"m-{number}") for number in range(2)]
+        bench.scheduler.update(BatchPolicy(1), max_queue_size=3, default_timeout=None, instances=more)
+        answers = [bench.ask(number)[1] for number in (2, 3, 4)]
+        with pytest.raises(Unavailable, match="maximum queue size of 3"):
+            bench.ask(5)
+        bench.model.gate.set()
+        assert [values(answer) for answer in await asyncio.gather(running, *answers)] == [[2], [4], [6], [8]]
+        assert bench.model.batches == [1, 1, 1, 1]
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())

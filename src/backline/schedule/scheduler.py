@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 from time import monotonic, monotonic_ns
 
@@ -32,6 +33,7 @@ class Scheduler:
 
     __slots__ = (
         "_default_timeout",
+        "_drained",
         "_expiry",
         "_expiry_timer",
         "_idle",
@@ -77,6 +79,7 @@ class Scheduler:
         self._expiry = inf
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._idle_again: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
 
     @property
     def pending(self) -> int:
@@ -100,6 +103,38 @@ class Scheduler:
         if not self._scheduled and self._idle:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
+
+    def update(
+        self, policy: BatchPolicy, *, max_queue_size: int, default_timeout: float | None, instances: Sequence[Instance] | None = None
+    ) -> None:
+        """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are."""
+        self._policy = policy
+        self._max_queue_size = max_queue_size
+        self._default_timeout = default_timeout
+        if instances is not None:
+            for instance in self._instances:
+                instance.close()  # once its batch has ended
+            self._instances = tuple(instances)
+            self._idle = list(instances)
+        if self._queue and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what is queued and running, for at most `limit` seconds; then what still waits is refused. Ends as `close` does.
+
+        Nothing may be submitted any more.
+        """
+        if self._queue or self._running:
+            self._drained = self._loop.create_future()
+            if self._timer is not None:  # nothing more comes that it would be worth waiting for
+                self._timer.cancel()
+                self._timer = None
+            self._policy = replace(self._policy, delay_ns=0)
+            self._dispatch()
+            if self._queue or self._running:
+                await asyncio.wait((self._drained,), timeout=limit)
+        await self.close()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
         """Runs what comes next on other instances. None of the present ones may have a batch."""
@@ -145,6 +180,8 @@ class Scheduler:
         if queue and self._idle and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
+        if self._drained is not None:
+            self._look_at_rest()
 
     def _delay_over(self) -> None:
         self._timer = None
@@ -163,9 +200,12 @@ class Scheduler:
         if nearest < inf:
             self._wait_for(nearest)
         self._drop(expired, [])
+        if self._drained is not None:
+            self._look_at_rest()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        self._idle.append(instance)
+        if instance in self._instances:  # else it was replaced while it ran
+            self._idle.append(instance)
         self._running -= len(batch.requests)
         if self._queue and not self._scheduled:
             if instance.beside_loop:  # it works on the next batch while the answers of this one are written
@@ -185,6 +225,12 @@ class Scheduler:
                 self._complete(request, None, outcome)
         if self._idle_again is not None and not self._running:
             self._idle_again.set_result(None)
+        if self._drained is not None:
+            self._look_at_rest()
+
+    def _look_at_rest(self) -> None:
+        if self._drained is not None and not self._drained.done() and not self._queue and not self._running:
+            self._drained.set_result(None)
 
     def _record(self, batch: Batch) -> None:
         """Counts a run. All its requests have succeeded, or its only one has failed."""
