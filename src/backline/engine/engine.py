@@ -305,9 +305,15 @@ class Engine:
         return sum(model.queue.pending for model in self.models() if model.queue is not None)
 
 
-def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
-    """The natural order of versions: runs of digits compare as numbers, before runs of other characters."""
-    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.findall(r"[0-9]+|[^0-9]+", version))
+def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
+    """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
+
+    No two versions are equal in it: of two that differ in leading zeros only the one with fewer comes first.
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", version)
+    # The ASCII digits alone: str.isdigit is also true of "²", which is no number.
+    natural = tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
+    return natural, tuple(map(len, parts))
 
 
 def _shorten(name: str) -> str:
