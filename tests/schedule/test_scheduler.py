@@ -281,12 +281,12 @@ def test_draining_finishes_what_waits_and_what_runs() -> None:
         answers = [bench.ask(1)[1]]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        answers += [bench.ask(number)[1] for number in range(2, 22)]
+        answers += [bench.ask(number)[1] for number in range(20, 40)]
         draining = asyncio.ensure_future(bench.scheduler.drain(60))
         await asyncio.sleep(0)
         bench.model.gate.set()
         await draining
-        assert [values(answer.result()) for answer in answers] == [[2 * number] for number in range(1, 22)]
+        assert [values(answer.result()) for answer in answers] == [[2], *([2 * number] for number in range(20, 40))]
 
     asyncio.run(scenario())
 
