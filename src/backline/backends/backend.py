@@ -44,8 +44,6 @@ class Backend(Protocol):
     name: ClassVar[str]
     #: The platform that clients see ("onnxruntime_onnx").
     platform: ClassVar[str]
-    #: Names of files in a version's folder by which a model of this backend is recognised, in order of preference.
-    filenames: ClassVar[tuple[str, ...]]
 
     def load(self, path: Path, config: ModelConfig) -> LoadedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.

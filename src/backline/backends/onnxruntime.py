@@ -47,7 +47,6 @@ class OnnxRuntime:
 
     name: ClassVar[str] = "onnxruntime"
     platform: ClassVar[str] = "onnxruntime_onnx"
-    filenames: ClassVar[tuple[str, ...]] = ("model.onnx",)
 
     def load(self, path: Path, config: ModelConfig) -> OnnxModel:
         """Loads a file, external data included. One thread computes a run unless the parameters say otherwise (see onnx_options).

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class ModelFormat:
     """The files by which a backend's models are recognised in the folder of a version.
 
-    `filenames` are complete names, in order of preference ("model.onnx"); `suffixes` recognise the only candidate of a folder (".onnx").
-    With `folder` the model is the whole folder that holds the file (saved_model.pb), not the file alone.
+    `filenames` are complete names, in order of preference ("model.onnx"), also of a file in a folder ("model.savedmodel/saved_model.pb");
+    `suffixes` recognise the only candidate of a folder (".onnx"). With `folder` the model is the whole folder that holds the file
+    (saved_model.pb), not the file alone.
     """
 
     backend: str

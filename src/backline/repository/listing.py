@@ -22,7 +22,8 @@ class FileEntry:
 class Listing:
     """All files below a place. Paths are relative, with "/" between their parts ("add1/1/model.onnx").
 
-    `location` is the folder or URL for messages. `folders` are all folders, also empty ones; an object store has only those with files.
+    `location` is the folder or URL for messages. `folders` are all folders, also empty ones; an object store has only those with files. A
+    folder that cannot be looked into is one of them, and in `files` as well, with its problem.
     `read` gives the content of one (small) file; it raises BacklineError, and may block.
     """
 

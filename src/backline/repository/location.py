@@ -1,0 +1,62 @@
+"""Which kind of repository a location names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_format import ModelFormat
+from backline.repository.local import LocalRepository
+from backline.repository.repository import Repository
+
+#: A scheme has two letters or more: one is a drive.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+#: "as" is Triton's scheme for Azure Blob Storage.
+_OBJECT_STORES = ("s3", "gs", "az", "as")
+_ARCHIVES = ("http", "https")
+_SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
+
+
+def open_repository(location: str, *, formats: Sequence[ModelFormat], cache: Path, config_name: str = "", name: str = "") -> Repository:
+    """The repository at `location`: a path, or a URL whose files are kept below `cache`. It is not looked at before its first scan.
+
+    `name` is that of the only model at a path, where the last part of the path is not to be it. Raises InvalidArgument for a location that
+    is neither.
+    """
+    if not location.strip() or "\0" in location:
+        raise InvalidArgument(f"{location!r} is no model repository; name a folder, a model file or a URL such as s3://bucket/models")
+    scheme = _scheme(location)
+    if not scheme:
+        return LocalRepository(Path(location), formats=formats, config_name=config_name, name=name)
+    if name:
+        raise InvalidArgument(f"a name ('{name}') can be given to the model at a path only, not to what is at {location}")
+    if scheme in _OBJECT_STORES:
+        from backline.repository.object_store import ObjectStoreRepository
+
+        return ObjectStoreRepository(location=location, formats=formats, cache=cache, config_name=config_name)
+    if scheme in _ARCHIVES:
+        from backline.repository.archive import ArchiveRepository
+
+        return ArchiveRepository(location=location, formats=formats, cache=cache, config_name=config_name)
+    from backline.repository.hugging_face import HuggingFaceRepository
+
+    return HuggingFaceRepository(location=location, formats=formats, cache=cache, config_name=config_name)
+
+
+def _scheme(location: str) -> str:
+    """The scheme of a URL in small letters, "" for a path. Raises InvalidArgument for one that is unknown."""
+    found = _SCHEME.match(location) or re.match(r"(hf):", location)
+    if found is None:
+        return ""
+    scheme = found[1].lower()
+    if scheme in _SCHEMES:
+        return scheme
+    if scheme == "file":
+        raise InvalidArgument(f"model repository '{location}': name the folder without 'file://'")
+    near = difflib.get_close_matches(scheme, _SCHEMES, 1)
+    known = ", ".join(f"{known}://" for known in _SCHEMES)
+    hint = f"did you mean '{near[0]}://'?" if near else f"expected a path or one of {known}"
+    raise InvalidArgument(f"model repository '{location}' has the unknown scheme '{scheme}://'; {hint}")

@@ -1,0 +1,153 @@
+"""The listing of a folder on local disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backline.engine.errors import InvalidArgument, NotFound
+from backline.repository.listing import FileEntry, Listing
+from backline.repository.names import printable
+
+#: Folders within each other; far more than any layout of models has.
+MAX_DEPTH = 16
+#: Files and folders in all: a scan that is repeated must end soon, and a home folder is no repository.
+MAX_ENTRIES = 100_000
+#: What `Listing.read` reads of a file at most; configurations and labels are far smaller.
+MAX_READ = 16 * 1024 * 1024
+
+
+def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listing:
+    """All files and folders below `root`, links followed; those that begin with a dot are left out.
+
+    What cannot be used has a problem: a link that leads out of `root`, to nowhere or in a circle, what may not be read, what is no regular
+    file, a name with characters that do not belong on a terminal. Where inodes change by themselves (some network file systems) they are
+    not `stable_inodes` and no part of a file's identity. Raises NotFound or InvalidArgument when the folder itself cannot be read.
+    """
+    location = location or str(root)
+    try:
+        real = root.resolve(strict=True)
+        if not real.is_dir():
+            raise InvalidArgument(f"model repository '{location}' is a file, not a folder that holds <model>/<version>/<file>")
+        found = _Walk(location, real, stable_inodes)
+        found.enter(str(real), "", (str(real),))
+    except FileNotFoundError:
+        raise NotFound(f"model repository '{location}' does not exist") from None
+    except (OSError, RuntimeError) as error:
+        raise InvalidArgument(f"model repository '{location}' cannot be read: {reason(error)}") from None
+    except _TooMany:
+        raise InvalidArgument(
+            f"'{location}' holds more than {MAX_ENTRIES} files and folders; name a folder that holds nothing but models"
+        ) from None
+    return Listing(location, found.files, frozenset(found.folders), lambda path: _read(location, real, found.files, path))
+
+
+def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
+    """What changes whenever a file is written or another takes its place: modification time, size and inode."""
+    inode = f"-{status.st_ino:x}" if stable_inodes else ""
+    return f"{status.st_mtime_ns:x}-{status.st_size:x}{inode}"
+
+
+def reason(error: Exception) -> str:
+    """Why the system refuses something, without the path."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+class _TooMany(Exception):
+    """There are more than MAX_ENTRIES."""
+
+
+@dataclass
+class _Walk:
+    """What was found below `real`, the folder itself with all links resolved."""
+
+    location: str
+    real: Path
+    stable_inodes: bool
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+
+    def enter(self, folder: str, prefix: str, chain: tuple[str, ...]) -> None:
+        """Notes what `folder` holds; `chain` are the folders on the way to it and itself, with links resolved."""
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if not entry.name.startswith("."):
+                    self._note(entry, prefix + entry.name, chain)
+                    if len(self.files) + len(self.folders) > MAX_ENTRIES:
+                        raise _TooMany
+
+    def _note(self, entry: os.DirEntry[str], path: str, chain: tuple[str, ...]) -> None:
+        place = f"{self.location.rstrip('/')}/{path}"
+        try:
+            target = self._target(entry, place, chain)
+            is_folder = entry.is_dir()
+            if is_folder:
+                if len(chain) > MAX_DEPTH:
+                    raise InvalidArgument(f"'{printable(place)}' lies more than {MAX_DEPTH} folders deep, and is not looked into")
+                self.folders.add(path)
+                self.enter(target, path + "/", (*chain, target))
+            else:
+                self.files[path] = self._entry(entry, path, place)
+        except InvalidArgument as error:
+            self._note_broken(entry, path, error.message)
+        except OSError as error:
+            self._note_broken(entry, path, f"'{printable(place)}' cannot be read: {reason(error)}")
+
+    def _note_broken(self, entry: os.DirEntry[str], path: str, problem: str) -> None:
+        self.files[path] = FileEntry(0, "", problem)
+        if _may_be_folder(entry):
+            self.folders.add(path)
+
+    def _target(self, entry: os.DirEntry[str], place: str, chain: tuple[str, ...]) -> str:
+        """Where an entry really is. Raises InvalidArgument for a link that cannot be followed."""
+        here = os.path.join(chain[-1], entry.name)
+        if not entry.is_symlink():
+            return here
+        try:
+            target = os.path.realpath(here, strict=True)
+        except FileNotFoundError:
+            raise InvalidArgument(f"'{printable(place)}' is a link to something that does not exist") from None
+        if not Path(target).is_relative_to(self.real):
+            raise InvalidArgument(
+                f"'{printable(place)}' leads out of the model repository, to '{printable(target)}'; copy it into '{self.real}' instead"
+            )
+        if any(Path(folder).is_relative_to(target) for folder in chain):
+            raise InvalidArgument(f"'{printable(place)}' is a link to a folder that holds it, '{printable(target)}'; remove it")
+        return target
+
+    def _entry(self, entry: os.DirEntry[str], path: str, place: str) -> FileEntry:
+        status = entry.stat()
+        problem = ""
+        if not stat.S_ISREG(status.st_mode):
+            problem = f"'{printable(place)}' is not a regular file"
+        elif not entry.name.isprintable():
+            problem = f"the name of the file '{printable(place)}' has characters that cannot be printed; rename it"
+        elif not os.access(entry.path, os.R_OK):
+            problem = f"'{place}' cannot be read: Permission denied"
+        return FileEntry(status.st_size, identity(status, stable_inodes=self.stable_inodes), problem)
+
+
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether a path is a folder, or a link that may have been meant to lead to one."""
+    try:
+        return entry.is_dir() or (entry.is_symlink() and not entry.is_file())
+    except OSError:
+        return True  # cannot be looked at, so its model has a problem that should be reported
+
+
+def _read(location: str, root: Path, files: dict[str, FileEntry], path: str) -> bytes:
+    entry = files.get(path)
+    place = f"{location.rstrip('/')}/{path}"
+    if entry is None:
+        raise NotFound(f"'{printable(place)}' does not exist")
+    if entry.problem:
+        raise InvalidArgument(entry.problem)
+    if entry.size > MAX_READ:
+        raise InvalidArgument(f"'{place}' is too large ({entry.size} bytes); at most {MAX_READ} are read")
+    try:
+        with (root / path).open("rb") as file:
+            return file.read(MAX_READ)
+    except OSError as error:
+        raise InvalidArgument(f"{place}: cannot be read: {reason(error)}") from None
