@@ -54,7 +54,7 @@ def make_inputs(signature: Signature, sizes: Sizes, rows: int | None, family: Fa
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
-        arrays[spec.name] = _values(spec.datatype, element_count(shape), family, seed * 31 + index).reshape(shape)
+        arrays[spec.name] = make_values(spec.datatype, element_count(shape), family, seed * 31 + index).reshape(shape)
     return arrays
 
 
@@ -132,7 +132,8 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
 _FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 
 
-def _values(datatype: DataType, count: int, family: Family, seed: int) -> np.ndarray:
+def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np.ndarray:
+    """`count` values of a family, the same for the same seed."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
         words[:] = [family.words[index] for index in (_scramble(count, seed) % np.uint32(len(family.words))).tolist()]

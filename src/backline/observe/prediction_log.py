@@ -1,0 +1,172 @@
+"""Files of requests: TFRecords of TensorFlow Serving's PredictionLog, read for warm-up, written by recording.
+
+A file is a sequence of records: the length (8 bytes, little-endian), its masked CRC-32C (4 bytes), a serialised PredictionLog, and its
+masked CRC-32C (https://www.tensorflow.org/tutorials/load_data/tfrecord). The messages are in protos/prediction_log.proto.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Shape, Tensor, element_count, encode_tensor
+from backline.observe.crc32c import crc32c
+from backline.protos import message
+
+#: A record, and a tensor whose values are repeated, may take so many bytes.
+LARGEST = 1 << 30
+_LENGTH = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+#: numpy's largest rank in all supported versions.
+_MAX_RANK = 32
+
+#: TensorFlow's DataType (tensorflow/core/framework/types.proto), and the field of typed values.
+_DATATYPES = {
+    1: (DataType.FP32, "float_val"),
+    2: (DataType.FP64, "double_val"),
+    3: (DataType.INT32, "int_val"),
+    4: (DataType.UINT8, "int_val"),
+    5: (DataType.INT16, "int_val"),
+    6: (DataType.INT8, "int_val"),
+    7: (DataType.BYTES, "string_val"),
+    9: (DataType.INT64, "int64_val"),
+    10: (DataType.BOOL, "bool_val"),
+    14: (DataType.BF16, "half_val"),
+    17: (DataType.UINT16, "int_val"),
+    19: (DataType.FP16, "half_val"),
+    22: (DataType.UINT32, "uint32_val"),
+    23: (DataType.UINT64, "uint64_val"),
+}
+_NUMBERS = {datatype: number for number, (datatype, _) in _DATATYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """A predict request of a file: `number` counts its records from 1. `outputs` are those asked for, None for all.
+
+    `other` names the kind of a record that is no predict request ("classify_log"); it has no inputs.
+    """
+
+    number: int
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...] | None = None
+    other: str = ""
+
+
+def read_log(path: Path) -> Iterator[LoggedRequest]:
+    """The requests of a file, one at a time. Raises InvalidArgument with the record and what is wrong with it."""
+    log_type = message("backline.prediction_log.PredictionLog")
+    for number, record in _records(path):
+        where = f"'{path}', record {number}"
+        try:
+            log = log_type.FromString(record)
+        except DecodeError:
+            raise InvalidArgument(f"{where}: it is no PredictionLog of TensorFlow Serving") from None
+        kind = log.WhichOneof("log_type")
+        if kind != "predict_log":
+            yield LoggedRequest(number, {}, None, kind or "empty record")
+            continue
+        request = log.predict_log.request
+        inputs = {name: _decode(f"{where}: input '{name}'", name, tensor) for name, tensor in request.inputs.items()}
+        yield LoggedRequest(number, inputs, tuple(request.output_filter) or None)
+
+
+def encode_record(model: str, inputs: Mapping[str, Tensor], outputs: tuple[str, ...] | None = None) -> bytes:
+    """The bytes of one record, to be written after those before it."""
+    log = message("backline.prediction_log.PredictionLog")()
+    request = log.predict_log.request
+    request.model_spec.name = model
+    request.output_filter.extend(outputs or ())
+    for name, tensor in inputs.items():
+        entry = request.inputs[name]
+        entry.dtype = _NUMBERS[tensor.datatype]
+        for dimension in tensor.shape:
+            entry.tensor_shape.dim.add().size = dimension
+        if tensor.datatype is DataType.BYTES:
+            entry.string_val.extend(element if isinstance(element, bytes) else str(element).encode() for element in tensor.data.flat)
+        else:
+            entry.tensor_content = bytes(encode_tensor(tensor))
+    record: bytes = log.SerializeToString()
+    length = len(record).to_bytes(8, "little")
+    return b"".join((length, _CHECKSUM.pack(_masked(length)), record, _CHECKSUM.pack(_masked(record))))
+
+
+def _records(path: Path) -> Iterator[tuple[int, bytes]]:
+    number = 0
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            while head := file.read(_LENGTH.size):
+                number += 1
+                where = f"'{path}', record {number}"
+                if len(head) < _LENGTH.size:
+                    raise InvalidArgument(f"{where}: the file ends within it")
+                length, checksum = _LENGTH.unpack(head)
+                if _masked(head[:8]) != checksum:
+                    raise InvalidArgument(f"{where}: the checksum of its length is wrong, so this is no TFRecord file, or a damaged one")
+                if length > LARGEST:
+                    raise InvalidArgument(f"{where}: it has {length} bytes, more than the {LARGEST} that are read")
+                if length + _CHECKSUM.size > size - file.tell():
+                    raise InvalidArgument(f"{where}: the file ends within it")
+                record = file.read(length)
+                if _CHECKSUM.unpack(file.read(_CHECKSUM.size))[0] != _masked(record):
+                    raise InvalidArgument(f"{where}: its checksum is wrong, the file is damaged")
+                yield number, record
+    except OSError as error:
+        raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+def _masked(data: bytes) -> int:
+    """The checksum as TFRecords store it: a checksum of data that holds checksums is a weak one."""
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _decode(where: str, name: str, given: Any) -> Tensor:
+    if given.dtype not in _DATATYPES:
+        raise InvalidArgument(f"{where} has TensorFlow's datatype {given.dtype}, which no request can carry")
+    datatype, field = _DATATYPES[given.dtype]
+    shape: Shape = tuple(dim.size for dim in given.tensor_shape.dim)
+    if given.tensor_shape.unknown_rank or len(shape) > _MAX_RANK or any(size < 0 for size in shape):
+        raise InvalidArgument(f"{where} has no definite shape: {list(shape)}")
+    count = element_count(shape)
+    if count * (datatype.itemsize or 8) > LARGEST:
+        raise InvalidArgument(f"{where} has the shape {list(shape)}, more than the {LARGEST} bytes that are read")
+    if given.tensor_content and datatype is not DataType.BYTES:
+        expected = count * datatype.itemsize
+        if len(given.tensor_content) != expected:
+            raise InvalidArgument(
+                f"{where}: expected {expected} bytes for shape {list(shape)} of {datatype.name}, got {len(given.tensor_content)}"
+            )
+        return Tensor(name, datatype, shape, np.frombuffer(given.tensor_content, datatype.dtype).reshape(shape))
+    if given.tensor_content:
+        raise InvalidArgument(f"{where} has strings in tensor_content, expected them in string_val")
+    values = getattr(given, field)
+    if len(values) > count or (count and not values):
+        raise InvalidArgument(f"{where} has {len(values)} values in {field} for shape {list(shape)}")
+    return Tensor(name, datatype, shape, _repeat_last(where, datatype, values, count).reshape(shape))
+
+
+def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.ndarray:
+    """An array of `count` elements, the last value repeated as TensorFlow does."""
+    array = np.empty(count, datatype.dtype)
+    if not count:
+        return array
+    if datatype is DataType.BYTES:
+        array[: len(values)] = list(values)
+    else:
+        bits = array.view(np.uint16) if datatype is DataType.FP16 else array
+        try:
+            bits[: len(values)] = values
+        except (OverflowError, ValueError):
+            raise InvalidArgument(f"{where} has a value that is out of the range of {datatype.name}") from None
+    array[len(values) :] = array[len(values) - 1]
+    return array
