@@ -80,6 +80,7 @@ class Model:
         "progress",
         "queue",
         "reason",
+        "required",
         "signature",
         "state",
         "statistics",
@@ -102,6 +103,8 @@ class Model:
         self.check: RequestCheck | None = None
         self.queue: RequestQueue | None = None
         self.on_demand = False
+        #: Whether the server is only ready when this version answers; not so for one that was unloaded, or whose old files still serve.
+        self.required = True
         self.progress: LoadProgress | None = None
         #: Resident memory that the model takes, measured when it was loaded; 0 when it is not loaded.
         self.memory_bytes = 0
@@ -222,8 +225,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that was to be loaded is ready, and the server is not about to stop."""
-        return self._started and not self._stopping and all(model.answers for model in self.models())
+        """Whether every version that is to be served can answer, and the server is not about to stop."""
+        return self._started and not self._stopping and all(model.answers or not model.required for model in self.models())
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls `listener` whenever what is ready may have changed, until the function that is returned is called."""
