@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.cores import usable_cores
-from backline.lifecycle.run_time import LARGEST_BATCH, RunPlan, measure, plan
+from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found out by running a model: it holds for another load of the same files. `probe` is None where batches were not wanted."""
+
+    probe: BatchProbe | None
+    times: RunTimes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,51 +39,92 @@ class Loaded:
     lane: Lane
     instances: int
     reason: str
+    measured: Measured
     warnings: tuple[str, ...] = ()
 
 
-def load(path: Path, config: ModelConfig) -> Loaded:
+def load(path: Path, config: ModelConfig, known: Measured | None = None, on_phase: Callable[[str], None] = lambda _: None) -> Loaded:
     """Loads a model file, proves whether it can be batched where the configuration does not say, and measures how it runs best.
 
-    Takes as long as it takes: to be called on a thread. Raises BacklineError with the reason when the model cannot be served.
+    `known` is what an earlier load of the same files under the same configuration measured: it is not measured again. `on_phase` is called
+    with "load" and "probe" when that begins. Takes as long as it takes: to be called on a thread. Raises BacklineError with the reason when
+    the model cannot be served.
     """
+    on_phase("load")
     backend = choose(config, path)
     model = backend.load(path, config)
+    if known is None:
+        on_phase("probe")
+        probe = probe_batching(model) if config.max_batch_size != 0 else None
+        known = Measured(probe, measure(model, _max_batch_size(config, probe)))
     warnings = model.warnings
-    max_batch_size, reason = 0, "max_batch_size of the configuration is 0"
-    if config.max_batch_size != 0:
-        probe = probe_batching(model)
-        reason = probe.reason
-        if config.max_batch_size is None:
-            max_batch_size = LARGEST_BATCH if probe.batched else 0
-        else:
-            max_batch_size = config.max_batch_size
-            if not probe.batched:
-                warnings += (_batched_against_proof(config, probe),)
-    chosen = _plan(model, config, max_batch_size)
-    return Loaded(
-        model,
-        backend.name,
-        backend.platform,
-        _with_labels(model.signature, config),
-        max_batch_size,
-        max_batch_size if config.dynamic_batching else chosen.batch_limit,
-        chosen.lane,
-        chosen.instances,
-        f"{reason}; {chosen.reason}",
-        warnings,
+    if config.max_batch_size and known.probe is not None and not known.probe.batched:
+        warnings += (_batched_against_proof(config, known.probe),)
+    return _place(
+        config,
+        model=model,
+        backend=backend.name,
+        platform=backend.platform,
+        signature=_with_labels(model.signature, config),
+        max_batch_size=_max_batch_size(config, known.probe),
+        measured=known,
+        warnings=warnings,
     )
 
 
-def _plan(model: LoadedModel, config: ModelConfig, max_batch_size: int) -> RunPlan:
-    return plan(
-        measure(model, max_batch_size),
+def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
+    """The same model, run as a configuration asks for that differs from the one of its load in what needs no load: its instances."""
+    return _place(
+        config,
+        model=loaded.model,
+        backend=loaded.backend,
+        platform=loaded.platform,
+        signature=loaded.signature,
+        max_batch_size=loaded.max_batch_size,
+        measured=loaded.measured,
+        warnings=loaded.warnings,
+    )
+
+
+def _place(
+    config: ModelConfig,
+    *,
+    model: LoadedModel,
+    backend: str,
+    platform: str,
+    signature: Signature,
+    max_batch_size: int,
+    measured: Measured,
+    warnings: tuple[str, ...],
+) -> Loaded:
+    chosen = plan(
+        measured.times,
         cores=usable_cores(),
         threads_per_run=model.threads_per_run,
         lane=config.lane,
         instances=config.instance_count,
         max_batch=max_batch_size,
     )
+    why_batched = "max_batch_size of the configuration is 0" if measured.probe is None else measured.probe.reason
+    return Loaded(
+        model,
+        backend,
+        platform,
+        signature,
+        max_batch_size,
+        max_batch_size if config.dynamic_batching else chosen.batch_limit,
+        chosen.lane,
+        chosen.instances,
+        f"{why_batched}; {chosen.reason}",
+        measured,
+        warnings,
+    )
+
+
+def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
+    if config.max_batch_size is not None:
+        return config.max_batch_size
+    return LARGEST_BATCH if probe is not None and probe.batched else 0
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
