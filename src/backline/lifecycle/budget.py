@@ -1,0 +1,91 @@
+"""The memory budget: which versions are unloaded to make room for another. Plain data in, decision out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Hashable
+from dataclasses import dataclass
+
+from backline.engine.errors import Unavailable
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS.update({_letter + "b": 1000**_power, _letter + "ib": 1024**_power, _letter: 1024**_power})
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from "2GiB", "500 MB" or "1073741824"; K, M, G and T alone are powers of 1024. Raises ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = found and _UNITS.get(found[2].lower())
+    if not found or not unit:
+        raise ValueError(f"'{text}' is no size, expected a number of bytes or one with a unit, such as 2GiB, 500MB or 1073741824")
+    return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: "1.5 GiB", "300 MiB", "12 KiB"."""
+    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:.0f} {unit}"
+    return f"{count} B"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A loaded version. `last_used` is a moment on any clock that all share; `memory` is in bytes. `busy` with requests, it has to stay."""
+
+    key: Hashable
+    memory: int
+    last_used: float
+    pinned: bool = False
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Why there is no room: all in bytes. `free` is what is left of the budget now, `idle` what could be unloaded."""
+
+    budget: int
+    resident: int
+    needed: int
+    pinned: int
+    busy: int
+    idle: int
+
+    def error(self, what: str) -> Unavailable:
+        """What a request for `what` is told."""
+        text = (
+            f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)} has no room for it:"
+            f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models and"
+            f" {format_bytes(self.busy)} by models with requests; unloading the idle ones frees {format_bytes(self.idle)}."
+            f" {'Try again' if self.busy else 'Pin fewer models, or raise --memory-budget'}"
+        )
+        return Unavailable(text, retry_after=1 if self.busy else None)
+
+
+def make_room(tenants: Collection[Tenant], *, budget: int, resident: int, needed: int) -> list[Hashable] | Shortage:
+    """The keys of the versions to unload so that `needed` more bytes keep the process, with `resident` bytes now, within `budget`.
+
+    Idle ones that are not pinned, the least recently used first, and none whose going is not needed. A Shortage when all of them together
+    do not suffice: then none should go, as the others would have to come back for nothing.
+    """
+    excess = resident + needed - budget
+    if excess <= 0:
+        return []
+    idle = sorted((one for one in tenants if not one.pinned and not one.busy), key=lambda one: one.last_used)
+    chosen: list[Tenant] = []
+    freed = 0
+    for one in idle:
+        if freed >= excess:
+            break
+        chosen.append(one)
+        freed += one.memory
+    if freed < excess:
+        pinned = sum(one.memory for one in tenants if one.pinned)
+        busy = sum(one.memory for one in tenants if one.busy and not one.pinned)
+        return Shortage(budget, resident, needed, pinned, busy, freed)
+    for one in reversed(chosen):  # what a later, larger one has made superfluous stays, the most recently used first
+        if freed - one.memory >= excess:
+            chosen.remove(one)
+            freed -= one.memory
+    return [one.key for one in chosen]

@@ -1,0 +1,111 @@
+"""The memory budget: which versions go, and which never do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backline.engine.errors import Unavailable
+from backline.lifecycle.budget import Shortage, Tenant, format_bytes, make_room, parse_bytes
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1073741824", 1 << 30),
+        ("2GiB", 2 << 30),
+        ("2 gib", 2 << 30),
+        ("500MB", 500_000_000),
+        ("1.5M", 3 << 19),
+        ("7k", 7 << 10),
+        ("0", 0),
+        ("1TiB", 1 << 40),
+        ("12B", 12),
+    ],
+)
+def test_sizes_are_read_with_the_usual_units(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "2 potatoes", "1e9", "2 G i B", "1,5G"])
+def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no size, expected .* 2GiB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (300 * MIB, "300 MiB"), (1023 * MIB, "1023 MiB"), (3 << 29, "1.5 GiB")]
+)
+def test_sizes_are_printed_for_people(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def tenant(key: str, memory: int, last_used: float, *, pinned: bool = False, busy: bool = False) -> Tenant:
+    return Tenant(key, memory * MIB, last_used, pinned, busy)
+
+
+def test_nobody_goes_while_there_is_room() -> None:
+    assert make_room([tenant("a", 10, 1)], budget=100 * MIB, resident=50 * MIB, needed=50 * MIB) == []
+
+
+def test_the_least_recently_used_go_first_and_no_more_than_needed() -> None:
+    tenants = [tenant("new", 10, 3), tenant("old", 10, 1), tenant("middle", 10, 2)]
+    assert make_room(tenants, budget=100 * MIB, resident=100 * MIB, needed=15 * MIB) == ["old", "middle"]
+
+
+def test_a_small_one_stays_when_the_large_one_after_it_suffices() -> None:
+    tenants = [tenant("small", 1, 1), tenant("large", 50, 2)]
+    assert make_room(tenants, budget=100 * MIB, resident=100 * MIB, needed=40 * MIB) == ["large"]
+
+
+def test_when_there_is_no_room_the_reason_has_the_numbers() -> None:
+    tenants = [tenant("pinned", 30, 1, pinned=True), tenant("busy", 20, 2, busy=True), tenant("idle", 10, 3)]
+    found = make_room(tenants, budget=100 * MIB, resident=90 * MIB, needed=40 * MIB)
+    assert isinstance(found, Shortage)
+    error = found.error("model 'm' version 1")
+    assert isinstance(error, Unavailable)
+    assert error.retry_after == 1
+    assert error.message == (
+        "model 'm' version 1 needs 40 MiB, and the memory budget of 100 MiB has no room for it: 90 MiB are in use, 30 MiB of it by pinned"
+        " models and 20 MiB by models with requests; unloading the idle ones frees 10 MiB. Try again"
+    )
+
+
+tenants_lists = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 10), st.booleans(), st.booleans()), max_size=12
+).map(lambda rows: [Tenant(index, memory, used, pinned, busy) for index, (memory, used, pinned, busy) in enumerate(rows)])  # fmt: skip
+
+
+@given(tenants=tenants_lists, budget=st.integers(0, 300), base=st.integers(0, 100), needed=st.integers(0, 100))
+def test_whoever_goes_is_idle_needed_and_enough(tenants: list[Tenant], budget: int, base: int, needed: int) -> None:
+    resident = base + sum(one.memory for one in tenants)
+    idle = {one.key: one for one in tenants if not one.pinned and not one.busy}
+    found = make_room(tenants, budget=budget, resident=resident, needed=needed)
+    if isinstance(found, Shortage):
+        assert resident - sum(one.memory for one in idle.values()) + needed > budget
+        return
+    assert set(found) <= set(idle)
+    assert len(set(found)) == len(found)
+    left = resident - sum(idle[key].memory for key in found) + needed
+    assert left <= budget or not found
+    if not found:
+        assert resident + needed <= budget
+    for key in found:  # none could have stayed
+        assert left + idle[key].memory > budget
+
+
+@given(tenants=tenants_lists, budget=st.integers(0, 300), needed=st.integers(0, 100))
+def test_none_that_stays_was_used_longer_ago_than_all_that_go(tenants: list[Tenant], budget: int, needed: int) -> None:
+    resident = sum(one.memory for one in tenants)
+    found = make_room(tenants, budget=budget, resident=resident, needed=needed)
+    if isinstance(found, Shortage) or not found:
+        return
+    by_key = {one.key: one for one in tenants}
+    newest = max(by_key[key].last_used for key in found)
+    excess = resident + needed - budget
+    older = [one for one in tenants if not one.pinned and not one.busy and one.last_used < newest and one.key not in found]
+    # Those that stay although they are older than one that goes would not have sufficed in its place.
+    assert sum(one.memory for one in older) < excess
