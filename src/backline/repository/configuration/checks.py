@@ -1,0 +1,158 @@
+"""Whether a configuration contradicts itself: Triton's rules, in its order and with its texts (core/src/model_config_utils.cc)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from backline.repository.configuration.document import Document
+from backline.repository.configuration.sequence_checks import sequence_faults
+
+#: What is wrong, and the path of the field.
+Fault = tuple[str, str]
+
+DELAY = 1
+
+
+def check(document: Document, name: str) -> None:
+    """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks."""
+    for reason, path in _faults(document.message, name):
+        raise document.error(reason, path)
+
+
+def check_complete(document: Document, name: str) -> None:
+    """Raises InvalidArgument unless the configuration names inputs and outputs, as it must where nothing is completed from the model."""
+    for kind in ("input", "output"):
+        if not getattr(document.message, kind):
+            raise document.error(f"must specify at least one {kind} for {name}")
+
+
+def _faults(message: Any, name: str) -> Iterator[Fault]:
+    if message.name and message.name != name:
+        yield f"unexpected directory name '{name}' for model '{message.name}', directory name must equal model name", "name"
+    if message.HasField("ensemble_scheduling"):
+        yield f"model '{name}' is an ensemble, which is not supported yet", "ensemble_scheduling"
+    if message.platform == "ensemble":
+        yield f"model '{name}' is an ensemble, which is not supported yet", "platform"
+    limit = message.max_batch_size
+    if limit < 0:
+        yield f"'max_batch_size' must be non-negative value for {name}", "max_batch_size"
+    if message.HasField("dynamic_batching"):
+        yield from _batching_faults(message.dynamic_batching, limit, name)
+    if message.HasField("sequence_batching"):
+        yield from sequence_faults(message.sequence_batching, limit, name)
+    if message.response_cache.enable and message.model_transaction_policy.decoupled:
+        yield (
+            f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
+            " Please disable the response cache.",
+            "response_cache",
+        )
+    for kind in ("input", "output"):
+        for index, tensor in enumerate(getattr(message, kind)):
+            yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
+        yield from _repeated_names(kind, getattr(message, kind))
+    yield from _instance_faults(message.instance_group, name)
+    yield from _warm_up_faults(message, name)
+
+
+def _batching_faults(batching: Any, limit: int, name: str) -> Iterator[Fault]:
+    section = "dynamic_batching"
+    for size in batching.preferred_batch_size:
+        if size <= 0:
+            yield f"dynamic batching preferred size must be positive for {name}", f"{section}.preferred_batch_size"
+        if size > limit:
+            yield f"dynamic batching preferred size must be <= max batch size for {name}", f"{section}.preferred_batch_size"
+    levels = batching.priority_levels
+    if levels:
+        if not 1 <= batching.default_priority_level <= levels:
+            yield f"default priority level must be in range [1, {levels}] for {name}", f"{section}.default_priority_level"
+        for level in batching.priority_queue_policy:
+            if not 1 <= level <= levels:
+                reason = f"priority queue policy must have priority level in range [1, {levels}] for {name}"
+                yield reason, f"{section}.priority_queue_policy[{level}]"
+    if batching.preserve_ordering:
+        if levels > 1:
+            reason = f"Only one priority level is allowed when 'preserve_ordering' is true for {name}"
+            yield reason, f"{section}.priority_levels"
+        policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
+        if any(p.timeout_action == DELAY and (p.default_timeout_microseconds or p.allow_timeout_override) for p in policies):
+            reason = f"Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for {name}"
+            yield reason, f"{section}.preserve_ordering"
+
+
+def _tensor_faults(kind: str, path: str, tensor: Any, *, batched: bool, name: str) -> Iterator[Fault]:
+    what = f"model {kind} '{tensor.name}'"
+    if not tensor.name:
+        yield f"model {kind} must specify 'name' for {name}", path
+    if not tensor.data_type:
+        yield f"{what} must specify 'data_type' for {name}", path
+    if not tensor.dims:
+        yield f"{what} must specify 'dims' for {name}", path
+    if any(dim < 1 and dim != -1 for dim in tensor.dims):
+        reason = f"{what} dimension must be integer >= 1, or -1 to indicate a variable-size dimension for {name}"
+        yield reason, f"{path}.dims"
+    if tensor.HasField("reshape"):
+        yield from _reshape_faults(what, f"{path}.reshape", tensor, batched=batched, name=name)
+    if kind == "input":
+        channels = {1: "NHWC", 2: "NCHW"}.get(tensor.format)
+        if channels and len(tensor.dims) not in ((3,) if batched else (3, 4)):
+            yield f"{kind} '{tensor.name}' is {channels} but has {len(tensor.dims)} dims for {name}", f"{path}.format"
+    if tensor.is_shape_tensor:
+        yield f"shape tensors are only supported for TensorRT platform for {name}", f"{path}.is_shape_tensor"
+
+
+def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: str) -> Iterator[Fault]:
+    shape = list(tensor.reshape.shape)
+    dims = list(tensor.dims)
+    if not batched and not shape:
+        yield f"{what} cannot have empty reshape for non-batching model as scalar tensors are not supported for {name}", path
+    if any(dim < 1 and dim != -1 for dim in shape):
+        yield f"{what} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension for {name}", path
+    if dims.count(-1) != shape.count(-1):
+        yield f"{what} has different number of variable-size dimensions for dims and reshape for {name}", path
+    if _sizes_between_variable(dims) != _sizes_between_variable(shape):
+        yield f"{what} has different size for dims and reshape for {name}", path
+
+
+def _sizes_between_variable(dims: list[int]) -> list[int]:
+    """The number of elements before, between and after the dimensions that vary: a reshape keeps each."""
+    sizes = [1]
+    for dim in dims:
+        if dim == -1:
+            sizes.append(1)
+        else:
+            sizes[-1] *= dim
+    return sizes
+
+
+def _repeated_names(kind: str, tensors: Any) -> Iterator[Fault]:
+    seen = set()
+    for index, tensor in enumerate(tensors):
+        if tensor.name in seen:
+            yield f"model {kind} '{tensor.name}' is given more than once", f"{kind}[{index}]"
+        seen.add(tensor.name)
+
+
+def _instance_faults(groups: Any, name: str) -> Iterator[Fault]:
+    for index, group in enumerate(groups):
+        kind = group.Kind.Name(group.kind)
+        if group.gpus and kind != "KIND_GPU":
+            group_name = group.name or f"{name}_{index}"
+            shown = "KIND_CPU" if kind == "KIND_AUTO" else kind
+            reason = f"instance group {group_name} of model {name} has kind {shown} but specifies one or more GPUs"
+            yield reason, f"instance_group[{index}].gpus"
+        if group.count < 0:
+            yield f"instance_group has count {group.count}; it must be positive", f"instance_group[{index}].count"
+
+
+def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
+    """Of Triton's rules those that need no model; the others are checked when the samples are run."""
+    for index, sample in enumerate(message.model_warmup):
+        for tensor, given in sorted(sample.inputs.items()):
+            path = f"model_warmup[{index}].inputs[{tensor}]"
+            if not given.data_type:
+                yield f"model warmup input '{tensor}' must specify 'data_type' for {name}", path
+            if any(dim < 0 for dim in given.dims):
+                yield f"warmup setting expects all variable-size dimensions are specified for input '{tensor}'", f"{path}.dims"
+            if given.WhichOneof("input_data_type") is None:
+                yield f"warmup setting expects input '{tensor}' to have input_data_type set", path

@@ -1,0 +1,58 @@
+"""Which fields of a configuration have an effect; all others are warned about by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+#: The fields that have an effect. A message that is not named as `<field>.` is not looked into.
+SUPPORTED: Final = frozenset(
+    {
+        "name",
+        "backend",
+        "platform",
+        "max_batch_size",
+        "default_model_filename",
+        "parameters",
+        "version_policy",
+        "input.name",
+        "input.data_type",
+        "input.dims",
+        "input.optional",
+        "output.name",
+        "output.data_type",
+        "output.dims",
+        "output.label_filename",
+        "instance_group.name",
+        "instance_group.count",
+        "instance_group.kind",
+        "dynamic_batching.preferred_batch_size",
+        "dynamic_batching.max_queue_delay_microseconds",
+        "dynamic_batching.default_queue_policy.max_queue_size",
+        "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+        "model_warmup",
+    }
+)
+#: The messages on the way to them.
+_SECTIONS: Final = frozenset(name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name))
+#: What says nothing more than what is so anyway.
+_OFF: Final = {
+    "response_cache": "",
+    "model_transaction_policy": "",
+    "model_repository_agents": "",
+    "dynamic_batching.default_queue_policy.allow_timeout_override": "always",
+}
+
+
+def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
+    """The paths of fields that are set but have no effect, without the indexes of lists."""
+    for field, value in section.ListFields():
+        path = prefix + field.name
+        if path in SUPPORTED:
+            continue
+        if path in _SECTIONS:
+            for part in value if field.is_repeated else (value,):
+                yield from without_effect(part, path + ".")
+        elif path not in _OFF or (field.message_type is not None and value.ListFields()):
+            yield path

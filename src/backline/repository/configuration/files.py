@@ -1,0 +1,51 @@
+"""Which file of a model's folder holds its configuration, and the configuration in it."""
+
+from __future__ import annotations
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.repository.configuration import text
+from backline.repository.configuration.document import Document
+from backline.repository.configuration.reader import to_model_config
+from backline.repository.listing import Listing
+
+CONFIG_PBTXT = "config.pbtxt"
+MODEL_TOML = "model.toml"
+
+
+def read(listing: Listing, name: str, *, config_name: str = "") -> ModelConfig | None:
+    """The configuration of the model `name`, whose folder is `listing`; None where it has no file with one.
+
+    With `config_name` the file is configs/<config_name>.pbtxt or .toml, where there is one. Raises InvalidArgument with the file, and where
+    possible the line and the column, when it cannot be read, is not valid, or contradicts itself.
+    """
+    path = find(listing, config_name)
+    return None if path is None else to_model_config(parse(listing, path), name, listing)
+
+
+def find(listing: Listing, config_name: str = "") -> str | None:
+    """The path of the file with a model's configuration. Raises InvalidArgument when there are two."""
+    if "/" in config_name or "\\" in config_name or config_name.startswith("."):
+        raise InvalidArgument(f"the name of a configuration is the name of a file in configs/ without its suffix, not '{config_name}'")
+    pairs = [(CONFIG_PBTXT, MODEL_TOML)]
+    if config_name:
+        pairs.insert(0, (f"configs/{config_name}.pbtxt", f"configs/{config_name}.toml"))
+    for pair in pairs:
+        present = [path for path in pair if path in listing.files]
+        if len(present) > 1:
+            raise InvalidArgument(f"'{listing.location}' holds both {present[0]} and {present[1]}; remove one of them")
+        if present:
+            return present[0]
+    return None
+
+
+def parse(listing: Listing, path: str) -> Document:
+    """The document in a file of a model's folder."""
+    source = f"{listing.location.rstrip('/')}/{path}"
+    if problem := listing.files[path].problem:
+        raise InvalidArgument(f"{source}: {problem}")
+    try:
+        content = listing.read(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{source}: is not UTF-8 text (byte {error.start})") from None
+    return text.parse(content, source)

@@ -1,0 +1,130 @@
+"""The settings that Triton's configuration has no field for: plain keys in model.toml, parameters `backline.*` in config.pbtxt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, get_args
+
+from backline.engine.model_config import Lane, VersionPolicy
+from backline.repository.configuration.document import Document
+from backline.repository.configuration.suggestion import suggest
+
+PREFIX: Final = "backline."
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expected {' or '.join(choices)}")
+        return text
+
+    return read
+
+
+def _truth(text: str) -> bool:
+    return _choice("true", "false")(text) == "true"
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError("expected seconds above 0")
+    return seconds
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 1000:
+        raise ValueError("expected a number from 0 to 1000")
+    return int(text)
+
+
+def _versions(text: str) -> tuple[str, ...]:
+    versions = tuple(dict.fromkeys(version.strip() for version in text.split(",")))
+    if "" in versions:
+        raise ValueError("expected the names of versions with commas between")
+    return versions
+
+
+def _version(text: str) -> str:
+    if not text:
+        raise ValueError("expected the name of a version")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting. `read` makes its value of the text of a parameter, or raises ValueError with what it expects.
+
+    `plain` are the types that model.toml may give it in. Where `by_key`, it is a table: each entry is a parameter `backline.<name>.<key>`.
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    plain: tuple[type, ...]
+    what: str
+    by_key: bool = False
+
+
+SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
+    {
+        setting.name: setting
+        for setting in (
+            Setting("lane", _choice(*get_args(Lane)), (str,), "where the model runs"),
+            Setting("versions", _versions, (list,), "the versions to serve, by any names"),
+            Setting("labels", _version, (str, int), "labels and the versions that they point to", by_key=True),
+            Setting("pinned", _truth, (bool,), "never unloaded to make room"),
+            Setting("load", _choice("at_start", "on_demand"), (str,), "when the model is loaded"),
+            Setting("idle_unload_seconds", _seconds, (int, float), "seconds without a request after which it is unloaded"),
+            Setting("load_retries", _count, (int,), "further attempts after a failed load"),
+        )
+    }
+)
+
+
+def parameter(path: str) -> str:
+    """The key of the parameter for a setting ("lane") or an entry of one ("labels.stable")."""
+    return PREFIX + path
+
+
+def read_settings(document: Document) -> dict[str, Any]:
+    """The native settings of a document, as fields of ModelConfig. Raises InvalidArgument for unknown ones and wrong values."""
+    given: dict[str, Any] = {}
+    for key, value in document.message.parameters.items():
+        if not key.startswith(PREFIX):
+            continue
+        name, _, entry = key.removeprefix(PREFIX).partition(".")
+        setting = SETTINGS.get(name)
+        path = f"parameters[{key}]"
+        if setting is None or setting.by_key != bool(entry):
+            known = [parameter(setting.name + (".LABEL" if setting.by_key else "")) for setting in SETTINGS.values()]
+            raise document.error(f"unknown parameter '{key}'{suggest(key, known)}", path)
+        try:
+            read = setting.read(value.string_value)
+        except ValueError as error:
+            raise document.error(f"parameter '{key}' is '{value.string_value}', {error}", path) from None
+        if setting.by_key:
+            given.setdefault(name, {})[entry] = read
+        else:
+            given[name] = read
+    return _as_fields(document, given)
+
+
+def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries") if name in given}
+    if "load" in given:
+        fields["on_demand"] = given["load"] == "on_demand"
+    if "labels" in given:
+        fields["labels"] = MappingProxyType(given["labels"])
+    if "versions" in given:
+        if document.message.HasField("version_policy"):
+            raise document.error(
+                "versions and version_policy contradict each other; give one of them", f"parameters[{parameter('versions')}]"
+            )
+        fields["version_policy"] = VersionPolicy(latest=None, specific=given["versions"])
+    return fields

@@ -1,0 +1,165 @@
+"""From a document to the frozen ModelConfig that the server works with."""
+
+from __future__ import annotations
+
+import posixpath
+from types import MappingProxyType
+from typing import Any
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model_config import ModelConfig, VersionPolicy, WarmUpInput, WarmUpSample
+from backline.engine.signature import TensorSpec
+from backline.repository.configuration import native
+from backline.repository.configuration.checks import check
+from backline.repository.configuration.document import Document
+from backline.repository.configuration.effects import without_effect
+from backline.repository.listing import Listing
+
+#: Far more than cores; a typing error must not use up the machine.
+MAX_INSTANCES = 256
+
+
+def to_model_config(document: Document, name: str, listing: Listing) -> ModelConfig:
+    """The configuration of the model `name`, whose folder is `listing`: checked, its files of labels read.
+
+    Raises InvalidArgument with the document's source, and the line where it is known. Fields without an effect are named in `warnings`.
+    """
+    return _Reader(document, name, listing).config()
+
+
+class _Reader:
+    def __init__(self, document: Document, name: str, listing: Listing) -> None:
+        self._document = document
+        self._message = document.message
+        self._name = name
+        self._listing = listing
+        self._warnings: list[str] = []
+
+    def config(self) -> ModelConfig:
+        message = self._message
+        check(self._document, self._name)
+        settings = native.read_settings(self._document)
+        self._note_fields_without_effect()
+        limit = self._max_batch_size()
+        batching = message.dynamic_batching
+        policy = batching.default_queue_policy
+        parameters = {key: value.string_value for key, value in sorted(message.parameters.items()) if not key.startswith(native.PREFIX)}
+        return ModelConfig(
+            name=self._name,
+            backend=message.backend,
+            platform=message.platform,
+            max_batch_size=limit,
+            inputs=tuple(self._input(tensor) for tensor in message.input),
+            outputs=tuple(self._output(index, tensor) for index, tensor in enumerate(message.output)),
+            instance_count=self._instance_count(),
+            dynamic_batching=True if message.HasField("dynamic_batching") else None,
+            preferred_batch_sizes=tuple(batching.preferred_batch_size),
+            max_queue_delay_us=batching.max_queue_delay_microseconds,
+            max_queue_size=policy.max_queue_size or None,
+            default_timeout_us=policy.default_timeout_microseconds,
+            default_model_filename=self._model_filename(),
+            parameters=MappingProxyType(parameters),
+            warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
+            declared=message.SerializeToString(deterministic=True),
+            source=self._document.source,
+            warnings=tuple(self._warnings),
+            **{"version_policy": self._version_policy(), **settings},
+        )
+
+    def _note_fields_without_effect(self) -> None:
+        for path in dict.fromkeys(without_effect(self._message)):
+            self._warn(f"{path} is not supported yet and has no effect")
+        for group in self._message.instance_group:
+            if group.Kind.Name(group.kind) == "KIND_GPU":
+                self._warn("instance_group.kind KIND_GPU is not supported yet; the model runs on the CPU")
+
+    def _warn(self, reason: str) -> None:
+        self._warnings.append(f"{posixpath.basename(self._document.source)} of '{self._name}': {reason}")
+
+    def _max_batch_size(self) -> int | None:
+        if "max_batch_size" in self._document.places:
+            return int(self._message.max_batch_size)
+        # Triton's default is 0, and with tensors named their shapes are then without a batch: anything else would read them differently.
+        return 0 if self._message.input or self._message.output else None
+
+    def _input(self, tensor: Any) -> TensorSpec:
+        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), optional=tensor.optional)
+
+    def _output(self, index: int, tensor: Any) -> TensorSpec:
+        path = f"output[{index}].label_filename"
+        labels = self._labels(tensor.name, tensor.label_filename, path) if tensor.label_filename else ()
+        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), labels=labels)
+
+    def _labels(self, output: str, filename: str, path: str) -> tuple[str, ...]:
+        file = self._inside_folder("label_filename", filename, path)
+        where = f"'{self._listing.location.rstrip('/')}/{file}'"
+        try:
+            return tuple(self._read(file).decode().splitlines())
+        except BacklineError as error:
+            raise self._document.error(f"label_filename of output '{output}' cannot be read: {where}: {error.message}", path) from None
+        except UnicodeDecodeError as error:
+            raise self._document.error(
+                f"label_filename of output '{output}' is not UTF-8 text: {where} (byte {error.start})", path
+            ) from None
+
+    def _read(self, file: str) -> bytes:
+        entry = self._listing.files.get(file)
+        if entry is None:
+            raise InvalidArgument("No such file")
+        if entry.problem:
+            raise InvalidArgument(entry.problem)
+        return self._listing.read(file)
+
+    def _inside_folder(self, field: str, filename: str, path: str) -> str:
+        """The normal form of a file's name below the model's folder."""
+        normal = posixpath.normpath(filename)
+        if "\0" in filename or "\\" in filename or normal.startswith(("/", "..")) or normal == ".":
+            raise self._document.error(f"{field} {filename!r} must be the name of a file inside the model's folder", path)
+        return normal
+
+    def _model_filename(self) -> str:
+        filename: str = self._message.default_model_filename
+        if filename:
+            self._inside_folder("default_model_filename", filename, "default_model_filename")
+        return filename
+
+    def _version_policy(self) -> VersionPolicy:
+        policy = self._message.version_policy
+        choice = policy.WhichOneof("policy_choice")
+        if choice == "all":
+            return VersionPolicy(latest=None)
+        if choice == "specific":
+            if not policy.specific.versions:
+                raise self._document.error("version_policy.specific names no version", "version_policy.specific")
+            return VersionPolicy(latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions))))
+        return VersionPolicy(latest=policy.latest.num_versions or 1)
+
+    def _instance_count(self) -> int | None:
+        count = sum(group.count or 1 for group in self._message.instance_group)
+        if count > MAX_INSTANCES:
+            reason = f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are possible, each is a thread"
+            raise self._document.error(reason, "instance_group")
+        return count or None
+
+    def _warm_up(self, index: int, sample: Any) -> WarmUpSample:
+        inputs = []
+        for name, given in sorted(sample.inputs.items()):
+            choice = given.WhichOneof("input_data_type")
+            source = {"zero_data": "zero", "random_data": "random"}.get(choice, given.input_data_file)
+            if choice == "input_data_file":
+                path = f"model_warmup[{index}].inputs[{name}].input_data_file"
+                source = self._inside_folder("input_data_file", given.input_data_file, path)
+                entry = self._listing.files.get(f"warmup/{source}")
+                if entry is None or entry.problem:
+                    why = entry.problem if entry else "No such file"
+                    where = f"{self._listing.location.rstrip('/')}/warmup/{source}"
+                    raise self._document.error(f"input_data_file of warm-up '{sample.name}' cannot be read: '{where}': {why}", path)
+            inputs.append(WarmUpInput(name, data_type(given), tuple(given.dims), source))
+        return WarmUpSample(sample.name, sample.batch_size, max(sample.count, 1), tuple(inputs))
+
+
+def data_type(tensor: Any) -> DataType:
+    """The datatype of a message with a field `data_type`."""
+    kinds = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    return DataType.from_config_name(kinds[tensor.data_type].name)
