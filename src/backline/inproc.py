@@ -70,7 +70,7 @@ class InprocTransport(Transport):
         return self._engine.ready
 
     async def server_metadata(self, timeout: float) -> ServerMetadata:
-        found = server_metadata()
+        found = server_metadata(self._engine)
         return ServerMetadata(found["name"], found["version"], tuple(found["extensions"]))
 
     async def model_ready(self, model: str, version: str, timeout: float) -> bool:

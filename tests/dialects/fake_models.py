@@ -170,11 +170,16 @@ class HttpAnswer:
 class FakeHttpRequest(HttpRequest):
     """Remembers its answer."""
 
-    def __init__(self, method: bytes, path: bytes, headers: dict[bytes, bytes], body: Buffer) -> None:
-        super().__init__(method, path, b"", headers, body)
+    def __init__(self, method: bytes, path: bytes, headers: dict[bytes, bytes], body: Buffer, query: bytes = b"", peer: str = "") -> None:
+        super().__init__(method, path, query, headers, body)
+        self._peer = peer
         self.answer: HttpAnswer | None = None
         self.answered = asyncio.Event()
         self.buffers: Sequence[Buffer] = ()
+
+    @property
+    def peer(self) -> str:
+        return self._peer
 
     def respond(self, status: int, fields: Fields, body: Sequence[Buffer] = ()) -> None:
         assert self.answer is None, "answered twice"
@@ -194,16 +199,23 @@ class FakeUnaryCall(UnaryCall):
         self.message: bytes | None = None
         self.code: int | None = None
         self.error = ""
+        self.answered = asyncio.Event()
+
+    @property
+    def peer(self) -> str:
+        return "local"
 
     def reply(self, message: Buffer) -> None:
         assert self.code is None, "answered twice"
         self.code = 0
         self.message = bytes(message)
+        self.answered.set()
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
         assert self.code is None, "answered twice"
         self.code = code
         self.error = message
+        self.answered.set()
 
 
 class FakeStreamCall(StreamCall):

@@ -76,7 +76,7 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
         assert OIP + method.name.encode() in caller.application.rpc
 
 
-@pytest.mark.parametrize("method", ["RepositoryModelLoad", "SystemSharedMemoryRegister", "TraceSetting", "LogSettings"])
+@pytest.mark.parametrize("method", ["CudaSharedMemoryRegister", "SystemSharedMemoryRegister", "TraceSetting", "LogSettings"])
 def test_what_is_not_served_is_unimplemented(caller: Caller, method: str) -> None:
     call = caller.rpc_call(method)
     assert (call.code, call.error) == (12, f"{method} is not supported by this server")

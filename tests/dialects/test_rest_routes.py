@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from fake_models import Caller
 
 from backline.dialects.application import build_application
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine, LoadProgress, ModelState
 
 
 def test_server_metadata(caller: Caller) -> None:
@@ -41,8 +42,48 @@ def test_status_of_not_ready_can_be_set() -> None:
 def test_models_are_listed_with_their_states(caller: Caller) -> None:
     document = caller.get("/v2/models").json
     assert {"add1", "pair", "loading", "empty"} <= set(document["models"])
-    assert {"name": "add1", "version": "2", "state": "READY"} in document["versions"]
-    assert {"name": "loading", "version": "1", "state": "LOADING", "reason": "reading the file"} in document["versions"]
+    versions = {(entry["name"], entry["version"]): entry for entry in document["versions"]}
+    assert versions["add1", "2"] == {
+        "name": "add1",
+        "version": "2",
+        "state": "READY",
+        "reason": "",
+        "ready": True,
+        "default": True,
+        "labels": [],
+        "memory_bytes": 0,
+    }
+    assert versions["add1", "1"]["default"] is False
+    assert (versions["loading", "1"]["state"], versions["loading", "1"]["reason"]) == ("LOADING", "reading the file")
+    assert versions["loading", "1"]["ready"] is False
+
+
+def test_the_list_tells_labels_memory_and_progress(caller: Caller) -> None:
+    caller.engine.set_labels("add1", {"stable": "1", "canary": "2", "old": "1"})
+    caller.engine.find("add1", "1").memory_bytes = 5_000_000
+    caller.engine.find("loading").progress = LoadProgress("fetch", time.monotonic() - 3, 10, 100)
+    caller.engine.refresh()
+    versions = {(entry["name"], entry["version"]): entry for entry in caller.get("/v2/models").json["versions"]}
+    stable = versions["add1", "1"]
+    assert (stable["labels"], stable["default"], stable["memory_bytes"]) == (["old", "stable"], True, 5_000_000)
+    progress = versions["loading", "1"]["progress"]
+    assert 3 <= progress.pop("seconds") < 60
+    assert progress == {"phase": "fetch", "bytes_done": 10, "bytes_total": 100}
+
+
+def test_a_model_that_is_loaded_on_demand_is_ready(caller: Caller) -> None:
+    assert caller.get("/v2/models/loading/ready").status == 503
+    caller.engine.find("loading").on_demand = True
+    assert caller.get("/v2/models/loading/ready").json == {"name": "loading", "ready": True}
+    assert caller.rpc("ModelReady", name="loading").ready is True
+    assert caller.get("/v2/health/ready").status == 200
+
+
+def test_statistics_tell_the_memory_of_a_version(caller: Caller) -> None:
+    caller.engine.find("add1", "2").memory_bytes = 4096
+    usage = {entry["version"]: entry["memory_usage"] for entry in caller.get("/v2/models/add1/stats").json["model_stats"]}
+    assert usage == {"1": [], "2": [{"type": "CPU", "id": 0, "byte_size": 4096}]}
+    assert caller.rpc("ModelStatistics", name="add1", version="2").model_stats[0].memory_usage[0].byte_size == 4096
 
 
 def test_model_metadata_has_full_shapes(caller: Caller) -> None:
@@ -128,7 +169,7 @@ def test_repository_index_of_what_is_ready(caller: Caller) -> None:
     assert {entry["state"] for entry in entries} == {"READY"}
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":1}', b"\xff", b'{"x":' + b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":1}', b'{"redy":true}', b"\xff", b'{"x":' + b"[" * 100_000])
 def test_malformed_index_request(caller: Caller, body: bytes) -> None:
     assert caller.post("/v2/repository/index", body).status == 400
 

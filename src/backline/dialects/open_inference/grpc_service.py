@@ -9,11 +9,12 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc_inference import GrpcInference
+from backline.dialects.open_inference.grpc_repository import GrpcRepository
 from backline.dialects.open_inference.grpc_stream import StreamInference
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.rpc_failure import guarded
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
@@ -22,7 +23,7 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 class InferenceService:
-    """The methods that answer at once from what the engine knows: a message in, the fields of the response out."""
+    """The methods of the service. Most answer at once from what the engine knows: a message in, the fields of the response out."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -30,11 +31,12 @@ class InferenceService:
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         """All methods of the service by gRPC path; those that are not served answer UNIMPLEMENTED and say so."""
         inference = GrpcInference(self._engine)
+        repository = GrpcRepository(self._engine)
         served: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: {"live": self._engine.live},
             "ServerReady": lambda _: {"ready": self._engine.ready},
-            "ModelReady": lambda asked: {"ready": self._engine.find(asked.name, asked.version).state is ModelState.READY},
-            "ServerMetadata": lambda _: server_metadata(),
+            "ModelReady": lambda asked: {"ready": self._engine.is_ready(asked.name, asked.version)},
+            "ServerMetadata": lambda _: server_metadata(self._engine),
             "ModelMetadata": lambda asked: model_metadata(self._engine, asked.name, asked.version),
             "ModelConfig": lambda asked: {"config": model_configuration(self._engine, asked.name, asked.version)},
             "ModelStatistics": lambda asked: model_statistics(self._engine, asked.name, asked.version),
@@ -47,6 +49,10 @@ class InferenceService:
                 methods[path] = UnaryMethod(guarded(inference.infer))
             elif method.name == "ModelStreamInfer":
                 methods[path] = StreamMethod(StreamInference(self._engine, inference).serve)
+            elif method.name == "RepositoryModelLoad":
+                methods[path] = UnaryMethod(guarded(repository.load))
+            elif method.name == "RepositoryModelUnload":
+                methods[path] = UnaryMethod(guarded(repository.unload))
             elif method.name in served:
                 methods[path] = answering(method, served[method.name])
             else:

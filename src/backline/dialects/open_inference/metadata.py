@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 from backline.engine.engine import Engine, Model, ModelState
@@ -12,13 +13,16 @@ from backline.version import __version__
 SERVER_NAME = "backline"
 #: Only what truly works.
 EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+#: What works where models may be changed by request.
+CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
 #: How a scalar input is shown, as in Triton: perf_analyzer cannot send a shape without dimensions. Requests may use either.
 SCALAR: Shape = (1,)
 
 
-def server_metadata() -> dict[str, Any]:
-    return {"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)}
+def server_metadata(engine: Engine) -> dict[str, Any]:
+    extensions = EXTENSIONS if engine.control is None else EXTENSIONS + CONTROL_EXTENSIONS
+    return {"name": SERVER_NAME, "version": __version__, "extensions": list(extensions)}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:
@@ -44,6 +48,37 @@ def model_index(engine: Engine, *, only_ready: bool) -> list[dict[str, str]]:
     if not only_ready:
         entries.extend({"name": name} for name in engine.names() if name not in known)
     return sorted(entries, key=lambda entry: entry["name"])
+
+
+def model_listing(engine: Engine) -> list[dict[str, Any]]:
+    """All versions of all models: their states and reasons, the labels that point to them, what memory they take, how far a load is.
+
+    `ready` says whether a request is answered, `default` whether requests without a version come to this one. `progress` is there during a
+    load only; its seconds count from the load's begin, its bytes are those fetched from the repository.
+    """
+    listing = []
+    for model in engine.models():
+        labels = engine.labels(model.name)
+        entry: dict[str, Any] = {
+            "name": model.name,
+            "version": model.version,
+            "state": model.state.value,
+            "reason": model.reason,
+            "ready": model.answers,
+            "default": model.answers and engine.find(model.name) is model,
+            "labels": sorted(label for label, version in labels.items() if version == model.version),
+            "memory_bytes": model.memory_bytes,
+        }
+        progress = model.progress
+        if progress is not None:
+            entry["progress"] = {
+                "phase": progress.phase,
+                "seconds": round(monotonic() - progress.began, 3),
+                "bytes_done": progress.bytes_done,
+                "bytes_total": progress.bytes_total,
+            }
+        listing.append(entry)
+    return listing
 
 
 def _entry(model: Model) -> dict[str, str]:

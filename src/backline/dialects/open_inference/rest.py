@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-from msgspec import Struct
-
 from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.configuration import configuration_json, model_configuration
-from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
+from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
 from backline.dialects.open_inference.rest_inference import RestInference
+from backline.dialects.open_inference.rest_repository import RestRepository
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
-from backline.engine.engine import Engine, ModelState
-from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.engine import Engine
+from backline.engine.errors import Unsupported
 from backline.wire.application import HttpRequest
 
 _MODEL = "/v2/models/{}"
@@ -27,12 +25,6 @@ _UNSUPPORTED = {
         ("POST", "/v2/{kind}sharedmemory/region/{}/register"),
         ("POST", "/v2/{kind}sharedmemory/region/{}/unregister"),
         ("POST", "/v2/{kind}sharedmemory/unregister"),
-    ),
-    "loading and unloading models by request": (
-        ("POST", "/v2/repository/models/{}/load"),
-        ("POST", "/v2/repository/models/{}/unload"),
-        ("POST", "/v2/repository/{}/models/{}/load"),
-        ("POST", "/v2/repository/{}/models/{}/unload"),
     ),
     "tracing": (
         ("GET", "/v2/trace/setting"),
@@ -50,10 +42,6 @@ _UNSUPPORTED = {
 }
 
 
-class IndexQuery(Struct):
-    ready: bool = False
-
-
 class RestService:
     """The handlers of the routes. `not_ready_status` is the status of health questions whose answer is no."""
 
@@ -61,7 +49,7 @@ class RestService:
         self._engine = engine
         self._not_ready_status = not_ready_status
         self._inference = RestInference(engine)
-        self._index_decoder = msgspec.json.Decoder(IndexQuery)
+        self._repository = RestRepository(engine)
 
     def add_routes(self, router: Router) -> None:
         router.add("GET", "/v2", self._server_metadata)
@@ -75,16 +63,14 @@ class RestService:
             router.add("GET", pattern + "/config", self._configuration, *version)
             router.add("GET", pattern + "/stats", self._statistics, *version)
             router.add("POST", pattern + "/infer", self._inference.infer, *version)
-        for method in ("GET", "POST"):
-            router.add(method, "/v2/repository/index", self._index)
-            router.add(method, "/v2/repository/{}/index", self._named_index)
+        self._repository.add_routes(router)
         for what, routes in _UNSUPPORTED.items():
             for method, pattern in routes:
                 for kind in ("system", "cuda") if "{kind}" in pattern else ("",):
                     router.add(method, pattern.replace("{kind}", kind), _unsupported(what))
 
     def _server_metadata(self, request: HttpRequest) -> None:
-        respond_json(request, server_metadata())
+        respond_json(request, server_metadata(self._engine))
 
     def _live(self, request: HttpRequest) -> None:
         self._respond_health(request, self._engine.live)
@@ -97,17 +83,15 @@ class RestService:
         respond_json(request, document, 200 if good else self._not_ready_status)
 
     def _models(self, request: HttpRequest) -> None:
-        """The names, as KServe lists them; beside them the states of all versions."""
-        index = model_index(self._engine, only_ready=False)
-        names = list(dict.fromkeys(entry["name"] for entry in index))
-        respond_json(request, {"models": names, "versions": [entry for entry in index if "version" in entry]})
+        """The names, as KServe lists them; beside them all versions, with all that is known of how they are."""
+        respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
         respond_json(request, model_metadata(self._engine, name, version))
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:
         model = self._engine.find(name, version)
-        if model.state is ModelState.READY:
+        if model.answers:
             respond_json(request, {"name": name, "ready": True})
             return
         why = f": {model.reason}" if model.reason else ""
@@ -119,20 +103,6 @@ class RestService:
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
         respond_json(request, model_statistics(self._engine, name, version))
-
-    def _index(self, request: HttpRequest) -> None:
-        query = IndexQuery()
-        if request.method == b"POST" and request.body:
-            try:
-                query = self._index_decoder.decode(request.body)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
-            except RecursionError:
-                raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
-        respond_json(request, model_index(self._engine, only_ready=query.ready))
-
-    def _named_index(self, _: str, request: HttpRequest) -> None:
-        raise Unsupported("'repository_name' specification is not supported")
 
 
 def _unsupported(what: str) -> Callable[..., None]:

@@ -64,7 +64,7 @@ def _statistics(model: Model) -> dict[str, Any]:
             }
             for size, batch in sorted(counters.batches.items())
         ],
-        "memory_usage": [],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}] if model.memory_bytes else [],
     }
 
 

@@ -1,0 +1,52 @@
+"""Small JSON documents and queries of requests, read strictly: an unknown key is an error that names the nearest known one."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Buffer
+
+Document = TypeVar("Document", bound=msgspec.Struct)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+
+
+def read_document(kind: type[Document], body: Buffer) -> Document:
+    """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidArgument(f"failed to parse the request JSON: {_explain(kind, str(error))}") from None
+    except RecursionError:
+        raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
+
+
+def read_query(kind: type[Document], query: bytes) -> Document:
+    """The parameters behind the "?" of a URL, each given once. Raises InvalidArgument."""
+    try:
+        pairs = parse_qsl(query.decode(), keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+        given = dict(pairs)
+        if len(given) != len(pairs):
+            raise ValueError("a parameter was given twice")
+        return msgspec.convert(given, kind, strict=False)
+    except ValueError as error:  # msgspec's and Unicode's are ValueErrors too
+        raise InvalidArgument(f"failed to read the query of the URL: {_explain(kind, str(error))}") from None
+
+
+def suggestion(name: str, known: tuple[str, ...]) -> str:
+    """What to say behind the complaint about an unknown name: the nearest one, or all."""
+    near = get_close_matches(name, known, 1)
+    return f"Did you mean '{near[0]}'?" if near else f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
+
+
+def _explain(kind: type[msgspec.Struct], text: str) -> str:
+    unknown = _UNKNOWN.search(text)
+    if unknown is None:
+        return text
+    name = unknown[1]
+    return f"unknown key '{name[:64]}'. {suggestion(name, kind.__struct_encode_fields__)}"

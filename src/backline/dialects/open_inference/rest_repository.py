@@ -1,0 +1,172 @@
+"""Changing models over REST: Triton's model repository extension, and beyond it single versions, labels and the history."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from msgspec import Struct
+
+from backline.dialects.answers import respond_json
+from backline.dialects.open_inference.changes import Changes, caller_name
+from backline.dialects.open_inference.documents import read_document, read_query
+from backline.dialects.open_inference.json_data import LARGE
+from backline.dialects.open_inference.load_parameters import dependents_from_json, overrides_from_json
+from backline.dialects.open_inference.metadata import model_index
+from backline.dialects.router import Router
+from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument, NotFound, Unsupported
+from backline.engine.tensor import Buffer
+from backline.wire.application import HttpRequest
+
+_LOADING = "loading and unloading models by request"
+_LABELS = "moving labels by request"
+_LONGEST_HISTORY = 10_000
+
+
+class IndexDocument(Struct, forbid_unknown_fields=True):
+    ready: bool = False
+
+
+class ParametersDocument(Struct, forbid_unknown_fields=True):
+    parameters: dict[str, Any] = {}
+
+
+class VersionDocument(Struct, forbid_unknown_fields=True):
+    """Versions may be written as numbers."""
+
+    version: str | int
+    expected: str | int = ANY_VERSION
+
+
+class RollbackDocument(Struct, forbid_unknown_fields=True):
+    label: str = STABLE
+
+
+class ExpectedQuery(Struct, forbid_unknown_fields=True):
+    expected: str = ANY_VERSION
+
+
+class HistoryQuery(Struct, forbid_unknown_fields=True):
+    model: str = ""
+    limit: int = 100
+
+
+class RestRepository:
+    """The handlers of the routes that show and change what is loaded."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._changes = Changes(engine)
+
+    def add_routes(self, router: Router) -> None:
+        for method in ("GET", "POST"):
+            router.add(method, "/v2/repository/index", self._index)
+            router.add(method, "/v2/repository/{}/index", _refuse_repository)
+        for action, handler in (("load", self._load), ("unload", self._unload)):
+            router.add("POST", f"/v2/repository/models/{{}}/{action}", handler, "")
+            router.add("POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
+            router.add("POST", f"/v2/repository/{{}}/models/{{}}/{action}", _refuse_repository)
+        router.add("POST", "/v2/repository/refresh", self._refresh)
+        router.add("GET", "/v2/repository/history", self._history)
+        router.add("GET", "/v2/models/{}/labels", self._labels)
+        router.add("PUT", "/v2/models/{}/labels/{}", self._set_label)
+        router.add("DELETE", "/v2/models/{}/labels/{}", self._remove_label)
+        router.add("POST", "/v2/models/{}/promote", self._promote)
+        router.add("POST", "/v2/models/{}/rollback", self._rollback)
+
+    # Triton's
+
+    def _index(self, request: HttpRequest) -> None:
+        asked = read_document(IndexDocument, request.body if request.method == b"POST" else b"")
+        respond_json(request, model_index(self._engine, only_ready=asked.ready))
+
+    def _load(self, model: str, version: str, request: HttpRequest) -> None:
+        control = self._changes.control(_LOADING)
+        who, body = _who(request), request.body
+        request.body = b""  # what it holds may be as large as the model: it is not kept while the model loads
+
+        async def load() -> None:
+            nonlocal body
+            overrides = await _read_overrides(body)
+            body = b""
+            await control.load(model, version, overrides=overrides, who=who)
+
+        self._changes.answer_request(request, load(), partial(_respond_empty, request))
+
+    def _unload(self, model: str, version: str, request: HttpRequest) -> None:
+        control = self._changes.control(_LOADING)
+        dependents = dependents_from_json(read_document(ParametersDocument, request.body).parameters)
+        change = control.unload(model, version, dependents=dependents, who=_who(request))
+        self._changes.answer_request(request, change, partial(_respond_empty, request))
+
+    # beyond Triton
+
+    def _refresh(self, request: HttpRequest) -> None:
+        control = self._changes.control("looking for new models by request")
+        self._changes.answer_request(request, control.refresh(), partial(_respond_empty, request))
+
+    def _history(self, request: HttpRequest) -> None:
+        control = self._changes.control("the history of changes")
+        asked = read_query(HistoryQuery, request.query)
+        if not 1 <= asked.limit <= _LONGEST_HISTORY:
+            raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
+        respond_json(request, {"changes": control.history(asked.model, asked.limit)})
+
+    def _labels(self, model: str, request: HttpRequest) -> None:
+        if model not in self._engine.names():
+            raise NotFound(f"Request for unknown model: '{model[:256]}' is not found")
+        respond_json(request, {"name": model, "labels": self._engine.labels(model)})
+
+    def _set_label(self, model: str, label: str, request: HttpRequest) -> None:
+        control = self._changes.control(_LABELS)
+        asked = read_document(VersionDocument, request.body)
+        change = control.set_label(model, label, str(asked.version), expected=str(asked.expected), who=_who(request))
+        self._changes.answer_request(request, change, _change_answer(request))
+
+    def _remove_label(self, model: str, label: str, request: HttpRequest) -> None:
+        control = self._changes.control(_LABELS)
+        asked = read_query(ExpectedQuery, request.query)
+        change = control.remove_label(model, label, expected=asked.expected, who=_who(request))
+        self._changes.answer_request(request, change, _change_answer(request))
+
+    def _promote(self, model: str, request: HttpRequest) -> None:
+        control = self._changes.control(_LABELS)
+        asked = read_document(VersionDocument, request.body)
+        change = control.promote(model, str(asked.version), expected=str(asked.expected), who=_who(request))
+        self._changes.answer_request(request, change, _change_answer(request))
+
+    def _rollback(self, model: str, request: HttpRequest) -> None:
+        control = self._changes.control(_LABELS)
+        asked = read_document(RollbackDocument, request.body)
+        change = control.rollback(model, label=asked.label, who=_who(request))
+        self._changes.answer_request(request, change, _change_answer(request))
+
+
+async def _read_overrides(body: Buffer) -> Overrides | None:
+    if len(body) > LARGE:
+        return await asyncio.to_thread(_parse_overrides, body)
+    return _parse_overrides(body)
+
+
+def _parse_overrides(body: Buffer) -> Overrides | None:
+    return overrides_from_json(read_document(ParametersDocument, body).parameters)
+
+
+def _who(request: HttpRequest) -> str:
+    return caller_name(request.peer, request.headers)
+
+
+def _respond_empty(request: HttpRequest, _: None) -> None:
+    request.respond(200, ())
+
+
+def _change_answer(request: HttpRequest) -> Callable[[Change], None]:
+    return partial(respond_json, request)
+
+
+def _refuse_repository(*_: object) -> None:
+    raise Unsupported("'repository_name' specification is not supported")

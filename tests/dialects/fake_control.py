@@ -1,0 +1,79 @@
+"""Changes of an engine's models, in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from backline.engine.control import ANY_VERSION, STABLE, Action, Change, Overrides
+from backline.engine.engine import Engine, ModelState
+from backline.engine.errors import AlreadyExists, InvalidArgument
+
+
+class FakeControl:
+    """Loads what the engine knows already. `calls` are the loads and unloads; while `gate` is cleared, loads wait for it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.calls: list[tuple[object, ...]] = []
+        self.changes: list[Change] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+
+    async def load(self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str) -> None:
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.engine.find(model, version).state = ModelState.READY
+        self.engine.refresh()
+        self.calls.append(("load", model, version, overrides))
+        self._note("load", model, version, who)
+
+    async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
+        await self.gate.wait()
+        self.engine.find(model, version).state = ModelState.UNAVAILABLE
+        self.engine.refresh()
+        self.calls.append(("unload", model, version, dependents))
+        self._note("unload", model, version, who)
+
+    async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        self.engine.find(model, version)
+        return self._move(model, label, version, expected, who)
+
+    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        return self._move(model, label, "", expected, who)
+
+    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        return await self.set_label(model, STABLE, version, expected=expected, who=who)
+
+    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
+        moves = [change for change in self.changes if (change.model, change.label) == (model, label)]
+        if not moves:
+            raise InvalidArgument(f"label '{label}' of model '{model}' was never moved")
+        return self._move(model, label, moves[-1].before, ANY_VERSION, who)
+
+    async def refresh(self) -> None:
+        self.calls.append(("refresh",))
+
+    def labels(self, model: str) -> Mapping[str, str]:
+        return self.engine.labels(model)
+
+    def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
+        return [change for change in reversed(self.changes) if model in ("", change.model)][:limit]
+
+    def _move(self, model: str, label: str, version: str, expected: str, who: str) -> Change:
+        labels = dict(self.engine.labels(model))
+        before = labels.pop(label, "")
+        if expected not in (ANY_VERSION, before):
+            raise AlreadyExists(f"label '{label}' of model '{model}' points to {before or 'nothing'}, not to {expected}")
+        if version:
+            labels[label] = version
+        self.engine.set_labels(model, labels)
+        self.engine.refresh()
+        return self._note("label" if version else "unlabel", model, version, who, label, before)
+
+    def _note(self, action: Action, model: str, version: str, who: str, label: str = "", before: str = "") -> Change:
+        change = Change(1764000000.0 + len(self.changes), who, action, model, version, label, before)
+        self.changes.append(change)
+        return change
