@@ -77,6 +77,8 @@ class ModelConfig:
     #: Further attempts after a failed load.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()
+    #: Whether files may be loaded that can execute anything when they are: pickles, machine code. The server sets it, never a model's file.
+    trust_pickle: bool = False
     #: The serialised inference.ModelConfig of the file, complete, also with the fields that have no effect here; empty without a file.
     declared: bytes = b""
     source: str = ""
