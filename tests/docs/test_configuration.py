@@ -18,6 +18,7 @@ from backline.cli import serve
 from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument
 from backline.repository import config_pbtxt
+from backline.repository.configuration import effects, native
 from docs.pages import code, read, table, tables
 
 PAGE = "docs/configuration.md"
@@ -64,10 +65,10 @@ def test_an_option_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_supported_fields_of_config_pbtxt_are_told() -> None:
     told = {field for row in table(PAGE, "field") for field in code(row["field"])}
 
-    assert told == config_pbtxt._SUPPORTED
+    assert told == effects.SUPPORTED
 
 
-@pytest.mark.parametrize("field", ["sequence_batching {}", "model_warmup [{name: 'w'}]", "optimization {priority: PRIORITY_MAX}"])
+@pytest.mark.parametrize("field", ["sequence_batching {}", "optimization {priority: PRIORITY_MAX}"])
 def test_fields_that_are_not_supported_are_warnings(tmp_path: Path, field: str) -> None:
     (tmp_path / "config.pbtxt").write_text(field)
 
@@ -87,7 +88,7 @@ def test_the_parameters_are_told_with_their_defaults() -> None:
     rows = {code(row["key"])[0]: code(row["default"]) for row in table(PAGE, "key")}
     settings = onnx_options.SessionSettings()
 
-    assert rows.keys() == {config_pbtxt.LANE_PARAMETER, *onnx_options._KEYS}
+    assert rows.keys() == {native.parameter("lane"), *onnx_options._KEYS}
     assert rows["intra_op_thread_count"] == [str(settings.intra_op_threads)]
     assert rows["inter_op_thread_count"] == [str(settings.inter_op_threads)]
     assert onnx_options._EXECUTION_MODES[rows["execution_mode"][0]] == settings.execution_mode

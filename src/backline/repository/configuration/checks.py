@@ -42,11 +42,8 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
     if message.HasField("sequence_batching"):
         yield from sequence_faults(message.sequence_batching, limit, name)
     if message.response_cache.enable and message.model_transaction_policy.decoupled:
-        yield (
-            f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
-            " Please disable the response cache.",
-            "response_cache",
-        )
+        reason = f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
+        yield f"{reason} Please disable the response cache.", "response_cache"
     for kind in ("input", "output"):
         for index, tensor in enumerate(getattr(message, kind)):
             yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
