@@ -74,7 +74,7 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def serve(
-    repository: Path, log: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None
+    repository: Path | str, log: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None
 ) -> Iterator[ServerProcess]:
     """Runs `backline serve` on free ports until the block ends; with `ready`, waits until all models are loaded."""
     http, grpc, metrics = free_ports(3)
