@@ -13,7 +13,7 @@ from backline.engine.control import STABLE, Control
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck, Signature
+from backline.engine.signature import Signature
 from backline.engine.statistics import LoadStatistics, ModelStatistics
 
 _LONGEST_NAME = 256
@@ -100,7 +100,8 @@ class Model:
         self.max_batch_size = 0
         self.placement: Placement | None = None
         self.statistics = ModelStatistics()
-        self.check: RequestCheck | None = None
+        #: Raises InvalidArgument for a request that does not fit; a recording, and the sleep of a version, put one of their own there.
+        self.check: Callable[[InferRequest], None] | None = None
         self.queue: RequestQueue | None = None
         self.on_demand = False
         #: Whether the server is only ready when this version answers; not so for one that was unloaded, or whose old files still serve.

@@ -1,0 +1,219 @@
+"""Recording live requests: the next ones that a version answers, kept in a file that warms the model up at its next load.
+
+While nothing is recorded it costs nothing: a recording puts itself in the place of the version's check, and leaves when it has enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from backline.engine.engine import Engine, Model
+from backline.engine.errors import AlreadyExists, BacklineError, Internal, InvalidArgument, NotFound, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.observe.prediction_log import encode_record
+
+log = logging.getLogger("backline.observe")
+
+MAX_COUNT = 1000
+#: Bytes of all requests of a recording, unless asked for otherwise, and at most.
+DEFAULT_BYTES = 64 << 20
+MAX_BYTES = 1 << 30
+
+State = Literal["recording", "writing", "done", "failed"]
+
+
+def recorded_file(folder: Path, model: str) -> Path:
+    """Where the recorded requests of a model are kept below the server's state folder. The format: see prediction_log."""
+    return folder / "warmup" / (quote(model, safe="") + ".tfrecord")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingState:
+    """How far a recording is: `recorded` of `count` requests, `bytes` in all. `reason` says why it ended with fewer."""
+
+    model: str
+    version: str
+    state: State
+    count: int
+    recorded: int
+    bytes: int
+    file: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...] | None
+
+
+class _Recording:
+    """One recording of one version. Lives on the event loop; the file is written on a thread."""
+
+    def __init__(self, model: Model, count: int, max_bytes: int, file: Path) -> None:
+        assert model.check is not None
+        self._model = model
+        self._check = model.check
+        self._count = count
+        self._max_bytes = max_bytes
+        self._file = file
+        self._kept: list[_Kept] = []
+        self._recorded = 0
+        self._bytes = 0
+        self._state: State = "recording"
+        self._reason = ""
+        self._writing: asyncio.Task[None] | None = None
+        #: Looked up once: a bound method is another object each time.
+        self._own_check = self._check_and_keep
+        model.check = self._own_check
+
+    @property
+    def state(self) -> RecordingState:
+        self._end_if_unloaded()
+        return RecordingState(
+            self._model.name,
+            self._model.version,
+            self._state,
+            self._count,
+            self._recorded,
+            self._bytes,
+            str(self._file),
+            self._reason,
+        )
+
+    async def stop(self) -> None:
+        """Ends with what there is; returns when the file is written."""
+        self._end_if_unloaded()
+        if self._state == "recording":
+            self._end("it was stopped")
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+
+    def _end_if_unloaded(self) -> None:
+        if self._state == "recording" and self._model.check is not self._own_check:
+            self._end("the version was unloaded meanwhile")
+
+    def _check_and_keep(self, request: InferRequest) -> None:
+        self._check(request)
+        size = sum(_size(tensor) for tensor in request.inputs.values())
+        if size > self._max_bytes - self._bytes:
+            if not self._bytes:
+                self._reason = f"a request of {size} bytes was left out, as it is larger than the limit of {self._max_bytes}"
+            elif size <= self._max_bytes:
+                self._end(f"the limit of {self._max_bytes} bytes is reached")
+            return
+        # Copied, as the buffers that the tensors look at are used again. What came before the inputs were checked is not of interest.
+        kept = _Kept({name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()}, request.outputs)
+        complete = request.on_complete
+
+        def completed(answered: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+            if response is not None:
+                self._keep(kept, size)
+            complete(answered, response, error)
+
+        request.on_complete = completed
+
+    def _keep(self, kept: _Kept, size: int) -> None:
+        if self._state != "recording" or self._bytes + size > self._max_bytes:
+            return
+        self._kept.append(kept)
+        self._recorded += 1
+        self._bytes += size
+        if self._recorded == self._count:
+            self._end("")
+
+    def _end(self, reason: str) -> None:
+        if self._model.check is self._own_check:
+            self._model.check = self._check
+        self._reason = reason or self._reason
+        kept, self._kept = self._kept, []
+        if not kept:
+            self._state = "failed"
+            self._reason = f"no request was recorded: {self._reason}"
+            return
+        self._state = "writing"
+        self._writing = asyncio.get_running_loop().create_task(self._write(kept))
+
+    async def _write(self, kept: list[_Kept]) -> None:
+        try:
+            await asyncio.to_thread(_write_file, self._file, self._model.name, kept)
+            self._state = "done"
+        except OSError as error:
+            self._state = "failed"
+            self._reason = f"'{self._file}' cannot be written: {error.strerror or error}"
+            log.error("the recorded requests of model '%s' are lost: %s", self._model.name, self._reason)
+
+
+class Recorder:
+    """The recordings of a server, one at a time for a model. `folder` is the server's state folder. Lives on the event loop."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._recordings: dict[str, _Recording] = {}
+
+    def start(self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES) -> RecordingState:
+        """Begins to record the next `count` requests that the version answers, instead of those recorded before.
+
+        Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, AlreadyExists when one is under way.
+        """
+        if not 1 <= count <= MAX_COUNT:
+            raise InvalidArgument(f"count is {count}, expected 1 to {MAX_COUNT}")
+        if not 1 <= max_bytes <= MAX_BYTES:
+            raise InvalidArgument(f"max_bytes is {max_bytes}, expected 1 to {MAX_BYTES}")
+        found = self._engine.find_ready(model, version)
+        if found.on_demand:
+            raise Unavailable(f"model '{found.name}' version {found.version} is not loaded: {found.reason}", retry_after=1)
+        before = self._recordings.get(model)
+        if before is not None and before.state.state in ("recording", "writing"):
+            raise AlreadyExists(f"requests of model '{model}' are being recorded already; stop that first")
+        recording = self._recordings[model] = _Recording(found, count, max_bytes, recorded_file(self._folder, model))
+        return recording.state
+
+    def state(self, model: str) -> RecordingState:
+        """The recording of a model, the last one when it has ended. Raises NotFound when there was none since the server started."""
+        return self._find(model).state
+
+    async def stop(self, model: str) -> RecordingState:
+        """Ends a recording with what there is; returns when its file is written. Raises NotFound; Internal when it cannot be written."""
+        recording = self._find(model)
+        await recording.stop()
+        state = recording.state
+        if state.state == "failed" and state.recorded:
+            raise Internal(state.reason)
+        return state
+
+    def _find(self, model: str) -> _Recording:
+        found = self._recordings.get(model)
+        if found is None:
+            raise NotFound(f"no requests of model '{model[:256]}' were recorded since the server started")
+        return found
+
+
+def _size(tensor: Tensor) -> int:
+    if tensor.datatype.itemsize:
+        return tensor.data.nbytes
+    return sum(len(element) + 4 for element in tensor.data.flat)
+
+
+def _write_file(file: Path, model: str, kept: list[_Kept]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    written = file.with_name(f"{file.name}.{os.getpid()}.new")
+    try:
+        with written.open("wb") as output:
+            for one in kept:
+                output.write(encode_record(model, one.inputs, one.outputs))
+            output.flush()
+            os.fsync(output.fileno())
+        written.replace(file)
+    except OSError:
+        written.unlink(missing_ok=True)
+        raise

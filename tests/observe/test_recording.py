@@ -1,0 +1,188 @@
+"""Recording: the next requests that a version answers are kept for its warm-up, and nothing of it stays in their way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.engine.datatypes import DataType
+from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import RequestCheck, Signature, TensorSpec
+from backline.engine.tensor import Tensor
+from backline.observe.prediction_log import read_log
+from backline.observe.recording import Recorder, recorded_file
+
+
+class Echo:
+    """A queue that answers at once, and refuses negative numbers."""
+
+    pending = 0
+
+    def submit(self, request: InferRequest) -> None:
+        if request.inputs["x"].data.min() < 0:
+            request.on_complete(request, None, InvalidArgument("negative"))
+        else:
+            request.on_complete(request, InferResponse("m", "1", request.id, list(request.inputs.values())), None)
+
+
+class Home:
+    """A ready version, and a recorder beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = Engine()
+        self.model = Model("m", "1", ModelConfig("m"))
+        spec = TensorSpec("x", DataType.INT32, (-1, 2))
+        self.check = self.model.check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
+        self.model.queue = Echo()
+        self.model.state = ModelState.READY
+        self.engine.add(self.model)
+        self.engine.refresh()
+        self.recorder = Recorder(self.engine, folder)
+
+    async def ask(self, value: int, width: int = 2) -> InferResponse:
+        data = np.full((1, width), value, np.int32)
+        request = InferRequest("m", {"x": Tensor("x", DataType.INT32, data.shape, data)}, lambda *_: None)
+        response = await self.engine.infer(request)
+        data[:] = 99  # as a receive buffer is used again
+        return response
+
+    def recorded(self) -> list[int]:
+        return [int(request.inputs["x"].data[0, 0]) for request in read_log(recorded_file(self.folder, "m"))]
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_the_next_answered_requests_are_recorded_and_then_no_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        await home.ask(1)
+        assert home.recorder.start("m", count=2).state == "recording"
+        for value in (2, 3, 4):
+            await home.ask(value)
+        state = await home.recorder.stop("m")
+        assert (state.state, state.recorded, state.bytes) == ("done", 2, 16)
+        assert home.recorded() == [2, 3]
+        assert home.model.check is home.check
+
+    run(scenario)
+
+
+def test_requests_that_fail_or_do_not_fit_are_not_recorded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        home.recorder.start("m", count=1)
+        with pytest.raises(InvalidArgument, match="negative"):
+            await home.ask(-1)
+        with pytest.raises(InvalidArgument, match="unexpected shape"):
+            await home.ask(1, width=3)
+        await home.ask(5)
+        await home.recorder.stop("m")
+        assert home.recorded() == [5]
+
+    run(scenario)
+
+
+def test_stopping_keeps_what_there_is_and_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        home.recorder.start("m", count=100)
+        await home.ask(7)
+        state = await home.recorder.stop("m")
+        assert (state.state, state.recorded, state.reason) == ("done", 1, "it was stopped")
+        assert home.recorded() == [7]
+        assert home.model.check is home.check
+
+    run(scenario)
+
+
+def test_a_recording_ends_at_its_limit_of_bytes(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        home.recorder.start("m", count=100, max_bytes=20)
+        for value in (1, 2, 3):
+            await home.ask(value)
+        state = await home.recorder.stop("m")
+        assert (state.recorded, state.reason) == (2, "the limit of 20 bytes is reached")
+        assert home.recorded() == [1, 2]
+
+    run(scenario)
+
+
+def test_a_recording_of_nothing_leaves_the_file_of_before(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        home.recorder.start("m", count=1)
+        await home.ask(1)
+        await home.recorder.stop("m")
+        home.recorder.start("m", count=1)
+        state = await home.recorder.stop("m")
+        assert (state.state, state.reason) == ("failed", "no request was recorded: it was stopped")
+        assert home.recorded() == [1]
+
+    run(scenario)
+
+
+def test_a_version_that_is_unloaded_meanwhile_ends_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        home.recorder.start("m", count=10)
+        await home.ask(1)
+        home.model.check = None
+        state = await home.recorder.stop("m")
+        assert (state.state, state.reason) == ("done", "the version was unloaded meanwhile")
+        assert home.model.check is None
+
+    run(scenario)
+
+
+def test_one_recording_of_a_model_at_a_time(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        home.recorder.start("m", count=1)
+        with pytest.raises(AlreadyExists, match="are being recorded already"):
+            home.recorder.start("m", count=1)
+
+    run(scenario)
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        home = Home(tmp_path)
+        for count in (0, 1001):
+            with pytest.raises(InvalidArgument, match=f"count is {count}, expected 1 to 1000"):
+                home.recorder.start("m", count=count)
+        with pytest.raises(NotFound, match="'other' is not found"):
+            home.recorder.start("other", count=1)
+        with pytest.raises(NotFound, match="no requests of model 'm' were recorded"):
+            home.recorder.state("m")
+        home.model.state = ModelState.UNAVAILABLE
+        with pytest.raises(Unavailable, match="not at ready state"):
+            home.recorder.start("m", count=1)
+
+    run(scenario)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "warmup").write_text("a file where the folder should be")
+        home = Home(tmp_path)
+        home.recorder.start("m", count=1)
+        await home.ask(1)
+        with pytest.raises(Exception, match=r"warmup/m\.tfrecord' cannot be written"):
+            await home.recorder.stop("m")
+
+    run(scenario)
+
+
+def test_a_name_is_no_way_out_of_the_folder(tmp_path: Path) -> None:
+    assert recorded_file(tmp_path, "../../etc/x").parent == tmp_path / "warmup"
