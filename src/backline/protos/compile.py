@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("model_config.proto", "inference.proto", "health.proto", "reflection.proto", "prediction_log.proto")
+SOURCES = ("model_config.proto", "inference.proto", "health.proto", "reflection.proto", "prediction_log.proto", "model_server_config.proto")
 
 
 def compile_descriptors(output: Path) -> None:

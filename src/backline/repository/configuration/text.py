@@ -17,14 +17,20 @@ from backline.repository.configuration.suggestion import suggest
 
 def parse(text: str, source: str) -> Document:
     """The message in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
-    parsed = message("inference.ModelConfig")()
+    parsed = parse_message("inference.ModelConfig", text, source)
+    return Document(source, parsed, dict(_Places(text).of(parsed.DESCRIPTOR)))
+
+
+def parse_message(kind: str, text: str, source: str) -> Any:
+    """The message of any kind in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    parsed = message(kind)()
     try:
         text_format.Parse(text, parsed, descriptor_pool=pool())
     except text_format.ParseError as error:
         line, column = error.GetLine(), error.GetColumn()
         where = f"{source}:{line}:{column}" if line is not None else source
         raise InvalidArgument(f"{where}: {_explain(str(error))}") from None
-    return Document(source, parsed, dict(_Places(text).of(parsed.DESCRIPTOR)))
+    return parsed
 
 
 def render(parsed: Any) -> str:
