@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -188,6 +189,8 @@ def _encode(array: np.ndarray) -> np.ndarray:
 
 
 def _import() -> Any:
+    # From 1.29 on it tells Microsoft which models are loaded, unless this is set before it is imported; a server does not do that unasked.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from backline.backends.backend import Backend
-from backline.backends.formats import FORMATS, ONNX
+from backline.backends.formats import FORMATS, LITERT, ONNX, OPENVINO, PYTORCH, SAVED_MODEL
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
@@ -31,7 +31,13 @@ class Entry:
         return backend
 
 
-BACKENDS: tuple[Entry, ...] = (Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime", (ONNX,)),)
+BACKENDS: tuple[Entry, ...] = (
+    Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime", (ONNX,)),
+    Entry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch", (PYTORCH,)),
+    Entry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow", (SAVED_MODEL,)),
+    Entry("litert", "litert", "litert", "LiteRt", (LITERT,)),
+    Entry("openvino", "openvino", "openvino", "OpenVino", (OPENVINO, ONNX, SAVED_MODEL, LITERT)),
+)
 
 
 def formats_for(config: ModelConfig) -> tuple[ModelFormat, ...]:

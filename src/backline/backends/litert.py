@@ -1,0 +1,184 @@
+"""LiteRT (`*.tflite`), on the CPU, with batches of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.model_file import read_start
+from backline.backends.parameters import Parameters
+from backline.backends.runtime import import_runtime, one_line
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+#: The file identifier of the flatbuffer, at bytes 4 to 8 (schema.fbs).
+_IDENTIFIER = b"TFL3"
+_KNOWN = ("num_threads", "signature")
+_DEFAULT_SIGNATURE = "serving_default"
+
+
+class LiteRt:
+    """The backend for `*.tflite`."""
+
+    name: ClassVar[str] = "litert"
+    platform: ClassVar[str] = "litert"
+
+    def load(self, path: Path, config: ModelConfig) -> LiteRtModel:
+        """Loads a file. Names are those of its signature (parameter `signature`, where it has several), else those of its tensors.
+
+        One thread computes a run unless the parameter `num_threads` says otherwise.
+        """
+        runtime = import_runtime("ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert")
+        parameters = Parameters(config, self.name, _KNOWN)
+        threads = parameters.threads("num_threads", 1)
+        if read_start(path)[4:8] != _IDENTIFIER:
+            raise InvalidArgument(f"'{path}' is not a LiteRT model: it does not carry the mark '{_IDENTIFIER.decode()}'")
+
+        def interpreter() -> Any:
+            return runtime.Interpreter(model_path=str(path), num_threads=threads)
+
+        try:
+            key = _choose_signature(path, list(interpreter().get_signature_list()), parameters.text("signature"))
+            first = _Program(interpreter(), key)
+            file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
+        except InvalidArgument:
+            raise
+        except Exception as error:
+            raise InvalidArgument(f"'{path}' cannot be loaded by LiteRT: {one_line(error)}") from None
+        file = _with_batch(first, file)
+        first = _Program(interpreter(), key)  # sizes that were tried and failed may leave an interpreter unusable
+        signature = agree(path, file, config)
+        return LiteRtModel(config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings)
+
+
+class _Program:
+    """An interpreter and one of its signatures (None: the tensors of the main graph). Runs one batch at a time."""
+
+    def __init__(self, interpreter: Any, key: str | None) -> None:
+        self._interpreter = interpreter
+        self._runner = interpreter.get_signature_runner(key) if key is not None else None
+        details = interpreter.get_input_details
+        self._indexes = {} if self._runner else {detail["name"]: detail["index"] for detail in details()}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._outputs = {} if self._runner else {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+
+    def inputs(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(self._runner.get_input_details().items()) if self._runner else _by_name(self._interpreter.get_input_details())
+
+    def outputs(self) -> list[tuple[str, dict[str, Any]]]:
+        return list(self._runner.get_output_details().items()) if self._runner else _by_name(self._interpreter.get_output_details())
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        if self._runner:
+            answers = self._runner(**inputs)
+            return [answers[name] for name in outputs]
+        shapes = {name: array.shape for name, array in inputs.items()}
+        if shapes != self._shapes:
+            self._shapes = {}  # a resize that fails leaves neither the old sizes nor the new
+            for name, shape in shapes.items():
+                self._interpreter.resize_tensor_input(self._indexes[name], shape)
+            self._interpreter.allocate_tensors()
+            self._shapes = shapes
+        for name, array in inputs.items():
+            self._interpreter.set_tensor(self._indexes[name], array)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(self._outputs[name]) for name in outputs]
+
+
+class LiteRtModel:
+    """Programs that are not in use, most recently used last: an interpreter holds the tensors of one run."""
+
+    def __init__(
+        self, name: str, create: Callable[[], _Program], first: _Program, signature: Signature, threads: int, warnings: tuple[str, ...]
+    ) -> None:
+        self._name = name
+        self._create: Callable[[], _Program] | None = create
+        self._idle = [first]
+        self.signature = signature
+        self.threads_per_run = threads
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if self._create is None:
+            raise Internal(f"model '{self._name}' is unloaded")
+        try:
+            program = self._idle.pop()
+        except IndexError:
+            program = self._create()
+        try:
+            return program.run(inputs, outputs)
+        except ValueError as error:  # what LiteRT raises for shapes and values that do not fit
+            raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
+        except Exception as error:
+            raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
+        finally:
+            self._idle.append(program)
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._create = None
+        self._idle = []
+
+
+def _by_name(details: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [(detail["name"], detail) for detail in details]
+
+
+def _choose_signature(path: Path, keys: Sequence[str], wanted: str) -> str | None:
+    """The signature to serve; None where the file has none."""
+    if wanted and wanted not in keys:
+        held = ", ".join(f"'{key}'" for key in keys) or "none"
+        raise InvalidArgument(f"'{path}' has no signature '{wanted}'; it has {held}")
+    if wanted or not keys:
+        return wanted or None
+    if len(keys) == 1:
+        return keys[0]
+    if _DEFAULT_SIGNATURE in keys:
+        return _DEFAULT_SIGNATURE
+    raise InvalidArgument(
+        f"'{path}' has several signatures, and none is '{_DEFAULT_SIGNATURE}': set the parameter 'signature' to one of "
+        + ", ".join(f"'{key}'" for key in keys)
+    )
+
+
+def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]]) -> tuple[TensorSpec, ...]:
+    specs = []
+    for name, detail in details:
+        try:
+            datatype = DataType.from_dtype(np.dtype(detail["dtype"]))
+        except InvalidArgument:
+            raise InvalidArgument(
+                f"'{path}' cannot be served: {kind} '{name}' is of type {detail['dtype']}, which no request can carry"
+            ) from None
+        shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
+        specs.append(TensorSpec(name, datatype, tuple(int(dim) for dim in shape)))
+    return tuple(specs)
+
+
+def _with_batch(program: _Program, file: Signature) -> Signature:
+    """The signature with a batch dimension where the file fixes it to 1, as converters do by default, but the model takes others as well.
+
+    Whether items are independent is not said by this; only that their number may vary.
+    """
+    if not all(spec.shape[:1] == (1,) and -1 not in spec.shape for spec in file.inputs):
+        return file
+    names = [spec.name for spec in file.outputs]
+    try:
+        for rows in (2, 1):
+            zeros = {spec.name: np.zeros((rows, *spec.shape[1:]), spec.datatype.dtype) for spec in file.inputs}
+            if any(array.shape[:1] != (rows,) for array in program.run(zeros, names)):
+                return file
+    except Exception:  # whatever LiteRT says, the model does not take two
+        return file
+    return Signature(
+        tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in file.inputs),
+        tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in file.outputs),
+    )

@@ -1,0 +1,157 @@
+"""OpenVINO: its own IR, and ONNX, TensorFlow and LiteRT models where a configuration asks for it, on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.model_file import read_start
+from backline.backends.parameters import Parameters
+from backline.backends.runtime import import_runtime, one_line
+from backline.backends.text_tensors import decode, encode
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import Shape
+
+_DATATYPES = {
+    "boolean": DataType.BOOL,
+    "u8": DataType.UINT8,
+    "u16": DataType.UINT16,
+    "u32": DataType.UINT32,
+    "u64": DataType.UINT64,
+    "i8": DataType.INT8,
+    "i16": DataType.INT16,
+    "i32": DataType.INT32,
+    "i64": DataType.INT64,
+    "f16": DataType.FP16,
+    "f32": DataType.FP32,
+    "f64": DataType.FP64,
+    "string": DataType.BYTES,
+}
+#: Properties of a compiled model that a configuration may set under OpenVINO's own names, as in Triton's backend.
+_PROPERTIES = ("NUM_STREAMS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "CACHE_DIR", "ENABLE_HYPER_THREADING")
+_THREADS = "INFERENCE_NUM_THREADS"
+
+
+class OpenVino:
+    """The backend for `*.xml` with its `*.bin`, and for `backend: "openvino"` with ONNX, SavedModel or LiteRT."""
+
+    name: ClassVar[str] = "openvino"
+    platform: ClassVar[str] = "openvino"
+
+    def load(self, path: Path, config: ModelConfig) -> OpenVinoModel:
+        """Loads a model and compiles it for the CPU. One core computes a run unless INFERENCE_NUM_THREADS says otherwise.
+
+        Computes in the precision of the file: OpenVINO's own default is BF16 where the processor has it, whose answers differ from other
+        runtimes'; INFERENCE_PRECISION_HINT "bf16" asks for it.
+        """
+        runtime = import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
+        parameters = Parameters(config, self.name, (_THREADS, *_PROPERTIES))
+        threads = parameters.threads(_THREADS, 1)
+        if not path.is_dir():
+            read_start(path)
+            weights = path.with_suffix(".bin")
+            if path.suffix == ".xml" and not weights.exists():
+                raise InvalidArgument(f"'{path}' needs its weights beside it: '{weights}' does not exist")
+        # A stream computes one request; their threads are counted together.
+        streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
+        properties = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": "NO",
+            **{key: config.parameters[key] for key in _PROPERTIES if key in config.parameters},
+            _THREADS: str(threads * streams),
+            "NUM_STREAMS": str(streams),
+        }
+        core = runtime.Core()
+        try:
+            network = core.read_model(str(path))
+            file = Signature(_specs(path, "input", network.inputs), _specs(path, "output", network.outputs))
+            compiled = core.compile_model(network, "CPU", properties)
+        except InvalidArgument:
+            raise
+        except Exception as error:
+            raise InvalidArgument(f"'{path}' cannot be loaded by OpenVINO {runtime.__version__}: {one_line(error)}") from None
+        signature = agree(path, file, config)
+        return OpenVinoModel(config.name, compiled, file, signature, threads, parameters.warnings)
+
+
+class OpenVinoModel:
+    """A compiled model, and the infer requests that are not in use: each holds the tensors of one run."""
+
+    def __init__(self, name: str, compiled: Any, file: Signature, signature: Signature, threads: int, warnings: tuple[str, ...]) -> None:
+        self._name = name
+        self._compiled = compiled
+        self._inputs = {spec.name: index for index, spec in enumerate(file.inputs)}
+        self._texts = frozenset(spec.name for spec in file.inputs if spec.datatype is DataType.BYTES)
+        self._outputs = {spec.name: index for index, spec in enumerate(file.outputs)}
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        self.signature = signature
+        self.threads_per_run = threads
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if self._compiled is None:
+            raise Internal(f"model '{self._name}' is unloaded")
+        feed = {
+            self._inputs[name]: decode(self._name, name, array).astype(str) if name in self._texts else array
+            for name, array in inputs.items()
+        }
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            request.infer(feed, share_inputs=True)
+            # Copies: the request's own tensors are overwritten by its next run.
+            return [self._read(request, self._outputs[name]) for name in outputs]
+        except Exception as error:
+            raise _failure(self._name, error) from None
+        finally:
+            self._idle.put(request)
+
+    def _read(self, request: Any, index: int) -> np.ndarray:
+        tensor = request.get_output_tensor(index)
+        if tensor.element_type.get_type_name() == "string":
+            return encode(np.asarray(tensor.str_data))
+        return np.array(tensor.data)
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._compiled = None
+        self._idle = SimpleQueue()
+
+
+def _failure(model: str, error: Exception) -> InvalidArgument | Internal:
+    reason = one_line(error)
+    if "shape" in reason.lower() or "partial" in reason.lower():  # OpenVINO has one exception for everything
+        return InvalidArgument(f"model '{model}' refuses the input: {reason}")
+    return Internal(f"model '{model}' failed: {reason}")
+
+
+def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    specs = []
+    for index, port in enumerate(ports):
+        name = port.any_name if port.names else f"{kind.upper()}__{index}"
+        type_name = port.element_type.get_type_name()
+        datatype = _DATATYPES.get(type_name)
+        if datatype is None:
+            raise InvalidArgument(f"'{path}' cannot be served: {kind} '{name}' is of type {type_name}, which no request can carry")
+        specs.append(TensorSpec(name, datatype, _shape(port.partial_shape, kind)))
+    return tuple(specs)
+
+
+def _shape(partial: Any, kind: str) -> Shape:
+    if partial.rank.is_dynamic:
+        if kind == "input":
+            raise InvalidArgument("an input has no fixed number of dimensions; convert the model with an `input` shape")
+        return ()
+    return tuple(-1 if dimension.is_dynamic else dimension.get_length() for dimension in partial)

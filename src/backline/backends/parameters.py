@@ -1,0 +1,58 @@
+"""A backend's own options, from a model's `parameters`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+
+_FLAGS = {"0": False, "1": True, "false": False, "true": True}
+MAX_THREADS = 1024
+
+
+class Parameters:
+    """The parameters of one model. Every read raises InvalidArgument for a value that cannot be; keys outside `known` are warned of."""
+
+    def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
+        self._model = config.name
+        self._given = config.parameters
+        self.warnings = tuple(_unknown(config.name, backend, key, known) for key in config.parameters if key not in known)
+
+    def text(self, key: str, default: str = "") -> str:
+        return self._given.get(key, default)
+
+    def threads(self, key: str, default: int) -> int:
+        """A number of threads, at least 1."""
+        if key not in self._given:
+            return default
+        text = self._given[key].strip()
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_THREADS):
+            raise self._error(key, f"a number of threads from 1 to {MAX_THREADS}")
+        return int(text)
+
+    def flag(self, key: str, default: bool) -> bool:
+        if key not in self._given:
+            return default
+        try:
+            return _FLAGS[self._given[key].strip().lower()]
+        except KeyError:
+            raise self._error(key, "true or false") from None
+
+    def choice(self, key: str, default: str, choices: Mapping[str, str] | Sequence[str]) -> str:
+        if key not in self._given:
+            return default
+        text = self._given[key].strip()
+        if text not in choices:
+            raise self._error(key, f"one of {', '.join(choices)}")
+        return choices[text] if isinstance(choices, Mapping) else text
+
+    def _error(self, key: str, expected: str) -> InvalidArgument:
+        return InvalidArgument(f"parameter '{key}' of model '{self._model}' is '{self._given[key]}', expected {expected}")
+
+
+def _unknown(model: str, backend: str, key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f", did you mean '{near[0]}'?" if near else ""
+    return f"parameter '{key}' of model '{model}' is not known to the {backend} backend and has no effect{hint}"

@@ -1,0 +1,254 @@
+"""PyTorch on the CPU: TorchScript, programs of torch.export, and packages of AOTInductor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends import pytorch_programs
+from backline.backends.agreement import agree
+from backline.backends.parameters import Parameters
+from backline.backends.pytorch_files import PytorchKind, identify
+from backline.backends.pytorch_programs import Argument, Program
+from backline.backends.runtime import import_runtime, one_line
+from backline.backends.text_tensors import decode, encode
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+_KNOWN = ("INTRA_OP_THREAD_COUNT",)
+#: Triton's convention for programs whose outputs, or inputs, have no names: INPUT__0, OUTPUT__1.
+_INDEXED = re.compile(r".+__(\d+)")
+_NUMBERS = frozenset({"int", "float", "bool", "number"})
+
+
+class Pytorch:
+    """The backend for `*.pt`, `*.jit` and `*.pt2`."""
+
+    name: ClassVar[str] = "pytorch"
+    platform: ClassVar[str] = "pytorch_libtorch"
+
+    def load(self, path: Path, config: ModelConfig) -> PytorchModel:
+        """Loads a file; no pickle in it is ever executed. A package of AOTInductor is machine code and needs `trust_pickle`.
+
+        One thread computes a run unless INTRA_OP_THREAD_COUNT says otherwise, which holds for all PyTorch models of the process.
+        Raises InvalidArgument for a checkpoint, and for a program whose inputs and outputs neither it nor the configuration says.
+        """
+        torch = import_runtime("torch", what="PyTorch models need PyTorch", extra="torch")
+        parameters = Parameters(config, self.name, _KNOWN)
+        kind = identify(path)
+        torch.set_num_threads(parameters.threads("INTRA_OP_THREAD_COUNT", 1))
+        if kind is PytorchKind.TORCH_SCRIPT:
+            program = pytorch_programs.load_script(torch, path)
+        elif kind is PytorchKind.EXPORTED:
+            program = pytorch_programs.load_exported(torch, path)
+        elif config.trust_pickle:
+            program = pytorch_programs.load_compiled(torch, path)
+        else:
+            raise InvalidArgument(
+                f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
+                " serve with --trust-pickle if you know where it comes from, or serve the torch.export program it was made of"
+            )
+        order, file = _name_inputs(path, kind, program, config)
+        outputs = _name_outputs(path, kind, program, config)
+        full = Signature(file, tuple(spec for spec, _ in outputs))
+        signature = agree(path, full, config) if program.inputs is not None else full
+        positions = {spec.name: position for spec, position in outputs}
+        warnings = parameters.warnings
+        if kind is PytorchKind.COMPILED:
+            warnings += (f"'{path}' is machine code that is trusted, not checked",)
+        return PytorchModel(config.name, torch, program, order, positions, signature, warnings)
+
+
+class PytorchModel:
+    """A program. Each argument takes the input of its position; outputs are picked by position, or by key from a dict."""
+
+    def __init__(
+        self,
+        name: str,
+        torch: Any,
+        program: Program,
+        order: Sequence[tuple[str, Argument]],
+        positions: Mapping[str, int | str],
+        signature: Signature,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self._name = name
+        self._torch = torch
+        self._call: Callable[..., Any] | None = program.call
+        datatypes = {spec.name: spec.datatype for spec in signature.inputs}
+        self._inputs = [(name, self._converter(name, argument, datatypes[name])) for name, argument in order]
+        self._positions = positions
+        self._datatypes = {spec.name: spec.datatype for spec in signature.outputs}
+        self.signature = signature
+        self.warnings = warnings
+        self.threads_per_run: int = torch.get_num_threads()
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if self._call is None:
+            raise Internal(f"model '{self._name}' is unloaded")
+        values = [convert(inputs[name]) for name, convert in self._inputs]
+        try:
+            with self._torch.inference_mode():
+                answer = self._call(*values)
+                flat = list(pytorch_programs.flatten(answer))
+                return [self._array(name, answer, flat) for name in outputs]
+        except BacklineError:
+            raise
+        except Exception as error:
+            raise self._failure(error) from None
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._call = None
+
+    def _converter(self, name: str, argument: Argument, datatype: DataType) -> Callable[[np.ndarray], Any]:
+        torch = self._torch
+        if datatype is DataType.BYTES:
+            return lambda array: decode(self._name, name, array).reshape(-1).tolist()
+        if argument.type in _NUMBERS:
+            return lambda array: self._number(name, array)
+        if datatype is DataType.BF16:
+            return lambda array: torch.from_numpy(_own(array).view(np.int16)).view(torch.bfloat16)
+        return lambda array: torch.from_numpy(_own(array))
+
+    def _number(self, name: str, array: np.ndarray) -> Any:
+        if array.size != 1:
+            raise InvalidArgument(f"input '{name}' of model '{self._name}' is one number, but has shape {list(array.shape)}")
+        return array.reshape(-1)[0].item()
+
+    def _array(self, name: str, answer: Any, flat: list[Any]) -> np.ndarray:
+        position = self._positions[name]
+        try:
+            value = answer[position] if isinstance(position, str) else flat[position]
+        except (KeyError, IndexError):
+            raise Internal(f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs") from None
+        if not isinstance(value, self._torch.Tensor):
+            return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
+        value = value.detach()
+        if value.dtype == self._torch.bfloat16:
+            array: np.ndarray = value.contiguous().view(self._torch.int16).numpy().view(np.uint16)
+        else:
+            array = value.contiguous().numpy()
+        wanted = self._datatypes[name]
+        if array.dtype != wanted.dtype:
+            raise Internal(
+                f"output '{name}' of model '{self._name}' is {DataType.from_dtype(array.dtype).config_name}, but its configuration says"
+                f" {wanted.config_name}"
+            )
+        return array
+
+    def _failure(self, error: Exception) -> BacklineError:
+        reason = one_line(_innermost(error))
+        # The guards of an exported program are assertions; everything else that PyTorch raises is one class.
+        if isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason:
+            return InvalidArgument(f"model '{self._name}' refuses the input: {reason}")
+        return Internal(f"model '{self._name}' failed: {reason}")
+
+
+def _own(array: np.ndarray) -> np.ndarray:
+    """An array that a program may write to: PyTorch does not know of memory that must not be changed, and requests are such."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _innermost(error: Exception) -> str:
+    """Without the traceback of TorchScript: its last line is the reason."""
+    text = str(error)
+    if "Traceback of TorchScript" in text:
+        text = text.strip().splitlines()[-1]
+    return re.sub(r"\s*(Exception raised from|C\+\+ CapturedTraceback).*", "", text, flags=re.DOTALL)
+
+
+def _name_inputs(
+    path: Path, kind: PytorchKind, program: Program, config: ModelConfig
+) -> tuple[list[tuple[str, Argument]], tuple[TensorSpec, ...]]:
+    """The inputs in the order of the program's arguments, and what is known of them.
+
+    A configuration names inputs as the arguments are called, or by index (INPUT__0), or, failing both, in order (Triton's conventions).
+    """
+    arguments, given = program.arguments, config.inputs
+    if not given:
+        if program.inputs is None:
+            raise InvalidArgument(_says_nothing(path, kind, program, config))
+        return [(spec.name, argument) for spec, argument in zip(program.inputs, arguments, strict=True)], program.inputs
+    by_name = {argument.name: index for index, argument in enumerate(arguments)}
+    if all(spec.name in by_name for spec in given):
+        indexes = [by_name[spec.name] for spec in given]
+    else:
+        indexes = _indexes([spec.name for spec in given])
+    required = sum(argument.required for argument in arguments)
+    if sorted(indexes) != list(range(len(given))) or not required <= len(given) <= len(arguments):
+        names = ", ".join(f"'{argument.name}'" for argument in arguments)
+        raise InvalidArgument(
+            f"model '{config.name}': {config.source} names the inputs {', '.join(repr(spec.name) for spec in given)}, but"
+            f" '{path}' takes {names}; name them so, or INPUT__0, INPUT__1 and so on"
+        )
+    order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])
+    for index, spec in order:
+        _check_argument(path, arguments[index], spec, config)
+    if program.inputs is None:
+        specs = tuple(_full(spec, config) for _, spec in order)
+    else:
+        specs = tuple(replace(program.inputs[index], name=spec.name) for index, spec in order)
+    return [(spec.name, arguments[index]) for index, spec in order], specs
+
+
+def _name_outputs(path: Path, kind: PytorchKind, program: Program, config: ModelConfig) -> list[tuple[TensorSpec, int | str]]:
+    """The outputs, each with its position among the program's, or its key where the program returns a dict and nothing else is known."""
+    given = config.outputs
+    if not given:
+        if program.outputs is None:
+            raise InvalidArgument(_says_nothing(path, kind, program, config))
+        return [(spec, index) for index, spec in enumerate(program.outputs)]
+    names = [spec.name for spec in given]
+    if program.outputs is not None:
+        known = {spec.name: index for index, spec in enumerate(program.outputs)}
+        indexes = [known[name] for name in names] if all(name in known for name in names) else _indexes(names)
+        if max(indexes) >= len(program.outputs):
+            raise InvalidArgument(
+                f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but '{path}' has"
+                f" {', '.join(repr(spec.name) for spec in program.outputs)}"
+            )
+        return [(replace(program.outputs[index], name=name), index) for name, index in zip(names, indexes, strict=True)]
+    return [(_full(spec, config), index) for spec, index in zip(given, _indexes(names), strict=True)]
+
+
+def _indexes(names: Sequence[str]) -> list[int]:
+    """The positions that names of the kind INPUT__0 say; where one says none, they are in order."""
+    matches = [_INDEXED.fullmatch(name) for name in names]
+    if all(matches):
+        return [int(match[1]) for match in matches if match]
+    return list(range(len(names)))
+
+
+def _full(spec: TensorSpec, config: ModelConfig) -> TensorSpec:
+    return replace(spec, shape=(-1, *spec.shape)) if config.max_batch_size else spec
+
+
+def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: ModelConfig) -> None:
+    text = spec.datatype is DataType.BYTES
+    fits = argument.type == "List[str]" if text else argument.type == "Tensor" or argument.type in _NUMBERS
+    if not fits:
+        raise InvalidArgument(
+            f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which cannot be made of"
+            f" {spec.datatype.config_name} ('{spec.name}' in {config.source})"
+        )
+
+
+def _says_nothing(path: Path, kind: PytorchKind, program: Program, config: ModelConfig) -> str:
+    example = ", ".join(
+        f'{{ name: "{argument.name}" data_type: TYPE_FP32 dims: [ -1, ... ] }}' for argument in program.arguments if argument.required
+    )
+    where = config.source or "a config.pbtxt in the model's folder"
+    return (
+        f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs; write them into {where}:"
+        f' input [ {example} ] output [ {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, ... ] }} ].'
+        " A torch.export program (.pt2) says them itself"
+    )

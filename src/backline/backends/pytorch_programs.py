@@ -1,0 +1,173 @@
+"""Programs of PyTorch, each loaded in its own way, behind one shape: flat arguments in, a tensor, tuple or dict out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from backline.backends.runtime import one_line
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Shape
+
+_DATATYPES = {
+    "torch.bool": DataType.BOOL,
+    "torch.uint8": DataType.UINT8,
+    "torch.uint16": DataType.UINT16,
+    "torch.uint32": DataType.UINT32,
+    "torch.uint64": DataType.UINT64,
+    "torch.int8": DataType.INT8,
+    "torch.int16": DataType.INT16,
+    "torch.int32": DataType.INT32,
+    "torch.int64": DataType.INT64,
+    "torch.float16": DataType.FP16,
+    "torch.bfloat16": DataType.BF16,
+    "torch.float32": DataType.FP32,
+    "torch.float64": DataType.FP64,
+}
+_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_weights_only_lock = Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of a program. `type` is "Tensor", "List[str]" or a number's ("int"); `required` where it has no default."""
+
+    name: str
+    type: str = "Tensor"
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A loaded program. `call` takes values for the first of the `arguments` in their order.
+
+    `inputs` and `outputs` are None where the file does not say them.
+    """
+
+    arguments: tuple[Argument, ...]
+    call: Callable[..., Any]
+    inputs: tuple[TensorSpec, ...] | None = None
+    outputs: tuple[TensorSpec, ...] | None = None
+
+
+def load_script(torch: Any, path: Path) -> Program:
+    """A TorchScript file. Its code is TorchScript's own, which cannot reach Python."""
+    module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location="cpu"))
+    module.eval()
+    arguments = []
+    for argument in module.forward.schema.arguments[1:]:
+        kind = str(argument.type)
+        arguments.append(
+            Argument(
+                argument.name,
+                kind.removeprefix("Optional[").removesuffix("]") if "Optional" in kind else kind,
+                not argument.has_default_value(),
+            )
+        )
+    return Program(tuple(arguments), module)
+
+
+def load_exported(torch: Any, path: Path) -> Program:
+    """A program of torch.export, which says everything about its inputs and outputs."""
+    pytree = _submodule("torch.utils._pytree")
+    export = _submodule("torch.export")
+    with _weights_only():
+        exported = _loading(torch, path, lambda: export.load(str(path)))
+
+    graph = exported.graph_signature
+    placeholders = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
+    tensors = [(index, str(name)) for index, name in enumerate(graph.user_inputs) if isinstance(placeholders.get(name), torch.Tensor)]
+    constants = list(graph.user_inputs)
+    module = exported.module()
+    in_spec = exported.call_spec.in_spec
+
+    def call(*values: Any) -> Any:
+        flat = list(constants)
+        for (index, _), value in zip(tensors, values, strict=True):
+            flat[index] = value
+        args, kwargs = pytree.tree_unflatten(flat, in_spec)
+        return module(*args, **kwargs)
+
+    inputs = tuple(_spec(path, "input", name, placeholders[name]) for _, name in tensors)
+    output_node = next(node for node in exported.graph.nodes if node.op == "output")
+    by_name = {node.name: node.meta.get("val") for node in output_node.args[0] if hasattr(node, "name")}
+    names = output_names(torch, exported.call_spec.out_spec, len(graph.user_outputs))
+    outputs = tuple(_spec(path, "output", name, by_name.get(node)) for name, node in zip(names, graph.user_outputs, strict=True))
+    return Program(tuple(Argument(name) for _, name in tensors), call, inputs, outputs)
+
+
+def load_compiled(torch: Any, path: Path) -> Program:
+    """A package of AOTInductor: machine code, so only for those who trust the file."""
+    package = _loading(torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path)))
+    in_spec, _ = package.loader.get_call_spec()
+    count = _submodule("torch.utils._pytree").treespec_loads(in_spec).num_leaves
+    return Program(tuple(Argument(f"INPUT__{index}") for index in range(count)), package)
+
+
+def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
+    """The keys of a dict, else OUTPUT__0 and so on."""
+    keys = list(out_spec.context) if out_spec is not None and out_spec.type is dict else []
+    if len(keys) == count and all(isinstance(key, str) for key in keys):
+        return keys
+    return [f"OUTPUT__{index}" for index in range(count)]
+
+
+def flatten(value: Any) -> Iterator[Any]:
+    """The tensors of what a program returned, from left to right."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)) or (value and isinstance(value[0], str)):
+        yield value
+        return
+    for part in value:
+        yield from flatten(part)
+
+
+def _submodule(name: str) -> Any:
+    """A part of PyTorch that costs time to import, for those files that need it."""
+    return import_module(name)
+
+
+def _loading(torch: Any, path: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        raise InvalidArgument(f"'{path}' cannot be loaded by PyTorch {torch.__version__}: {one_line(error)}") from None
+
+
+@contextmanager
+def _weights_only() -> Iterator[None]:
+    """While it lasts torch.load executes no pickle, whatever its caller asks: torch.export.load falls back to that by itself."""
+    with _weights_only_lock:
+        before = os.environ.get(_WEIGHTS_ONLY)
+        os.environ[_WEIGHTS_ONLY] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_WEIGHTS_ONLY]
+            else:
+                os.environ[_WEIGHTS_ONLY] = before
+
+
+def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
+    datatype = _DATATYPES.get(str(getattr(value, "dtype", "")))
+    if datatype is None:
+        raise InvalidArgument(f"'{path}' cannot be served: {kind} '{name}' is {_describe(value)}, which no request can carry")
+    return TensorSpec(name, datatype, _shape(value.shape))
+
+
+def _describe(value: Any) -> str:
+    return f"a tensor of {value.dtype}" if hasattr(value, "dtype") else f"a {type(value).__name__}"
+
+
+def _shape(shape: Sequence[Any]) -> Shape:
+    return tuple(dim if type(dim) is int else -1 for dim in shape)

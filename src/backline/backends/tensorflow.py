@@ -1,0 +1,196 @@
+"""TensorFlow SavedModels, run as graphs on the CPU: Keras is not needed, and its objects are never built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.parameters import Parameters
+from backline.backends.runtime import import_runtime, one_line
+from backline.backends.text_tensors import encode
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+#: By number in tensorflow/core/framework/types.proto.
+_DATATYPES = {
+    1: DataType.FP32,
+    2: DataType.FP64,
+    3: DataType.INT32,
+    4: DataType.UINT8,
+    5: DataType.INT16,
+    6: DataType.INT8,
+    7: DataType.BYTES,
+    9: DataType.INT64,
+    10: DataType.BOOL,
+    14: DataType.BF16,
+    17: DataType.UINT16,
+    19: DataType.FP16,
+    22: DataType.UINT32,
+    23: DataType.UINT64,
+}
+_FILE = "saved_model.pb"
+_DEFAULT_SIGNATURE = "serving_default"
+#: A signature that every SavedModel of version 2 has for its own purposes.
+_INIT_SIGNATURE = "__saved_model_init_op"
+_KNOWN = ("TF_SIGNATURE_DEF", "TF_GRAPH_TAG", "TF_NUM_INTRA_THREADS")
+
+
+class TensorFlow:
+    """The backend for folders with a saved_model.pb."""
+
+    name: ClassVar[str] = "tensorflow"
+    platform: ClassVar[str] = "tensorflow_savedmodel"
+
+    def load(self, path: Path, config: ModelConfig) -> TensorFlowModel:
+        """Loads the signature that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
+
+        `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run is computed on the thread that asks for it;
+        TF_NUM_INTRA_THREADS lets an operation use more (the first model of the process decides for all).
+        """
+        parameters = Parameters(config, self.name, _KNOWN)
+        threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
+        folder = _folder(path)
+        runtime = _import()
+        v1 = runtime.compat.v1
+        graph = runtime.Graph()
+        # -1: operations run on the calling thread, so that runs beside each other take a core each.
+        options = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
+        with graph.as_default():
+            session = v1.Session(graph=graph, config=options)
+            try:
+                meta = v1.saved_model.load(session, [parameters.text("TF_GRAPH_TAG", "serve")], str(folder))
+            except Exception as error:
+                session.close()
+                raise InvalidArgument(f"'{folder}' cannot be loaded by TensorFlow {runtime.__version__}: {one_line(error)}") from None
+        try:
+            key, definition = _choose_signature(folder, meta.signature_def, parameters.text("TF_SIGNATURE_DEF"))
+            file = Signature(
+                _specs(folder, "input", key, definition.inputs),
+                _specs(folder, "output", key, definition.outputs),
+            )
+            signature = agree(folder, file, config)
+        except BacklineError:
+            session.close()
+            raise
+        feeds = [(spec.name, definition.inputs[spec.name].name) for spec in signature.inputs]
+        fetches = {spec.name: definition.outputs[spec.name].name for spec in signature.outputs}
+        return TensorFlowModel(config.name, session, feeds, fetches, signature, threads, parameters.warnings)
+
+
+class TensorFlowModel:
+    """A session, and a prepared call for each set of outputs that was asked for."""
+
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        feeds: Sequence[tuple[str, str]],
+        fetches: Mapping[str, str],
+        signature: Signature,
+        threads: int,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self._name = name
+        self._session = session
+        self._feeds = [name for name, _ in feeds]
+        self._bfloat16 = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
+        self._feed_tensors = [tensor for _, tensor in feeds]
+        self._fetches = fetches
+        self._calls: dict[tuple[str, ...], Any] = {}
+        self.signature = signature
+        self.threads_per_run = threads
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        session = self._session
+        if session is None:
+            raise Internal(f"model '{self._name}' is unloaded")
+        key = tuple(outputs)
+        call = self._calls.get(key)
+        try:
+            if call is None:
+                tensors = [self._fetches[name] for name in key]
+                call = self._calls[key] = session.make_callable(tensors, feed_list=self._feed_tensors)
+            arrays = call(*(self._feed(name, inputs[name]) for name in self._feeds))
+        except Exception as error:
+            raise _failure(self._name, error) from None
+        return [_array(array) for array in arrays]
+
+    def _feed(self, name: str, array: np.ndarray) -> np.ndarray:
+        if name not in self._bfloat16:
+            return array
+        from ml_dtypes import bfloat16  # a dependency of TensorFlow
+
+        return array.view(bfloat16)
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        session, self._session = self._session, None
+        self._calls = {}
+        if session is not None:
+            session.close()
+
+
+def _import() -> Any:
+    # Unless the user wants them: lines about the processor that are of no use here, and a search for GPUs.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    return import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
+
+
+def _folder(path: Path) -> Path:
+    """The folder with the saved_model.pb, for the path that the repository found."""
+    for folder in (path, path / "model.savedmodel", path.parent):
+        if (folder / _FILE).is_file():
+            return folder
+    raise InvalidArgument(f"'{path}' is not a SavedModel: it holds no {_FILE}")
+
+
+def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) -> tuple[str, Any]:
+    keys = sorted(key for key in signatures if key != _INIT_SIGNATURE)
+    listed = ", ".join(f"'{key}'" for key in keys) or "none"
+    if not wanted:
+        wanted = keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE
+        if wanted not in keys:
+            raise InvalidArgument(f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}")
+    elif wanted not in keys:
+        raise InvalidArgument(f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has {listed}")
+    return wanted, signatures[wanted]
+
+
+def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    specs = []
+    for name in sorted(tensors):  # the file keeps no order
+        info = tensors[name]
+        datatype = _DATATYPES.get(info.dtype)
+        if info.WhichOneof("encoding") != "name" or datatype is None:
+            raise InvalidArgument(
+                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a type in requests"
+            )
+        if info.tensor_shape.unknown_rank and kind == "input":
+            raise InvalidArgument(f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of dimensions")
+        shape = () if info.tensor_shape.unknown_rank else tuple(int(dim.size) for dim in info.tensor_shape.dim)
+        specs.append(TensorSpec(name, datatype, shape))
+    return tuple(specs)
+
+
+def _array(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind in "OSU":
+        return encode(array)
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _failure(model: str, error: Exception) -> BacklineError:
+    reason = one_line(getattr(error, "message", None) or error)
+    # ValueError is what the session itself says of a shape that cannot be; InvalidArgumentError what an operation does.
+    if isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError":
+        return InvalidArgument(f"model '{model}' refuses the input: {reason}")
+    return Internal(f"model '{model}' failed: {reason}")
