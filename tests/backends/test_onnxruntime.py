@@ -267,6 +267,27 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
     assert "onnxruntime_src" not in done.stdout
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the kernel does not tell the threads of a process")
+def test_the_runtime_reports_to_nobody(file: Path) -> None:
+    identity(file)
+    program = (
+        "import os, sys; from pathlib import Path\n"
+        "from backline.backends.onnxruntime import OnnxRuntime\n"
+        "from backline.engine.model_config import ModelConfig\n"
+        "OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    # CI: the runtime is silent in builds by itself.
+    ours = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+
+    def threads(environment: dict[str, str]) -> str:
+        done = subprocess.run([sys.executable, "-c", program, str(file)], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    # Its telemetry has a thread of its own.
+    assert threads(ours) == threads({**ours, "ORT_DISABLE_TELEMETRY": "1"})
+
+
 def test_a_file_that_is_no_model_is_named(tmp_path: Path) -> None:
     garbage, empty, pointer = (tmp_path / name for name in ("garbage.onnx", "empty.onnx", "pointer.onnx"))
     os.mkfifo(tmp_path / "pipe.onnx")
