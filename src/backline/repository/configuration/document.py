@@ -23,7 +23,7 @@ class Document:
 
     source: str
     message: Any
-    places: Mapping[str, Place] = field(default_factory=lambda: MappingProxyType({}))
+    places: Mapping[str, Place | None] = field(default_factory=lambda: MappingProxyType({}))
 
     def place(self, path: str) -> Place | None:
         """Where a field stands, or the nearest section around it that has a place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.repository.configuration import text
+from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
@@ -48,4 +48,4 @@ def parse(listing: Listing, path: str) -> Document:
         content = listing.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{source}: is not UTF-8 text (byte {error.start})") from None
-    return text.parse(content, source)
+    return toml.parse(content, source) if path.endswith(".toml") else text.parse(content, source)

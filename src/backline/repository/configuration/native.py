@@ -57,6 +57,9 @@ def _version(text: str) -> str:
     return text
 
 
+_PLAIN_NAMES: Final = {str: "a string", list: "a list of versions", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A setting. `read` makes its value of the text of a parameter, or raises ValueError with what it expects.
@@ -69,6 +72,11 @@ class Setting:
     plain: tuple[type, ...]
     what: str
     by_key: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What model.toml may give it."""
+        return " or ".join(_PLAIN_NAMES[kind] for kind in self.plain)
 
 
 SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
@@ -90,6 +98,13 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
 def parameter(path: str) -> str:
     """The key of the parameter for a setting ("lane") or an entry of one ("labels.stable")."""
     return PREFIX + path
+
+
+def as_text(value: Any) -> str:
+    """A value of model.toml as the text of a parameter."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def read_settings(document: Document) -> dict[str, Any]:
