@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.errors import Unavailable
-from backline.lifecycle.budget import Shortage, Tenant, format_bytes, make_room, parse_bytes
+from backline.lifecycle.budget import Shortage, Tenant, format_bytes, idle_too_long, make_room, parse_bytes
 
 MIB = 1 << 20
 
@@ -109,3 +109,14 @@ def test_none_that_stays_was_used_longer_ago_than_all_that_go(tenants: list[Tena
     older = [one for one in tenants if not one.pinned and not one.busy and one.last_used < newest and one.key not in found]
     # Those that stay although they are older than one that goes would not have sufficed in its place.
     assert sum(one.memory for one in older) < excess
+
+
+def test_who_was_idle_too_long_goes_unless_pinned_or_busy() -> None:
+    tenants = [
+        Tenant("idle", 1, 10.0, idle_limit=5),
+        Tenant("used", 1, 12.0, idle_limit=5),
+        Tenant("pinned", 1, 0.0, pinned=True, idle_limit=5),
+        Tenant("busy", 1, 0.0, busy=True, idle_limit=5),
+        Tenant("for ever", 1, 0.0),
+    ]
+    assert idle_too_long(tenants, 15.0) == ["idle"]

@@ -54,16 +54,20 @@ class Sleeper:
         self.engine.add(self.model)
         self.engine.refresh()
 
-    async def load(self) -> None:
+    async def load(self) -> Model:
         self.loads += 1
         await self.go_on.wait()
         if self.failure is not None:
             raise self.failure
         spec = TensorSpec("x", DataType.FP32, (-1, 2))
-        self.model.check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
-        self.model.queue = self.real
-        self.model.state, self.model.on_demand = ModelState.READY, False
+        model = Model("m", "1", ModelConfig("m"))
+        model.statistics = self.model.statistics
+        model.check = RequestCheck("m", Signature((spec,), (spec,)), 4, strict=False)
+        model.queue = self.real
+        model.state = ModelState.READY
+        self.engine.add(model)
         self.engine.refresh()
+        return model
 
     def ask(self, width: int = 2, deadline: float | None = None) -> asyncio.Task[InferResponse]:
         data = np.ones((1, width), np.float32)
@@ -197,7 +201,7 @@ def test_waking_waits_for_the_load_without_a_request() -> None:
         await waking
         await asked
         assert sleeper.loads == 1
-        assert sleeper.model.state is ModelState.READY
+        assert sleeper.engine.find("m").state is ModelState.READY
 
     run(scenario)
 

@@ -32,13 +32,18 @@ def format_bytes(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A loaded version. `last_used` is a moment on any clock that all share; `memory` is in bytes. `busy` with requests, it has to stay."""
+    """A loaded version.
+
+    `memory` is in bytes, `last_used` a moment in seconds on a clock that all share. One that is `busy` with requests has to stay.
+    `idle_limit` is after how many seconds without a request it is unloaded, None for never.
+    """
 
     key: Hashable
     memory: int
     last_used: float
     pinned: bool = False
     busy: bool = False
+    idle_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +94,12 @@ def make_room(tenants: Collection[Tenant], *, budget: int, resident: int, needed
             chosen.remove(one)
             freed -= one.memory
     return [one.key for one in chosen]
+
+
+def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
+    """The keys of the versions whose idle limit has passed at `now`."""
+    return [
+        one.key
+        for one in tenants
+        if one.idle_limit is not None and not one.pinned and not one.busy and now - one.last_used >= one.idle_limit
+    ]

@@ -27,17 +27,17 @@ def check_later(_: InferRequest) -> None:
 
 
 class OnDemandQueue:
-    """Takes requests for a version that is not loaded, and has it loaded by `load`. Lives on the event loop.
+    """Takes requests for `model`, which is not loaded, and has it loaded by `load`. Lives on the event loop.
 
-    When `load` has ended without an error, `model.queue` and `model.check` are the real ones, and what was held is handed to them; when it
-    raises, every request gets its reason. A request whose deadline passes before is refused then, and a cancelled one is dropped; the load
-    goes on for those that come after.
+    `load` gives the model that answers instead, once it is ready; what was held is handed to its check and its queue. When it raises, every
+    request gets its reason. A request whose deadline passes before is refused then, and a cancelled one is dropped; the load goes on for
+    those that come after.
     """
 
     def __init__(
         self,
         model: Model,
-        load: Callable[[], Awaitable[None]],
+        load: Callable[[], Awaitable[Model]],
         *,
         max_queue_size: int,
         default_timeout: float | None = None,
@@ -96,16 +96,14 @@ class OnDemandQueue:
     async def _run(self) -> None:
         self._failure = None
         try:
-            await self._load()
-            if self._model.queue is self or self._model.queue is None:
-                raise Unavailable(f"model '{self._model.name}' version {self._model.version} was unloaded again", retry_after=1)
+            loaded = await self._load()
         except BacklineError as error:
             self._fail(error)
         except Exception as error:
             log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
             self._fail(Internal(f"loading '{self._model.name}' version {self._model.version} failed: {type(error).__name__}: {error}"))
         else:
-            self._hand_over()
+            self._hand_over(loaded)
         finally:
             self._loading = None
 
@@ -119,11 +117,12 @@ class OnDemandQueue:
         if self._loading is None and self._failure is not None and monotonic() - self._failed_at < FAILURE_PAUSE:
             raise _again(self._failure)
 
-    def _hand_over(self) -> None:
-        statistics = self._model.statistics
-        check, queue = self._model.check, self._model.queue
-        assert check is not None
-        assert queue is not None
+    def _hand_over(self, loaded: Model) -> None:
+        statistics = loaded.statistics
+        check, queue = loaded.check, loaded.queue
+        if check is None or queue is None:
+            self._refuse(Unavailable(f"model '{loaded.name}' version {loaded.version} was unloaded again", retry_after=1))
+            return
         for request in self._take_all():
             if request.cancelled:
                 statistics.cancelled += 1
