@@ -16,9 +16,10 @@ from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import configuration_json, model_configuration
-from backline.dialects.open_inference.metadata import model_index, server_metadata
+from backline.dialects.open_inference.metadata import server_metadata
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.messages import InferRequest, InferResponse
+from backline.inproc_control import InprocControl
 from backline.server import Embedded
 
 
@@ -30,6 +31,11 @@ class InprocTransport(Transport):
         self._embedded = Embedded([Path(address.path)])
         self._engine = self._embedded.engine
         self._closed = False
+        self._control = InprocControl(self._engine)
+
+    @property
+    def control(self) -> InprocControl:
+        return self._control
 
     async def open(self) -> None:
         await self._embedded.start()
@@ -89,7 +95,7 @@ class InprocTransport(Transport):
         return model_statistics(self._engine, model, version)["model_stats"]  # type: ignore[no-any-return]
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        return [ModelIndex(**entry) for entry in model_index(self._engine, only_ready=False)]
+        return await self._control.models(timeout)
 
 
 def _unset(request: InferRequest, response: object, error: object) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from backline.client.address import Address
 from backline.client.arrays import to_tensor
+from backline.client.control import ModelControl
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.options import ClientOptions
+from backline.client.overrides import to_overrides
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.transport import InferCall, Transport
+from backline.engine.control import ANY_VERSION, STABLE, Change
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferResponse, Parameter
 from backline.engine.tensor import Tensor
@@ -128,12 +132,71 @@ class AsyncClient:
         return await (await self.transport()).server_metadata(self._limit(timeout))
 
     async def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions that the server knows, with their states."""
-        return await (await self.transport()).repository_index(self._limit(timeout))
+        """All models and versions that the server knows: states, reasons, labels, memory, and how far loads are."""
+        return await (await self._control()).models(self._limit(timeout))
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The counters of all models, as the statistics extension shapes them; durations in nanoseconds."""
         return await (await self.transport()).statistics("", "", self._limit(timeout))
+
+    async def load(
+        self,
+        name: str,
+        version: str | int | None = None,
+        *,
+        config: str | Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes | Path] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Loads a model, or one version of it; what is loaded and has changed is loaded again, new before old. Returns when it is ready.
+
+        `config` replaces the repository's configuration (a mapping or its JSON, with the names of config.pbtxt), `files` its files
+        ({"1/model.onnx": bytes or a pathlib.Path}). A failed load leaves what was served serving, and its reason is raised. After
+        DeadlineExceeded the load goes on.
+        """
+        overrides = to_overrides(config, files)
+        limit = self._limit(timeout)
+        try:
+            await (await self._control()).load(name, _version(version), overrides, limit)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"{error.message}. The load of '{name}' goes on, models() tells how far it is") from None
+
+    async def unload(self, name: str, version: str | int | None = None, *, dependents: bool = False, timeout: float | None = None) -> None:
+        """Takes a model, or one version of it, out of service; with `dependents` the models that need it too."""
+        await (await self._control()).unload(name, _version(version), dependents, self._limit(timeout))
+
+    async def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
+        """The labels of a model and the versions they point to."""
+        return await (await self._control()).labels(name, self._limit(timeout))
+
+    async def set_label(
+        self, name: str, label: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None
+    ) -> Change:
+        """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
+        return await (await self._control()).set_label(name, label, str(version), _expected(expected), self._limit(timeout))
+
+    async def remove_label(self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+        """Removes a label; with `expected` only if it points there now."""
+        return await (await self._control()).remove_label(name, label, _expected(expected), self._limit(timeout))
+
+    async def promote(self, name: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+        """Makes a version the one that requests without a version get: moves the label "stable"."""
+        return await (await self._control()).promote(name, str(version), _expected(expected), self._limit(timeout))
+
+    async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
+        """Points a label back to where it pointed before its last move."""
+        return await (await self._control()).rollback(name, label, self._limit(timeout))
+
+    async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
+        """The last changes, newest first: who did what, when. Of all models without a name."""
+        return await (await self._control()).history(name, limit, self._limit(timeout))
+
+    async def refresh(self, timeout: float | None = None) -> None:
+        """Makes the server look at its repositories now; returns when what they hold is served or has failed."""
+        await (await self._control()).refresh(self._limit(timeout))
+
+    async def _control(self) -> ModelControl:
+        return (await self.transport()).control
 
     async def close(self) -> None:
         """Closes the connections; an embedded repository is unloaded."""
@@ -242,6 +305,14 @@ class AsyncModel:
             transport = await self._client.transport()
             self._metadata = await transport.model_metadata(self.name, self.version, limit)
         return self._metadata
+
+
+def _version(version: str | int | None) -> str:
+    return "" if version is None else str(version)
+
+
+def _expected(expected: str | int | None) -> str:
+    return ANY_VERSION if expected is None else str(expected)
 
 
 def _check_parameters(parameters: Mapping[str, Parameter]) -> None:

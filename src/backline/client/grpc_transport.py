@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from backline.client.address import Address
+from backline.client.control import ModelControl
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
+from backline.client.grpc_control import GrpcControl
 from backline.client.grpc_messages import decode_infer, encode_infer, to_plain
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
@@ -69,12 +71,18 @@ class GrpcTransport(Transport):
         else:
             self._channel = grpc.aio.insecure_channel(target, arguments)
         self._calls: dict[str, Any] = {}
+        self._control = GrpcControl(self, address, options)
+
+    @property
+    def control(self) -> ModelControl:
+        return self._control
 
     async def close(self) -> None:
+        await self._control.close()
         await self._channel.close()
 
     async def infer(self, call: InferCall) -> InferResponse:
-        return decode_infer(self._url, await self._call("ModelInfer", encode_infer(call), call.timeout))
+        return decode_infer(self._url, await self.call("ModelInfer", encode_infer(call), call.timeout))
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         # Serialised once; the answer stays bytes.
@@ -120,12 +128,13 @@ class GrpcTransport(Transport):
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self._ask("RepositoryIndex", timeout)
-        return [ModelIndex(entry.name, entry.version, entry.state, entry.reason) for entry in found.models]
+        return [ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=entry.state == "READY") for entry in found.models]
 
     async def _ask(self, method: str, timeout: float, **fields: str) -> Any:
-        return await self._call(method, message(f"inference.{method}Request")(**fields), timeout)
+        return await self.call(method, message(f"inference.{method}Request")(**fields), timeout)
 
-    async def _call(self, method: str, request: Any, timeout: float) -> Any:
+    async def call(self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+        """The response message of a method of the inference service. `metadata` is sent beside the client's own."""
         call = self._calls.get(method)
         if call is None:
             call = self._calls[method] = self._channel.unary_unary(
@@ -133,14 +142,14 @@ class GrpcTransport(Transport):
                 request_serializer=lambda request: request.SerializeToString(),
                 response_deserializer=message(f"inference.{method}Response").FromString,
             )
-        return await self._send(method, call, request, timeout)
+        return await self._send(method, call, request, timeout, metadata)
 
-    async def _send(self, method: str, call: Any, request: Any, timeout: float) -> Any:
+    async def _send(self, method: str, call: Any, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
         grpc = _grpc()
         try:
             if not self._connected:  # else a call would wait for its whole timeout where TCP gets no answer
                 self._connected = await self._connect(timeout)
-            return await call(request, timeout=timeout, metadata=self._metadata)
+            return await call(request, timeout=timeout, metadata=(*(self._metadata or ()), *metadata) if metadata else self._metadata)
         except grpc.aio.AioRpcError as error:
             raise self._failure(method, error, timeout) from None
         except grpc.aio.UsageError as error:

@@ -9,10 +9,13 @@ from urllib.parse import quote
 import msgspec
 
 from backline.client.address import Address
+from backline.client.control import ModelControl
 from backline.client.errors import ProtocolError, from_http_status
 from backline.client.http_connection import HttpAnswer
+from backline.client.http_control import HttpControl
 from backline.client.http_messages import decode_infer, encode_infer
 from backline.client.http_pool import HttpPool
+from backline.client.identity import USER_HEADER
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
@@ -37,6 +40,12 @@ class HttpTransport(Transport):
         fields = {"Host": address.authority, **options.headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         self._pool = HttpPool(address, options)
+        named = any(name.lower() == USER_HEADER for name in options.headers)
+        self._control = HttpControl(self, address.url, named=named)
+
+    @property
+    def control(self) -> ModelControl:
+        return self._control
 
     async def close(self) -> None:
         self._pool.close()
@@ -79,11 +88,11 @@ class HttpTransport(Transport):
         return await self._holds(_model_path(model, version) + b"/ready", timeout)
 
     async def server_metadata(self, timeout: float) -> ServerMetadata:
-        found = await self._json(b"/v2", timeout)
+        found = await self.json(b"/v2", timeout)
         return ServerMetadata(str(found.get("name", "")), str(found.get("version", "")), tuple(found.get("extensions", ())))
 
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
-        found = await self._json(_model_path(model, version), timeout)
+        found = await self.json(_model_path(model, version), timeout)
         try:
             return ModelMetadata(
                 found["name"],
@@ -96,41 +105,55 @@ class HttpTransport(Transport):
             raise ProtocolError(f"{self._url} sent metadata of model '{model}' that cannot be read: {error!r}") from None
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
-        return await self._json(_model_path(model, version) + b"/config", timeout)  # type: ignore[no-any-return]
+        return await self.json(_model_path(model, version) + b"/config", timeout)  # type: ignore[no-any-return]
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
         path = _model_path(model, version) if model else b"/v2/models"
-        found = await self._json(path + b"/stats", timeout)
+        found = await self.json(path + b"/stats", timeout)
         return found.get("model_stats", [])  # type: ignore[no-any-return]
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
-        found = await self._json(b"/v2/repository/index", timeout, method=b"POST")
+        found = await self.json(b"/v2/repository/index", timeout, method=b"POST")
         return [
-            ModelIndex(entry["name"], str(entry.get("version", "")), entry.get("state", ""), entry.get("reason", "")) for entry in found
+            ModelIndex(
+                entry["name"],
+                str(entry.get("version", "")),
+                entry.get("state", ""),
+                entry.get("reason", ""),
+                ready=entry.get("state") == "READY",
+            )
+            for entry in found
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
         """Whether a health route answers 200; Triton says no with 400, Backline with 503, both without a message."""
-        answer = await self._exchange(b"GET", path, timeout)
+        answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True
         if answer.status in (400, 503):
             return False
         raise _failure(self._url, answer)
 
-    async def _json(self, path: bytes, timeout: float, method: bytes = b"GET") -> Any:
-        answer = await self._exchange(method, path, timeout)
+    async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"", fields: bytes = b"") -> Any:
+        """The document that answers. `fields` are further header lines, each with its line end."""
+        answer = await self.exchange(method, path, timeout, body, fields)
         if answer.status != 200:
-            raise _failure(self._url, answer)
+            raise self.failure(answer)
         try:
             return msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
             raise ProtocolError(f"{self._url}{path.decode()} answered what is not JSON: {error}") from None
 
-    async def _exchange(self, method: bytes, path: bytes, timeout: float) -> HttpAnswer:
-        length = b"Content-Length: 0\r\n" if method == b"POST" else b""
-        request = b"%b %b%b HTTP/1.1\r\n%b%b\r\n" % (method, self._prefix, path, self._fields, length)
-        return await self._pool.request([request], len(request), timeout)
+    async def exchange(self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b"") -> HttpAnswer:
+        """The answer to a request, whatever its status."""
+        kind = b"Content-Type: application/json\r\n" if body else b""
+        length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
+        head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (method, self._prefix, path, self._fields, fields, kind, length)
+        return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
+
+    def failure(self, answer: HttpAnswer) -> BacklineError:
+        """The error in an answer whose status is not 200."""
+        return _failure(self._url, answer)
 
 
 def _model_path(model: str, version: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from backline.client.background_loop import background_loop
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
+from backline.engine.control import STABLE, Change
 from backline.engine.messages import Parameter
 
 
@@ -54,12 +56,63 @@ class Client:
         return self._loop.run(self._client.metadata(timeout))
 
     def models(self, timeout: float | None = None) -> list[ModelIndex]:
-        """All models and versions that the server knows, with their states."""
+        """All models and versions that the server knows: states, reasons, labels, memory, and how far loads are."""
         return self._loop.run(self._client.models(timeout))
 
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The counters of all models, as the statistics extension shapes them; durations in nanoseconds."""
         return self._loop.run(self._client.statistics(timeout))
+
+    def load(
+        self,
+        name: str,
+        version: str | int | None = None,
+        *,
+        config: str | Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes | Path] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Loads a model, or one version of it; what is loaded and has changed is loaded again, new before old. Returns when it is ready.
+
+        `config` replaces the repository's configuration (a mapping or its JSON, with the names of config.pbtxt), `files` its files
+        ({"1/model.onnx": bytes or a pathlib.Path}). A failed load leaves what was served serving, and its reason is raised. After
+        DeadlineExceeded the load goes on.
+        """
+        self._loop.run(self._client.load(name, version, config=config, files=files, timeout=timeout))
+
+    def unload(self, name: str, version: str | int | None = None, *, dependents: bool = False, timeout: float | None = None) -> None:
+        """Takes a model, or one version of it, out of service; with `dependents` the models that need it too."""
+        self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
+
+    def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:
+        """The labels of a model and the versions they point to."""
+        return self._loop.run(self._client.labels(name, timeout))
+
+    def set_label(
+        self, name: str, label: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None
+    ) -> Change:
+        """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
+        return self._loop.run(self._client.set_label(name, label, version, expected=expected, timeout=timeout))
+
+    def remove_label(self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+        """Removes a label; with `expected` only if it points there now."""
+        return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
+
+    def promote(self, name: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+        """Makes a version the one that requests without a version get: moves the label "stable"."""
+        return self._loop.run(self._client.promote(name, version, expected=expected, timeout=timeout))
+
+    def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
+        """Points a label back to where it pointed before its last move."""
+        return self._loop.run(self._client.rollback(name, label, timeout))
+
+    def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
+        """The last changes, newest first: who did what, when. Of all models without a name."""
+        return self._loop.run(self._client.history(name, limit, timeout))
+
+    def refresh(self, timeout: float | None = None) -> None:
+        """Makes the server look at its repositories now; returns when what they hold is served or has failed."""
+        self._loop.run(self._client.refresh(timeout))
 
     def close(self) -> None:
         """Closes the connections; an embedded repository is unloaded."""

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from backline.client.control import ModelControl
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.engine.messages import InferResponse, Parameter
 from backline.engine.tensor import Tensor
@@ -37,6 +38,11 @@ class Transport(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Closes all connections; requests under way fail."""
+
+    @property
+    @abstractmethod
+    def control(self) -> ModelControl:
+        """What lists and changes the server's models."""
 
     @abstractmethod
     async def infer(self, call: InferCall) -> InferResponse: ...
@@ -69,4 +75,5 @@ class Transport(ABC):
         """The `model_stats` of the statistics extension, one entry a version; all models for an empty name."""
 
     @abstractmethod
-    async def repository_index(self, timeout: float) -> list[ModelIndex]: ...
+    async def repository_index(self, timeout: float) -> list[ModelIndex]:
+        """Names, versions, states and reasons, which every server of the protocol tells."""
