@@ -54,7 +54,7 @@ class Sleeper:
         self.engine.add(self.model)
         self.engine.refresh()
 
-    async def load(self) -> Model:
+    async def load(self) -> None:
         self.loads += 1
         await self.go_on.wait()
         if self.failure is not None:
@@ -67,7 +67,7 @@ class Sleeper:
         model.state = ModelState.READY
         self.engine.add(model)
         self.engine.refresh()
-        return model
+        self.model.check, self.model.queue = model.check, model.queue
 
     def ask(self, width: int = 2, deadline: float | None = None) -> asyncio.Task[InferResponse]:
         data = np.ones((1, width), np.float32)

@@ -29,15 +29,15 @@ def check_later(_: InferRequest) -> None:
 class OnDemandQueue:
     """Takes requests for `model`, which is not loaded, and has it loaded by `load`. Lives on the event loop.
 
-    `load` gives the model that answers instead, once it is ready; what was held is handed to its check and its queue. When it raises, every
-    request gets its reason. A request whose deadline passes before is refused then, and a cancelled one is dropped; the load goes on for
-    those that come after.
+    When `load` has ended without an error, `model.check` and `model.queue` are those of the version that answers now, and what was held is
+    handed to them. When it raises, every request gets its reason. A request whose deadline passes before is refused then, and a cancelled
+    one is dropped; the load goes on for those that come after.
     """
 
     def __init__(
         self,
         model: Model,
-        load: Callable[[], Awaitable[Model]],
+        load: Callable[[], Awaitable[None]],
         *,
         max_queue_size: int,
         default_timeout: float | None = None,
@@ -96,14 +96,14 @@ class OnDemandQueue:
     async def _run(self) -> None:
         self._failure = None
         try:
-            loaded = await self._load()
+            await self._load()
         except BacklineError as error:
             self._fail(error)
         except Exception as error:
             log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
             self._fail(Internal(f"loading '{self._model.name}' version {self._model.version} failed: {type(error).__name__}: {error}"))
         else:
-            self._hand_over(loaded)
+            self._hand_over()
         finally:
             self._loading = None
 
@@ -117,11 +117,12 @@ class OnDemandQueue:
         if self._loading is None and self._failure is not None and monotonic() - self._failed_at < FAILURE_PAUSE:
             raise _again(self._failure)
 
-    def _hand_over(self, loaded: Model) -> None:
-        statistics = loaded.statistics
-        check, queue = loaded.check, loaded.queue
-        if check is None or queue is None:
-            self._refuse(Unavailable(f"model '{loaded.name}' version {loaded.version} was unloaded again", retry_after=1))
+    def _hand_over(self) -> None:
+        model = self._model
+        statistics = model.statistics
+        check, queue = model.check, model.queue
+        if check is None or queue is None or queue is self:
+            self._refuse(Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1))
             return
         for request in self._take_all():
             if request.cancelled:
