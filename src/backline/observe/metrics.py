@@ -68,10 +68,11 @@ class EngineCollector:
             key = (model.name, model.version)
             pending.add_metric(key, model.queue.pending if model.queue else 0)
             loading.add_metric(key, model.statistics.load_seconds)
-            ready.add_metric(key, model.state is ModelState.READY)
+            ready.add_metric(key, model.answers)
             for size, batch in sorted(model.statistics.batches.items()):
                 batches.add_metric((*key, str(size)), batch.compute_infer.count)
         yield from (pending, loading, ready, batches)
+        yield from self._lifecycle()
         for name, text, buckets, total in _HISTOGRAMS:
             histogram = HistogramMetricFamily(name, text, labels=("model", "version"))
             for model in models:
@@ -81,6 +82,32 @@ class EngineCollector:
                     (model.name, model.version), [*shown, ("+Inf", float(sum(counts)))], sum_value=total(model.statistics) / 1e9
                 )
             yield histogram
+
+    def _lifecycle(self) -> Iterator[Any]:
+        """What is loaded, from when, and where the labels point."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        states = GaugeMetricFamily(
+            "backline_model_state", "1 for the state that the model version is in", labels=("model", "version", "state")
+        )
+        memory = GaugeMetricFamily("backline_model_memory_bytes", "Resident memory of the model version", labels=("model", "version"))
+        labels = GaugeMetricFamily(
+            "backline_model_label", "1 for the version that the label points to", labels=("model", "label", "version")
+        )
+        loads = CounterMetricFamily("backline_model_loads", "Loads that ended, by outcome", labels=("model", "outcome"))
+        seconds = CounterMetricFamily("backline_model_load_seconds", "Time of the loads that succeeded", labels=("model",))
+        for model in self._engine.models():
+            for state in ModelState:
+                states.add_metric((model.name, model.version, state.value), model.state is state)
+            memory.add_metric((model.name, model.version), model.memory_bytes)
+        for name in self._engine.names():
+            for label, version in self._engine.labels(name).items():
+                labels.add_metric((name, label, version), 1)
+        for name, counts in sorted(self._engine.loads.items()):
+            loads.add_metric((name, "success"), counts.succeeded)
+            loads.add_metric((name, "failure"), counts.failed)
+            seconds.add_metric((name,), counts.seconds)
+        yield from (states, memory, labels, loads, seconds)
 
 
 class Metrics:

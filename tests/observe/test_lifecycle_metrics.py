@@ -1,0 +1,58 @@
+"""What the metrics tell of loads, states, memory and labels."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.model_config import ModelConfig
+from backline.observe.metrics import Metrics
+
+
+@pytest.fixture
+def engine() -> Engine:
+    """A model with two versions, of which one was never ready."""
+    engine = Engine()
+    for version, state in (("1", ModelState.READY), ("2", ModelState.UNAVAILABLE)):
+        model = Model("add1", version, ModelConfig("add1"))
+        model.state = state
+        engine.add(model)
+    return engine
+
+
+def samples(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
+    """The values of one metric by the values of its labels."""
+    _, text = Metrics(engine).render()
+    families = text_string_to_metric_families(text.decode())
+    return {tuple(sample.labels.values()): sample.value for family in families for sample in family.samples if sample.name == name}
+
+
+def test_each_version_is_in_one_state(engine: Engine) -> None:
+    states = samples(engine, "backline_model_state")
+    assert {key for key, value in states.items() if value} == {("add1", "1", "READY"), ("add1", "2", "UNAVAILABLE")}
+    assert len(states) == 2 * len(ModelState)
+
+
+def test_a_version_that_is_loaded_on_demand_is_ready(engine: Engine) -> None:
+    assert samples(engine, "backline_model_ready") == {("add1", "1"): 1, ("add1", "2"): 0}
+    engine.find("add1", "2").on_demand = True
+    assert samples(engine, "backline_model_ready")["add1", "2"] == 1
+
+
+def test_memory_of_each_version(engine: Engine) -> None:
+    engine.find("add1", "1").memory_bytes = 12_345_678
+    assert samples(engine, "backline_model_memory_bytes") == {("add1", "1"): 12_345_678, ("add1", "2"): 0}
+
+
+def test_labels_name_their_version(engine: Engine) -> None:
+    engine.set_labels("add1", {"stable": "1", "canary": "2"})
+    assert samples(engine, "backline_model_label") == {("add1", "stable", "1"): 1, ("add1", "canary", "2"): 1}
+
+
+def test_loads_are_counted_with_their_failures_and_seconds(engine: Engine) -> None:
+    engine.record_load("add1", 0.5, succeeded=True)
+    engine.record_load("add1", 0.25, succeeded=True)
+    engine.record_load("add1", 9.0, succeeded=False)
+    assert samples(engine, "backline_model_loads_total") == {("add1", "success"): 2, ("add1", "failure"): 1}
+    assert samples(engine, "backline_model_load_seconds_total") == {("add1",): 0.75}
