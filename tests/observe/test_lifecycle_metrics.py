@@ -22,15 +22,20 @@ def engine() -> Engine:
 
 
 def samples(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
-    """The values of one metric by the values of its labels."""
+    """The values of one metric by the values of its labels, in the order of their names."""
     _, text = Metrics(engine).render()
     families = text_string_to_metric_families(text.decode())
-    return {tuple(sample.labels.values()): sample.value for family in families for sample in family.samples if sample.name == name}
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == name
+    }
 
 
 def test_each_version_is_in_one_state(engine: Engine) -> None:
     states = samples(engine, "backline_model_state")
-    assert {key for key, value in states.items() if value} == {("add1", "1", "READY"), ("add1", "2", "UNAVAILABLE")}
+    assert {key for key, value in states.items() if value} == {("add1", "READY", "1"), ("add1", "UNAVAILABLE", "2")}
     assert len(states) == 2 * len(ModelState)
 
 
@@ -47,7 +52,7 @@ def test_memory_of_each_version(engine: Engine) -> None:
 
 def test_labels_name_their_version(engine: Engine) -> None:
     engine.set_labels("add1", {"stable": "1", "canary": "2"})
-    assert samples(engine, "backline_model_label") == {("add1", "stable", "1"): 1, ("add1", "canary", "2"): 1}
+    assert samples(engine, "backline_model_label") == {("stable", "add1", "1"): 1, ("canary", "add1", "2"): 1}
 
 
 def test_loads_are_counted_with_their_failures_and_seconds(engine: Engine) -> None:
