@@ -8,7 +8,21 @@ from importlib import import_module
 from pathlib import Path
 
 from backline.backends.backend import Backend
-from backline.backends.formats import FORMATS, LITERT, ONNX, OPENVINO, PYTORCH, SAVED_MODEL
+from backline.backends.formats import (
+    CATBOOST,
+    FORMATS,
+    IDENTITY,
+    JAX,
+    LIGHTGBM,
+    LITERT,
+    MLFLOW,
+    ONNX,
+    OPENVINO,
+    PYTORCH,
+    SAVED_MODEL,
+    SKLEARN,
+    XGBOOST,
+)
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
@@ -37,6 +51,13 @@ BACKENDS: tuple[Entry, ...] = (
     Entry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow", (SAVED_MODEL,)),
     Entry("litert", "litert", "litert", "LiteRt", (LITERT,)),
     Entry("openvino", "openvino", "openvino", "OpenVino", (OPENVINO, ONNX, SAVED_MODEL, LITERT)),
+    Entry("jax", "jax", "jax", "Jax", (JAX,)),
+    Entry("xgboost", "xgboost", "xgboost", "XgBoost", (XGBOOST,)),
+    Entry("lightgbm", "lightgbm", "lightgbm", "LightGbm", (LIGHTGBM,)),
+    Entry("catboost", "catboost", "catboost", "CatBoost", (CATBOOST,)),
+    Entry("sklearn", "sklearn", "sklearn", "Sklearn", (SKLEARN,)),
+    Entry("mlflow", "mlflow", "mlflow", "MlFlow", (MLFLOW,)),
+    Entry("identity", "identity", "identity", "Identity", (IDENTITY,)),
 )
 
 

@@ -1,0 +1,76 @@
+"""CatBoost models, with numbers and categories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.model_file import read_start
+from backline.backends.parameters import Parameters
+from backline.backends.runtime import import_runtime
+from backline.backends.table import CATEGORIES, TableModel, features, reason
+from backline.backends.text_tensors import decode, encode
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import TensorSpec
+
+_MAGIC = b"CBM1"
+_PREDICTION_TYPES = ("RawFormulaVal", "Probability", "LogProbability", "Class", "Exponent")
+_KNOWN = ("thread_count", "prediction_type")
+
+
+class CatBoost:
+    """The backend for `*.cbm`."""
+
+    name: ClassVar[str] = "catboost"
+    platform: ClassVar[str] = "catboost"
+
+    def load(self, path: Path, config: ModelConfig) -> TableModel:
+        """Loads a model. `output__0` is what `predict` gives: probabilities for classifiers, else the plain value.
+
+        The parameter `prediction_type` chooses another kind. Categories come as strings in `categorical__0`, in the order in which the
+        model has them; numbers in `input__0`. One thread computes a run unless the parameter `thread_count` says otherwise.
+        """
+        parameters = Parameters(config, self.name, _KNOWN)
+        threads = parameters.threads("thread_count", 1)
+        if not read_start(path).startswith(_MAGIC):
+            raise InvalidArgument(f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; save_model writes it so")
+        runtime = import_runtime("catboost", what="CatBoost models need CatBoost", extra="catboost")
+        model: Any = runtime.CatBoost()
+        try:
+            model.load_model(str(path))
+        except Exception as error:
+            raise InvalidArgument(f"'{path}' cannot be loaded by CatBoost {runtime.__version__}: {reason(error)}") from None
+        for kind, indexes in (("text", model.get_text_feature_indices()), ("embedding", model.get_embedding_feature_indices())):
+            if indexes:
+                raise InvalidArgument(
+                    f"'{path}' cannot be served: feature {model.feature_names_[indexes[0]]!r} is {kind}, not a number or category"
+                )
+        classifier = len(model.classes_) > 0
+        prediction = parameters.choice("prediction_type", "Probability" if classifier else "RawFormulaVal", _PREDICTION_TYPES)
+        categories = list(model.get_cat_feature_indices())
+        numbers = [index for index in range(len(model.feature_names_)) if index not in set(categories)]
+
+        def predict(*arrays: np.ndarray) -> np.ndarray:
+            rows = arrays[0] if not categories else _mix(config.name, arrays, numbers, categories)
+            answer = np.asarray(model.predict(rows, prediction_type=prediction, thread_count=threads))
+            return encode(answer) if answer.dtype.kind in "OU" else answer
+
+        inputs = []
+        if numbers:
+            inputs.append(features(len(numbers), DataType.FP32, config))
+        if categories:
+            inputs.append(TensorSpec(CATEGORIES, DataType.BYTES, (-1, len(categories))))
+        return TableModel(path, config, inputs, predict, threads, parameters.warnings)
+
+
+def _mix(model: str, arrays: tuple[np.ndarray, ...], numbers: list[int], categories: list[int]) -> np.ndarray:
+    """Rows in the order of the model's features."""
+    rows = np.empty((len(arrays[-1]), len(numbers) + len(categories)), np.object_)
+    if numbers:
+        rows[:, numbers] = arrays[0]
+    rows[:, categories] = decode(model, CATEGORIES, arrays[-1])
+    return rows

@@ -1,0 +1,79 @@
+"""Triton's identity backend: a model without a file whose outputs are its inputs, for trying out clients and schedulers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from backline.backends.parameters import Parameters
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+#: As in Triton's identity backend: milliseconds that a run takes at least, multiplied by `instance_wise_delay_multiplier` there.
+_DELAY = "execute_delay_ms"
+_KNOWN = (_DELAY,)
+_MAX_DELAY_MS = 600_000
+
+
+class Identity:
+    """The backend for `backend: "identity"`; nothing is recognised by its files."""
+
+    name: ClassVar[str] = "identity"
+    platform: ClassVar[str] = "identity"
+
+    def load(self, path: Path, config: ModelConfig) -> IdentityModel:
+        """A model that gives its n-th input back as its n-th output, after `execute_delay_ms` milliseconds.
+
+        Raises InvalidArgument where the configuration does not pair inputs with outputs.
+        """
+        if not config.inputs or len(config.inputs) != len(config.outputs):
+            raise InvalidArgument(
+                f"model '{config.name}': the identity backend needs as many outputs as inputs, but {config.source or 'its configuration'}"
+                f" names {len(config.inputs)} inputs and {len(config.outputs)} outputs"
+            )
+        for given, answered in zip(config.inputs, config.outputs, strict=True):
+            if given.datatype is not answered.datatype or given.shape != answered.shape:
+                raise InvalidArgument(
+                    f"model '{config.name}': the identity backend gives input '{given.name}' back as '{answered.name}', but they differ in"
+                    " datatype or dims"
+                )
+        parameters = Parameters(config, self.name, _KNOWN)
+        return IdentityModel(config, _delay(config, parameters), parameters.warnings)
+
+
+class IdentityModel:
+    """No model at all. A delay does not take a core, but an instance."""
+
+    threads_per_run = 1
+
+    def __init__(self, config: ModelConfig, delay: float, warnings: tuple[str, ...]) -> None:
+        self._sources = {output.name: spec.name for spec, output in zip(config.inputs, config.outputs, strict=True)}
+        self._delay = delay
+        self.signature = Signature(_full(config.inputs, config), _full(config.outputs, config))
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if self._delay:
+            time.sleep(self._delay)
+        return [inputs[self._sources[name]] for name in outputs]
+
+    def close(self) -> None:
+        """See LoadedModel."""
+
+
+def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:
+    first = (-1,) if config.max_batch_size else ()
+    return tuple(TensorSpec(spec.name, spec.datatype, (*first, *spec.shape), spec.optional, spec.labels) for spec in specs)
+
+
+def _delay(config: ModelConfig, parameters: Parameters) -> float:
+    text = parameters.text(_DELAY, "0").strip()
+    if not (text.isascii() and text.isdigit() and int(text) <= _MAX_DELAY_MS):
+        raise InvalidArgument(f"parameter '{_DELAY}' of model '{config.name}' is '{text}', expected milliseconds from 0 to {_MAX_DELAY_MS}")
+    return int(text) / 1000

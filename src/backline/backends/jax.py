@@ -1,0 +1,118 @@
+"""Functions of JAX that were exported as StableHLO (jax.export), compiled for the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.model_file import read_start
+from backline.backends.parameters import Parameters
+from backline.backends.runtime import import_runtime, one_line
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+#: XLA computes on all cores unless its flags, read when it is first used, say otherwise.
+_ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+class Jax:
+    """The backend for `*.jax`: what `jax.export.export(function)(*arguments).serialize()` gave."""
+
+    name: ClassVar[str] = "jax"
+    platform: ClassVar[str] = "jax"
+
+    def load(self, path: Path, config: ModelConfig) -> JaxModel:
+        """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
+
+        Every size of a symbolic dimension is compiled when it first comes. A run is computed on one core, where XLA_FLAGS were not set.
+        """
+        parameters = Parameters(config, self.name, ())
+        read_start(path)
+        os.environ.setdefault("XLA_FLAGS", _ONE_CORE)
+        jax = import_runtime("jax", what="JAX models need JAX", extra="jax")
+        export = import_runtime("jax.export", what="JAX models need JAX", extra="jax")
+        try:
+            exported = export.deserialize(bytearray(path.read_bytes()))
+        except Exception as error:
+            raise InvalidArgument(
+                f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__}; expected what"
+                " jax.export.export(function)(*arguments).serialize() gives"
+            ) from None
+        if "cpu" not in exported.platforms:
+            raise InvalidArgument(f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu'] as well")
+        tree = jax.tree_util
+        names = _names(tree, exported.in_tree, "INPUT")
+        file = Signature(
+            tuple(_spec(path, "input", name, aval) for name, aval in zip(names, exported.in_avals, strict=True)),
+            tuple(
+                _spec(path, "output", name, aval)
+                for name, aval in zip(_names(tree, exported.out_tree, "OUTPUT"), exported.out_avals, strict=True)
+            ),
+        )
+        return JaxModel(config.name, jax, exported, file, agree(path, file, config), parameters.warnings)
+
+
+class JaxModel:
+    """A compiled function."""
+
+    threads_per_run = 1
+
+    def __init__(self, name: str, jax: Any, exported: Any, file: Signature, signature: Signature, warnings: tuple[str, ...]) -> None:
+        self._name = name
+        self._jax = jax
+        self._call = jax.jit(exported.call)
+        self._in_tree = exported.in_tree
+        self._inputs = [(spec.name, spec.datatype is DataType.BF16) for spec in file.inputs]
+        self._positions = {spec.name: index for index, spec in enumerate(file.outputs)}
+        self.signature = signature
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if self._call is None:
+            raise Internal(f"model '{self._name}' is unloaded")
+        tree = self._jax.tree_util
+        flat = [inputs[name].view(self._jax.numpy.bfloat16) if half else inputs[name] for name, half in self._inputs]
+        arguments, keywords = tree.tree_unflatten(self._in_tree, flat)
+        try:
+            answers = tree.tree_leaves(self._call(*arguments, **keywords))
+            arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
+        except (ValueError, TypeError) as error:  # what JAX raises for shapes that contradict the exported ones
+            raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
+        except Exception as error:
+            raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
+        return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._call = None
+
+
+def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
+    """A name for each leaf: the keys on the way to it, or its index where it has none."""
+    leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
+    names = []
+    for index, (path, _) in enumerate(leaves):
+        keys = [str(key.key) for key in path if isinstance(getattr(key, "key", None), str)]
+        names.append(".".join(keys) or f"{prefix}__{index}")
+    return names if len(set(names)) == len(names) else [f"{prefix}__{index}" for index in range(len(names))]
+
+
+def _spec(path: Path, kind: str, name: str, aval: Any) -> TensorSpec:
+    if aval.dtype.name == "bfloat16":
+        datatype = DataType.BF16
+    else:
+        try:
+            datatype = DataType.from_dtype(np.dtype(aval.dtype))
+        except (InvalidArgument, TypeError):
+            raise InvalidArgument(
+                f"'{path}' cannot be served: {kind} '{name}' is of type {aval.dtype}, which no request can carry"
+            ) from None
+    return TensorSpec(name, datatype, tuple(dim if isinstance(dim, int) else -1 for dim in aval.shape))

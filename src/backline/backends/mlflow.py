@@ -1,0 +1,82 @@
+"""Model folders of MLflow, by those of their flavours that another backend runs. MLflow itself is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from backline.backends.backend import Backend, LoadedModel
+from backline.backends.model_file import read_start
+from backline.backends.runtime import import_runtime, one_line
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+
+_FILE = "MLmodel"
+#: Flavours, the keys that name their file in order of preference, and the backend that runs it. The first that a folder has is served.
+_FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("onnx", ("data",), "onnxruntime"),
+    ("tensorflow", ("saved_model_dir",), "tensorflow"),
+    ("pytorch", ("model_data",), "pytorch"),
+    ("xgboost", ("data",), "xgboost"),
+    ("lightgbm", ("data",), "lightgbm"),
+    ("catboost", ("data",), "catboost"),
+    ("sklearn", ("pickled_model",), "sklearn"),
+)
+
+
+class MlFlow:
+    """The backend for folders with a file MLmodel."""
+
+    name: ClassVar[str] = "mlflow"
+    platform: ClassVar[str] = "mlflow"
+
+    def load(self, path: Path, config: ModelConfig) -> LoadedModel:
+        """Loads the model with the backend of its flavour, and all that this one says of names and options holds.
+
+        Raises InvalidArgument where no flavour of the folder is served here; pickles need `trust_pickle`.
+        """
+        folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
+        flavours = _read(folder / _FILE)
+        for flavour, keys, backend_name in _FLAVOURS:
+            settings = flavours.get(flavour)
+            if isinstance(settings, Mapping):
+                file = _model_file(folder, flavour, settings, keys)
+                return _backend(backend_name).load(file, replace(config, backend=backend_name))
+        held = ", ".join(f"'{name}'" for name in flavours) or "none"
+        served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)
+        raise InvalidArgument(f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    read_start(path)
+    yaml = import_runtime("yaml", what="Model folders of MLflow need PyYAML", extra="mlflow")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"'{path}' cannot be read: {one_line(error)}") from None
+    flavours = content.get("flavors") if isinstance(content, Mapping) else None
+    if not isinstance(flavours, Mapping):
+        raise InvalidArgument(f"'{path}' is not a description of MLflow: it has no 'flavors'")
+    return flavours
+
+
+def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: tuple[str, ...]) -> Path:
+    name: str | None = next((settings[key] for key in keys if isinstance(settings.get(key), str)), None)
+    if name is None:
+        raise InvalidArgument(f"'{folder / _FILE}' does not say where the model of flavour '{flavour}' is: {' or '.join(keys)} is missing")
+    path: Path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise InvalidArgument(f"'{folder / _FILE}' names a file outside of its folder: '{name}'")
+    if flavour == "pytorch" and path.is_dir():  # MLflow writes data/model.pth, or model.pt2 where the model was exported
+        return next((path / file for file in ("model.pt2", "model.pt", "model.pth") if (path / file).exists()), path / "model.pt2")
+    if not path.exists():
+        raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which is not there")
+    return path
+
+
+def _backend(name: str) -> Backend:
+    from backline.backends.registry import BACKENDS  # which names this module: imported when all are there
+
+    return next(entry for entry in BACKENDS if entry.name == name).backend()

@@ -1,0 +1,170 @@
+"""Estimators of scikit-learn: from skops files, and from pickles where the server is told to trust them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.model_file import read_start
+from backline.backends.parameters import Parameters
+from backline.backends.runtime import import_runtime, one_line
+from backline.backends.text_tensors import decode, encode
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+INPUT = "input__0"
+#: The methods that are served, each as an output of its name; `transform` only of what does not predict.
+_METHODS = ("predict", "predict_proba")
+_TRANSFORM = "transform"
+_PICKLES = (".pkl", ".pickle", ".joblib")
+
+
+class Sklearn:
+    """The backend for `*.skops`, and for `*.pkl` and `*.joblib` of a trusted repository."""
+
+    name: ClassVar[str] = "sklearn"
+    platform: ClassVar[str] = "sklearn"
+
+    def load(self, path: Path, config: ModelConfig) -> SklearnModel:
+        """Loads an estimator: `input__0` has a row of features for each item (texts for those that begin with a vectoriser).
+
+        Outputs are called as the methods that give them: `predict` and `predict_proba`, or `transform`. A run is computed on one core.
+        Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust, unless `config.trust_pickle`.
+        """
+        parameters = Parameters(config, self.name, ())
+        read_start(path)
+        what = "scikit-learn models need scikit-learn"
+        import_runtime("sklearn", what=what, extra="sklearn")
+        warnings = parameters.warnings
+        if path.suffix in _PICKLES:
+            estimator = _unpickle(path, config, what)
+            warnings += (f"'{path}' is a pickle, which can execute anything when it is loaded; it was, as --trust-pickle says",)
+        else:
+            estimator = _load_skops(path, config, what)
+        _use_one_core(estimator)
+        inputs = _inputs(path, estimator, config)
+        methods = [method for method in _METHODS if hasattr(estimator, method)] or [m for m in (_TRANSFORM,) if hasattr(estimator, m)]
+        if not methods:
+            raise InvalidArgument(f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform")
+        return SklearnModel(path, config, estimator, inputs, methods, warnings)
+
+
+class SklearnModel:
+    """An estimator. Python computes a part of every run, so threads gain little."""
+
+    threads_per_run = 1
+
+    def __init__(
+        self, path: Path, config: ModelConfig, estimator: Any, spec: TensorSpec, methods: Sequence[str], warnings: tuple[str, ...]
+    ) -> None:
+        self._name = config.name
+        self._input = spec.name
+        self._text = spec.datatype is DataType.BYTES
+        self._methods: dict[str, Callable[[Any], Any]] = {method: getattr(estimator, method) for method in methods}
+        self.warnings = warnings
+        rows = np.array([b"a text", b"more"], object) if self._text else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
+        outputs = []
+        for method in methods:  # as two rows show it: an estimator does not say what it gives
+            try:
+                (answer,) = self.run({spec.name: rows}, [method])
+            except BacklineError as error:
+                raise InvalidArgument(f"'{path}' cannot be served: {method} of two rows of zeros failed: {error.message}") from None
+            outputs.append(TensorSpec(method, DataType.from_dtype(answer.dtype), (-1, *answer.shape[1:])))
+        self.signature = agree(path, Signature((spec,), tuple(outputs)), config)
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if not self._methods:
+            raise Internal(f"model '{self._name}' is unloaded")
+        limit_threads()
+        array = inputs[self._input]
+        rows = decode(self._name, self._input, array).tolist() if self._text else array
+        try:
+            return [_array(self._methods[method](rows)) for method in outputs]
+        except ValueError as error:  # what scikit-learn raises for values it cannot use, such as NaN
+            raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
+        except Exception as error:
+            raise Internal(f"model '{self._name}' failed: {type(error).__name__}: {one_line(error)}") from None
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._methods = {}
+
+
+_limited = threading.local()
+
+
+def limit_threads() -> None:
+    """Keeps the numerical libraries below scikit-learn from taking all cores for the runs of this thread; OpenMP counts by thread."""
+    if not getattr(_limited, "done", False):
+        from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
+
+        threadpool_limits(1)
+        _limited.done = True
+
+
+def _use_one_core(estimator: Any) -> None:
+    if hasattr(estimator, "get_params"):
+        parallel = [key for key in estimator.get_params() if key.rpartition("__")[2] == "n_jobs"]
+        estimator.set_params(**dict.fromkeys(parallel, 1))
+
+
+def _load_skops(path: Path, config: ModelConfig, what: str) -> Any:
+    skops = import_runtime("skops.io", what=what, extra="sklearn")
+    try:
+        untrusted = skops.get_untrusted_types(file=path)
+        if untrusted and not config.trust_pickle:
+            raise InvalidArgument(
+                f"'{path}' holds types that skops does not trust: {', '.join(untrusted)}; serve with"
+                " --trust-pickle if you know where it comes from"
+            )
+        return skops.load(path, trusted=untrusted)
+    except InvalidArgument:
+        raise
+    except Exception as error:
+        raise InvalidArgument(f"'{path}' cannot be loaded by skops: {one_line(error)}") from None
+
+
+def _unpickle(path: Path, config: ModelConfig, what: str) -> Any:
+    if not config.trust_pickle:
+        raise InvalidArgument(
+            f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with skops.io.dump(estimator,"
+            " 'model.skops'), or serve with --trust-pickle if you know where the file comes from"
+        )
+    joblib = import_runtime("joblib", what=what, extra="sklearn")
+    try:
+        return joblib.load(path)  # reads plain pickles as well
+    except Exception as error:
+        raise InvalidArgument(f"'{path}' cannot be unpickled: {type(error).__name__}: {one_line(error)}") from None
+
+
+def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
+    """The input: texts or rows of features. The configuration may choose a precision, or say what the estimator does not."""
+    given = config.inputs[0] if len(config.inputs) == 1 else None
+    count = getattr(estimator, "n_features_in_", None)
+    first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator
+    if hasattr(first, "build_analyzer"):
+        return TensorSpec(given.name if given else INPUT, DataType.BYTES, (-1,))
+    if count is not None:
+        datatype = given.datatype if given and given.datatype is DataType.FP32 else DataType.FP64
+        return TensorSpec(INPUT, datatype, (-1, int(count)))
+    if given is not None:
+        return TensorSpec(given.name, given.datatype, (-1, *given.shape) if config.max_batch_size else given.shape)
+    raise InvalidArgument(
+        f"'{path}' does not say how many features it takes (a {type(estimator).__name__}); write its input into a config.pbtxt:"
+        f' input [ {{ name: "{INPUT}" data_type: TYPE_FP64 dims: [ -1, FEATURES ] }} ]'
+    )
+
+
+def _array(value: Any) -> np.ndarray:
+    if hasattr(value, "toarray"):  # scipy's sparse matrices
+        value = value.toarray()
+    array = np.asarray(value)
+    return encode(array) if array.dtype.kind in "OU" else array

@@ -1,0 +1,85 @@
+"""Models of tables: rows of features in, a prediction for each row out. What XGBoost, LightGBM and CatBoost have in common.
+
+Names are those of Triton's FIL backend: `input__0` has a row for each item, `output__0` what the model predicts for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from backline.backends.agreement import agree
+from backline.backends.runtime import one_line
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+
+INPUT = "input__0"
+CATEGORIES = "categorical__0"
+OUTPUT = "output__0"
+
+#: From the arrays of the inputs, in the order of the signature, to that of the output.
+Predict = Callable[..., np.ndarray]
+
+
+def features(count: int, datatype: DataType, config: ModelConfig) -> TensorSpec:
+    """The input for `count` features: of `datatype`, or of the other precision where the configuration says so."""
+    given = next((spec.datatype for spec in config.inputs if spec.name == INPUT), None)
+    return TensorSpec(INPUT, given if given in (DataType.FP32, DataType.FP64) else datatype, (-1, count))
+
+
+class TableModel:
+    """A model that is asked through one function. `width` is the number of columns of its output, 0 for a plain row of numbers."""
+
+    def __init__(
+        self, path: Path, config: ModelConfig, inputs: Sequence[TensorSpec], predict: Predict, threads: int, warnings: tuple[str, ...]
+    ) -> None:
+        self._name = config.name
+        self._inputs = tuple(spec.name for spec in inputs)
+        self._predict: Predict | None = predict
+        file = Signature(tuple(inputs), (self._try(inputs),))
+        self.signature = agree(path, file, config)
+        self.threads_per_run = threads
+        self.warnings = warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        if self._predict is None:
+            raise Internal(f"model '{self._name}' is unloaded")
+        try:
+            answer = self._predict(*(inputs[name] for name in self._inputs))
+        except BacklineError:
+            raise
+        except ValueError as error:
+            raise InvalidArgument(f"model '{self._name}' refuses the input: {reason(error)}") from None
+        except Exception as error:
+            raise Internal(f"model '{self._name}' failed: {reason(error)}") from None
+        return [answer for _ in outputs]
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._predict = None
+
+    def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:
+        """The output, as two rows of zeros show it: the files do not say its shape."""
+        zeros = {spec.name: _zeros(spec) for spec in inputs}
+        (answer,) = self.run(zeros, [OUTPUT])
+        datatype = DataType.BYTES if answer.dtype.kind in "OSU" else DataType.from_dtype(answer.dtype)
+        return TensorSpec(OUTPUT, datatype, (-1, *answer.shape[1:]))
+
+
+def _zeros(spec: TensorSpec) -> np.ndarray:
+    array = np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
+    if spec.datatype is DataType.BYTES:
+        array.fill(b"")
+    return array
+
+
+def reason(error: Exception) -> str:
+    """A library's reason, without the stack of its C++ code and the times of its log."""
+    text = str(error).partition("Stack trace")[0]
+    head, bracket, rest = text.partition("] ")
+    return one_line(rest if bracket and head.startswith("[") else text)
