@@ -6,43 +6,47 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from backline.backends.registry import BACKENDS
 from backline.dialects.open_inference.metadata import SCALAR
-from backline.engine.engine import Engine, Model
+from backline.engine.engine import Engine
 from backline.engine.model_config import VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.protos import message
+from backline.repository.configuration import native
+from backline.repository.configuration.defaults import fill_defaults
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
-    """The inference.ModelConfig of a model version. Raises NotFound, or Unavailable when the version is not ready."""
+    """The inference.ModelConfig of a model version. Raises NotFound, or Unavailable when the version is not ready.
+
+    What the model's files say stays as it is; what they leave to the server is what it found in the model and decided.
+    """
     model = engine.find_ready(name, version)
-    config = message("inference.ModelConfig")()
-    config.name = model.name
-    config.platform = model.platform
-    config.backend = model.backend
+    given = model.config
+    config = message("inference.ModelConfig").FromString(given.declared)
+    config.backend = config.backend or model.backend
+    config.platform = config.platform or model.platform
     config.max_batch_size = model.max_batch_size
-    config.default_model_filename = model.config.default_model_filename
-    _fill_version_policy(config.version_policy, model.config.version_policy)
+    config.default_model_filename = given.default_model_filename
+    if not config.HasField("version_policy"):
+        _fill_version_policy(config.version_policy, given.version_policy)
     batched = model.max_batch_size > 0
-    for spec in model.signature.inputs:
-        entry = config.input.add()
-        _fill_tensor(entry, spec, batched=batched)
-        entry.optional = spec.optional
-    for spec in model.signature.outputs:
-        _fill_tensor(config.output.add(), spec, batched=batched)
+    for tensors, specs in ((config.input, model.signature.inputs), (config.output, model.signature.outputs)):
+        if not tensors:
+            for spec in specs:
+                _fill_tensor(tensors.add(), spec, batched=batched)
     placement = model.placement
-    group = config.instance_group.add()
-    group.name = f"{model.name}_0"
-    group.kind = message("inference.ModelInstanceGroup").KIND_CPU
-    group.count = placement.instances if placement else 1
-    if batched:
-        _fill_batching(config.dynamic_batching, model)
-    for key, value in model.config.parameters.items():
+    if not config.instance_group and placement is not None:
+        config.instance_group.add(name=model.name, count=placement.instances)
+    if batched and given.max_batch_size is None and config.WhichOneof("scheduling_choice") is None:
+        config.dynamic_batching.SetInParent()  # the server joins requests although nobody asked
+    for key, value in given.parameters.items():
         config.parameters[key].string_value = value
-    if model.placement is not None:
+    if placement is not None:
         # What the server chose, where people and tools already look for backends' own values.
-        config.parameters["backline.lane"].string_value = model.placement.lane
-        config.parameters["backline.placement"].string_value = model.placement.reason
+        config.parameters[native.parameter("lane")].string_value = placement.lane
+        config.parameters[native.PLACEMENT].string_value = placement.reason
+    fill_defaults(config, model.name, _filename(config.backend))
     return config
 
 
@@ -87,17 +91,16 @@ def _fill_version_policy(policy: Any, given: VersionPolicy) -> None:
 def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
     entry.name = spec.name
     entry.data_type = entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[spec.datatype.config_name].number
-    if not spec.shape and hasattr(entry, "optional"):  # a scalar input, see metadata.SCALAR
+    is_input = hasattr(entry, "optional")
+    if is_input:
+        entry.optional = spec.optional
+    if not spec.shape and is_input:  # a scalar input, see metadata.SCALAR
         entry.dims.extend(SCALAR)
         entry.reshape.SetInParent()
     else:
         entry.dims.extend(spec.shape[1:] if batched else spec.shape)
 
 
-def _fill_batching(batching: Any, model: Model) -> None:
-    batching.preferred_batch_size.extend(model.config.preferred_batch_sizes or (model.max_batch_size,))
-    batching.max_queue_delay_microseconds = model.config.max_queue_delay_us
-    policy = batching.default_queue_policy
-    policy.default_timeout_microseconds = model.config.default_timeout_us
-    policy.allow_timeout_override = True
-    policy.max_queue_size = model.config.max_queue_size or 0
+def _filename(backend: str) -> str:
+    """What a backend calls a model's file when nothing else is said."""
+    return next((entry.formats[0].filenames[0] for entry in BACKENDS if entry.name == backend), "")

@@ -11,7 +11,9 @@ from backline.repository.configuration.sequence_checks import sequence_faults
 #: What is wrong, and the path of the field.
 Fault = tuple[str, str]
 
-DELAY = 1
+_DELAY = 1
+#: TYPE_INT32 and TYPE_FP32.
+_BATCH_INPUT_TYPES = frozenset({8, 11})
 
 
 def check(document: Document, name: str) -> None:
@@ -30,10 +32,6 @@ def check_complete(document: Document, name: str) -> None:
 def _faults(message: Any, name: str) -> Iterator[Fault]:
     if message.name and message.name != name:
         yield f"unexpected directory name '{name}' for model '{message.name}', directory name must equal model name", "name"
-    if message.HasField("ensemble_scheduling"):
-        yield f"model '{name}' is an ensemble, which is not supported yet", "ensemble_scheduling"
-    if message.platform == "ensemble":
-        yield f"model '{name}' is an ensemble, which is not supported yet", "platform"
     limit = message.max_batch_size
     if limit < 0:
         yield f"'max_batch_size' must be non-negative value for {name}", "max_batch_size"
@@ -41,6 +39,10 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
         yield from _batching_faults(message.dynamic_batching, limit, name)
     if message.HasField("sequence_batching"):
         yield from sequence_faults(message.sequence_batching, limit, name)
+    yield from _ensemble_faults(message, name)
+    if message.response_cache.enable and message.HasField("sequence_batching"):
+        reason = f"Response Cache does not currently support model {name} with sequence batching scheduler."
+        yield f"{reason} Please disable the response cache.", "response_cache"
     if message.response_cache.enable and message.model_transaction_policy.decoupled:
         reason = f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
         yield f"{reason} Please disable the response cache.", "response_cache"
@@ -48,6 +50,7 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
         for index, tensor in enumerate(getattr(message, kind)):
             yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
         yield from _repeated_names(kind, getattr(message, kind))
+    yield from _batch_tensor_faults(message, name)
     yield from _instance_faults(message.instance_group, name)
     yield from _warm_up_faults(message, name)
 
@@ -72,7 +75,7 @@ def _batching_faults(batching: Any, limit: int, name: str) -> Iterator[Fault]:
             reason = f"Only one priority level is allowed when 'preserve_ordering' is true for {name}"
             yield reason, f"{section}.priority_levels"
         policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
-        if any(p.timeout_action == DELAY and (p.default_timeout_microseconds or p.allow_timeout_override) for p in policies):
+        if any(p.timeout_action == _DELAY and (p.default_timeout_microseconds or p.allow_timeout_override) for p in policies):
             reason = f"Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for {name}"
             yield reason, f"{section}.preserve_ordering"
 
@@ -128,6 +131,36 @@ def _repeated_names(kind: str, tensors: Any) -> Iterator[Fault]:
         if tensor.name in seen:
             yield f"model {kind} '{tensor.name}' is given more than once", f"{kind}[{index}]"
         seen.add(tensor.name)
+
+
+def _batch_tensor_faults(message: Any, name: str) -> Iterator[Fault]:
+    inputs = {tensor.name for tensor in message.input}
+    outputs = {tensor.name for tensor in message.output}
+    for what, tensors in (("input", message.batch_input), ("output", message.batch_output)):
+        for index, tensor in enumerate(tensors):
+            path = f"batch_{what}[{index}]"
+            kind = tensor.Kind.Name(tensor.kind)
+            if len(tensor.source_input) != 1:
+                yield f"batch {what} kind '{kind}' expects 1 source input, got {len(tensor.source_input)} for {name}", path
+            if what == "input" and tensor.data_type not in _BATCH_INPUT_TYPES:
+                yield f"batch input data type must be TYPE_INT32 or TYPE_FP32 for {name}", f"{path}.data_type"
+            for source in tensor.source_input:
+                if source not in inputs:
+                    yield f"unknown source input name '{source}' for {name}", f"{path}.source_input"
+            for target in tensor.target_name if what == "output" else ():
+                if target not in outputs:
+                    yield f"unknown target output name '{target}' for {name}", f"{path}.target_name"
+
+
+def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
+    if message.HasField("ensemble_scheduling"):
+        if message.instance_group:
+            yield f"instance group should not be specified for ensemble '{name}'", "instance_group"
+        if not message.ensemble_scheduling.step:
+            yield f"must specify 'step' for ensemble '{name}'", "ensemble_scheduling"
+        yield f"model '{name}' is an ensemble, which is not supported yet", "ensemble_scheduling"
+    elif message.platform == "ensemble":
+        yield f"ensemble scheduling must be set for ensemble {name} whose platform is ensemble", "platform"
 
 
 def _instance_faults(groups: Any, name: str) -> Iterator[Fault]:

@@ -13,6 +13,8 @@ from backline.repository.configuration.document import Document
 from backline.repository.configuration.suggestion import suggest
 
 PREFIX: Final = "backline."
+#: What the server tells in the configuration that clients see; who gives it back need not remove it.
+PLACEMENT: Final = "backline.placement"
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -90,6 +92,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("load", _choice("at_start", "on_demand"), (str,), "when the model is loaded"),
             Setting("idle_unload_seconds", _seconds, (int, float), "seconds without a request after which it is unloaded"),
             Setting("load_retries", _count, (int,), "further attempts after a failed load"),
+            Setting("trust_pickle", _truth, (bool,), "whether files that can run code of their own may be loaded"),
         )
     }
 )
@@ -111,7 +114,7 @@ def read_settings(document: Document) -> dict[str, Any]:
     """The native settings of a document, as fields of ModelConfig. Raises InvalidArgument for unknown ones and wrong values."""
     given: dict[str, Any] = {}
     for key, value in document.message.parameters.items():
-        if not key.startswith(PREFIX):
+        if not key.startswith(PREFIX) or key == PLACEMENT:
             continue
         name, _, entry = key.removeprefix(PREFIX).partition(".")
         setting = SETTINGS.get(name)
@@ -131,7 +134,9 @@ def read_settings(document: Document) -> dict[str, Any]:
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries") if name in given}
+    fields: dict[str, Any] = {
+        name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries", "trust_pickle") if name in given
+    }
     if "load" in given:
         fields["on_demand"] = given["load"] == "on_demand"
     if "labels" in given:

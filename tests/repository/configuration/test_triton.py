@@ -1,0 +1,135 @@
+"""Backline beside what Triton 2.51 answered to the same configurations (triton_2_51.json, recorded by record_triton.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backline.dialects.open_inference.configuration import configuration_json
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.protos import message
+from backline.repository.configuration import read, read_override
+from backline.repository.configuration.defaults import fill_defaults
+from backline.repository.listing import FileEntry, Listing
+from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN
+
+RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "triton_2_51.json").read_text())
+CASES = {**TAKEN, **REFUSED, **NOT_COMPLETED}
+TAKEN_BY_TRITON = [name for name, record in RECORDED.items() if "config" in record]
+REFUSED_BY_TRITON = [name for name, record in RECORDED.items() if "error" in record]
+
+#: Triton takes it, Backline does not.
+STRICTER = {
+    "input_twice": "is given more than once",
+    "output_twice": "is given more than once",
+    "instance_count_negative": "it must be positive",
+}
+#: Triton refuses it, Backline does not: the reason.
+LATER = {
+    "instance_gpu": "a warning, the model runs on the CPU",
+    "platform_unknown": "the choice of a backend says so when the model is loaded",
+    "version_specific_missing": "the scan of the repository says so",
+    "warm_up_short_file": "the warm-up says so",
+    "warm_up_unknown_input": "the warm-up says so",
+    "warm_up_batch_above": "the warm-up says so",
+    "warm_up_no_inputs": "the warm-up says so",
+    "warm_up_string_random": "the warm-up says so",
+    "agent_unknown": "a warning, agents have no effect",
+    "metrics_no_family": "Triton 2.51 does not know the field yet",
+}
+#: Both refuse it, Backline with words of its own, as Triton's say less or name something that Backline does not have.
+OTHER_WORDS = {
+    "unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
+    "unknown_value": "unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
+    "syntax": 'Expected ":".',
+    "labels_missing": "label_filename of output 'z' cannot be read",
+    "warm_up_no_file": "input_data_file of warm-up 'w' cannot be read",
+    "warm_up_no_type": "model warmup input 'x' must specify 'data_type' for warm_up_no_type",
+    "version_specific_empty": "version_policy.specific names no version",
+    "sequence_state_initial_file": "data_file of state 'si' cannot be read",
+    "override_not_json": "is not JSON: Expecting value",
+    "override_empty": "is not JSON: Expecting value",
+    "override_unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
+    "override_wrong_type": "'max_batch_size' is 'many', expected a whole number",
+    "override_wrong_value": "input[0].data_type: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
+    "override_list": "expected an object with the fields of a model configuration, not [1]",
+}
+
+
+def folder(name: str, text: str) -> Listing:
+    """The folder of a model as the recording had it."""
+    backend = "" if "platform:" in text else 'backend: "python" '
+    contents = {"config.pbtxt": (backend + text).encode(), "labels.txt": b"cat\ndog\n", "warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
+    return Listing(f"/models/{name}", {path: FileEntry(len(c), "") for path, c in contents.items()}, frozenset(), contents.__getitem__)
+
+
+def read_case(name: str) -> ModelConfig:
+    if name in OVERRIDES:
+        override = OVERRIDES[name]
+        return read_override(override if isinstance(override, str) else json.dumps(override), name, folder(name, ""))
+    config = read(folder(name, CASES[name]), name)
+    assert config is not None
+    return config
+
+
+def shown(name: str) -> Any:
+    """The complete configuration as /config has it."""
+    config = message("inference.ModelConfig").FromString(read_case(name).declared)
+    fill_defaults(config, name, "model.py")
+    return configuration_json(config)
+
+
+def differences(got: Any, triton: Any, path: str = "") -> Iterator[str]:
+    if isinstance(got, dict) and isinstance(triton, dict):
+        for key in got.keys() | triton.keys():
+            yield from differences(got.get(key, "nothing"), triton.get(key, "nothing"), f"{path}.{key}")
+    elif isinstance(got, list) and isinstance(triton, list) and len(got) == len(triton):
+        for index, (one, other) in enumerate(zip(got, triton, strict=True)):
+            yield from differences(one, other, f"{path}[{index}]")
+    elif got != triton:
+        yield f"{path}: {got!r}, Triton {triton!r}"
+
+
+def test_at_least_thirty_of_each_were_recorded() -> None:
+    assert len(TAKEN_BY_TRITON) >= 30
+    assert len(REFUSED_BY_TRITON) >= 30
+    assert RECORDED.keys() == CASES.keys() | OVERRIDES.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in TAKEN_BY_TRITON if name not in STRICTER])
+def test_the_complete_configuration_is_that_of_triton(name: str) -> None:
+    # Triton writes the 64-bit integers of these two fields as strings, those of all others as numbers.
+    recorded = json.loads(re.sub(r'("device_id": |"dims": \[)"(-?\d+)"', r"\1\2", json.dumps(RECORDED[name]["config"])))
+
+    assert list(differences(shown(name), recorded)) == []
+
+
+@pytest.mark.parametrize("name", STRICTER)
+def test_what_can_not_be_meant_is_refused_although_triton_takes_it(name: str) -> None:
+    assert "config" in RECORDED[name]
+    with pytest.raises(InvalidArgument, match=STRICTER[name]):
+        read_case(name)
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED_BY_TRITON if name not in LATER])
+def test_a_wrong_configuration_is_refused_with_the_words_of_triton(name: str) -> None:
+    error = RECORDED[name]["error"].strip()
+    words = re.sub(r"^load failed .*?: version 1 is at UNAVAILABLE state: [\w ]+: |^\[request id: <id_unknown>\] |;$", "", error)
+    words = re.sub(r"^\[request id: <id_unknown>\] ", "", words)
+
+    with pytest.raises(InvalidArgument) as raised:
+        read_case(name)
+
+    assert OTHER_WORDS.get(name, words) in raised.value.message
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_what_is_refused_later_is_read(name: str) -> None:
+    assert "error" in RECORDED[name]
+    assert read_case(name).name == name
