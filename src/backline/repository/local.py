@@ -1,36 +1,47 @@
-"""A repository on local disk."""
+"""A repository on local disk: a folder in any of the layouts, the file of one model, or TensorFlow Serving's list of models."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from backline.engine.errors import Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
+from backline.repository import file_events
+from backline.repository.file_systems import is_remote
+from backline.repository.layouts import read_single
+from backline.repository.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
+from backline.repository.model_files import suffix_of
+from backline.repository.place import Place
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.scan import scan_listing
-from backline.repository.walk import identity, walk
+from backline.repository.walk import identity, reason, walk, walk_file
+
+#: A list of models larger than this, in bytes, is none.
+_MAX_LIST = 1024 * 1024
 
 
 class LocalRepository:
-    """The models in a folder; see Repository. `name` is that of the only model, where the folder's name is not to be it."""
+    """The models at a path; see Repository. `name` is that of the only model, where the path's last part is not to be it."""
 
     def __init__(self, path: Path, *, formats: Sequence[ModelFormat], config_name: str = "", name: str = "") -> None:
-        self._path = path
+        self._path = Path(os.path.abspath(path))
         self._formats = tuple(formats)
         self._config_name = config_name
         self._name = name
+        self._stable_inodes = not is_remote(self._path)
+        #: What is to be watched, known by the last scan.
+        self._watched: tuple[Path, ...] = (self._path,)
 
     @property
     def location(self) -> str:
         return str(self._path)
 
     async def scan(self) -> list[FoundModel]:
-        return await asyncio.to_thread(self._scan)
-
-    def _scan(self) -> list[FoundModel]:
-        return scan_listing(walk(self._path), formats=self._formats, name=self._name, config_name=self._config_name)
+        return await asyncio.to_thread(self.scan_now)
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         """The files where they are. Raises Unavailable when they are no longer those that the scan saw."""
@@ -39,22 +50,84 @@ class LocalRepository:
         on_bytes(total, total)
         return fetched
 
+    def changes(self, interval: float) -> AsyncIterator[None]:
+        return file_events.changes(lambda: self._watched, interval)
+
+    async def close(self) -> None:
+        """Nothing is held: whoever iterates over changes() ends that."""
+
+    def scan_now(self) -> list[FoundModel]:
+        """As `scan`, on the calling thread."""
+        if self._path.is_file():
+            return self._scan_file()
+        self._watched = (self._path,)
+        listing = walk(self._path, stable_inodes=self._stable_inodes)
+        found = scan_listing(listing, formats=self._formats, name=self._name, config_name=self._config_name)
+        if self._name and [model.name for model in found] != [self._name]:
+            names = ", ".join(f"'{model.name}'" for model in found) or "no model"
+            raise InvalidArgument(
+                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a repository that holds {names};"
+                " leave the name out, or name the folder of one model"
+            )
+        return found
+
+    def _scan_file(self) -> list[FoundModel]:
+        self._watched = (self._path,)
+        suffixes = tuple(suffix for form in self._formats for suffix in form.suffixes)
+        names = {name for form in self._formats for name in form.filenames}
+        if suffix_of(self._path.name) in suffixes or self._path.name in names:
+            return [self._scan_single()]
+        text = self._read_list()
+        if not is_list(text):
+            raise InvalidArgument(
+                f"model repository '{self._path}' is a file, not a folder that holds <model>/<version>/<file>; neither is it the file of a"
+                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of TensorFlow Serving"
+            )
+        if self._name:
+            raise InvalidArgument(f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names its models")
+        listed = parse_list(text, str(self._path))
+        models = [self._read_listed(model) for model in listed]
+        self._watched = (self._path, *(Path(model.folder) for model in models if model.folder and Path(model.folder).is_dir()))
+        return sorted(models, key=lambda model: model.name)
+
+    def _scan_single(self) -> FoundModel:
+        name = self._name or self._path.stem
+        config = ModelConfig(name, default_model_filename=self._path.name)
+        place = Place(walk_file(self._path, stable_inodes=self._stable_inodes), "", self.location)
+        self._watched = tuple(self._path.parent / file for file in place.listing.files)
+        return read_single(place, name, self._formats, self._config_name, config)
+
+    def _read_list(self) -> str:
+        try:
+            with self._path.open("rb") as file:
+                return file.read(_MAX_LIST).decode("utf-8-sig")
+        except OSError as error:
+            raise InvalidArgument(f"'{self._path}' cannot be read: {reason(error)}") from None
+        except UnicodeDecodeError:
+            return ""
+
+    def _read_listed(self, listed: ListedModel) -> FoundModel:
+        """A model of the list: its base path may be anywhere, so its paths are absolute."""
+        try:
+            folder = folder_of(listed, self._path)
+            if not folder.is_dir():
+                raise NotFound(f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is no folder")
+            listing = walk(folder, stable_inodes=self._stable_inodes)
+        except BacklineError as error:
+            return FoundModel(listed.name, self.location, "", ModelConfig(listed.name), problem=error.message)
+        return read_listed(Place(listing, str(folder), self.location), listed, self._formats, self._config_name)
+
     def _check(self, model: FoundModel, version: FoundVersion) -> FetchedVersion:
-        root = self._path.resolve()
+        root = self._path.parent if self._path.is_file() else self._path
         for path, entry in version.files.items():
             try:
-                now = identity((root / path).stat())
+                now = identity((root / path).stat(), stable_inodes=self._stable_inodes)
             except OSError:
                 now = ""
             if now != entry.identity:
-                raise Unavailable(f"'{root / path}' changed while it was being loaded; try again when it is complete", retry_after=1)
+                raise Unavailable(
+                    f"'{root / path}' changed while it was being loaded; it is loaded again when it is complete", retry_after=1
+                )
         assert version.path is not None, "a version without a problem has a path"
+        root = root.resolve()
         return FetchedVersion(root / version.path, root / model.folder)
-
-    async def changes(self, interval: float) -> AsyncIterator[None]:
-        while True:
-            await asyncio.sleep(interval)
-            yield
-
-    async def close(self) -> None:
-        """Nothing is held."""

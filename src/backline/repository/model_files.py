@@ -6,37 +6,48 @@ from collections.abc import Sequence
 from posixpath import dirname
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 from backline.repository.listing import Listing
 from backline.repository.names import printable
 
+#: Names and suffixes that a message lists; whoever has more formats than that knows them.
+_LISTED = 4
 
-def find_model(listing: Listing, formats: Sequence[ModelFormat], wanted: str = "") -> str | None:
+
+def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str | None:
     """The model in a version's folder: the path of its file or folder, "" for the folder itself, None when there is none.
 
-    `wanted` is the file that the configuration names. Raises InvalidArgument when several files could be the model, or when the one that is
-    it cannot be used.
+    The file that the configuration names, else one with the name of a format, else the only one with the suffix of a format; the formats of
+    the backend that the configuration names come first. Raises InvalidArgument when several files could be the model, or when the one that
+    is it cannot be used.
     """
-    if wanted:
+    if wanted := config.default_model_filename:
         return _usable(listing, wanted) if wanted in listing.files or wanted in listing.folders else None
+    formats = sorted(formats, key=lambda form: form.backend != config.backend)
     for form in formats:
+        if not form.filenames and not form.suffixes and form.backend == config.backend:
+            return ""  # a format that is never recognised, only configured
         for filename in form.filenames:
             if filename in listing.files:
                 return dirname(_usable(listing, filename)) if form.folder else _usable(listing, filename)
     candidates = find_by_suffix(listing, formats)
     if len(candidates) > 1:
         names = ", ".join(f"'{printable(name)}'" for name in candidates)
+        first = next(form.filenames[0] for form in formats if form.filenames and suffix_of(candidates[0]) in form.suffixes)
         raise InvalidArgument(
-            f"'{listing.location}' holds several model files: {names}; name one '{formats[0].filenames[0]}',"
-            " or set default_model_filename in config.pbtxt"
+            f"'{listing.location}' holds several model files: {names}; name one '{first}', or set default_model_filename in config.pbtxt"
         )
     return _usable(listing, candidates[0]) if candidates else None
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
-    """The files directly in a folder that end as model files do, by name."""
-    suffixes = tuple(suffix for form in formats for suffix in form.suffixes)
-    return sorted(path for path in listing.files if "/" not in path and path.endswith(suffixes)) if suffixes else []
+    """The files directly in a folder that end as those of a format do, by name; of the first format that has any."""
+    loose = sorted(path for path in listing.files if "/" not in path)
+    for form in formats:
+        if found := [path for path in loose if suffix_of(path) in form.suffixes]:
+            return found
+    return []
 
 
 def holds_model(listing: Listing, formats: Sequence[ModelFormat]) -> bool:
@@ -44,14 +55,25 @@ def holds_model(listing: Listing, formats: Sequence[ModelFormat]) -> bool:
     return any(filename in listing.files for form in formats for filename in form.filenames) or bool(find_by_suffix(listing, formats))
 
 
-def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], wanted: str = "") -> str:
+def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str:
     """Why a version's folder in which no model was found is none, and what it should hold."""
-    if wanted:
-        return f"'{listing.location}' does not hold '{wanted}', the default_model_filename of config.pbtxt"
+    if config.default_model_filename:
+        return f"'{listing.location}' does not hold '{config.default_model_filename}', the default_model_filename of config.pbtxt"
+    formats = [form for form in formats if form.backend == config.backend] or formats
     names = [f"'{filename}'" for form in formats for filename in form.filenames]
     suffixes = [f"*{suffix}" for form in formats for suffix in form.suffixes]
-    expected = " or ".join([*names, f"one file {', '.join(suffixes)}"] if suffixes else names)
+    expected = " or ".join([*_some(names), f"one file {', '.join(_some(suffixes))}"] if suffixes else _some(names))
     return f"'{listing.location}' holds no model file; expected {expected}"
+
+
+def _some(items: list[str]) -> list[str]:
+    return items if len(items) <= _LISTED else [*items[:_LISTED], "..."]
+
+
+def suffix_of(path: str) -> str:
+    """The end of a file's name in small letters, with its dot (".onnx"); "" for a name without one."""
+    stem, dot, suffix = path.rpartition(".")
+    return f".{suffix.lower()}" if stem and dot else ""
 
 
 def _usable(listing: Listing, path: str) -> str:

@@ -61,7 +61,7 @@ class Repository(Protocol):
 
     @property
     def location(self) -> str:
-        """The folder or URL, as the user gave it, without secrets."""
+        """The folder (absolute) or the URL, without secrets."""
 
     async def scan(self) -> list[FoundModel]:
         """What it holds now, by name. What is wrong with one model is noted in its `problem` and does not concern the others.

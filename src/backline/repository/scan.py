@@ -1,4 +1,4 @@
-"""Which layout the files of a repository have, and which models they are."""
+"""Which layout the files of a repository have, and so which models they are."""
 
 from __future__ import annotations
 
@@ -6,26 +6,49 @@ from collections.abc import Sequence
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_format import ModelFormat
-from backline.repository.layouts import CONFIG_FILES, Place, is_version_folder, read_model
+from backline.repository.layouts import (
+    CONFIG_FILES,
+    has_config,
+    is_model_folder,
+    is_version_folder,
+    is_version_name,
+    read_model,
+    read_repository,
+    read_single,
+)
 from backline.repository.listing import Listing
+from backline.repository.model_files import holds_model
+from backline.repository.model_settings import has_settings, read_settings
+from backline.repository.place import Place
 from backline.repository.repository import FoundModel
 
 
 def scan_listing(listing: Listing, *, formats: Sequence[ModelFormat], name: str = "", config_name: str = "") -> list[FoundModel]:
     """The models of a repository, by name. What is wrong with one model is noted in its `problem` and does not concern the others.
 
-    `formats` are those that can be loaded, in order of preference; `name` is that of the only model, where the location does not give it;
-    `config_name` selects `configs/<config_name>.pbtxt` of each model. Raises InvalidArgument when the files are no repository.
+    `formats` are those that can be loaded, in order of preference. `name` is what a model is called that is the whole repository; without
+    it, as the last part of the location. `config_name` selects `configs/<config_name>.pbtxt` of each model. Raises InvalidArgument when the
+    files are no repository.
     """
     root = Place(listing, "", listing.location)
-    for config_file in CONFIG_FILES:
-        if config_file in listing.files and not any(is_version_folder(n, p, formats) for n, p in root.folders().items()):
-            parent = listing.location.rstrip("/").rpartition("/")[0]
-            raise InvalidArgument(
-                f"'{listing.location}' is a model, not a repository (it holds {config_file}); name the folder above it: '{parent}'"
-            )
-    return [
-        read_model(model, model_name, formats, config_name, root.problem(model_name))
-        for model_name, model in root.folders().items()
-        if not model_name.startswith(".")
-    ]
+    folders = root.folders()
+    name = name or root.name
+    if has_settings(root):
+        return read_settings(root, formats, config_name)
+    models = [folder for folder, place in folders.items() if is_model_folder(place, formats)]
+    if not has_config(root) and any(not is_version_name(folder) for folder in models):
+        return read_repository(root, formats, config_name)
+    if any(is_version_folder(folder, place, formats) for folder, place in folders.items()):
+        return [read_model(root, name, formats, config_name)]
+    if has_config(root) and any(holds_model(place.listing, formats) for place in folders.values()):
+        return [read_model(root, name, formats, config_name)]
+    if holds_model(listing, formats) and not models:
+        return [read_single(root, name, formats, config_name)]
+    if has_config(root):
+        config_file = next(file for file in CONFIG_FILES if file in listing.files)
+        above = root.location.rstrip("/").rpartition("/")[0]
+        raise InvalidArgument(
+            f"'{root.location}' is a model, not a repository (it holds {config_file}), and has no version;"
+            f" name the folder above it: '{above}', or put the model's file into '{root.location}/1'"
+        )
+    return read_repository(root, formats, config_name)

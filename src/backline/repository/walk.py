@@ -44,6 +44,28 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
     return Listing(location, found.files, frozenset(found.folders), lambda path: _read(location, real, found.files, path))
 
 
+def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
+    """The listing of the folder that holds the model `file`, with nothing but it and what belongs to it: files that are called as it is and
+    end otherwise (external weights: net.onnx, net.onnx.data, net_weights.bin).
+
+    Links are followed wherever they lead: the file was named itself. Raises NotFound or InvalidArgument when it cannot be read.
+    """
+    folder = file.parent
+    location = str(folder)
+    found = _Walk(location, folder, stable_inodes)
+    try:
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                belongs = entry.name.startswith(file.stem) and not entry.name.endswith(file.suffix)
+                if (belongs or entry.name == file.name) and entry.is_file():
+                    found.files[entry.name] = found.entry(entry, f"{location}/{entry.name}")
+    except FileNotFoundError:
+        raise NotFound(f"model file '{file}' does not exist") from None
+    except OSError as error:
+        raise InvalidArgument(f"model file '{file}' cannot be read: {reason(error)}") from None
+    return Listing(location, found.files, frozenset(), lambda path: _read(location, folder, found.files, path))
+
+
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
     """What changes whenever a file is written or another takes its place: modification time, size and inode."""
     inode = f"-{status.st_ino:x}" if stable_inodes else ""
@@ -78,6 +100,18 @@ class _Walk:
                     if len(self.files) + len(self.folders) > MAX_ENTRIES:
                         raise _TooMany
 
+    def entry(self, entry: os.DirEntry[str], place: str) -> FileEntry:
+        """A file, with what is wrong with it."""
+        status = entry.stat()
+        problem = ""
+        if not stat.S_ISREG(status.st_mode):
+            problem = f"'{printable(place)}' is not a regular file"
+        elif not entry.name.isprintable():
+            problem = f"the name of the file '{printable(place)}' has characters that cannot be printed; rename it"
+        elif not os.access(entry.path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            problem = f"'{place}' cannot be read: Permission denied"
+        return FileEntry(status.st_size, identity(status, stable_inodes=self.stable_inodes), problem)
+
     def _note(self, entry: os.DirEntry[str], path: str, chain: tuple[str, ...]) -> None:
         place = f"{self.location.rstrip('/')}/{path}"
         try:
@@ -89,7 +123,7 @@ class _Walk:
                 self.folders.add(path)
                 self.enter(target, path + "/", (*chain, target))
             else:
-                self.files[path] = self._entry(entry, path, place)
+                self.files[path] = self.entry(entry, place)
         except InvalidArgument as error:
             self._note_broken(entry, path, error.message)
         except OSError as error:
@@ -116,17 +150,6 @@ class _Walk:
         if any(Path(folder).is_relative_to(target) for folder in chain):
             raise InvalidArgument(f"'{printable(place)}' is a link to a folder that holds it, '{printable(target)}'; remove it")
         return target
-
-    def _entry(self, entry: os.DirEntry[str], path: str, place: str) -> FileEntry:
-        status = entry.stat()
-        problem = ""
-        if not stat.S_ISREG(status.st_mode):
-            problem = f"'{printable(place)}' is not a regular file"
-        elif not entry.name.isprintable():
-            problem = f"the name of the file '{printable(place)}' has characters that cannot be printed; rename it"
-        elif not os.access(entry.path, os.R_OK):
-            problem = f"'{place}' cannot be read: Permission denied"
-        return FileEntry(status.st_size, identity(status, stable_inodes=self.stable_inodes), problem)
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:

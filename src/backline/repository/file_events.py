@@ -1,0 +1,112 @@
+"""When to look at files again: events of the file system where it has them, else the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from backline.repository.file_systems import is_remote
+from backline.repository.walk import reason
+
+log = logging.getLogger("backline.repository")
+
+#: Seconds without an event after which a change counts as complete, and after which it is looked at all the same.
+_SETTLED = 0.25
+_LONGEST = 10.0
+#: How often events are fetched while they come, in milliseconds.
+_STEP_MS = 50
+#: Seconds between looks at whether a path still leads to the file or folder that is watched.
+_CHECK = 5.0
+#: Seconds after which files are looked at without an event: the system drops events when too many come at once.
+_LOST_EVENTS = 60.0
+
+
+async def changes(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
+    """Yields whenever one of `places()` may have changed, or what is below it; once for changes that follow each other closely.
+
+    Where there are no events (on file systems of the network, without the extra "watch", or when the system has no watch left) it yields
+    every `interval` seconds.
+    """
+    watching = _can_watch(places())
+    while True:
+        if watching:
+            try:
+                async with aclosing(_events(places, interval)) as events:
+                    async for _ in events:
+                        yield
+                continue
+            except FileNotFoundError:
+                pass  # until it is there, the clock
+            except (OSError, RuntimeError) as error:
+                log.warning("'%s' cannot be watched (%s) and is looked at every %g seconds", places()[0], reason(error), interval)
+                watching = False
+        await asyncio.sleep(interval)
+        yield
+
+
+def _can_watch(paths: Sequence[Path]) -> bool:
+    try:
+        import watchfiles  # noqa: F401
+    except ImportError:
+        log.info("'%s' is looked at at intervals; to notice changes at once: pip install 'backline[watch]'", paths[0])
+        return False
+    return not any(map(is_remote, paths))
+
+
+async def _events(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
+    """Ends when the places are no longer what is watched. Raises FileNotFoundError when one is missing."""
+    watched = _inodes(places())
+    event = asyncio.Event()
+    event.set()  # the first look is for what changed before the watch began
+    watch = asyncio.create_task(_watch(places(), event))
+    try:
+        last = time.monotonic()
+        while True:
+            if await _wait(event, min(interval, _CHECK)):
+                first = time.monotonic()
+                while time.monotonic() - first < _LONGEST and await _wait(event, _SETTLED):
+                    pass
+            elif _inodes(places()) == watched and time.monotonic() - last < _LOST_EVENTS:
+                continue
+            if watch.done():
+                await watch
+            last = time.monotonic()
+            yield
+            if _inodes(places()) != watched:
+                return
+    finally:
+        watch.cancel()
+        await asyncio.wait([watch])
+
+
+async def _watch(paths: Sequence[Path], event: asyncio.Event) -> None:
+    """Sets `event` for every change, several times for a file that is being written."""
+    from watchfiles import awatch
+
+    try:
+        async for _ in awatch(*paths, watch_filter=None, step=_STEP_MS):
+            event.set()
+    finally:
+        event.set()
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Waits for the event and clears it; False when it did not come in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    event.clear()
+    return True
+
+
+def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
+    """Which files and folders they are at the moment. Raises FileNotFoundError when one is missing."""
+    found = [(path, os.stat(path)) for path in paths]
+    return [(path, status.st_dev, status.st_ino) for path, status in found]

@@ -1,0 +1,105 @@
+"""The file with a `model_config_list` that TensorFlow Serving is started with: models by name and base path.
+
+The fields are those of ModelServerConfig (tensorflow_serving/config/model_server_config.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model_config import ModelConfig, VersionPolicy
+from backline.engine.model_format import ModelFormat
+from backline.repository.configuration.text import parse_message
+from backline.repository.layouts import read_config, read_model
+from backline.repository.names import check_name
+from backline.repository.place import Place
+from backline.repository.repository import FoundModel
+
+#: The platform of every SavedModel; the file of the model says as much.
+_SAVED_MODEL_PLATFORM = "tensorflow"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """An entry of the list. `base_path` is the folder that holds the versions, as it is written."""
+
+    name: str
+    base_path: str
+    platform: str
+    policy: VersionPolicy
+    labels: dict[str, str]
+    warnings: tuple[str, ...] = ()
+
+
+def is_list(text: str) -> bool:
+    """Whether a file is plainly meant to be a list of models."""
+    return "model_config_list" in text
+
+
+def parse_list(text: str, source: str) -> list[ListedModel]:
+    """The models in the file `source`. Raises InvalidArgument with file and line for what is not valid."""
+    models = [
+        _listed(config, source) for config in parse_message("tensorflow.serving.ModelServerConfig", text, source).model_config_list.config
+    ]
+    names = [model.name for model in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidArgument(f"{source}: model '{name}' is listed more than once; give each a name of its own")
+    return models
+
+
+def folder_of(model: ListedModel, source: Path) -> Path:
+    """The folder of a model; a relative base path is below the folder of the list. Raises InvalidArgument where it is no path."""
+    if not model.base_path or "\0" in model.base_path:
+        raise InvalidArgument(f"{source}: model '{model.name}' must have a base_path, the folder that holds its versions")
+    if "://" in model.base_path:
+        raise InvalidArgument(
+            f"{source}: base_path '{model.base_path}' of model '{model.name}' is no path on local disk;"
+            " serve the URL as a repository of its own instead of the list"
+        )
+    return source.parent / model.base_path
+
+
+def read_listed(place: Place, listed: ListedModel, formats: Sequence[ModelFormat], config_name: str) -> FoundModel:
+    """The model whose versions are in `place`. The list's version policy and labels go before those of a configuration in the folder."""
+    try:
+        check_name("model", listed.name, place.location)
+        config = read_config(place.listing, listed.name, config_name)
+    except BacklineError as error:
+        return FoundModel(listed.name, place.namespace, place.path, ModelConfig(listed.name), problem=error.message)
+    config = replace(
+        config,
+        version_policy=listed.policy,
+        labels=MappingProxyType({**config.labels, **listed.labels}),
+        backend=config.backend or ("" if config.platform or listed.platform == _SAVED_MODEL_PLATFORM else listed.platform),
+        source=config.source or place.namespace,
+        warnings=config.warnings + listed.warnings,
+    )
+    return read_model(place, listed.name, formats, config_name, given=config)
+
+
+def _listed(config: Any, source: str) -> ListedModel:
+    if not config.name:
+        raise InvalidArgument(f"{source}: every config must have a name (this one has the base_path '{config.base_path}')")
+    warnings: tuple[str, ...] = ()
+    if config.HasField("logging_config"):
+        warnings = (f"{source}: logging_config of '{config.name}' is not supported and has no effect",)
+    labels = {label: str(version) for label, version in sorted(config.version_labels.items())}
+    return ListedModel(config.name, config.base_path, config.model_platform, _policy(config, source), labels, warnings)
+
+
+def _policy(config: Any, source: str) -> VersionPolicy:
+    policy = config.model_version_policy
+    choice = policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return VersionPolicy(latest=None)
+    if choice == "specific":
+        if not policy.specific.versions:
+            raise InvalidArgument(f"{source}: model_version_policy.specific of '{config.name}' names no version")
+        return VersionPolicy(latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions))))
+    return VersionPolicy(latest=policy.latest.num_versions or 1)

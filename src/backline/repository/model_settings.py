@@ -1,0 +1,151 @@
+"""The layout of MLServer: every folder with a model-settings.json is a version of a model.
+
+The file's fields are those of MLServer's ModelSettings (docs/reference/model-settings.md of its documentation).
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from backline.engine.engine import version_order
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.engine.model_format import ModelFormat
+from backline.repository.layouts import FIRST_VERSION, has_config, is_model_folder, read_model, read_single
+from backline.repository.names import check_name, printable
+from backline.repository.place import Place
+from backline.repository.repository import FoundModel, FoundVersion
+
+SETTINGS_FILE = "model-settings.json"
+#: The backends for what MLServer calls implementations.
+_BACKENDS = {
+    "mlserver_sklearn.SKLearnModel": "sklearn",
+    "mlserver_xgboost.XGBoostModel": "xgboost",
+    "mlserver_lightgbm.LightGBMModel": "lightgbm",
+    "mlserver_catboost.CatboostModel": "catboost",
+    "mlserver_mlflow.MLflowRuntime": "mlflow",
+}
+
+
+def has_settings(root: Place) -> bool:
+    """Whether there is a model-settings.json anywhere that is not that of a model with a configuration of its own."""
+    return any(path.rpartition("/")[2] == SETTINGS_FILE for path in root.listing.files)
+
+
+def read_settings(root: Place, formats: Sequence[ModelFormat], config_name: str) -> list[FoundModel]:
+    """The models of a repository with settings: folders that give the same name are versions of one model.
+
+    Folders at the top without settings that are plainly models are read as in any other repository; a configuration in the folder goes
+    before the settings.
+    """
+    folders = sorted({path.rpartition("/")[0] for path in root.listing.files if path.rpartition("/")[2] == SETTINGS_FILE})
+    by_name: dict[str, list[FoundModel]] = {}
+    tops = {folder.partition("/")[0] for folder in folders}
+    for name, place in root.folders().items():
+        if name not in tops and is_model_folder(place, formats):
+            by_name[name] = [read_model(place, name, formats, config_name, root.problem(name))]
+    for folder in folders:
+        model = _read_folder(root.below(folder), formats, config_name)
+        by_name.setdefault(model.name, []).append(model)
+    return [_join(by_name[name]) for name in sorted(by_name)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What of a model-settings.json has an effect."""
+
+    name: str
+    version: str
+    uri: str
+    backend: str
+    warnings: tuple[str, ...]
+
+
+def _read_folder(place: Place, formats: Sequence[ModelFormat], config_name: str) -> FoundModel:
+    if has_config(place):
+        return read_model(place, place.name, formats, config_name)
+    try:
+        settings = _parse(place)
+    except BacklineError as error:
+        return FoundModel(place.name, place.namespace, place.path, ModelConfig(place.name), problem=error.message)
+    source = f"{place.location}/{SETTINGS_FILE}"
+    config = ModelConfig(settings.name, backend=settings.backend, source=source, warnings=settings.warnings)
+    try:
+        check_name("model", settings.name, source)
+        at, config = _follow_uri(place, settings.uri, config)
+    except BacklineError as error:
+        return FoundModel(settings.name, place.namespace, place.path, config, problem=error.message, warnings=settings.warnings)
+    return read_single(at, settings.name, formats, config_name, config, settings.version)
+
+
+def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, ModelConfig]:
+    """The folder of the version, and the configuration with the file in it, that `parameters.uri` means. Raises InvalidArgument."""
+    where = f"{place.location}/{SETTINGS_FILE}"
+    path = posixpath.normpath(uri) if uri else "."
+    if "://" in uri or path.startswith(("/", "..")) or not path.isprintable():
+        raise InvalidArgument(f"{where}: parameters.uri '{printable(uri)}' must be the path of a file or folder below '{place.location}'")
+    if path == ".":
+        return place, config
+    if path in place.listing.folders:
+        return place.below(path), config
+    if path not in place.listing.files:
+        raise InvalidArgument(f"{where}: parameters.uri '{uri}' does not exist below '{place.location}'")
+    return place, replace(config, default_model_filename=path)
+
+
+def _parse(place: Place) -> _Settings:
+    where = f"{place.location}/{SETTINGS_FILE}"
+    try:
+        settings = msgspec.json.decode(place.listing.read(SETTINGS_FILE))
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"{where}: is not valid JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise InvalidArgument(f"{where}: must be an object, such as {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}")
+    parameters = settings.pop("parameters", None) or {}
+    if not isinstance(parameters, dict):
+        raise InvalidArgument(f"{where}: 'parameters' must be an object")
+    implementation = _text(settings, "implementation", where)
+    backend = _BACKENDS.get(implementation, "")
+    name = _text(settings, "name", where) or place.name
+    result = _Settings(name, _text(parameters, "version", where) or FIRST_VERSION, _text(parameters, "uri", where), backend, ())
+    warnings = []
+    if implementation and not backend:
+        warnings.append(f"{SETTINGS_FILE} of '{name}': implementation '{implementation}' has no effect, the file of the model decides")
+    settings.pop("$schema", None)
+    unused = sorted([*settings, *(f"parameters.{key}" for key in parameters)])
+    if unused:
+        warnings.append(f"{SETTINGS_FILE} of '{name}': {', '.join(map(printable, unused))} is not supported and has no effect")
+    return replace(result, warnings=tuple(warnings))
+
+
+def _text(section: dict[str, Any], key: str, where: str) -> str:
+    value = section.pop(key, None)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{where}: '{key}' must be a string, not {value!r}")
+    return value
+
+
+def _join(models: list[FoundModel]) -> FoundModel:
+    """One model of the folders that give its name. What is wrong with one folder is a problem of the model only when it is the only one."""
+    if len(models) == 1:
+        return models[0]
+    versions: dict[str, list[tuple[FoundModel, FoundVersion]]] = {}
+    for model in models:
+        for version in model.versions:
+            versions.setdefault(version.version, []).append((model, version))
+    warnings = tuple(warning for model in models for warning in model.warnings) + tuple(model.problem for model in models if model.problem)
+    first = next((model for model in models if not model.problem), models[0])
+    for name, same in versions.items():
+        if len(same) > 1:
+            folders = ", ".join(f"'{model.namespace.rstrip('/')}/{model.folder}'" for model, _ in same)
+            problem = f"version '{name}' of model '{first.name}' is given by more than one folder: {folders}; set parameters.version"
+            return replace(first, versions=(), problem=problem, warnings=warnings)
+    ordered = sorted(versions, key=version_order)
+    return replace(first, versions=tuple(versions[version][0][1] for version in ordered), warnings=warnings)

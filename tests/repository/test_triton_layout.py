@@ -1,0 +1,237 @@
+"""A model repository in Triton's layout: what a scan finds, and what it says of everything that is wrong there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.model_format import ModelFormat
+from backline.lifecycle.version_policy import select
+from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundModel
+
+ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
+
+
+def scan(path: Path) -> list[FoundModel]:
+    return LocalRepository(path, formats=[ONNX]).scan_now()
+
+
+def put(path: Path, text: str = "model") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def only(path: Path) -> FoundModel:
+    (model,) = scan(path)
+    return model
+
+
+def versions(model: FoundModel) -> list[str]:
+    """Those that are served."""
+    return select([version.version for version in model.versions], model.config.version_policy)[0]
+
+
+def test_models_are_found_by_name_with_their_file(tmp_path: Path) -> None:
+    put(tmp_path / "b" / "1" / "model.onnx")
+    put(tmp_path / "a" / "7" / "model.onnx")
+
+    found = scan(tmp_path)
+
+    assert [model.name for model in found] == ["a", "b"]
+    assert found[1].versions[0].path == "b/1/model.onnx"
+    assert found[1].folder == "b"
+    assert found[1].namespace == str(tmp_path)
+    assert [model.problem for model in found] == ["", ""]
+
+
+def test_the_newest_version_is_chosen_in_natural_order(tmp_path: Path) -> None:
+    for version in ("9", "10", "2"):
+        put(tmp_path / "m" / version / "model.onnx")
+
+    assert versions(only(tmp_path)) == ["10"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("latest { num_versions: 2 }", ["2", "10"]),
+        ("all {}", ["1", "2", "10", "rc1"]),
+        ("specific { versions: [1, 10] }", ["1", "10"]),
+    ],
+)
+def test_the_version_policy_selects(policy: str, expected: list[str], tmp_path: Path) -> None:
+    for version in ("10", "1", "2", *(["rc1"] if "all" in policy else [])):
+        put(tmp_path / "m" / version / "model.onnx")
+    put(tmp_path / "m" / "config.pbtxt", f"version_policy {{ {policy} }}")
+
+    assert versions(only(tmp_path)) == expected
+
+
+def test_versions_have_any_name_but_other_folders_are_none(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "config.pbtxt", "version_policy { all {} }")
+    put(tmp_path / "m" / "2026-11-rc.1" / "model.onnx")
+    for other in (".hidden", "configs", "warmup", "initial_state"):
+        put(tmp_path / "m" / other / "model.onnx")
+    put(tmp_path / "m" / "assets" / "picture.png")
+    put(tmp_path / "m" / "labels.txt")
+
+    assert versions(only(tmp_path)) == ["2026-11-rc.1"]
+
+
+def test_a_number_with_leading_zero_is_ignored_with_a_warning(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "007" / "model.onnx")
+    put(tmp_path / "m" / "0" / "model.onnx")
+
+    model = only(tmp_path)
+
+    assert versions(model) == ["0"]
+    assert "007' is ignored" in model.warnings[0]
+
+
+def test_the_only_model_file_needs_no_particular_name(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "nmp.onnx")
+    put(tmp_path / "m" / "1" / "weights.bin")
+
+    (version,) = only(tmp_path).versions
+
+    assert version.path == "m/1/nmp.onnx"
+    assert set(version.files) == {"m/1/nmp.onnx", "m/1/weights.bin"}
+
+
+def test_several_candidates_are_a_problem_of_the_version(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "a.onnx")
+    put(tmp_path / "m" / "1" / "b.onnx")
+
+    (version,) = only(tmp_path).versions
+
+    assert version.path is None
+    assert "holds several model files: 'a.onnx', 'b.onnx'" in version.problem
+
+
+def test_default_model_filename_names_the_file(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "a.onnx")
+    put(tmp_path / "m" / "1" / "b.onnx")
+    put(tmp_path / "m" / "config.pbtxt", 'default_model_filename: "b.onnx"')
+
+    assert only(tmp_path).versions[0].path == "m/1/b.onnx"
+
+
+def test_a_numbered_version_without_model_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m" / "3").mkdir(parents=True)
+
+    (version,) = only(tmp_path).versions
+
+    assert str(tmp_path / "m" / "3") in version.problem
+    assert "holds no model file; expected 'model.onnx' or one file *.onnx" in version.problem
+
+
+def test_a_model_without_version_is_told_where_to_put_its_file(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    put(tmp_path / "loose" / "net.onnx")
+
+    empty, loose = scan(tmp_path)
+
+    assert "has no version; expected a model file such as" in empty.problem
+    assert f"move 'net.onnx' into a version's folder: '{tmp_path / 'loose' / '1' / 'net.onnx'}'" in loose.problem
+
+
+def test_versions_that_the_policy_names_but_nobody_has_are_warned_about(tmp_path: Path) -> None:
+    put(tmp_path / "some" / "1" / "model.onnx")
+    put(tmp_path / "some" / "config.pbtxt", "version_policy { specific { versions: [1, 4] } }")
+    put(tmp_path / "none" / "1" / "model.onnx")
+    put(tmp_path / "none" / "config.pbtxt", "version_policy { specific { versions: [4] } }")
+
+    none, some = scan(tmp_path)
+
+    assert versions(none) == []
+    assert "names version 4" in none.warnings[0]
+    assert versions(some) == ["1"]
+    assert f"names version 4, which '{tmp_path / 'some'}' does not hold" in some.warnings[0]
+
+
+def test_a_bad_configuration_concerns_its_model_only(tmp_path: Path) -> None:
+    put(tmp_path / "bad" / "1" / "model.onnx")
+    put(tmp_path / "bad" / "config.pbtxt", "max_batch_sise: 8")
+    put(tmp_path / "good" / "1" / "model.onnx")
+
+    bad, good = scan(tmp_path)
+
+    assert "config.pbtxt:1:1: unknown field 'max_batch_sise'" in bad.problem
+    assert bad.versions == ()
+    assert good.problem == ""
+
+
+def test_a_link_out_of_the_repository_is_refused(tmp_path: Path) -> None:
+    outside = put(tmp_path / "outside" / "1" / "model.onnx")
+    repository = tmp_path / "repository"
+    put(repository / "file" / "2" / "other.txt")
+    (repository / "file" / "2" / "model.onnx").symlink_to(outside)
+    (repository / "model").symlink_to(tmp_path / "outside")
+    (repository / "version").mkdir()
+    (repository / "version" / "1").symlink_to(tmp_path / "outside" / "1")
+
+    file, model, version = scan(repository)
+
+    for problem in (file.versions[0].problem, model.problem, version.versions[0].problem):
+        assert "leads out of the model repository" in problem
+        assert str(tmp_path / "outside") in problem
+
+
+def test_links_within_the_repository_and_to_it_are_followed(tmp_path: Path) -> None:
+    put(tmp_path / "real" / "m" / "..data" / "model.onnx")
+    (tmp_path / "real" / "m" / "1").symlink_to("..data")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    model = only(tmp_path / "link")
+
+    assert versions(model) == ["1"]
+    assert model.versions[0].problem == ""
+
+
+def test_links_to_nowhere_and_in_circles_are_told(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+
+    circle, nowhere = scan(tmp_path)
+
+    assert str(tmp_path / "circle") in circle.problem
+    assert "is a link to something that does not exist" in nowhere.problem
+
+
+@pytest.mark.parametrize("name", ["a b\n", "a?b", "a#b", "50%", "\x1b[31mred", " m", b"\xff\xfe".decode(errors="surrogateescape")])
+def test_odd_names_are_refused_and_printed_safely(name: str, tmp_path: Path) -> None:
+    put(tmp_path / name / "1" / "model.onnx")
+
+    model = only(tmp_path)
+
+    assert model.problem.startswith("the name of the model ")
+    assert model.problem.isprintable()
+
+
+def test_names_of_any_language_are_fine(tmp_path: Path) -> None:
+    put(tmp_path / "Größe-音" / "1" / "model.onnx")
+
+    assert only(tmp_path).problem == ""
+
+
+def test_files_and_hidden_folders_beside_the_models_are_ignored(tmp_path: Path) -> None:
+    put(tmp_path / "README.md")
+    put(tmp_path / ".git" / "config")
+
+    assert scan(tmp_path) == []
+
+
+def test_a_repository_that_is_none_is_named(tmp_path: Path) -> None:
+    file = put(tmp_path / "file")
+    put(tmp_path / "model" / "config.pbtxt", "")
+
+    with pytest.raises(NotFound, match=f"model repository '{tmp_path / 'missing'}' does not exist"):
+        scan(tmp_path / "missing")
+    with pytest.raises(InvalidArgument, match=f"model repository '{file}' is a file"):
+        scan(file)
+    with pytest.raises(InvalidArgument, match=r"is a model, not a repository .*; name the folder above it"):
+        scan(tmp_path / "model")
