@@ -10,10 +10,12 @@ from backline.dialects.health import HealthService
 from backline.dialects.open_inference import grpc_service
 from backline.dialects.open_inference.grpc_service import InferenceService
 from backline.dialects.open_inference.rest import RestService
+from backline.dialects.open_inference.rest_recording import RestRecording
 from backline.dialects.reflection import ReflectionService
 from backline.dialects.router import MethodNotAllowed, Router
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unavailable
+from backline.observe.recording import Recorder
 from backline.version import __version__
 from backline.wire.application import Application, HttpRequest
 
@@ -21,8 +23,14 @@ from backline.wire.application import Application, HttpRequest
 Metrics = Callable[[], tuple[bytes, bytes]]
 
 
-def build_application(engine: Engine, metrics: Metrics | None = None, *, not_ready_status: int = Unavailable.http_status) -> Application:
-    """The application of an engine.
+def build_application(
+    engine: Engine,
+    metrics: Metrics | None = None,
+    *,
+    recorder: Recorder | None = None,
+    not_ready_status: int = Unavailable.http_status,
+) -> Application:
+    """The application of an engine; with a `recorder` requests can be recorded.
 
     `metrics` gives the content type and the text that GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
     questions whose answer is no: 503, or 400 for those who rely on Triton's.
@@ -30,6 +38,8 @@ def build_application(engine: Engine, metrics: Metrics | None = None, *, not_rea
     router = Router()
     RestService(engine, not_ready_status=not_ready_status).add_routes(router)
     router.add("GET", "/", _index_page)
+    if recorder is not None:
+        RestRecording(engine, recorder).add_routes(router)
     if metrics is not None:
         router.add("GET", "/metrics", _metrics_page(metrics))
     services = (grpc_service.SERVICE, health.SERVICE, reflection.SERVICE)

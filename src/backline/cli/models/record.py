@@ -1,0 +1,88 @@
+"""`backline models record`: the next requests of a model, kept for its warm-up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import quote
+
+import click
+import msgspec
+
+from backline.cli.connection import connection_options
+from backline.client.aio import AsyncClient
+from backline.client.http_transport import HttpTransport
+from backline.client.options import ClientOptions
+
+_POLL_SECONDS = 0.25
+
+
+@click.command(
+    "record",
+    epilog="\b\nExamples:\n  backline models record add1 --count 8\n  backline models record add1 --wait 30 --json --url http://server:8000",
+)
+@click.argument("name")
+@click.option("--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record.")
+@click.option("--model-version", default="", help="A version; the one served without it.")
+@click.option("--max-bytes", type=click.IntRange(1), default=64 << 20, show_default=True, help="Bytes of all their inputs, at most.")
+@click.option("--wait", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds to wait for requests.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@connection_options
+def record_requests(
+    url: str, options: ClientOptions, name: str, count: int, model_version: str, max_bytes: int, wait: float, as_json: bool
+) -> None:
+    """Record the next requests that a model answers, to warm it up at its next load.
+
+    The inputs of live requests are written to the server's state folder, in the place of those recorded before. When fewer requests come
+    while this waits, or on Ctrl-C, those that came are kept.
+    """
+    recording = _Recording(url, options, name, model_version)
+    state = asyncio.run(recording.run({"count": count, "max_bytes": max_bytes}, wait))
+    if as_json:
+        print(json.dumps(state))
+    else:
+        _print(state)
+    if state["state"] == "failed":
+        raise SystemExit(1)
+
+
+def _print(state: dict[str, Any]) -> None:
+    name = f"{state['model']} version {state['version']}"
+    why = f" ({state['reason']})" if state["reason"] else ""
+    if state["state"] == "failed":
+        print(f"{name}: {state['reason']}")
+    else:
+        print(f"{name}: {state['recorded']} of {state['count']} requests recorded, {state['bytes']} bytes of inputs{why}")
+        print(f"{state['file']} warms the model up at its next load")
+
+
+class _Recording:
+    """One recording on a server, asked for over HTTP."""
+
+    def __init__(self, url: str, options: ClientOptions, name: str, version: str) -> None:
+        self._url = url
+        self._options = options
+        self._path = f"/v2/models/{quote(name, safe='')}"
+        self._version = f"/versions/{quote(version, safe='')}" if version else ""
+
+    async def run(self, asked: dict[str, int], wait: float) -> dict[str, Any]:
+        """The state of the recording when it has ended."""
+        async with AsyncClient(self._url, self._options) as client:
+            transport = await client.transport()
+            if not isinstance(transport, HttpTransport):
+                raise click.UsageError(f"requests are recorded by a server that is asked over HTTP, not {self._url}: use --url http://...")
+            state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(asked))
+            try:
+                async with asyncio.timeout(wait):
+                    while state["state"] in ("recording", "writing"):
+                        await asyncio.sleep(_POLL_SECONDS)
+                        state = await self._ask(transport, b"GET")
+            except (TimeoutError, asyncio.CancelledError):  # the second is Ctrl-C
+                state = await self._ask(transport, b"DELETE")
+            return state
+
+    async def _ask(self, transport: HttpTransport, method: bytes, version: str = "", body: bytes = b"") -> dict[str, Any]:
+        path = f"{self._path}{version}/record".encode()
+        answer: dict[str, Any] = await transport.json(path, self._options.timeout, method=method, body=body)
+        return answer
