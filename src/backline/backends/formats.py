@@ -37,4 +37,5 @@ FORMATS: tuple[ModelFormat, ...] = (
     LIGHTGBM,
     CATBOOST,
     SKLEARN,
+    IDENTITY,
 )

@@ -39,7 +39,7 @@ class LightGbm:
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")
         booster: Any
         try:
-            booster = runtime.Booster(model_file=str(path), params={"verbosity": -1})
+            booster = runtime.Booster(model_file=str(path))
             count = booster.num_feature()
         except Exception as error:
             raise InvalidArgument(f"'{path}' cannot be loaded by LightGBM {runtime.__version__}: {reason(error)}") from None

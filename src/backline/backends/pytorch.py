@@ -67,7 +67,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A program. Each argument takes the input of its position; outputs are picked by position, or by key from a dict."""
+    """A program. Each argument takes the input of its position; outputs are picked by key from a dict, else by position."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class PytorchModel:
         torch: Any,
         program: Program,
         order: Sequence[tuple[str, Argument]],
-        positions: Mapping[str, int | str],
+        positions: Mapping[str, int],
         signature: Signature,
         warnings: tuple[str, ...],
     ) -> None:
@@ -127,8 +127,8 @@ class PytorchModel:
     def _array(self, name: str, answer: Any, flat: list[Any]) -> np.ndarray:
         position = self._positions[name]
         try:
-            value = answer[position] if isinstance(position, str) else flat[position]
-        except (KeyError, IndexError):
+            value = answer[name] if isinstance(answer, dict) and name in answer else flat[position]
+        except IndexError:
             raise Internal(f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs") from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
@@ -200,8 +200,8 @@ def _name_inputs(
     return [(spec.name, arguments[index]) for index, spec in order], specs
 
 
-def _name_outputs(path: Path, kind: PytorchKind, program: Program, config: ModelConfig) -> list[tuple[TensorSpec, int | str]]:
-    """The outputs, each with its position among the program's, or its key where the program returns a dict and nothing else is known."""
+def _name_outputs(path: Path, kind: PytorchKind, program: Program, config: ModelConfig) -> list[tuple[TensorSpec, int]]:
+    """The outputs, each with its position among the program's."""
     given = config.outputs
     if not given:
         if program.outputs is None:

@@ -109,7 +109,7 @@ def load_compiled(torch: Any, path: Path) -> Program:
     package = _loading(torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path)))
     in_spec, _ = package.loader.get_call_spec()
     count = _submodule("torch.utils._pytree").treespec_loads(in_spec).num_leaves
-    return Program(tuple(Argument(f"INPUT__{index}") for index in range(count)), package)
+    return Program(tuple(Argument(f"INPUT__{index}", required=False) for index in range(count)), package)
 
 
 def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:

@@ -8,37 +8,22 @@ from importlib import import_module
 from pathlib import Path
 
 from backline.backends.backend import Backend
-from backline.backends.formats import (
-    CATBOOST,
-    FORMATS,
-    IDENTITY,
-    JAX,
-    LIGHTGBM,
-    LITERT,
-    MLFLOW,
-    ONNX,
-    OPENVINO,
-    PYTORCH,
-    SAVED_MODEL,
-    SKLEARN,
-    XGBOOST,
-)
+from backline.backends.formats import FORMATS
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 
-__all__ = ["BACKENDS", "FORMATS", "Entry", "choose", "formats_for"]
+__all__ = ["BACKENDS", "FORMATS", "Entry", "choose"]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A backend: its name and platform in configurations, its class, and the formats that it runs, its own first."""
+    """A backend: its name and platform in configurations, and its class."""
 
     name: str
     platform: str
     module: str
     class_name: str
-    formats: tuple[ModelFormat, ...]
 
     def backend(self) -> Backend:
         backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
@@ -46,28 +31,19 @@ class Entry:
 
 
 BACKENDS: tuple[Entry, ...] = (
-    Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime", (ONNX,)),
-    Entry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch", (PYTORCH,)),
-    Entry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow", (SAVED_MODEL,)),
-    Entry("litert", "litert", "litert", "LiteRt", (LITERT,)),
-    Entry("openvino", "openvino", "openvino", "OpenVino", (OPENVINO, ONNX, SAVED_MODEL, LITERT)),
-    Entry("jax", "jax", "jax", "Jax", (JAX,)),
-    Entry("xgboost", "xgboost", "xgboost", "XgBoost", (XGBOOST,)),
-    Entry("lightgbm", "lightgbm", "lightgbm", "LightGbm", (LIGHTGBM,)),
-    Entry("catboost", "catboost", "catboost", "CatBoost", (CATBOOST,)),
-    Entry("sklearn", "sklearn", "sklearn", "Sklearn", (SKLEARN,)),
-    Entry("mlflow", "mlflow", "mlflow", "MlFlow", (MLFLOW,)),
-    Entry("identity", "identity", "identity", "Identity", (IDENTITY,)),
+    Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime"),
+    Entry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch"),
+    Entry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow"),
+    Entry("litert", "litert", "litert", "LiteRt"),
+    Entry("openvino", "openvino", "openvino", "OpenVino"),
+    Entry("jax", "jax", "jax", "Jax"),
+    Entry("xgboost", "xgboost", "xgboost", "XgBoost"),
+    Entry("lightgbm", "lightgbm", "lightgbm", "LightGbm"),
+    Entry("catboost", "catboost", "catboost", "CatBoost"),
+    Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
+    Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
+    Entry("identity", "identity", "identity", "Identity"),
 )
-
-
-def formats_for(config: ModelConfig) -> tuple[ModelFormat, ...]:
-    """The formats by which the file of a model is looked for: those of the backend that the configuration names, else all.
-
-    Raises InvalidArgument where it names one that there is not.
-    """
-    entry = _configured(config)
-    return FORMATS if entry is None else entry.formats
 
 
 def choose(config: ModelConfig, path: Path) -> Backend:

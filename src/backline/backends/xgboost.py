@@ -45,7 +45,6 @@ class XgBoost:
             raise InvalidArgument(f"'{path}' cannot be loaded by XGBoost {runtime.__version__}: {reason(error)}") from None
 
         def predict(rows: np.ndarray) -> np.ndarray:
-            # An empty batch is refused below, deep in C++.
             return np.asarray(booster.inplace_predict(rows, validate_features=False))
 
         return TableModel(path, config, (features(count, DataType.FP32, config),), predict, threads, parameters.warnings)
