@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.errors import Unavailable
-from backline.lifecycle.budget import Shortage, Tenant, show_size, idle_too_long, make_room, parse_bytes
+from backline.lifecycle.budget import Shortage, Tenant, format_bytes, idle_too_long, make_room, parse_bytes
 
 MIB = 1 << 20
 
@@ -40,7 +40,7 @@ def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (300 * MIB, "300 MiB"), (1023 * MIB, "1023 MiB"), (3 << 29, "1.5 GiB")]
 )
 def test_sizes_are_printed_for_people(count: int, text: str) -> None:
-    assert show_size(count) == text
+    assert format_bytes(count) == text
 
 
 def tenant(key: str, memory: int, last_used: float, *, pinned: bool = False, busy: bool = False) -> Tenant:

@@ -22,7 +22,7 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
 
 
-def show_size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """A size for people: "1.5 GiB", "300 MiB", "12 KiB"."""
     for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= factor:
@@ -60,9 +60,9 @@ class Shortage:
     def error(self, what: str) -> Unavailable:
         """What a request for `what` is told."""
         text = (
-            f"{what} needs {show_size(self.needed)}, and the memory budget of {show_size(self.budget)} has no room for it:"
-            f" {show_size(self.resident)} are in use, {show_size(self.pinned)} of it by pinned models and"
-            f" {show_size(self.busy)} by models with requests; unloading the idle ones frees {show_size(self.idle)}."
+            f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)} has no room for it:"
+            f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models and"
+            f" {format_bytes(self.busy)} by models with requests; unloading the idle ones frees {format_bytes(self.idle)}."
             f" {'Try again' if self.busy else 'Pin fewer models, or raise --memory-budget'}"
         )
         return Unavailable(text, retry_after=1 if self.busy else None)
