@@ -100,7 +100,7 @@ def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | N
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
         ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "dynamic_batching.default_queue_policy.timeout_action"),
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ 1, 1 ] } }', "input.reshape"),
-        ("instance_group { profile: '0' }", "instance_group.profile"),
+        ("instance_group { host_policy: 'p' }", "instance_group.host_policy"),
         ("response_cache { enable: true }", "response_cache"),
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
         ('metric_tags { key: "a" value: "b" }', "metric_tags"),
@@ -169,7 +169,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("instance_group { count: -1 }", "instance_group has count -1"),
         ("parameters { key: 'backline.lane' value { string_value: 'gpu' } }", "is 'gpu', expected inline or thread"),
         ("ensemble_scheduling { step { model_name: 'a' } }", "model 'm' is an ensemble, which is not supported yet"),
-        ("platform: 'ensemble'", "model 'm' is an ensemble, which is not supported yet"),
+        ("platform: 'ensemble'", "ensemble scheduling must be set for ensemble m whose platform is ensemble"),
     ],
 )
 def test_contradictions_are_errors(text: str, message: str, file: Path) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (a case a line)
 """Configurations whose answers by Triton 2.51 are recorded (see record_triton.py): those that it takes and those that it refuses.
 
 The key is the model's name. `TENSORS` stands for one input and one output. Every model runs in Triton's Python backend.
@@ -103,7 +104,18 @@ TAKEN: Final[dict[str, str]] = {
     "types": "".join(
         f'input {{ name: "i{number}" data_type: {name} dims: [ -1, {number + 1} ] }} '
         for number, name in enumerate(
-            "TYPE_BOOL TYPE_UINT8 TYPE_UINT16 TYPE_UINT32 TYPE_UINT64 TYPE_INT8 TYPE_INT16 TYPE_INT32 TYPE_INT64 TYPE_FP16".split()
+            [
+                "TYPE_BOOL",
+                "TYPE_UINT8",
+                "TYPE_UINT16",
+                "TYPE_UINT32",
+                "TYPE_UINT64",
+                "TYPE_INT8",
+                "TYPE_INT16",
+                "TYPE_INT32",
+                "TYPE_INT64",
+                "TYPE_FP16",
+            ]
         )
     )
     + 'output { name: "y" data_type: TYPE_FP64 dims: [ -1, -1 ] }',

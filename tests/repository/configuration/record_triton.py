@@ -1,7 +1,7 @@
 """Records what Triton answers to the configurations of cases.py: `python record_triton.py FOLDER`, into triton_2_51.json beside this file.
 
-FOLDER is a Python environment with `nvidia-pytriton==0.7.0` and `numpy<2` of the Python that runs this. The wheel carries Triton 2.51 with its
-Python backend only, so `backend` is added to every configuration.
+FOLDER is a Python environment with `nvidia-pytriton==0.7.0` and `numpy<2`, of the Python that runs this. The wheel carries Triton 2.51 with
+its Python backend only, so `backend` is added to every configuration.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ LATER = {
     "warm_up_batch_above": "the warm-up says so",
     "warm_up_no_inputs": "the warm-up says so",
     "warm_up_string_random": "the warm-up says so",
+    "version_latest_empty": "no number is taken for the default, 1",
+    "metrics": "Triton 2.51 does not know the field yet",
     "agent_unknown": "a warning, agents have no effect",
     "metrics_no_family": "Triton 2.51 does not know the field yet",
 }
@@ -65,7 +67,8 @@ OTHER_WORDS = {
 def folder(name: str, text: str) -> Listing:
     """The folder of a model as the recording had it."""
     backend = "" if "platform:" in text else 'backend: "python" '
-    contents = {"config.pbtxt": (backend + text).encode(), "labels.txt": b"cat\ndog\n", "warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
+    contents = {"config.pbtxt": (backend + text).encode(), "labels.txt": b"cat\ndog\n"}
+    contents |= {"warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
     return Listing(f"/models/{name}", {path: FileEntry(len(c), "") for path, c in contents.items()}, frozenset(), contents.__getitem__)
 
 

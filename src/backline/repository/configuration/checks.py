@@ -51,7 +51,7 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
             yield from _tensor_faults(kind, f"{kind}[{index}]", tensor, batched=limit > 0, name=name)
         yield from _repeated_names(kind, getattr(message, kind))
     yield from _batch_tensor_faults(message, name)
-    yield from _instance_faults(message.instance_group, name)
+    yield from _instance_faults(message, name)
     yield from _warm_up_faults(message, name)
 
 
@@ -93,10 +93,8 @@ def _tensor_faults(kind: str, path: str, tensor: Any, *, batched: bool, name: st
         yield reason, f"{path}.dims"
     if tensor.HasField("reshape"):
         yield from _reshape_faults(what, f"{path}.reshape", tensor, batched=batched, name=name)
-    if kind == "input":
-        channels = {1: "NHWC", 2: "NCHW"}.get(tensor.format)
-        if channels and len(tensor.dims) not in ((3,) if batched else (3, 4)):
-            yield f"{kind} '{tensor.name}' is {channels} but has {len(tensor.dims)} dims for {name}", f"{path}.format"
+    if kind == "input" and tensor.format and len(tensor.dims) != 3:
+        yield f"model input NHWC/NCHW require 3 dims for {name}", f"{path}.format"
     if tensor.is_shape_tensor:
         yield f"shape tensors are only supported for TensorRT platform for {name}", f"{path}.is_shape_tensor"
 
@@ -108,7 +106,7 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
         yield f"{what} cannot have empty reshape for non-batching model as scalar tensors are not supported for {name}", path
     if any(dim < 1 and dim != -1 for dim in shape):
         yield f"{what} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension for {name}", path
-    if dims.count(-1) != shape.count(-1):
+    if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):
         yield f"{what} has different number of variable-size dimensions for dims and reshape for {name}", path
     if _sizes_between_variable(dims) != _sizes_between_variable(shape):
         yield f"{what} has different size for dims and reshape for {name}", path
@@ -163,14 +161,17 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
         yield f"ensemble scheduling must be set for ensemble {name} whose platform is ensemble", "platform"
 
 
-def _instance_faults(groups: Any, name: str) -> Iterator[Fault]:
-    for index, group in enumerate(groups):
+def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
+    for index, group in enumerate(message.instance_group):
         kind = group.Kind.Name(group.kind)
+        group_name = group.name or f"{name}_{index}"
         if group.gpus and kind != "KIND_GPU":
-            group_name = group.name or f"{name}_{index}"
             shown = "KIND_CPU" if kind == "KIND_AUTO" else kind
             reason = f"instance group {group_name} of model {name} has kind {shown} but specifies one or more GPUs"
             yield reason, f"instance_group[{index}].gpus"
+        if group.profile:
+            of = f"instance group {group_name} of model {name} and platform {message.platform}".rstrip()
+            yield f"{of} specifies profile field which is only supported for TensorRT models", f"instance_group[{index}].profile"
         if group.count < 0:
             yield f"instance_group has count {group.count}; it must be positive", f"instance_group[{index}].count"
 

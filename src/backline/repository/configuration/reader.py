@@ -41,6 +41,7 @@ class _Reader:
         check(self._document, self._name)
         settings = native.read_settings(self._document)
         self._note_fields_without_effect()
+        self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
         policy = batching.default_queue_policy
@@ -118,6 +119,22 @@ class _Reader:
             raise self._document.error(f"{field} {filename!r} must be the name of a file inside the model's folder", path)
         return normal
 
+    def _present(self, what: str, folder: str, filename: str, path: str) -> str:
+        """The normal form of the name of a file in a folder of the model, which must be there."""
+        normal = self._inside_folder(what, filename, path)
+        entry = self._listing.files.get(f"{folder}/{normal}")
+        if entry is None or entry.problem:
+            where = f"{self._listing.location.rstrip('/')}/{folder}/{normal}"
+            raise self._document.error(f"{what} cannot be read: '{where}': {entry.problem if entry else 'No such file'}", path)
+        return normal
+
+    def _check_state_files(self) -> None:
+        for index, state in enumerate(self._message.sequence_batching.state):
+            for number, initial in enumerate(state.initial_state):
+                if initial.WhichOneof("state_data") == "data_file":
+                    path = f"sequence_batching.state[{index}].initial_state[{number}].data_file"
+                    self._present(f"data_file of state '{state.input_name}'", "initial_state", initial.data_file, path)
+
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename
         if filename:
@@ -149,12 +166,7 @@ class _Reader:
             source = {"zero_data": "zero", "random_data": "random"}.get(choice, given.input_data_file)
             if choice == "input_data_file":
                 path = f"model_warmup[{index}].inputs[{name}].input_data_file"
-                source = self._inside_folder("input_data_file", given.input_data_file, path)
-                entry = self._listing.files.get(f"warmup/{source}")
-                if entry is None or entry.problem:
-                    why = entry.problem if entry else "No such file"
-                    where = f"{self._listing.location.rstrip('/')}/warmup/{source}"
-                    raise self._document.error(f"input_data_file of warm-up '{sample.name}' cannot be read: '{where}': {why}", path)
+                source = self._present(f"input_data_file of warm-up '{sample.name}'", "warmup", given.input_data_file, path)
             inputs.append(WarmUpInput(name, data_type(given), tuple(given.dims), source))
         return WarmUpSample(sample.name, sample.batch_size, max(sample.count, 1), tuple(inputs))
 
