@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -28,7 +27,7 @@ class InprocTransport(Transport):
 
     def __init__(self, address: Address) -> None:
         self._url = address.url
-        self._embedded = Embedded([Path(address.path)])
+        self._embedded = Embedded([address.path])
         self._engine = self._embedded.engine
         self._closed = False
         self._control = InprocControl(self._engine)

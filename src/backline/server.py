@@ -8,10 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import platformdirs
+
+from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
-from backline.engine.engine import Engine
+from backline.engine.engine import Engine, ModelState
+from backline.engine.errors import Unavailable
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from backline.lifecycle.options import LifecycleOptions
 from backline.observe.metrics import Metrics
+from backline.repository.location import open_repository
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
 from backline.wire.limits import Limits
@@ -25,9 +31,19 @@ SWITCH_INTERVAL = 0.0002
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What a server is told. A port of None is not opened, 0 takes any that is free; all ports answer every protocol."""
+    """What a server is told. A port of None is not opened, 0 takes any that is free; all ports answer every protocol.
 
-    repositories: tuple[Path, ...]
+    `repositories` are paths or URLs.
+    """
+
+    repositories: tuple[str | Path, ...]
+    lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
+    #: Where the files of remote repositories are kept; None for a folder of the user's.
+    cache_folder: Path | None = None
+    #: Of each model configs/<config_name>.pbtxt is read; empty for config.pbtxt.
+    config_name: str = ""
+    #: Whether the start fails when a model does.
+    exit_on_error: bool = False
     host: str = "127.0.0.1"
     http_port: int | None = 8000
     grpc_port: int | None = 8001
@@ -35,8 +51,6 @@ class ServerOptions:
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
-    #: Models that are loaded at the same time.
-    load_threads: int = 4
     #: The HTTP status of a health question whose answer is no: 503, or 400 as Triton's.
     not_ready_status: int = 503
 
@@ -44,13 +58,37 @@ class ServerOptions:
 class Embedded:
     """The engine inside a program: the models of the repositories, without sockets. Lives on the running event loop."""
 
-    def __init__(self, repositories: Sequence[Path], *, load_threads: int = 4) -> None:
+    def __init__(
+        self,
+        repositories: Sequence[str | Path],
+        options: LifecycleOptions | None = None,
+        *,
+        cache_folder: Path | None = None,
+        config_name: str = "",
+        exit_on_error: bool = False,
+    ) -> None:
+        """`repositories` are paths or URLs. Raises BacklineError for one that is neither, and for damaged state on disk."""
         self.engine = Engine()
-        self._lifecycle = Lifecycle(self.engine, repositories, load_threads=load_threads)
+        self._exit_on_error = exit_on_error
+        cache = cache_folder or platformdirs.user_cache_path("backline")
+        # A folder that is named twice is one repository, under whichever name.
+        locations = {_same(location): str(location) for location in reversed(repositories)}
+        opened = [
+            open_repository(location, formats=FORMATS, cache=cache, config_name=config_name) for location in reversed(locations.values())
+        ]
+        self._lifecycle = Lifecycle(self.engine, opened, options)
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
-        """Loads all models. A model that fails is UNAVAILABLE and says why. Raises BacklineError for a repository that cannot be read."""
-        await self._lifecycle.load_all(on_event)
+        """Loads all models that are to be loaded. A model that fails is UNAVAILABLE and says why.
+
+        Raises BacklineError for a repository that cannot be read, and with `exit_on_error` when a model fails.
+        """
+        await self._lifecycle.start(on_event)
+        if self._exit_on_error:
+            failed = [model for model in self.engine.models() if model.state is ModelState.UNAVAILABLE and not model.on_demand]
+            if failed:
+                reasons = "".join(f"\n  {model.name} version {model.version}: {model.reason}" for model in failed)
+                raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     async def stop(self) -> None:
         """Finishes what runs, refuses what waits, and gives the memory back."""
@@ -58,12 +96,24 @@ class Embedded:
         await self._lifecycle.close()
 
 
+def _same(location: str | Path) -> str:
+    """What is the same for two names of one repository."""
+    text = str(location)
+    return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())
+
+
 class Server:
     """An engine behind its listeners."""
 
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
-        self._embedded = Embedded(options.repositories, load_threads=options.load_threads)
+        self._embedded = Embedded(
+            options.repositories,
+            options.lifecycle,
+            cache_folder=options.cache_folder,
+            config_name=options.config_name,
+            exit_on_error=options.exit_on_error,
+        )
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
         #: What each open address is for: ("HTTP", "http://127.0.0.1:8000").

@@ -15,7 +15,10 @@ from backline.engine.engine import Engine, ModelState
 from backline.engine.errors import NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
+from backline.backends.registry import FORMATS
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from backline.lifecycle.options import LifecycleOptions
+from backline.repository.local import LocalRepository
 from support import models
 
 
@@ -34,10 +37,11 @@ class Home:
     def __init__(self, *repositories: Path) -> None:
         self.engine = Engine()
         self.events: list[LoadEvent] = []
-        self.lifecycle = Lifecycle(self.engine, repositories, load_threads=4)
+        opened = [LocalRepository(path, formats=FORMATS) for path in repositories]
+        self.lifecycle = Lifecycle(self.engine, opened, LifecycleOptions(state_folder=repositories[0].parent / "state"))
 
     async def __aenter__(self) -> Home:
-        await self.lifecycle.load_all(self.events.append)
+        await self.lifecycle.start(self.events.append)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -114,7 +118,7 @@ def test_one_name_in_two_repositories_is_refused_by_naming_both(tmp_path: Path) 
 
 def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="does not exist"):
-        asyncio.run(Home(tmp_path / "nowhere").lifecycle.load_all())
+        asyncio.run(Home(tmp_path / "nowhere").lifecycle.start())
 
 
 @pytest.mark.parametrize(("config", "executions"), [("", 1), ("max_batch_size: 0", 3), ("max_batch_size: 4 dynamic_batching {}", 1)])
@@ -226,11 +230,11 @@ def test_stopping_while_models_load_does_not_wait_for_them(tmp_path: Path, monke
         go_on.wait(10)
         ended.set()
 
-    monkeypatch.setattr("backline.lifecycle.lifecycle.load", load)
+    monkeypatch.setattr("backline.lifecycle.servable.load", load)
 
     async def scenario() -> None:
         lifecycle = Home(tmp_path).lifecycle
-        loading = asyncio.ensure_future(lifecycle.load_all())
+        loading = asyncio.ensure_future(lifecycle.start())
         await asyncio.to_thread(begun.wait, 10)
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):

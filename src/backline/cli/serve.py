@@ -10,19 +10,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from backline.cli.event_loop import run
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError
+from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError, TlsFiles
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = Limits()
+LIFECYCLE = LifecycleOptions()
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -51,16 +53,40 @@ Examples:
   backline serve models/
   backline serve models/ more-models/ --host 0.0.0.0 --http-port 9000
   BACKLINE_GRPC_PORT=0 backline serve models/
+  backline serve models/ --model-control-mode poll --repository-poll-secs 5
+  backline serve s3://bucket/models --model-control-mode explicit --load-model add1
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
 
-A repository is a folder with <model>/<version>/<file>, for example models/add1/1/model.onnx.
+A repository is a folder or URL with <model>/<version>/<file>, for example models/add1/1/model.onnx.
 Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 
 
 @click.command(epilog=_EPILOG, context_settings={"show_default": True})
-@click.argument("repositories", nargs=-1, metavar="REPO...", type=click.Path(path_type=Path))
-@_option("--model-repository", multiple=True, metavar="REPO", type=click.Path(path_type=Path), help="A further repository.")
+@click.argument("repositories", nargs=-1, metavar="REPO...")
+@_option("--model-repository", multiple=True, metavar="REPO", help="A further repository.")
+@_option(
+    "--model-control-mode",
+    type=click.Choice(get_args(ControlMode)),
+    default="none",
+    help="Who changes what is served: nobody, the repositories whenever they change, or requests.",
+)
+@_option("--load-model", multiple=True, metavar="MODEL", help="In mode explicit, a model to load at the start; * for all.")
+@_option(
+    "--repository-poll-secs",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    default=LIFECYCLE.poll_seconds,
+    help="In mode poll, between two looks at a repository that cannot tell when it changes.",
+)
+@_option("--model-namespacing", is_flag=True, help="Call models <repository>.<model>, so that repositories may hold the same names.")
+@_option("--model-config-name", metavar="NAME", default="", help="Read configs/NAME.pbtxt of models that have it.")
+@_option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only when all models are, or as soon as they were tried.")
+@_option("--exit-on-error", is_flag=True, help="End when a model cannot be loaded at the start, as Triton does.")
+@_option("--model-load-retry-count", type=click.IntRange(0), default=0, help="Further attempts after a failed load, with pauses.")
+@_seconds("--drain-timeout-secs", LIFECYCLE.drain_seconds, "Given to the requests of a version that is unloaded.")
+@_option("--state-dir", type=click.Path(path_type=Path), help="Keeps labels and the audit log; default: of its own for the repositories.")
+@_option("--cache-dir", type=click.Path(path_type=Path), help="Keeps files of remote repositories; default: in the user's cache.")
 @_option("--host", "--http-address", default="127.0.0.1", help="Address to listen on; 0.0.0.0 or :: for all of the machine.")
 @_port("--http-port", 8000, "HTTP")
 @_port("--grpc-port", 8001, "gRPC")
@@ -88,8 +114,19 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 )
 @_option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="warning", help="What the log on stderr holds.")
 def command(
-    repositories: Sequence[Path],
-    model_repository: Sequence[Path],
+    repositories: Sequence[str],
+    model_repository: Sequence[str],
+    model_control_mode: ControlMode,
+    load_model: Sequence[str],
+    repository_poll_secs: float,
+    model_namespacing: bool,
+    model_config_name: str,
+    strict_readiness: bool,
+    exit_on_error: bool,
+    model_load_retry_count: int,
+    drain_timeout_secs: float,
+    state_dir: Path | None,
+    cache_dir: Path | None,
     host: str,
     http_port: int,
     grpc_port: int,
@@ -127,8 +164,24 @@ def command(
             **({} if no_metrics else {"--metrics-port": metrics_port}),
         }
     )
+    if load_model and model_control_mode != "explicit":
+        raise click.UsageError("--load-model needs --model-control-mode explicit: in the other modes all models are loaded")
     options = ServerOptions(
         repositories=paths,
+        lifecycle=LifecycleOptions(
+            mode=model_control_mode,
+            poll_seconds=repository_poll_secs,
+            load_models=tuple(load_model),
+            namespacing=model_namespacing,
+            load_threads=model_load_thread_count,
+            load_retries=model_load_retry_count,
+            drain_seconds=drain_timeout_secs,
+            strict_readiness=strict_readiness,
+            state_folder=state_dir,
+        ),
+        cache_folder=cache_dir,
+        config_name=model_config_name,
+        exit_on_error=exit_on_error,
         host=host,
         http_port=http_port,
         grpc_port=None if no_grpc else grpc_port,
@@ -145,7 +198,6 @@ def command(
             idle_timeout=idle_timeout,
             drain_timeout=exit_timeout_secs,
         ),
-        load_threads=model_load_thread_count,
         not_ready_status=int(not_ready_status),
     )
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -1,40 +1,41 @@
-"""Loads what the repositories hold, in parallel, and says how far it is."""
+"""What is served, and who may change it: the repositories, their configurations, and requests."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from backline.engine.engine import Engine, Model, ModelState, Placement
-from backline.engine.errors import BacklineError
-from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck
-from backline.lifecycle.cores import usable_cores
-from backline.lifecycle.loader import Loaded, load
-from backline.lifecycle.run_time import spare_instances
-from backline.repository.directory import FoundModel, FoundVersion, scan_all
-from backline.schedule.batching import BatchPolicy
-from backline.schedule.scheduler import Scheduler
-from backline.workers.execution import Execution
-from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.engine.control import ANY_VERSION, STABLE, Action, Change, Overrides
+from backline.engine.engine import Engine, ModelState, version_order
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.lifecycle.audit import AuditLog
+from backline.lifecycle.executor import Executor, Step
+from backline.lifecycle.labels import LabelStore
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline.lifecycle.overriding import OverridingFiles, with_configuration
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.sources import Sources
+from backline.lifecycle.state_folder import default_state_folder
+from backline.lifecycle.target import Source, Target
+from backline.lifecycle.version_policy import select
+from backline.repository.repository import Repository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Requests that may wait for one model version when its configuration does not say.
-DEFAULT_QUEUE_SIZE = 1024
-#: The version under which a model is listed whose files do not even give one.
-NO_VERSION = "-"
+#: In the audit log, who changed what was changed in a repository.
+REPOSITORY = "repository"
+_AUDITED: Mapping[str, Action] = {"loaded": "add", "reloaded": "reload", "updated": "reload", "failed": "fail", "unloaded": "remove"}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """A model version changed its state; `done` of `total` loads have ended. `seconds` is how long its load took."""
+    """A model version changed its state; `done` of `total` loads of the start have ended. `seconds` is how long its load took."""
 
     name: str
     version: str
@@ -49,151 +50,384 @@ OnEvent = Callable[[LoadEvent], None]
 
 
 class Lifecycle:
-    """The models of some repositories, in one engine. Lives on the engine's event loop; loads run on threads."""
+    """The models of some repositories, in one engine: implements engine.control.Control. Lives on the engine's event loop."""
 
-    def __init__(self, engine: Engine, repositories: Sequence[Path], *, load_threads: int) -> None:
+    def __init__(self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None) -> None:
+        """Raises BacklineError when the state on disk is damaged, or namespaces are the same."""
         self._engine = engine
-        self._repositories = tuple(repositories)
-        self._load_threads = load_threads
-        self._served: list[tuple[Model, Scheduler, Loaded]] = []
+        self._options = options = options or LifecycleOptions()
+        self._sources = Sources(repositories, namespacing=options.namespacing)
+        folder = options.state_folder or default_state_folder(self._sources.locations)
+        self._store = LabelStore(folder)
+        self._audit = AuditLog(folder)
+        self._executor = Executor(
+            engine,
+            load_slots=options.load_threads,
+            retries=options.load_retries,
+            drain_seconds=options.drain_seconds,
+            strict_readiness=options.strict_readiness,
+            on_step=self._on_step,
+        )
+        self._overriding = OverridingFiles()
         self._on_event: OnEvent = lambda _: None
+        self._known: dict[str, Source] = {}
+        self._warned: dict[str, tuple[str, ...]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._changes: Counter[str] = Counter()
+        self._scanning = asyncio.Lock()
+        self._storing = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
+        self._started = False
         self._done = 0
         self._total = 0
+        engine.control = self
 
-    async def load_all(self, on_event: OnEvent | None = None) -> None:
-        """Loads every version that the repositories and the models' policies name.
+    # from the start to the end
+
+    async def start(self, on_event: OnEvent | None = None) -> None:
+        """Loads what is to be served, and in mode poll watches the repositories from then on.
 
         A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises BacklineError for a repository that
         does not exist or cannot be read.
         """
         if on_event is not None:
             self._on_event = on_event
-        found = await asyncio.to_thread(scan_all, self._repositories)
-        loads: list[tuple[Model, FoundVersion]] = []
-        for model in found:
-            for warning in model.warnings:
-                log.warning("%s", warning)
-            loads += self._announce(model)
-        self._total = len(loads)
-        threads = ThreadPoolExecutor(self._load_threads, thread_name_prefix="load")
-        try:
-            await asyncio.gather(*(self._load(model, version, threads) for model, version in loads))
-        finally:  # when this is cancelled, loads that have begun must not keep the event loop waiting
-            threads.shutdown(wait=False, cancel_futures=True)
+        self._known = await self._sources.scan(first=True)
+        chosen = self._chosen_at_start()
+        for name, source in self._known.items():
+            if name in chosen:
+                self._aim(source)
+            else:
+                self._engine.declare(name)
+        self._total = sum(goal.loaded for name in chosen for goal in self._executor.model(name).wanted())
+        self._executor.advance(chosen)
+        await self._executor.settle()
+        self._started = True
         self._engine.started()
+        if self._options.mode == "poll":
+            self._watching = asyncio.get_running_loop().create_task(self._watch())
+
+    def _chosen_at_start(self) -> list[str]:
+        options = self._options
+        if options.mode != "explicit" or ALL_MODELS in options.load_models:
+            return list(self._known)
+        for name in options.load_models:
+            if name not in self._known:
+                problem = f"failed to load '{name}', failed to poll from model repository: {self._held_by_repositories()}"
+                self._known[name] = self._sources.missing(name, problem)
+        return list(options.load_models)
 
     async def close(self) -> None:
         """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
-        served, self._served = self._served, []
-        for model, _, _ in served:
-            model.state = ModelState.UNLOADING
-        self._engine.refresh()
-        for model, scheduler, loaded in served:
-            await scheduler.close()
-            loaded.model.close()
-            model.state = ModelState.UNAVAILABLE
-            model.reason = "unloaded"
-        self._engine.refresh()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait((self._watching,))
+        await self._executor.close()
+        await self._sources.close()
+        self._overriding.close()
 
-    def _announce(self, found: FoundModel) -> list[tuple[Model, FoundVersion]]:
-        """Makes a model's versions known to the engine; returns those to load."""
-        self._engine.declare(found.name)
-        if found.problem:
-            self._fail(Model(found.name, NO_VERSION, found.config), found.problem, known=False)
-            return []
-        loads = []
-        for version in found.versions:
-            model = Model(found.name, version.version, found.config)
-            if version.problem:
-                self._fail(model, version.problem, known=False)
-                continue
-            model.state = ModelState.LOADING
-            self._engine.add(model)
-            loads.append((model, version))
-        return loads
+    # what the repositories hold
 
-    async def _load(self, model: Model, version: FoundVersion, threads: ThreadPoolExecutor) -> None:
-        started = time.monotonic()
-        try:
-            assert version.file is not None, "a version without a problem has a file"
-            loaded = await asyncio.get_running_loop().run_in_executor(threads, load, version.file, model.config)
-        except BacklineError as error:
-            self._fail(model, error.message)
-        except Exception as error:
-            log.exception("loading '%s' version %s failed", model.name, model.version)
-            self._fail(model, f"{type(error).__name__}: {error}")
-        else:
-            model.statistics.load_seconds = time.monotonic() - started
-            self._serve(model, loaded)
+    async def refresh(self) -> None:
+        """See Control."""
+        await self._look()
+        await self._executor.settle()
 
-    def _fail(self, model: Model, reason: str, *, known: bool = True) -> None:
-        model.state = ModelState.UNAVAILABLE
-        model.reason = reason
-        if not known:
-            self._engine.add(model)
-        else:
-            self._done += 1
-        log.error("model '%s' version %s is not available: %s", model.name, model.version, reason)
-        self._tell(model)
+    async def _watch(self) -> None:
+        async for _ in self._sources.changes(self._options.poll_seconds):
+            try:
+                await self._look()
+            except Exception:
+                log.exception("looking for changes in the model repositories failed")
 
-    def _serve(self, model: Model, loaded: Loaded) -> None:
-        """Puts a loaded model behind a queue and opens it to requests."""
-        for warning in loaded.warnings:
-            log.warning("%s", warning)
-        config = model.config
-        execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)
-        instances: list[Instance]
-        if loaded.lane == "inline":
-            on_slow = partial(self._move_to_threads, model, loaded, execute) if config.lane is None else None
-            instances = [InlineInstance(execute, on_slow)]
-        else:
-            instances = _threads(model, execute, loaded.instances)
-        scheduler = Scheduler(
-            model.name,
-            _policy(config, loaded),
-            instances,
-            model.statistics,
-            max_queue_size=config.max_queue_size or DEFAULT_QUEUE_SIZE,
-            loop=asyncio.get_running_loop(),
-            default_timeout=config.default_timeout_us / 1e6 or None,
-        )
-        self._served.append((model, scheduler, loaded))
-        model.backend = loaded.backend
-        model.platform = loaded.platform
-        model.signature = loaded.signature
-        model.max_batch_size = loaded.max_batch_size
-        model.placement = Placement(loaded.lane, len(instances), loaded.max_batch_size, loaded.reason)
-        model.check = RequestCheck(model.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
-        model.queue = scheduler
-        model.state = ModelState.READY
-        self._engine.refresh()
-        self._done += 1
-        self._tell(model)
+    async def _look(self) -> None:
+        async with self._scanning:
+            before, self._known = self._known, await self._sources.scan()
+        touched = set(before) | set(self._known)
+        for name in touched:
+            source = self._known.get(name)
+            served = self._executor.find(name)
+            if served is not None:
+                served.known_versions = frozenset(source.versions) if source is not None else frozenset()
+            if source is None:
+                self._gone(name, served)
+            elif self._options.mode == "explicit":
+                self._engine.declare(name)
+            else:
+                self._aim(source)
+        self._executor.advance(touched & set(self._executor.names))
 
-    def _move_to_threads(self, model: Model, loaded: Loaded, execute: Execution) -> None:
-        """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
-        if model.state is not ModelState.READY:
+    def _gone(self, name: str, served: ServedModel | None) -> None:
+        """The repositories no longer hold a model. One that was loaded by request goes on."""
+        if served is None:
+            self._engine.forget(name)
+        elif self._options.mode != "explicit":
+            served.target = None
+
+    def _aim(self, source: Source) -> None:
+        """A model should be served as its repository says now."""
+        served = self._executor.model(source.name)
+        old = served.target
+        if old is not None and source.found.problem and not old.source.found.problem:
+            served.target = replace(old, trouble=source.found.problem)
             return
-        scheduler = next(scheduler for served, scheduler, _ in self._served if served is model)
-        count = spare_instances(usable_cores(), loaded.model.threads_per_run)
-        scheduler.replace_instances(_threads(model, execute, count))
-        moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
-        log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
-        model.placement = Placement("thread", count, loaded.max_batch_size, f"{loaded.reason}; {moved}")
+        self._warn(source)
+        known = frozenset(source.versions)
+        served.target = Target(source, old.beside & known, old.without & known) if old is not None else Target(source)
+        served.known_versions = known
+        served.labels = self._labels_in_force(source)
 
-    def _tell(self, model: Model) -> None:
-        self._on_event(
-            LoadEvent(model.name, model.version, model.state, model.reason, model.statistics.load_seconds, self._done, self._total)
+    def _warn(self, source: Source) -> None:
+        found = source.found
+        warnings = found.warnings + tuple(
+            f"label '{label}' of {found.config.source or source.name} points to version {version}, which does not exist;"
+            f" there {_listed(source.versions)}"
+            for label, version in found.config.labels.items()
+            if version not in source.versions
         )
+        for warning in warnings:
+            if warning not in self._warned.get(source.name, ()):
+                log.warning("%s", warning)
+        self._warned[source.name] = warnings
+
+    def _labels_in_force(self, source: Source) -> dict[str, str]:
+        return {**source.found.config.labels, **self._store.of(source.name)}
+
+    # what requests change
+
+    async def load(self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str) -> None:
+        """See Control."""
+        self._check_loading()
+        async with self._changing(model):
+            await self._look()
+            source = await self._source(model, overrides)
+            served = self._executor.model(model)
+            before = self._newest(served)
+            target = self._target_of_load(source, served.target, version)
+            served.known_versions = frozenset(source.versions)
+            labels, served.labels = served.labels, self._labels_in_force(source)
+            served.awake |= set(source.versions)
+            served.resting.clear()
+            try:
+                await self._executor.change(model, target)
+            except BacklineError as error:
+                served.labels = labels
+                self._executor.advance((model,))
+                self._note("fail", who, model, version, before=before, detail=error.message)
+                raise
+            self._warn(source)
+            self._note("load", who, model, version or self._newest(served), before=before)
+
+    def _target_of_load(self, source: Source, old: Target | None, version: str) -> Target:
+        known = frozenset(source.versions)
+        beside = old.beside & known if old is not None else frozenset()
+        if not version:
+            return Target(source, beside)
+        if version not in known:
+            raise NotFound(f"failed to load '{source.name}', version {version} does not exist; there {_listed(source.versions)}")
+        if old is not None:
+            return Target(source, beside | {version}, (old.without & known) - {version})
+        selected, _ = select(source.versions, source.found.config.version_policy)
+        return Target(source, frozenset({version}), frozenset(selected) - {version})
+
+    async def _source(self, model: str, overrides: Overrides | None) -> Source:
+        if overrides is not None and overrides.files:
+            return await self._overriding.source(model, overrides)
+        source = self._known.get(model)
+        if source is None:
+            raise NotFound(f"failed to load '{model}', failed to poll from model repository: {self._held_by_repositories()}")
+        if overrides is not None and overrides.config is not None:
+            source = await with_configuration(source, overrides.config)
+        self._overriding.forget(model)
+        return source
+
+    async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
+        """See Control. No model depends on another yet, so that `dependents` adds none."""
+        self._check_loading()
+        async with self._changing(model):
+            served = self._executor.find(model)
+            if served is None and model not in self._known:
+                raise NotFound(f"failed to unload '{model}': {self._held_by_repositories()}")
+            if served is None or served.target is None:
+                return
+            before = self._newest(served)
+            if version:
+                self._check_unload(served, served.target, version)
+                served.target = replace(served.target, beside=served.target.beside - {version}, without=served.target.without | {version})
+                served.awake.discard(version)
+            else:
+                served.target = None
+                served.awake.clear()
+                served.resting.clear()
+                self._overriding.forget(model)
+            self._executor.advance((model,))
+            self._note("unload", who, model, version, before=version or before)
+
+    def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
+        labels = [label for label, labelled in served.labels.items() if labelled == version]
+        if labels:
+            raise InvalidArgument(
+                f"failed to unload '{served.name}' version {version}: label '{labels[0]}' points to it; move or remove the label first"
+            )
+        there = [one.version for one in target.versions(served.labels.values())]
+        if version not in there:
+            raise NotFound(f"failed to unload '{served.name}': version {version} is not loaded; there {_listed(there)}")
+
+    # labels
+
+    async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        """See Control."""
+        return await self._move("label", model, label, version, expected, who)
+
+    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        """See Control."""
+        return await self._move("promote", model, STABLE, version, expected, who)
+
+    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
+        """See Control."""
+        self._check_labelling()
+        moves = ("label", "unlabel", "promote", "rollback")
+        history = await asyncio.to_thread(self._audit.history, model, 10_000)
+        last = next((change for change in history if change.label == label and change.action in moves), None)
+        if last is None or not last.before:
+            raise InvalidArgument(f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to")
+        return await self._move("rollback", model, label, last.before, self.labels(model).get(label, ""), who)
+
+    async def _move(
+        self, action: Literal["label", "promote", "rollback"], model: str, label: str, version: str, expected: str, who: str
+    ) -> Change:
+        self._check_labelling()
+        async with self._changing(model):
+            served, target = self._labelled(model)
+            versions = target.source.versions
+            self._check_label(label, versions)
+            self._check_expected(served, label, expected)
+            if version not in versions and served.ready(version) is None:
+                raise NotFound(
+                    f"label '{label}' cannot point to version {version} of '{model}', which does not exist; there {_listed(versions)}"
+                )
+            added = await self._executor.bring_up(served, version)
+            self._check_expected(served, label, expected)
+            async with self._storing:
+                await asyncio.to_thread(self._store.set, model, label, version)
+            before = served.labels.get(label, "")
+            served.labels = {**served.labels, label: version}
+            if added and served.target is not None:  # the label holds it now
+                served.target = replace(served.target, beside=served.target.beside - {version})
+            self._executor.advance((model,))
+            return self._note(action, who, model, version, label=label, before=before)
+
+    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        """See Control."""
+        self._check_labelling()
+        async with self._changing(model):
+            served, target = self._labelled(model)
+            if label not in served.labels:
+                raise NotFound(f"'{model}' has no label '{label}'; there {_listed(sorted(served.labels))}")
+            self._check_expected(served, label, expected)
+            configured = target.source.found.config.labels.get(label, "")
+            if label not in self._store.of(model):
+                source = target.source.found.config.source
+                raise InvalidArgument(f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})")
+            async with self._storing:
+                await asyncio.to_thread(self._store.remove, model, label)
+            before = served.labels[label]
+            served.labels = self._labels_in_force(target.source)
+            self._executor.advance((model,))
+            return self._note("unlabel", who, model, configured, label=label, before=before)
+
+    def labels(self, model: str) -> Mapping[str, str]:
+        """See Control."""
+        return self._engine.labels(model)
+
+    def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
+        """See Control."""
+        return self._audit.history(model, limit)
+
+    def _labelled(self, model: str) -> tuple[ServedModel, Target]:
+        served = self._executor.find(model)
+        if served is None or served.target is None:
+            self._engine.find(model)  # says that it is unknown, where it is
+            raise Unavailable(f"model '{model}' is not loaded, so that its labels cannot be changed; load it first")
+        return served, served.target
+
+    def _check_label(self, label: str, versions: Sequence[str]) -> None:
+        if not label or label != label.strip() or not label.isprintable() or set(label) & set('/\\?#%"<>'):
+            raise InvalidArgument(f"{label!r} cannot be a label: use letters, digits and signs that need no escape in a URL")
+        if label in versions:
+            raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
+
+    def _check_expected(self, served: ServedModel, label: str, expected: str) -> None:
+        now = served.labels.get(label, "")
+        if expected not in (ANY_VERSION, now):
+            found = f"points to version {now}" if now else "does not exist"
+            wanted = f"to version {expected}" if expected else "to none"
+            raise InvalidArgument(f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed")
+
+    # who may change what
+
+    def _check_loading(self) -> None:
+        if self._options.mode != "explicit":
+            raise Unavailable("explicit model load / unload is not allowed if polling is enabled")  # Triton's words, for mode none too
+
+    def _check_labelling(self) -> None:
+        if self._options.mode == "none":
+            raise Unavailable(
+                "labels cannot be changed in this server, which serves what its repositories held at the start;"
+                " start it with --model-control-mode poll or explicit"
+            )
+
+    @asynccontextmanager
+    async def _changing(self, model: str) -> AsyncIterator[None]:
+        """Changes of one model by request are made one after the other."""
+        lock = self._locks.setdefault(model, asyncio.Lock())
+        self._changes[model] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._changes[model] -= 1
+            if not self._changes[model]:  # names may be made up by clients: none is kept
+                del self._changes[model], self._locks[model]
+
+    # what is said of it
+
+    def _held_by_repositories(self) -> str:
+        return f"no repository holds it; there {_listed(sorted(self._known))}"
+
+    def _newest(self, served: ServedModel) -> str:
+        versions = [one.model.version for one in served.held.values() if one.model.state is ModelState.READY]
+        return max(versions, key=version_order, default="")
+
+    def _note(self, action: Action, who: str, model: str, version: str, *, label: str = "", before: str = "", detail: str = "") -> Change:
+        change = Change(time.time(), who, action, model, version, label, before, detail)
+        self._audit.append(change)
+        log.info(
+            "%s: %s of '%s' version %s%s", who, action, model, version or "-", f", label '{label}' was at {before or '-'}" if label else ""
+        )
+        return change
+
+    def _on_step(self, step: Step) -> None:
+        model = step.model
+        if step.kind == "failed":
+            log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
+        else:
+            log.info("model '%s' version %s was %s", model.name, model.version, step.kind)
+        if not self._started:
+            self._done += not step.again
+            self._on_event(
+                LoadEvent(model.name, model.version, model.state, model.reason, model.statistics.load_seconds, self._done, self._total)
+            )
+        elif self._options.mode == "poll":
+            self._audit.append(
+                Change(time.time(), REPOSITORY, _AUDITED[step.kind], model.name, model.version, before="", detail=step.reason)
+            )
 
 
-def _threads(model: Model, execute: Execution, count: int) -> list[Instance]:
-    loop = asyncio.get_running_loop()
-    return [ThreadInstance(execute, loop, f"{model.name}-{number}") for number in range(count)]
-
-
-def _policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
-    if not loaded.max_batch_size:
-        return BatchPolicy()
-    preferred = config.preferred_batch_sizes
-    return BatchPolicy(max(loaded.batch_limit, *preferred, 1), preferred, config.max_queue_delay_us * 1000)
+def _listed(names: Sequence[str]) -> str:
+    """ "are 1, 2 and 3" """
+    if not names:
+        return "is none"
+    shown = list(names[-20:])
+    text = ", ".join(shown)
+    return f"{'is' if len(shown) == 1 else 'are'} {'..., ' if len(names) > 20 else ''}{text}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -31,7 +31,7 @@ class Wanted:
     name: str
     version: str
     fingerprint: str
-    settings: Hashable = None
+    settings: object = None
     loaded: bool = True
     serve: bool = True
 
@@ -45,7 +45,7 @@ class Held:
     version: str
     fingerprint: str
     phase: Phase
-    settings: Hashable = None
+    settings: object = None
     retry_at: float | None = None
 
 

@@ -1,0 +1,333 @@
+"""The one that carries plans out: loads in parallel, switches, drains, tries again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Literal
+
+from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.lifecycle.loader import Measured
+from backline.lifecycle.on_demand import OnDemandQueue, check_later
+from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
+from backline.lifecycle.servable import DEFAULT_QUEUE_SIZE, Servable
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.target import Target
+
+log = logging.getLogger("backline.lifecycle")
+
+#: Seconds until a failed load is tried again; doubled with every attempt, up to the second number.
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something became of a version: `seconds` its load took, `reason` why it failed."""
+
+    kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded"]
+    model: Model
+    reason: str = ""
+    #: Whether a load that failed is tried again.
+    again: bool = False
+
+
+class Executor:
+    """Holds the models, and brings each to its target. Lives on the engine's event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        load_slots: int,
+        retries: int,
+        drain_seconds: float,
+        strict_readiness: bool,
+        on_step: Callable[[Step], None],
+    ) -> None:
+        self._engine = engine
+        self._load_slots = load_slots
+        self._retries = retries
+        self._drain_seconds = drain_seconds
+        self._strict_readiness = strict_readiness
+        self._on_step = on_step
+        self._threads = ThreadPoolExecutor(load_slots, thread_name_prefix="load")
+        self._keys = count(1)
+        self._models: dict[str, ServedModel] = {}
+        self._loading = 0
+        #: Names of models with loads for which no slot was free, in their order.
+        self._waiting: dict[str, None] = {}
+        #: What loads have measured, by name, version and fingerprint.
+        self._measured: dict[tuple[str, str], tuple[str, Measured]] = {}
+        self._watchers: list[asyncio.Future[None]] = []
+        self._closed = False
+
+    def model(self, name: str) -> ServedModel:
+        """The model of a name; a new one has no target."""
+        return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
+
+    def find(self, name: str) -> ServedModel | None:
+        return self._models.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    # steps
+
+    def advance(self, names: Iterable[str]) -> None:
+        """Takes all steps that can be taken now; those that take time go on by themselves."""
+        if self._closed:
+            return
+        mine = dict.fromkeys(names)
+        for name in (*mine, *(name for name in self._waiting if name not in mine)):
+            if name in mine or self._loading < self._load_slots:
+                self._advance(self.model(name))
+        self._engine.refresh()
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    def _advance(self, served: ServedModel) -> None:
+        while True:
+            own = sum(one.phase is Phase.LOADING for one in served.held.values())
+            slots = self._load_slots - self._loading + own
+            actions = plan(served.wanted(), [one.held() for one in served.held.values()], now=time.monotonic(), load_slots=slots)
+            if not sum(self._carry_out(served, action) for action in actions):
+                break
+        there = {(one.model.version, one.fingerprint) for one in served.held.values() if one.phase is not Phase.DRAINING}
+        if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in served.wanted()):
+            self._waiting[served.name] = None
+        else:
+            self._waiting.pop(served.name, None)
+        served.publish(self._engine, lambda version: self._asleep(served, version))
+        if served.gone:
+            del self._models[served.name]
+            self._engine.forget(served.name)
+
+    def _carry_out(self, served: ServedModel, action: Action) -> bool:
+        """Returns whether there was something to do."""
+        match action:
+            case Load(goal, instead):
+                attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
+                self._begin_load(served, goal, attempt)
+            case Serve(key):
+                one = served.held[key]
+                before = served.ready(one.model.version)
+                one.serve()
+                self._on_step(Step("loaded" if before is None else "reloaded", one.model))
+            case Update(key, goal):
+                served.held[key].update(goal.settings)  # type: ignore[arg-type]  # the settings are the configuration
+                self._on_step(Step("updated", served.held[key].model))
+            case Unload(key):
+                one = served.held[key]
+                one.begin_drain()
+                one.task = asyncio.get_running_loop().create_task(self._drain(served, one))
+            case Cancel(key):
+                task = served.held[key].task
+                if task is not None and not task.cancelling():
+                    task.cancel()
+                return False
+            case Forget(key):
+                del served.held[key]
+        return True
+
+    def _begin_load(self, served: ServedModel, goal: Wanted, attempt: int) -> None:
+        target, version = served.find(goal)
+        source = target.source
+        before = served.ready(version.version)
+        one = Servable(
+            next(self._keys),
+            source.config,
+            version,
+            goal.fingerprint,
+            lambda on_bytes: source.repository.fetch(source.found, version, on_bytes),
+            statistics=None if before is None else before.model.statistics,
+            attempt=attempt,
+            beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
+        )
+        served.held[one.key] = one
+        self._loading += 1
+        one.task = asyncio.get_running_loop().create_task(self._load(served, one))
+
+    async def _load(self, served: ServedModel, one: Servable) -> None:
+        model = one.model
+        began = time.monotonic()
+        known = self._measured.get((model.name, model.version))
+        try:
+            await one.load(self._threads, known[1] if known is not None and known[0] == one.fingerprint else None)
+        except asyncio.CancelledError:
+            served.held.pop(one.key, None)
+        except BacklineError as error:
+            self._fail(served, one, error.message, time.monotonic() - began)
+        except Exception as error:
+            log.exception("loading '%s' version %s failed", model.name, model.version)
+            self._fail(served, one, f"{type(error).__name__}: {error}", time.monotonic() - began)
+        else:
+            self._engine.record_load(model.name, time.monotonic() - began, succeeded=True)
+            if one.measured is not None:
+                self._measured[model.name, model.version] = (one.fingerprint, one.measured)
+        finally:
+            self._loading -= 1
+            self.advance((served.name,))
+
+    def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
+        model = one.model
+        self._engine.record_load(model.name, seconds, succeeded=False)
+        retries = model.config.load_retries if model.config.load_retries is not None else self._retries
+        again = None
+        if one.attempt <= retries and not self._closed:
+            pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
+            again = time.monotonic() + pause
+            loop = asyncio.get_running_loop()
+            # A little later than planned: the loop's timers may be early.
+            loop.call_later(pause + 0.002, self.advance, (served.name,))
+            log.warning("model '%s' version %s is tried again in %.0f s", model.name, model.version, pause)
+        one.fail(reason, again)
+        self._on_step(Step("failed", model, reason, again is not None))
+
+    async def _drain(self, served: ServedModel, one: Servable) -> None:
+        try:
+            await one.drain(self._drain_seconds)
+        except Exception:
+            log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
+        served.unloaded(one)
+        self._on_step(Step("unloaded", one.model))
+        self.advance((served.name,))
+
+    # on demand
+
+    def _asleep(self, served: ServedModel, version: str) -> Model:
+        """What stands for a version that is loaded when a request comes."""
+        target = served.target
+        assert target is not None, "what is asleep is wanted"
+        model = Model(served.name, version, target.source.config)
+        model.state = ModelState.UNAVAILABLE
+        model.reason = "loaded when a request comes"
+        model.on_demand = True
+        model.check = check_later
+        timeout = model.config.default_timeout_us / 1e6 or None
+        queue = OnDemandQueue(
+            model,
+            lambda: self._wake(served, model),
+            max_queue_size=model.config.max_queue_size or DEFAULT_QUEUE_SIZE,
+            default_timeout=timeout,
+        )
+        model.queue = queue
+        return model
+
+    async def _wake(self, served: ServedModel, asleep: Model) -> None:
+        version = asleep.version
+        await self._load_now(served, version)
+        one = served.ready(version)
+        if one is None:
+            reason = self._ended(served, version)
+            served.awake.discard(version)
+            self.advance((served.name,))
+            raise Unavailable(f"model '{served.name}' version {version} cannot be loaded: {reason}")
+        asleep.check, asleep.queue = one.model.check, one.model.queue
+
+    async def bring_up(self, served: ServedModel, version: str) -> bool:
+        """Returns when a version is ready, and whether it was added to the target. Raises InvalidArgument when it cannot be loaded."""
+        before = served.target
+        if served.ready(version) is not None or before is None:
+            return False
+        served.target = replace(before, beside=before.beside | {version}, without=before.without - {version})
+        await self._load_now(served, version)
+        if served.ready(version) is None:
+            reason = self._ended(served, version)
+            if served.target is not None and version not in before.beside:
+                served.target = replace(served.target, beside=served.target.beside - {version})
+            self.advance((served.name,))
+            raise InvalidArgument(f"version {version} of '{served.name}' cannot be loaded: {reason}")
+        return version not in before.beside
+
+    async def _load_now(self, served: ServedModel, version: str) -> None:
+        """Returns when the load of a wanted version has ended, well or not."""
+        served.awake.add(version)
+        served.resting.discard(version)
+        for one in [one for one in served.held.values() if one.phase is Phase.FAILED and one.model.version == version]:
+            del served.held[one.key]
+        self.advance((served.name,))
+        await self.until(lambda: self._ended(served, version) is not None)
+
+    def _ended(self, served: ServedModel, version: str) -> str | None:
+        """None while a version is being loaded, else why it failed, empty when it is ready."""
+        if served.ready(version) is not None:
+            return ""
+        held = [one for one in served.held.values() if one.model.version == version and one.phase is not Phase.DRAINING]
+        failed = [one.model.reason for one in held if one.phase is Phase.FAILED and one.retry_at is None]
+        if failed:
+            return failed[-1]
+        return None if any(goal.version == version for goal in served.wanted()) else "it is no longer served"
+
+    # waiting, and the end
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Returns when something that steps bring about has come."""
+        while not reached():
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
+    async def settle(self, names: Iterable[str] | None = None) -> None:
+        """Returns when nothing more happens by itself, to some models or to all."""
+        for name in self.names if names is None else names:
+            await self.until(lambda name=name: name not in self._models or self._models[name].settled)  # type: ignore[misc]
+
+    async def change(self, name: str, target: Target) -> None:
+        """Brings a model to a target as a whole. When a version fails everything stays as it was, and InvalidArgument has the reasons."""
+        served = self.model(name)
+        served.failures.clear()
+        served.change = target
+        for one in [one for one in served.held.values() if one.phase is Phase.FAILED]:
+            del served.held[one.key]
+        self.advance((name,))
+        try:
+            await self.until(lambda: served.outcome() is not None)
+            failures = served.outcome() or {}
+        except BaseException:
+            served.change = None
+            self.advance((name,))
+            raise
+        served.change = None
+        if not failures:
+            served.target = target
+        else:
+            served.failures = failures
+        self.advance((name,))
+        if failures:
+            # Triton's words.
+            reasons = "".join(f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items())
+            raise InvalidArgument(f"load failed for model '{name}': {reasons}")
+
+    async def close(self) -> None:
+        """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
+        self._closed = True
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        held = [one for served in self._models.values() for one in served.held.values()]
+        tasks = [one.task for one in held if one.task is not None and not one.task.done()]
+        for task in tasks:
+            task.cancel()
+        for one in held:
+            if one.phase in (Phase.READY, Phase.LOADED):
+                one.begin_drain()
+        self._engine.refresh()
+        if tasks:
+            await asyncio.wait(tasks)
+        for one in held:
+            if one.phase is Phase.DRAINING:
+                await one.drain(0)
+        self._engine.refresh()

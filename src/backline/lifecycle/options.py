@@ -1,0 +1,35 @@
+"""What the lifecycle is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+#: Who decides what is loaded: the repositories once at the start, the repositories whenever they change, or requests (Triton's modes).
+ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
+#: For `load_models`: everything that the repositories hold.
+ALL_MODELS = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleOptions:
+    """The options that decide which models are served, and how they come and go."""
+
+    mode: ControlMode = "none"
+    #: Between two looks at a repository that cannot tell when it changes.
+    poll_seconds: float = 15.0
+    #: In mode explicit, the models that are loaded at the start.
+    load_models: tuple[str, ...] = ()
+    #: Whether models are called <repository>.<model>.
+    namespacing: bool = False
+    #: Loads at the same time.
+    load_threads: int = 4
+    #: Further attempts after a failed load, for models that do not say.
+    load_retries: int = 0
+    #: Given to requests of a version that is unloaded.
+    drain_seconds: float = 30.0
+    #: Whether the server is only ready when all versions are that it is to serve.
+    strict_readiness: bool = True
+    #: Where labels and the audit log are kept; None for a folder of the user's, of its own for each set of repositories.
+    state_folder: Path | None = None

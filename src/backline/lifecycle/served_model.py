@@ -1,0 +1,196 @@
+"""All versions of one model: which are wanted, which are there, and what the engine is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from backline.engine.engine import Engine, Model, ModelState
+from backline.lifecycle.plan import Phase, Wanted
+from backline.lifecycle.servable import Servable
+from backline.lifecycle.target import Target, identity
+from backline.repository.repository import FoundVersion
+
+#: Makes the model that stands for a version which is loaded when a request comes.
+MakeAsleep = Callable[[str], Model]
+
+
+class ServedModel:
+    """One name of the engine. Whoever changes `target`, `change`, `labels` or `held` lets the executor take the next steps."""
+
+    def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
+        self.name = name
+        self._strict_readiness = strict_readiness
+        #: What should be served; None for a model that is not to be served.
+        self.target: Target | None = None
+        #: A target that takes the place of the other as a whole, or not at all.
+        self.change: Target | None = None
+        #: The labels in force; a version that one points to stays.
+        self.labels: Mapping[str, str] = {}
+        self.held: dict[int, Servable] = {}
+        #: The versions that the repository holds.
+        self.known_versions: frozenset[str] = frozenset()
+        #: Versions that a request has asked for although the model is loaded on demand, and those unloaded until a request asks.
+        self.awake: set[str] = set()
+        self.resting: set[str] = set()
+        #: Why changes as a whole have failed, by version.
+        self.failures: dict[str, str] = {}
+        self._shown: dict[str, Model] = {}
+        self._waiting: dict[str, Model] = {}
+        self._asleep: dict[str, Model] = {}
+        self._unloaded: dict[str, Model] = {}
+
+    # what is wanted
+
+    def wanted(self) -> list[Wanted]:
+        """For the planner: the target, the change that is being made, and loaded versions that only a label still holds."""
+        goals: list[Wanted] = []
+        if self.target is not None:
+            goals = self.target.wanted(self.labels.values(), asleep=self._sleeping(self.target))
+            goals += self._held_by_labels({goal.version for goal in goals})
+        if self.change is not None:
+            present = {(goal.version, goal.fingerprint) for goal in goals}
+            goals += [goal for goal in self._changed(self.change) if (goal.version, goal.fingerprint) not in present]
+        return goals
+
+    def _changed(self, target: Target) -> list[Wanted]:
+        return target.wanted(self.labels.values(), asleep=self._sleeping(target), serve=False)
+
+    def _sleeping(self, target: Target) -> frozenset[str]:
+        on_demand = target.source.versions if target.source.found.config.on_demand else ()
+        return (frozenset(on_demand) - self.awake) | self.resting
+
+    def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
+        """Versions that the repository no longer holds go on while a label points to them."""
+        labelled = set(self.labels.values()) - wanted
+        return [
+            Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
+            for one in self.held.values()
+            if one.phase is Phase.READY and one.model.version in labelled
+        ]
+
+    def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
+        """Where a wanted version comes from."""
+        for target in (self.change, self.target):
+            if target is None:
+                continue
+            for version in target.versions(self.labels.values()):
+                if (version.version, identity(version)) == (goal.version, goal.fingerprint):
+                    return target, version
+        raise LookupError(f"{goal.name} {goal.version} is not wanted")  # the planner makes up nothing
+
+    # how far it is
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more happens by itself."""
+        if self.change is not None:
+            return False
+        if any(one.phase in (Phase.LOADING, Phase.LOADED) or one.retry_at is not None for one in self.held.values()):
+            return False
+        there = {(one.model.version, one.fingerprint) for one in self.held.values()}
+        return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
+
+    def outcome(self) -> dict[str, str] | None:
+        """Of the change as a whole: why which versions failed, empty when all are loaded; None while that is open."""
+        assert self.change is not None, "there is a change"
+        failures: dict[str, str] = {}
+        there = {(one.model.version, one.fingerprint): one for one in self.held.values() if one.phase is not Phase.DRAINING}
+        for goal in self._changed(self.change):
+            one = there.get((goal.version, goal.fingerprint))
+            if not goal.loaded:
+                continue
+            if one is None or one.phase is Phase.LOADING or one.retry_at is not None:
+                return None
+            if one.phase is Phase.FAILED:
+                failures[goal.version] = one.model.reason
+        return failures
+
+    def ready(self, version: str) -> Servable | None:
+        """What serves a version."""
+        return next((one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version), None)
+
+    # what the engine is told
+
+    def publish(self, engine: Engine, make_asleep: MakeAsleep) -> None:
+        """Shows each version once: what answers, else what is on its way, else what went wrong."""
+        shown = self._models(make_asleep)
+        serving = any(model.answers for model in shown.values())
+        for model in shown.values():
+            model.required = self._required(model, serving)
+        if not shown and self.target is None and not self.held:
+            for model in self._shown.values():
+                engine.remove(model)
+        else:
+            engine.declare(self.name)
+            for version, model in self._shown.items():
+                if version not in shown:
+                    engine.remove(model)
+            for model in shown.values():
+                engine.add(model)
+            engine.set_labels(self.name, self.labels)
+        self._shown = shown
+
+    def _required(self, model: Model, serving: bool) -> bool:
+        if not self._strict_readiness or model.state is ModelState.UNLOADING or model.version in self._unloaded:
+            return False
+        return not (serving and model.state is ModelState.UNAVAILABLE and self._appeared_later(model.version))
+
+    def _appeared_later(self, version: str) -> bool:
+        """A version that cannot be loaded, of a model that served before it came, is no reason to take the server out of service."""
+        return version in self.failures or any(one.model.version == version and one.beside_serving for one in self.held.values())
+
+    def _models(self, make_asleep: MakeAsleep) -> dict[str, Model]:
+        shown = self._unloaded_models()
+        order = (Phase.DRAINING, Phase.FAILED, Phase.LOADED, Phase.LOADING, Phase.READY)
+        for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
+            shown[one.model.version] = one.model
+        goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
+        sleeping = [goal.version for goal in goals if not goal.loaded]
+        waiting = [goal.version for goal in goals if goal.loaded and goal.version not in shown]
+        self._asleep = {version: self._asleep.get(version) or make_asleep(version) for version in sleeping}
+        shown |= {version: model for version, model in self._asleep.items() if self.ready(version) is None}
+        self._waiting = {version: self._waiting.get(version) or self._placeholder(version) for version in waiting}
+        shown |= self._waiting
+        for version, reason in self.failures.items():
+            if version not in shown or shown[version].state is ModelState.UNKNOWN:
+                shown[version] = self._placeholder(version, ModelState.UNAVAILABLE)
+                shown[version].reason = reason
+        self._tell_what_goes_on_beside(shown)
+        return shown
+
+    def _tell_what_goes_on_beside(self, shown: dict[str, Model]) -> None:
+        """A version that serves shows how the load of its new files goes, and why it failed."""
+        for version, model in shown.items():
+            if model.state is not ModelState.READY:
+                continue
+            beside = [one for one in self.held.values() if one.model.version == version and one.model is not model]
+            failed = [one.model.reason for one in beside if one.phase is Phase.FAILED]
+            reason = failed[0] if failed else self.failures.get(version, "")
+            model.reason = f"the files as they are now cannot be served, so those of before are: {reason}" if reason else ""
+            model.progress = next((one.model.progress for one in beside if one.phase is Phase.LOADING), None)
+
+    def _placeholder(self, version: str, state: ModelState = ModelState.LOADING) -> Model:
+        target = self.target or self.change
+        assert target is not None, "what is shown is wanted"
+        model = Model(self.name, version, target.source.config)
+        model.state = state
+        return model
+
+    def _unloaded_models(self) -> dict[str, Model]:
+        """Versions that were served once and could be again: they are listed as unloaded."""
+        known = self.known_versions
+        self._unloaded = {version: model for version, model in self._unloaded.items() if version in known}
+        there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
+        for version in there:
+            self._unloaded.pop(version, None)
+        return dict(self._unloaded)
+
+    def unloaded(self, one: Servable) -> None:
+        """Notes that a version has been unloaded."""
+        del self.held[one.key]
+        self._unloaded[one.model.version] = one.model
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing is left of it, here or in its repository."""
+        return self.target is None and self.change is None and not self.held and not self.known_versions

@@ -1,0 +1,124 @@
+"""All repositories of a server as one: scanned, watched, and every name once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.lifecycle.target import Source
+from backline.repository.repository import FoundModel, Repository
+
+log = logging.getLogger("backline.lifecycle")
+
+
+class Sources:
+    """The models of all repositories, by the names under which they are served.
+
+    With `namespacing` a model is called <repository>.<model>, after the last part of the repository's location, so that repositories may
+    hold models of one name. Without it such models have a problem, as in Triton.
+    """
+
+    def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
+        """Raises InvalidArgument when namespaces would be the same."""
+        self._repositories = {repository.location: repository for repository in repositories}
+        self._prefixes = dict.fromkeys(self._repositories, "")
+        if namespacing:
+            self._prefixes = {location: f"{_last_part(location)}." for location in self._repositories}
+            _check_apart(self._prefixes)
+        self._found: dict[str, list[FoundModel]] = {}
+        self._troubles: dict[str, str] = {}
+
+    @property
+    def locations(self) -> list[str]:
+        return list(self._repositories)
+
+    def missing(self, name: str, problem: str) -> Source:
+        """A model that is to be served and that no repository holds."""
+        return Source(name, FoundModel(name, "", "", ModelConfig(name), problem=problem), next(iter(self._repositories.values())))
+
+    async def scan(self, *, first: bool = False) -> dict[str, Source]:
+        """What the repositories hold now. One that cannot be read now counts as it was before, which is logged once for each reason.
+
+        In the `first` scan it raises the BacklineError of a repository that cannot be read.
+        """
+        await asyncio.gather(*(self._scan(location, repository, first) for location, repository in self._repositories.items()))
+        sources: dict[str, list[Source]] = {}
+        for location, found in self._found.items():
+            for model in found:
+                name = self._prefixes[location] + model.name
+                sources.setdefault(name, []).append(Source(name, model, self._repositories[location]))
+        return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
+
+    async def _scan(self, location: str, repository: Repository, first: bool) -> None:
+        try:
+            self._found[location] = await repository.scan()
+        except BacklineError as error:
+            if first:
+                raise
+            self._note_trouble(location, error.message)
+        else:
+            if self._troubles.pop(location, ""):
+                log.info("model repository '%s' can be read again", location)
+
+    def _note_trouble(self, location: str, reason: str) -> None:
+        if self._troubles.get(location) != reason:
+            self._troubles[location] = reason
+            log.error("model repository '%s' cannot be read, what was served of it goes on: %s", location, reason)
+
+    async def changes(self, interval: float) -> AsyncIterator[None]:
+        """Yields whenever a scan may give something new; several changes that come together are one."""
+        changed = asyncio.Event()
+        watching = [asyncio.create_task(self._watch(repository, interval, changed)) for repository in self._repositories.values()]
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                yield
+        finally:
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
+
+    async def _watch(self, repository: Repository, interval: float, changed: asyncio.Event) -> None:
+        while True:
+            try:
+                async for _ in repository.changes(interval):
+                    changed.set()
+            except Exception as error:
+                self._note_trouble(repository.location, str(error))
+            await asyncio.sleep(interval)  # the watch has ended: it is begun anew, after a look at what was missed
+            changed.set()
+
+    async def close(self) -> None:
+        for repository in self._repositories.values():
+            await repository.close()
+
+
+def _last_part(location: str) -> str:
+    return PurePath(location.rstrip("/")).name or "root"
+
+
+def _check_apart(prefixes: dict[str, str]) -> None:
+    seen: dict[str, str] = {}
+    for location, prefix in prefixes.items():
+        if prefix in seen:
+            raise InvalidArgument(
+                f"with namespaces, models are called after the last part of their repository, which is '{prefix[:-1]}' for both"
+                f" '{seen[prefix]}' and '{location}'; rename one"
+            )
+        seen[prefix] = location
+
+
+def _refuse_same(same: list[Source]) -> Source:
+    """Models of one name: none of them can be the one that is meant."""
+    folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
+    problem = (
+        f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one,"
+        " or serve them as <repository>.<model> with --model-namespacing"
+    )
+    return replace(same[0], found=replace(same[0].found, problem=problem, versions=()))

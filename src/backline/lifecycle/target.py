@@ -1,0 +1,76 @@
+"""What should be served of a model: what its repository holds, what its policy selects, and what was asked for besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from backline.engine.model_config import ModelConfig
+from backline.lifecycle.plan import Wanted
+from backline.lifecycle.version_policy import select
+from backline.repository.repository import FoundModel, FoundVersion, Repository
+
+#: The version under which a model is listed of which nothing can be served.
+NO_VERSION = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model in its repository, and the `name` under which it is served."""
+
+    name: str
+    found: FoundModel
+    repository: Repository
+
+    @property
+    def config(self) -> ModelConfig:
+        """The configuration, under the name that is served."""
+        config = self.found.config
+        return config if config.name == self.name else replace(config, name=self.name)
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """All versions that the repository holds, oldest first."""
+        return tuple(version.version for version in self.found.versions)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What should be served of one model.
+
+    Versions in `beside` were loaded by request, those in `without` unloaded by request; the policy selects the others. `trouble` says why
+    the files as they are now cannot be used: then `source` is what they were before.
+    """
+
+    source: Source
+    beside: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    trouble: str = ""
+
+    def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
+        """The versions to be served, newest first; `labelled` are those that labels hold. What cannot be served has its `problem`."""
+        found = self.source.found
+        chosen: list[FoundVersion] = []
+        if self.trouble or found.problem:
+            chosen.append(FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
+        if not found.problem:
+            selected, _ = select(self.source.versions, found.config.version_policy)
+            names = (self.beside | set(selected) | set(labelled)) - self.without
+            chosen += [version for version in reversed(found.versions) if version.version in names]
+        return chosen
+
+    def wanted(self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True) -> list[Wanted]:
+        """The same for the planner; versions in `asleep` are registered and not loaded."""
+        config = self.source.config
+        return [
+            Wanted(
+                self.source.name, version.version, identity(version), config, loaded=version.version not in asleep or bool(version.problem),
+                serve=serve,
+            )
+            for version in self.versions(labelled)
+        ]  # fmt: skip
+
+
+def identity(version: FoundVersion) -> str:
+    """What makes a version another load: its files, or why it has none."""
+    return f"{version.fingerprint} {version.problem}"
