@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
-from backline.backends.registry import BACKENDS
+from backline.backends.registry import FORMATS
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.engine.engine import Engine
 from backline.engine.model_config import VersionPolicy
@@ -103,4 +103,4 @@ def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
 
 def _filename(backend: str) -> str:
     """What a backend calls a model's file when nothing else is said."""
-    return next((entry.formats[0].filenames[0] for entry in BACKENDS if entry.name == backend), "")
+    return next((known.filenames[0] for known in FORMATS if known.backend == backend), "")
