@@ -17,7 +17,7 @@ from backline.engine.errors import BacklineError
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
     "infer": "Run a model of a server once.",
-    "models": "Show the models of a server.",
+    "models": "Show, load, unload and label the models of a server.",
     "bench": "Measure a model of a server under load.",
 }
 

@@ -1,55 +1,24 @@
-"""`backline models`: what a server has."""
+"""`backline models show`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from backline.cli.connection import connection_options, with_suggestion
+from backline.cli.connection import connection_options
+from backline.cli.models.entries import document, explain, labels_text, memory_text, reason_text
 from backline.cli.table import print_table
 from backline.client.options import ClientOptions
-from backline.client.records import ModelMetadata
+from backline.client.records import ModelIndex, ModelMetadata
 from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.signature import TensorSpec
 
-_EPILOG = """\b
-Examples:
-  backline models list
-  backline models show add1
-  backline models show add1 --json --url grpc://localhost:8001"""
 
-
-@click.group(epilog=_EPILOG)
-def command() -> None:
-    """Show the models of a server."""
-
-
-@command.command("list", epilog="\b\nExamples:\n  backline models list\n  backline models list --json --url http://server:8000")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@connection_options
-def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
-    """List all models and versions with their states."""
-    with Client(url, options) as client:
-        index = client.models()
-        counts = {(entry["name"], str(entry["version"])): entry for entry in client.statistics()}
-    if as_json:
-        print(json.dumps([{"name": entry.name, "version": entry.version, "state": entry.state, "reason": entry.reason} for entry in index]))
-        return
-    if not index:
-        print(f"{url} has no models")
-        return
-    rows = []
-    for entry in index:
-        counters = counts.get((entry.name, entry.version), {})
-        number = str(int(counters.get("inference_count", 0))) if counters else "-"
-        rows.append((entry.name, entry.version or "-", entry.state or "not loaded", number, entry.reason))
-    print_table(("model", "version", "state", "inferences", "reason"), rows, right=("inferences",))
-
-
-@command.command("show", epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json")
+@click.command("show", epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json")
 @click.argument("name")
 @click.option("--model-version", default="", help="A version; the one served without it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -61,18 +30,20 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
         try:
             metadata = model.metadata()
         except NotFound as error:
-            raise with_suggestion(client, name, error) from None
+            raise explain(error, client.models(), name, model_version) from None
         except BacklineError as error:
-            _explain(client, name, error)
+            _give_reason(client, name, error)
             raise
         config, statistics = _optional(model)
+        entries = [entry for entry in client.models() if entry.name == name]
     if as_json:
-        print(json.dumps({**_document(metadata), "config": config, "statistics": statistics}))
+        states = [document(entry) for entry in entries]
+        print(json.dumps({**_document(metadata), "states": states, "config": config, "statistics": statistics}))
     else:
-        _show(metadata, config, statistics)
+        _show(metadata, config, statistics, entries)
 
 
-def _explain(client: Client, name: str, error: BacklineError) -> None:
+def _give_reason(client: Client, name: str, error: BacklineError) -> None:
     """Adds the reason that the index gives for a model that is not ready."""
     for entry in client.models():
         if entry.name == name and entry.reason and entry.reason not in error.message:
@@ -100,7 +71,7 @@ def _document(metadata: ModelMetadata) -> dict[str, Any]:
     }
 
 
-def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict[str, Any]]) -> None:
+def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict[str, Any]], entries: Sequence[ModelIndex]) -> None:
     groups = config.get("instance_group") or []
     facts = [
         ("model", metadata.name),
@@ -119,6 +90,9 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
     rows = [("input", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.inputs]
     rows += [("output", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.outputs]
     print_table(("tensor", "name", "datatype", "shape"), rows)
+    print()
+    states = [(entry.version, entry.state, labels_text(entry, entries), memory_text(entry), reason_text(entry)) for entry in entries]
+    print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
     ran = [entry for entry in statistics if int(entry.get("inference_count", 0))]
     if ran:
         print()

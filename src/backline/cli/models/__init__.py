@@ -1,0 +1,58 @@
+"""`backline models`: what a server has, and changes of it. One module for the commands of one kind."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+import click
+
+from backline.cli.models.history import show_history
+from backline.cli.models.labels import label_model, promote_version, roll_back
+from backline.cli.models.listing import list_models
+from backline.cli.models.load import load_model, refresh_models, unload_model
+from backline.cli.models.record import record_requests
+from backline.cli.models.show import show_model
+
+_EPILOG = """\b
+Examples:
+  backline models list
+  backline models show add1
+  backline models load add1
+  backline models promote add1 4
+  backline models rollback add1
+  backline models history"""
+
+
+class _Commands(click.Group):
+    """In the order in which they are added, with a hint for misspelt ones."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            near = get_close_matches(name, self.commands, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Commands are {', '.join(self.commands)}."
+            raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, epilog=_EPILOG)
+def command() -> None:
+    """Show, load, unload and label the models of a server."""
+
+
+for subcommand in (
+    list_models,
+    show_model,
+    load_model,
+    unload_model,
+    label_model,
+    promote_version,
+    roll_back,
+    show_history,
+    refresh_models,
+    record_requests,
+):
+    command.add_command(subcommand)

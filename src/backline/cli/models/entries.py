@@ -1,0 +1,66 @@
+"""Lines of a server's list of models, for people and as JSON, and hints for names that are not in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from typing import Any
+
+from backline.cli.sizes import size_text
+from backline.client.errors import BacklineError, InvalidArgument, NotFound
+from backline.client.records import ModelIndex, Progress
+from backline.engine.control import STABLE
+
+
+def document(entry: ModelIndex) -> dict[str, Any]:
+    """An entry as JSON: all its fields, without `progress` where nothing is under way."""
+    plain = asdict(entry)
+    if plain["progress"] is None:
+        del plain["progress"]
+    return plain
+
+
+def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
+    """The labels of a version; "(default)" where it answers requests without a version and others could."""
+    others = any(other.ready for other in index if other.name == entry.name and other is not entry)
+    return ", ".join([*entry.labels, *(["(default)"] if entry.default and others and STABLE not in entry.labels else [])]) or "-"
+
+
+def memory_text(entry: ModelIndex) -> str:
+    return size_text(entry.memory_bytes) if entry.memory_bytes else "-"
+
+
+def reason_text(entry: ModelIndex) -> str:
+    """Why a version is in its state, or how far its load is."""
+    return progress_text(entry.progress) if entry.progress is not None else entry.reason
+
+
+def progress_text(progress: Progress) -> str:
+    """ "fetch, 12 MiB of 90 MiB, 3 s"."""
+    parts = [progress.phase]
+    if progress.bytes_total:
+        parts.append(f"{size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}")
+    return ", ".join([*parts, f"{progress.seconds:.0f} s"])
+
+
+def explain(error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = "") -> BacklineError:
+    """The error with the nearest model, version or label that the server has, where it is one about a name."""
+    if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
+        return error
+    models = sorted({entry.name for entry in index})
+    if model not in models:
+        hint = _hint(model, models, "The server has")
+    else:
+        versions = [entry for entry in index if entry.name == model and entry.version]
+        known = [entry.version for entry in versions] + sorted({label for entry in versions for label in entry.labels})
+        if not version or version in known:
+            return error
+        hint = _hint(version, known, "It has")
+    error.message = f"{error.message.rstrip('. ')}. {hint}"
+    return error
+
+
+def _hint(name: str, known: Sequence[str], has: str) -> str:
+    near = get_close_matches(name, known, 1)
+    return f"Did you mean '{near[0]}'?" if near else f"{has} {', '.join(known) or 'none'}."

@@ -1,0 +1,134 @@
+"""`backline models label`, `promote` and `rollback`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from backline.cli.connection import connection_options
+from backline.cli.models.entries import explain
+from backline.cli.models.load import json_option, wait_option
+from backline.cli.models.progress import run_change
+from backline.cli.table import print_table
+from backline.client.aio import AsyncClient
+from backline.client.options import ClientOptions
+from backline.client.sync import Client
+from backline.engine.control import STABLE, Change
+from backline.engine.errors import BacklineError
+
+_LABEL_EPILOG = """\b
+Examples:
+  backline models label basic_pitch                     show the labels
+  backline models label basic_pitch canary 4            point canary to version 4
+  backline models label basic_pitch canary 5 --expect 4 only if it points to 4 now
+  backline models label basic_pitch canary --remove"""
+
+expect_option = click.option(
+    "--expect", metavar="VERSION", help="Change nothing unless the label points to this version now; '' for none yet."
+)
+
+_PROMOTE_EPILOG = """\b
+Examples:
+  backline models promote basic_pitch 4
+  backline models promote basic_pitch 4 --expect 3"""
+
+_ROLLBACK_EPILOG = """\b
+Examples:
+  backline models rollback basic_pitch
+  backline models rollback basic_pitch --label canary"""
+
+
+@click.command("label", epilog=_LABEL_EPILOG)
+@click.argument("name")
+@click.argument("label", required=False)
+@click.argument("version", required=False)
+@click.option("--remove", is_flag=True, help="Remove the label.")
+@expect_option
+@wait_option
+@json_option
+@connection_options
+def label_model(
+    url: str,
+    options: ClientOptions,
+    name: str,
+    label: str | None,
+    version: str | None,
+    remove: bool,
+    expect: str | None,
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Show the labels of a model, or point one to a version, which is loaded first if need be."""
+    if label is None:
+        if remove:
+            raise click.UsageError("--remove needs the LABEL to remove")
+        _show_labels(url, options, name, as_json)
+        return
+    if remove == (version is not None):
+        raise click.UsageError("Give either a VERSION for the label, or --remove")
+
+    async def move(client: AsyncClient) -> Change:
+        if version is None:
+            return await client.remove_label(name, label, expected=expect)
+        return await client.set_label(name, label, version, expected=expect, timeout=wait)
+
+    change, _ = run_change(url, options, move, model=name, version=version or label, quiet=as_json)
+    _print_change(change, as_json)
+
+
+@click.command("promote", epilog=_PROMOTE_EPILOG)
+@click.argument("name")
+@click.argument("version")
+@expect_option
+@wait_option
+@json_option
+@connection_options
+def promote_version(url: str, options: ClientOptions, name: str, version: str, expect: str | None, wait: float, as_json: bool) -> None:
+    """Make VERSION the one that requests without a version get, by the label "stable"."""
+
+    async def promote(client: AsyncClient) -> Change:
+        return await client.promote(name, version, expected=expect, timeout=wait)
+
+    change, _ = run_change(url, options, promote, model=name, version=version, quiet=as_json)
+    _print_change(change, as_json)
+
+
+@click.command("rollback", epilog=_ROLLBACK_EPILOG)
+@click.argument("name")
+@click.option("--label", default=STABLE, show_default=True, help="The label to point back.")
+@wait_option
+@json_option
+@connection_options
+def roll_back(url: str, options: ClientOptions, name: str, label: str, wait: float, as_json: bool) -> None:
+    """Point a label back to the version that it pointed to before."""
+
+    async def rollback(client: AsyncClient) -> Change:
+        return await client.rollback(name, label, timeout=wait)
+
+    change, _ = run_change(url, options, rollback, model=name, version=label, quiet=as_json)
+    _print_change(change, as_json)
+
+
+def move_text(change: Change) -> str:
+    """ "3 -> 4"; "(none)" where a label is new or gone."""
+    return f"{change.before or '(none)'} -> {change.version or '(none)'}"
+
+
+def _print_change(change: Change, as_json: bool) -> None:
+    print(json.dumps(asdict(change)) if as_json else f"{change.label or STABLE} of {change.model}: {move_text(change)}")
+
+
+def _show_labels(url: str, options: ClientOptions, name: str, as_json: bool) -> None:
+    with Client(url, options) as client:
+        try:
+            labels = client.labels(name)
+        except BacklineError as error:
+            raise explain(error, client.models(), name) from None
+    if as_json:
+        print(json.dumps(labels))
+    elif not labels:
+        print(f"{name} has no labels. Set one: backline models label {name} LABEL VERSION")
+    else:
+        print_table(("label", "version"), sorted(labels.items()))

@@ -1,0 +1,136 @@
+"""`backline models load`, `unload` and `refresh`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from backline.cli.connection import connection_options
+from backline.cli.models.entries import document, memory_text, reason_text
+from backline.cli.models.progress import run_change
+from backline.cli.table import print_table
+from backline.client.aio import AsyncClient
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex
+
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="Seconds to wait for the end of a load. It goes on after.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+_LOAD_EPILOG = """\b
+Examples:
+  backline models load basic_pitch
+  backline models load basic_pitch --model-version 4
+  backline models load basic_pitch --config '{"max_batch_size": 16}'
+  backline models load tiny --config @config.json --file 1/model.onnx=build/model.onnx"""
+
+_UNLOAD_EPILOG = """\b
+Examples:
+  backline models unload basic_pitch
+  backline models unload basic_pitch --model-version 3"""
+
+
+@click.command("load", epilog=_LOAD_EPILOG)
+@click.argument("name")
+@click.option("--model-version", default="", help="One version, beside those that are served; without it what the model's policy selects.")
+@click.option("--config", metavar="JSON", help="A configuration in place of the repository's: JSON, or @FILE.")
+@click.option("--file", "files", multiple=True, metavar="PATH=FILE", help="A file in place of the repository's; needs --config.")
+@wait_option
+@json_option
+@connection_options
+def load_model(
+    url: str,
+    options: ClientOptions,
+    name: str,
+    model_version: str,
+    config: str | None,
+    files: tuple[str, ...],
+    wait: float,
+    as_json: bool,
+) -> None:
+    """Load a model, or load it again where it has changed: new before old."""
+    if files and config is None:
+        raise click.UsageError("--file needs --config too: '{}' where the files say it all")
+    text, contents = None if config is None else _config(config), dict(map(_file, files))
+
+    async def load(client: AsyncClient) -> None:
+        await client.load(name, model_version, config=text, files=contents, timeout=wait)
+
+    _, after = run_change(url, options, load, model=name, version=model_version, quiet=as_json)
+    _print_versions(after, as_json)
+
+
+@click.command("unload", epilog=_UNLOAD_EPILOG)
+@click.argument("name")
+@click.option("--model-version", default="", help="One version; without it all.")
+@click.option("--dependents", is_flag=True, help="Unload the models that need it too.")
+@json_option
+@connection_options
+def unload_model(url: str, options: ClientOptions, name: str, model_version: str, dependents: bool, as_json: bool) -> None:
+    """Take a model, or one version of it, out of service; what is in flight is finished."""
+
+    async def unload(client: AsyncClient) -> None:
+        await client.unload(name, model_version, dependents=dependents)
+
+    _, after = run_change(url, options, unload, model=name, version=model_version, quiet=True)
+    _print_versions(after, as_json)
+
+
+@click.command("refresh", epilog="\b\nExamples:\n  backline models refresh\n  backline models refresh --json --url http://server:8000")
+@wait_option
+@json_option
+@connection_options
+def refresh_models(url: str, options: ClientOptions, wait: float, as_json: bool) -> None:
+    """Make the server look at its repositories now, and load what is new."""
+
+    async def refresh(client: AsyncClient) -> None:
+        await client.refresh(timeout=wait)
+
+    _, after = run_change(url, options, refresh, quiet=as_json)
+    _print_versions(after, as_json)
+
+
+def _print_versions(entries: Sequence[ModelIndex], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([document(entry) for entry in entries]))
+    elif not entries:
+        print("no versions are left")
+    else:
+        rows = [
+            (entry.name, entry.version or "-", entry.state or "not loaded", memory_text(entry), reason_text(entry)) for entry in entries
+        ]
+        print_table(("model", "version", "state", "memory", "reason"), rows, right=("memory",))
+
+
+def _config(text: str) -> str:
+    if text.startswith("@"):
+        text = _read(Path(text[1:]), "--config").decode(errors="replace")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"this is not JSON: {error}", param_hint="--config") from None
+    if not isinstance(found, dict):
+        raise click.BadParameter('expected an object, for example {"max_batch_size": 16}', param_hint="--config")
+    return text
+
+
+def _file(text: str) -> tuple[str, bytes]:
+    path, equals, local = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"'{text}' is not PATH=FILE, for example 1/model.onnx=build/model.onnx", param_hint="--file")
+    return path, _read(Path(local), "--file")
+
+
+def _read(path: Path, option: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise click.BadParameter(f"cannot read '{path}': {error.strerror or error}", param_hint=option) from None
