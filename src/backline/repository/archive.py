@@ -1,0 +1,168 @@
+"""Models in an archive, or one model file, on a web server."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.engine.model_format import ModelFormat
+from backline.repository.cache import Content, ContentCache
+from backline.repository.downloads import Downloads
+from backline.repository.http_client import HttpAnswer, HttpClient, without_secrets
+from backline.repository.listing import FileEntry
+from backline.repository.remembered import recall, remember
+from backline.repository.remote import RemoteRepository
+from backline.repository.remote_files import SHA256, Opened
+from backline.repository.unpack import ARCHIVES, Limits, archive_kind, members
+
+_DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
+
+
+class ArchiveRepository(RemoteRepository):
+    """The models in https://host/models.zip (also .tar, .tar.gz, .tgz, .tar.bz2, .tar.xz, .tar.zst), or the one in https://host/model.onnx.
+
+    `#folder` after an archive's URL names the folder in it that is the repository. Raises InvalidArgument for a wrong URL.
+    """
+
+    def __init__(
+        self, location: str, formats: Sequence[ModelFormat], cache: Path, config_name: str = "", limits: Limits | None = None
+    ) -> None:
+        contents = ContentCache(cache)
+        kind = archive_kind(_path(location))
+        known = sorted({name for model in formats for name in model.suffixes if not model.folder})
+        if kind is None and not _path(location).endswith(tuple(known)):
+            raise InvalidArgument(
+                f"'{without_secrets(location)}' is neither an archive nor a model file; expected a name that ends with "
+                f"{', '.join((*ARCHIVES, *known))}"
+            )
+        files = _WebFile(location) if kind is None else _WebArchive(location, kind, contents, limits or Limits())
+        super().__init__(files, contents, formats=formats, config_name=config_name)
+
+
+class _WebFile:
+    """One file; see RemoteFiles."""
+
+    def __init__(self, location: str) -> None:
+        parts = urlsplit(location)
+        if not parts.hostname:
+            raise InvalidArgument(f"'{without_secrets(location)}' names no host; expected https://host/models.zip")
+        self._location = without_secrets(location)
+        self._file = unquote(parts.path).rpartition("/")[2]
+        self._url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+        self._client = HttpClient(self._url, authorization=_basic(parts.username, parts.password), denied=_DENIED)
+
+    @property
+    def location(self) -> str:
+        return self._location
+
+    @property
+    def name(self) -> str:
+        return Path(self._file).stem
+
+    def files(self) -> Mapping[str, FileEntry]:
+        return {self._file: self.look()}
+
+    def look(self) -> FileEntry:
+        """The file as it is now, by its head alone. Raises Unavailable when the server does not say how large it is."""
+        with self._client.request(self._url, method="HEAD") as answer:
+            return self._entry(answer)
+
+    def _entry(self, answer: HttpAnswer) -> FileEntry:
+        length = answer.headers.get("Content-Length", "")
+        if not length.isdigit():
+            raise Unavailable(f"'{self._location}': the server does not say how large it is; use one that sends Content-Length")
+        # Without a sign of change, one of equal size cannot be seen; downloading everything at each look would be worse.
+        return FileEntry(int(length), _identity(answer) or f"size:{length}")
+
+    def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
+        def check(answer: HttpAnswer) -> None:
+            if _identity(answer) not in {"", entry.identity}:
+                raise Unavailable(f"'{self._location}' was replaced while it was downloaded; it is taken up when looked at again", 1)
+
+        return self._client.open_from(self._url, offset, check)
+
+    def close(self) -> None:
+        """No connection is kept."""
+
+
+class _WebArchive(_WebFile):
+    """The files in an archive. It is unpacked when it is seen for the first time: only then it is known what it holds."""
+
+    def __init__(self, location: str, kind: str, cache: ContentCache, limits: Limits) -> None:
+        super().__init__(location)
+        self._kind = kind
+        self._cache = cache
+        self._limits = limits
+        self._folder = unquote(urlsplit(location).fragment).strip("/")
+        self._downloads = Downloads(_WebFile(location), cache)
+        self._closing = threading.Event()
+
+    @property
+    def name(self) -> str:
+        name = self._folder.rpartition("/")[2] or self._file
+        suffix = next((suffix for suffix in ARCHIVES if name.lower().endswith(suffix)), "")
+        return name[: len(name) - len(suffix)]
+
+    def files(self) -> Mapping[str, FileEntry]:
+        entry = self.look()
+        known = recall(self._cache, self._place, entry.identity)
+        return self._below(known[0] if known else self._unpack(entry))
+
+    def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
+        """A content that the cache has lost: the archive is unpacked again."""
+        path = f"{self._folder}/{path}" if self._folder else path
+        if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
+            raise Unavailable(f"'{self._location}' was replaced, and '{path}' in it; it is taken up when looked at again", 1)
+        return Opened(0, iter((self._cache.read(Content(entry.identity.removeprefix(SHA256), entry.size)),)))
+
+    def close(self) -> None:
+        self._closing.set()
+
+    @property
+    def _place(self) -> str:
+        return self._location.partition("#")[0]
+
+    def _unpack(self, entry: FileEntry) -> Mapping[str, FileEntry]:
+        with self._cache.lock(self._cache.key(self._place, "unpacked", entry), self._closing.is_set):
+            archive = self._downloads.fetch(self._file, entry, lambda count: None, self._closing)
+            files = {}
+            for member in members(self._cache.path(archive), self._kind, self._place, self._limits):
+                self._cache.check_space(member.size)
+                content = self._cache.take(member.content, member.path)
+                files[member.path] = FileEntry(content.size, f"{SHA256}{content.sha256}")
+            self._cache.discard(archive)
+        remember(self._cache, self._place, files, entry.identity)
+        return files
+
+    def _below(self, files: Mapping[str, FileEntry]) -> Mapping[str, FileEntry]:
+        if not self._folder:
+            return files
+        prefix = self._folder + "/"
+        below = {path.removeprefix(prefix): entry for path, entry in files.items() if path.startswith(prefix)}
+        if not below:
+            held = ", ".join(sorted({f"'{path.partition('/')[0]}'" for path in files})[:10]) or "nothing"
+            raise NotFound(f"archive '{self._place}' has no folder '{self._folder}'; it holds {held}")
+        return below
+
+
+def _identity(answer: HttpAnswer) -> str:
+    """What changes with the file; empty where the server gives nothing of the kind. A redirect's own ETag says nothing of the file."""
+    if etag := answer.headers.get("ETag", ""):
+        return f"etag:{etag}"
+    modified = answer.headers.get("Last-Modified", "")
+    return f"modified:{modified}" if modified else ""
+
+
+def _path(location: str) -> str:
+    return unquote(urlsplit(location).path).lower()
+
+
+def _basic(user: str | None, password: str | None) -> str:
+    """The Authorization of a URL with user and password; empty for one without."""
+    if user is None:
+        return ""
+    return "Basic " + base64.b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()

@@ -1,0 +1,333 @@
+"""Remote files on local disk, kept once for each content and shared between versions by hard links.
+
+    blobs/<2 digits>/<SHA-256>    the contents, read-only
+    index/<key>                   which content a file elsewhere has, by its location, path, identity and size
+    trees/<SHA-256>/...           folders that models are loaded from: links to blobs, complete before they appear under this name
+    listings/<key>.json           what a location held when it could last be reached
+    partial/, locks/              what is being made, and by whom
+
+Several processes may share one cache: everything appears by an atomic rename, and what takes long is done under a lock. What a crash or a
+full disk may have damaged is noticed by size and hash when it is used next, and made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from backline.engine.errors import BacklineError, Unavailable
+from backline.repository.listing import FileEntry
+from backline.repository.remote_files import SHA256
+
+if sys.platform != "win32":
+    import fcntl
+
+#: What nothing has used for so long is removed when a repository is opened.
+KEEP_SECONDS = 30 * 24 * 3600
+#: What is being made is touched while it grows; what is older was left behind by a crash.
+_PARTIAL_SECONDS = 24 * 3600
+_USE_SECONDS = 3600
+_LOCK_POLL_SECONDS = 0.05
+_CHUNK = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Stopped(Exception):
+    """Nobody waits for this any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A content in the cache."""
+
+    sha256: str
+    size: int
+
+
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class ContentCache:
+    """The folder described above. The methods block; all may be called on several threads. OSErrors come out as BacklineError."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        #: (device, inode) -> (size, modified, hash) of files whose content was read and found right by this process.
+        self._verified: dict[tuple[int, int], tuple[int, int, str]] = {}
+        with self.explained("be created"):
+            for name in ("blobs", "index", "trees", "listings", "partial", "locks"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def explained(self, what: str) -> Iterator[None]:
+        """Turns a failure of the local disk into a BacklineError that says what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _FULL:
+                raise self.full(what) from None
+            raise Unavailable(
+                f"the model cache '{self.folder}' cannot {what}: {error.strerror or error}; "
+                "make it a folder that the server may write, or choose another one"
+            ) from None
+
+    def full(self, what: str, needed: int = 0) -> BacklineError:
+        """The error of a full disk."""
+        free = shutil.disk_usage(self.folder).free
+        return Unavailable(
+            f"the disk of the model cache '{self.folder}' is full, it cannot {what}: "
+            f"{f'{needed:,} bytes are needed, ' if needed else ''}{free:,} bytes are free; "
+            "free space there or choose another cache folder. What was half written is removed"
+        )
+
+    def check_space(self, needed: int) -> None:
+        """Raises Unavailable when the disk has not room for so many bytes more."""
+        if needed > shutil.disk_usage(self.folder).free:
+            raise self.full("hold the files of the version", needed)
+
+    # -- contents
+
+    def find(self, location: str, path: str, entry: FileEntry) -> Content | None:
+        """The content of a file elsewhere, when it is here and undamaged."""
+        sha256 = entry.identity.removeprefix(SHA256) if entry.identity.startswith(SHA256) else self._indexed(location, path, entry)
+        if not sha256:
+            return None
+        with self.explained("be read"):
+            blob = self._blob(sha256)
+            if not self._intact(blob, sha256, entry.size):
+                return None
+            _note_use(blob)
+            return Content(sha256, entry.size)
+
+    def read(self, content: Content) -> bytes:
+        with self.explained("be read"):
+            return self._blob(content.sha256).read_bytes()
+
+    def path(self, content: Content) -> Path:
+        """Where a content is, for reading."""
+        return self._blob(content.sha256)
+
+    def take(self, source: Readable, name: str) -> Content:
+        """What a stream gives, as a content; `name` is for messages."""
+        with self.explained(f"store '{name}'"):
+            descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    digest, size = hashlib.sha256(), 0
+                    while chunk := source.read(_CHUNK):
+                        digest.update(chunk)
+                        size += file.write(chunk)
+                content = Content(digest.hexdigest(), size)
+                self.store_blob(Path(partial), content)
+            finally:
+                Path(partial).unlink(missing_ok=True)
+        return content
+
+    def discard(self, content: Content) -> None:
+        """Removes a content that only served to make others."""
+        with self.explained("be tidied up"):
+            self._blob(content.sha256).unlink(missing_ok=True)
+
+    def store(self, partial: Path, content: Content, location: str, path: str, entry: FileEntry) -> None:
+        """Takes over a complete file of this content."""
+        with self.explained(f"store '{path}'"):
+            self.store_blob(partial, content)
+            name = self.key(location, path, entry)
+            self._write(self.folder / "index" / name, content.sha256.encode())
+
+    def store_blob(self, partial: Path, content: Content) -> None:
+        blob = self._blob(content.sha256)
+        if self._intact(blob, content.sha256, content.size):
+            partial.unlink()
+            return
+        blob.parent.mkdir(exist_ok=True)
+        partial.chmod(0o444)
+        partial.replace(blob)
+        self._note(blob, content.sha256)
+
+    def key(self, location: str, path: str, entry: FileEntry) -> str:
+        """The name of a file elsewhere in the index and for its lock."""
+        return _digest("\0".join((location, path, entry.identity, str(entry.size))))
+
+    def _blob(self, sha256: str) -> Path:
+        return self.folder / "blobs" / sha256[:2] / sha256
+
+    def _indexed(self, location: str, path: str, entry: FileEntry) -> str:
+        try:
+            text = (self.folder / "index" / self.key(location, path, entry)).read_text("ascii", "replace")
+        except FileNotFoundError:
+            return ""
+        except OSError:
+            return ""  # downloaded again, and the failure told where it matters
+        return text if len(text) == 64 and text.isalnum() else ""
+
+    def _intact(self, file: Path, sha256: str, size: int) -> bool:
+        """Whether a file has this content; it is read once in the life of a process, and when its size or time has changed."""
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            return False
+        if status.st_size != size:
+            return False
+        if self._verified.get((status.st_dev, status.st_ino)) == (size, status.st_mtime_ns, sha256):
+            return True
+        with file.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+                return False
+        self._note(file, sha256)
+        return True
+
+    def _note(self, file: Path, sha256: str) -> None:
+        status = file.stat()
+        self._verified[status.st_dev, status.st_ino] = (status.st_size, status.st_mtime_ns, sha256)
+
+    # -- trees
+
+    def tree(self, files: Mapping[str, Content]) -> Path:
+        """A folder with these files, whose contents are in the cache."""
+        name = _digest("".join(f"{path}\0{files[path].sha256}\n" for path in sorted(files)))
+        tree = self.folder / "trees" / name
+        with self.explained("link the files of a version"), self.lock(f"tree-{name}"):
+            if not self._is_complete(tree, files):
+                self._build(tree, files)
+        self.keep(tree)
+        return tree
+
+    def keep(self, tree: Path) -> None:
+        """Notes that a tree is in use now."""
+        with contextlib.suppress(FileNotFoundError), self.explained("note which trees are used"):
+            os.utime(tree)
+
+    def _is_complete(self, tree: Path, files: Mapping[str, Content]) -> bool:
+        return all(self._intact(tree / path, content.sha256, content.size) for path, content in files.items())
+
+    def _build(self, tree: Path, files: Mapping[str, Content]) -> None:
+        made = Path(tempfile.mkdtemp(prefix="tree-", dir=self.folder / "partial"))
+        try:
+            made.chmod(0o755)
+            for path, content in files.items():
+                file = made / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _link(self._blob(content.sha256), file)
+            if tree.exists():  # damaged; what has its files open keeps them
+                tree.rename(made.with_name(made.name + "-old"))
+            made.rename(tree)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(made.with_name(made.name + "-old"), ignore_errors=True)
+
+    # -- what is being made
+
+    def partial(self, name: str) -> Path:
+        return self.folder / "partial" / name
+
+    @contextlib.contextmanager
+    def lock(self, name: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Held by one thread of one process at a time; raises Stopped when `stop` turns true while another one has it."""
+        waiting = threading.Event()
+        with self.explained("be locked"):
+            descriptor = os.open(self.folder / "locks" / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            while not _try_lock(descriptor):
+                if stop():
+                    raise Stopped
+                waiting.wait(_LOCK_POLL_SECONDS)  # a lock between processes that can also be given up
+            os.utime(descriptor)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _write(self, file: Path, data: bytes) -> None:
+        """The data under this name, at once or not at all."""
+        descriptor, name = tempfile.mkstemp(dir=self.folder / "partial")
+        try:
+            with os.fdopen(descriptor, "wb") as opened:
+                opened.write(data)
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    def write_listing(self, location: str, data: bytes) -> None:
+        with self.explained("remember what a repository holds"):
+            self._write(self._listing(location), data)
+
+    def read_listing(self, location: str) -> bytes:
+        """Raises FileNotFoundError, or another OSError."""
+        return self._listing(location).read_bytes()
+
+    def _listing(self, location: str) -> Path:
+        return self.folder / "listings" / f"{_digest(location)}.json"
+
+    # -- age
+
+    def prune(self, now: float | None = None) -> None:
+        """Removes what nothing has used for KEEP_SECONDS: trees first, then the contents that no tree links to."""
+        now = time.time() if now is None else now
+        with self.explained("be tidied up"):
+            for tree in (self.folder / "trees").iterdir():
+                if _older(tree, now - KEEP_SECONDS):
+                    shutil.rmtree(tree, ignore_errors=True)
+            for blob in (self.folder / "blobs").glob("*/*"):
+                if _older(blob, now - KEEP_SECONDS, links=1):
+                    blob.unlink(missing_ok=True)
+            for left in (self.folder / "partial").iterdir():
+                if _older(left, now - _PARTIAL_SECONDS):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            for lock in (self.folder / "locks").iterdir():
+                if _older(lock, now - KEEP_SECONDS):  # nothing is locked for so long
+                    lock.unlink(missing_ok=True)
+            for noted in (self.folder / "index").iterdir():
+                if _older(noted, now - KEEP_SECONDS) and not self._blob(noted.read_text("ascii", "replace")).exists():
+                    noted.unlink(missing_ok=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _link(blob: Path, file: Path) -> None:
+    try:
+        os.link(blob, file)
+    except OSError as error:
+        if error.errno in _FULL or isinstance(error, FileNotFoundError):
+            raise
+        shutil.copyfile(blob, file)  # a file system without hard links, or too many of one file
+
+
+def _older(path: Path, moment: float, links: int = 0) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return max(status.st_mtime, status.st_atime if links else 0.0) < moment and (not links or status.st_nlink <= links)
+
+
+def _note_use(blob: Path) -> None:
+    """By the time of access, since the time of modification tells damage; once an hour is enough."""
+    status = blob.stat()
+    if status.st_atime < time.time() - _USE_SECONDS:
+        with contextlib.suppress(OSError):  # another user's file; it is kept by its links
+            os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))
+
+
+def _try_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True  # without locks things may be downloaded twice, but still appear at once
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

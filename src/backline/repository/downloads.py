@@ -1,0 +1,152 @@
+"""Files elsewhere become contents of the cache: once, verified, resumed after a cut."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from backline.engine.errors import Unavailable
+from backline.repository.cache import Content, ContentCache, Stopped
+from backline.repository.listing import FileEntry
+from backline.repository.names import printable
+from backline.repository.remote_files import GIT, MD5, SHA256, RemoteFiles, Unreachable
+
+#: How often a download goes on after a cut without a byte in between.
+_ATTEMPTS = 4
+_FIRST_PAUSE_SECONDS = 0.2
+
+#: Called with the number of bytes that have arrived since the last call; negative when they have to come again.
+OnArrived = Callable[[int], None]
+
+
+class Downloads:
+    """Downloads of one place into the cache. `fetch` blocks, and is called on several threads."""
+
+    def __init__(self, files: RemoteFiles, cache: ContentCache) -> None:
+        self._files = files
+        self._cache = cache
+        #: The place's MD5s are not those of the contents, as in a bucket with its own keys; found out once.
+        self._md5_misleads = False
+
+    def fetch(self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event) -> Content:
+        """The content of a file, in the cache. Raises Stopped once `stop` is set, BacklineError when the file cannot be had."""
+        location = self._files.location
+        key = entry.identity.removeprefix(SHA256) if entry.identity.startswith(SHA256) else self._cache.key(location, path, entry)
+        with self._cache.lock(key, stop.is_set):
+            if found := self._cache.find(location, path, entry):  # another one fetched it while this one waited
+                on_arrived(entry.size)
+                return found
+            partial = self._cache.partial(key)
+            try:
+                content = self._verified(path, entry, partial, on_arrived, stop)
+                self._cache.store(partial, content, location, path, entry)
+            finally:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+            return content
+
+    def _verified(self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event) -> Content:
+        received = self._receive(path, entry, partial, on_arrived, stop)
+        if self._matches(entry, received):
+            return received.content
+        on_arrived(-entry.size)
+        again = self._receive(path, entry, partial, on_arrived, stop)
+        if self._matches(entry, again):
+            return again.content
+        if entry.identity.startswith(MD5) and again.content == received.content:
+            self._md5_misleads = True  # encrypted with keys of their owner, objects have ETags that only look like MD5
+            return again.content
+        raise Unavailable(
+            f"'{self._place(path)}' arrived damaged twice: its checksum is not the announced {entry.identity}; "
+            "check the network between, and upload it again if that does not help"
+        )
+
+    def _matches(self, entry: FileEntry, received: _Received) -> bool:
+        kind, _, digest = entry.identity.partition(":")
+        actual = received.digests.get(f"{kind}:")
+        return actual is None or actual == digest or (kind == "md5" and self._md5_misleads)
+
+    def _receive(self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event) -> _Received:
+        """The file in `partial`, complete in length; goes on where a connection was cut."""
+        with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
+            hashes = _Hashes(entry)
+            failures = 0
+            while True:
+                before = hashes.size
+                try:
+                    self._append(path, entry, file, hashes, on_arrived, stop)
+                    return hashes.received()
+                except Unreachable:
+                    failures = failures + 1 if hashes.size == before else 1
+                    if failures == _ATTEMPTS:
+                        raise
+                    if stop.wait(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1)):
+                        raise Stopped from None
+
+    def _append(self, path: str, entry: FileEntry, file: _Writable, hashes: _Hashes, on_arrived: OnArrived, stop: threading.Event) -> None:
+        if stop.is_set():
+            raise Stopped
+        opened = self._files.open(path, entry, hashes.size)
+        if opened.start != hashes.size:
+            on_arrived(-hashes.size)
+            hashes.restart()
+            file.seek(0)
+            file.truncate()
+        for chunk in opened.chunks:
+            if stop.is_set():
+                raise Stopped
+            if hashes.size + len(chunk) > entry.size:
+                raise Unavailable(
+                    f"'{self._place(path)}' is larger than the {entry.size:,} bytes it was listed with; it changed while it was downloaded"
+                )
+            hashes.update(chunk)
+            file.write(chunk)
+            on_arrived(len(chunk))
+        if hashes.size < entry.size:
+            raise Unreachable(f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection was cut")
+
+    def _place(self, path: str) -> str:
+        return f"{self._files.location.rstrip('/')}/{printable(path)}"
+
+
+class _Writable(Protocol):
+    def write(self, data: bytes, /) -> int: ...
+    def seek(self, offset: int, /) -> int: ...
+    def truncate(self) -> int: ...
+
+
+class _Received:
+    """What a download gave: its content, and the digests that an identity can be held against."""
+
+    def __init__(self, content: Content, digests: dict[str, str]) -> None:
+        self.content = content
+        self.digests = digests
+
+
+class _Hashes:
+    """The digests of a file while it arrives; only those that are needed."""
+
+    def __init__(self, entry: FileEntry) -> None:
+        self._entry = entry
+        self.restart()
+
+    def restart(self) -> None:
+        self.size = 0
+        self._hashes: dict[str, Any] = {SHA256: hashlib.sha256()}
+        if self._entry.identity.startswith(MD5):
+            self._hashes[MD5] = hashlib.md5(usedforsecurity=False)
+        if self._entry.identity.startswith(GIT):
+            self._hashes[GIT] = hashlib.sha1(b"blob %d\0" % self._entry.size, usedforsecurity=False)
+
+    def update(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        for digest in self._hashes.values():
+            digest.update(chunk)
+
+    def received(self) -> _Received:
+        digests = {kind: digest.hexdigest() for kind, digest in self._hashes.items()}
+        return _Received(Content(digests[SHA256], self.size), digests)

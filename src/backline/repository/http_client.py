@@ -1,0 +1,149 @@
+"""Files by HTTP, by the standard library: it blocks, and is called on threads."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from typing import IO, Any, Final
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+from backline.engine.errors import BacklineError, NotFound, Unavailable
+from backline.repository.remote_files import Opened, Unreachable
+from backline.version import __version__
+
+_TIMEOUT_SECONDS: Final = 30
+_CHUNK: Final = 1 << 20
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+#: Where to try again makes sense: too early, too many requests, and failures of the server.
+_TRANSIENT: Final = frozenset({408, 425, 429})
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAnswer:
+    """`headers` look names up in any case; `headers_before` are those of the first answer, where redirects were followed."""
+
+    url: str
+    status: int
+    headers: Message
+    headers_before: Message
+    body: IO[bytes]
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: Any, **options: Any) -> None:
+        return None
+
+
+class HttpClient:
+    """GET and HEAD on one origin. `authorization` is sent to this origin only, never to where it redirects.
+
+    `denied` says in messages what to do when access is denied.
+    """
+
+    def __init__(self, url: str, *, authorization: str = "", denied: str = "check who may read it") -> None:
+        self._origin = origin(url)
+        self._authorization = authorization
+        self._denied = denied
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    @contextlib.contextmanager
+    def request(self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Iterator[HttpAnswer]:
+        """The answer, after redirects. Raises NotFound, Unreachable or Unavailable for what is not 2xx or 304."""
+        first: Message | None = None
+        asked = url
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = self._open(url, method, headers or {})
+            with contextlib.closing(response):
+                first = first or response.headers
+                target = response.headers.get("Location")
+                if response.status in _REDIRECTS and target:
+                    url = self._redirected(url, target)
+                    continue
+                if not (200 <= response.status < 300 or response.status == 304):
+                    raise self._explain(asked, url, response)
+                yield HttpAnswer(url, response.status, response.headers, first, response)
+                return
+        raise Unavailable(f"'{without_secrets(asked)}' redirects more than {_MAX_REDIRECTS} times; check the URL")
+
+    def open_from(self, url: str, offset: int, check: Callable[[HttpAnswer], None]) -> Opened:
+        """The body from `offset` on, or from its start where the server cannot; `check` raises when it is not what was expected."""
+        stack = contextlib.ExitStack()
+        try:
+            answer = stack.enter_context(self.request(url, headers={"Range": f"bytes={offset}-"} if offset else None))
+            check(answer)
+        except BaseException:
+            stack.close()
+            raise
+        partial = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+        return Opened(offset if partial else 0, self._chunks(url, answer, stack))
+
+    def _chunks(self, url: str, answer: HttpAnswer, stack: contextlib.ExitStack) -> Iterator[bytes]:
+        with stack:
+            try:
+                while chunk := answer.body.read(_CHUNK):
+                    yield chunk
+            except (OSError, http.client.HTTPException) as error:
+                raise Unreachable(f"'{without_secrets(url)}' was cut off: {_reason(error)}", 5) from None
+
+    def _open(self, url: str, method: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        request = urllib.request.Request(url, method=method, headers={"User-Agent": f"backline/{__version__}", **headers})
+        if self._authorization and origin(url) == self._origin:
+            request.add_unredirected_header("Authorization", self._authorization)
+        try:
+            response: http.client.HTTPResponse = self._opener.open(request, timeout=_TIMEOUT_SECONDS)
+        except urllib.error.HTTPError as error:
+            # An answer as well; its body is what it reads from.
+            return error  # type: ignore[return-value]
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unreachable(
+                f"'{without_secrets(url)}' cannot be reached: {_reason(error)}; check the URL and the network", retry_after=5
+            ) from None
+        return response
+
+    def _redirected(self, url: str, target: str) -> str:
+        joined = urljoin(url, target)
+        before, after = urlsplit(url), urlsplit(joined)
+        if after.scheme not in {"http", "https"} or not after.hostname:
+            raise Unavailable(f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is no web address; check the URL")
+        if before.scheme == "https" and after.scheme == "http":
+            raise Unavailable(
+                f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is not encrypted; use one that stays with https"
+            )
+        return joined
+
+    def _explain(self, asked: str, url: str, response: http.client.HTTPResponse) -> BacklineError:
+        place = f"'{without_secrets(asked)}'"
+        if origin(url) != origin(asked):
+            place += f" (redirected to {origin(url)})"
+        status = response.status
+        if status in {401, 403}:
+            return Unavailable(f"{place}: access is denied (status {status}); {self._denied}")
+        if status in {404, 410}:
+            return NotFound(f"{place} does not exist (status {status}); check the URL")
+        if status in _TRANSIENT or status >= 500:
+            return Unreachable(f"{place} cannot be had at the moment (status {status} {response.reason}); try again later", 5)
+        return Unavailable(f"{place} answers with status {status} {response.reason}; check the URL")
+
+
+def origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
+def without_secrets(url: str) -> str:
+    """The URL without user, password, and query, where signatures are."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", parts.fragment))
+
+
+def _reason(error: Exception) -> str:
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError):
+        return f"no answer within {_TIMEOUT_SECONDS} seconds"
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause) or type(cause).__name__

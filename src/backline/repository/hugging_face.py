@@ -1,0 +1,164 @@
+"""Models on the Hugging Face hub, or on a server that speaks its HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urljoin
+
+from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.engine.model_format import ModelFormat
+from backline.repository.cache import ContentCache
+from backline.repository.http_client import HttpAnswer, HttpClient, origin
+from backline.repository.listing import FileEntry
+from backline.repository.remote import RemoteRepository
+from backline.repository.remote_files import GIT, SHA256, Opened
+
+_HUB = "https://huggingface.co"
+_FORM = "expected hf://owner/repo, hf://owner/repo@revision or hf://owner/repo@revision/path"
+_NAME = re.compile(r"[A-Za-z0-9][\w.\-]*")
+#: A page of a listing has at most 1,000 files of a few hundred bytes.
+_MAX_PAGE = 64 << 20
+_MAX_FILES = 100_000
+_NEXT = re.compile(r'<([^>]+)>\s*;\s*rel="?next"?')
+
+
+class HuggingFaceRepository(RemoteRepository):
+    """The models in hf://owner/repo[@revision][/path]; a revision is a branch, a tag or a commit, "main" without one (a "/" in it is
+    written "%2F"). HF_TOKEN gives access to private ones, HF_ENDPOINT names another server. Raises InvalidArgument for a wrong location."""
+
+    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, config_name: str = "") -> None:
+        super().__init__(HubFiles(location), ContentCache(cache), formats=formats, config_name=config_name)
+
+
+class HubFiles:
+    """The files of a repository of the hub at one commit; see RemoteFiles."""
+
+    def __init__(self, location: str, environment: Mapping[str, str] = os.environ) -> None:
+        self._location = location
+        owner, _, rest = re.sub(r"^hf:/*", "", location).partition("/")
+        repo, _, path = rest.strip("/").partition("/")
+        repo, _, revision = repo.partition("@")
+        if not _NAME.fullmatch(owner) or not _NAME.fullmatch(repo) or any(p in {"", ".", ".."} for p in path.split("/") if path):
+            raise InvalidArgument(f"'{location}' is no place on the hub; {_FORM}")
+        self._repo = f"{owner}/{repo}"
+        self._revision = unquote(revision) or "main"
+        self._path = path
+        self._endpoint = (environment.get("HF_ENDPOINT") or _HUB).rstrip("/")
+        if not self._endpoint.startswith(("http://", "https://")):
+            raise InvalidArgument(f"HF_ENDPOINT is '{self._endpoint}'; expected a URL such as {_HUB}")
+        token = _token(environment)
+        self._client = HttpClient(
+            self._endpoint,
+            authorization=f"Bearer {token}" if token else "",
+            denied=f"accept the conditions of '{self._repo}' on the hub, or use a token that may read it (HF_TOKEN)"
+            if token
+            else f"'{self._repo}' does not exist, or is private: check the name, or set HF_TOKEN to a token that may read it",
+        )
+        self._commit = ""
+        self._single = False
+
+    @property
+    def location(self) -> str:
+        return self._location
+
+    @property
+    def name(self) -> str:
+        last = (self._path or self._repo).rpartition("/")[2]
+        return Path(last).stem if self._single else last
+
+    def files(self) -> Mapping[str, FileEntry]:
+        self._commit = self._resolve()
+        folder = f"/{quote(self._path)}" if self._path else ""
+        try:
+            found = self._tree(folder)
+            self._single = False
+        except NotFound:
+            # A file has no tree; its folder has.
+            found = [item for item in self._tree(quote(f"/{self._path}").rpartition("/")[0]) if item["path"] == self._path]
+            self._single = True
+        cut = len(self._path) - len(self._path.rpartition("/")[2]) if self._single else len(self._path) + 1 if self._path else 0
+        files = {item["path"][cut:]: _entry(item) for item in found if item["type"] == "file"}
+        if not files:
+            raise NotFound(f"'{self._location}' holds no files at revision '{self._revision}'; check the path after the repository's name")
+        return files
+
+    def _resolve(self) -> str:
+        """The commit that the revision is now: a listing and its files must not be of different ones."""
+        url = f"{self._endpoint}/api/models/{self._repo}/revision/{quote(self._revision, safe='')}"
+        try:
+            found, _ = self._json(url)
+        except NotFound:
+            raise NotFound(
+                f"'{self._location}': the hub has no repository '{self._repo}' with revision '{self._revision}'; check both"
+            ) from None
+        commit = found.get("sha") if isinstance(found, dict) else None
+        if not isinstance(commit, str) or not commit:
+            raise self._odd(url)
+        return commit
+
+    def _tree(self, folder: str) -> list[dict[str, Any]]:
+        url = f"{self._endpoint}/api/models/{self._repo}/tree/{self._commit}{folder}?recursive=true"
+        items: list[dict[str, Any]] = []
+        while url:
+            page, following = self._json(url)
+            if not isinstance(page, list) or not all(isinstance(item, dict) and {"path", "type"} <= item.keys() for item in page):
+                raise self._odd(url)
+            items += page
+            if len(items) > _MAX_FILES:
+                raise InvalidArgument(f"'{self._location}' has more than {_MAX_FILES:,} files; name a folder in it: {_FORM}")
+            if following and origin(following) != origin(self._endpoint):
+                raise self._odd(url)
+            url = following
+        return items
+
+    def _json(self, url: str) -> tuple[Any, str]:
+        """What an address of the API answers, and the address of the next page."""
+        with self._client.request(url) as answer:
+            body = answer.body.read(_MAX_PAGE + 1)
+            following = _NEXT.search(answer.headers.get("Link", ""))
+        try:
+            if len(body) > _MAX_PAGE:
+                raise ValueError
+            return json.loads(body), urljoin(url, following[1]) if following else ""
+        except ValueError:
+            raise self._odd(url) from None
+
+    def _odd(self, url: str) -> Unavailable:
+        return Unavailable(f"'{self._location}': {url} does not answer as the hub does; check HF_ENDPOINT ('{self._endpoint}')")
+
+    def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
+        folder = self._path.rpartition("/")[0] if self._single else self._path
+        full = f"{folder}/{path}" if folder else path
+        commit = self._commit or quote(self._revision, safe="")
+        return self._client.open_from(f"{self._endpoint}/{self._repo}/resolve/{commit}/{quote(full)}", offset, _accept)
+
+    def close(self) -> None:
+        """No connection is kept."""
+
+
+def _accept(answer: HttpAnswer) -> None:
+    """The content is held against its hash."""
+
+
+def _entry(item: dict[str, Any]) -> FileEntry:
+    """Large files have the SHA-256 of their content, the others git's own hash."""
+    large = item.get("lfs")
+    if isinstance(large, dict) and large.get("oid"):
+        return FileEntry(int(large.get("size", item.get("size", 0))), SHA256 + str(large["oid"]).removeprefix("sha256:"))
+    return FileEntry(int(item.get("size", 0)), GIT + str(item.get("oid", "")))
+
+
+def _token(environment: Mapping[str, str]) -> str:
+    """HF_TOKEN, else what `hf auth login` has left."""
+    if token := environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN"):
+        return token.strip()
+    home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    try:
+        return Path(environment.get("HF_TOKEN_PATH") or Path(home) / "token").read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,198 @@
+"""Where an object store is, and who asks: a URL, Triton's spellings, the environment, and Triton's file of credentials."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+from backline.engine.errors import InvalidArgument
+
+CREDENTIALS_FILE: Final = "TRITON_CLOUD_CREDENTIAL_PATH"
+
+_ENDPOINT: Final = re.compile(r"https?://[^/:@\s]+(:\d{1,5})?")
+#: What a message says about credentials, by kind of store.
+CREDENTIALS: Final = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN) or AWS_PROFILE, "
+    "or AWS_SKIP_SIGNATURE=true for a public bucket",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to a key file, run 'gcloud auth application-default login', "
+    "or set GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+    "az": "set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_KEY), "
+    "or AZURE_SKIP_SIGNATURE=true for a public container",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectLocation:
+    """A bucket or container of a store (`kind` "s3", "gs" or "az"), the prefix in it, and obstore's options to reach it."""
+
+    kind: str
+    bucket: str
+    prefix: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_location(location: str, environment: Mapping[str, str] = os.environ) -> ObjectLocation:
+    """Reads s3://bucket/prefix, s3://[https://]host:port/bucket/prefix, gs://bucket/prefix, az://container/prefix and
+    as://account.blob.core.windows.net/container/prefix. Raises InvalidArgument with the form that was expected."""
+    scheme, _, rest = location.partition("://")
+    scheme = scheme.lower()
+    if "?" in rest or "#" in rest:
+        raise InvalidArgument(f"'{location}' has '?' or '#', which a bucket and its objects are named without; remove it")
+    if scheme == "s3":
+        return _s3(location, rest, environment)
+    if scheme == "gs":
+        return _gcs(location, rest, environment)
+    return _azure(location, scheme, rest, environment)
+
+
+def _split(location: str, rest: str, form: str) -> tuple[str, str]:
+    bucket, _, prefix = rest.strip("/").partition("/")
+    if not bucket:
+        raise InvalidArgument(f"'{location}' names no bucket; expected {form}")
+    parts = prefix.split("/") if prefix else []
+    if any(part in {"", ".", ".."} for part in parts) or "\0" in prefix:
+        raise InvalidArgument(f"'{location}' has an empty part, '.' or '..' in its path; expected {form}")
+    return bucket, prefix
+
+
+def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocation:
+    options: dict[str, Any] = {}
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or environment.get("AWS_ENDPOINT")
+    scheme = ""
+    for candidate in ("https", "http"):
+        if rest.startswith(f"{candidate}://"):
+            scheme, rest = candidate, rest.removeprefix(f"{candidate}://")
+    host = rest.partition("/")[0]
+    if scheme or ":" in host:
+        # Triton's spelling of a store that is not Amazon's; its plain form speaks HTTP.
+        endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
+        if not _ENDPOINT.fullmatch(endpoint):
+            raise InvalidArgument(f"'{location}' names no endpoint: '{host}'; expected s3://host:port/bucket/prefix")
+    bucket, prefix = _split(location, rest, "s3://bucket/prefix or s3://https://host:port/bucket/prefix")
+    if endpoint:
+        options["endpoint"] = endpoint.rstrip("/")
+    if given := _given("s3", f"s3://{bucket}/{prefix}", environment):
+        names = {"key_id": "access_key_id", "secret_key": "secret_access_key", "session_token": "session_token", "region": "region"}
+        options |= {names[key]: value for key, value in given.items() if key in names and value}
+        options |= _aws_profile(given["profile"], environment) if given.get("profile") else {}
+    elif "AWS_ACCESS_KEY_ID" not in environment:
+        options |= _aws_profile(environment.get("AWS_PROFILE", ""), environment)
+    if not any(key in environment for key in ("AWS_REGION", "AWS_DEFAULT_REGION")):
+        options.setdefault("region", "us-east-1")
+    return ObjectLocation("s3", bucket, prefix, options)
+
+
+def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Keys and region of a profile in Amazon's two files; nothing where there are none and no profile was asked for."""
+    name = profile or "default"
+    home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
+    paths = (
+        (Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"), name),
+        (Path(environment.get("AWS_CONFIG_FILE") or home / "config"), name if name == "default" else f"profile {name}"),
+    )
+    fields = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key", "aws_session_token": "session_token"}
+    fields["region"] = "region"
+    options: dict[str, Any] = {}
+    for path, section in paths:
+        parser = configparser.ConfigParser(interpolation=None)
+        try:
+            parser.read(path)
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise InvalidArgument(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from None
+        if parser.has_section(section):
+            options |= {fields[key]: value for key, value in parser[section].items() if key in fields}
+    if profile and not options:
+        raise InvalidArgument(f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE or add it")
+    return options
+
+
+def _gcs(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocation:
+    bucket, prefix = _split(location, rest, "gs://bucket/prefix")
+    options: dict[str, Any] = {}
+    if emulator := environment.get("STORAGE_EMULATOR_HOST"):
+        options = {"base_url": (emulator if "://" in emulator else f"http://{emulator}").rstrip("/"), "skip_signature": True}
+    elif given := _given("gs", f"gs://{bucket}/{prefix}", environment):
+        options["application_credentials"] = given.get("path", "")
+    return ObjectLocation("gs", bucket, prefix, options)
+
+
+def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]) -> ObjectLocation:
+    options: dict[str, Any] = {}
+    account = ""
+    if scheme == "as":
+        host, _, rest = rest.partition("/")
+        account = host.partition(".")[0]
+        if not account or account == host:
+            raise InvalidArgument(f"'{location}' names no account; expected as://ACCOUNT.blob.core.windows.net/container/prefix")
+        container, prefix = _split(location, rest, "as://ACCOUNT.blob.core.windows.net/container/prefix")
+        options = {"account_name": account, "endpoint": f"https://{host}"}
+        place = f"as://{host}/{container}/{prefix}"
+    else:
+        container, prefix = _split(location, rest, "az://container/prefix")
+        place = f"as://{container}/{prefix}"
+    text = environment.get("AZURE_STORAGE_CONNECTION_STRING", "")
+    connection = _connection_string(text) if text else {}
+    if connection and account in {"", connection["account_name"]}:  # for another account it says nothing
+        options |= connection
+    elif given := _given("as", place, environment):
+        options["account_name"] = given.get("account_str", options.get("account_name", ""))
+        options |= {"account_key": given["account_key"]} if given.get("account_key") else {"skip_signature": True}
+    elif asking := environment.get("AZURE_STORAGE_ACCOUNT"):  # Triton's and Azure's command line's names
+        options.setdefault("account_name", asking)
+    if key := environment.get("AZURE_STORAGE_KEY"):
+        options.setdefault("account_key", key)
+    if "account_name" not in options and "AZURE_STORAGE_ACCOUNT_NAME" not in environment:
+        raise InvalidArgument(
+            f"'{location}' does not say whose container it is: {CREDENTIALS['az']}, "
+            "or write as://ACCOUNT.blob.core.windows.net/container/prefix"
+        )
+    return ObjectLocation("az", container, prefix, options)
+
+
+def _connection_string(text: str) -> dict[str, Any]:
+    parts = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
+    account = parts.get("AccountName", "")
+    if parts.get("UseDevelopmentStorage", "").lower() == "true":
+        return {"use_emulator": True, "account_name": "devstoreaccount1"}
+    endpoint = parts.get("BlobEndpoint")
+    if not endpoint:
+        if not account:
+            raise InvalidArgument(
+                "AZURE_STORAGE_CONNECTION_STRING has neither AccountName nor BlobEndpoint; copy it from the Azure portal again"
+            )
+        suffix = parts.get("EndpointSuffix", "core.windows.net")
+        endpoint = f"{parts.get('DefaultEndpointsProtocol', 'https')}://{account}.blob.{suffix}"
+    options: dict[str, Any] = {
+        "endpoint": endpoint.rstrip("/"),
+        "account_name": account or (urlsplit(endpoint).hostname or "").split(".")[0],
+    }
+    if "AccountKey" in parts:
+        options["account_key"] = parts["AccountKey"]
+    elif "SharedAccessSignature" in parts:
+        options["sas_key"] = unquote(parts["SharedAccessSignature"]).removeprefix("?")
+    else:
+        options["skip_signature"] = True
+    return options
+
+
+def _given(kind: str, place: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """What Triton's file of credentials says for a place: of the entries that begin like it, the longest."""
+    name = environment.get(CREDENTIALS_FILE)
+    if not name:
+        return {}
+    try:
+        entries = json.loads(Path(name).read_text("utf-8")).get(kind, {})
+        matching = [prefix for prefix in entries if place.startswith(prefix)]
+        found = entries[max(matching, key=len)] if matching else {}
+        found = {"path": found} if isinstance(found, str) else dict(found)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InvalidArgument(f"{CREDENTIALS_FILE}: '{name}' cannot be used: {error}; expected JSON such as "
+                              '{"s3": {"s3://bucket": {"key_id": "...", "secret_key": "...", "region": "..."}}}') from None  # fmt: skip
+    return {key: value for key, value in found.items() if isinstance(value, str)}

@@ -1,0 +1,208 @@
+"""Models in an object store: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.model_format import ModelFormat
+from backline.repository.cache import ContentCache
+from backline.repository.listing import FileEntry
+from backline.repository.object_location import CREDENTIALS, ObjectLocation, parse_location
+from backline.repository.remote import RemoteRepository
+from backline.repository.remote_files import MD5, Opened, Unreachable
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+#: A store that does not answer is noticed within seconds: models go on being served meanwhile, and the next poll tries again.
+_CONNECT_SECONDS = 5
+_READ_SECONDS = 30
+_RETRIES = 2
+_RETRY_SECONDS = 10
+#: The library bounds a whole request; a large file may take its time as long as bytes arrive.
+_REQUEST_DAYS = 7
+_CHUNK = 1 << 20
+#: An ETag that is an MD5; one of an upload in parts has a dash.
+_MD5_ETAG = re.compile(r"[0-9a-f]{32}")
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([^<]+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<\n]+)")
+#: Without credentials the library asks the machine in the cloud that it may be running on.
+_NO_CREDENTIALS = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity", "token request", "Missing account")
+_NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
+
+
+class ObjectStoreRepository(RemoteRepository):
+    """The models below a prefix of a bucket; `location` as ObjectLocation describes it. Raises InvalidArgument for a wrong one."""
+
+    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, config_name: str = "") -> None:
+        super().__init__(ObjectFiles(location), ContentCache(cache), formats=formats, config_name=config_name)
+
+
+class ObjectFiles:
+    """The objects below a prefix; see RemoteFiles. A prefix that is one object is the place of that file."""
+
+    def __init__(self, location: str) -> None:
+        self._place = parse_location(location)
+        self._location = location
+        self._store = _open_store(location, self._place)
+        self._single = False
+
+    @property
+    def location(self) -> str:
+        return self._location
+
+    @property
+    def name(self) -> str:
+        last = (self._place.prefix or self._place.bucket).rpartition("/")[2]
+        return Path(last).stem if self._single else last
+
+    def files(self) -> Mapping[str, FileEntry]:
+        import obstore
+
+        prefix = self._place.prefix
+        with self._explained(prefix):
+            objects = obstore.list(self._store, prefix=prefix or None).collect()
+        cut = len(prefix) + 1 if prefix else 0
+        files = {found["path"][cut:]: _entry(found) for found in objects}
+        # Tools that show folders keep them as empty objects.
+        folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
+        files = {path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)}
+        self._single = False
+        return files or self._one_object()
+
+    def _one_object(self) -> Mapping[str, FileEntry]:
+        import obstore
+
+        prefix = self._place.prefix
+        if not prefix:
+            return {}
+        try:
+            with self._explained(prefix):
+                found = obstore.head(self._store, prefix)
+        except NotFound:
+            raise NotFound(
+                f"'{self._location}' holds nothing: the {self._bucket} has no object below '{prefix}'; "
+                "upload models there, or correct the path"
+            ) from None
+        self._single = True
+        return {prefix.rpartition("/")[2]: _entry(found)}
+
+    def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
+        import obstore
+
+        prefix = self._place.prefix
+        key = prefix if self._single else f"{prefix}/{path}" if prefix else path
+        with self._explained(key):
+            got = obstore.get(self._store, key, options={"range": {"offset": offset}} if offset else {})
+        if _entry(got.meta) != FileEntry(entry.size, entry.identity):
+            raise Unavailable(
+                f"'{self._location}': object '{key}' was replaced while it was downloaded; it is taken up when looked at again", 1
+            )
+        return Opened(got.range[0], self._chunks(key, got.stream(_CHUNK)))
+
+    def _chunks(self, key: str, stream: Any) -> Iterator[bytes]:
+        with self._explained(key):
+            for chunk in stream:
+                yield bytes(chunk)
+
+    def close(self) -> None:
+        """The store's connections go with it."""
+
+    @property
+    def _bucket(self) -> str:
+        return f"{'container' if self._place.kind == 'az' else 'bucket'} '{self._place.bucket}'"
+
+    @contextlib.contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turns the library's errors into BacklineErrors that say what to do."""
+        import obstore.exceptions as obstore_errors
+
+        try:
+            yield
+        except (obstore_errors.BaseError, FileNotFoundError, PermissionError, ValueError) as error:
+            raise self._explain(error, key) from None
+
+    def _explain(self, error: Exception, key: str) -> BacklineError:
+        import obstore.exceptions as obstore_errors
+
+        text = str(error).partition("\n\nDebug source")[0]
+        code = found[1] if (found := _CODE.search(text)) else ""
+        status = int(found[1]) if (found := _STATUS.search(text)) else 0
+        message = found[1].rstrip(".") if (found := _MESSAGE.search(text)) else ""
+        reason = ": ".join(part for part in (code, message) if part) or _last_line(text)
+        where = f"model repository '{self._location}'"
+        if isinstance(error, obstore_errors.InvalidPathError):
+            return InvalidArgument(f"{where}: an object has a name that cannot be a file ({_last_line(text)}); rename or remove it")
+        if any(sign in text for sign in _NO_CREDENTIALS):
+            return Unavailable(f"{where}: no credentials were found; {CREDENTIALS[self._place.kind]} ({reason})")
+        if code in _NOT_THERE or (status == 404 and "list request" in text):
+            return NotFound(
+                f"{where}: the {self._bucket} does not exist{self._at_endpoint}; create it, or correct its name or the endpoint"
+            )
+        if isinstance(error, FileNotFoundError) or status == 404:
+            return NotFound(f"{where}: object '{key}' does not exist (any more)")
+        if status in {401, 403} or isinstance(
+            error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError | PermissionError
+        ):
+            return Unavailable(f"{where}: access is denied ({reason}); {CREDENTIALS[self._place.kind]}")
+        if status in {301, 307, 308}:
+            return Unavailable(f"{where}: the store sends elsewhere ({reason}); set AWS_REGION to the region of the {self._bucket}")
+        if 400 <= status < 500 and status not in {408, 429}:
+            return Unavailable(
+                f"{where}: the store refused the request with status {status} ({reason}); check the endpoint{self._at_endpoint}"
+            )
+        return Unreachable(
+            f"{where} cannot be reached{self._at_endpoint} ({reason}); check the network and the endpoint", retry_after=_RETRY_SECONDS
+        )
+
+    @property
+    def _at_endpoint(self) -> str:
+        endpoint = self._place.options.get("endpoint") or self._place.options.get("base_url")
+        return f" at {endpoint}" if endpoint else ""
+
+
+def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import AzureStore, GCSStore, S3Store
+    except ImportError:
+        raise InvalidArgument(
+            f"model repository '{location}' needs the package obstore; install it with: pip install 'backline[cloud]'"
+        ) from None
+    options: dict[str, Any] = dict(place.options)
+    endpoint = options.get("endpoint") or options.get("base_url") or ""
+    options["client_options"] = {
+        "allow_http": endpoint.startswith("http://") or bool(options.get("use_emulator")),
+        "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+        "read_timeout": timedelta(seconds=_READ_SECONDS),
+        "timeout": timedelta(days=_REQUEST_DAYS),
+    }
+    options["retry_config"] = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
+    try:
+        if place.kind == "s3":
+            return S3Store(place.bucket, **options)
+        if place.kind == "gs":
+            return GCSStore(place.bucket, **options)
+        return AzureStore(place.bucket, **options)
+    except (BaseError, ValueError, OSError) as error:
+        reason = _last_line(str(error).partition("\n\nDebug source")[0])
+        raise InvalidArgument(f"model repository '{location}' cannot be opened ({reason}); {CREDENTIALS[place.kind]}") from None
+
+
+def _entry(found: Any) -> FileEntry:
+    etag = (found["e_tag"] or "").strip('"')
+    if _MD5_ETAG.fullmatch(etag):
+        return FileEntry(found["size"], MD5 + etag)
+    # A store without ETags: the time tells changes a second apart.
+    return FileEntry(found["size"], f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2].rpartition(" - ")[2].strip()

@@ -1,0 +1,303 @@
+"""A repository elsewhere: its files are listed there, kept in the cache here, and loaded from here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.model_format import ModelFormat
+from backline.repository.cache import Content, ContentCache, Stopped
+from backline.repository.downloads import Downloads
+from backline.repository.listing import FileEntry, Listing
+from backline.repository.remembered import recall, remember
+from backline.repository.remote_files import RemoteFiles, Unreachable, checked
+from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
+from backline.repository.scan import scan_listing
+
+log = logging.getLogger("backline.repository")
+T = TypeVar("T")
+
+#: Files that one repository downloads at a time. One stream rarely fills a line; more than a few disturb each other.
+PARALLEL = 8
+#: Files that a scan reads, if they are there, are small; what is larger is not read in advance.
+_SMALL = 1 << 20
+_READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
+#: How often the trees in use are marked as such, far below ContentCache's age limit.
+_KEEP_SECONDS = 3600.0
+#: How often it is written down that a place could be reached, where nothing changes.
+_REMEMBER_SECONDS = 60.0
+
+
+class RemoteRepository:
+    """The models of a remote place; see Repository. `files` and what blocks run on threads of their own."""
+
+    def __init__(self, files: RemoteFiles, cache: ContentCache, *, formats: Sequence[ModelFormat], config_name: str = "") -> None:
+        self._files = files
+        self._cache = cache
+        self._formats = tuple(formats)
+        self._config_name = config_name
+        self._downloads = Downloads(files, cache)
+        self._threads = ThreadPoolExecutor(PARALLEL, thread_name_prefix="repository")
+        self._scans = threading.Lock()
+        self._closing = threading.Event()
+        self._closed = asyncio.Event()
+        self._trees: set[Path] = set()
+        self._kept = time.monotonic()
+        #: The files of the last scan and the models in them, where every file could be read.
+        self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
+        self._reached = False
+        self._remembered_at = 0.0
+        self._pruned = False
+
+    @property
+    def location(self) -> str:
+        return self._files.location
+
+    # -- scan
+
+    async def scan(self) -> list[FoundModel]:
+        self._refuse_if_closed()
+        return await asyncio.wrap_future(self._threads.submit(self._scan))
+
+    def _scan(self) -> list[FoundModel]:
+        with self._scans, self._unless_closed():
+            files = self._list()
+            if self._last is not None and self._last[0] == files:
+                return self._last[1]
+            unread: list[str] = []
+
+            def read(path: str) -> bytes:
+                try:
+                    return self._read(path, files)
+                except BacklineError:
+                    unread.append(path)
+                    raise
+
+            self._read_ahead(files)
+            folders = frozenset(path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/")
+            listing = Listing(self.location, files, folders, read)
+            models = scan_listing(listing, formats=self._formats, name=self._files.name, config_name=self._config_name)
+            self._last = None if unread else (files, models)
+            return models
+
+    def _list(self) -> Mapping[str, FileEntry]:
+        self._keep_trees()
+        try:
+            files = checked(self.location, self._files.files())
+        except Unreachable as error:
+            if self._reached:
+                raise
+            return self._remembered(error)
+        self._reached = True
+        if self._last is None or self._last[0] != files or time.monotonic() - self._remembered_at >= _REMEMBER_SECONDS:
+            remember(self._cache, self.location, files)
+            self._remembered_at = time.monotonic()
+        return files
+
+    def _remembered(self, error: Unreachable) -> Mapping[str, FileEntry]:
+        """What the place held when it was last reached. Raises `error` where that is not known."""
+        found = recall(self._cache, self.location)
+        if found is None:
+            raise error
+        files, seen = found
+        log.warning(
+            "%s Serving what the cache '%s' holds of '%s', as it was %s ago.",
+            _sentence(error.message), self._cache.folder, self.location, _age(time.time() - seen),
+        )  # fmt: skip
+        return files
+
+    def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
+        """Fetches what the scan is about to read, several at a time; a failure is told when the scan reads the file."""
+        missing = [
+            path
+            for path, entry in files.items()
+            if path.endswith(_READ_AT_SCAN) and entry.size <= _SMALL and not entry.problem
+            and self._cache.find(self.location, path, entry) is None
+        ]  # fmt: skip
+        if len(missing) < 2:
+            return
+        with ThreadPoolExecutor(PARALLEL, thread_name_prefix="repository-scan") as threads:
+            for path in missing:
+                threads.submit(self._downloads.fetch, path, files[path], _ignore, self._closing)
+
+    def _read(self, path: str, files: Mapping[str, FileEntry]) -> bytes:
+        entry = files.get(path)
+        if entry is None:
+            raise NotFound(f"'{self.location.rstrip('/')}/{path}' does not exist")
+        if entry.problem:
+            raise InvalidArgument(entry.problem)
+        content = self._cache.find(self.location, path, entry) or self._downloads.fetch(path, entry, _ignore, self._closing)
+        return self._cache.read(content)
+
+    def _keep_trees(self) -> None:
+        if not self._pruned:
+            self._pruned = True
+            self._cache.prune()
+        if time.monotonic() - self._kept >= _KEEP_SECONDS:
+            self._kept = time.monotonic()
+            for tree in tuple(self._trees):
+                self._cache.keep(tree)
+
+    # -- fetch
+
+    async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
+        self._refuse_if_closed()
+        if version.path is None:
+            raise InvalidArgument(version.problem or f"version {version.version} of model '{model.name}' has no model file")
+        for entry in version.files.values():
+            if entry.problem:
+                raise InvalidArgument(entry.problem)
+        stop = threading.Event()
+        progress = _Progress(sum(entry.size for entry in version.files.values()), on_bytes)
+        try:
+            contents = await self._run(self._find_all, version.files)
+            missing = [path for path in version.files if path not in contents]
+            progress.add(sum(content.size for content in contents.values()))
+            if missing:
+                await self._run(self._cache.check_space, sum(version.files[path].size for path in missing))
+                contents |= await self._fetch_all({path: version.files[path] for path in missing}, progress, stop)
+            tree = await self._run(self._cache.tree, contents)
+        finally:
+            stop.set()
+            progress.end()
+        self._trees.add(tree)
+        return FetchedVersion(tree / version.path, tree / model.folder)
+
+    def _find_all(self, files: Mapping[str, FileEntry]) -> dict[str, Content]:
+        found = {path: self._cache.find(self.location, path, entry) for path, entry in files.items()}
+        return {path: content for path, content in found.items() if content is not None}
+
+    async def _fetch_all(self, files: Mapping[str, FileEntry], progress: _Progress, stop: threading.Event) -> dict[str, Content]:
+        """The contents of all, or the first failure once the others have stopped."""
+
+        def fetch(path: str, entry: FileEntry) -> Content:
+            try:
+                return self._downloads.fetch(path, entry, progress.add, _Either(stop, self._closing))
+            except BaseException:
+                stop.set()
+                raise
+
+        futures = [self._threads.submit(fetch, path, entry) for path, entry in files.items()]
+        results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+        contents = {}
+        stopped = None
+        for path, result in zip(files, results, strict=True):
+            if isinstance(result, Stopped):
+                stopped = result
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                contents[path] = result
+        if stopped is not None:
+            raise self._closed_error()
+        return contents
+
+    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
+        future: Future[T] = self._threads.submit(function, *arguments)
+        return await asyncio.wrap_future(future)
+
+    # -- changes and end
+
+    async def changes(self, interval: float) -> AsyncIterator[None]:
+        """Every `interval` seconds: no store tells of changes by itself, and a scan is one request where nothing has changed."""
+        while not self._closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), interval)
+                return
+            yield
+
+    async def close(self) -> None:
+        self._closing.set()
+        self._closed.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._files.close()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closing.is_set():
+            raise self._closed_error()
+
+    @contextlib.contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except Stopped:
+            raise self._closed_error() from None
+
+    def _closed_error(self) -> BacklineError:
+        return Unavailable(f"the model repository '{self.location}' is closed")
+
+
+class _Either(threading.Event):
+    """Set when one of two events is."""
+
+    def __init__(self, one: threading.Event, other: threading.Event) -> None:
+        super().__init__()
+        self._one = one
+        self._other = other
+
+    def is_set(self) -> bool:
+        return self._one.is_set() or self._other.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._one.wait(timeout) or self._other.is_set()
+
+
+class _Progress:
+    """Bytes that arrive on threads, told on the event loop as often as it has time to hear of them."""
+
+    def __init__(self, total: int, on_bytes: OnBytes) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._total = total
+        self._on_bytes = on_bytes
+        self._here = 0
+        self._announced = False
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self._here += count
+            if self._announced:
+                return
+            self._announced = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._announced = False
+            here = self._here
+        self._on_bytes(here, self._total)
+
+    def end(self) -> None:
+        """Tells the last bytes at once, and nothing after."""
+        with self._lock:
+            on_bytes, self._on_bytes = self._on_bytes, _say_nothing
+            here = self._here
+        on_bytes(here, self._total)
+
+
+def _say_nothing(here: int, total: int) -> None:
+    """After the end."""
+
+
+def _ignore(count: int) -> None:
+    """Progress that nobody looks at."""
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _age(seconds: float) -> str:
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(seconds, 0):.0f} seconds"

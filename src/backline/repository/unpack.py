@@ -1,0 +1,226 @@
+"""Files out of an archive that somebody else wrote: names, kinds and sizes are checked before a byte is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import lzma
+import stat
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, cast
+
+from backline.engine.errors import BacklineError, InvalidArgument, Unsupported
+from backline.repository.cache import Readable
+from backline.repository.names import printable
+from backline.repository.remote_files import name_problem
+
+#: The suffixes of archives, and how tarfile calls the compression of those that are tar files.
+ARCHIVES: Final = {".zip": "zip", ".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
+#: A name or a header that is larger is an attack on memory.
+_MAX_HEADER: Final = 1 << 20
+_DAMAGED: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an archive may unpack to: members in number, bytes in all, and bytes for each of its own bytes (above what harms nobody)."""
+
+    files: int = 100_000
+    size: int = 256 << 30
+    ratio: int = 100
+    harmless: int = 1 << 30
+
+    def bytes_of(self, archive_size: int) -> int:
+        return min(self.size, max(self.harmless, self.ratio * archive_size))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A regular file in an archive; `content` is to be read before the next one is asked for."""
+
+    path: str
+    size: int
+    content: Readable
+
+
+def archive_kind(path: str) -> str | None:
+    """Of ARCHIVES, by the name; None for what is none."""
+    lower = path.lower()
+    return next((kind for suffix, kind in ARCHIVES.items() if lower.endswith(suffix)), None)
+
+
+def members(archive: Path, kind: str, place: str, limits: Limits) -> Iterator[Member]:
+    """The regular files in an archive, one after the other; `place` is its name in messages.
+
+    Raises InvalidArgument that names the member for a name that is absolute, leads out, or is given twice (also by case), for links,
+    devices and encryption, for more than `limits` allow, and for a damaged archive.
+    """
+    names = _Names(place, limits, limits.bytes_of(archive.stat().st_size))
+    with _explained(place):
+        yield from _zip_members(archive, names) if kind == "zip" else _tar_members(archive, kind, names)
+
+
+@contextlib.contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """Turns what the unpacking libraries raise for damage into InvalidArgument."""
+    try:
+        yield
+    except BacklineError:
+        raise
+    except (OSError, *_DAMAGED) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; a damaged gzip file has no number
+            raise
+        raise InvalidArgument(f"archive '{place}' is damaged, or not what its name says: {error}; upload it again") from None
+
+
+class _Content:
+    """The content of a member, whose damage shows when it is read."""
+
+    def __init__(self, stream: IO[bytes], place: str) -> None:
+        self._stream = stream
+        self._place = place
+
+    def read(self, size: int) -> bytes:
+        with _explained(self._place):
+            return self._stream.read(size)
+
+
+class _Names:
+    """The names so far, and what is still allowed."""
+
+    def __init__(self, place: str, limits: Limits, size: int) -> None:
+        self.place = place
+        self._limits = limits
+        self._members = 0
+        self._left = size
+        self._size = size
+        #: By the name without case: on many disks two such names are one file.
+        self._seen: dict[str, str] = {}
+
+    def error(self, name: str, reason: str) -> InvalidArgument:
+        return InvalidArgument(f"archive '{self.place}': member '{printable(name)}' is refused: {reason}")
+
+    def accept(self, name: str, size: int) -> str:
+        """The path of a member. Raises InvalidArgument."""
+        path = name.removeprefix("./")
+        if problem := name_problem(path):
+            raise self.error(name, problem)
+        if not path.isprintable():
+            raise self.error(name, "its name has characters that cannot be printed; rename it")
+        if path.casefold() in self._seen:
+            raise self.error(name, f"there is '{self._seen[path.casefold()]}' already; names must differ, and by more than case")
+        self._seen[path.casefold()] = path
+        self._count(name)
+        self._left -= size
+        if self._left < 0:
+            raise self.error(
+                name, f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size; split it, or check it"
+            )
+        return path
+
+    def accept_folder(self, name: str) -> None:
+        self._count(name)
+        path = name.removeprefix("./").rstrip("/")
+        if path not in {"", "."} and (problem := name_problem(path)):
+            raise self.error(name, problem)
+
+    def _count(self, name: str) -> None:
+        self._members += 1
+        if self._members > self._limits.files:
+            raise self.error(name, f"the archive has more than {self._limits.files:,} files and folders; split it")
+
+
+def _zip_members(archive: Path, names: _Names) -> Iterator[Member]:
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            name = info.orig_filename  # zipfile cuts `filename` at a NUL
+            if info.is_dir():
+                names.accept_folder(name)
+                continue
+            mode = info.external_attr >> 16
+            if stat.S_IFMT(mode) not in {0, stat.S_IFREG}:
+                raise names.error(name, f"it is {_kind_of_mode(mode)}; only files and folders are unpacked")
+            if info.flag_bits & 1:
+                raise names.error(name, "it is encrypted; only archives without a password are unpacked")
+            path = names.accept(name, info.file_size)
+            with opened.open(info) as content:
+                yield Member(path, info.file_size, _Content(content, names.place))
+
+
+def _kind_of_mode(mode: int) -> str:
+    return "a link" if stat.S_ISLNK(mode) else "a device or a pipe"
+
+
+def _tar_members(archive: Path, kind: str, names: _Names) -> Iterator[Member]:
+    with _decompressed(archive, kind, names.place) as plain:
+        stream = _Forward(plain)
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", errors="surrogateescape") as opened:
+            while info := opened.next():
+                if info.isdir():
+                    names.accept_folder(info.name)
+                    continue
+                if not info.isreg() or info.issparse():
+                    kind_of_member = "a link" if info.issym() or info.islnk() else "sparse" if info.issparse() else "a device or a pipe"
+                    raise names.error(info.name, f"it is {kind_of_member}; only files and folders are unpacked")
+                path = names.accept(info.name, info.size)
+                content = opened.extractfile(info)
+                assert content is not None, "a regular file has content"
+                yield Member(path, info.size, _Content(content, names.place))
+
+
+@contextlib.contextmanager
+def _decompressed(archive: Path, kind: str, place: str) -> Iterator[IO[bytes]]:
+    import bz2
+    import gzip
+
+    if kind == "zst" and sys.version_info < (3, 14):
+        raise Unsupported(f"archive '{place}' needs Python 3.14 or later to be unpacked; pack it as .tar.gz or .zip")
+    openers: dict[str, Any] = {"": open, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+    if kind == "zst":
+        openers["zst"] = importlib.import_module("compression.zstd").open
+    with openers[kind](archive, "rb") as plain:
+        yield cast(IO[bytes], plain)
+
+
+class _Forward:
+    """A stream that tarfile can read and skip on, but not collect a large header from: it would do so in memory."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._at = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= _MAX_HEADER:
+            raise ValueError("a header of it is too large")
+        data = self._stream.read(size)
+        self._at += len(data)
+        return data
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence != 0 or offset < self._at:
+            raise ValueError("its members are not one after the other")
+        while self._at < offset:
+            if not self.read(min(offset - self._at, _MAX_HEADER)):
+                raise EOFError("it ends in the middle of a member")
+        return self._at
+
+    def seekable(self) -> bool:
+        return True
