@@ -8,7 +8,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from backline.backends.registry import FORMATS
 from backline.dialects.open_inference.metadata import SCALAR
-from backline.engine.engine import Engine
+from backline.engine.engine import Engine, Model
 from backline.engine.model_config import VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.protos import message
@@ -17,18 +17,27 @@ from backline.repository.configuration.defaults import fill_defaults
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
-    """The inference.ModelConfig of a model version. Raises NotFound, or Unavailable when the version is not ready.
+    """The inference.ModelConfig of a model version. Raises NotFound, or Unavailable when the version is not ready."""
+    return complete(describe(engine.find_ready(name, version)))
 
-    What the model's files say stays as it is; what they leave to the server is what it found in the model and decided.
-    """
-    model = engine.find_ready(name, version)
+
+def complete(described: Any) -> Any:
+    """A configuration with Triton's defaults for what it leaves unsaid."""
+    config = message("inference.ModelConfig").FromString(described.SerializeToString())
+    fill_defaults(config, config.name, _filename(config.backend))
+    return config
+
+
+def describe(model: Model) -> Any:
+    """What the model's files say, and where they leave something to the server, what it found in the model and decided."""
     given = model.config
     config = message("inference.ModelConfig").FromString(given.declared)
+    config.name = model.name
     config.backend = config.backend or model.backend
     config.platform = config.platform or model.platform
     config.max_batch_size = model.max_batch_size
     config.default_model_filename = given.default_model_filename
-    if not config.HasField("version_policy"):
+    if not config.HasField("version_policy") and given.version_policy != VersionPolicy():
         _fill_version_policy(config.version_policy, given.version_policy)
     batched = model.max_batch_size > 0
     for tensors, specs in ((config.input, model.signature.inputs), (config.output, model.signature.outputs)):
@@ -46,7 +55,6 @@ def model_configuration(engine: Engine, name: str, version: str) -> Any:
         # What the server chose, where people and tools already look for backends' own values.
         config.parameters[native.parameter("lane")].string_value = placement.lane
         config.parameters[native.PLACEMENT].string_value = placement.reason
-    fill_defaults(config, model.name, _filename(config.backend))
     return config
 
 

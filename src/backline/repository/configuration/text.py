@@ -33,9 +33,12 @@ def parse_message(kind: str, text: str, source: str) -> Any:
     return parsed
 
 
-def render(parsed: Any) -> str:
-    """The message as text that `parse` reads."""
-    return str(text_format.MessageToString(parsed, descriptor_pool=pool(), use_short_repeated_primitives=True, as_utf8=True))
+def render(document: Document) -> str:
+    """The document as text that `parse` reads."""
+    text = str(text_format.MessageToString(document.message, descriptor_pool=pool(), use_short_repeated_primitives=True, as_utf8=True))
+    if not document.message.max_batch_size and "max_batch_size" in document.places:
+        text = f"max_batch_size: 0\n{text}"  # which is not the same as nothing, see reader.py
+    return text
 
 
 def _explain(error: str) -> str:

@@ -1,0 +1,46 @@
+"""What a configuration leaves unsaid, filled in as Triton does before it shows it (core/src/model_config_utils.cc)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from backline.protos import message
+
+_ONE_SECOND: Final = 1_000_000
+
+
+def fill_defaults(config: Any, name: str, filename: str) -> None:
+    """Completes the inference.ModelConfig of the model `name` in place; `filename` is what the backend calls a model's file."""
+    config.name = name
+    if not config.HasField("version_policy"):
+        config.version_policy.latest.num_versions = 1
+    config.default_model_filename = config.default_model_filename or filename
+    _fill_batching(config)
+    if config.HasField("ensemble_scheduling"):
+        return
+    for memory in ("input_pinned_memory", "output_pinned_memory"):
+        if not config.optimization.HasField(memory):
+            getattr(config.optimization, memory).enable = True
+    _fill_instance_groups(config, name)
+
+
+def _fill_batching(config: Any) -> None:
+    limit = config.max_batch_size
+    if config.HasField("dynamic_batching") and limit > 0 and not config.dynamic_batching.preferred_batch_size:
+        config.dynamic_batching.preferred_batch_size.append(limit)
+    if config.HasField("sequence_batching"):
+        batching = config.sequence_batching
+        batching.max_sequence_idle_microseconds = batching.max_sequence_idle_microseconds or _ONE_SECOND
+        if batching.HasField("oldest") and limit > 0 and not batching.oldest.preferred_batch_size:
+            batching.oldest.preferred_batch_size.append(limit)
+
+
+def _fill_instance_groups(config: Any, name: str) -> None:
+    kinds = message("inference.ModelInstanceGroup")
+    if not config.instance_group:
+        config.instance_group.add(name=name)
+    for index, group in enumerate(config.instance_group):
+        group.name = group.name or f"{name}_{index}"
+        group.count = max(group.count, 1)
+        if group.kind == kinds.KIND_AUTO:
+            group.kind = kinds.KIND_CPU

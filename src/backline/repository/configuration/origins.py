@@ -1,0 +1,78 @@
+"""Where each value of a complete configuration comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from backline.repository.configuration.document import Document
+
+Origin = Literal["file", "override", "model", "server", "default"]
+#: What a server decides by measuring; what else it fills in stands in the model.
+_DECIDED = ("max_batch_size", "instance_group", "dynamic_batching", "parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value of the configuration: `where` says more about its origin (the file with line and column, the model's file)."""
+
+    path: str
+    value: Any
+    origin: Origin
+    where: str = ""
+
+
+def origins(document: Document | None, described: Any, complete: Any, *, model_file: str = "", override: bool = False) -> list[Value]:
+    """The values of the message `complete`, in its order.
+
+    `document` is what was written, `described` the message with what the server found in `model_file` and decided.
+    """
+    written = set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()
+    found = {path for path, _ in leaves(described)}
+    values = []
+    for path, value in leaves(complete):
+        if document is not None and path in written:
+            place = document.place(path)
+            where = document.source + (f":{place[0]}:{place[1]}" if place else "")
+            values.append(Value(path, value, "override" if override else "file", where))
+        elif path in found and not path.startswith(_DECIDED):
+            values.append(Value(path, value, "model", model_file))
+        else:
+            values.append(Value(path, value, "server" if path in found else "default"))
+    return values
+
+
+def leaves(message: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The paths and values of all fields that are set, "input[0].dims"; enumerations by name, empty sections as {}."""
+    fields = message.ListFields()
+    if not fields and prefix:
+        yield prefix.removesuffix("."), {}
+    for field, value in fields:
+        path = prefix + field.name
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            inner = field.message_type.fields_by_name["value"]
+            for key in sorted(value):
+                yield from _leaf(inner, value[key], f"{path}[{key}]")
+        elif field.is_repeated and field.message_type is not None:
+            for index, element in enumerate(value):
+                yield from leaves(element, f"{path}[{index}].")
+        elif field.is_repeated:
+            yield path, [_plain(field, element) for element in value]
+        else:
+            yield from _leaf(field, value, path)
+
+
+def _leaf(field: FieldDescriptor, value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if field.message_type is not None:
+        yield from leaves(value, path + ".")
+    else:
+        yield path, _plain(field, value)
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    if field.enum_type is not None and value in field.enum_type.values_by_number:
+        return field.enum_type.values_by_number[value].name
+    return value

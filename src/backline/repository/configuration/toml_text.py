@@ -1,0 +1,120 @@
+"""A document written as model.toml: what `toml.parse` reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from backline.repository.configuration import native
+from backline.repository.configuration.document import Document
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def render(document: Document) -> str:
+    """The text of a model.toml with the fields of `document`, in the order of the message; native settings are plain keys."""
+    message = document.message
+    plain: list[str] = []
+    sections: list[str] = []
+    for field, value in message.ListFields():
+        if field.name == "parameters":
+            continue
+        if _is_map(field):
+            sections.append(_table(f"[{field.name}]", [f"{_key(str(key))} = {_entry(field, value[key])}" for key in sorted(value)]))
+        elif field.message_type is None:
+            plain.append(f"{field.name} = {_value(field, value)}")
+        elif field.is_repeated:
+            sections += [_table(f"[[{field.name}]]", _pairs(element)) for element in value]
+        else:
+            sections.append(_table(f"[{field.name}]", _pairs(value)))
+    if not message.max_batch_size and "max_batch_size" in document.places:
+        plain.append("max_batch_size = 0")  # which is not the same as nothing, see reader.py
+    settings, parameters = _settings(message.parameters)
+    if parameters:
+        sections.append(_table("[parameters]", [f"{_key(key)} = {_string(text)}" for key, text in parameters.items()]))
+    return "\n\n".join(filter(None, ["\n".join(plain + settings), *sections])) + "\n"
+
+
+def _settings(parameters: Any) -> tuple[list[str], dict[str, str]]:
+    """The lines of the native settings, and the other parameters."""
+    others: dict[str, str] = {}
+    lines = []
+    tables: dict[str, list[str]] = {}
+    for key in sorted(parameters):
+        text = parameters[key].string_value
+        name, _, entry = key.removeprefix(native.PREFIX).partition(".")
+        setting = native.SETTINGS.get(name)
+        if not key.startswith(native.PREFIX) or setting is None:
+            others[key] = text
+        elif setting.by_key:
+            tables.setdefault(name, []).append(f"{_key(entry)} = {_string(text)}")
+        elif list in setting.plain:
+            lines.append(f"{name} = [{', '.join(_string(part.strip()) for part in text.split(','))}]")
+        else:
+            lines.append(f"{name} = {_string(text) if str in setting.plain else text}")
+    return lines + [f"{name} = {{ {', '.join(entries)} }}" for name, entries in tables.items()], others
+
+
+def _table(header: str, lines: list[str]) -> str:
+    return "\n".join([header, *lines])
+
+
+def _pairs(message: Any) -> list[str]:
+    """`key = value` for every field that is set."""
+    return [f"{field.name} = {_value(field, value)}" for field, value in _set_fields(message)]
+
+
+def _set_fields(message: Any) -> Iterator[tuple[FieldDescriptor, Any]]:
+    """Also the choices of a oneof that have their type's default, which make a difference."""
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if message.HasField(field.name) if field.has_presence else value or (_is_map(field) and len(value)):
+            yield field, value
+
+
+def _value(field: FieldDescriptor, value: Any) -> str:
+    if _is_map(field):
+        return "{ " + ", ".join(f"{_key(str(key))} = {_entry(field, value[key])}" for key in sorted(value)) + " }"
+    if field.is_repeated:
+        return "[" + ", ".join(_single(field, element) for element in value) + "]"
+    return _single(field, value)
+
+
+def _entry(field: FieldDescriptor, value: Any) -> str:
+    entry: Any = field.message_type
+    return _single(entry.fields_by_name["value"], value)
+
+
+def _single(field: FieldDescriptor, value: Any) -> str:
+    if field.message_type is not None:
+        fields = field.message_type.fields
+        if len(fields) == 1 and not _is_map(fields[0]) and (value.ListFields() or fields[0].is_repeated):
+            return _value(fields[0], getattr(value, fields[0].name))  # the value stands for the section
+        pairs = _pairs(value)
+        return "{ " + ", ".join(pairs) + " }" if pairs else "{}"
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return _string(known.name.removeprefix("TYPE_")) if known is not None else str(value)
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return _string(value)
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return "true" if value else "false"
+    if field.type == FieldDescriptor.TYPE_FLOAT:
+        return f"{value:.9g}"
+    return repr(value)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _key(text: str) -> str:
+    return text if _BARE_KEY.fullmatch(text) else _string(text)
+
+
+def _string(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
