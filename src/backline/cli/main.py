@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
     "infer": "Run a model of a server once.",
     "models": "Show, load, unload and label the models of a server.",
+    "config": "Show, check, explain and convert configurations of models on disk.",
     "bench": "Measure a model of a server under load.",
 }
 

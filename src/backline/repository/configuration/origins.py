@@ -38,6 +38,8 @@ def origins(document: Document | None, described: Any, complete: Any, *, model_f
             place = document.place(path)
             where = document.source + (f":{place[0]}:{place[1]}" if place else "")
             values.append(Value(path, value, "override" if override else "file", where))
+        elif path == "name":
+            values.append(Value(path, value, "default", "the folder's name"))
         elif path in found and not path.startswith(_DECIDED):
             values.append(Value(path, value, "model", model_file))
         else:

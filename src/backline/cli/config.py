@@ -1,0 +1,175 @@
+"""`backline config`: the configuration of models on disk, without a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backline.cli.model_folder import ModelFolder, loaded_model, open_model, open_models, unloaded_model
+from backline.cli.table import print_table
+from backline.dialects.open_inference.configuration import complete, configuration_json, describe
+from backline.engine.errors import BacklineError
+from backline.repository.configuration import text, toml, toml_text
+from backline.repository.configuration.document import Document
+from backline.repository.configuration.origins import Value, origins
+from backline.repository.repository import FoundModel
+
+#: Of a value in a table; --json has all of it.
+_LONGEST_VALUE = 60
+_PATH = click.Path(exists=True, path_type=Path)
+_EPILOG = """\b
+Examples:
+  backline config show models/add1
+  backline config explain models/add1
+  backline config validate models/
+  backline config convert models/add1/config.pbtxt --output models/add1/model.toml"""
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_name_option = click.option("--config-name", default="", metavar="NAME", help="Read configs/NAME.pbtxt where a model has it.")
+_override_option = click.option(
+    "--override", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file with the JSON that a load would bring along."
+)
+_inspect_option = click.option(
+    "--inspect/--no-inspect", default=True, help="Load the model and measure it, as a server does, to fill in what the file leaves open."
+)
+
+
+@click.group(epilog=_EPILOG)
+def command() -> None:
+    """Show, check, explain and convert configurations of models on disk."""
+
+
+@command.command(epilog="\b\nExamples:\n  backline config show models/add1\n  backline config show models/add1 --format toml --no-inspect")
+@click.argument("model_folder", type=_PATH)
+@click.option("--format", "form", type=click.Choice(["pbtxt", "toml", "json"]), default="pbtxt", show_default=True, help="How to print it.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@_name_option
+@_override_option
+@_inspect_option
+def show(model_folder: Path, form: str, as_json: bool, config_name: str, override: Path | None, inspect: bool) -> None:
+    """Print the complete configuration of a model: what /v2/models/NAME/config would answer."""
+    folder = open_model(model_folder, config_name, override)
+    _, whole = _configurations(folder, inspect)
+    if as_json or form == "json":
+        print(json.dumps(configuration_json(whole)))
+    else:
+        document = Document("", whole)
+        print(text.render(document) if form == "pbtxt" else toml_text.render(document), end="")
+
+
+@command.command(
+    epilog="\b\nExamples:\n  backline config explain models/add1\n  backline config explain models/add1 --override load.json --json"
+)
+@click.argument("model_folder", type=_PATH)
+@_json_option
+@_name_option
+@_override_option
+@_inspect_option
+def explain(model_folder: Path, as_json: bool, config_name: str, override: Path | None, inspect: bool) -> None:
+    """Say for each value of a model's configuration where it comes from.
+
+    file: the configuration, with line and column; override: the JSON of a load; model: found in the model's file; server: decided by
+    measuring the model; default: what holds when nobody says anything.
+    """
+    folder = open_model(model_folder, config_name, override)
+    described, whole = _configurations(folder, inspect)
+    values = origins(folder.document, described, whole, model_file=str(folder.model_file or ""), override=folder.overridden)
+    if as_json:
+        print(json.dumps([{"path": value.path, "value": value.value, "origin": value.origin, "where": value.where} for value in values]))
+        return
+    print_table(("field", "value", "origin", "where"), [_row(value, folder.path) for value in values])
+    for warning in folder.found.config.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+@command.command(epilog="\b\nExamples:\n  backline config validate models/\n  backline config validate models/add1 --load --json")
+@click.argument("path", type=_PATH)
+@click.option("--load", is_flag=True, help="Load each model too, which finds what disagrees with its file.")
+@_json_option
+@_name_option
+def validate(path: Path, load: bool, as_json: bool, config_name: str) -> None:
+    """Check the models of a repository, or one model. The exit status is 1 when something is wrong."""
+    checked = [(found, _problems(path, found, load)) for found in open_models(path, config_name)]
+    if as_json:
+        documents = [{"model": found.name, "errors": problems, "warnings": list(found.warnings)} for found, problems in checked]
+        print(json.dumps(documents))
+    else:
+        for found, problems in checked:
+            print(f"{found.name}: {'wrong' if problems else 'ok'}")
+            for line in (*(f"error: {problem}" for problem in problems), *(f"warning: {warning}" for warning in found.warnings)):
+                print(f"  {line}")
+        if not checked:
+            print(f"{path} has no models")
+    if any(problems for _, problems in checked):
+        raise click.exceptions.Exit(1)
+
+
+@command.command(
+    epilog="\b\nExamples:\n  backline config convert models/add1\n  backline config convert models/add1/model.toml --output config.pbtxt"
+)
+@click.argument("path", type=_PATH)
+@click.option("--to", type=click.Choice(["pbtxt", "toml"]), help="The form to write; without it, the other one.")
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file to write, which must not exist; else it is printed."
+)
+@_json_option
+def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> None:
+    """Write config.pbtxt as model.toml, or the other way round. Comments are lost."""
+    file = _configuration_file(path)
+    is_toml = file.suffix == ".toml"
+    content = _read(file)
+    document = toml.parse(content, str(file)) if is_toml else text.parse(content, str(file))
+    form = to or ("pbtxt" if is_toml else "toml")
+    written = text.render(document) if form == "pbtxt" else toml_text.render(document)
+    if output is not None:
+        with output.open("x", encoding="utf-8") as target:
+            target.write(written)
+    if as_json:
+        print(json.dumps({"source": str(file), "format": form, "output": str(output) if output else None, "text": written}))
+    elif output is None:
+        print(written, end="")
+
+
+def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any]:
+    """The configuration with what the model gives, and the complete one."""
+    model = loaded_model(folder) if inspect else unloaded_model(folder.found.name, folder.found.config)
+    described = describe(model)
+    return described, complete(described)
+
+
+def _row(value: Value, folder: Path) -> tuple[str, str, str, str]:
+    shown = json.dumps(value.value, ensure_ascii=False)
+    if len(shown) > _LONGEST_VALUE:
+        shown = f"{shown[: _LONGEST_VALUE - 3]}..."
+    return value.path.removesuffix(".string_value"), shown, value.origin, value.where.removeprefix(f"{folder.absolute()}/")
+
+
+def _problems(path: Path, found: FoundModel, load: bool) -> list[str]:
+    problems = [found.problem] if found.problem else [version.problem for version in found.versions if version.problem]
+    if load and not problems:
+        try:
+            loaded_model(ModelFolder(path.absolute(), found, None))
+        except BacklineError as error:
+            problems.append(error.message)
+    return problems
+
+
+def _configuration_file(path: Path) -> Path:
+    if path.is_file():
+        if path.suffix not in (".pbtxt", ".toml"):
+            raise click.UsageError(f"'{path}' is neither a .pbtxt nor a .toml file.")
+        return path
+    files = [file for name in ("config.pbtxt", "model.toml") if (file := path / name).is_file()]
+    if len(files) != 1:
+        raise click.UsageError(f"'{path}' holds {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'} model.toml.")
+    return files[0]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"'{file}' is not UTF-8 text (byte {error.start}).") from None

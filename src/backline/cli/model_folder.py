@@ -1,0 +1,94 @@
+"""A model's folder on local disk, as a server would see it, without a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backline.backends.registry import FORMATS
+from backline.engine.engine import Model, Placement
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+from backline.repository import configuration
+from backline.repository.configuration import files, override
+from backline.repository.configuration.document import Document
+from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundModel, FoundVersion
+from backline.repository.walk import walk
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model: what a scan finds in its folder, and the document of its configuration, None where it has none."""
+
+    path: Path
+    found: FoundModel
+    document: Document | None
+    overridden: bool = False
+
+    @property
+    def version(self) -> FoundVersion | None:
+        """The newest version that can be loaded."""
+        return next((version for version in reversed(self.found.versions) if version.path is not None), None)
+
+    @property
+    def model_file(self) -> Path | None:
+        version = self.version
+        return self.path / version.path if version is not None and version.path is not None else None
+
+
+def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
+    """The models at a path: a repository, the folder of a model, a model's file. Raises BacklineError as a scan does."""
+    return LocalRepository(path, formats=FORMATS, config_name=config_name).scan_now()
+
+
+def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:
+    """The model in a folder, with the JSON of the file `overriding` in the place of its configuration if there is one.
+
+    Raises BacklineError when there is no such model, or its configuration is wrong.
+    """
+    path = path.absolute()
+    found = _only(path, config_name)
+    listing = walk(path) if path.is_dir() else walk(path.parent)
+    if overriding is not None:
+        text = overriding.read_text("utf-8")
+        document = override.parse(text)
+        found = replace(found, problem="", config=configuration.read_override(text, found.name, listing))
+        return ModelFolder(path, found, document, overridden=True)
+    if found.problem:
+        raise InvalidArgument(found.problem)
+    file = configuration.find(listing, config_name) if path.is_dir() else None
+    return ModelFolder(path, found, None if file is None else files.parse(listing, file))
+
+
+def _only(path: Path, config_name: str) -> FoundModel:
+    models = open_models(path, config_name)
+    if len(models) == 1 and not (models[0].folder and path.is_dir()):
+        return models[0]
+    names = ", ".join(f"'{path / model.name}'" for model in models[:8]) or "none"
+    raise InvalidArgument(f"'{path}' is a repository, not a model; name the folder of one: {names}")
+
+
+def loaded_model(folder: ModelFolder) -> Model:
+    """The model as a server has it when it is loaded: loads and measures it. Raises BacklineError when it cannot be served."""
+    from backline.lifecycle.loader import load  # brings the runtimes along
+
+    version, file = folder.version, folder.model_file
+    if version is None or file is None:
+        problems = [found.problem for found in folder.found.versions if found.problem]
+        raise InvalidArgument(problems[-1] if problems else f"'{folder.path}' has no version that can be loaded")
+    loaded = load(file, folder.found.config)
+    model = unloaded_model(folder.found.name, folder.found.config, version.version)
+    model.backend, model.platform = loaded.backend, loaded.platform
+    model.signature = loaded.signature
+    model.max_batch_size = loaded.max_batch_size
+    model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason)
+    loaded.model.close()
+    return model
+
+
+def unloaded_model(name: str, config: ModelConfig, version: str = "") -> Model:
+    """The model as far as its configuration says."""
+    model = Model(name, version, config)
+    model.max_batch_size = config.max_batch_size or 0
+    return model
