@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from backline.engine.errors import InvalidArgument, NotFound
-from backline.engine.model_format import ModelFormat
-from backline.lifecycle.version_policy import select
-from backline.repository.local import LocalRepository
-from backline.repository.repository import FoundModel
-
-ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
-
-
-def scan(path: Path) -> list[FoundModel]:
-    return LocalRepository(path, formats=[ONNX]).scan_now()
-
-
-def put(path: Path, text: str = "model") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
-def only(path: Path) -> FoundModel:
-    (model,) = scan(path)
-    return model
-
-
-def versions(model: FoundModel) -> list[str]:
-    """Those that are served."""
-    return select([version.version for version in model.versions], model.config.version_policy)[0]
+from support.repositories import only, put, scan, served, unprivileged_folder
 
 
 def test_models_are_found_by_name_with_their_file(tmp_path: Path) -> None:
@@ -52,7 +28,7 @@ def test_the_newest_version_is_chosen_in_natural_order(tmp_path: Path) -> None:
     for version in ("9", "10", "2"):
         put(tmp_path / "m" / version / "model.onnx")
 
-    assert versions(only(tmp_path)) == ["10"]
+    assert served(only(tmp_path)) == ["10"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +44,7 @@ def test_the_version_policy_selects(policy: str, expected: list[str], tmp_path: 
         put(tmp_path / "m" / version / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", f"version_policy {{ {policy} }}")
 
-    assert versions(only(tmp_path)) == expected
+    assert served(only(tmp_path)) == expected
 
 
 def test_versions_have_any_name_but_other_folders_are_none(tmp_path: Path) -> None:
@@ -79,7 +55,7 @@ def test_versions_have_any_name_but_other_folders_are_none(tmp_path: Path) -> No
     put(tmp_path / "m" / "assets" / "picture.png")
     put(tmp_path / "m" / "labels.txt")
 
-    assert versions(only(tmp_path)) == ["2026-11-rc.1"]
+    assert served(only(tmp_path)) == ["2026-11-rc.1"]
 
 
 def test_a_number_with_leading_zero_is_ignored_with_a_warning(tmp_path: Path) -> None:
@@ -88,7 +64,7 @@ def test_a_number_with_leading_zero_is_ignored_with_a_warning(tmp_path: Path) ->
 
     model = only(tmp_path)
 
-    assert versions(model) == ["0"]
+    assert served(model) == ["0"]
     assert "007' is ignored" in model.warnings[0]
 
 
@@ -147,9 +123,9 @@ def test_versions_that_the_policy_names_but_nobody_has_are_warned_about(tmp_path
 
     none, some = scan(tmp_path)
 
-    assert versions(none) == []
+    assert served(none) == []
     assert "names version 4" in none.warnings[0]
-    assert versions(some) == ["1"]
+    assert served(some) == ["1"]
     assert f"names version 4, which '{tmp_path / 'some'}' does not hold" in some.warnings[0]
 
 
@@ -188,7 +164,7 @@ def test_links_within_the_repository_and_to_it_are_followed(tmp_path: Path) -> N
 
     model = only(tmp_path / "link")
 
-    assert versions(model) == ["1"]
+    assert served(model) == ["1"]
     assert model.versions[0].problem == ""
 
 
@@ -235,3 +211,80 @@ def test_a_repository_that_is_none_is_named(tmp_path: Path) -> None:
         scan(file)
     with pytest.raises(InvalidArgument, match=r"is a model, not a repository .*; name the folder above it"):
         scan(tmp_path / "model")
+
+
+def test_what_cannot_be_read_is_told() -> None:
+    with unprivileged_folder() as repository:
+        put(repository / "model" / "1" / "model.onnx")
+        put(repository / "version" / "1" / "model.onnx")
+        put(repository / "file" / "1" / "model.onnx").chmod(0)
+        (repository / "model").chmod(0)
+        (repository / "version" / "1").chmod(0)
+        try:
+            file, model, version = scan(repository)
+        finally:
+            (repository / "model").chmod(0o700)
+            (repository / "version" / "1").chmod(0o700)
+
+    assert model.problem == f"'{repository / 'model'}' cannot be read: Permission denied"
+    assert version.versions[0].problem == f"'{repository / 'version' / '1'}' cannot be read: Permission denied"
+    assert file.versions[0].problem == f"'{repository / 'file' / '1' / 'model.onnx'}' cannot be read: Permission denied"
+
+
+def test_a_repository_that_cannot_be_read_is_told() -> None:
+    with unprivileged_folder() as folder:
+        repository = folder / "models"
+        repository.mkdir(mode=0)
+
+        with pytest.raises(InvalidArgument, match=f"model repository '{repository}' cannot be read: Permission denied"):
+            scan(repository)
+
+
+def test_every_file_of_a_version_must_be_usable(tmp_path: Path) -> None:
+    put(tmp_path / "secret.bin")
+    put(tmp_path / "repository" / "m" / "1" / "model.onnx")
+    (tmp_path / "repository" / "m" / "1" / "weights.bin").symlink_to(tmp_path / "secret.bin")
+    put(tmp_path / "repository" / "n" / "1" / "model.onnx")
+    put(tmp_path / "repository" / "n" / "1" / "a\x1b[31m.bin")
+
+    linked, odd = scan(tmp_path / "repository")
+
+    assert "weights.bin' leads out of the model repository" in linked.versions[0].problem
+    assert "has characters that cannot be printed; rename it" in odd.versions[0].problem
+    assert odd.versions[0].problem.isprintable()
+
+
+def test_a_pipe_in_the_place_of_a_model_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "m" / "1" / "model.onnx")
+
+    (version,) = only(tmp_path).versions
+
+    assert version.problem == f"'{tmp_path / 'm' / '1' / 'model.onnx'}' is not a regular file"
+
+
+def test_a_link_to_a_folder_around_it_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    (tmp_path / "m" / "2").symlink_to(tmp_path / "m")
+
+    broken = only(tmp_path).versions[1]
+
+    assert "is a link to a folder that holds it" in broken.problem
+
+
+def test_a_broken_configuration_link_is_a_problem_of_the_model(tmp_path: Path) -> None:
+    put(tmp_path / "outside.pbtxt", "")
+    put(tmp_path / "repository" / "m" / "1" / "model.onnx")
+    (tmp_path / "repository" / "m" / "config.pbtxt").symlink_to(tmp_path / "outside.pbtxt")
+
+    assert "config.pbtxt' leads out of the model repository" in only(tmp_path / "repository").problem
+
+
+def test_a_named_configuration_is_read_in_the_place_of_the_usual_one(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    put(tmp_path / "m" / "config.pbtxt", "max_batch_size: 4")
+    put(tmp_path / "m" / "configs" / "big.pbtxt", "max_batch_size: 64")
+
+    assert only(tmp_path).config.max_batch_size == 4
+    assert only(tmp_path, config_name="big").config.max_batch_size == 64
+    assert only(tmp_path, config_name="other").config.max_batch_size == 4

@@ -18,6 +18,8 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
+#: What other tools call them.
+_ALIASES = {"gcs": "gs", "s3a": "s3", "azure": "az", "abfs": "az", "abfss": "az", "wasb": "az", "wasbs": "az", "huggingface": "hf"}
 
 
 def open_repository(location: str, *, formats: Sequence[ModelFormat], cache: Path, config_name: str = "", name: str = "") -> Repository:
@@ -56,7 +58,7 @@ def _scheme(location: str) -> str:
         return scheme
     if scheme == "file":
         raise InvalidArgument(f"model repository '{location}': name the folder without 'file://'")
-    near = difflib.get_close_matches(scheme, _SCHEMES, 1)
+    near = [_ALIASES[scheme]] if scheme in _ALIASES else difflib.get_close_matches(scheme, _SCHEMES, 1, 0.5)
     known = ", ".join(f"{known}://" for known in _SCHEMES)
     hint = f"did you mean '{near[0]}://'?" if near else f"expected a path or one of {known}"
     raise InvalidArgument(f"model repository '{location}' has the unknown scheme '{scheme}://'; {hint}")

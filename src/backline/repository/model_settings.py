@@ -106,7 +106,9 @@ def _parse(place: Place) -> _Settings:
         raise InvalidArgument(f"{where}: is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise InvalidArgument(f"{where}: must be an object, such as {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}")
-    parameters = settings.pop("parameters", None) or {}
+    parameters = settings.pop("parameters", None)
+    if parameters is None:
+        parameters = {}
     if not isinstance(parameters, dict):
         raise InvalidArgument(f"{where}: 'parameters' must be an object")
     implementation = _text(settings, "implementation", where)

@@ -1,0 +1,134 @@
+"""Which layout is recognised, and what a model is then called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backline.backends.formats import FORMATS
+from backline.engine.errors import InvalidArgument
+from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundModel
+from support.repositories import put
+
+
+def scan(path: Path, name: str = "") -> list[FoundModel]:
+    return LocalRepository(path, formats=FORMATS, name=name).scan_now()
+
+
+def summary(path: Path, name: str = "") -> dict[str, list[tuple[str, str | None]]]:
+    """The models without a problem, with their versions and the paths of these."""
+    return {model.name: [(version.version, version.path) for version in model.versions] for model in scan(path, name) if not model.problem}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["add/1/model.onnx", "mul/3/net.onnx"], {"add": [("1", "add/1/model.onnx")], "mul": [("3", "mul/3/net.onnx")]}),
+        (["1/model.onnx", "2/model.onnx"], {"place": [("1", "1/model.onnx"), ("2", "2/model.onnx")]}),
+        (["2/saved_model.pb", "2/variables/variables.index"], {"place": [("2", "2")]}),
+        (["tf/1/model.savedmodel/saved_model.pb"], {"tf": [("1", "tf/1/model.savedmodel")]}),
+        (["1/model.savedmodel/saved_model.pb"], {"place": [("1", "1/model.savedmodel")]}),
+        (["tf/5/saved_model.pb", "tf/5/assets/words.pkl"], {"tf": [("5", "tf/5")]}),
+        (["1/saved_model.pb", "2/assets/words.pkl"], {"place": [("1", "1"), ("2", None)]}),
+        (
+            ["2026-11-24/model.onnx", "1.4.2/model.onnx"],
+            {"place": [("1.4.2", "1.4.2/model.onnx"), ("2026-11-24", "2026-11-24/model.onnx")]},
+        ),
+        (["config.pbtxt", "git-3fa9c1/model.onnx"], {"place": [("git-3fa9c1", "git-3fa9c1/model.onnx")]}),
+        (["model.toml", "rc1/model.onnx"], {"place": [("rc1", "rc1/model.onnx")]}),
+        (["model.onnx"], {"place": [("1", "model.onnx")]}),
+        (["net.onnx", "net.onnx.data", "README.md"], {"place": [("1", "net.onnx")]}),
+        (["model.onnx", "config.pbtxt"], {"place": [("1", "model.onnx")]}),
+        (["saved_model.pb", "variables/variables.index"], {"place": [("1", "")]}),
+        (["2048/1/model.onnx"], {"2048": [("1", "2048/1/model.onnx")]}),
+        (["2048/1/model.onnx", "add/1/model.onnx"], {"2048": [("1", "2048/1/model.onnx")], "add": [("1", "add/1/model.onnx")]}),
+        (["add/1/model.onnx", "stray.onnx"], {"add": [("1", "add/1/model.onnx")]}),
+        (["add/1/model.onnx", "1/model.onnx"], {"add": [("1", "add/1/model.onnx")]}),
+        (["README.md"], {}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_the_layout_follows_from_the_files(files: list[str], expected: dict[str, list[tuple[str, str]]], tmp_path: Path) -> None:
+    for file in files:
+        put(tmp_path / "place" / file, "" if file.startswith(("config", "model.toml")) else "model")
+
+    assert summary(tmp_path / "place") == expected
+
+
+def test_a_model_in_a_folder_of_its_own_may_be_given_a_name(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "7" / "model.onnx")
+
+    assert summary(tmp_path / "models", name="add") == {"add": [("7", "7/model.onnx")]}
+
+
+def test_a_name_for_several_models_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "1" / "model.onnx")
+    put(tmp_path / "b" / "1" / "model.onnx")
+
+    with pytest.raises(
+        InvalidArgument, match=r"the name 'x' is for the only model at a path, but '.*' is a repository that holds 'a', 'b'"
+    ):
+        scan(tmp_path, name="x")
+
+
+def test_a_name_with_odd_characters_is_a_problem(tmp_path: Path) -> None:
+    put(tmp_path / "model.onnx")
+
+    for name in ("../x", "a/b", "a\0b", "..", " a"):
+        (model,) = LocalRepository(tmp_path, formats=FORMATS, name=name).scan_now()
+        assert model.problem.startswith("the name of the model ")
+        assert model.problem.isprintable()
+
+
+def test_the_current_folder_is_called_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "resnet" / "1" / "model.onnx")
+    monkeypatch.chdir(tmp_path / "resnet")
+
+    assert list(summary(Path("."))) == ["resnet"]
+
+
+def test_a_single_file_is_called_as_it_is_and_brings_its_weights(tmp_path: Path) -> None:
+    put(tmp_path / "net.onnx")
+    put(tmp_path / "net.onnx.data")
+    put(tmp_path / "other.onnx")
+    put(tmp_path / "big" / "file")
+
+    (model,) = scan(tmp_path / "net.onnx")
+
+    assert (model.name, model.problem) == ("net", "")
+    assert model.versions[0].path == "net.onnx"
+    assert set(model.versions[0].files) == {"net.onnx", "net.onnx.data"}
+
+
+def test_a_single_file_may_be_a_link_and_be_given_a_name(tmp_path: Path) -> None:
+    put(tmp_path / "blobs" / "3fa9")
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "model.onnx").symlink_to("../blobs/3fa9")
+
+    (model,) = scan(tmp_path / "snapshot" / "model.onnx", name="bert")
+
+    assert (model.name, model.versions[0].problem) == ("bert", "")
+
+
+def test_a_file_that_is_no_model_is_told_what_could_be(tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"is a file, not a folder .* neither is it the file of a model \(\*\.onnx, .*model_config_list"
+    ):
+        scan(put(tmp_path / "README.md"))
+
+
+def test_a_backend_that_is_configured_decides_which_of_two_files_is_the_model(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    put(tmp_path / "m" / "1" / "model.xml")
+    put(tmp_path / "m" / "config.pbtxt", 'backend: "openvino"')
+
+    assert summary(tmp_path) == {"m": [("1", "m/1/model.xml")]}
+
+
+def test_files_of_other_formats_beside_the_model_do_not_matter(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "encoder.onnx")
+    put(tmp_path / "m" / "1" / "scaler.pkl")
+
+    assert summary(tmp_path) == {"m": [("1", "m/1/encoder.onnx")]}

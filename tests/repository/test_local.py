@@ -1,0 +1,189 @@
+"""A repository on local disk: files are given out only while they are those that were seen, and changes are noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from backline.engine.errors import NotFound, Unavailable
+from backline.repository import file_events, local
+from backline.repository.local import LocalRepository
+from support.repositories import ONNX, put
+
+#: Far longer than any event takes, and longer than a test: what is noticed within it was noticed by an event.
+LONG = 600.0
+
+
+def open_local(path: Path) -> LocalRepository:
+    return LocalRepository(path, formats=[ONNX])
+
+
+async def test_fetch_gives_the_files_where_they_are(tmp_path: Path) -> None:
+    file = put(tmp_path / "m" / "1" / "model.onnx", "12345")
+    put(tmp_path / "m" / "labels.txt", "67")
+    repository = open_local(tmp_path)
+    (model,) = await repository.scan()
+    told: list[tuple[int, int]] = []
+
+    fetched = await repository.fetch(model, model.versions[0], lambda done, total: told.append((done, total)))
+
+    assert (fetched.path, fetched.model_folder) == (file, tmp_path / "m")
+    assert told == [(7, 7)]
+
+
+@pytest.mark.parametrize("change", ["rewritten", "replaced", "removed", "warmup"])
+async def test_files_that_changed_since_the_scan_are_not_given_out(change: str, tmp_path: Path) -> None:
+    file = put(tmp_path / "m" / "1" / "model.onnx", "aaaa")
+    sample = put(tmp_path / "m" / "warmup" / "sample", "bbbb")
+    repository = open_local(tmp_path)
+    (model,) = await repository.scan()
+    if change == "rewritten":
+        file.write_text("other text")
+    elif change == "replaced":
+        status = file.stat()
+        os.utime(put(tmp_path / "new", "cccc"), ns=(status.st_atime_ns, status.st_mtime_ns))
+        (tmp_path / "new").rename(file)
+    elif change == "removed":
+        file.unlink()
+    else:
+        sample.unlink()
+
+    with pytest.raises(Unavailable, match=r"' changed while it was being loaded"):
+        await repository.fetch(model, model.versions[0], lambda done, total: None)
+
+
+async def test_a_changed_configuration_does_not_keep_a_version_from_being_given_out(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    config = put(tmp_path / "m" / "config.pbtxt", "instance_group { count: 1 }")
+    repository = open_local(tmp_path)
+    (model,) = await repository.scan()
+
+    config.write_text("instance_group { count: 2 }")
+
+    assert (await repository.fetch(model, model.versions[0], lambda done, total: None)).path.exists()
+
+
+async def test_a_repository_that_vanishes_is_told_and_may_come_back(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "m" / "1" / "model.onnx")
+    repository = open_local(tmp_path / "models")
+    before = await repository.scan()
+    shutil.move(tmp_path / "models", tmp_path / "away")
+
+    with pytest.raises(NotFound, match=f"model repository '{tmp_path / 'models'}' does not exist"):
+        await repository.scan()
+
+    shutil.move(tmp_path / "away", tmp_path / "models")
+    assert await repository.scan() == before
+
+
+async def test_a_change_is_noticed_by_an_event(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    async with Noticed(open_local(tmp_path)) as noticed:
+        put(tmp_path / "m" / "2" / "model.onnx")
+        await noticed.next()
+
+        shutil.rmtree(tmp_path / "m" / "1")
+        await noticed.next()
+
+        put(tmp_path / "m" / "config.pbtxt", "max_batch_size: 8")
+        await noticed.next()
+
+
+async def test_a_file_that_is_being_written_is_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_events, "_SETTLED", 1.0)
+    async with Noticed(open_local(tmp_path)) as noticed:
+        with put(tmp_path / "m" / "1" / "model.onnx").open("wb", buffering=0) as file:
+            for _ in range(20):
+                file.write(b"x" * 1000)
+                await asyncio.sleep(0.02)  # the pace of a slow copy
+
+        await noticed.next()
+
+        assert noticed.count == 1
+
+
+async def test_a_folder_that_is_swapped_is_watched_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_events, "_CHECK", 0.1)
+    put(tmp_path / "a" / "m" / "1" / "model.onnx")
+    put(tmp_path / "b" / "m" / "2" / "model.onnx")
+    (tmp_path / "current").symlink_to("a")
+    async with Noticed(open_local(tmp_path / "current")) as noticed:
+        (tmp_path / "next").symlink_to("b")
+        (tmp_path / "next").rename(tmp_path / "current")
+        await noticed.next()
+        await noticed.next()  # the first look of the new watch
+
+        put(tmp_path / "b" / "m" / "3" / "model.onnx")
+        await noticed.next()
+
+
+async def test_a_list_of_models_watches_their_folders(tmp_path: Path) -> None:
+    put(tmp_path / "far" / "1" / "model.onnx")
+    models = put(tmp_path / "list" / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "{tmp_path}/far" }} }}')
+    repository = open_local(models)
+    await repository.scan()
+    async with Noticed(repository) as noticed:
+        put(tmp_path / "far" / "2" / "model.onnx")
+        await noticed.next()
+
+        models.write_text("model_config_list {}")
+        await noticed.next()
+
+
+@pytest.mark.parametrize("why", ["network", "missing package"])
+async def test_without_events_it_is_looked_at_at_intervals(why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "network":
+        monkeypatch.setattr(file_events, "is_remote", lambda path: True)
+    else:
+        monkeypatch.setitem(__import__("sys").modules, "watchfiles", None)
+    changes = open_local(tmp_path).changes(0.01)
+
+    for _ in range(3):
+        await asyncio.wait_for(anext(changes), 10)
+
+
+async def test_on_the_network_inodes_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "is_remote", lambda path: True)
+    file = put(tmp_path / "m" / "1" / "model.onnx")
+    repository = open_local(tmp_path)
+    (before,) = await repository.scan()
+    status = file.stat()
+    os.utime(put(tmp_path / "same"), ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    (tmp_path / "same").rename(file)
+
+    assert await repository.scan() == [before]
+
+
+class Noticed:
+    """Counts the changes of a repository from the first look on."""
+
+    def __init__(self, repository: LocalRepository) -> None:
+        self.count = 0
+        self._changes: AsyncIterator[None] = repository.changes(LONG)
+        self._queue: asyncio.Queue[None] = asyncio.Queue()
+
+    async def __aenter__(self) -> Noticed:
+        self._task = asyncio.create_task(self._collect())
+        await self.next()
+        self.count = 0
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def next(self) -> None:
+        await asyncio.wait_for(self._queue.get(), 30)
+
+    async def _collect(self) -> None:
+        async for _ in self._changes:
+            self.count += 1
+            self._queue.put_nowait(None)

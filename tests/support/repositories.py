@@ -1,0 +1,58 @@
+"""Files of repositories on disk: their content does not matter to a scan."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from backline.engine.model_format import ModelFormat
+from backline.lifecycle.version_policy import select
+from backline.repository.local import LocalRepository
+from backline.repository.repository import FoundModel
+
+ONNX = ModelFormat("onnxruntime", ("model.onnx",), (".onnx",))
+#: Any user but the superuser, to whom nothing is unreadable.
+_NOBODY = 65534
+
+
+def put(path: Path, text: str = "model") -> Path:
+    """Writes a file, with the folders it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def scan(path: Path, *, name: str = "", config_name: str = "") -> list[FoundModel]:
+    """The models at a path, of which only ONNX files are known."""
+    return LocalRepository(path, formats=[ONNX], name=name, config_name=config_name).scan_now()
+
+
+def only(path: Path, *, name: str = "", config_name: str = "") -> FoundModel:
+    """The only model at a path."""
+    (model,) = scan(path, name=name, config_name=config_name)
+    return model
+
+
+def served(model: FoundModel) -> list[str]:
+    """The versions that the model's policy selects."""
+    return select([version.version for version in model.versions], model.config.version_policy)[0]
+
+
+@contextmanager
+def unprivileged_folder() -> Iterator[Path]:
+    """A folder in which this process is bound by permissions, even as the superuser (whose own temporary folders others cannot enter)."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        if os.geteuid() != 0:
+            yield folder
+            return
+        os.chown(folder, _NOBODY, -1)
+        os.seteuid(_NOBODY)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
