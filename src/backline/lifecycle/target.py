@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.plan import Wanted
-from backline.lifecycle.version_policy import select
+from backline.lifecycle.version_policy import none_selected, select
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 #: The version under which a model is listed of which nothing can be served.
@@ -54,8 +55,11 @@ class Target:
         if self.trouble or found.problem:
             chosen.append(FoundVersion(NO_VERSION, None, problem=self.trouble or found.problem))
         if not found.problem:
-            selected, _ = select(self.source.versions, found.config.version_policy)
+            selected, missing = select(self.source.versions, found.config.version_policy)
             names = (self.beside | set(selected) | set(labelled)) - self.without
+            if missing and not names and not selected:
+                place = posixpath.join(found.namespace, found.folder).rstrip("/")
+                chosen.append(FoundVersion(NO_VERSION, None, problem=none_selected(place, self.source.versions, missing)))
             chosen += [version for version in reversed(found.versions) if version.version in names]
         return chosen
 
