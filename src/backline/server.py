@@ -17,6 +17,7 @@ from backline.engine.errors import Unavailable
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.metrics import Metrics
+from backline.observe.recording import Recorder
 from backline.repository.location import open_repository
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
@@ -78,6 +79,11 @@ class Embedded:
         ]
         self._lifecycle = Lifecycle(self.engine, opened, options)
 
+    @property
+    def state_folder(self) -> Path:
+        """Where labels, the audit log and recorded requests are kept."""
+        return self._lifecycle.state_folder
+
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Loads all models that are to be loaded. A model that fails is UNAVAILABLE and says why.
 
@@ -138,7 +144,8 @@ class Server:
                 metrics = Metrics(self.engine)
             return metrics.render()
 
-        application = build_application(self.engine, render_metrics, not_ready_status=options.not_ready_status)
+        recorder = Recorder(self.engine, self._embedded.state_folder)
+        application = build_application(self.engine, render_metrics, recorder=recorder, not_ready_status=options.not_ready_status)
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)

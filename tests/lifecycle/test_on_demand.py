@@ -131,7 +131,7 @@ def test_a_failed_load_gives_its_reason_to_all_and_for_a_moment_to_those_after()
 
 def test_after_a_shortage_the_next_request_tries_again() -> None:
     async def scenario() -> None:
-        sleeper = Sleeper(failure=Unavailable("no room"))
+        sleeper = Sleeper(failure=Unavailable("no room", retry_after=1))
         sleeper.go_on.set()
         with pytest.raises(Unavailable, match="no room"):
             await sleeper.ask()

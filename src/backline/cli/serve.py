@@ -17,6 +17,7 @@ import click
 from backline.cli.event_loop import run
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError
+from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
@@ -46,6 +47,18 @@ def _seconds(name: str, default: float, text: str) -> Callable[[Command], Comman
 
 def _count(name: str, default: int, text: str) -> Callable[[Command], Command]:
     return _option(name, type=click.IntRange(1), default=default, help=text)
+
+
+class _Size(click.ParamType):
+    """A number of bytes, with a unit if wanted."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 _EPILOG = """\b
@@ -85,7 +98,17 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 @_option("--exit-on-error", is_flag=True, help="End when a model cannot be loaded at the start, as Triton does.")
 @_option("--model-load-retry-count", type=click.IntRange(0), default=0, help="Further attempts after a failed load, with pauses.")
 @_seconds("--drain-timeout-secs", LIFECYCLE.drain_seconds, "Given to the requests of a version that is unloaded.")
-@_option("--state-dir", type=click.Path(path_type=Path), help="Keeps labels and the audit log; default: of its own for the repositories.")
+@_option(
+    "--memory-budget",
+    type=_Size(),
+    metavar="SIZE",
+    help="Resident memory of the server, at most, as 2GiB: idle models are unloaded, and loaded again on request.",
+)
+@_option(
+    "--state-dir",
+    type=click.Path(path_type=Path),
+    help="Keeps labels, the audit log and recorded requests; default: of its own for the repositories.",
+)
 @_option("--cache-dir", type=click.Path(path_type=Path), help="Keeps files of remote repositories; default: in the user's cache.")
 @_option("--host", "--http-address", default="127.0.0.1", help="Address to listen on; 0.0.0.0 or :: for all of the machine.")
 @_port("--http-port", 8000, "HTTP")
@@ -125,6 +148,7 @@ def command(
     exit_on_error: bool,
     model_load_retry_count: int,
     drain_timeout_secs: float,
+    memory_budget: int | None,
     state_dir: Path | None,
     cache_dir: Path | None,
     host: str,
@@ -177,6 +201,7 @@ def command(
             load_retries=model_load_retry_count,
             drain_seconds=drain_timeout_secs,
             strict_readiness=strict_readiness,
+            memory_budget=memory_budget,
             state_folder=state_dir,
         ),
         cache_folder=cache_dir,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -85,6 +85,7 @@ class Model:
         "state",
         "statistics",
         "version",
+        "wake",
     )
 
     def __init__(self, name: str, version: str, config: ModelConfig) -> None:
@@ -104,6 +105,8 @@ class Model:
         self.check: Callable[[InferRequest], None] | None = None
         self.queue: RequestQueue | None = None
         self.on_demand = False
+        #: Of a version that is on demand: loads it without a request. Raises BacklineError with the reason when it cannot be loaded.
+        self.wake: Callable[[], Awaitable[None]] | None = None
         #: Whether the server is only ready when this version answers; not so for one that was unloaded, or whose old files still serve.
         self.required = True
         self.progress: LoadProgress | None = None
@@ -171,6 +174,17 @@ class Engine:
         except asyncio.CancelledError:
             request.cancelled = True
             raise
+
+    def is_unknown(self, name: str, version: str = "") -> bool:
+        """Whether a version is on demand and was never loaded, so that its inputs are known after `wake` only. Raises as `find_ready`."""
+        model = self.find_ready(name, version)
+        return model.on_demand and not model.signature.outputs
+
+    async def wake(self, name: str, version: str = "") -> None:
+        """Loads a version that is on demand; others are left as they are. Raises BacklineError, also when it cannot be loaded."""
+        model = self.find_ready(name, version)
+        if model.wake is not None:
+            await model.wake()
 
     # what there is
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 from typing import Literal
 
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.lifecycle.budget import Tenant
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
+from backline.lifecycle.residency import NoRoom, Residency
 from backline.lifecycle.servable import DEFAULT_QUEUE_SIZE, Servable
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.target import Target
+from backline.observe.recording import recorded_file
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -49,6 +53,8 @@ class Executor:
         retries: int,
         drain_seconds: float,
         strict_readiness: bool,
+        memory_budget: int | None,
+        state_folder: Path,
         on_step: Callable[[Step], None],
     ) -> None:
         self._engine = engine
@@ -56,7 +62,9 @@ class Executor:
         self._retries = retries
         self._drain_seconds = drain_seconds
         self._strict_readiness = strict_readiness
+        self._state_folder = state_folder
         self._on_step = on_step
+        self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
         self._threads = ThreadPoolExecutor(load_slots, thread_name_prefix="load")
         self._keys = count(1)
         self._models: dict[str, ServedModel] = {}
@@ -122,6 +130,8 @@ class Executor:
                 one = served.held[key]
                 before = served.ready(one.model.version)
                 one.serve()
+                if one.model.config.idle_unload_seconds is not None:
+                    self._residency.look_for_idle()
                 self._on_step(Step("loaded" if before is None else "reloaded", one.model))
             case Update(key, goal):
                 served.held[key].update(goal.settings)  # type: ignore[arg-type]  # the settings are the configuration
@@ -142,14 +152,15 @@ class Executor:
     def _begin_load(self, served: ServedModel, goal: Wanted, attempt: int) -> None:
         target, version = served.find(goal)
         source = target.source
-        before = served.ready(version.version)
         one = Servable(
             next(self._keys),
             source.config,
             version,
             goal.fingerprint,
             lambda on_bytes: source.repository.fetch(source.found, version, on_bytes),
-            statistics=None if before is None else before.model.statistics,
+            statistics=served.statistics(version.version),
+            meter=self._residency.meter,
+            recorded=recorded_file(self._state_folder, served.name),
             attempt=attempt,
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )
@@ -161,10 +172,19 @@ class Executor:
         model = one.model
         began = time.monotonic()
         known = self._measured.get((model.name, model.version))
+        evict = model.config.pinned or one.beside_serving or served.change is not None or model.version in served.awake
         try:
-            await one.load(self._threads, known[1] if known is not None and known[0] == one.fingerprint else None)
+            async with self._residency.room(f"model '{model.name}' version {model.version}", one.file_bytes, evict=evict):
+                await one.load(self._threads, known[1] if known is not None and known[0] == one.fingerprint else None)
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
+        except NoRoom as error:
+            if evict:
+                one.retry_after = error.retry_after
+                self._fail(served, one, error.message, time.monotonic() - began)
+            else:  # nobody asked for it yet
+                del served.held[one.key]
+                served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
             self._fail(served, one, error.message, time.monotonic() - began)
         except Exception as error:
@@ -198,6 +218,7 @@ class Executor:
             await one.drain(self._drain_seconds)
         except Exception:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
+        await self._residency.give_back()
         served.unloaded(one)
         self._on_step(Step("unloaded", one.model))
         self.advance((served.name,))
@@ -210,7 +231,9 @@ class Executor:
         assert target is not None, "what is asleep is wanted"
         model = Model(served.name, version, target.source.config)
         model.state = ModelState.UNAVAILABLE
-        model.reason = "loaded when a request comes"
+        reason = served.resting.get(version)
+        model.reason = f"{reason}; loaded again when a request comes" if reason else "loaded when a request comes"
+        served.take_over(model)
         model.on_demand = True
         model.check = check_later
         timeout = model.config.default_timeout_us / 1e6 or None
@@ -221,6 +244,7 @@ class Executor:
             default_timeout=timeout,
         )
         model.queue = queue
+        model.wake = queue.wake
         return model
 
     async def _wake(self, served: ServedModel, asleep: Model) -> None:
@@ -229,9 +253,10 @@ class Executor:
         one = served.ready(version)
         if one is None:
             reason = self._ended(served, version)
+            failed = [other.retry_after for other in served.held.values() if other.phase is Phase.FAILED and other.model.version == version]
             served.awake.discard(version)
             self.advance((served.name,))
-            raise Unavailable(f"model '{served.name}' version {version} cannot be loaded: {reason}")
+            raise Unavailable(f"model '{served.name}' version {version} cannot be loaded: {reason}", failed[-1] if failed else None)
         asleep.check, asleep.queue = one.model.check, one.model.queue
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
@@ -252,7 +277,7 @@ class Executor:
     async def _load_now(self, served: ServedModel, version: str) -> None:
         """Returns when the load of a wanted version has ended, well or not."""
         served.awake.add(version)
-        served.resting.discard(version)
+        served.resting.pop(version, None)
         for one in [one for one in served.held.values() if one.phase is Phase.FAILED and one.model.version == version]:
             del served.held[one.key]
         self.advance((served.name,))
@@ -267,6 +292,30 @@ class Executor:
         if failed:
             return failed[-1]
         return None if any(goal.version == version for goal in served.wanted()) else "it is no longer served"
+
+    # memory
+
+    def _tenants(self) -> list[Tenant]:
+        return [
+            Tenant(
+                (served.name, one.key),
+                one.model.memory_bytes,
+                one.last_used,
+                pinned=one.model.config.pinned,
+                busy=one.busy or not served.may_rest(one),
+                idle_limit=one.model.config.idle_unload_seconds,
+            )
+            for served in self._models.values()
+            for one in served.held.values()
+            if one.phase is Phase.READY
+        ]
+
+    async def _put_to_sleep(self, keys: Collection[Hashable], reason: str) -> None:
+        leaving = [(served, one) for served in self._models.values() for one in served.held.values() if (served.name, one.key) in keys]
+        for served, one in leaving:
+            served.rest(one.model.version, reason)
+        self.advance({served.name for served, _ in leaving})
+        await self.until(lambda: all(one.key not in served.held for served, one in leaving))
 
     # waiting, and the end
 
@@ -303,7 +352,7 @@ class Executor:
         if not failures:
             served.target = target
         else:
-            served.failures = failures
+            served.note_failures(target, failures)
         self.advance((name,))
         if failures:
             # Triton's words.
@@ -313,6 +362,7 @@ class Executor:
     async def close(self) -> None:
         """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
         self._closed = True
+        self._residency.close()
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)

@@ -57,7 +57,7 @@ class Lifecycle:
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
-        folder = options.state_folder or default_state_folder(self._sources.locations)
+        self.state_folder = folder = options.state_folder or default_state_folder(self._sources.locations)
         self._store = LabelStore(folder)
         self._audit = AuditLog(folder)
         self._executor = Executor(
@@ -66,6 +66,8 @@ class Lifecycle:
             retries=options.load_retries,
             drain_seconds=options.drain_seconds,
             strict_readiness=options.strict_readiness,
+            memory_budget=options.memory_budget,
+            state_folder=folder,
             on_step=self._on_step,
         )
         self._overriding = OverridingFiles()
@@ -251,6 +253,7 @@ class Lifecycle:
             if served is None or served.target is None:
                 return
             before = self._newest(served)
+            served.failures.clear()
             if version:
                 self._check_unload(served, served.target, version)
                 served.target = replace(served.target, beside=served.target.beside - {version}, without=served.target.without | {version})

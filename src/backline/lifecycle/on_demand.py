@@ -109,7 +109,7 @@ class OnDemandQueue:
 
     def _fail(self, error: BacklineError) -> None:
         self._failure = error
-        if not isinstance(error, Unavailable):  # what is not available now may be in the next moment
+        if error.retry_after is None:  # else it may be otherwise in the next moment
             self._failed_at = monotonic()
         self._refuse(error)
 

@@ -31,5 +31,7 @@ class LifecycleOptions:
     drain_seconds: float = 30.0
     #: Whether the server is only ready when all versions are that it is to serve.
     strict_readiness: bool = True
-    #: Where labels and the audit log are kept; None for a folder of the user's, of its own for each set of repositories.
+    #: Resident bytes of the process, at most: versions are unloaded and loaded again on request to stay below. None for no limit.
+    memory_budget: int | None = None
+    #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
     state_folder: Path | None = None

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hash
 from contextlib import asynccontextmanager
 from time import time
 
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, Unavailable
 from backline.lifecycle.budget import Shortage, Tenant, idle_too_long, make_room
 from backline.lifecycle.memory import LoadMeter
 from backline.process_memory import resident_bytes, trim
@@ -20,11 +20,15 @@ _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
 
 
+class NoRoom(Unavailable):
+    """A load does not fit, and nobody may be sent away for it."""
+
+
 class Residency:
     """Keeps the process within `budget` bytes of resident memory, None for no limit. Lives on the event loop.
 
     `tenants` gives the loaded versions as they are now; their clock is time.time(). `put_to_sleep` unloads some of them so that they are
-    loaded again on request, and returns when their memory is free.
+    loaded again on request, and returns when their memory was given back.
     """
 
     def __init__(
@@ -51,8 +55,7 @@ class Residency:
     async def room(self, what: str, file_bytes: int, *, evict: bool) -> AsyncIterator[None]:
         """Room for a load of a model with files of this size, while the block runs.
 
-        With `evict` idle versions are put to sleep for it. Raises Unavailable, with the numbers, when there is no room; `what` names the
-        model in it.
+        With `evict` idle versions are put to sleep for it. Raises NoRoom, with the numbers, when there is none; `what` names the model.
         """
         needed = 0 if self.budget is None else self.meter.estimate(file_bytes)
         if self.budget is not None:
@@ -85,11 +88,11 @@ class Residency:
             tenants = self._tenants()
             found = make_room(tenants if evict else (), budget=budget, resident=resident, needed=needed)
             if isinstance(found, Shortage):
-                raise found.error(what)
+                error = found.error(what)
+                raise NoRoom(error.message, error.retry_after)
             if not found:
                 return
             await self._put_to_sleep(found, "unloaded to make room")
-            await self.give_back()
 
     async def _look(self) -> None:
         while True:
@@ -104,5 +107,4 @@ class Residency:
                     await self._put_to_sleep(idle, "unloaded after it was idle")
                 except BacklineError as error:
                     log.error("idle models could not be unloaded: %s", error.message)
-                await self.give_back()
             await asyncio.sleep(min(max(min(limits) / 4, _SHORTEST_LOOK), _LONGEST_LOOK))

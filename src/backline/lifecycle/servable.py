@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as Threads
+from pathlib import Path
 from typing import TypeAlias
 
 from backline.engine.engine import LoadProgress, Model, ModelState, Placement
@@ -16,6 +17,7 @@ from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loader import Loaded, Measured, load, place_again
+from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.plan import Held, Phase
 from backline.lifecycle.run_time import spare_instances
 from backline.lifecycle.warm_up import warm_up
@@ -46,6 +48,8 @@ class Servable:
         fetch: Fetch,
         *,
         statistics: ModelStatistics | None = None,
+        meter: LoadMeter | None = None,
+        recorded: Path | None = None,
         attempt: int = 1,
         beside_serving: bool = False,
     ) -> None:
@@ -55,8 +59,14 @@ class Servable:
         self.attempt = attempt
         #: Whether its load began while another version of the model served.
         self.beside_serving = beside_serving
+        #: The size of its files, in bytes.
+        self.file_bytes = sum(file.size for file in version.files.values())
+        #: When it was opened to requests, of time.time().
+        self.ready_at = 0.0
         #: When a failed load is tried again, of time.monotonic().
         self.retry_at: float | None = None
+        #: Seconds after which a request may have better luck than the failed load had; None where that is not known.
+        self.retry_after: float | None = None
         #: The load or the drain that is under way.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
@@ -65,6 +75,8 @@ class Servable:
         if statistics is not None:
             self.model.statistics = statistics
         self._version = version
+        self._meter = meter or LoadMeter()
+        self._recorded = recorded
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._scheduler: Scheduler | None = None
@@ -89,7 +101,7 @@ class Servable:
         fetched = await self._fetch(on_bytes)
         loading = asyncio.get_running_loop().run_in_executor(threads, self._load, fetched, known)
         try:
-            loaded, check = await asyncio.shield(loading)
+            loaded, check, self.model.memory_bytes = await asyncio.shield(loading)
         except asyncio.CancelledError:
             loading.add_done_callback(_discard)  # a runtime cannot be interrupted
             raise
@@ -100,7 +112,13 @@ class Servable:
         self.model.statistics.load_seconds = time.monotonic() - began
         self.phase = Phase.LOADED
 
-    def _load(self, fetched: FetchedVersion, known: Measured | None) -> tuple[Loaded, RequestCheck]:
+    def _load(self, fetched: FetchedVersion, known: Measured | None) -> tuple[Loaded, RequestCheck, int]:
+        """On a thread. The last of the results is the memory that it took, in bytes."""
+        with self._meter.measure(self.file_bytes) as measured:
+            loaded, check = self._load_and_warm_up(fetched, known)
+        return loaded, check, measured.memory
+
+    def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None) -> tuple[Loaded, RequestCheck]:
         config = self.model.config
         loaded = load(fetched.path, config, known, self._on_phase)
         try:
@@ -111,6 +129,7 @@ class Servable:
                 batched=loaded.max_batch_size > 0,
                 version_folder=fetched.path if fetched.path.is_dir() else fetched.path.parent,
                 model_folder=fetched.model_folder,
+                recorded=self._recorded,
             )
             warm_up(config.name, loaded.model, check, samples)
         except BaseException:
@@ -167,6 +186,17 @@ class Servable:
         """From now on it takes requests, once the engine knows it."""
         self.phase = Phase.READY
         self.model.state = ModelState.READY
+        self.ready_at = time.time()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has requests."""
+        return self._scheduler is not None and (self._scheduler.pending > 0 or self._scheduler.running > 0)
+
+    @property
+    def last_used(self) -> float:
+        """When it last answered, or was opened to requests, of time.time()."""
+        return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
         """Takes a configuration that differs in what needs no load."""
@@ -212,6 +242,7 @@ class Servable:
         self.model.queue = self.model.check = None
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = "unloaded"
+        self.model.memory_bytes = 0
 
     def _move_to_threads(self) -> None:
         """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
@@ -228,7 +259,7 @@ class Servable:
         model.placement = Placement("thread", count, self._loaded.max_batch_size, f"{self._loaded.reason}; {moved}")
 
 
-def _discard(loading: asyncio.Future[tuple[Loaded, RequestCheck]]) -> None:
+def _discard(loading: asyncio.Future[tuple[Loaded, RequestCheck, int]]) -> None:
     """Closes what was loaded for nobody."""
     if not loading.cancelled() and loading.exception() is None:
         loading.result()[0].model.close()

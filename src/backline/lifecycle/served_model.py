@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.plan import Phase, Wanted
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.target import Target, identity
@@ -29,11 +30,12 @@ class ServedModel:
         self.held: dict[int, Servable] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
-        #: Versions that a request has asked for although the model is loaded on demand, and those unloaded until a request asks.
+        #: Versions that a request has asked for although the model is loaded on demand.
         self.awake: set[str] = set()
-        self.resting: set[str] = set()
-        #: Why changes as a whole have failed, by version.
-        self.failures: dict[str, str] = {}
+        #: Versions that are not in memory until a request asks for them, and why.
+        self.resting: dict[str, str] = {}
+        #: What the last change as a whole has failed at, by version.
+        self.failures: dict[str, Model] = {}
         self._shown: dict[str, Model] = {}
         self._waiting: dict[str, Model] = {}
         self._asleep: dict[str, Model] = {}
@@ -57,7 +59,7 @@ class ServedModel:
 
     def _sleeping(self, target: Target) -> frozenset[str]:
         on_demand = target.source.versions if target.source.found.config.on_demand else ()
-        return (frozenset(on_demand) - self.awake) | self.resting
+        return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
     def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
         """Versions that the repository no longer holds go on while a label points to them."""
@@ -109,6 +111,37 @@ class ServedModel:
         """What serves a version."""
         return next((one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version), None)
 
+    # who rests
+
+    def may_rest(self, one: Servable) -> bool:
+        """Whether a version that is ready can be loaded again as it is, and nothing is under way that it is needed for."""
+        if self.change is not None or any(other.phase in (Phase.LOADING, Phase.LOADED) for other in self.held.values()):
+            return False
+        mine = (one.model.version, one.fingerprint)
+        return self.target is not None and any(
+            (version.version, identity(version)) == mine for version in self.target.versions(self.labels.values())
+        )
+
+    def rest(self, version: str, reason: str) -> None:
+        """From now on a version is in memory only when a request asks for it."""
+        self.awake.discard(version)
+        self.resting[version] = reason
+
+    def statistics(self, version: str) -> ModelStatistics | None:
+        """The counters of a version that is there, asleep or not: they go on over its loads."""
+        one = self.ready(version)
+        model = one.model if one is not None else self._asleep.get(version)
+        return None if model is None else model.statistics
+
+    def take_over(self, asleep: Model) -> None:
+        """Gives a version that goes to sleep what is known of it from its last load."""
+        for one in self.held.values():
+            model = one.model
+            if model.version == asleep.version and one.phase in (Phase.READY, Phase.DRAINING):
+                asleep.signature, asleep.max_batch_size = model.signature, model.max_batch_size
+                asleep.backend, asleep.platform, asleep.placement = model.backend, model.platform, model.placement
+                asleep.statistics = model.statistics
+
     # what the engine is told
 
     def publish(self, engine: Engine, make_asleep: MakeAsleep) -> None:
@@ -131,7 +164,12 @@ class ServedModel:
         self._shown = shown
 
     def _required(self, model: Model, serving: bool) -> bool:
-        if not self._strict_readiness or model.state is ModelState.UNLOADING or model.version in self._unloaded:
+        if (
+            not self._strict_readiness
+            or model.state is ModelState.UNLOADING
+            or self.failures.get(model.version) is model
+            or model.version in self._unloaded
+        ):
             return False
         return not (serving and model.state is ModelState.UNAVAILABLE and self._appeared_later(model.version))
 
@@ -151,10 +189,7 @@ class ServedModel:
         shown |= {version: model for version, model in self._asleep.items() if self.ready(version) is None}
         self._waiting = {version: self._waiting.get(version) or self._placeholder(version) for version in waiting}
         shown |= self._waiting
-        for version, reason in self.failures.items():
-            if version not in shown or shown[version].state is ModelState.UNKNOWN:
-                shown[version] = self._placeholder(version, ModelState.UNAVAILABLE)
-                shown[version].reason = reason
+        shown |= {version: model for version, model in self.failures.items() if version not in shown or version in self._unloaded}
         self._tell_what_goes_on_beside(shown)
         return shown
 
@@ -165,16 +200,25 @@ class ServedModel:
                 continue
             beside = [one for one in self.held.values() if one.model.version == version and one.model is not model]
             failed = [one.model.reason for one in beside if one.phase is Phase.FAILED]
-            reason = failed[0] if failed else self.failures.get(version, "")
+            if not failed and version in self.failures:
+                failed = [self.failures[version].reason]
+            reason = failed[0] if failed else ""
             model.reason = f"the files as they are now cannot be served, so those of before are: {reason}" if reason else ""
             model.progress = next((one.model.progress for one in beside if one.phase is Phase.LOADING), None)
 
-    def _placeholder(self, version: str, state: ModelState = ModelState.LOADING) -> Model:
+    def _placeholder(self, version: str) -> Model:
         target = self.target or self.change
-        assert target is not None, "what is shown is wanted"
+        assert target is not None, "what is waited for is wanted"
         model = Model(self.name, version, target.source.config)
-        model.state = state
+        model.state = ModelState.LOADING
         return model
+
+    def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
+        """The change to a target has failed, for a reason by version."""
+        for version, reason in reasons.items():
+            model = self.failures[version] = Model(self.name, version, target.source.config)
+            model.state = ModelState.UNAVAILABLE
+            model.reason = reason
 
     def _unloaded_models(self) -> dict[str, Model]:
         """Versions that were served once and could be again: they are listed as unloaded."""

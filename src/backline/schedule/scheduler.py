@@ -86,6 +86,11 @@ class Scheduler:
         """Requests that wait, without those that run."""
         return len(self._queue)
 
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+        return self._running
+
     def submit(self, request: InferRequest) -> None:
         """Queues a request that fits the model. Raises Unavailable when the queue is full."""
         queue = self._queue
