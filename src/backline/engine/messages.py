@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event
 from time import monotonic_ns
 from typing import TypeAlias
 
@@ -32,14 +35,64 @@ class InferResponse:
         self.parameters = parameters
 
 
-#: Called once, on the event loop: with a response, or with an error.
+#: Called once, on the event loop: with a response, or with an error; with neither when all responses were given before, one by one.
 Completion: TypeAlias = Callable[["InferRequest", InferResponse | None, BacklineError | None], None]
+#: Called on the event loop with each response of a model that gives any number of them, before the completion.
+OnResponse: TypeAlias = Callable[["InferRequest", InferResponse], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStep:
+    """A request's place in a sequence: `id` is a number above 0 or a text; `start` and `end` mark its first and last request."""
+
+    id: int | str
+    start: bool = False
+    end: bool = False
+
+
+class ResponseFlow:
+    """Whether the one who asked takes more responses. The caller pauses and resumes; a model that gives many waits between them."""
+
+    __slots__ = ("_open", "_waiting")
+
+    def __init__(self) -> None:
+        self._open = Event()
+        self._open.set()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def paused(self) -> bool:
+        return not self._open.is_set()
+
+    def pause(self) -> None:
+        """From now on the model should wait before its next response. Called on the event loop."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        """More responses are welcome, or nobody waits for any more. Called on the event loop."""
+        self._open.set()
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self) -> None:
+        """Returns when a response is welcome; on the event loop."""
+        while self.paused:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
+
+    def wait_on_thread(self) -> None:
+        """Returns when a response is welcome; on any other thread."""
+        self._open.wait()
 
 
 class InferRequest:
     """One inference. The engine calls `on_complete` exactly once after it accepted the request, unless `cancelled` was set before.
 
-    `model_version` is empty for the version that the server chooses. `outputs` names the outputs wanted, None for all. `deadline` is in
+    `model_version` is a version or a label, empty for the version that the server chooses. A caller that takes any number of responses sets
+    `on_response` and `flow`; of others a model that gives many refuses the request. `outputs` names the outputs wanted, None for all. `deadline` is in
     seconds of time.monotonic(); a request that has not started by then is refused. `batch_size` and `rows` are the scheduler's notes.
     """
 
@@ -50,14 +103,17 @@ class InferRequest:
         "cancelled",
         "context",
         "deadline",
+        "flow",
         "id",
         "inputs",
         "model_name",
         "model_version",
         "on_complete",
+        "on_response",
         "outputs",
         "parameters",
         "priority",
+        "sequence",
     )
 
     def __init__(
@@ -73,6 +129,9 @@ class InferRequest:
         priority: int = 0,
         deadline: float | None = None,
         context: object = None,
+        sequence: SequenceStep | None = None,
+        on_response: OnResponse | None = None,
+        flow: ResponseFlow | None = None,
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -83,6 +142,9 @@ class InferRequest:
         self.priority = priority
         self.deadline = deadline
         self.on_complete = on_complete
+        self.sequence = sequence
+        self.on_response = on_response
+        self.flow = flow
         #: Whatever the caller needs to answer; the engine does not look at it.
         self.context = context
         #: Set by the caller when nobody waits for the answer any more: the request is never run if it has not started yet.
