@@ -1,32 +1,42 @@
 """Three times what the server can do, then SIGTERM under load: `python benchmarks/overload.py`.
 
 A model that costs some milliseconds and cannot be batched is asked by a closed loop first, which tells the best throughput, then at a fixed
-rate of a multiple of that. The clients are this process, on the same processors.
+rate of a multiple of that. h2load sends, a program in C, so that the server keeps the processors that they share; this process sends a few
+requests a second beside it. What was answered is counted by the server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import signal
 import subprocess
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 
 import click
 import numpy as np
+from harness import h2load
 from harness.environment import CannotRun
 from harness.folders import BENCH
 from harness.machine import machine
 from harness.model import Model, write_slow_model
 from harness.open_loop import Clients, Fate, Fates
-from harness.open_loop_grpc import GrpcClients
+from harness.open_loop_grpc import CALLS_PER_CONNECTION, GrpcClients
 from harness.peers.backline import Backline
 
 SUCCESS = ("200", "OK")
 REFUSALS = ("503", "RESOURCE_EXHAUSTED", "UNAVAILABLE")
 WIDTH = 512
+#: Requests that wait for one model version at most, by default.
+QUEUE = 1024
+#: Connections over which h2load spreads its calls: together they carry more than the queue and all refusals under way.
+GRPC_CONNECTIONS = 32
+#: Requests of this process beside h2load's, whose fates are told in full.
+PROBES_PER_SECOND = 20
 
 
 @dataclass
@@ -57,9 +67,72 @@ def http_request(model: Model) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def milliseconds(fates: list[Fate], quantile: float) -> float:
-    """A quantile of the time from sending to the end, in milliseconds; NaN when there are none."""
-    return float(np.quantile([fate.ended - fate.sent for fate in fates], quantile) * 1000) if fates else float("nan")
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """In milliseconds; NaN when there are none."""
+    if not seconds:
+        return dict.fromkeys(("p50", "p99", "max"), float("nan"))
+    return {name: float(np.quantile(seconds, quantile) * 1000) for name, quantile in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))}
+
+
+def told(ms: dict[str, float]) -> str:
+    return f"p50 {ms['p50']:.1f}, p99 {ms['p99']:.1f}, at most {ms['max']:.1f} ms"
+
+
+def took(fates: list[Fate]) -> list[float]:
+    return [fate.ended - fate.sent for fate in fates]
+
+
+def answered(server: Backline, model: Model) -> int:
+    """How many requests the server has answered with a result, as it counts itself."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
+    try:
+        connection.request("GET", f"/v2/models/{model.name}/stats")
+        (version,) = json.loads(connection.getresponse().read())["model_stats"]
+        return version["inference_stats"]["success"]["count"]
+    finally:
+        connection.close()
+
+
+async def count_answered(server: Backline, model: Model, seconds: float) -> float:
+    """Requests answered per second over the next `seconds`."""
+    before, started = await asyncio.to_thread(answered, server, model), monotonic()
+    await asyncio.sleep(seconds)
+    after = await asyncio.to_thread(answered, server, model)
+    return (after - before) / (monotonic() - started)
+
+
+def post_of(server: Backline, model: Model, protocol: str) -> h2load.Post:
+    return server.http_post(model) if protocol == "http" else server.grpc_post(model)
+
+
+async def closed_loop(server: Backline, model: Model, protocol: str, clients: int, seconds: float) -> float:
+    """Requests answered per second when each of `clients` waits for its answer; not counted are the first half second and what follows."""
+    options = [f"-c{clients}", "-m1", f"-D{round(seconds) + 2}", *(["--h1"] if protocol == "http" else [])]
+    load = h2load.Load(post_of(server, model, protocol), options)
+    try:
+        await asyncio.sleep(0.5)
+        rate = await count_answered(server, model, seconds)
+        await asyncio.to_thread(load.finish, 60)
+        return rate
+    finally:
+        load.end()
+
+
+def open_loop(server: Backline, model: Model, protocol: str, rate: float, requests: int) -> h2load.Load:
+    """Starts h2load at `rate` requests per second, whatever the server does; it ends when each of about `requests` has met its fate."""
+    if protocol == "http":
+        # On HTTP/1.1 a request occupies its connection, so that each gets a new one; they come in pulses of 20 ms.
+        pulse = max(1, round(rate * 0.02))
+        options = ["--h1", f"-c{requests}", f"-n{requests}", f"-r{pulse}", f"--rate-period={max(1, round(1000 * pulse / rate))}ms"]
+    else:
+        each = -(-requests // GRPC_CONNECTIONS)
+        options = [
+            f"-c{GRPC_CONNECTIONS}",
+            f"-m{CALLS_PER_CONNECTION}",
+            f"-n{each * GRPC_CONNECTIONS}",
+            f"--rps={rate / GRPC_CONNECTIONS:.3f}",
+        ]
+    return h2load.Load(post_of(server, model, protocol), options)
 
 
 async def watch_memory(server: Backline, samples: list[float]) -> None:
@@ -72,7 +145,7 @@ async def watch_memory(server: Backline, samples: list[float]) -> None:
 def clients_of(server: Backline, model: Model, protocol: str) -> Clients | GrpcClients:
     if protocol == "http":
         return Clients(server.http_port, http_request(model))
-    return GrpcClients(server.grpc_port, model.grpc_request())
+    return GrpcClients(server.grpc_port, model.grpc_request(), connections=8)
 
 
 async def close(clients: Clients | GrpcClients) -> None:
@@ -82,56 +155,80 @@ async def close(clients: Clients | GrpcClients) -> None:
         clients.close()
 
 
+async def first_refusal(fates: Fates, seconds: float) -> None:
+    """Returns when a probe was refused: the queue is full. Raises CannotRun when that takes more than `seconds`."""
+    deadline = monotonic() + seconds
+    while not fates.of(*REFUSALS):
+        if monotonic() > deadline:
+            raise CannotRun(f"nothing was refused within {seconds:.0f} s: {dict(fates.count())}")
+        await asyncio.sleep(0.05)
+
+
 async def overload(server: Backline, model: Model, protocol: str, times: float, seconds: float, report: Report) -> float:
     """The closed loop, then the open loop; returns the best throughput, in requests per second."""
-    clients = clients_of(server, model, protocol)
-    await clients.closed_loop(16, 1.0)
-    best = max([await clients.closed_loop(number, 4.0) for number in (4, 16, 64)])
-    click.echo(f"{protocol}: best throughput of a closed loop {best:,.1f}/s; now {times:g} times that for {seconds:g} s")
-    clients.fates = Fates()
+    best = max([await closed_loop(server, model, protocol, number, 4.0) for number in (4, 16, 64)])
+    rate = best * times
+    filling = QUEUE / (rate - best)
+    click.echo(
+        f"{protocol}: best throughput of a closed loop {best:,.1f}/s; now {times:g} times that, for {seconds:g} s after the queue is full"
+    )
+    probes = clients_of(server, model, protocol)
     samples: list[float] = []
-    watching = asyncio.create_task(watch_memory(server, samples))
-    started = monotonic()
-    await clients.open_loop(best * times, seconds)
-    sent_in = monotonic() - started
-    within = [fate for fate in clients.fates.all if fate.ended <= started + sent_in]
-    lost = await clients.settle(60)
-    watching.cancel()
-    kept = sum(fate.what in SUCCESS for fate in within) / sent_in
-    refused, others = clients.fates.of(*REFUSALS), clients.fates.count()
-    for what in (*SUCCESS, *REFUSALS):
-        others.pop(what, None)
-    offered = (len(clients.fates.all) + lost) / sent_in
-    counts = dict(clients.fates.count())
-    successes = clients.fates.of(*SUCCESS)
+    load = open_loop(server, model, protocol, rate, round(rate * (1.2 * filling + seconds + 2)))
+    probing = asyncio.create_task(probes.open_loop(PROBES_PER_SECOND, 1.2 * filling + seconds))
+    try:
+        await first_refusal(probes.fates, 3 * filling + 5)
+        watching = asyncio.create_task(watch_memory(server, samples))
+        began = time()
+        kept = await count_answered(server, model, seconds)
+        ended = time()
+        watching.cancel()
+        output = await asyncio.to_thread(load.finish, 120 + 2 * QUEUE / best)
+        await probing
+        lost = await probes.settle(60)
+        requests = load.requests()
+    finally:
+        load.end()
     # The same closed loop once more: a machine that has become slower meanwhile must not be taken for a server that has.
-    again = await clients.closed_loop(16, 4.0)
+    again = await closed_loop(server, model, protocol, 16, 4.0)
+    await close(probes)
+    offered = sum(began <= request.ended < ended for request in requests) / (ended - began)
+    statuses = Counter(request.status for request in requests)
+    refused = probes.fates.of(*REFUSALS)
+    # What h2load sees of a refusal over gRPC has status 200, too: there the probes alone tell how long it took.
+    times_of = {"probes": took(refused)}
+    if protocol == "http":
+        times_of["h2load"] = [request.took for request in requests if request.status == 503]
+    others = {str(status): number for status, number in statuses.items() if status not in (200, 503)}
+    others |= {what: number for what, number in probes.fates.count().items() if what not in (*SUCCESS, *REFUSALS)}
+    unfinished = h2load.unfinished(output)
     third = max(1, len(samples) // 3)
     middle, last = max(samples[third : 2 * third]), max(samples[2 * third :])
-    p50, p99, most = (milliseconds(refused, quantile) for quantile in (0.5, 0.99, 1.0))
+    refusal_ms = {who: quantiles(all) for who, all in times_of.items()}
     report.numbers[protocol] = {
         "best_per_second": best,
         "closed_loop_after_per_second": again,
         "offered_per_second": offered,
         "answered_per_second": kept,
-        "fates": counts,
-        "refusal_ms": {"p50": p50, "p99": p99, "max": most},
-        "success_ms": {"p50": milliseconds(successes, 0.5), "p99": milliseconds(successes, 0.99)},
+        "statuses": statuses,
+        "fates_of_probes": dict(probes.fates.count()),
+        "refusal_ms": refusal_ms,
         "resident_mb": samples,
     }
-    click.echo(f"  offered {offered:,.0f}/s, fates {counts}; a closed loop afterwards: {again:,.1f}/s")
-    statuses = ", ".join(sorted({fate.what for fate in refused})) or "nothing"
+    click.echo(f"  h2load saw {dict(statuses)}, the probes {dict(probes.fates.count())}; a closed loop afterwards: {again:,.1f}/s")
+    kinds = ", ".join(sorted({fate.what for fate in refused}))
     claims = [
-        (offered >= 0.95 * best * times, f"{offered / best:.2f} times the best throughput was offered (asked {times:g})"),
+        (offered >= 0.95 * rate, f"{offered / best:.2f} times the best throughput was offered (asked {times:g})"),
         (kept >= 0.9 * best, f"answered {kept:,.1f}/s, {kept / best:.1%} of the best (at least 90 %)"),
-        (bool(refused), f"{len(refused)} refused with {statuses}"),
-        (p99 <= 50, f"refused within p50 {p50:.1f}, p99 {p99:.1f}, at most {most:.1f} ms (p99 at most 50 ms)"),
-        (not others and not lost, f"no other fate: {dict(others)}, {lost} without any after 60 s"),
+        *(
+            (ms["p99"] <= 50, f"{len(times_of[who])} refusals ({kinds}) by {who} within {told(ms)} (p99 at most 50 ms)")
+            for who, ms in refusal_ms.items()
+        ),
+        (not others and not lost and not unfinished, f"no other fate: {others}, {lost + unfinished} without any at the end"),
         (last <= middle + 8, f"memory {samples[0]:.0f} MB at first, {middle:.0f} in the middle, {last:.0f} at the end (at most 8 more)"),
     ]
     for holds, words in claims:
         report.claim(holds, f"{protocol}: {words}")
-    await close(clients)
     return best
 
 
@@ -173,7 +270,7 @@ async def terminate_under_load(server: Backline, model: Model, protocol: str, ra
 
 @click.command(context_settings={"show_default": True})
 @click.option("--times", type=click.FloatRange(1), default=3.0, help="How many times the best throughput is offered.")
-@click.option("--seconds", type=click.FloatRange(3), default=20.0, help="How long; the queue must fill early in it.")
+@click.option("--seconds", type=click.FloatRange(3), default=20.0, help="How long, from when the queue is full.")
 @click.option("--model-ms", type=click.FloatRange(1), default=20.0, help="About how long a run of the model takes.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "overload.json", help="Where the results go as JSON.")

@@ -1,4 +1,4 @@
-"""h2load, nghttp2's load generator: gRPC for peers that perf_analyzer cannot drive, and a second opinion beside it."""
+"""h2load, nghttp2's load generator in C: HTTP/2 and gRPC, and HTTP/1.1 where each request's time and status are wanted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,79 @@ from harness.environment import CannotRun
 
 FINISHED = re.compile(r"^finished in ([\d.]+)(s|ms|us), ([\d.]+) req/s", re.MULTILINE)
 REQUESTS = re.compile(r"^requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored", re.MULTILINE)
-STATUSES = re.compile(r"^status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A line of the log file: when the request was sent (seconds since the epoch), its HTTP status (-1: none), and seconds to its end."""
+
+    sent: float
+    status: int
+    took: float
+
+    @property
+    def ended(self) -> float:
+        return self.sent + self.took
+
+
+@dataclass(frozen=True)
+class Post:
+    """The request that is sent again and again. h2load does not read grpc-status: a gRPC answer without a message has status 200, too."""
+
+    url: str
+    body: bytes
+    headers: dict[str, str]
+
+
+def grpc_post(port: int, message: bytes) -> Post:
+    """ModelInfer with the serialised `message`, uncompressed."""
+    url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
+    return Post(url, b"\0" + struct.pack(">I", len(message)) + message, {"content-type": "application/grpc", "te": "trailers"})
 
 
 def available() -> bool:
     return shutil.which("h2load") is not None
 
 
-def parse(output: str, durations_us: list[int]) -> Measurement:
+class Load:
+    """A running h2load with one thread. `options` say how many connections and requests, and when."""
+
+    def __init__(self, post: Post, options: Sequence[str]) -> None:
+        if not available():
+            raise CannotRun("h2load is not installed (apt install nghttp2-client)")
+        self._folder = tempfile.TemporaryDirectory()
+        body, self._log = Path(self._folder.name, "body"), Path(self._folder.name, "log")
+        body.write_bytes(post.body)
+        command = ["h2load", "-t1", *options, f"--log-file={self._log}", "-d", str(body)]
+        for name, value in post.headers.items():
+            command += ["-H", f"{name}: {value}"]
+        self._process = subprocess.Popen([*command, post.url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def finish(self, seconds: float) -> str:
+        """What it printed, when it has ended. Raises CannotRun when that takes more than `seconds`."""
+        try:
+            return self._process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired as error:
+            self.end()
+            raise CannotRun(f"h2load did not end within {seconds:.0f} s") from error
+
+    def requests(self) -> list[Request]:
+        """All requests that have ended, in that order."""
+        lines = self._log.read_text().splitlines() if self._log.exists() else []
+        columns = [line.split("\t") for line in lines if line.count("\t") >= 2]
+        return [Request(int(sent) / 1e6, int(status), int(took) / 1e6) for sent, status, took, *_ in columns]
+
+    def end(self) -> None:
+        if self.running():
+            self._process.kill()
+            self._process.communicate()
+        self._folder.cleanup()
+
+
+def parse(output: str, durations_us: list[float]) -> Measurement:
     """Reads the report; `durations_us` are the answers' times from the log file. Raises CannotRun when there is no result."""
     finished, requests = FINISHED.search(output), REQUESTS.search(output)
     if finished is None or requests is None:
@@ -33,35 +100,20 @@ def parse(output: str, durations_us: list[int]) -> Measurement:
     return Measurement(float(finished[3]), float(p50), float(p99), succeeded, int(requests[5]))
 
 
-def run(url: str, body: bytes, headers: dict[str, str], *, concurrency: int, seconds: float) -> Measurement:
-    """POSTs `body` over HTTP/2 with prior knowledge: `concurrency` connections with one stream each."""
-    if not available():
-        raise CannotRun("h2load is not installed (apt install nghttp2-client)")
-    with tempfile.TemporaryDirectory() as folder:
-        body_file, log_file = Path(folder, "body"), Path(folder, "log")
-        body_file.write_bytes(body)
-        command = [
-            "h2load",
-            "-t1",
-            f"-c{concurrency}",
-            "-m1",
-            f"-D{max(1, round(seconds))}",
-            f"--log-file={log_file}",
-            "-d",
-            str(body_file),
-        ]
-        for name, value in headers.items():
-            command += ["-H", f"{name}: {value}"]
-        try:
-            done = subprocess.run([*command, url], capture_output=True, text=True, check=False, timeout=seconds + 90)
-        except subprocess.TimeoutExpired as error:
-            raise CannotRun(f"h2load did not end within {seconds + 90:.0f} s") from error
-        lines = log_file.read_text().splitlines() if log_file.exists() else []
-    return parse(done.stdout + done.stderr, [int(line.split("\t")[2]) for line in lines if line.count("\t") >= 2])
+def unfinished(output: str) -> int:
+    """Requests that got no whole answer: not started, broken off, or not ended. Raises CannotRun when there is no report."""
+    requests = REQUESTS.search(output)
+    if requests is None:
+        raise CannotRun(f"h2load got no result: {output.strip()[-200:] or 'it printed nothing'}")
+    total, _, done, _, _, errored = map(int, requests.groups())
+    return total - done + errored
 
 
-def run_grpc(port: int, message: bytes, *, concurrency: int, seconds: float) -> Measurement:
-    """ModelInfer with the serialised `message`. h2load does not read grpc-status: check one answer before."""
-    url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
-    body = b"\0" + struct.pack(">I", len(message)) + message
-    return run(url, body, {"content-type": "application/grpc", "te": "trailers"}, concurrency=concurrency, seconds=seconds)
+def run(post: Post, *, concurrency: int, seconds: float) -> Measurement:
+    """Sends for `seconds` (whole ones, at least 1): `concurrency` connections of HTTP/2 with one request under way each."""
+    load = Load(post, [f"-c{concurrency}", "-m1", f"-D{max(1, round(seconds))}"])
+    try:
+        output = load.finish(seconds + 90)
+        return parse(output, [request.took * 1e6 for request in load.requests()])
+    finally:
+        load.end()

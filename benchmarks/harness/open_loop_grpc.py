@@ -32,7 +32,7 @@ class GrpcClients:
         self.busy[place] += 1
         sent = monotonic()
         try:
-            await self.stubs[place].ModelInfer(self.request, timeout=60)
+            await self.stubs[place].ModelInfer(self.request, timeout=300)
             what = "OK"
         except grpc.aio.AioRpcError as error:
             what = error.code().name

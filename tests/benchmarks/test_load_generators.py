@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Callable
+from threading import Thread
+from time import time
 
 import pytest
 from harness import h2load, perf_analyzer, wrk
@@ -66,3 +69,40 @@ def test_h2load_counts_failed_requests(recorded: Recorded) -> None:
 def test_h2load_without_a_result_says_what_it_printed() -> None:
     with pytest.raises(CannotRun, match="could not be resolved"):
         h2load.parse("host could not be resolved", [])
+
+
+def test_h2load_tells_how_many_requests_got_no_whole_answer(recorded: Recorded) -> None:
+    output = recorded("h2load.txt")
+    broken = output.replace("12869 done, 12869 succeeded, 0 failed, 0 errored", "12860 done, 12857 succeeded, 3 failed, 3 errored")
+
+    assert h2load.unfinished(output) == 0
+    assert h2load.unfinished(broken) == 12
+
+
+def test_h2load_writes_down_each_request() -> None:
+    if not h2load.available():
+        pytest.skip("h2load is not installed")
+    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"]
+
+    def serve(listening: socket.socket) -> None:
+        connected, _ = listening.accept()
+        with connected:
+            for answer in answers:
+                connected.recv(65536)
+                connected.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Thread(target=serve, args=(listening,))
+        server.start()
+        before = time()
+        load = h2load.Load(h2load.Post(f"http://127.0.0.1:{listening.getsockname()[1]}/", b"body", {}), ["--h1", "-c1", "-n2"])
+        try:
+            output = load.finish(20)
+            first, second = load.requests()
+        finally:
+            load.end()
+        server.join()
+
+    assert (first.status, second.status) == (200, 503)
+    assert before <= first.sent <= first.ended <= second.ended <= time()
+    assert h2load.unfinished(output) == 0

@@ -51,6 +51,13 @@ class Peer(ABC):
     def infer_url(self, model: Model) -> str:
         return f"http://127.0.0.1:{self.http_port}{self.infer_path(model)}"
 
+    def http_post(self, model: Model) -> h2load.Post:
+        """The request with binary tensors, for h2load."""
+        return h2load.Post(self.infer_url(model), *model.binary_request())
+
+    def grpc_post(self, model: Model) -> h2load.Post:
+        return h2load.grpc_post(self.grpc_port, model.grpc_request())
+
     def batched(self, model: Model) -> bool:
         """Whether the server says that it adds the batch dimension itself."""
         try:
@@ -109,7 +116,7 @@ class Peer(ABC):
             name = f"{case.model.name}-{case.encoding}"
             result = wrk.run(self.infer_url(case.model), name, body, headers, concurrency=case.concurrency, seconds=seconds)
         elif case.generator == "h2load":
-            result = h2load.run_grpc(self.grpc_port, case.model.grpc_request(), concurrency=case.concurrency, seconds=seconds)
+            result = h2load.run(self.grpc_post(case.model), concurrency=case.concurrency, seconds=seconds)
         else:
             port = self.grpc_port if case.protocol == "grpc" else self.http_port
             return perf_analyzer.run(case, port, seconds=seconds, batched=self.batched(case.model))
