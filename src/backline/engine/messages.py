@@ -91,9 +91,10 @@ class ResponseFlow:
 class InferRequest:
     """One inference. The engine calls `on_complete` exactly once after it accepted the request, unless `cancelled` was set before.
 
-    `model_version` is a version or a label, empty for the version that the server chooses. A caller that takes any number of responses sets
-    `on_response` and `flow`; of others a model that gives many refuses the request. `outputs` names the outputs wanted, None for all. `deadline` is in
-    seconds of time.monotonic(); a request that has not started by then is refused. `batch_size` and `rows` are the scheduler's notes.
+    `model_version` is a version or a label, empty for the version that the server chooses. A caller that takes any number of responses
+    sets `on_response` and `flow`; of others a model that gives many refuses the request. `outputs` names the outputs wanted, None for
+    all. `deadline` is in seconds of time.monotonic(); a request that has not started by then is refused. `batch_size` and `rows` are the
+    scheduler's notes.
     """
 
     __slots__ = (
