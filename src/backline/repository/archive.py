@@ -19,6 +19,8 @@ from backline.repository.remote import RemoteRepository
 from backline.repository.remote_files import SHA256, Opened
 from backline.repository.unpack import ARCHIVES, Limits, archive_kind, members
 
+#: A server may not know HEAD, and a signed URL may be signed for GET alone.
+_NO_HEAD = frozenset({403, 405, 501})
 _DENIED = "put user and password into the URL (https://user:password@host/...), or use a signed URL"
 
 
@@ -67,8 +69,11 @@ class _WebFile:
         return {self._file: self.look()}
 
     def look(self) -> FileEntry:
-        """The file as it is now, by its head alone. Raises Unavailable when the server does not say how large it is."""
-        with self._client.request(self._url, method="HEAD") as answer:
+        """The file as it is now, without its content. Raises Unavailable when the server does not say how large it is."""
+        with self._client.request(self._url, method="HEAD", also=_NO_HEAD) as answer:
+            if answer.status not in _NO_HEAD:
+                return self._entry(answer)
+        with self._client.request(self._url) as answer:
             return self._entry(answer)
 
     def _entry(self, answer: HttpAnswer) -> FileEntry:

@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any, Final
@@ -16,7 +16,7 @@ from backline.engine.errors import BacklineError, NotFound, Unavailable
 from backline.repository.remote_files import Opened, Unreachable
 from backline.version import __version__
 
-_TIMEOUT_SECONDS: Final = 30
+_TIMEOUT_SECONDS: Final = 15
 _CHUNK: Final = 1 << 20
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -26,12 +26,11 @@ _TRANSIENT: Final = frozenset({408, 425, 429})
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """`headers` look names up in any case; `headers_before` are those of the first answer, where redirects were followed."""
+    """The last answer, where redirects were followed; `headers` look names up in any case."""
 
     url: str
     status: int
     headers: Message
-    headers_before: Message
     body: IO[bytes]
 
 
@@ -53,21 +52,21 @@ class HttpClient:
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     @contextlib.contextmanager
-    def request(self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None) -> Iterator[HttpAnswer]:
-        """The answer, after redirects. Raises NotFound, Unreachable or Unavailable for what is not 2xx or 304."""
-        first: Message | None = None
+    def request(
+        self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, also: Container[int] = ()
+    ) -> Iterator[HttpAnswer]:
+        """The answer, after redirects. Raises NotFound, Unreachable or Unavailable for a status that is neither 2xx nor in `also`."""
         asked = url
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._open(url, method, headers or {})
             with contextlib.closing(response):
-                first = first or response.headers
                 target = response.headers.get("Location")
                 if response.status in _REDIRECTS and target:
                     url = self._redirected(url, target)
                     continue
-                if not (200 <= response.status < 300 or response.status == 304):
+                if not (200 <= response.status < 300 or response.status in also):
                     raise self._explain(asked, url, response)
-                yield HttpAnswer(url, response.status, response.headers, first, response)
+                yield HttpAnswer(url, response.status, response.headers, response)
                 return
         raise Unavailable(f"'{without_secrets(asked)}' redirects more than {_MAX_REDIRECTS} times; check the URL")
 

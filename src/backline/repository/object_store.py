@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 #: A store that does not answer is noticed within seconds: models go on being served meanwhile, and the next poll tries again.
 _CONNECT_SECONDS = 5
-_READ_SECONDS = 30
+_READ_SECONDS = 15
 _RETRIES = 2
 _RETRY_SECONDS = 10
 #: The library bounds a whole request; a large file may take its time as long as bytes arrive.

@@ -143,6 +143,60 @@ def test_two_processes_download_once(web: WebServer, model: bytes, cache: Path) 
     assert web.gets(NAME) == 1
 
 
+def test_a_process_that_is_killed_in_the_middle_leaves_nothing_that_is_seen(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
+    page = web.put(NAME, model)
+    page.stall = threading.Event()
+    killed = subprocess.Popen([sys.executable, "-c", FETCH, web.url + NAME, str(cache)])
+    assert page.stalled.wait(30)
+    killed.kill()
+    killed.wait(10)
+    page.stall.set()
+    assert blobs(cache) == []
+    assert list((cache / "trees").iterdir()) == []
+    repository = opened(web.url + NAME)
+    assert fetch(repository, scan(repository)["detector"]).path.read_bytes() == model
+
+
+def test_the_loop_runs_on_while_a_server_stalls(web: WebServer, model: bytes, opened: Open) -> None:
+    page = web.put(NAME, model)
+    page.stall = threading.Event()
+    repository = opened(web.url + NAME)
+
+    async def fetch_and_tick() -> None:
+        found = (await repository.scan())[0]
+        fetching = asyncio.ensure_future(repository.fetch(found, found.versions[0], lambda here, total: None))
+        assert await asyncio.to_thread(page.stalled.wait, 30)
+        await asyncio.wait_for(repository.changes(0.001).__anext__(), 1)
+        assert page.stall is not None
+        page.stall.set()
+        assert (await fetching).path.read_bytes() == model
+
+    asyncio.run(fetch_and_tick())
+
+
+def test_a_fetch_that_is_cancelled_leaves_nothing_half(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+    page = web.put(NAME, model)
+    page.stall = threading.Event()
+    repository = opened(web.url + NAME)
+
+    async def fetch_and_cancel() -> None:
+        found = (await repository.scan())[0]
+        fetching = asyncio.ensure_future(repository.fetch(found, found.versions[0], lambda here, total: None))
+        assert await asyncio.to_thread(page.stalled.wait, 30)
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+
+    asyncio.run(fetch_and_cancel())
+    page.stall.set()
+    lock = next((cache / "locks").iterdir()).name
+    with ContentCache(cache).lock(lock):  # the thread has let go
+        assert blobs(cache) == []
+        assert list((cache / "partial").iterdir()) == []
+
+
 def test_a_full_disk_is_told_and_leaves_nothing_half(web: WebServer, model: bytes, cache: Path) -> None:
     web.put(NAME, model)
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n" + FETCH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import threading
@@ -21,6 +22,9 @@ class Page:
     ranges: bool = True
     validators: bool = True
     head: bool = True
+    #: After half of the content the server waits for it.
+    stall: threading.Event | None = None
+    stalled: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -100,4 +104,12 @@ class WebServer:
             handler.wfile.flush()
             handler.close_connection = True
             return
-        handler.wfile.write(rest)
+        if page.stall is not None:
+            half = len(rest) // 2
+            handler.wfile.write(rest[:half])
+            handler.wfile.flush()
+            rest = rest[half:]
+            page.stalled.set()
+            page.stall.wait(60)
+        with contextlib.suppress(ConnectionError):  # whoever asked may be gone
+            handler.wfile.write(rest)
