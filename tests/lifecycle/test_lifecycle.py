@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from backline.backends.registry import FORMATS
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine, ModelState
 from backline.engine.errors import NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
-from backline.backends.registry import FORMATS
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.local import LocalRepository

@@ -105,6 +105,7 @@ class Executor:
 
     def _advance(self, served: ServedModel) -> None:
         while True:
+            served.move_labels()
             own = sum(one.phase is Phase.LOADING for one in served.held.values())
             slots = self._load_slots - self._loading + own
             actions = plan(served.wanted(), [one.held() for one in served.held.values()], now=time.monotonic(), load_slots=slots)

@@ -25,8 +25,10 @@ class ServedModel:
         self.target: Target | None = None
         #: A target that takes the place of the other as a whole, or not at all.
         self.change: Target | None = None
-        #: The labels in force; a version that one points to stays.
+        #: The labels as they should be; a version that one points to stays.
         self.labels: Mapping[str, str] = {}
+        #: The labels as they are: one moves when its new version is ready.
+        self._pointing: Mapping[str, str] = {}
         self.held: dict[int, Servable] = {}
         #: The versions that the repository holds.
         self.known_versions: frozenset[str] = frozenset()
@@ -43,11 +45,26 @@ class ServedModel:
 
     # what is wanted
 
+    @property
+    def _labelled(self) -> set[str]:
+        return {*self.labels.values(), *self._pointing.values()}
+
+    def move_labels(self) -> None:
+        """Moves labels whose versions can answer; one that pointed to a version that answers does not leave it for one that does not."""
+        pointing: dict[str, str] = {}
+        for label, version in self.labels.items():
+            before = self._pointing.get(label, version)
+            pointing[label] = before if self._answers(before) and not self._answers(version) else version
+        self._pointing = pointing
+
+    def _answers(self, version: str) -> bool:
+        return self.ready(version) is not None or version in self._asleep
+
     def wanted(self) -> list[Wanted]:
         """For the planner: the target, the change that is being made, and loaded versions that only a label still holds."""
         goals: list[Wanted] = []
         if self.target is not None:
-            goals = self.target.wanted(self.labels.values(), asleep=self._sleeping(self.target))
+            goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
             goals += self._held_by_labels({goal.version for goal in goals})
         if self.change is not None:
             present = {(goal.version, goal.fingerprint) for goal in goals}
@@ -55,7 +72,7 @@ class ServedModel:
         return goals
 
     def _changed(self, target: Target) -> list[Wanted]:
-        return target.wanted(self.labels.values(), asleep=self._sleeping(target), serve=False)
+        return target.wanted(self._labelled, asleep=self._sleeping(target), serve=False)
 
     def _sleeping(self, target: Target) -> frozenset[str]:
         on_demand = target.source.versions if target.source.found.config.on_demand else ()
@@ -63,7 +80,7 @@ class ServedModel:
 
     def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
         """Versions that the repository no longer holds go on while a label points to them."""
-        labelled = set(self.labels.values()) - wanted
+        labelled = self._labelled - wanted
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
             for one in self.held.values()
@@ -75,7 +92,7 @@ class ServedModel:
         for target in (self.change, self.target):
             if target is None:
                 continue
-            for version in target.versions(self.labels.values()):
+            for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
         raise LookupError(f"{goal.name} {goal.version} is not wanted")  # the planner makes up nothing
@@ -119,7 +136,7 @@ class ServedModel:
             return False
         mine = (one.model.version, one.fingerprint)
         return self.target is not None and any(
-            (version.version, identity(version)) == mine for version in self.target.versions(self.labels.values())
+            (version.version, identity(version)) == mine for version in self.target.versions(self._labelled)
         )
 
     def rest(self, version: str, reason: str) -> None:
@@ -160,7 +177,7 @@ class ServedModel:
                     engine.remove(model)
             for model in shown.values():
                 engine.add(model)
-            engine.set_labels(self.name, self.labels)
+            engine.set_labels(self.name, self._pointing)
         self._shown = shown
 
     def _required(self, model: Model, serving: bool) -> bool:

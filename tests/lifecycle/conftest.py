@@ -1,0 +1,72 @@
+"""An engine whose models come from folders, with whatever control a test needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backline.backends.registry import FORMATS
+from backline.engine.datatypes import DataType
+from backline.engine.engine import Engine
+from backline.engine.messages import InferRequest
+from backline.engine.tensor import Tensor
+from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from backline.lifecycle.options import LifecycleOptions
+from backline.repository.local import LocalRepository
+
+
+class Home:
+    """An engine over the repositories of a test. Its state is beside the first of them."""
+
+    def __init__(self, *repositories: Path, **options: Any) -> None:
+        self.engine = Engine()
+        self.events: list[LoadEvent] = []
+        opened = [LocalRepository(path, formats=FORMATS) for path in repositories]
+        options.setdefault("state_folder", repositories[0].parent / "state")
+        self.lifecycle = Lifecycle(self.engine, opened, LifecycleOptions(**options))
+
+    async def __aenter__(self) -> Home:
+        await self.lifecycle.start(self.events.append)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.lifecycle.close()
+
+    async def answer(self, model: str = "add1", version: str = "") -> float:
+        """What the model adds to 0."""
+        data = np.zeros((1, 16), np.float32)
+        inputs = {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}
+        response = await self.engine.infer(InferRequest(model, inputs, lambda *_: None, model_version=version))
+        return float(response.outputs[0].data[0, 0])
+
+    def states(self, model: str = "add1") -> dict[str, str]:
+        """The state of each version that is listed."""
+        return {one.version: one.state.value for one in self.engine.models() if one.name == model}
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Waits for something that the engine tells its watchers."""
+        changed = asyncio.Event()
+        stop = self.engine.watch(changed.set)
+        try:
+            while not reached():
+                changed.clear()
+                await asyncio.wait_for(changed.wait(), 10)
+        finally:
+            stop()
+
+
+@pytest.fixture
+def home() -> type[Home]:
+    return Home
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,426 @@
+"""Changes by request: loads, unloads, labels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backline.engine.control import Overrides
+from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from support import models
+
+Homes = Callable[..., Any]
+WHO = "Ada"
+
+
+def versions(repository: Path, *names: str, policy: str = "") -> None:
+    """Versions of add1 that add their number."""
+    for name in names:
+        models.add1(repository, version=name, constant=float(name))
+    if policy:
+        (repository / "add1" / "config.pbtxt").write_text(policy)
+
+
+# loading and unloading
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, repository: Path, mode: str) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode=mode) as server:
+            for change in (server.lifecycle.load, server.lifecycle.unload):
+                with pytest.raises(Unavailable, match="explicit model load / unload is not allowed if polling is enabled"):
+                    await change("add1", who=WHO)
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_explicit_starts_with_the_models_that_are_named(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        for name in ("a", "b"):
+            models.add1(repository, name)
+        async with home(repository, mode="explicit", load_models=("a",)) as server:
+            assert server.states("a") == {"1": "READY"}
+            assert server.states("b") == {}
+            assert server.engine.names() == ["a", "b"]
+            assert server.engine.ready
+
+    asyncio.run(scenario())
+
+
+def test_a_star_starts_with_all_models(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        for name in ("a", "b"):
+            models.add1(repository, name)
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            assert server.states("a") == server.states("b") == {"1": "READY"}
+
+    asyncio.run(scenario())
+
+
+def test_a_model_to_start_with_that_is_not_there_is_said(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        models.add1(repository, "a")
+        async with home(repository, mode="explicit", load_models=("c",)) as server:
+            assert "no repository holds it; there is a" in server.engine.find("c").reason
+            assert not server.engine.ready
+
+    asyncio.run(scenario())
+
+
+def test_a_model_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as server:
+            versions(repository, "1", "2")
+            await server.lifecycle.load("add1", who=WHO)
+            assert await server.answer() == 2
+            await server.lifecycle.unload("add1", who=WHO)
+            with pytest.raises(Unavailable):
+                await server.answer()
+            await server.until(lambda: server.states() == {"2": "UNAVAILABLE"})
+            assert server.engine.find("add1").reason == "unloaded"
+            assert server.engine.ready
+            await server.lifecycle.load("add1", who=WHO)
+            assert await server.answer() == 2
+            changes = [(change.action, change.version, change.before, change.who) for change in server.lifecycle.history()]
+            assert changes == [("load", "2", "", WHO), ("unload", "", "2", WHO), ("load", "2", "", WHO)]
+
+    asyncio.run(scenario())
+
+
+def test_what_has_not_changed_is_not_loaded_again(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2", policy="version_policy { all {} }")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            kept = server.engine.find("add1", "1")
+            models.add1(repository, version="2", constant=20)
+            await server.lifecycle.load("add1", who=WHO)
+            assert server.engine.find("add1", "1") is kept
+            assert await server.answer() == 20
+
+    asyncio.run(scenario())
+
+
+def test_files_that_change_are_not_looked_at_before_a_load(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            versions(repository, "2")
+            await server.lifecycle.refresh()
+            assert await server.answer() == 1
+            await server.lifecycle.load("add1", who=WHO)
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_load_in_which_one_version_fails_is_dropped_as_a_whole(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2", policy="version_policy { all {} }")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            models.add1(repository, version="1", constant=10)
+            (repository / "add1" / "2" / "model.onnx").write_bytes(b"broken")
+            with pytest.raises(InvalidArgument, match=r"load failed for model 'add1': version 2 is at UNAVAILABLE state: .*model\.onnx"):
+                await server.lifecycle.load("add1", who=WHO)
+            assert (await server.answer(version="1"), await server.answer(version="2")) == (1, 2)
+            assert server.states() == {"1": "READY", "2": "READY"}
+            assert "model.onnx" in server.engine.find("add1", "2").reason
+            assert server.engine.ready
+            assert server.lifecycle.history()[0].action == "fail"
+
+            models.add1(repository, version="2", constant=20)
+            await server.lifecycle.load("add1", who=WHO)
+            assert (await server.answer(version="1"), await server.answer(version="2")) == (10, 20)
+            assert server.engine.find("add1", "2").reason == ""
+
+    asyncio.run(scenario())
+
+
+def test_a_first_load_that_fails_is_listed_with_its_reason(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        (repository / "add1" / "1").mkdir(parents=True)
+        (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
+        async with home(repository, mode="explicit") as server:
+            for _ in range(2):
+                with pytest.raises(InvalidArgument, match="load failed"):
+                    await server.lifecycle.load("add1", who=WHO)
+            assert server.states() == {"1": "UNAVAILABLE"}
+            assert "model.onnx" in server.engine.find("add1").reason
+            assert server.engine.ready
+
+    asyncio.run(scenario())
+
+
+def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises(NotFound, match=r"failed to load 'nope', failed to poll from model repository: .*there is add1"):
+                await server.lifecycle.load("nope", who=WHO)
+            with pytest.raises(NotFound, match="failed to unload 'nope'"):
+                await server.lifecycle.unload("nope", who=WHO)
+            assert server.engine.names() == ["add1"]
+
+    asyncio.run(scenario())
+
+
+def test_one_version_is_loaded_beside_those_of_the_policy_and_unloaded(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2", "3")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            await server.lifecycle.load("add1", "1", who=WHO)
+            assert (await server.answer(), await server.answer(version="1")) == (3, 1)
+            await server.lifecycle.unload("add1", "3", who=WHO)
+            assert await server.answer() == 1
+            with pytest.raises(NotFound, match="version 2 is not loaded; there is 1"):
+                await server.lifecycle.unload("add1", "2", who=WHO)
+            with pytest.raises(NotFound, match="version 9 does not exist; there are 1, 2, 3"):
+                await server.lifecycle.load("add1", "9", who=WHO)
+            await server.lifecycle.load("add1", who=WHO)
+            assert (await server.answer(), await server.answer(version="1")) == (3, 1)
+
+    asyncio.run(scenario())
+
+
+def test_one_version_of_a_model_that_is_not_loaded_comes_alone(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="explicit") as server:
+            await server.lifecycle.load("add1", "1", who=WHO)
+            assert server.states() == {"1": "READY"}
+
+    asyncio.run(scenario())
+
+
+def test_loads_of_one_model_at_the_same_time_are_one_after_the_other(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2", "3")
+        async with home(repository, mode="explicit") as server:
+            await asyncio.gather(*(server.lifecycle.load("add1", version, who=WHO) for version in ("1", "2", "3", "")))
+            assert server.states() == {"1": "READY", "2": "READY", "3": "READY"}
+
+    asyncio.run(scenario())
+
+
+# overrides
+
+
+def test_a_load_with_a_configuration_is_undone_by_the_next_without(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            text = json.dumps({"max_batch_size": 3, "version_policy": {"specific": {"versions": [1]}}})
+            await server.lifecycle.load("add1", overrides=Overrides(text), who=WHO)
+            assert await server.answer() == 1
+            assert server.engine.find("add1").max_batch_size == 3
+            with pytest.raises(InvalidArgument, match="config"):
+                await server.lifecycle.load("add1", overrides=Overrides("{"), who=WHO)
+            assert await server.answer() == 1
+            await server.lifecycle.load("add1", who=WHO)
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        content = models.add1(tmp_path / "sent", constant=42).read_bytes()
+        versions(repository, "1")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            sent = Overrides("{}", {"7/model.onnx": content})
+            await server.lifecycle.load("add1", overrides=sent, who=WHO)
+            assert await server.answer() == 42
+            assert server.engine.served_versions("add1") == ["7"]
+            await server.lifecycle.load("new", overrides=sent, who=WHO)
+            assert await server.answer("new") == 42
+            await server.lifecycle.unload("new", who=WHO)
+            await server.lifecycle.load("add1", who=WHO)
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/x", "1/../../x", "", ".", "1\\x", "a\0b"])
+def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) -> None:
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises(InvalidArgument, match="is no path below the model's folder"):
+                await server.lifecycle.load("m", overrides=Overrides("{}", {path: b"x"}), who=WHO)
+
+    asyncio.run(scenario())
+    assert list(repository.iterdir()) == []
+
+
+def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises(InvalidArgument, match="Load parameter 'config' must be specified for model file override"):
+                await server.lifecycle.load("m", overrides=Overrides(None, {"1/model.onnx": b"x"}), who=WHO)
+
+    asyncio.run(scenario())
+
+
+# labels
+
+
+def test_a_label_holds_its_version_when_the_policy_moves_on(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="poll") as server:
+            await server.lifecycle.set_label("add1", "old", "1", who=WHO)
+            versions(repository, "2")
+            await server.lifecycle.refresh()
+            assert (await server.answer(), await server.answer(version="old")) == (2, 1)
+            await server.lifecycle.remove_label("add1", "old", who=WHO)
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
+
+    asyncio.run(scenario())
+
+
+def test_a_label_loads_its_version_first(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="poll") as server:
+            change = await server.lifecycle.set_label("add1", "canary", "1", who=WHO)
+            assert (change.version, change.before, change.label) == ("1", "", "canary")
+            assert await server.answer(version="canary") == 1
+            await server.lifecycle.set_label("add1", "canary", "2", who=WHO)
+            assert await server.answer(version="canary") == 2
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
+
+    asyncio.run(scenario())
+
+
+def test_promote_and_rollback_move_what_requests_get(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="poll") as server:
+            await server.lifecycle.promote("add1", "1", who=WHO)
+            assert await server.answer() == 1
+            await server.lifecycle.promote("add1", "2", expected="1", who=WHO)
+            assert await server.answer() == 2
+            change = await server.lifecycle.rollback("add1", who="Grace")
+            assert (change.action, change.version, change.before, change.who) == ("rollback", "1", "2", "Grace")
+            assert await server.answer() == 1
+            actions = [change.action for change in server.lifecycle.history("add1") if change.who != "repository"]
+            assert actions == ["rollback", "promote", "promote"]
+
+    asyncio.run(scenario())
+
+
+def test_a_label_that_never_moved_cannot_be_rolled_back(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="poll") as server:
+            await server.lifecycle.promote("add1", "1", who=WHO)
+            with pytest.raises(InvalidArgument, match="none to go back to"):
+                await server.lifecycle.rollback("add1", who=WHO)
+
+    asyncio.run(scenario())
+
+
+def test_a_label_moves_only_from_where_it_is_expected(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2", policy="version_policy { all {} }")
+        async with home(repository, mode="poll") as server:
+            await server.lifecycle.set_label("add1", "stable", "1", expected="", who=WHO)
+            for expected in ("", "2"):
+                with pytest.raises(InvalidArgument, match=r"was expected to point to .*, but it points to version 1; nothing was changed"):
+                    await server.lifecycle.set_label("add1", "stable", "2", expected=expected, who=WHO)
+            with pytest.raises(InvalidArgument, match="was expected"):
+                await server.lifecycle.remove_label("add1", "stable", expected="2", who=WHO)
+            moves = [server.lifecycle.set_label("add1", "stable", "2", expected="1", who=WHO) for _ in range(2)]
+            outcomes = await asyncio.gather(*moves, return_exceptions=True)
+            assert [isinstance(outcome, InvalidArgument) for outcome in outcomes] == [False, True]
+            assert server.lifecycle.labels("add1") == {"stable": "2"}
+
+    asyncio.run(scenario())
+
+
+def test_a_label_cannot_point_to_what_is_not_there(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="poll") as server:
+            with pytest.raises(NotFound, match=r"version 9 of 'add1', which does not exist; there are 1, 2"):
+                await server.lifecycle.set_label("add1", "stable", "9", who=WHO)
+            with pytest.raises(NotFound, match="unknown model"):
+                await server.lifecycle.set_label("nope", "stable", "1", who=WHO)
+            with pytest.raises(NotFound, match="has no label 'stable'"):
+                await server.lifecycle.remove_label("add1", "stable", who=WHO)
+
+    asyncio.run(scenario())
+
+
+def test_a_label_does_not_move_to_a_version_that_cannot_be_loaded(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
+        async with home(repository, mode="poll") as server:
+            with pytest.raises(InvalidArgument, match=r"version 1 of 'add1' cannot be loaded: .*model\.onnx"):
+                await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+            assert server.lifecycle.labels("add1") == {}
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("label", ["", " stable", "a/b", "a?b", "1", "\n"])
+def test_a_label_has_a_name_that_can_be_asked_for(home: Homes, repository: Path, label: str) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="poll") as server:
+            with pytest.raises(InvalidArgument, match="cannot be a label"):
+                await server.lifecycle.set_label("add1", label, "1", who=WHO)
+
+    asyncio.run(scenario())
+
+
+def test_a_version_with_a_label_is_not_unloaded(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+            with pytest.raises(InvalidArgument, match="label 'stable' points to it"):
+                await server.lifecycle.unload("add1", "1", who=WHO)
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())
+
+
+def test_labels_outlive_the_server(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2", "3")
+        async with home(repository, mode="poll") as server:
+            await server.lifecycle.promote("add1", "1", who=WHO)
+        async with home(repository) as server:
+            assert await server.answer() == 1
+            with pytest.raises(Unavailable, match="--model-control-mode poll or explicit"):
+                await server.lifecycle.promote("add1", "3", who=WHO)
+
+    asyncio.run(scenario())
+
+
+def test_labels_of_the_configuration_stand_behind_those_of_requests(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        label = 'parameters { key: "backline.labels.stable" value { string_value: "1" } }'
+        versions(repository, "1", "2", policy=label)
+        async with home(repository, mode="poll") as server:
+            assert await server.answer() == 1
+            with pytest.raises(InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"):
+                await server.lifecycle.remove_label("add1", "stable", who=WHO)
+            await server.lifecycle.promote("add1", "2", who=WHO)
+            assert await server.answer() == 2
+            change = await server.lifecycle.remove_label("add1", "stable", who=WHO)
+            assert (change.version, change.before) == ("1", "2")
+            assert await server.answer() == 2  # until the other is loaded
+            await server.lifecycle.refresh()
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())

@@ -1,0 +1,314 @@
+"""What happens to what is served when the files of a repository change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backline.engine.errors import InvalidArgument, NotFound
+from support import models
+
+Homes = Callable[..., Any]
+ADD1 = models.add1
+
+
+def configure(repository: Path, text: str, model: str = "add1") -> None:
+    (repository / model).mkdir(exist_ok=True)
+    (repository / model / "config.pbtxt").write_text(text)
+
+
+def break_file(repository: Path, version: str) -> None:
+    file = repository / "add1" / version / "model.onnx"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"not a model")
+
+
+def move(folder: Path, name: str) -> Path:
+    return folder.rename(folder.with_name(name))
+
+
+def test_a_new_version_takes_the_place_of_the_old(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository, version="1", constant=1)
+        async with home(repository, mode="poll") as server:
+            ADD1(repository, version="2", constant=2)
+            await server.lifecycle.refresh()
+            assert await server.answer() == 2
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
+            assert server.engine.find("add1", "1").reason == "unloaded"
+            assert server.engine.ready
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository, version="1")
+        async with home(repository, mode="poll") as server:
+            break_file(repository, "2")
+            await server.lifecycle.refresh()
+            assert await server.answer() == 1
+            assert server.states() == {"1": "READY", "2": "UNAVAILABLE"}
+            assert "2/model.onnx" in server.engine.find("add1", "2").reason
+            assert server.engine.ready
+            assert [change.action for change in server.lifecycle.history("add1")] == ["fail"]
+            ADD1(repository, version="2", constant=2)
+            await server.lifecycle.refresh()
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_new_files_of_a_version_are_served_and_counted_on(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository, constant=1)
+        async with home(repository, mode="poll") as server:
+            await server.answer()
+            ADD1(repository, constant=7)
+            await server.lifecycle.refresh()
+            assert await server.answer() == 7
+            assert server.engine.find("add1").statistics.success.count == 2
+            break_file(repository, "1")
+            await server.lifecycle.refresh()
+            assert await server.answer() == 7
+            assert "model.onnx" in server.engine.find("add1").reason
+            assert server.engine.ready
+
+    asyncio.run(scenario())
+
+
+def test_instances_and_policy_change_without_a_load(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        for version in "12":
+            ADD1(repository, version=version, constant=float(version))
+        configure(repository, "max_batch_size: 8")
+        async with home(repository, mode="poll") as server:
+            model = server.engine.find("add1")
+            configure(repository, "max_batch_size: 8 instance_group { count: 3 } version_policy { all {} }")
+            await server.lifecycle.refresh()
+            assert server.engine.find("add1") is model
+            assert model.placement.instances == 3
+            assert server.states() == {"1": "READY", "2": "READY"}
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_what_was_measured_is_not_measured_again(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, mode="explicit", load_models=("add1",)) as server:
+            before = server.engine.find("add1").placement
+
+            def measured_again(*_: object) -> None:
+                raise AssertionError("measured again")
+
+            monkeypatch.setattr("backline.lifecycle.loader.probe_batching", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loader.measure", measured_again)
+            await server.lifecycle.unload("add1", who="Ada")
+            await server.lifecycle.load("add1", who="Ada")
+            assert server.engine.find("add1").placement == before
+
+    asyncio.run(scenario())
+
+
+def test_a_configuration_that_becomes_wrong_changes_nothing(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository)
+        configure(repository, "max_batch_size: 8")
+        async with home(repository, mode="poll") as server:
+            configure(repository, "max_batch_sise: 8")
+            await server.lifecycle.refresh()
+            assert await server.answer() == 1
+            assert server.states() == {"1": "READY", "-": "UNAVAILABLE"}
+            assert "max_batch_size" in server.engine.find("add1", "-").reason
+            assert server.engine.ready
+            configure(repository, "max_batch_size: 4")
+            await server.lifecycle.refresh()
+            assert server.states() == {"1": "READY"}
+            assert server.engine.find("add1").max_batch_size == 4
+
+    asyncio.run(scenario())
+
+
+def test_models_come_and_go_with_their_folders(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository, "a")
+        async with home(repository, mode="poll") as server:
+            ADD1(repository, "b")
+            shutil.rmtree(repository / "a")
+            await server.lifecycle.refresh()
+            assert await server.answer("b") == 1
+            await server.until(lambda: server.engine.names() == ["b"])
+            with pytest.raises(NotFound):
+                await server.answer("a")
+            assert {(change.action, change.model) for change in server.lifecycle.history()} == {("add", "b"), ("remove", "a")}
+
+    asyncio.run(scenario())
+
+
+def test_a_repository_that_vanishes_goes_on_being_served(home: Homes, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, mode="poll") as server:
+            elsewhere = move(repository, "elsewhere")
+            with caplog.at_level(logging.ERROR):
+                await server.lifecycle.refresh()
+                await server.lifecycle.refresh()
+            assert await server.answer() == 1
+            assert len(caplog.records) == 1
+            assert "what was served of it goes on" in caplog.text
+            move(elsewhere, repository.name)
+            ADD1(repository, version="2", constant=2)
+            await server.lifecycle.refresh()
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_polling_sees_changes_by_itself(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, mode="poll", poll_seconds=0.02) as server:
+            ADD1(repository, version="2", constant=2)
+            await server.until(lambda: server.states().get("2") == "READY")
+            assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_requests_in_flight_keep_their_version(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository)
+        configure(repository, 'parameters { key: "backline.lane" value { string_value: "thread" } }')
+        async with home(repository, mode="poll") as server:
+            old = server.engine.find("add1")
+            run, gate = old.queue._instances[0]._execute._model.run, threading.Event()
+
+            def run_when_told(*arguments: Any) -> Any:
+                gate.wait(10)
+                return run(*arguments)
+
+            old.queue._instances[0]._execute._model.run = run_when_told
+            waiting = [asyncio.ensure_future(server.answer()) for _ in range(5)]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            ADD1(repository, version="2", constant=2)
+            await server.lifecycle.refresh()
+            assert await server.answer() == 2
+            assert old.state.value == "UNLOADING"
+            gate.set()
+            assert await asyncio.gather(*waiting) == [1] * 5
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backline.lifecycle import servable
+
+    load, attempts = servable.load, []
+
+    def fail_first(*arguments: Any) -> Any:
+        attempts.append(arguments)
+        if len(attempts) < 3:
+            raise InvalidArgument("not yet")
+        return load(*arguments)
+
+    monkeypatch.setattr(servable, "load", fail_first)
+    monkeypatch.setattr("backline.lifecycle.executor._FIRST_PAUSE", 0.01)
+
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, load_retries=2) as server:
+            assert await server.answer() == 1
+            assert [(event.state.value, event.done) for event in server.events] == [("UNAVAILABLE", 0), ("UNAVAILABLE", 0), ("READY", 1)]
+
+    asyncio.run(scenario())
+
+
+def test_loads_run_in_parallel_up_to_the_limit(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backline.lifecycle import servable
+
+    load, lock = servable.load, threading.Lock()
+    running, most = 0, 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return load(*arguments)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(servable, "load", counted)
+
+    async def scenario() -> None:
+        for number in range(12):
+            ADD1(repository, f"model{number}")
+        async with home(repository, load_threads=3) as server:
+            assert all(model.answers for model in server.engine.models())
+        assert 1 < most <= 3
+
+    asyncio.run(scenario())
+
+
+def test_a_model_on_demand_is_loaded_by_its_first_request(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository, constant=3)
+        configure(repository, 'parameters { key: "backline.load" value { string_value: "on_demand" } }')
+        async with home(repository) as server:
+            assert server.engine.ready
+            assert server.states() == {"1": "UNAVAILABLE"}
+            assert await asyncio.gather(*(server.answer() for _ in range(20))) == [3] * 20
+            assert server.states() == {"1": "READY"}
+            assert server.engine.loads["add1"].succeeded == 1
+
+    asyncio.run(scenario())
+
+
+def test_namespaces_serve_models_of_one_name(home: Homes, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        for constant, repository in ((1.0, "blue"), (2.0, "green")):
+            ADD1(tmp_path / repository, constant=constant)
+        async with home(tmp_path / "blue", tmp_path / "green", namespacing=True) as server:
+            assert (await server.answer("blue.add1"), await server.answer("green.add1")) == (1, 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_label_of_the_configuration_moves_when_its_version_is_ready(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        label = 'parameters {{ key: "backline.labels.stable" value {{ string_value: "{}" }} }}'
+        for version in "123":
+            ADD1(repository, version=version, constant=float(version))
+        configure(repository, label.format(1))
+        async with home(repository, mode="poll") as server:
+            assert await server.answer() == 1
+            configure(repository, label.format(2))
+            seen: set[float] = set()
+
+            async def ask() -> None:
+                while 2 not in seen:
+                    seen.add(await server.answer())
+
+            await asyncio.gather(ask(), server.lifecycle.refresh())
+            assert seen <= {1, 2}
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY", "3": "READY"})
+
+    asyncio.run(scenario())
+
+
+def test_namespaces_must_differ(home: Homes, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"'models' for both .*one/models.*two/models"):
+        home(tmp_path / "one" / "models", tmp_path / "two" / "models", namespacing=True)
