@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
+from backline.repository.names import printable
 
 #: Line and column, both from 1.
 Place = tuple[int, int]
@@ -37,4 +38,4 @@ class Document:
         """An error that says where: the file, and the line and column of the field `path` where it is known."""
         place = self.place(path)
         where = f"{self.source}:{place[0]}:{place[1]}" if place else self.source
-        return InvalidArgument(f"{where}: {reason}")
+        return InvalidArgument(f"{where}: {printable(reason)}")

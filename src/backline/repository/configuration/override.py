@@ -12,6 +12,7 @@ from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
+from backline.repository.names import printable
 
 SOURCE = "load parameter 'config'"
 
@@ -50,5 +51,5 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise InvalidArgument(f"{SOURCE}: '{repeated}' is given more than once")
+        raise InvalidArgument(f"{SOURCE}: '{printable(repeated)}' is given more than once")
     return table

@@ -13,6 +13,7 @@ from backline.protos import message
 from backline.repository.configuration import native
 from backline.repository.configuration.document import Document, Place
 from backline.repository.configuration.suggestion import suggest
+from backline.repository.names import printable
 
 #: The way to a value in the data: keys of tables and indexes of lists.
 Keys = tuple[str | int, ...]
@@ -180,12 +181,13 @@ class _PlainReader:
         raise self._error(f"expected one of {', '.join(kind.name for kind in kinds.values)}, not {_shown(value)}", keys, path)
 
     def _error(self, reason: str, keys: Keys, path: str) -> InvalidArgument:
+        reason = printable(reason)
         while keys and keys not in self._places:
             keys = keys[:-1]
         if keys:
             line, column = self._places[keys]
             return InvalidArgument(f"{self._source}:{line}:{column}: {reason}")
-        return InvalidArgument(f"{self._source}: {f'{path}: ' if path else ''}{reason}")
+        return InvalidArgument(f"{self._source}: {printable(f'{path}: ') if path else ''}{reason}")
 
 
 def _shown(value: Any) -> str:

@@ -1,0 +1,156 @@
+"""`backline config` on folders of models, without a server, and beside what a server says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, TypeAlias
+
+import pytest
+
+from backline import connect
+from backline.protos import message
+from backline.repository.configuration import text, toml
+from support import models
+from support.server import serve
+
+Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
+CONFIG = """\
+max_batch_size: 4
+parameters { key: "backline.lane" value { string_value: "thread" } }
+response_cache { enable: true }
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """add1 with a configuration, ident without."""
+    models.add1(tmp_path / "models")
+    models.ident(tmp_path / "models")
+    (tmp_path / "models" / "add1" / "config.pbtxt").write_text(CONFIG)
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("command", [(), ("show",), ("explain",), ("validate",), ("convert",)])
+def test_every_command_has_help_with_an_example(backline: Run, command: tuple[str, ...]) -> None:
+    done = backline("config", *command, "--help")
+
+    assert done.returncode == 0
+    assert f"  backline config {' '.join(command)}".rstrip() in done.stdout
+
+
+def test_show_prints_what_a_server_answers(backline: Run, repository: Path, tmp_path: Path) -> None:
+    done = backline("config", "show", repository / "add1", "--json")
+
+    assert done.returncode == 0, done.stderr
+    with serve(repository, tmp_path / "server.log") as server, connect(server.url) as client:
+        answered = client["add1"].config()
+    shown = json.loads(done.stdout)
+    for config in (shown, answered):  # what was measured differs from one run to the next
+        del config["parameters"]["backline.placement"]
+        config["instance_group"][0].pop("count")
+    assert shown == answered
+
+
+@pytest.mark.parametrize(("form", "parse"), [("pbtxt", text.parse), ("toml", toml.parse)])
+def test_show_prints_a_file_that_can_be_read(backline: Run, repository: Path, form: str, parse: Any) -> None:
+    done = backline("config", "show", repository / "add1", "--format", form, "--no-inspect")
+
+    assert parse(done.stdout, "printed").message.max_batch_size == 4
+
+
+def test_explain_says_where_each_value_comes_from(backline: Run, repository: Path) -> None:
+    done = backline("config", "explain", repository / "add1", "--json")
+
+    assert done.returncode == 0, done.stderr
+    values = {value["path"]: (value["value"], value["origin"], value["where"]) for value in json.loads(done.stdout)}
+    folder = repository / "add1"
+    assert values["max_batch_size"] == (4, "file", f"{folder}/config.pbtxt:1:1")
+    assert values["parameters[backline.lane].string_value"] == ("thread", "file", f"{folder}/config.pbtxt:2:43")
+    assert values["input[0].dims"] == ([16], "model", f"{folder}/1/model.onnx")
+    assert values["version_policy.latest.num_versions"] == (1, "default", "")
+    assert values["instance_group[0].count"][1] == "server"
+
+
+def test_explain_prints_a_table_and_the_warnings(backline: Run, repository: Path) -> None:
+    done = backline("config", "explain", repository / "add1", "--no-inspect")
+
+    assert any(line.split() == ["max_batch_size", "4", "file", "config.pbtxt:1:1"] for line in done.stdout.splitlines())
+    assert "warning: config.pbtxt of 'add1': response_cache is not supported yet and has no effect" in done.stderr
+
+
+def test_explain_knows_what_a_load_overrides(backline: Run, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "load.json").write_text('{"max_batch_size": 2}')
+
+    done = backline("config", "explain", repository / "add1", "--override", tmp_path / "load.json", "--no-inspect", "--json")
+
+    (value,) = [value for value in json.loads(done.stdout) if value["path"] == "max_batch_size"]
+    assert value == {"path": "max_batch_size", "value": 2, "origin": "override", "where": "load parameter 'config'"}
+
+
+def test_validate_names_what_is_wrong(backline: Run, repository: Path) -> None:
+    (repository / "ident" / "model.toml").write_text("max_batch_sise = 4\n")
+
+    done = backline("config", "validate", repository)
+
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        "add1: ok",
+        "  warning: config.pbtxt of 'add1': response_cache is not supported yet and has no effect",
+        "ident: wrong",
+        f"  error: {repository}/ident/model.toml:1:1: unknown key 'max_batch_sise', did you mean 'max_batch_size'?",
+    ]
+
+
+def test_validate_with_load_finds_what_disagrees_with_the_model(backline: Run, repository: Path) -> None:
+    (repository / "add1" / "config.pbtxt").write_text('input { name: "OTHER" data_type: TYPE_FP32 dims: [ 4, 16 ] }')
+    assert backline("config", "validate", repository / "add1").returncode == 0
+
+    done = backline("config", "validate", repository / "add1", "--load", "--json")
+
+    assert done.returncode == 1
+    (checked,) = json.loads(done.stdout)
+    assert checked["model"] == "add1"
+    assert "names the input 'OTHER', which" in checked["errors"][0]
+
+
+def test_convert_goes_there_and_back(backline: Run, repository: Path) -> None:
+    folder = repository / "add1"
+    assert backline("config", "convert", folder, "--output", folder / "model.toml").returncode == 0
+    assert (folder / "model.toml").read_text() == 'max_batch_size = 4\nlane = "thread"\n\n[response_cache]\nenable = true\n'
+
+    done = backline("config", "convert", folder / "model.toml", "--json")
+
+    converted = json.loads(done.stdout)
+    assert converted["format"] == "pbtxt"
+    assert text.parse(converted["text"], "").message == text.parse(CONFIG, "").message != message("inference.ModelConfig")()
+
+
+def test_convert_does_not_write_over_a_file(backline: Run, repository: Path) -> None:
+    done = backline("config", "convert", repository / "add1", "--output", repository / "add1" / "config.pbtxt")
+
+    assert done.returncode == 1
+    assert "File exists" in done.stderr
+    assert (repository / "add1" / "config.pbtxt").read_text() == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("show", "models"), "is a repository, not a model; name the folder of one: "),
+        (("show", "nowhere"), "'nowhere' does not exist"),
+        (("convert", "models/ident"), "holds neither config.pbtxt nor model.toml"),
+        (("convert", "models/ident/1/model.onnx"), "is neither a .pbtxt nor a .toml file"),
+    ],
+)
+def test_what_can_not_be_done_is_explained(
+    backline: Run, repository: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], reason: str
+) -> None:
+    monkeypatch.chdir(repository.parent)
+
+    done = backline("config", *arguments)
+
+    assert done.returncode in (1, 2)
+    assert reason in done.stderr
