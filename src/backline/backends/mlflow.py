@@ -24,6 +24,7 @@ _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("catboost", ("data",), "catboost"),
     ("sklearn", ("pickled_model",), "sklearn"),
 )
+_OBJECTS = (".skops", ".pkl", ".pickle", ".joblib")
 
 
 class MlFlow:
@@ -43,6 +44,8 @@ class MlFlow:
             settings = flavours.get(flavour)
             if isinstance(settings, Mapping):
                 file = _model_file(folder, flavour, settings, keys)
+                if file.suffix in _OBJECTS:  # an estimator of scikit-learn's kind that the library itself wrapped
+                    backend_name = "sklearn"
                 return _backend(backend_name).load(file, replace(config, backend=backend_name))
         held = ", ".join(f"'{name}'" for name in flavours) or "none"
         served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)

@@ -1,0 +1,23 @@
+"""A server with a real model of every format whose runtime is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from backends.served_models import MODELS, Formats, available
+from support.server import serve
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Formats]:
+    repository = tmp_path_factory.mktemp("formats")
+    for model in MODELS:
+        if available(model):
+            version = repository / model.name / "1"
+            version.mkdir(parents=True)
+            model.build(version)
+    with serve(repository, tmp_path_factory.mktemp("log") / "server.log", ready=False) as server:
+        server.wait_ready(180)
+        yield Formats(server, repository)
