@@ -132,3 +132,16 @@ def test_files_of_other_formats_beside_the_model_do_not_matter(tmp_path: Path) -
     put(tmp_path / "m" / "1" / "scaler.pkl")
 
     assert summary(tmp_path) == {"m": [("1", "m/1/encoder.onnx")]}
+
+
+def test_what_a_version_should_hold_is_told_for_what_is_configured(tmp_path: Path) -> None:
+    (tmp_path / "any" / "1").mkdir(parents=True)
+    (tmp_path / "forest" / "1").mkdir(parents=True)
+    put(tmp_path / "forest" / "config.pbtxt", 'backend: "xgboost"')
+
+    problems = [model.versions[0].problem for model in scan(tmp_path)]
+
+    assert problems[0].endswith(
+        "expected 'model.onnx' or 'model.pt' or 'model.tflite' or 'model.xml' or ... or one file *.onnx, *.pt, *.pt2, *.jit, ..."
+    )
+    assert problems[1].endswith("holds no model file; expected 'model.ubj' or one file *.ubj")

@@ -24,7 +24,7 @@ from backline.engine.model_format import ModelFormat
 from backline.repository import configuration
 from backline.repository.fingerprint import fingerprint
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.model_files import find_by_suffix, find_model, holds_model, no_model_reason
+from backline.repository.model_files import find_by_suffix, find_model, holds_model, no_model_reason, usual_file
 from backline.repository.names import check_name
 from backline.repository.place import Place
 from backline.repository.repository import FoundModel, FoundVersion
@@ -40,9 +40,34 @@ _NEEDED_FOLDERS = ("warmup/", "initial_state/")
 _PLAINLY_VERSION = re.compile(r"v?[0-9]+([._-][0-9]+)*")
 
 
-def read_repository(root: Place, formats: Sequence[ModelFormat], config_name: str) -> list[FoundModel]:
-    """The models of a repository: every folder is one."""
-    return [read_model(place, name, formats, config_name, root.problem(name)) for name, place in root.folders().items()]
+#: The models of a repository by folder, with the files they were read from, and what was wrong with the folder.
+Known = dict[str, tuple[Listing, str, FoundModel]]
+
+
+def read_repository(
+    root: Place, folders: Mapping[str, Place], formats: Sequence[ModelFormat], config_name: str, known: Known | None = None
+) -> list[FoundModel]:
+    """The models of a repository: each of `folders` is one.
+
+    Those whose files are as in `known` are not read again, unless they had a problem, which may have been one of the moment.
+    """
+    before = known or {}
+    now: Known = {}
+    for name, place in folders.items():
+        problem = root.problem(name)
+        listing, known_problem, model = before.get(name, (None, "", None))
+        if model is None or listing is None or model.problem or problem != known_problem or not _same(listing, place.listing):
+            model = read_model(place, name, formats, config_name, problem)
+        now[name] = (place.listing, problem, model)
+    if known is not None:
+        known.clear()
+        known.update(now)
+    return [model for _, _, model in now.values()]
+
+
+def _same(listing: Listing, other: Listing) -> bool:
+    """Whether two listings of one place have the same files, with the same content."""
+    return listing.files == other.files and listing.folders == other.folders
 
 
 def read_model(
@@ -198,5 +223,4 @@ def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[
     first = f"{listing.location}/{FIRST_VERSION}"
     if loose := find_by_suffix(listing, formats):
         return f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder: '{first}/{loose[0]}'"
-    expected = config.default_model_filename or next((form.filenames[0] for form in formats if form.filenames), "model")
-    return f"'{listing.location}' has no version; expected a model file such as '{first}/{expected}'"
+    return f"'{listing.location}' has no version; expected a model file such as '{first}/{usual_file(formats, config)}'"

@@ -12,7 +12,7 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 from backline.repository import file_events
 from backline.repository.file_systems import is_remote
-from backline.repository.layouts import read_single
+from backline.repository.layouts import Known, read_single
 from backline.repository.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
 from backline.repository.model_files import suffix_of
 from backline.repository.place import Place
@@ -33,6 +33,7 @@ class LocalRepository:
         self._config_name = config_name
         self._name = name
         self._stable_inodes = not is_remote(self._path)
+        self._known: Known = {}
         #: What is to be watched, known by the last scan.
         self._watched: tuple[Path, ...] = (self._path,)
 
@@ -62,7 +63,7 @@ class LocalRepository:
             return self._scan_file()
         self._watched = (self._path,)
         listing = walk(self._path, stable_inodes=self._stable_inodes)
-        found = scan_listing(listing, formats=self._formats, name=self._name, config_name=self._config_name)
+        found = scan_listing(listing, formats=self._formats, name=self._name, config_name=self._config_name, known=self._known)
         if self._name and [model.name for model in found] != [self._name]:
             names = ", ".join(f"'{model.name}'" for model in found) or "no model"
             raise InvalidArgument(

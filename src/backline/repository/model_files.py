@@ -59,11 +59,21 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
     """Why a version's folder in which no model was found is none, and what it should hold."""
     if config.default_model_filename:
         return f"'{listing.location}' does not hold '{config.default_model_filename}', the default_model_filename of config.pbtxt"
-    formats = [form for form in formats if form.backend == config.backend] or formats
-    names = [f"'{filename}'" for form in formats for filename in form.filenames]
+    formats = _likely(formats, config)
+    names = [f"'{form.filenames[0]}'" for form in formats if form.filenames]
     suffixes = [f"*{suffix}" for form in formats for suffix in form.suffixes]
     expected = " or ".join([*_some(names), f"one file {', '.join(_some(suffixes))}"] if suffixes else _some(names))
     return f"'{listing.location}' holds no model file; expected {expected}"
+
+
+def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
+    """The name of a model file, for messages."""
+    return config.default_model_filename or next((form.filenames[0] for form in _likely(formats, config) if form.filenames), "model")
+
+
+def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
+    """The formats of the configured backend, else all, those first that are a single file."""
+    return sorted([form for form in formats if form.backend == config.backend] or formats, key=lambda form: form.folder)
 
 
 def _some(items: list[str]) -> list[str]:
