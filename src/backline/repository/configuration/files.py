@@ -43,7 +43,7 @@ def parse(listing: Listing, path: str) -> Document:
     """The document in a file of a model's folder."""
     source = f"{listing.location.rstrip('/')}/{path}"
     if problem := listing.files[path].problem:
-        raise InvalidArgument(f"{source}: {problem}")
+        raise InvalidArgument(problem)
     try:
         content = listing.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig, VersionPolicy, WarmUpInput, WarmUpSample
 from backline.engine.signature import TensorSpec
 from backline.repository.configuration import native
@@ -93,24 +93,17 @@ class _Reader:
         return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), labels=labels)
 
     def _labels(self, output: str, filename: str, path: str) -> tuple[str, ...]:
-        file = self._inside_folder("label_filename", filename, path)
-        where = f"'{self._listing.location.rstrip('/')}/{file}'"
+        what = f"label_filename of output '{output}'"
+        file = self._present(what, "", filename, path)
         try:
-            return tuple(self._read(file).decode().splitlines())
+            return tuple(self._listing.read(file).decode().splitlines())
         except BacklineError as error:
-            raise self._document.error(f"label_filename of output '{output}' cannot be read: {where}: {error.message}", path) from None
+            raise self._document.error(f"{what} cannot be read: {error.message}", path) from None
         except UnicodeDecodeError as error:
-            raise self._document.error(
-                f"label_filename of output '{output}' is not UTF-8 text: {where} (byte {error.start})", path
-            ) from None
+            raise self._document.error(f"{what} is not UTF-8 text: {self._where(file)} (byte {error.start})", path) from None
 
-    def _read(self, file: str) -> bytes:
-        entry = self._listing.files.get(file)
-        if entry is None:
-            raise InvalidArgument("No such file")
-        if entry.problem:
-            raise InvalidArgument(entry.problem)
-        return self._listing.read(file)
+    def _where(self, file: str) -> str:
+        return f"'{self._listing.location.rstrip('/')}/{file}'"
 
     def _inside_folder(self, field: str, filename: str, path: str) -> str:
         """The normal form of a file's name below the model's folder."""
@@ -120,20 +113,20 @@ class _Reader:
         return normal
 
     def _present(self, what: str, folder: str, filename: str, path: str) -> str:
-        """The normal form of the name of a file in a folder of the model, which must be there."""
-        normal = self._inside_folder(what, filename, path)
-        entry = self._listing.files.get(f"{folder}/{normal}")
+        """The path of a file in a folder ("warmup/") of the model, which must be there."""
+        file = folder + self._inside_folder(what, filename, path)
+        entry = self._listing.files.get(file)
         if entry is None or entry.problem:
-            where = f"{self._listing.location.rstrip('/')}/{folder}/{normal}"
-            raise self._document.error(f"{what} cannot be read: '{where}': {entry.problem if entry else 'No such file'}", path)
-        return normal
+            reason = entry.problem if entry else f"{self._where(file)}: No such file"
+            raise self._document.error(f"{what} cannot be read: {reason}", path)
+        return file
 
     def _check_state_files(self) -> None:
         for index, state in enumerate(self._message.sequence_batching.state):
             for number, initial in enumerate(state.initial_state):
                 if initial.WhichOneof("state_data") == "data_file":
                     path = f"sequence_batching.state[{index}].initial_state[{number}].data_file"
-                    self._present(f"data_file of state '{state.input_name}'", "initial_state", initial.data_file, path)
+                    self._present(f"data_file of state '{state.input_name}'", "initial_state/", initial.data_file, path)
 
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename
@@ -166,7 +159,8 @@ class _Reader:
             source = {"zero_data": "zero", "random_data": "random"}.get(choice, given.input_data_file)
             if choice == "input_data_file":
                 path = f"model_warmup[{index}].inputs[{name}].input_data_file"
-                source = self._present(f"input_data_file of warm-up '{sample.name}'", "warmup", given.input_data_file, path)
+                file = self._present(f"input_data_file of warm-up '{sample.name}'", "warmup/", given.input_data_file, path)
+                source = file.removeprefix("warmup/")
             inputs.append(WarmUpInput(name, data_type(given), tuple(given.dims), source))
         return WarmUpSample(sample.name, sample.batch_size, max(sample.count, 1), tuple(inputs))
 

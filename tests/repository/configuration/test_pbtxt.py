@@ -14,7 +14,8 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.signature import TensorSpec
-from backline.repository.config_pbtxt import read
+from backline.repository.configuration import read
+from backline.repository.walk import walk
 
 
 @pytest.fixture
@@ -25,7 +26,13 @@ def file(tmp_path: Path) -> Path:
 
 def config(file: Path, text: str) -> ModelConfig:
     file.write_text(text, "utf-8")
-    return read(file, "m")
+    return read_folder(file)
+
+
+def read_folder(file: Path) -> ModelConfig:
+    found = read(walk(file.parent), "m")
+    assert found is not None
+    return found
 
 
 def error(file: Path, text: str) -> str:
@@ -176,24 +183,22 @@ def test_contradictions_are_errors(text: str, message: str, file: Path) -> None:
     assert message in error(file, text)
 
 
-def test_a_file_that_is_no_text_or_not_there_is_named(file: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"config.pbtxt: cannot be read: No such file"):
-        read(file, "m")
+def test_a_file_that_is_no_text_is_named(file: Path) -> None:
     file.write_bytes(b"name: '\xff'")
     with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not UTF-8 text \(byte 7\)"):
-        read(file, "m")
+        read_folder(file)
 
 
 def test_a_pipe_is_refused_and_not_waited_for(file: Path) -> None:
     os.mkfifo(file)
-    with pytest.raises(InvalidArgument, match=r"config.pbtxt: is not a regular file"):
-        read(file, "m")
+    with pytest.raises(InvalidArgument, match=r"config.pbtxt' is not a regular file$"):
+        read_folder(file)
 
 
 def test_a_byte_order_mark_is_no_error(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbfname: 'm'")
 
-    assert read(file, "m").name == "m"
+    assert read_folder(file).name == "m"
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -232,7 +237,7 @@ def test_any_text_is_read_or_refused_in_one_line(file: Path, text: str) -> None:
 
 def _outcome(file: Path) -> str:
     try:
-        return "read" if read(file, "m").name == "m" else "read as another model"
+        return "read" if read_folder(file).name == "m" else "read as another model"
     except BacklineError as refused:
         one_line = refused.message.startswith(str(file)) and "\n" not in refused.message
         return "refused in one line" if one_line else refused.message
