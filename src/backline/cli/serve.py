@@ -31,7 +31,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 def _option(name: str, *alternatives: str, **settings: Any) -> Callable[[Command], Command]:
     """An option that is an environment variable too: --http-port is BACKLINE_HTTP_PORT."""
-    variable = "BACKLINE_" + name.removeprefix("--").replace("-", "_").upper()
+    variable = "BACKLINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     return click.option(
         name, *alternatives, envvar=variable, show_envvar=True, show_default=settings.get("default") is not None, **settings
     )
