@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -28,6 +29,8 @@ _RETRY_SECONDS = 10
 #: The library bounds a whole request; a large file may take its time as long as bytes arrive.
 _REQUEST_DAYS = 7
 _CHUNK = 1 << 20
+#: A bucket of other things, and not a model repository.
+_MAX_OBJECTS = 200_000
 #: An ETag that is an MD5; one of an upload in parts has a dash.
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -67,10 +70,15 @@ class ObjectFiles:
         import obstore
 
         prefix = self._place.prefix
-        with self._explained(prefix):
-            objects = obstore.list(self._store, prefix=prefix or None).collect()
         cut = len(prefix) + 1 if prefix else 0
-        files = {found["path"][cut:]: _entry(found) for found in objects}
+        files: dict[str, FileEntry] = {}
+        with self._explained(prefix):
+            for page in obstore.list(self._store, prefix=prefix or None):
+                files |= {found["path"][cut:]: _entry(found) for found in page}
+                if len(files) > _MAX_OBJECTS:
+                    raise InvalidArgument(
+                        f"'{self._location}' has more than {_MAX_OBJECTS:,} objects; name the prefix in the {self._bucket} that has models"
+                    )
         # Tools that show folders keep them as empty objects.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
         files = {path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)}
@@ -178,12 +186,15 @@ def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
         ) from None
     options: dict[str, Any] = dict(place.options)
     endpoint = options.get("endpoint") or options.get("base_url") or ""
+    authorities = os.environ.get("AWS_CA_BUNDLE") if place.kind == "s3" else None
     options["client_options"] = {
         "allow_http": endpoint.startswith("http://") or bool(options.get("use_emulator")),
         "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
         "read_timeout": timedelta(seconds=_READ_SECONDS),
         "timeout": timedelta(days=_REQUEST_DAYS),
     }
+    if authorities := authorities or os.environ.get("SSL_CERT_FILE"):
+        options["client_options"]["root_certificate"] = _read_certificates(authorities)
     options["retry_config"] = {"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)}
     try:
         if place.kind == "s3":
@@ -196,6 +207,13 @@ def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
         raise InvalidArgument(f"model repository '{location}' cannot be opened ({reason}); {CREDENTIALS[place.kind]}") from None
 
 
+def _read_certificates(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"the certificates in '{file}' (AWS_CA_BUNDLE or SSL_CERT_FILE) cannot be read: {error.strerror}") from None
+
+
 def _entry(found: Any) -> FileEntry:
     etag = (found["e_tag"] or "").strip('"')
     if _MD5_ETAG.fullmatch(etag):
@@ -205,4 +223,5 @@ def _entry(found: Any) -> FileEntry:
 
 
 def _last_line(text: str) -> str:
-    return text.strip().rpartition("\n")[2].rpartition(" - ")[2].strip()
+    """The reason in a message of the library, without the queries of URLs, where signatures are."""
+    return re.sub(r"\?\S+", "", text.strip().rpartition("\n")[2].rpartition(" - ")[2]).strip()

@@ -34,6 +34,8 @@ _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".co
 _KEEP_SECONDS = 3600.0
 #: How often it is written down that a place could be reached, where nothing changes.
 _REMEMBER_SECONDS = 60.0
+#: How often it is said that a place cannot be reached since the start.
+_WARN_SECONDS = 600.0
 
 
 class RemoteRepository:
@@ -55,6 +57,7 @@ class RemoteRepository:
         self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
         self._reached = False
         self._remembered_at = 0.0
+        self._warned_at = -_WARN_SECONDS
         self._pruned = False
 
     @property
@@ -108,10 +111,12 @@ class RemoteRepository:
         if found is None:
             raise error
         files, seen = found
-        log.warning(
-            "%s Serving what the cache '%s' holds of '%s', as it was %s ago.",
-            _sentence(error.message), self._cache.folder, self.location, _age(time.time() - seen),
-        )  # fmt: skip
+        if time.monotonic() - self._warned_at >= _WARN_SECONDS:
+            self._warned_at = time.monotonic()
+            log.warning(
+                "%s. Serving what the cache '%s' holds of it, as it was %s ago",
+                error.message, self._cache.folder, _age(time.time() - seen),
+            )  # fmt: skip
         return files
 
     def _read_ahead(self, files: Mapping[str, FileEntry]) -> None:
@@ -290,10 +295,6 @@ def _say_nothing(here: int, total: int) -> None:
 
 def _ignore(count: int) -> None:
     """Progress that nobody looks at."""
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
 
 
 def _age(seconds: float) -> str:

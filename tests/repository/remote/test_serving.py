@@ -1,0 +1,107 @@
+"""A server process whose models are in an object store: changed under load, cut off, and started again without the store."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import backline
+from support.server import ServerProcess, serve
+from under_load.changes import Deployment, network
+from under_load.constant_load import MODEL, Answer, ConstantLoad
+from under_load.run import run
+
+from .stores import Store
+
+#: Each kind of change at least once.
+CHANGES = 12
+
+
+class Bucket:
+    """A prefix of a store as the deployment writes to it."""
+
+    def __init__(self, store: Store) -> None:
+        self.location = store.location("prod")
+        self._store = store
+        self._paths: set[str] = set()
+
+    def put(self, path: str, content: bytes) -> None:
+        self._paths.add(path)
+        self._store.put(f"prod/{path}", content)
+
+    def remove_folder(self, path: str) -> None:
+        for below in [known for known in self._paths if known.startswith(path + "/")]:
+            self._paths.remove(below)
+            self._store.delete(f"prod/{below}")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    poll = ["--model-control-mode", "poll", "--repository-poll-secs", "0.2"]
+    return [*poll, "--cache-dir", str(tmp_path / "cache"), "--state-dir", str(tmp_path / "state")]
+
+
+@pytest.mark.timeout(120)
+def test_changes_in_a_store_lose_no_request(store: Store, tmp_path: Path, options: list[str]) -> None:
+    bucket = Bucket(store)
+    deployment = Deployment(bucket)
+    deployment.lay_out()
+    with serve(bucket.location, tmp_path / "log", *options) as server:
+        outcome = run(server, deployment, CHANGES)
+    print(outcome)
+    assert outcome.errors == []
+    assert outcome.wrong == []
+    assert sum(outcome.changes.values()) == CHANGES
+
+
+def test_a_store_cut_off_while_serving_loses_nothing_and_the_next_start_works_without_it(
+    store: Store, tmp_path: Path, options: list[str]
+) -> None:
+    store.put(f"prod/{MODEL}/1/model.onnx", network(5.0))
+    with serve(store.location("prod"), tmp_path / "log", *options) as server:
+        answers = asyncio.run(_load_while(server, store.relay.cut, "cannot be read, what was served of it goes on"))
+    assert [answer.error for answer in answers if answer.error] == []
+    assert {answer.constant for answer in answers} == {5.0}
+    with serve(store.location("prod"), tmp_path / "log2", *options) as again:
+        assert _constant(again) == 5.0
+        assert "Serving what the cache" in again.output
+        # And once the store is back its changes are seen.
+        store.relay.mend()
+        store.put(f"prod/{MODEL}/2/model.onnx", network(7.0))
+        _wait(lambda: _constant(again) == 7.0)
+
+
+async def _load_while(server: ServerProcess, act: Callable[[], None], printed: str) -> list[Answer]:
+    """The answers to a load that goes on while something is done, until the server has said so and for some requests after."""
+    load = ConstantLoad(server.url.removeprefix("http://"), server.grpc_url.removeprefix("grpc://"), 100, ("",))
+    stop = asyncio.Event()
+    sending = asyncio.create_task(load.run(stop))
+    await _until(lambda: len(load.answers) > 20)
+    act()
+    await _until(lambda: printed in server.output)
+    count = len(load.answers)
+    await _until(lambda: len(load.answers) > count + 20)
+    stop.set()
+    await sending
+    return load.answers
+
+
+async def _until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+def _wait(reached: Callable[[], bool]) -> None:
+    asyncio.run(_until(reached))
+
+
+def _constant(server: ServerProcess) -> float:
+    with backline.connect(server.url) as client:
+        return float(client.model(MODEL)(INPUT0=np.zeros((1, 16), np.float32))["OUTPUT0"][0, 0])
