@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import os
 import re
 from pathlib import Path
 
@@ -17,8 +16,11 @@ from backline.backends import onnx_options
 from backline.cli import serve
 from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument
-from backline.repository import config_pbtxt
+from backline.engine.model_config import ModelConfig
+from backline.repository import configuration
 from backline.repository.configuration import effects, native
+from backline.repository.listing import FileEntry, Listing
+from backline.repository.walk import walk
 from docs.pages import code, read, table, tables
 
 PAGE = "docs/configuration.md"
@@ -35,7 +37,11 @@ def test_every_option_of_serve_is_told_with_its_variable_and_default() -> None:
     }
 
     assert told == {
-        name: (option.opts, [option.envvar], [str(option.default)] if type(option.default) in (int, float, str) else [])
+        name: (
+            option.opts,
+            [option.envvar],
+            [str(option.default)] if type(option.default) in (int, float, str) and option.default != "" else [],
+        )
         for name, option in _options().items()
     }
 
@@ -49,11 +55,11 @@ def test_the_help_shows_what_the_page_tells() -> None:
 
 
 def test_several_repositories_fit_into_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BACKLINE_MODEL_REPOSITORY", os.pathsep.join(("one", "two")))
+    monkeypatch.setenv("BACKLINE_MODEL_REPOSITORY", "one s3://bucket/two")
 
     context = serve.command.make_context("serve", [])
 
-    assert context.params["model_repository"] == (Path("one"), Path("two"))
+    assert context.params["model_repository"] == ("one", "s3://bucket/two")
 
 
 def test_an_option_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,27 +74,47 @@ def test_the_supported_fields_of_config_pbtxt_are_told() -> None:
     assert told == effects.SUPPORTED
 
 
+def _read(folder: Path, text: str) -> ModelConfig:
+    (folder / "config.pbtxt").write_text(text)
+    config = configuration.read(walk(folder), folder.name)
+    assert config is not None
+    return config
+
+
 @pytest.mark.parametrize("field", ["sequence_batching {}", "optimization {priority: PRIORITY_MAX}"])
 def test_fields_that_are_not_supported_are_warnings(tmp_path: Path, field: str) -> None:
-    (tmp_path / "config.pbtxt").write_text(field)
-
-    config = config_pbtxt.read(tmp_path / "config.pbtxt", tmp_path.name)
+    config = _read(tmp_path, field)
 
     assert any(field.split(maxsplit=1)[0] in warning and "not supported yet" in warning for warning in config.warnings)
 
 
 def test_an_ensemble_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "config.pbtxt").write_text("ensemble_scheduling {}")
-
     with pytest.raises(InvalidArgument, match="ensemble"):
-        config_pbtxt.read(tmp_path / "config.pbtxt", tmp_path.name)
+        _read(tmp_path, "ensemble_scheduling {}")
+
+
+def test_every_setting_is_told_for_both_files() -> None:
+    told = {code(row["key in `model.toml`"])[0]: code(row["parameter in `config.pbtxt`"])[0] for row in table(PAGE, "key in `model.toml`")}
+
+    assert told == {name: native.parameter(name) + (".LABEL" if setting.by_key else "") for name, setting in native.SETTINGS.items()}
+
+
+def test_the_example_of_model_toml_is_read_without_a_warning() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", read(PAGE), re.DOTALL)
+    contents = {"model.toml": example.encode()}
+    listing = Listing("m", {path: FileEntry(0, "") for path in contents}, frozenset(), contents.__getitem__)
+
+    config = configuration.read(listing, "m")
+
+    assert config is not None
+    assert config.warnings == ()
 
 
 def test_the_parameters_are_told_with_their_defaults() -> None:
     rows = {code(row["key"])[0]: code(row["default"]) for row in table(PAGE, "key")}
     settings = onnx_options.SessionSettings()
 
-    assert rows.keys() == {native.parameter("lane"), *onnx_options._KEYS}
+    assert rows.keys() == set(onnx_options._KEYS)
     assert rows["intra_op_thread_count"] == [str(settings.intra_op_threads)]
     assert rows["inter_op_thread_count"] == [str(settings.inter_op_threads)]
     assert onnx_options._EXECUTION_MODES[rows["execution_mode"][0]] == settings.execution_mode
