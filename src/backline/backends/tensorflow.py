@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -142,7 +143,10 @@ class TensorFlowModel:
 def _import() -> Any:
     # Unless the user wants them: lines about the processor that are of no use here, and a search for GPUs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    return import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
+    runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
+    # It would tell whoever serves a model that the one way to load it without Keras is deprecated.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    return runtime
 
 
 def _folder(path: Path) -> Path:
