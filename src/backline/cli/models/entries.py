@@ -7,10 +7,10 @@ from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any
 
-from backline.cli.sizes import size_text
 from backline.client.errors import BacklineError, InvalidArgument, NotFound
 from backline.client.records import ModelIndex, Progress
 from backline.engine.control import STABLE
+from backline.lifecycle.budget import format_bytes
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
 
 
 def memory_text(entry: ModelIndex) -> str:
-    return size_text(entry.memory_bytes) if entry.memory_bytes else "-"
+    return format_bytes(entry.memory_bytes) if entry.memory_bytes else "-"
 
 
 def reason_text(entry: ModelIndex) -> str:
@@ -40,7 +40,7 @@ def progress_text(progress: Progress) -> str:
     """ "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
     if progress.bytes_total:
-        parts.append(f"{size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}")
+        parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
 
@@ -50,17 +50,19 @@ def explain(error: BacklineError, index: Sequence[ModelIndex], model: str, versi
         return error
     models = sorted({entry.name for entry in index})
     if model not in models:
-        hint = _hint(model, models, "The server has")
+        name, known, has = model, models, "The server has"
     else:
         versions = [entry for entry in index if entry.name == model and entry.version]
         known = [entry.version for entry in versions] + sorted({label for entry in versions for label in entry.labels})
+        name, has = version, "It has"
         if not version or version in known:
             return error
-        hint = _hint(version, known, "It has")
+    near = get_close_matches(name, known, 1)
+    if near:
+        hint = f"Did you mean '{near[0]}'?"
+    elif "there are" in error.message or "there is" in error.message:  # the server has listed them itself
+        return error
+    else:
+        hint = f"{has} {', '.join(known) or 'none'}."
     error.message = f"{error.message.rstrip('. ')}. {hint}"
     return error
-
-
-def _hint(name: str, known: Sequence[str], has: str) -> str:
-    near = get_close_matches(name, known, 1)
-    return f"Did you mean '{near[0]}'?" if near else f"{has} {', '.join(known) or 'none'}."

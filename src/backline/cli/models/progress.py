@@ -14,8 +14,8 @@ from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
 from backline.engine.errors import BacklineError
 
-#: Between two looks at the list of models, in seconds.
-POLL = 0.25
+#: Between two looks at the list of models, in seconds: short at first, as many loads are.
+FIRST_POLL, POLL = 0.05, 0.25
 Result = TypeVar("Result")
 
 
@@ -72,8 +72,10 @@ async def _run_change(
 
 async def _shown(client: AsyncClient, change: Awaitable[Result], model: str, display: Display | None) -> Result:
     running = asyncio.ensure_future(change)
+    pause = FIRST_POLL
     try:
-        while display is not None and not (await asyncio.wait((running,), timeout=POLL))[0]:
+        while display is not None and not (await asyncio.wait((running,), timeout=pause))[0]:
+            pause = POLL
             try:
                 index = await client.models()
             except BacklineError:  # it is only shown: what counts is the change's own end
@@ -85,10 +87,10 @@ async def _shown(client: AsyncClient, change: Awaitable[Result], model: str, dis
 
 
 def _display() -> Display:
-    return _Bars() if sys.stderr.isatty() else _Lines()
+    return Bars() if sys.stderr.isatty() else Lines()
 
 
-class _Lines:
+class Lines:
     """A line for each phase of a load, and for each tenth of what is fetched."""
 
     def __init__(self) -> None:
@@ -107,36 +109,31 @@ class _Lines:
         """Nothing is left to do: lines stay."""
 
 
-class _Bars:
-    """A bar for each version that loads; gone when all have ended."""
+class Bars:
+    """A bar for the phase of each version that loads; gone when all have ended."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._bars.start()
-        self._tasks: dict[tuple[str, str], Any] = {}
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self.progress.start()
+        self._tasks: dict[tuple[str, str, str], Any] = {}
 
     def update(self, loading: Sequence[ModelIndex]) -> None:
         seen = set()
         for entry in loading:
-            key = (entry.name, entry.version)
-            seen.add(key)
             progress = entry.progress
             assert progress is not None
-            if key not in self._tasks:
-                self._tasks[key] = self._bars.add_task("", total=None)
+            key = (entry.name, entry.version, progress.phase)
+            seen.add(key)
             # Without a total the bar pulses: there is nothing to fetch, or it is not known how much.
-            self._bars.update(
-                self._tasks[key],
-                description=f"{entry.name} {entry.version}: {progress.phase}",
-                completed=progress.bytes_done,
-                total=progress.bytes_total or None,
-            )
+            if key not in self._tasks:
+                self._tasks[key] = self.progress.add_task(f"{entry.name} {entry.version}: {progress.phase}", total=None)
+            self.progress.update(self._tasks[key], completed=progress.bytes_done, total=progress.bytes_total or None)
         for key in [key for key in self._tasks if key not in seen]:
-            self._bars.remove_task(self._tasks.pop(key))
+            self.progress.remove_task(self._tasks.pop(key))
 
     def close(self) -> None:
-        self._bars.stop()
+        self.progress.stop()
