@@ -145,3 +145,21 @@ def test_what_a_version_should_hold_is_told_for_what_is_configured(tmp_path: Pat
         "expected 'model.onnx' or 'model.pt' or 'model.tflite' or 'model.xml' or ... or one file *.onnx, *.pt, *.pt2, *.jit, ..."
     )
     assert problems[1].endswith("holds no model file; expected 'model.ubj' or one file *.ubj")
+
+
+def test_a_folder_beside_the_versions_with_other_files_is_no_version(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    put(tmp_path / "m" / "1" / "scaler.pkl")
+    put(tmp_path / "m" / "rc2" / "net.onnx")
+    put(tmp_path / "m" / "rc3" / "model.pt")
+    put(tmp_path / "m" / "tokenizer" / "words.pkl")
+    put(tmp_path / "m" / "schema" / "input.xml")
+
+    assert summary(tmp_path) == {"m": [("1", "m/1/model.onnx"), ("rc2", "m/rc2/net.onnx"), ("rc3", "m/rc3/model.pt")]}
+
+
+def test_a_base_path_stays_one_whatever_lies_beside_its_versions(tmp_path: Path) -> None:
+    put(tmp_path / "m" / "1" / "model.onnx")
+    put(tmp_path / "m" / "tokenizer" / "words" / "common.pkl")
+
+    assert summary(tmp_path / "m") == {"m": [("1", "1/model.onnx")]}

@@ -24,7 +24,15 @@ from backline.engine.model_format import ModelFormat
 from backline.repository import configuration
 from backline.repository.fingerprint import fingerprint
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.model_files import find_by_suffix, find_model, holds_model, no_model_reason, usual_file
+from backline.repository.model_files import (
+    candidates,
+    find_by_suffix,
+    find_model,
+    named_models,
+    no_model_reason,
+    suffix_of,
+    usual_file,
+)
 from backline.repository.names import check_name
 from backline.repository.place import Place
 from backline.repository.repository import FoundModel, FoundVersion
@@ -151,14 +159,16 @@ def is_model_folder(place: Place, formats: Sequence[ModelFormat]) -> bool:
     """Whether a folder is plainly that of a model: it holds a configuration, or versions and is none itself."""
     if has_config(place):
         return True
-    return not holds_model(place.listing, formats) and any(
-        holds_model(version.listing, formats) for name, version in place.folders().items() if name not in _OTHER_FOLDERS
+    return not candidates(place.listing, formats) and any(
+        is_version_folder(name, version, formats) or named_models(version.listing, formats)
+        for name, version in place.folders().items()
+        if name not in _OTHER_FOLDERS
     )
 
 
 def is_version_folder(name: str, place: Place, formats: Sequence[ModelFormat]) -> bool:
     """Whether a folder is plainly that of a version: it is called like one, and holds a model."""
-    return is_version_name(name) and holds_model(place.listing, formats)
+    return is_version_name(name) and bool(candidates(place.listing, formats))
 
 
 def is_version_name(name: str) -> bool:
@@ -174,9 +184,9 @@ def has_config(place: Place) -> bool:
 def _read_versions(place: Place, config: ModelConfig, formats: Sequence[ModelFormat]) -> tuple[list[FoundVersion], list[str]]:
     found: list[FoundVersion] = []
     needed, warnings = _needed_beside_versions(place)
-    for name, version in place.folders().items():
-        if name in _OTHER_FOLDERS:
-            continue
+    folders = {name: folder for name, folder in place.folders().items() if name not in _OTHER_FOLDERS}
+    suffixes = _suffixes_of_versions(folders, formats)
+    for name, version in folders.items():
         numeric = name.isascii() and name.isdigit()
         if numeric and len(name) > 1 and name[0] == "0":
             warnings.append(f"'{version.location}' is ignored: the number of a version has no leading zero")
@@ -188,14 +198,26 @@ def _read_versions(place: Place, config: ModelConfig, formats: Sequence[ModelFor
         except BacklineError as error:
             found.append(FoundVersion(name, None, problem=error.message))
             continue
-        if numeric or _holds(version.listing, config, formats):
+        if numeric or _is_version(name, version.listing, config, formats, suffixes):
             found.append(read_version(version, name, needed, config, formats))
     return sorted(found, key=lambda version: version_order(version.version)), warnings
 
 
-def _holds(listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat]) -> bool:
-    wanted = config.default_model_filename
-    return wanted in listing.files or wanted in listing.folders if wanted else holds_model(listing, formats)
+def _is_version(name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]) -> bool:
+    """Whether a folder beside the versions is one, rather than one with a tokenizer, say, whose file ends as a model could.
+
+    `suffixes` are those of the models in versions that are called like one.
+    """
+    if wanted := config.default_model_filename:
+        return wanted in listing.files or wanted in listing.folders
+    if is_version_name(name) or not suffixes:
+        return bool(candidates(listing, formats))
+    return bool(named_models(listing, formats)) or any(suffix_of(file) in suffixes for file in find_by_suffix(listing, formats))
+
+
+def _suffixes_of_versions(folders: Mapping[str, Place], formats: Sequence[ModelFormat]) -> frozenset[str]:
+    versions = [place.listing for name, place in folders.items() if is_version_folder(name, place, formats)]
+    return frozenset(suffix_of(file) for listing in versions for file in candidates(listing, formats))
 
 
 def _needed_beside_versions(place: Place) -> tuple[dict[str, FileEntry], list[str]]:

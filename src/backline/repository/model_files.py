@@ -31,14 +31,14 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
         for filename in form.filenames:
             if filename in listing.files:
                 return dirname(_usable(listing, filename)) if form.folder else _usable(listing, filename)
-    candidates = find_by_suffix(listing, formats)
-    if len(candidates) > 1:
-        names = ", ".join(f"'{printable(name)}'" for name in candidates)
-        first = next(form.filenames[0] for form in formats if form.filenames and suffix_of(candidates[0]) in form.suffixes)
+    found = find_by_suffix(listing, formats)
+    if len(found) > 1:
+        names = ", ".join(f"'{printable(name)}'" for name in found)
+        first = next(form.filenames[0] for form in formats if form.filenames and suffix_of(found[0]) in form.suffixes)
         raise InvalidArgument(
             f"'{listing.location}' holds several model files: {names}; name one '{first}', or set default_model_filename in config.pbtxt"
         )
-    return _usable(listing, candidates[0]) if candidates else None
+    return _usable(listing, found[0]) if found else None
 
 
 def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
@@ -50,9 +50,14 @@ def find_by_suffix(listing: Listing, formats: Sequence[ModelFormat]) -> list[str
     return []
 
 
-def holds_model(listing: Listing, formats: Sequence[ModelFormat]) -> bool:
-    """Whether a folder holds the files of a model directly, or several that could be it."""
-    return any(filename in listing.files for form in formats for filename in form.filenames) or bool(find_by_suffix(listing, formats))
+def named_models(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
+    """The files of a folder that are models by their name."""
+    return [filename for form in formats for filename in form.filenames if filename in listing.files]
+
+
+def candidates(listing: Listing, formats: Sequence[ModelFormat]) -> list[str]:
+    """The files of a folder that could be its model: those with the name of one, else those that end as one."""
+    return named_models(listing, formats) or find_by_suffix(listing, formats)
 
 
 def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: ModelConfig) -> str:

@@ -19,7 +19,7 @@ from backline.repository.layouts import (
     read_single,
 )
 from backline.repository.listing import Listing
-from backline.repository.model_files import holds_model
+from backline.repository.model_files import candidates
 from backline.repository.model_settings import has_settings, read_settings
 from backline.repository.place import Place
 from backline.repository.repository import FoundModel
@@ -44,9 +44,9 @@ def scan_listing(
         return read_repository(root, folders, formats, config_name, known)
     if any(is_version_folder(folder, place, formats) for folder, place in folders.items()):
         return [read_model(root, name, formats, config_name)]
-    if configured and any(holds_model(place.listing, formats) for place in folders.values()):
+    if configured and any(candidates(place.listing, formats) for place in folders.values()):
         return [read_model(root, name, formats, config_name)]
-    if holds_model(listing, formats) and not any(is_model_folder(place, formats) for place in folders.values()):
+    if candidates(listing, formats) and not any(is_model_folder(place, formats) for place in folders.values()):
         return [read_single(root, name, formats, config_name)]
     if configured:
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
