@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ class Model:
     shape: tuple[int, ...]
     #: Milliseconds that one run takes, roughly: slow models need a longer measurement.
     run_ms: float
+
+    @property
+    def large(self) -> bool:
+        """Whether a request is so large that perf_analyzer gets no result over gRPC with 16 clients or more, whoever answers."""
+        return 4 * math.prod(self.shape) > 1 << 18
 
     @cached_property
     def input(self) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import run
 from harness.case import Case, Measurement, median_measurement, ratio
 from harness.comparison import Row, measure, turns
 from harness.environment import CannotRun
@@ -150,3 +151,13 @@ def test_picture_is_a_png(tmp_path: Path) -> None:
     draw([row], ["backline", "in-process"], tmp_path / "results.png")
 
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_large_requests_over_grpc_are_asked_by_h2load_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.h2load, "available", lambda: True)
+    ways = [("http", "binary", "wrk"), ("grpc", "binary", "perf_analyzer"), ("grpc", "binary", "h2load")]
+    large = Model("ident", Path("model.onnx"), "INPUT0", (1, 3, 224, 224), 0.1)
+
+    assert run.ways_of(MODEL, ways) == ways
+    assert run.ways_of(large, ways) == [("http", "binary", "wrk"), ("grpc", "binary", "h2load")]
+    assert run.ways_of(large, ways[:1]) == ways[:1]

@@ -22,19 +22,24 @@ Setting = tuple[int, int, int]
 
 
 class InProcess(Peer):
-    """A sweep finds the best setting of each model; the two best take part in every round, and the better one counts."""
+    """A sweep finds the best setting of each model; the two best take part in every round, and the better one counts.
+
+    With `one_caller` a run has the runtime for itself, which then has only its batch size and its threads to choose.
+    """
 
     name = "in-process"
     ways = frozenset({("http", "binary"), ("grpc", "binary")})
     setup = "ONNX Runtime in a program of its own, no server: the best of batch size x threads in a run x runs at the same time"
 
-    def __init__(self) -> None:
+    def __init__(self, *, one_caller: bool = False) -> None:
         super().__init__()
+        self.one_caller = one_caller
         self.best: dict[str, list[Setting]] = {}
 
     def start(self, models: list[Model]) -> None:
         cores = len(os.sched_getaffinity(0))
-        pairs = sorted({(threads, callers) for threads in (1, cores) for callers in (1, cores) if threads * callers <= cores})
+        most = 1 if self.one_caller else cores
+        pairs = sorted({(threads, callers) for threads in (1, cores) for callers in (1, most) if threads * callers <= cores})
         for model in models:
             settings = [(batch, threads, callers) for batch, (threads, callers) in product(BATCH_SIZES, pairs)]
             rates = self._run(model, settings, max(0.2, model.run_ms * 12 / 1000))
@@ -43,7 +48,8 @@ class InProcess(Peer):
         self.versions = {name: version(name) for name in ("onnxruntime", "numpy")}
 
     def measures(self, case: Case) -> bool:
-        return super().measures(case) and case.generator != "h2load"
+        # It is the same whoever asks: beside perf_analyzer's row the one of h2load needs no second measurement.
+        return super().measures(case) and (case.generator != "h2load" or case.model.large)
 
     def measure(self, case: Case, seconds: float) -> Measurement:
         settings = self.best[case.model.name]
