@@ -137,3 +137,89 @@ def test_tls_is_served_and_verified(repository: Path, tmp_path: Path) -> None:
             assert client.ready()
         with connect(f"https://127.0.0.1:{server.http_port}") as client, pytest.raises(ConnectionFailed, match=r"cannot be verified.*ca="):
             client.ready()
+
+
+def test_models_change_while_it_runs_and_the_log_says_so(repository: Path, tmp_path: Path) -> None:
+    options = (
+        "--model-control-mode",
+        "poll",
+        "--repository-poll-secs",
+        "0.05",
+        "--state-dir",
+        str(tmp_path / "state"),
+        "--log-level",
+        "info",
+    )
+    with serve(repository, tmp_path / "log", *options) as server:
+        wait_report(server)
+        models.add1(repository, version="2", constant=2)
+        (repository / "broken" / "1").mkdir(parents=True)
+        (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
+        end = time.monotonic() + 20
+        while "'broken' version 1 is not available" not in server.output or "'add1' version 1 was unloaded" not in server.output:
+            assert time.monotonic() < end, server.output
+            time.sleep(0.01)
+        with connect(server.url) as client:
+            assert client["add1"](np.zeros((1, 16), np.float32))["OUTPUT0"][0, 0] == 2
+            assert client.ready()
+    assert (tmp_path / "state" / "audit.jsonl").exists()
+
+
+def test_explicit_loads_only_what_is_named(repository: Path, tmp_path: Path) -> None:
+    models.add1(repository, "other")
+    options = ("--model-control-mode", "explicit", "--load-model", "add1", "--state-dir", str(tmp_path / "state"))
+    with serve(repository, tmp_path / "log", *options) as server:
+        output = wait_report(server)
+    assert re.search(r"^add1 +1 +READY", output, re.MULTILINE)
+    assert re.search(r"^other +- +NOT LOADED", output, re.MULTILINE)
+    assert "Ready: 1 of 1" in output
+
+
+def test_a_model_to_load_needs_mode_explicit(backline: Run, repository: Path) -> None:
+    done = backline("serve", repository, "--load-model", "add1")
+    assert done.returncode == 2
+    assert "--load-model needs --model-control-mode explicit" in done.stderr
+
+
+def test_the_report_shows_labels_and_models_on_demand(repository: Path, tmp_path: Path) -> None:
+    models.add1(repository, version="2")
+    (repository / "add1" / "config.pbtxt").write_text('parameters { key: "backline.labels.stable" value { string_value: "1" } }')
+    models.add1(repository, "later")
+    (repository / "later" / "config.pbtxt").write_text('parameters { key: "backline.load" value { string_value: "on_demand" } }')
+    with serve(repository, tmp_path / "log") as server:
+        output = wait_report(server)
+    assert re.search(r"^add1 +1 +READY +stable ", output, re.MULTILINE)
+    assert re.search(r"^later +1 +ON DEMAND ", output, re.MULTILINE)
+    assert "Ready: 2 of 3 model versions, 1 loaded on demand," in output
+
+
+def test_exit_on_error_ends_with_the_reasons(backline: Run, repository: Path) -> None:
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
+    done = backline("serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--exit-on-error")
+    assert done.returncode == 1
+    assert "not all models could be loaded, and --exit-on-error is set" in done.stderr
+    assert "broken version 1: " in done.stderr
+
+
+def test_without_strict_readiness_a_failed_model_does_not_matter(repository: Path, tmp_path: Path) -> None:
+    (repository / "broken" / "1").mkdir(parents=True)
+    (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
+    with serve(repository, tmp_path / "log", "--no-strict-readiness") as server:
+        assert "Not all models are ready" in wait_report(server)
+
+
+def test_damaged_labels_are_named_at_the_start(backline: Run, repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text("{")
+    done = backline("serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--state-dir", tmp_path)
+    assert done.returncode == 1
+    assert f"'{tmp_path / 'labels.json'}' with the labels of models is damaged" in done.stderr
+
+
+def test_namespaces_are_the_names_of_the_repositories(tmp_path: Path) -> None:
+    for name in ("blue", "green"):
+        models.add1(tmp_path / name)
+    with serve(tmp_path / "blue", tmp_path / "log", str(tmp_path / "green"), "--model-namespacing") as server:
+        output = wait_report(server)
+    assert re.search(r"^blue\.add1 +1 +READY", output, re.MULTILINE)
+    assert re.search(r"^green\.add1 +1 +READY", output, re.MULTILINE)

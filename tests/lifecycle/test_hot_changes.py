@@ -66,6 +66,22 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(home: H
     asyncio.run(scenario())
 
 
+def test_the_server_stays_ready_while_something_new_is_loaded(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, mode="poll") as server:
+            ready: list[bool] = []
+            server.engine.watch(lambda: ready.append(server.engine.ready))
+            ADD1(repository, version="2")
+            ADD1(repository, "other")
+            await server.lifecycle.refresh()
+            assert "LOADING" not in server.states().values()
+            assert len(ready) > 1
+            assert all(ready)
+
+    asyncio.run(scenario())
+
+
 def test_new_files_of_a_version_are_served_and_counted_on(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         ADD1(repository, constant=1)

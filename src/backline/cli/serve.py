@@ -93,7 +93,7 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     help="In mode poll, between two looks at a repository that cannot tell when it changes.",
 )
 @_option("--model-namespacing", is_flag=True, help="Call models <repository>.<model>, so that repositories may hold the same names.")
-@_option("--model-config-name", metavar="NAME", default="", help="Read configs/NAME.pbtxt of models that have it.")
+@_option("--model-config-name", metavar="NAME", help="Read configs/NAME.pbtxt of models that have it.")
 @_option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only when all models are, or as soon as they were tried.")
 @_option("--exit-on-error", is_flag=True, help="End when a model cannot be loaded at the start, as Triton does.")
 @_option("--model-load-retry-count", type=click.IntRange(0), default=0, help="Further attempts after a failed load, with pauses.")
@@ -143,7 +143,7 @@ def command(
     load_model: Sequence[str],
     repository_poll_secs: float,
     model_namespacing: bool,
-    model_config_name: str,
+    model_config_name: str | None,
     strict_readiness: bool,
     exit_on_error: bool,
     model_load_retry_count: int,
@@ -205,7 +205,7 @@ def command(
             state_folder=state_dir,
         ),
         cache_folder=cache_dir,
-        config_name=model_config_name,
+        config_name=model_config_name or "",
         exit_on_error=exit_on_error,
         host=host,
         http_port=http_port,

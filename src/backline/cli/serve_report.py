@@ -12,7 +12,7 @@ import click
 
 from backline.cli.table import print_table
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Model, ModelState
+from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
 from backline.lifecycle.lifecycle import LoadEvent
@@ -78,37 +78,53 @@ def say(line: str = "") -> None:
 
 def print_report(server: Server, options: ServerOptions, seconds: float) -> None:
     """The table of models, the addresses, and a request to copy for curl and Python."""
-    models = list(server.engine.models())
-    if models:
+    engine = server.engine
+    models = list(engine.models())
+    rows: list[tuple[str, ...]] = [_row(model, _labels(engine, model)) for model in models]
+    known = {model.name for model in models}
+    rows += [(name, "-", "NOT LOADED", "-", "-", "-", "-", "loaded when that is asked for") for name in engine.names() if name not in known]
+    if rows:
+        headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "instances", "batch", "reason")
+        if not any(row[3] not in ("", "-") for row in rows):
+            headers, rows = _without_labels(headers), [_without_labels(row) for row in rows]
         say()
-        print_table(
-            ("model", "version", "state", "lane", "instances", "batch", "reason"),
-            [_row(model) for model in models],
-            right=("instances", "batch"),
-        )
+        print_table(headers, sorted(rows, key=lambda row: row[0]), right=("instances", "batch"))
     else:
-        say("\nThe repositories hold no model. Put one in as <model>/<version>/model.onnx and start again.")
+        say("\nThe repositories hold no model. Put one in as <model>/<version>/model.onnx" + _how_it_is_seen(options))
     say()
     width = max(len(label) for label, _ in server.urls)
     for label, url in server.urls:
         say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
     _print_samples(server, options, models)
+    waiting = sum(model.on_demand for model in models)
     ready = sum(model.state is ModelState.READY for model in models)
-    verdict = (
-        click.style("Ready", fg="green", bold=True)
-        if ready == len(models)
-        else click.style("Not all models are ready", fg="red", bold=True)
-    )
-    say(f"\n{verdict}: {ready} of {len(models)} model versions after {seconds:.2f} s. Ctrl-C stops.")
+    verdict = click.style("Ready", fg="green", bold=True)
+    if ready + waiting < len(models):
+        verdict = click.style("Not all models are ready", fg="red", bold=True)
+    on_demand = f", {waiting} loaded on demand," if waiting else ""
+    say(f"\n{verdict}: {ready} of {len(models)} model versions{on_demand} after {seconds:.2f} s. Ctrl-C stops.")
     sys.stdout.flush()
 
 
-def _row(model: Model) -> tuple[str, ...]:
+def _how_it_is_seen(options: ServerOptions) -> str:
+    return {"none": " and start again.", "poll": ": it is seen and loaded.", "explicit": " and load it by request."}[options.lifecycle.mode]
+
+
+def _labels(engine: Engine, model: Model) -> str:
+    return ", ".join(sorted(label for label, version in engine.labels(model.name).items() if version == model.version))
+
+
+def _without_labels(row: tuple[str, ...]) -> tuple[str, ...]:
+    return row[:3] + row[4:]
+
+
+def _row(model: Model, labels: str) -> tuple[str, ...]:
     placement = model.placement
     if placement is None or model.state is not ModelState.READY:
-        return (model.name, model.version, model.state.value, "-", "-", "-", model.reason)
+        state = "ON DEMAND" if model.on_demand else model.state.value
+        return (model.name, model.version, state, labels, "-", "-", "-", model.reason)
     batch = str(placement.max_batch_size) if placement.max_batch_size else "no"
-    return (model.name, model.version, model.state.value, placement.lane, str(placement.instances), batch, model.reason)
+    return (model.name, model.version, model.state.value, labels, placement.lane, str(placement.instances), batch, model.reason)
 
 
 def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:

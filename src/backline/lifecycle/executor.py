@@ -74,6 +74,7 @@ class Executor:
         #: What loads have measured, by name, version and fingerprint.
         self._measured: dict[tuple[str, str], tuple[str, Measured]] = {}
         self._watchers: list[asyncio.Future[None]] = []
+        self._started = False
         self._closed = False
 
     def model(self, name: str) -> ServedModel:
@@ -86,6 +87,10 @@ class Executor:
     @property
     def names(self) -> list[str]:
         return list(self._models)
+
+    def started(self) -> None:
+        """What the start was to load is loaded, or has failed."""
+        self._started = True
 
     # steps
 
@@ -116,7 +121,7 @@ class Executor:
             self._waiting[served.name] = None
         else:
             self._waiting.pop(served.name, None)
-        served.publish(self._engine, lambda version: self._asleep(served, version))
+        served.publish(self._engine, lambda version: self._asleep(served, version), started=self._started)
         if served.gone:
             del self._models[served.name]
             self._engine.forget(served.name)
@@ -163,6 +168,7 @@ class Executor:
             meter=self._residency.meter,
             recorded=recorded_file(self._state_folder, served.name),
             attempt=attempt,
+            at_start=not self._started,
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )
         served.held[one.key] = one
@@ -250,12 +256,16 @@ class Executor:
 
     async def _wake(self, served: ServedModel, asleep: Model) -> None:
         version = asleep.version
+        why = served.resting.get(version)
         await self._load_now(served, version)
         one = served.ready(version)
         if one is None:
             reason = self._ended(served, version)
             failed = [other.retry_after for other in served.held.values() if other.phase is Phase.FAILED and other.model.version == version]
             served.awake.discard(version)
+            if why is not None:
+                served.rest(version, why)
+            asleep.reason = f"the last load failed: {reason}; tried again when a request comes"
             self.advance((served.name,))
             raise Unavailable(f"model '{served.name}' version {version} cannot be loaded: {reason}", failed[-1] if failed else None)
         asleep.check, asleep.queue = one.model.check, one.model.queue

@@ -105,6 +105,7 @@ class Lifecycle:
         self._executor.advance(chosen)
         await self._executor.settle()
         self._started = True
+        self._executor.started()
         self._engine.started()
         if self._options.mode == "poll":
             self._watching = asyncio.get_running_loop().create_task(self._watch())

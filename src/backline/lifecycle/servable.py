@@ -52,6 +52,7 @@ class Servable:
         recorded: Path | None = None,
         attempt: int = 1,
         beside_serving: bool = False,
+        at_start: bool = False,
     ) -> None:
         self.key = key
         self.fingerprint = fingerprint
@@ -59,6 +60,8 @@ class Servable:
         self.attempt = attempt
         #: Whether its load began while another version of the model served.
         self.beside_serving = beside_serving
+        #: Whether it belongs to what the start is to load.
+        self.at_start = at_start
         #: The size of its files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
         #: When it was opened to requests, of time.time().

@@ -161,12 +161,13 @@ class ServedModel:
 
     # what the engine is told
 
-    def publish(self, engine: Engine, make_asleep: MakeAsleep) -> None:
+    def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
         """Shows each version once: what answers, else what is on its way, else what went wrong."""
         shown = self._models(make_asleep)
-        serving = any(model.answers for model in shown.values())
+        at_start = {id(one.model) for one in self.held.values() if one.at_start}
         for model in shown.values():
-            model.required = self._required(model, serving)
+            # What comes later and is not ready yet, or fails, is no reason to take the server out of service.
+            model.required = self._strict_readiness and (not started or id(model) in at_start) and model.state is not ModelState.UNLOADING
         if not shown and self.target is None and not self.held:
             for model in self._shown.values():
                 engine.remove(model)
@@ -180,27 +181,14 @@ class ServedModel:
             engine.set_labels(self.name, self._pointing)
         self._shown = shown
 
-    def _required(self, model: Model, serving: bool) -> bool:
-        if (
-            not self._strict_readiness
-            or model.state is ModelState.UNLOADING
-            or self.failures.get(model.version) is model
-            or model.version in self._unloaded
-        ):
-            return False
-        return not (serving and model.state is ModelState.UNAVAILABLE and self._appeared_later(model.version))
-
-    def _appeared_later(self, version: str) -> bool:
-        """A version that cannot be loaded, of a model that served before it came, is no reason to take the server out of service."""
-        return version in self.failures or any(one.model.version == version and one.beside_serving for one in self.held.values())
-
     def _models(self, make_asleep: MakeAsleep) -> dict[str, Model]:
         shown = self._unloaded_models()
         order = (Phase.DRAINING, Phase.FAILED, Phase.LOADED, Phase.LOADING, Phase.READY)
         for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
             shown[one.model.version] = one.model
         goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
-        sleeping = [goal.version for goal in goals if not goal.loaded]
+        # One that was asleep goes on holding requests until its load has ended well.
+        sleeping = [goal.version for goal in goals if not goal.loaded or (goal.version in self._asleep and not self.ready(goal.version))]
         waiting = [goal.version for goal in goals if goal.loaded and goal.version not in shown]
         self._asleep = {version: self._asleep.get(version) or make_asleep(version) for version in sleeping}
         shown |= {version: model for version, model in self._asleep.items() if self.ready(version) is None}
@@ -211,8 +199,12 @@ class ServedModel:
         return shown
 
     def _tell_what_goes_on_beside(self, shown: dict[str, Model]) -> None:
-        """A version that serves shows how the load of its new files goes, and why it failed."""
+        """A version that serves shows how the load of its new files goes, and why it failed; one that is asleep shows how its load goes."""
         for version, model in shown.items():
+            if model.on_demand:
+                loading = [one.model.progress for one in self.held.values() if one.model.version == version and one.phase is Phase.LOADING]
+                model.state = ModelState.LOADING if loading else ModelState.UNAVAILABLE
+                model.progress = loading[0] if loading else None
             if model.state is not ModelState.READY:
                 continue
             beside = [one for one in self.held.values() if one.model.version == version and one.model is not model]
