@@ -148,6 +148,23 @@ async def test_without_events_it_is_looked_at_at_intervals(why: str, tmp_path: P
         await asyncio.wait_for(anext(changes), 10)
 
 
+async def test_without_a_watch_left_it_is_looked_at_at_intervals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(*paths: Path, **options: object) -> AsyncIterator[None]:
+        raise OSError(28, "No space left on device")
+        yield
+
+    monkeypatch.setattr("watchfiles.awatch", refuse)
+    changes = open_local(tmp_path).changes(0.01)
+
+    for _ in range(3):
+        await asyncio.wait_for(anext(changes), 10)
+
+    (warning,) = caplog.messages
+    assert warning == f"'{tmp_path}' cannot be watched (No space left on device) and is looked at every 0.01 seconds"
+
+
 async def test_on_the_network_inodes_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "is_remote", lambda path: True)
     file = put(tmp_path / "m" / "1" / "model.onnx")
