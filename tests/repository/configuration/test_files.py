@@ -94,3 +94,17 @@ def test_an_unknown_setting_is_refused_with_a_suggestion() -> None:
         InvalidArgument, match=r"^/r/m/config.pbtxt:2:1: unknown parameter 'backline.pined', did you mean 'backline.pinned'\?$"
     ):
         read(folder(config_dot_pbtxt=text), "m")
+
+
+def test_where_nothing_is_completed_inputs_and_outputs_must_be_named() -> None:
+    tensor = 'put { name: "x" data_type: TYPE_FP32 dims: 1 }'
+    complete = folder(config_dot_pbtxt=f"in{tensor} out{tensor}")
+
+    config = read(complete, "m", complete=True)
+
+    assert config is not None
+    assert len(config.inputs) == len(config.outputs) == 1
+    with pytest.raises(InvalidArgument, match=r"^/r/m/config.pbtxt: must specify at least one output for m, as"):
+        read(folder(config_dot_pbtxt=f"in{tensor}"), "m", complete=True)
+    with pytest.raises(InvalidArgument, match=r"^'/r/m' holds no config.pbtxt, and configurations are not completed from the model$"):
+        read(folder(), "m", complete=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from backline.repository.configuration.document import Document
@@ -18,7 +19,7 @@ _BATCH_INPUT_TYPES = frozenset({8, 11})
 
 def check(document: Document, name: str) -> None:
     """Raises InvalidArgument for the first rule that the configuration of the model `name` breaks."""
-    for reason, path in _faults(document.message, name):
+    for reason, path in chain(_unknown_values(document.message), _faults(document.message, name)):
         raise document.error(reason, path)
 
 
@@ -26,7 +27,23 @@ def check_complete(document: Document, name: str) -> None:
     """Raises InvalidArgument unless the configuration names inputs and outputs, as it must where nothing is completed from the model."""
     for kind in ("input", "output"):
         if not getattr(document.message, kind):
-            raise document.error(f"must specify at least one {kind} for {name}")
+            reason = f"must specify at least one {kind} for {name}, as configurations are not completed from the model"
+            raise document.error(reason)
+
+
+def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
+    """Numbers of enumerations that stand for nothing, which the text format lets through."""
+    for field, value in section.ListFields():
+        path = prefix + field.name
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            if field.message_type.fields_by_name["value"].message_type is not None:
+                for key in value:
+                    yield from _unknown_values(value[key], f"{path}[{key}].")
+        elif field.message_type is not None:
+            for index, part in enumerate(value if field.is_repeated else (value,)):
+                yield from _unknown_values(part, f"{path}[{index}]." if field.is_repeated else f"{path}.")
+        elif field.enum_type is not None and value not in field.enum_type.values_by_number:
+            yield f"unknown value {value}; expected one of {', '.join(kind.name for kind in field.enum_type.values)}", path
 
 
 def _faults(message: Any, name: str) -> Iterator[Fault]:

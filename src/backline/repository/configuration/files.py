@@ -5,6 +5,7 @@ from __future__ import annotations
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.repository.configuration import text, toml
+from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.reader import to_model_config
 from backline.repository.listing import Listing
@@ -13,14 +14,22 @@ CONFIG_PBTXT = "config.pbtxt"
 MODEL_TOML = "model.toml"
 
 
-def read(listing: Listing, name: str, *, config_name: str = "") -> ModelConfig | None:
+def read(listing: Listing, name: str, *, config_name: str = "", complete: bool = False) -> ModelConfig | None:
     """The configuration of the model `name`, whose folder is `listing`; None where it has no file with one.
 
-    With `config_name` the file is configs/<config_name>.pbtxt or .toml, where there is one. Raises InvalidArgument with the file, and where
-    possible the line and the column, when it cannot be read, is not valid, or contradicts itself.
+    With `config_name` the file is configs/<config_name>.pbtxt or .toml, where there is one. A `complete` configuration must name the inputs
+    and outputs (Triton's --disable-auto-complete-config). Raises InvalidArgument with the file, and where possible the line and the column,
+    when it cannot be read, is not valid, or contradicts itself.
     """
     path = find(listing, config_name)
-    return None if path is None else to_model_config(parse(listing, path), name, listing)
+    if path is None:
+        if complete:
+            raise InvalidArgument(f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model")
+        return None
+    document = parse(listing, path)
+    if complete:
+        check_complete(document, name)
+    return to_model_config(document, name, listing)
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:

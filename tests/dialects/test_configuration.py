@@ -1,0 +1,72 @@
+"""The configuration that clients see: what the file says, what the server found and decided, and Triton's defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backline.dialects.open_inference.configuration import complete, configuration_json, describe
+from backline.engine.datatypes import DataType
+from backline.engine.engine import Model, Placement
+from backline.engine.signature import Signature, TensorSpec
+from backline.repository.configuration import read
+from backline.repository.listing import FileEntry, Listing
+
+
+def configuration(text: str, *, max_batch_size: int = 64) -> Any:
+    """Of a loaded ONNX model x [-1, 4] -> y [-1] whose config.pbtxt is `text`."""
+    listing = Listing("m", {"config.pbtxt": FileEntry(len(text), "")}, frozenset(), lambda _: text.encode())
+    config = read(listing, "m")
+    assert config is not None
+    model = Model("m", "1", config)
+    model.backend, model.platform = "onnxruntime", "onnxruntime_onnx"
+    model.signature = Signature((TensorSpec("x", DataType.FP32, (-1, 4)),), (TensorSpec("y", DataType.INT64, (-1,)),))
+    model.max_batch_size = max_batch_size
+    model.placement = Placement("thread", 3, max_batch_size, "measured")
+    return configuration_json(complete(describe(model)))
+
+
+def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> None:
+    config = configuration("")
+
+    assert (config["name"], config["backend"], config["platform"]) == ("m", "onnxruntime", "onnxruntime_onnx")
+    assert config["default_model_filename"] == "model.onnx"
+    assert config["max_batch_size"] == 64
+    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["input"]] == [("x", "TYPE_FP32", [4])]
+    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["output"]] == [("y", "TYPE_INT64", [])]
+    assert [(group["name"], group["count"], group["kind"]) for group in config["instance_group"]] == [("m", 3, "KIND_CPU")]
+    assert config["dynamic_batching"]["preferred_batch_size"] == [64]
+    assert config["parameters"] == {"backline.lane": {"string_value": "thread"}, "backline.placement": {"string_value": "measured"}}
+
+
+def test_what_the_file_says_stays_as_it_is() -> None:
+    config = configuration(
+        """
+        max_batch_size: 8
+        input { name: "x" data_type: TYPE_FP32 dims: -1 }
+        instance_group { count: 2 name: "mine" }
+        response_cache { enable: true }
+        default_model_filename: "net.onnx"
+        """,
+        max_batch_size=8,
+    )
+
+    assert config["input"][0]["dims"] == [-1]
+    assert config["output"][0]["name"] == "y"
+    assert [(group["name"], group["count"]) for group in config["instance_group"]] == [("mine", 2)]
+    assert config["response_cache"] == {"enable": True}
+    assert config["default_model_filename"] == "net.onnx"
+    assert "dynamic_batching" not in config, "nobody asked for it"
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("", {"latest": {"num_versions": 1}}),
+        ("version_policy { all { } }", {"all": {}}),
+        ('parameters { key: "backline.versions" value { string_value: "1.4.2,7" } }', {"specific": {"versions": [7]}}),
+    ],
+)
+def test_the_version_policy_is_shown_as_far_as_the_field_can_hold_it(text: str, policy: object) -> None:
+    assert configuration(text)["version_policy"] == policy
