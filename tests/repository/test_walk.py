@@ -9,7 +9,7 @@ import pytest
 from backline.engine.errors import InvalidArgument, NotFound
 from backline.repository import walk as walking
 from backline.repository.walk import walk
-from support.repositories import put
+from support.repositories import put, unprivileged_folder
 
 
 def test_files_and_folders_are_listed_with_their_sizes(tmp_path: Path) -> None:
@@ -23,6 +23,14 @@ def test_files_and_folders_are_listed_with_their_sizes(tmp_path: Path) -> None:
     assert {path: entry.size for path, entry in listing.files.items()} == {"a/b/file": 5}
     assert listing.folders == {"a", "a/b", "empty"}
     assert listing.location == str(tmp_path)
+
+
+def test_what_file_systems_leave_behind_is_not_looked_into() -> None:
+    with unprivileged_folder() as folder:
+        put(folder / "m" / "1" / "model.onnx")
+        (folder / "lost+found").mkdir(mode=0)
+
+        assert set(walk(folder).files) == {"m/1/model.onnx"}
 
 
 def test_files_are_read_by_their_path(tmp_path: Path) -> None:
