@@ -19,6 +19,7 @@ from backline.dialects.open_inference.metadata import server_metadata
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.messages import InferRequest, InferResponse
 from backline.inproc_control import InprocControl
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 
 
@@ -27,7 +28,8 @@ class InprocTransport(Transport):
 
     def __init__(self, address: Address) -> None:
         self._url = address.url
-        self._embedded = Embedded([address.path])
+        # All models are loaded, and the program may change them.
+        self._embedded = Embedded([address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,)))
         self._engine = self._embedded.engine
         self._closed = False
         self._control = InprocControl(self._engine)
