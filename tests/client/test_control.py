@@ -293,9 +293,7 @@ def test_a_grpc_port_without_http_loads_models_and_lists_what_grpc_tells(grpc_on
 def test_a_grpc_port_without_http_has_no_labels_and_says_what_to_do(grpc_only: str) -> None:
     with connect(grpc_only) as client:
         for _ in range(2):  # found out once, remembered after
-            with pytest.raises(
-                Unsupported, match="labels goes over HTTP, which the port of .* does not answer: use the server's http:// URL"
-            ):
+            with pytest.raises(Unsupported, match="does not answer: use the server's http:// URL"):
                 client.labels("add1")
 
 
