@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from backline import connect
+from backline.client import Client
 from backline.dialects.open_inference.configuration import configuration_json
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -17,7 +19,8 @@ from backline.protos import message
 from backline.repository.configuration import read, read_override
 from backline.repository.configuration.defaults import fill_defaults
 from backline.repository.listing import FileEntry, Listing
-from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN
+from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS
+from support.server import serve
 
 RECORDED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "triton_2_51.json").read_text())
 CASES = {**TAKEN, **REFUSED, **NOT_COMPLETED}
@@ -55,13 +58,20 @@ OTHER_WORDS = {
     "warm_up_no_type": "model warmup input 'x' must specify 'data_type' for warm_up_no_type",
     "version_specific_empty": "version_policy.specific names no version",
     "sequence_state_initial_file": "data_file of state 'si' cannot be read",
-    "override_not_json": "is not JSON: Expecting value",
-    "override_empty": "is not JSON: Expecting value",
-    "override_unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
-    "override_wrong_type": "'max_batch_size' is 'many', expected a whole number",
-    "override_wrong_value": "input[0].data_type: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
-    "override_list": "expected an object with the fields of a model configuration, not [1]",
+    "override_not_json": "Invalid config override:1:1: is not JSON: Expecting value",
+    "override_empty": "Invalid config override:1:1: is not JSON: Expecting value",
+    "override_unknown_field": "Invalid config override: unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
+    "override_wrong_type": "Invalid config override: max_batch_size: 'max_batch_size' is 'many', expected a whole number",
+    "override_wrong_value": "Invalid config override: input[0].data_type: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
+    "override_list": "Invalid config override: expected an object with the fields of a model configuration, not [1]",
 }
+
+#: Those of Triton's that Backline can load, as the identity backend has no file and gives its inputs back.
+LIVE = [
+    name
+    for name in TAKEN
+    if "config" in RECORDED[name] and TENSORS in TAKEN[name] and "model.py" not in TAKEN[name] and name not in STRICTER and name != "ragged"
+]
 
 
 def folder(name: str, text: str) -> Listing:
@@ -88,6 +98,11 @@ def shown(name: str) -> Any:
     return configuration_json(config)
 
 
+def recorded_config(name: str) -> Any:
+    # Triton writes the 64-bit integers of these two fields as strings, those of all others as numbers.
+    return json.loads(re.sub(r'("device_id": |"dims": \[)"(-?\d+)"', r"\1\2", json.dumps(RECORDED[name]["config"])))
+
+
 def differences(got: Any, triton: Any, path: str = "") -> Iterator[str]:
     if isinstance(got, dict) and isinstance(triton, dict):
         for key in got.keys() | triton.keys():
@@ -99,6 +114,35 @@ def differences(got: Any, triton: Any, path: str = "") -> Iterator[str]:
         yield f"{path}: {got!r}, Triton {triton!r}"
 
 
+#: What a server shows with the identity backend that Triton does not show with its Python backend.
+_OTHER_BACKEND = ("backend", "platform", "default_model_filename", "parameters")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server with the models of LIVE."""
+    place = tmp_path_factory.mktemp("live")
+    for name in LIVE:
+        (place / "models" / name / "1").mkdir(parents=True)
+        (place / "models" / name / "config.pbtxt").write_text(f'backend: "identity" {TAKEN[name]}')
+        (place / "models" / name / "warmup").mkdir()
+        (place / "models" / name / "warmup" / "x.bin").write_bytes(bytes(16))
+    with serve(place / "models", place / "server.log") as server, connect(server.url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_a_server_shows_what_triton_shows(live: Client, name: str) -> None:
+    shown = live[name].config()
+    recorded = recorded_config(name)
+    if "instance_group {" not in TAKEN[name] and "instance_group [" not in TAKEN[name]:
+        shown["instance_group"][0]["count"] = 1  # the server decides how many
+    for key in _OTHER_BACKEND:
+        shown[key] = recorded[key]
+
+    assert list(differences(shown, recorded)) == []
+
+
 def test_at_least_thirty_of_each_were_recorded() -> None:
     assert len(TAKEN_BY_TRITON) >= 30
     assert len(REFUSED_BY_TRITON) >= 30
@@ -107,10 +151,7 @@ def test_at_least_thirty_of_each_were_recorded() -> None:
 
 @pytest.mark.parametrize("name", [name for name in TAKEN_BY_TRITON if name not in STRICTER])
 def test_the_complete_configuration_is_that_of_triton(name: str) -> None:
-    # Triton writes the 64-bit integers of these two fields as strings, those of all others as numbers.
-    recorded = json.loads(re.sub(r'("device_id": |"dims": \[)"(-?\d+)"', r"\1\2", json.dumps(RECORDED[name]["config"])))
-
-    assert list(differences(shown(name), recorded)) == []
+    assert list(differences(shown(name), recorded_config(name))) == []
 
 
 @pytest.mark.parametrize("name", STRICTER)

@@ -111,4 +111,4 @@ def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
 
 def _filename(backend: str) -> str:
     """What a backend calls a model's file when nothing else is said."""
-    return next((known.filenames[0] for known in FORMATS if known.backend == backend), "")
+    return next((filename for known in FORMATS if known.backend == backend for filename in known.filenames), "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -15,6 +16,8 @@ from backline.repository.listing import Listing
 from backline.repository.names import printable
 
 SOURCE = "load parameter 'config'"
+#: How Triton begins what it says about a text that it cannot read.
+_UNREADABLE = "Invalid config override"
 
 
 def read_override(text: str, name: str, listing: Listing) -> ModelConfig:
@@ -33,17 +36,17 @@ def parse(text: str) -> Document:
     try:
         table = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise InvalidArgument(f"{SOURCE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}") from None
+        raise InvalidArgument(f"{_UNREADABLE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}") from None
     except RecursionError:
-        raise InvalidArgument(f"{SOURCE}: is nested too deep") from None
+        raise InvalidArgument(f"{_UNREADABLE}: is nested too deep") from None
     if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a character that needs two
         try:
             json.dumps(table, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise InvalidArgument(f"{SOURCE}: has an escape such as \\ud800 that stands for no character") from None
+            raise InvalidArgument(f"{_UNREADABLE}: has an escape such as \\ud800 that stands for no character") from None
     if not isinstance(table, dict):
-        raise InvalidArgument(f"{SOURCE}: expected an object with the fields of a model configuration, not {json.dumps(table)[:40]}")
-    return read_plain(table, SOURCE, {}, is_json=True)
+        raise InvalidArgument(f"{_UNREADABLE}: expected an object with the fields of a model configuration, not {json.dumps(table)[:40]}")
+    return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -51,5 +54,5 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         repeated = next(name for name in names if names.count(name) > 1)
-        raise InvalidArgument(f"{SOURCE}: '{printable(repeated)}' is given more than once")
+        raise InvalidArgument(f"{_UNREADABLE}: '{printable(repeated)}' is given more than once")
     return table
