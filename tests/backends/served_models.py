@@ -26,12 +26,12 @@ Arrays = dict[str, np.ndarray]
 
 
 def need(*modules: str) -> None:
-    """Skips the test where a runtime is missing."""
+    """Skips the test, or at its start the whole module, where a runtime is missing."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
             if module in HEAVY and os.environ.get("BACKENDS") != "all":
-                pytest.skip(f"{module} comes with make test BACKENDS=all")
-            pytest.skip(f"{module} is not installed")
+                pytest.skip(f"{module} comes with make test BACKENDS=all", allow_module_level=True)
+            pytest.skip(f"{module} is not installed", allow_module_level=True)
 
 
 @dataclass(frozen=True, slots=True)

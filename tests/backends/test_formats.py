@@ -30,6 +30,8 @@ from backends.served_models import (
     need,
 )
 
+pytestmark = pytest.mark.timeout(400)  # the first test waits until all runtimes are imported and all models loaded
+
 CLIENTS: dict[str, Any] = {"HTTP": tritonclient.http, "gRPC": tritonclient.grpc}
 #: The formats of one model, each with the names of its outputs; the first is what the others are compared with.
 FORMATS_OF_ONE: dict[str, list[tuple[Served, list[str]]]] = {

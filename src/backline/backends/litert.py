@@ -114,13 +114,14 @@ class LiteRtModel:
         except IndexError:
             program = self._create()
         try:
-            return program.run(inputs, outputs)
-        except ValueError as error:  # what LiteRT raises for shapes and values that do not fit
-            raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
-        except Exception as error:
-            raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
-        finally:
-            self._idle.append(program)
+            answers = program.run(inputs, outputs)
+        except Exception as error:  # the interpreter is not used again: sizes that failed may leave it broken
+            reason = one_line(error)
+            if isinstance(error, ValueError) or "failed to prepare" in reason:
+                raise InvalidArgument(f"model '{self._name}' refuses the input: {reason}") from None
+            raise Internal(f"model '{self._name}' failed: {reason}") from None
+        self._idle.append(program)
+        return answers
 
     def close(self) -> None:
         """See LoadedModel."""

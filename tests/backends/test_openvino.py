@@ -1,0 +1,99 @@
+"""The OpenVINO backend: its own format and others, without reports to its makers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends.loading import load
+from backends.served_models import need
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.signature import TensorSpec
+from support.networks import FLOAT, build, floats, node
+
+need("openvino")
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    nodes = [node("MatMul", ["X", "W"], ["hidden"]), node("Tanh", ["hidden"], ["Y"])]
+    return build(tmp_path / "net.onnx", nodes, [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 3])], {"W": floats(4, 3)})
+
+
+@pytest.fixture
+def file(onnx_file: Path) -> Path:
+    import openvino
+
+    openvino.save_model(openvino.convert_model(onnx_file), onnx_file.with_name("model.xml"), compress_to_fp16=False)
+    return onnx_file.with_name("model.xml")
+
+
+def test_an_ir_file_says_its_inputs_and_outputs_and_runs(file: Path) -> None:
+    model = load(file)
+
+    (answer,) = model.run({"X": floats(2, 4, seed=1)}, ["Y"])
+
+    assert model.signature.inputs == (TensorSpec("X", DataType.FP32, (-1, 4)),)
+    assert model.signature.outputs == (TensorSpec("Y", DataType.FP32, (-1, 3)),)
+    np.testing.assert_allclose(answer, np.tanh(floats(2, 4, seed=1) @ floats(4, 3)), atol=1e-5)
+
+
+def test_answers_of_runs_beside_each_other_stay_their_own(file: Path) -> None:
+    model = load(file)
+    rows = floats(64, 4, seed=2)
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda index: model.run({"X": rows[index : index + 1]}, ["Y"])[0], range(64)))
+
+    np.testing.assert_allclose(np.concatenate(answers), model.run({"X": rows}, ["Y"])[0], atol=1e-6)
+
+
+def test_weights_that_are_missing_are_told(file: Path) -> None:
+    file.with_suffix(".bin").unlink()
+
+    with pytest.raises(InvalidArgument, match=r"needs its weights beside it: '.*model.bin' does not exist"):
+        load(file)
+
+
+def test_xml_that_is_no_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "model.xml").write_text("<html></html>")
+    (tmp_path / "model.bin").write_bytes(b"")
+
+    with pytest.raises(InvalidArgument, match=r"model.xml' cannot be loaded by OpenVINO 20"):
+        load(tmp_path / "model.xml")
+
+
+def test_shapes_that_do_not_fit_are_the_clients_fault(file: Path) -> None:
+    with pytest.raises(InvalidArgument, match="model 'm' refuses the input"):
+        load(file).run({"X": np.zeros((2, 5), np.float32)}, ["Y"])
+
+
+def test_a_property_that_does_not_exist_is_warned_of_with_the_nearest(file: Path) -> None:
+    (warning,) = load(file, parameters={"NUM_STREAM": "2"}).warnings
+
+    assert "parameter 'NUM_STREAM' of model 'm' is not known to the openvino backend" in warning
+    assert "did you mean 'NUM_STREAMS'?" in warning
+
+
+def test_a_run_takes_the_cores_that_it_is_given(file: Path) -> None:
+    assert load(file).threads_per_run == 1
+    assert load(file, parameters={"INFERENCE_NUM_THREADS": "2"}).threads_per_run == 2
+
+
+def test_its_telemetry_is_not_loaded(onnx_file: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom backline.backends.openvino import OpenVino\n"
+        "from backline.engine.model_config import ModelConfig\n"
+        "OpenVino().load(Path(sys.argv[1]), ModelConfig('m'))\n"
+        "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program, str(onnx_file)], capture_output=True, text=True, check=True, timeout=60)
+
+    assert done.stdout == "[]\n"

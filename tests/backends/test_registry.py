@@ -1,0 +1,134 @@
+"""Which backend a file gets, and what is imported for it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends.loading import load
+from backline.backends.registry import BACKENDS, FORMATS, choose
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+
+BLOCKED = """
+import sys
+from pathlib import Path
+for module in {modules!r}:
+    sys.modules[module] = None
+from backline.backends.registry import choose
+from backline.engine.errors import BacklineError
+from backline.engine.model_config import ModelConfig
+config = ModelConfig('m', trust_pickle=True)
+try:
+    choose(config, Path({path!r})).load(Path({path!r}), config)
+except BacklineError as error:
+    print(error.message)
+"""
+#: What a file must begin with, so that the import of the runtime is reached.
+STARTS = {"model.tflite": b"0000TFL3", "model.json": b'{"learner"', "model.txt": b"tree\n", "model.cbm": b"CBM1", "MLmodel": b"flavors:"}
+EXTRAS = [
+    ("model.onnx", "onnxruntime", "onnx"),
+    ("model.pt", "torch", "torch"),
+    ("saved_model.pb", "tensorflow", "tensorflow"),
+    ("model.tflite", "ai_edge_litert", "litert"),
+    ("model.xml", "openvino", "openvino"),
+    ("model.jax", "jax", "jax"),
+    ("model.json", "xgboost", "xgboost"),
+    ("model.txt", "lightgbm", "lightgbm"),
+    ("model.cbm", "catboost", "catboost"),
+    ("model.skops", "sklearn", "sklearn"),
+    ("MLmodel", "yaml", "mlflow"),
+]
+
+
+@pytest.mark.parametrize(("filename", "module", "extra"), EXTRAS)
+def test_a_missing_package_is_told_with_the_extra_that_brings_it(filename: str, module: str, extra: str, tmp_path: Path) -> None:
+    (tmp_path / filename).write_bytes(STARTS.get(filename, b"model"))
+    (tmp_path / "model.bin").touch()
+    program = BLOCKED.format(modules=[module, f"{module}.interpreter"], path=str(tmp_path / filename))
+
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert f"pip install 'backline[{extra}]'" in printed
+
+
+@pytest.mark.parametrize(
+    ("filename", "backend"),
+    [
+        ("net.onnx", "onnxruntime"),
+        ("net.PT2", "pytorch"),
+        ("net.jit", "pytorch"),
+        ("net.tflite", "litert"),
+        ("net.xml", "openvino"),
+        ("model.json", "xgboost"),
+        ("net.ubj", "xgboost"),
+        ("model.txt", "lightgbm"),
+        ("net.cbm", "catboost"),
+        ("net.skops", "sklearn"),
+        ("net.pkl", "sklearn"),
+    ],
+)
+def test_a_file_is_recognised_by_its_name(filename: str, backend: str) -> None:
+    assert choose(ModelConfig("m"), Path(filename)).name == backend
+
+
+@pytest.mark.parametrize("filename", ["labels.json", "notes.txt", "weights.bin", "model"])
+def test_names_that_mean_anything_are_not_recognised(filename: str) -> None:
+    with pytest.raises(InvalidArgument, match="is of no format that is known here; name its `backend`"):
+        choose(ModelConfig("m"), Path(filename))
+
+
+@pytest.mark.parametrize(
+    ("file", "backend"), [("saved_model.pb", "tensorflow"), ("model.savedmodel/saved_model.pb", "tensorflow"), ("MLmodel", "mlflow")]
+)
+def test_a_folder_is_recognised_by_what_it_holds(file: str, backend: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+
+    assert choose(ModelConfig("m"), tmp_path).name == backend
+
+
+def test_the_configuration_goes_before_the_name_of_the_file() -> None:
+    assert choose(ModelConfig("m", backend="openvino"), Path("model.onnx")).name == "openvino"
+    assert choose(ModelConfig("m", platform="pytorch_libtorch"), Path("weights")).name == "pytorch"
+
+
+def test_a_misspelt_backend_is_told_the_nearest() -> None:
+    with pytest.raises(InvalidArgument, match=re.escape("config.pbtxt: there is no backend 'xgbost', did you mean 'xgboost'?")):
+        choose(ModelConfig("m", backend="xgbost", source="config.pbtxt"), Path("model.json"))
+
+
+def test_every_format_has_its_backend_and_every_backend_its_name() -> None:
+    assert {format.backend for format in FORMATS} == {entry.name for entry in BACKENDS}
+    for entry in BACKENDS:
+        backend = entry.backend()
+        assert (backend.name, backend.platform) == (entry.name, entry.platform)
+
+
+def test_no_runtime_is_imported_before_a_model_needs_it() -> None:
+    runtimes = {"torch", "tensorflow", "jax", "openvino", "xgboost", "lightgbm", "catboost", "sklearn", "onnxruntime"}
+    program = (
+        "import sys\nfrom backline.backends.registry import BACKENDS\nfor entry in BACKENDS: entry.backend()\n"
+        f"print(*sorted(set(sys.modules) & {runtimes!r}))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout == "\n"
+
+
+@pytest.mark.parametrize("filename", ["model.onnx", "model.pt", "model.tflite", "model.json", "model.txt", "model.cbm"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")],
+)
+def test_files_without_a_model_are_told_for_what_they_are(filename: str, content: bytes, reason: str, tmp_path: Path) -> None:
+    from backends.served_models import need
+
+    need({"model.onnx": "onnxruntime", "model.pt": "torch", "model.tflite": "ai_edge_litert"}.get(filename, "numpy"))
+    (tmp_path / filename).write_bytes(content)
+
+    with pytest.raises(InvalidArgument, match=f"{filename}' {reason}"):
+        load(tmp_path / filename)
