@@ -36,6 +36,9 @@ _MD5_ETAG = re.compile(r"[0-9a-f]{32}")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)")
+#: What is behind "error sending request", in the part of a message that is for debugging.
+_CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
+_CAUSES = (re.compile(r'\bmessage: "([^"]+)"'), re.compile(r'\berror: "([^"]+)"'), re.compile(r"\b(TimedOut)\b"))
 #: Without credentials the library asks the machine in the cloud that it may be running on.
 _NO_CREDENTIALS = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity", "token request", "Missing account")
 _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
@@ -166,6 +169,13 @@ class ObjectFiles:
             return Unavailable(
                 f"{where}: the store refused the request with status {status} ({reason}); check the endpoint{self._at_endpoint}"
             )
+        if found := _CERTIFICATE.search(str(error)):
+            return Unreachable(
+                f"{where} cannot be reached{self._at_endpoint}: its certificate is not trusted ({found[1]}); "
+                "name the file of its authority in SSL_CERT_FILE or AWS_CA_BUNDLE",
+                retry_after=_RETRY_SECONDS,
+            )
+        reason = next((found[1] for cause in _CAUSES if (found := cause.search(str(error)))), reason)
         return Unreachable(
             f"{where} cannot be reached{self._at_endpoint} ({reason}); check the network and the endpoint", retry_after=_RETRY_SECONDS
         )

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 #: Files that one repository downloads at a time. One stream rarely fills a line; more than a few disturb each other.
 PARALLEL = 8
+_THREADS = 4
 #: Files that a scan reads, if they are there, are small; what is larger is not read in advance.
 _SMALL = 1 << 20
 _READ_AT_SCAN = (".pbtxt", ".toml", "model-settings.json", "settings.json", ".config")
@@ -47,7 +48,9 @@ class RemoteRepository:
         self._formats = tuple(formats)
         self._config_name = config_name
         self._downloads = Downloads(files, cache)
-        self._threads = ThreadPoolExecutor(PARALLEL, thread_name_prefix="repository")
+        self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
+        #: For what does not wait behind downloads: scans, and a version that is here already.
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="repository")
         self._scans = threading.Lock()
         self._closing = threading.Event()
         self._closed = asyncio.Event()
@@ -190,7 +193,7 @@ class RemoteRepository:
                 stop.set()
                 raise
 
-        futures = [self._threads.submit(fetch, path, entry) for path, entry in files.items()]
+        futures = [self._transfers.submit(fetch, path, entry) for path, entry in files.items()]
         results = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         contents = {}
         stopped = None
@@ -222,7 +225,8 @@ class RemoteRepository:
     async def close(self) -> None:
         self._closing.set()
         self._closed.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._transfers):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._files.close()
 
     def _refuse_if_closed(self) -> None:

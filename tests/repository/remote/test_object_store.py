@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from support import models
+from support.tools import Certificate, make_certificate, run
 
 from .conftest import Open, fetch, scan
 from .stores import Store
@@ -242,7 +244,7 @@ def test_nobody_at_the_endpoint_is_unavailable(monkeypatch: pytest.MonkeyPatch, 
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(Unavailable, match=r"cannot be reached at http://127\.0\.0\.1:9"):
+    with pytest.raises(Unavailable, match=r"cannot be reached at http://127\.0\.0\.1:9 \(Connection refused\)"):
         scan(opened("s3://bucket/models"))
 
 
@@ -261,3 +263,52 @@ def test_a_removed_cache_is_made_again(s3_store: Store, two_models: Path, cache:
     shutil.rmtree(cache)
     second = opened(s3_store.location("m"))
     assert fetch(second, scan(second)["ident"]).path.is_file()
+
+
+def test_folders_that_tools_keep_as_empty_objects_are_no_files(s3_store: Store, two_models: Path, opened: Open) -> None:
+    s3_store.put_folder(two_models, "m")
+    before = scan(opened(s3_store.location("m")))
+    for folder in ("m/", "m/add1/", "m/add1/1/"):
+        s3_store.put(folder, b"")
+    assert scan(opened(s3_store.location("m"))) == before
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Iterator[tuple[WebServer, Path]]:
+    """A server whose certificate an authority of its own has signed, and the certificate of the authority."""
+    authority = make_certificate(tmp_path)
+    made = Certificate(tmp_path / "leaf.crt", tmp_path / "leaf.key")
+    run(
+        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+        "-CA", str(authority.certificate), "-CAkey", str(authority.key), "-subj", "/CN=store",
+        "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1",
+        "-keyout", str(made.key), "-out", str(made.certificate),
+    )  # fmt: skip
+    with WebServer(made) as running:
+        yield running, authority.certificate
+
+
+def test_a_store_with_a_private_authority_is_reached_with_its_certificate(
+    private: tuple[WebServer, Path], monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
+    web, certificate = private
+    web.put("/bucket", b"<ListBucketResult><Name>bucket</Name><KeyCount>0</KeyCount></ListBucketResult>")
+    location = web.url.replace("https://", "s3://https://") + "/bucket"
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+    with pytest.raises(
+        Unavailable, match=r"its certificate is not trusted \(UnknownIssuer\); name the file of its authority in SSL_CERT_FILE"
+    ):
+        scan(opened(location))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    assert scan(opened(location)) == {}
+
+
+def test_a_signature_in_a_url_is_in_no_message(web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open) -> None:
+    text = f"BlobEndpoint={web.url}/account;AccountName=account;SharedAccessSignature=sv=2021-12-02&sig=SECRET"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+    web.stop()
+    with pytest.raises(Unavailable) as caught:
+        scan(opened("az://container/m"))
+    assert "cannot be reached" in caught.value.message
+    assert "SECRET" not in caught.value.message

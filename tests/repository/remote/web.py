@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import ssl
 import threading
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
+
+from support.tools import Certificate
 
 
 @dataclass
@@ -35,7 +38,7 @@ class Asked:
 
 
 class WebServer:
-    def __init__(self) -> None:
+    def __init__(self, certificate: Certificate | None = None) -> None:
         self.pages: dict[str, Page] = {}
         self.asked: list[Asked] = []
         web = self
@@ -55,7 +58,11 @@ class WebServer:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate.certificate, certificate.key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
