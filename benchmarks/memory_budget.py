@@ -102,7 +102,7 @@ class Watch:
         self.highest = 0
         self._process = process
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:

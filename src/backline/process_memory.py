@@ -8,6 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
+#: Bytes of a block that is worth pages of its own.
+LARGE_BLOCK = 1 << 20
+#: Parameters of mallopt (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+
 
 def resident_bytes() -> int:
     """The resident memory of this process in bytes."""
@@ -30,6 +36,22 @@ def trim() -> bool:
         return False
     trimming(0)
     return True
+
+
+def return_large_blocks() -> bool:
+    """From now on blocks of LARGE_BLOCK bytes and more go back to the system when they are freed; False where the C library cannot.
+
+    By default glibc raises the size from which it does so to the largest block that was freed (mallopt(3), M_MMAP_THRESHOLD): the weights
+    of the next model are then put into the arenas of threads, with holes between them that no trim gives back. The price is that every
+    large block comes as fresh pages. For the whole process.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    # Setting the one fixes the other, too, at a size that costs a system call for every request of some size.
+    return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
 
 
 @cache

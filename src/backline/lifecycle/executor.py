@@ -53,6 +53,7 @@ class Executor:
         retries: int,
         drain_seconds: float,
         strict_readiness: bool,
+        trust_pickle: bool,
         memory_budget: int | None,
         state_folder: Path,
         on_step: Callable[[Step], None],
@@ -62,6 +63,7 @@ class Executor:
         self._retries = retries
         self._drain_seconds = drain_seconds
         self._strict_readiness = strict_readiness
+        self._trust_pickle = trust_pickle
         self._state_folder = state_folder
         self._on_step = on_step
         self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
@@ -169,6 +171,7 @@ class Executor:
             recorded=recorded_file(self._state_folder, served.name),
             attempt=attempt,
             at_start=not self._started,
+            trust_pickle=self._trust_pickle,
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )
         served.held[one.key] = one

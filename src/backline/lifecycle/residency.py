@@ -11,7 +11,7 @@ from time import time
 from backline.engine.errors import BacklineError, Unavailable
 from backline.lifecycle.budget import Shortage, Tenant, idle_too_long, make_room
 from backline.lifecycle.memory import LoadMeter
-from backline.process_memory import resident_bytes, trim
+from backline.process_memory import resident_bytes, return_large_blocks, trim
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -40,6 +40,8 @@ class Residency:
         resident: Callable[[], int] = resident_bytes,
         trim: Callable[[], object] = trim,
     ) -> None:
+        if budget is not None:
+            return_large_blocks()
         self.budget = budget
         self.meter = LoadMeter(resident)
         self._tenants = tenants

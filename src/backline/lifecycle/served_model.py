@@ -159,6 +159,11 @@ class ServedModel:
                 asleep.backend, asleep.platform, asleep.placement = model.backend, model.platform, model.placement
                 asleep.statistics = model.statistics
 
+    @property
+    def ready_versions(self) -> set[str]:
+        """The versions that answer."""
+        return {one.model.version for one in self.held.values() if one.phase is Phase.READY}
+
     # what the engine is told
 
     def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
