@@ -81,6 +81,14 @@ def test_explain_prints_a_table_and_the_warnings(backline: Run, repository: Path
     assert "warning: config.pbtxt of 'add1': response_cache is not supported yet and has no effect" in done.stderr
 
 
+def test_a_single_file_is_a_model(backline: Run, repository: Path) -> None:
+    file = repository / "ident" / "1" / "model.onnx"
+
+    done = backline("config", "explain", file, "--json")
+
+    assert {"path": "input[0].name", "value": "INPUT0", "origin": "model", "where": str(file)} in json.loads(done.stdout)
+
+
 def test_explain_knows_what_a_load_overrides(backline: Run, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "load.json").write_text('{"max_batch_size": 2}')
 

@@ -19,7 +19,7 @@ from backline.repository.walk import walk
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model: what a scan finds in its folder, and the document of its configuration, None where it has none."""
+    """One model: what a scan finds in its folder (or the model's file), and the document of its configuration, None where it has none."""
 
     path: Path
     found: FoundModel
@@ -34,7 +34,9 @@ class ModelFolder:
     @property
     def model_file(self) -> Path | None:
         version = self.version
-        return self.path / version.path if version is not None and version.path is not None else None
+        if version is None or version.path is None:
+            return None
+        return self.path / version.path if self.path.is_dir() else self.path
 
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
@@ -51,7 +53,7 @@ def open_model(path: Path, config_name: str = "", overriding: Path | None = None
     found = _only(path, config_name)
     listing = walk(path) if path.is_dir() else walk(path.parent)
     if overriding is not None:
-        text = overriding.read_text("utf-8")
+        text = _read(overriding)
         document = override.parse(text)
         found = replace(found, problem="", config=configuration.read_override(text, found.name, listing))
         return ModelFolder(path, found, document, overridden=True)
@@ -59,6 +61,13 @@ def open_model(path: Path, config_name: str = "", overriding: Path | None = None
         raise InvalidArgument(found.problem)
     file = configuration.find(listing, config_name) if path.is_dir() else None
     return ModelFolder(path, found, None if file is None else files.parse(listing, file))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"'{file}' is not UTF-8 text (byte {error.start})") from None
 
 
 def _only(path: Path, config_name: str) -> FoundModel:

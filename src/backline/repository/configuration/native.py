@@ -72,7 +72,6 @@ class Setting:
     name: str
     read: Callable[[str], Any]
     plain: tuple[type, ...]
-    what: str
     by_key: bool = False
 
     @property
@@ -85,14 +84,13 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
     {
         setting.name: setting
         for setting in (
-            Setting("lane", _choice(*get_args(Lane)), (str,), "where the model runs"),
-            Setting("versions", _versions, (list,), "the versions to serve, by any names"),
-            Setting("labels", _version, (str, int), "labels and the versions that they point to", by_key=True),
-            Setting("pinned", _truth, (bool,), "never unloaded to make room"),
-            Setting("load", _choice("at_start", "on_demand"), (str,), "when the model is loaded"),
-            Setting("idle_unload_seconds", _seconds, (int, float), "seconds without a request after which it is unloaded"),
-            Setting("load_retries", _count, (int,), "further attempts after a failed load"),
-            Setting("trust_pickle", _truth, (bool,), "whether files that can run code of their own may be loaded"),
+            Setting("lane", _choice(*get_args(Lane)), (str,)),
+            Setting("versions", _versions, (list,)),
+            Setting("labels", _version, (str, int), by_key=True),
+            Setting("pinned", _truth, (bool,)),
+            Setting("load", _choice("at_start", "on_demand"), (str,)),
+            Setting("idle_unload_seconds", _seconds, (int, float)),
+            Setting("load_retries", _count, (int,)),
         )
     }
 )
@@ -135,7 +133,7 @@ def read_settings(document: Document) -> dict[str, Any]:
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries", "trust_pickle") if name in given
+        name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries") if name in given
     }
     if "load" in given:
         fields["on_demand"] = given["load"] == "on_demand"

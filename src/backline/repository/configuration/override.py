@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.repository.configuration import native
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain
 from backline.repository.configuration.reader import to_model_config
@@ -25,10 +24,7 @@ def read_override(text: str, name: str, listing: Listing) -> ModelConfig:
 
     Raises InvalidArgument, with the path of the field, when it is not valid or contradicts itself.
     """
-    document = parse(text)
-    if native.parameter("trust_pickle") in document.message.parameters:
-        raise document.error("trust_pickle lets a file run code of its own; only the model's own configuration can say so")
-    return to_model_config(document, name, listing)
+    return to_model_config(parse(text), name, listing)
 
 
 def parse(text: str) -> Document:
