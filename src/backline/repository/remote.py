@@ -104,7 +104,8 @@ class RemoteRepository:
             return self._remembered(error)
         self._reached = True
         if self._last is None or self._last[0] != files or time.monotonic() - self._remembered_at >= _REMEMBER_SECONDS:
-            remember(self._cache, self.location, files)
+            with self._lenient():
+                remember(self._cache, self.location, files)
             self._remembered_at = time.monotonic()
         return files
 
@@ -148,11 +149,21 @@ class RemoteRepository:
     def _keep_trees(self) -> None:
         if not self._pruned:
             self._pruned = True
-            self._cache.prune()
+            with self._lenient():
+                self._cache.prune()
         if time.monotonic() - self._kept >= _KEEP_SECONDS:
             self._kept = time.monotonic()
-            for tree in tuple(self._trees):
-                self._cache.keep(tree)
+            with self._lenient():
+                for tree in tuple(self._trees):
+                    self._cache.keep(tree)
+
+    @contextlib.contextmanager
+    def _lenient(self) -> Iterator[None]:
+        """For what a repository can do without: a failure of the cache is logged."""
+        try:
+            yield
+        except BacklineError as error:
+            log.warning("%s", error.message)
 
     # -- fetch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
@@ -279,3 +280,45 @@ def test_changes_come_at_the_interval_and_end_with_the_repository(web: WebServer
         return seen
 
     assert asyncio.run(asyncio.wait_for(count(), 10)) == 3
+
+
+def test_a_listing_that_cannot_be_remembered_is_only_a_warning(
+    web: WebServer, model: bytes, cache: Path, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.put(NAME, model)
+    repository = opened(web.url + NAME)
+    (cache / "listings").rmdir()
+    (cache / "listings").write_text("")
+    assert list(scan(repository)) == ["detector"]
+    assert "cannot remember what a repository holds: Not a directory" in caplog.text
+
+
+def test_a_damaged_memory_of_a_listing_is_not_used(
+    web: WebServer, model: bytes, cache: Path, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    web.put(NAME, model)
+    scan(opened(web.url + NAME))
+    for file in (cache / "listings").iterdir():
+        file.write_bytes(b'{"location": ')
+    web.stop()
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        scan(opened(web.url + NAME))
+    assert "cannot be read, and is not used" in caplog.text
+
+
+def test_where_links_are_impossible_files_are_copied(
+    web: WebServer, model: bytes, cache: Path, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    web.put(NAME, model)
+    repository = opened(web.url + NAME)
+    found = scan(repository)["detector"]
+    fetched = fetch(repository, found)
+    assert fetched.path.read_bytes() == model
+    assert fetched.path.stat().st_ino != blobs(cache)[0].stat().st_ino
+    os.truncate(fetched.path, 10)
+    assert fetch(repository, found).path.read_bytes() == model
+    assert web.gets(NAME) == 1

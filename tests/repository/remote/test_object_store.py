@@ -312,3 +312,34 @@ def test_a_signature_in_a_url_is_in_no_message(web: WebServer, monkeypatch: pyte
         scan(opened("az://container/m"))
     assert "cannot be reached" in caught.value.message
     assert "SECRET" not in caught.value.message
+
+
+def listing_of(key: str, content: bytes, etag: str) -> bytes:
+    return (
+        f"<ListBucketResult><Name>bucket</Name><KeyCount>1</KeyCount><Contents><Key>{key}</Key><Size>{len(content)}</Size>"
+        f'<LastModified>2026-11-24T20:00:00.000Z</LastModified><ETag>"{etag}"</ETag></Contents></ListBucketResult>'
+    ).encode()
+
+
+def test_an_etag_that_only_looks_like_a_checksum_is_no_damage(
+    web: WebServer, two_models: Path, monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
+    # So are objects listed that are encrypted with keys of their owner.
+    content, etag = (two_models / "ident" / "1" / "model.onnx").read_bytes(), "0123456789abcdef" * 2
+    web.put("/bucket", listing_of("m/ident/1/model.onnx", content, etag))
+    page = web.put("/bucket/m/ident/1/model.onnx", content)
+    page.validators, page.headers = False, {"ETag": f'"{etag}"', "Last-Modified": "Tue, 24 Nov 2026 20:00:00 GMT"}
+    for name, value in {"AWS_ENDPOINT_URL": web.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(name, value)
+    repository = opened("s3://bucket/m")
+    assert fetch(repository, scan(repository)["ident"]).path.read_bytes() == content
+    assert web.gets("/bucket/m/ident/1/model.onnx") == 2
+
+
+def test_a_key_that_is_a_file_and_a_folder_is_a_problem_of_its_model_alone(s3_store: Store, two_models: Path, opened: Open) -> None:
+    s3_store.put_folder(two_models, "m")
+    s3_store.put("m/ident/1/model.onnx/extra", b"x")
+    found = scan(opened(s3_store.location("m")))
+    problems = found["ident"].problem + "".join(version.problem for version in found["ident"].versions)
+    assert "it is a file and a folder at once; rename one of them" in problems
+    assert found["add1"].problem == ""
