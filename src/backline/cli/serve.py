@@ -95,6 +95,7 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 @_option("--model-namespacing", is_flag=True, help="Call models <repository>.<model>, so that repositories may hold the same names.")
 @_option("--model-config-name", metavar="NAME", help="Read configs/NAME.pbtxt of models that have it.")
 @_option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only when all models are, or as soon as they were tried.")
+@_option("--trust-pickle", is_flag=True, help="Load models that can execute code when they are loaded: pickles, machine code.")
 @_option("--exit-on-error", is_flag=True, help="End when a model cannot be loaded at the start, as Triton does.")
 @_option("--model-load-retry-count", type=click.IntRange(0), default=0, help="Further attempts after a failed load, with pauses.")
 @_seconds("--drain-timeout-secs", LIFECYCLE.drain_seconds, "Given to the requests of a version that is unloaded.")
@@ -145,6 +146,7 @@ def command(
     model_namespacing: bool,
     model_config_name: str | None,
     strict_readiness: bool,
+    trust_pickle: bool,
     exit_on_error: bool,
     model_load_retry_count: int,
     drain_timeout_secs: float,
@@ -201,6 +203,7 @@ def command(
             load_retries=model_load_retry_count,
             drain_seconds=drain_timeout_secs,
             strict_readiness=strict_readiness,
+            trust_pickle=trust_pickle,
             memory_budget=memory_budget,
             state_folder=state_dir,
         ),

@@ -66,6 +66,7 @@ class Lifecycle:
             retries=options.load_retries,
             drain_seconds=options.drain_seconds,
             strict_readiness=options.strict_readiness,
+            trust_pickle=options.trust_pickle,
             memory_budget=options.memory_budget,
             state_folder=folder,
             on_step=self._on_step,

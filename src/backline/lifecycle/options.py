@@ -31,6 +31,8 @@ class LifecycleOptions:
     drain_seconds: float = 30.0
     #: Whether the server is only ready when all versions are that it is to serve.
     strict_readiness: bool = True
+    #: Whether files may be loaded that can execute anything when they are: pickles, machine code.
+    trust_pickle: bool = False
     #: Resident bytes of the process, at most: versions are unloaded and loaded again on request to stay below. None for no limit.
     memory_budget: int | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.

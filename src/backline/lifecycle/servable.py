@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as Threads
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -53,6 +54,7 @@ class Servable:
         attempt: int = 1,
         beside_serving: bool = False,
         at_start: bool = False,
+        trust_pickle: bool = False,
     ) -> None:
         self.key = key
         self.fingerprint = fingerprint
@@ -80,6 +82,7 @@ class Servable:
         self._version = version
         self._meter = meter or LoadMeter()
         self._recorded = recorded
+        self._trust_pickle = trust_pickle
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._scheduler: Scheduler | None = None
@@ -123,7 +126,7 @@ class Servable:
 
     def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None) -> tuple[Loaded, RequestCheck]:
         config = self.model.config
-        loaded = load(fetched.path, config, known, self._on_phase)
+        loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase)
         try:
             check = RequestCheck(config.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
             self._on_phase("warm-up")
