@@ -183,7 +183,21 @@ def test_one_version_is_loaded_beside_those_of_the_policy_and_unloaded(home: Hom
                 await server.lifecycle.unload("add1", "2", who=WHO)
             with pytest.raises(NotFound, match="version 9 does not exist; there are 1, 2, 3"):
                 await server.lifecycle.load("add1", "9", who=WHO)
-            await server.lifecycle.load("add1", who=WHO)
+            await server.lifecycle.load("add1", who=WHO)  # what the policy selects, no more and no less
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "3": "READY"})
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_came_later_is_loaded_or_promoted_alone(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1")
+        async with home(repository, mode="explicit", load_models=("*",)) as server:
+            models.add1(repository, version="1", constant=10)
+            versions(repository, "2", "3")
+            await server.lifecycle.load("add1", "2", who=WHO)
+            assert (await server.answer(version="1"), await server.answer(version="2")) == (1, 2)
+            await server.lifecycle.promote("add1", "3", who=WHO)
             assert (await server.answer(), await server.answer(version="1")) == (3, 1)
 
     asyncio.run(scenario())
@@ -203,7 +217,7 @@ def test_loads_of_one_model_at_the_same_time_are_one_after_the_other(home: Homes
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="explicit") as server:
-            await asyncio.gather(*(server.lifecycle.load("add1", version, who=WHO) for version in ("1", "2", "3", "")))
+            await asyncio.gather(*(server.lifecycle.load("add1", version, who=WHO) for version in ("1", "2", "3")))
             assert server.states() == {"1": "READY", "2": "READY", "3": "READY"}
 
     asyncio.run(scenario())

@@ -223,16 +223,19 @@ class Lifecycle:
             self._note("load", who, model, version or self._newest(served), before=before)
 
     def _target_of_load(self, source: Source, old: Target | None, version: str) -> Target:
-        known = frozenset(source.versions)
-        beside = old.beside & known if old is not None else frozenset()
         if not version:
-            return Target(source, beside)
-        if version not in known:
+            return Target(source)
+        if version not in source.versions:
             raise NotFound(f"failed to load '{source.name}', version {version} does not exist; there {_listed(source.versions)}")
         if old is not None:
-            return Target(source, beside | {version}, (old.without & known) - {version})
+            return self._with_version(old, source, version)
         selected, _ = select(source.versions, source.found.config.version_policy)
         return Target(source, frozenset({version}), frozenset(selected) - {version})
+
+    def _with_version(self, old: Target, source: Source, version: str) -> Target:
+        """One version beside the others, which stay as they are, whatever has become of their files and the policy would say now."""
+        present = {one.version for one in old.versions() if not one.problem}
+        return Target(old.source.with_version_of(source, version), old.beside | present | {version}, old.without - {version})
 
     async def _source(self, model: str, overrides: Overrides | None) -> Source:
         if overrides is not None and overrides.files:
@@ -304,9 +307,9 @@ class Lifecycle:
         self._check_labelling()
         async with self._changing(model):
             served, target = self._labelled(model)
-            versions = target.source.versions
-            self._check_label(label, versions)
+            self._check_label(label, target.source.versions)
             self._check_expected(served, label, expected)
+            versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
                     f"label '{label}' cannot point to version {version} of '{model}', which does not exist; there {_listed(versions)}"
@@ -321,6 +324,19 @@ class Lifecycle:
                 served.target = replace(served.target, beside=served.target.beside - {version})
             self._executor.advance((model,))
             return self._note(action, who, model, version, label=label, before=before)
+
+    async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
+        """The versions that a label may point to; the repository is looked at when it is not known to hold `version`."""
+        assert served.target is not None, "it is loaded"
+        if version in served.target.source.versions or served.ready(version) is not None:
+            return served.target.source.versions
+        await self._look()
+        source = self._known.get(served.name)
+        if source is not None and version in source.versions and self._options.mode == "explicit":
+            target = self._with_version(served.target, source, version)
+            served.target = replace(target, beside=target.beside - {version})  # it stays as long as the label holds it
+            self._executor.advance((served.name,))
+        return served.target.source.versions
 
     async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
         """See Control."""
@@ -401,8 +417,7 @@ class Lifecycle:
         return f"no repository holds it; there {_listed(sorted(self._known))}"
 
     def _newest(self, served: ServedModel) -> str:
-        versions = [one.model.version for one in served.held.values() if one.model.state is ModelState.READY]
-        return max(versions, key=version_order, default="")
+        return max(served.ready_versions, key=version_order, default="")
 
     def _note(self, action: Action, who: str, model: str, version: str, *, label: str = "", before: str = "", detail: str = "") -> Change:
         change = Change(time.time(), who, action, model, version, label, before, detail)
@@ -424,8 +439,11 @@ class Lifecycle:
                 LoadEvent(model.name, model.version, model.state, model.reason, model.statistics.load_seconds, self._done, self._total)
             )
         elif self._options.mode == "poll":
+            served = self._executor.find(model.name)
+            others = [] if served is None else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
+            before = max(others, key=version_order, default="") if step.kind in ("loaded", "reloaded") else model.version
             self._audit.append(
-                Change(time.time(), REPOSITORY, _AUDITED[step.kind], model.name, model.version, before="", detail=step.reason)
+                Change(time.time(), REPOSITORY, _AUDITED[step.kind], model.name, model.version, before=before, detail=step.reason)
             )
 
 

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from backline.engine.engine import version_order
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.plan import Wanted
 from backline.lifecycle.version_policy import none_selected, select
@@ -33,6 +34,13 @@ class Source:
     def versions(self) -> tuple[str, ...]:
         """All versions that the repository holds, oldest first."""
         return tuple(version.version for version in self.found.versions)
+
+    def with_version_of(self, newer: Source, version: str) -> Source:
+        """The same, with one version as a later scan has found it."""
+        added = [one for one in newer.found.versions if one.version == version]
+        kept = [one for one in self.found.versions if one.version != version]
+        versions = sorted(kept + added, key=lambda one: version_order(one.version))
+        return replace(self, found=replace(self.found, versions=tuple(versions), problem=""))
 
 
 @dataclass(frozen=True, slots=True)
