@@ -132,9 +132,7 @@ def read_settings(document: Document) -> dict[str, Any]:
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries") if name in given
-    }
+    fields: dict[str, Any] = {name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries") if name in given}
     if "load" in given:
         fields["on_demand"] = given["load"] == "on_demand"
     if "labels" in given:
