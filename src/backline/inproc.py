@@ -84,13 +84,20 @@ class InprocTransport(Transport):
         return self._engine.is_ready(model, version)
 
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
+        await self._know(model, version)
         found = self._engine.find_ready(model, version)
         signature = found.signature
         versions = tuple(self._engine.served_versions(model))
         return ModelMetadata(model, versions, found.platform or found.backend, signature.inputs, signature.outputs)
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+        await self._know(model, version)
         return configuration_json(model_configuration(self._engine, model, version))
+
+    async def _know(self, model: str, version: str) -> None:
+        """Loads a version that is on demand, if its inputs are not known before."""
+        if self._engine.is_unknown(model, version):
+            await self._engine.wake(model, version)
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
         return model_statistics(self._engine, model, version)["model_stats"]  # type: ignore[no-any-return]

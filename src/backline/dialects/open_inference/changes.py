@@ -41,6 +41,16 @@ class Changes:
         """Runs a change and answers a gRPC call with its result or its error."""
         self._start(change, answer, lambda error: call.fail(error.grpc_code, error.message))
 
+    def when_known(self, name: str, version: str, request: HttpRequest, answer: Callable[[], None]) -> None:
+        """Answers an HTTP request now, or when a version that is on demand is loaded, if its inputs are not known before.
+
+        Raises NotFound, or Unavailable when the version is not ready.
+        """
+        if self._engine.is_unknown(name, version):
+            self.answer_request(request, self._engine.wake(name, version), lambda _: answer())
+        else:
+            answer()
+
     def _start(self, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None], fail: Callable[[BacklineError], None]) -> None:
         task = asyncio.get_running_loop().create_task(_run(change, answer, fail))
         self._tasks.add(task)

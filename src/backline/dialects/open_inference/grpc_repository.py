@@ -9,7 +9,6 @@ from google.protobuf.message import DecodeError
 
 from backline.dialects.open_inference.changes import Changes, caller_name
 from backline.dialects.open_inference.load_parameters import dependents_from_message, overrides_from_message
-from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.protos import message
 from backline.wire.application import Buffer, UnaryCall
@@ -20,8 +19,8 @@ _LOADING = "loading and unloading models by request"
 class GrpcRepository:
     """The handlers of the two methods; their responses are empty messages."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._changes = Changes(engine)
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
 
     def load(self, call: UnaryCall, received: Buffer) -> None:
         asked = _read("RepositoryModelLoadRequest", received)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc_inference import GrpcInference
 from backline.dialects.open_inference.grpc_repository import GrpcRepository
@@ -31,7 +33,8 @@ class InferenceService:
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         """All methods of the service by gRPC path; those that are not served answer UNIMPLEMENTED and say so."""
         inference = GrpcInference(self._engine)
-        repository = GrpcRepository(self._engine)
+        changes = Changes(self._engine)
+        repository = GrpcRepository(changes)
         served: dict[str, Callable[[Any], Any]] = {
             "ServerLive": lambda _: {"live": self._engine.live},
             "ServerReady": lambda _: {"ready": self._engine.ready},
@@ -53,11 +56,20 @@ class InferenceService:
                 methods[path] = UnaryMethod(guarded(repository.load))
             elif method.name == "RepositoryModelUnload":
                 methods[path] = UnaryMethod(guarded(repository.unload))
+            elif method.name in ("ModelMetadata", "ModelConfig"):
+                methods[path] = answering(method, served[method.name], partial(self._known, changes))
             elif method.name in served:
                 methods[path] = answering(method, served[method.name])
             else:
                 methods[path] = answering(method, _refusing(method.name))
         return methods
+
+    def _known(self, changes: Changes, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
+        """Answers now, or when a version that is on demand is loaded, if its inputs are not known before."""
+        if self._engine.is_unknown(asked.name, asked.version):
+            changes.answer_call(call, self._engine.wake(asked.name, asked.version), lambda _: answer())
+        else:
+            answer()
 
     def _index(self, asked: Any) -> dict[str, Any]:
         if asked.repository_name:
@@ -65,8 +77,10 @@ class InferenceService:
         return {"models": model_index(self._engine, only_ready=asked.ready)}
 
 
-def answering(method: Any, answer: Callable[[Any], Any]) -> UnaryMethod:
-    """A method whose response has the fields that `answer` gives for its request."""
+def answering(
+    method: Any, answer: Callable[[Any], Any], when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None
+) -> UnaryMethod:
+    """A method whose response has the fields that `answer` gives for its request; `when` calls back when that can be asked for."""
     request_type = message(method.input_type.full_name)
     response_type = message(method.output_type.full_name)
 
@@ -75,7 +89,14 @@ def answering(method: Any, answer: Callable[[Any], Any]) -> UnaryMethod:
             asked = request_type.FromString(received)
         except DecodeError:
             raise InvalidArgument(f"the message is not an {method.input_type.full_name}: it is malformed or cut short") from None
-        call.reply(response_type(**answer(asked)).SerializeToString())
+
+        def reply() -> None:
+            call.reply(response_type(**answer(asked)).SerializeToString())
+
+        if when is None:
+            reply()
+        else:
+            when(asked, call, reply)
 
     return UnaryMethod(guarded(handle))
 

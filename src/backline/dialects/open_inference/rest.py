@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from backline.dialects.answers import respond_json
+from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import configuration_json, model_configuration
 from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
 from backline.dialects.open_inference.rest_inference import RestInference
@@ -48,8 +49,9 @@ class RestService:
     def __init__(self, engine: Engine, *, not_ready_status: int) -> None:
         self._engine = engine
         self._not_ready_status = not_ready_status
-        self._inference = RestInference(engine)
-        self._repository = RestRepository(engine)
+        self._changes = Changes(engine)
+        self._inference = RestInference(engine, self._changes)
+        self._repository = RestRepository(engine, self._changes)
 
     def add_routes(self, router: Router) -> None:
         router.add("GET", "/v2", self._server_metadata)
@@ -87,7 +89,7 @@ class RestService:
         respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
-        respond_json(request, model_metadata(self._engine, name, version))
+        self._changes.when_known(name, version, request, lambda: respond_json(request, model_metadata(self._engine, name, version)))
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:
         model = self._engine.find(name, version)
@@ -99,7 +101,9 @@ class RestService:
         respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)
 
     def _configuration(self, name: str, version: str, request: HttpRequest) -> None:
-        respond_json(request, configuration_json(model_configuration(self._engine, name, version)))
+        self._changes.when_known(
+            name, version, request, lambda: respond_json(request, configuration_json(model_configuration(self._engine, name, version)))
+        )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
         respond_json(request, model_statistics(self._engine, name, version))

@@ -8,6 +8,7 @@ from time import monotonic
 
 from backline.dialects.answers import hidden_error, respond_error
 from backline.dialects.open_inference.beside_loop import BesideLoop
+from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.classification import classified_outputs
 from backline.dialects.open_inference.json_data import LARGE, PIECE
 from backline.dialects.open_inference.plan import InferPlan
@@ -23,8 +24,9 @@ from backline.wire.application import Fields, HttpRequest
 class RestInference:
     """The handler of the infer routes."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, changes: Changes) -> None:
         self._engine = engine
+        self._changes = changes
         self._submit = engine.submit
         self._read = RequestReader(engine).read
         self._write = ResponseWriter().write
@@ -35,6 +37,9 @@ class RestInference:
         header_length = request.headers.get(HEADER_LENGTH)
         if len(request.body) > LARGE and header_length is None:
             self._beside.run(partial(self._read, request.body, None, model, version), partial(self._read_done, model, version, request))
+            return
+        if header_length == b"0" and self._engine.is_unknown(model, version):  # a raw request is read by the model's own input
+            self._changes.when_known(model, version, request, partial(self.infer, model, version, request))
             return
         self._ask(model, version, request, self._read(request.body, header_length, model, version))
 

@@ -58,9 +58,9 @@ class HistoryQuery(Struct, forbid_unknown_fields=True):
 class RestRepository:
     """The handlers of the routes that show and change what is loaded."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, changes: Changes) -> None:
         self._engine = engine
-        self._changes = Changes(engine)
+        self._changes = changes
 
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
