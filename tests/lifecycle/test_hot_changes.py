@@ -107,10 +107,16 @@ def test_instances_and_policy_change_without_a_load(home: Homes, repository: Pat
         configure(repository, "max_batch_size: 8")
         async with home(repository, mode="poll") as server:
             model = server.engine.find("add1")
-            configure(repository, "max_batch_size: 8 instance_group { count: 3 } version_policy { all {} }")
+            configure(
+                repository,
+                "max_batch_size: 8 instance_group { count: 3 } version_policy { all {} }"
+                " dynamic_batching { max_queue_delay_microseconds: 50000 default_queue_policy { max_queue_size: 1 } }",
+            )
             await server.lifecycle.refresh()
             assert server.engine.find("add1") is model
             assert model.placement.instances == 3
+            answers = await asyncio.gather(server.answer(), server.answer(), return_exceptions=True)
+            assert "maximum queue size of 1" in str(answers[1])
             assert server.states() == {"1": "READY", "2": "READY"}
             assert await server.answer() == 2
 

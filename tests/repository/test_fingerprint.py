@@ -25,6 +25,7 @@ CONFIG = ModelConfig("m", inputs=(TensorSpec("x", DataType.FP32, (-1,)),), param
         {"instance_count": 4},
         {"labels": MappingProxyType({"stable": "1"})},
         {"pinned": True},
+        {"max_queue_size": 7},
         {"on_demand": True},
         {"idle_unload_seconds": 60.0},
         {"load_retries": 3},
@@ -61,6 +62,7 @@ def test_a_field_that_is_unknown_here_causes_a_load() -> None:
 
     assert without_load == {
         *("version_policy", "instance_count", "labels", "pinned", "on_demand", "idle_unload_seconds", "load_retries"),
+        *("dynamic_batching", "preferred_batch_sizes", "max_queue_delay_us", "max_queue_size", "default_timeout_us"),
         *("declared", "source", "warnings"),
     }
 

@@ -19,7 +19,7 @@ log = logging.getLogger("backline.lifecycle")
 
 _FILE = "audit.jsonl"
 #: Bytes of the file from which on a new one is begun; the one before is kept, those before it are not.
-DEFAULT_LIMIT = 10_000_000
+DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
 
 
@@ -49,7 +49,10 @@ class AuditLog:
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
         """The last changes, newest first; of all models without a name. Lines that are damaged are passed over."""
-        changes = (change for file in (self._file, self._older) for line in _lines_backwards(file) if (change := _parse(line)) is not None)
+        # As it stands in the line: most lines need not be parsed.
+        named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
+        lines = (line for file in (self._file, self._older) for line in _lines_backwards(file) if named in line)
+        changes = (change for line in lines if (change := _parse(line)) is not None)
         return list(islice((change for change in changes if not model or change.model == model), limit))
 
 

@@ -147,7 +147,8 @@ class Lifecycle:
     async def _look(self) -> None:
         async with self._scanning:
             before, self._known = self._known, await self._sources.scan()
-        touched = set(before) | set(self._known)
+        # What is as it was needs no look, which many models would notice.
+        touched = {name for name in {**before, **self._known} if before.get(name) != self._known.get(name)}
         for name in touched:
             source = self._known.get(name)
             served = self._executor.find(name)

@@ -15,6 +15,11 @@ _APPLIED_WITHOUT_LOAD = frozenset(
     {
         "version_policy",
         "instance_count",
+        "dynamic_batching",
+        "preferred_batch_sizes",
+        "max_queue_delay_us",
+        "max_queue_size",
+        "default_timeout_us",
         "labels",
         "pinned",
         "on_demand",
