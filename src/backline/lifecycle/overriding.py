@@ -8,15 +8,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from google.protobuf import text_format
-
 from backline.backends.registry import FORMATS
 from backline.engine.control import Overrides
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.target import Source
-from backline.protos import message, pool
-from backline.repository.configuration.override import read_override
+from backline.repository.configuration.override import parse, read_override
+from backline.repository.configuration.text import render
 from backline.repository.fingerprint import fingerprint
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundVersion
@@ -54,9 +52,8 @@ class OverridingFiles:
                 target.write_bytes(content)
             for file in ("config.pbtxt", "model.toml"):
                 (folder / file).unlink(missing_ok=True)
-            config = read_override(text, name, walk(folder))
-            declared = message("inference.ModelConfig").FromString(config.declared)
-            (folder / "config.pbtxt").write_text(text_format.MessageToString(declared, descriptor_pool=pool()), "utf-8")
+            read_override(text, name, walk(folder))
+            (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             raise InvalidArgument(f"the files of the load of '{name}' cannot be written below '{place}': {error.strerror}") from None
