@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,8 +256,16 @@ def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: 
             await server.lifecycle.load("new", overrides=sent, who=WHO)
             assert await server.answer("new") == 42
             await server.lifecycle.unload("new", who=WHO)
+            await server.until(lambda: server.engine.names() == ["add1"])
+            with pytest.raises(InvalidArgument, match="load failed"):
+                await server.lifecycle.load("broken", overrides=Overrides("{}", {"1/model.onnx": b"no"}), who=WHO)
+            assert server.engine.names() == ["add1"]
+            assert await server.answer() == 42
             await server.lifecycle.load("add1", who=WHO)
             assert await server.answer() == 1
+            place = server.lifecycle._overriding._root
+            assert os.listdir(place) == []
+        assert not place.exists()
 
     asyncio.run(scenario())
 

@@ -217,9 +217,12 @@ class Lifecycle:
                 await self._executor.change(model, target)
             except BacklineError as error:
                 served.labels = labels
+                served.known_versions = self._versions_in_repositories(model)
+                self._overriding.failed(source)
                 self._executor.advance((model,))
                 self._note("fail", who, model, version, before=before, detail=error.message)
                 raise
+            self._overriding.loaded(source)
             self._warn(source)
             self._note("load", who, model, version or self._newest(served), before=before)
 
@@ -245,9 +248,12 @@ class Lifecycle:
         if source is None:
             raise NotFound(f"failed to load '{model}', failed to poll from model repository: {self._held_by_repositories()}")
         if overrides is not None and overrides.config is not None:
-            source = await with_configuration(source, overrides.config)
-        self._overriding.forget(model)
+            return await with_configuration(source, overrides.config)
         return source
+
+    def _versions_in_repositories(self, model: str) -> frozenset[str]:
+        source = self._known.get(model)
+        return frozenset(source.versions) if source is not None else frozenset()
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """See Control. No model depends on another yet, so that `dependents` adds none."""
@@ -266,6 +272,7 @@ class Lifecycle:
                 served.awake.discard(version)
             else:
                 served.target = None
+                served.known_versions = self._versions_in_repositories(model)
                 served.awake.clear()
                 served.resting.clear()
                 self._overriding.forget(model)

@@ -35,9 +35,25 @@ class OverridingFiles:
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
         repository = LocalRepository(place / "models", formats=FORMATS)
         found = await repository.scan()
-        self.forget(name)
-        self._folders[name] = place
         return Source(name, found[0], repository)
+
+    def loaded(self, source: Source) -> None:
+        """A load from this source has succeeded: what the model was loaded from before is not needed any more."""
+        place = self._place(source)
+        if place is None or self._folders.get(source.name) != place:
+            self.forget(source.name)
+        if place is not None:
+            self._folders[source.name] = place
+
+    def failed(self, source: Source) -> None:
+        """A load from this source has failed."""
+        place = self._place(source)
+        if place is not None and self._folders.get(source.name) != place:
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _place(self, source: Source) -> Path | None:
+        place = Path(source.repository.location).parent
+        return place if self._root is not None and place.parent == self._root else None
 
     def _write(self, name: str, text: str, overrides: Overrides) -> Path:
         if self._root is None:
