@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from backline.engine.errors import InvalidArgument
 
@@ -84,8 +84,9 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
         options |= _aws_profile(given["profile"], environment) if given.get("profile") else {}
     elif "AWS_ACCESS_KEY_ID" not in environment:
         options |= _aws_profile(environment.get("AWS_PROFILE", ""), environment)
-    if not any(key in environment for key in ("AWS_REGION", "AWS_DEFAULT_REGION")):
-        options.setdefault("region", "us-east-1")
+    if region := environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"):
+        options["region"] = region
+    options.setdefault("region", "us-east-1")
     return ObjectLocation("s3", bucket, prefix, options)
 
 
@@ -176,7 +177,7 @@ def _connection_string(text: str) -> dict[str, Any]:
     if "AccountKey" in parts:
         options["account_key"] = parts["AccountKey"]
     elif "SharedAccessSignature" in parts:
-        options["sas_key"] = unquote(parts["SharedAccessSignature"]).removeprefix("?")
+        options["sas_key"] = parts["SharedAccessSignature"].removeprefix("?")
     else:
         options["skip_signature"] = True
     return options
