@@ -111,7 +111,7 @@ def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | N
         ("response_cache { enable: true }", "response_cache"),
         ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
         ('metric_tags { key: "a" value: "b" }', "metric_tags"),
-        ("optimization { graph { level: 1 } }", "optimization"),
+        ("model_operations { op_library_filename: 'a.so' }", "model_operations"),
     ],
 )
 def test_fields_without_effect_are_named(text: str, field: str, file: Path) -> None:
