@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backline.engine.control import Overrides
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
 Homes = Callable[..., Any]
@@ -390,6 +390,19 @@ def test_a_label_does_not_move_to_a_version_that_cannot_be_loaded(home: Homes, r
                 await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
             assert server.lifecycle.labels("add1") == {}
             assert await server.answer() == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(home: Homes, repository: Path, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        versions(repository, "1", "2")
+        async with home(repository, mode="poll") as server:
+            (tmp_path / "state").write_text("a file where the folder should be")
+            with pytest.raises(Internal, match="--state-dir"):
+                await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+            assert server.lifecycle.labels("add1") == {}
+            await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
     asyncio.run(scenario())
 

@@ -323,14 +323,16 @@ class Lifecycle:
                     f"label '{label}' cannot point to version {version} of '{model}', which does not exist; there {_listed(versions)}"
                 )
             added = await self._executor.bring_up(served, version)
-            self._check_expected(served, label, expected)
-            async with self._storing:
-                await asyncio.to_thread(self._store.set, model, label, version)
-            before = served.labels.get(label, "")
-            served.labels = {**served.labels, label: version}
-            if added and served.target is not None:  # the label holds it now
-                served.target = replace(served.target, beside=served.target.beside - {version})
-            self._executor.advance((model,))
+            try:
+                self._check_expected(served, label, expected)
+                async with self._storing:
+                    await asyncio.to_thread(self._store.set, model, label, version)
+                before = served.labels.get(label, "")
+                served.labels = {**served.labels, label: version}
+            finally:
+                if added and served.target is not None:  # the label holds it now, or nothing does
+                    served.target = replace(served.target, beside=served.target.beside - {version})
+                self._executor.advance((model,))
             return self._note(action, who, model, version, label=label, before=before)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
