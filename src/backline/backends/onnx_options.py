@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
 
+from backline.backends.onnx_providers import PARAMETER as PROVIDERS
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
@@ -32,6 +33,7 @@ _KEYS = (
     "graph_optimization_level",
     "enable_mem_arena",
     "enable_mem_pattern",
+    PROVIDERS,
     *_RUN_KEYS,
 )
 

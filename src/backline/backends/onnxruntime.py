@@ -1,4 +1,4 @@
-"""ONNX models, run by ONNX Runtime on the CPU."""
+"""ONNX models, run by ONNX Runtime: on the CPU, or by the execution providers that a configuration names."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.onnx_options import SessionSettings, read_settings
+from backline.backends.onnx_providers import Provider, read_providers
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -57,11 +58,13 @@ class OnnxRuntime:
         """
         runtime = _import()
         settings = read_settings(config)
+        providers = read_providers(config, runtime.get_available_providers)
         _check_file(path)
         try:
-            session = runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=["CPUExecutionProvider"])
+            session = runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=providers)
         except Exception as error:
             raise InvalidArgument(f"'{path}' cannot be loaded by ONNX Runtime {runtime.__version__}: {_one_line(error)}") from None
+        _check_providers(config, providers, session.get_providers())
         file = Signature(
             tuple(_spec(path, "input", node) for node in session.get_inputs()),
             tuple(_spec(path, "output", node) for node in session.get_outputs()),
@@ -238,6 +241,16 @@ def _run_options(runtime: Any, settings: SessionSettings, *, shrink: bool) -> An
     for key, value in entries.items():
         options.add_run_config_entry(key, value)
     return options
+
+
+def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:
+    """ONNX Runtime goes on with the CPU where another provider fails, and tells only its log."""
+    for name, _ in wanted:
+        if name not in used:
+            raise InvalidArgument(
+                f"model '{config.name}' asks for the {name}, which is installed but cannot be used on this machine: a driver, a library or"
+                " the device is missing"
+            )
 
 
 def _spec(path: Path, kind: str, node: Any) -> TensorSpec:

@@ -32,6 +32,7 @@ SUPPORTED: Final = frozenset(
         "dynamic_batching.default_queue_policy.max_queue_size",
         "dynamic_batching.default_queue_policy.default_timeout_microseconds",
         "model_warmup",
+        "optimization.execution_accelerators",
     }
 )
 #: The messages on the way to them.
