@@ -9,20 +9,20 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from backline.engine.control import ANY_VERSION, STABLE, Action, Change, Overrides
 from backline.engine.engine import Engine, ModelState, version_order
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.audit import AuditLog
 from backline.lifecycle.executor import Executor, Step
+from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.labels import LabelStore
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.lifecycle.overriding import OverridingFiles, with_configuration
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.sources import Sources
 from backline.lifecycle.state_folder import default_state_folder
-from backline.lifecycle.target import Source, Target
+from backline.lifecycle.target import Source, Target, listed
 from backline.lifecycle.version_policy import select
 from backline.repository.repository import Repository
 
@@ -58,7 +58,6 @@ class Lifecycle:
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
         self.state_folder = folder = options.state_folder or default_state_folder(self._sources.locations)
-        self._store = LabelStore(folder)
         self._audit = AuditLog(folder)
         self._executor = Executor(
             engine,
@@ -71,6 +70,16 @@ class Lifecycle:
             state_folder=folder,
             on_step=self._on_step,
         )
+        self._labelling = Labelling(
+            engine,
+            self._executor,
+            LabelStore(folder),
+            self._audit,
+            allowed=options.mode != "none",
+            changing=self._changing,
+            versions_now=self._versions_now,
+            note=self._note,
+        )
         self._overriding = OverridingFiles()
         self._on_event: OnEvent = lambda _: None
         self._known: dict[str, Source] = {}
@@ -78,7 +87,6 @@ class Lifecycle:
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: Counter[str] = Counter()
         self._scanning = asyncio.Lock()
-        self._storing = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
         self._started = False
         self._done = 0
@@ -180,13 +188,13 @@ class Lifecycle:
         known = frozenset(source.versions)
         served.target = Target(source, old.beside & known, old.without & known) if old is not None else Target(source)
         served.known_versions = known
-        served.labels = self._labels_in_force(source)
+        served.labels = self._labelling.in_force(source)
 
     def _warn(self, source: Source) -> None:
         found = source.found
         warnings = found.warnings + tuple(
             f"label '{label}' of {found.config.source or source.name} points to version {version}, which does not exist;"
-            f" there {_listed(source.versions)}"
+            f" there {listed(source.versions)}"
             for label, version in found.config.labels.items()
             if version not in source.versions
         )
@@ -194,9 +202,6 @@ class Lifecycle:
             if warning not in self._warned.get(source.name, ()):
                 log.warning("%s", warning)
         self._warned[source.name] = warnings
-
-    def _labels_in_force(self, source: Source) -> dict[str, str]:
-        return {**source.found.config.labels, **self._store.of(source.name)}
 
     # what requests change
 
@@ -210,7 +215,7 @@ class Lifecycle:
             before = self._newest(served)
             target = self._target_of_load(source, served.target, version)
             served.known_versions = frozenset(source.versions)
-            labels, served.labels = served.labels, self._labels_in_force(source)
+            labels, served.labels = served.labels, self._labelling.in_force(source)
             served.awake |= set(source.versions)
             served.resting.clear()
             try:
@@ -230,7 +235,7 @@ class Lifecycle:
         if not version:
             return Target(source)
         if version not in source.versions:
-            raise NotFound(f"failed to load '{source.name}', version {version} does not exist; there {_listed(source.versions)}")
+            raise NotFound(f"failed to load '{source.name}', version {version} does not exist; there {listed(source.versions)}")
         if old is not None:
             return self._with_version(old, source, version)
         selected, _ = select(source.versions, source.found.config.version_policy)
@@ -287,53 +292,25 @@ class Lifecycle:
             )
         there = [one.version for one in target.versions(served.labels.values())]
         if version not in there:
-            raise NotFound(f"failed to unload '{served.name}': version {version} is not loaded; there {_listed(there)}")
+            raise NotFound(f"failed to unload '{served.name}': version {version} is not loaded; there {listed(there)}")
 
     # labels
 
     async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
         """See Control."""
-        return await self._move("label", model, label, version, expected, who)
+        return await self._labelling.move("label", model, label, version, expected, who)
 
     async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
         """See Control."""
-        return await self._move("promote", model, STABLE, version, expected, who)
+        return await self._labelling.move("promote", model, STABLE, version, expected, who)
 
     async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
         """See Control."""
-        self._check_labelling()
-        moves = ("label", "unlabel", "promote", "rollback")
-        history = await asyncio.to_thread(self._audit.history, model, 10_000)
-        last = next((change for change in history if change.label == label and change.action in moves), None)
-        if last is None or not last.before:
-            raise InvalidArgument(f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to")
-        return await self._move("rollback", model, label, last.before, self.labels(model).get(label, ""), who)
+        return await self._labelling.rollback(model, label, who)
 
-    async def _move(
-        self, action: Literal["label", "promote", "rollback"], model: str, label: str, version: str, expected: str, who: str
-    ) -> Change:
-        self._check_labelling()
-        async with self._changing(model):
-            served, target = self._labelled(model)
-            self._check_label(label, target.source.versions)
-            self._check_expected(served, label, expected)
-            versions = await self._versions_now(served, version)
-            if version not in versions and served.ready(version) is None:
-                raise NotFound(
-                    f"label '{label}' cannot point to version {version} of '{model}', which does not exist; there {_listed(versions)}"
-                )
-            added = await self._executor.bring_up(served, version)
-            try:
-                self._check_expected(served, label, expected)
-                async with self._storing:
-                    await asyncio.to_thread(self._store.set, model, label, version)
-                before = served.labels.get(label, "")
-                served.labels = {**served.labels, label: version}
-            finally:
-                if added and served.target is not None:  # the label holds it now, or nothing does
-                    served.target = replace(served.target, beside=served.target.beside - {version})
-                self._executor.advance((model,))
-            return self._note(action, who, model, version, label=label, before=before)
+    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+        """See Control."""
+        return await self._labelling.remove(model, label, expected, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
         """The versions that a label may point to; the repository is looked at when it is not known to hold `version`."""
@@ -348,25 +325,6 @@ class Lifecycle:
             self._executor.advance((served.name,))
         return served.target.source.versions
 
-    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        """See Control."""
-        self._check_labelling()
-        async with self._changing(model):
-            served, target = self._labelled(model)
-            if label not in served.labels:
-                raise NotFound(f"'{model}' has no label '{label}'; there {_listed(sorted(served.labels))}")
-            self._check_expected(served, label, expected)
-            configured = target.source.found.config.labels.get(label, "")
-            if label not in self._store.of(model):
-                source = target.source.found.config.source
-                raise InvalidArgument(f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})")
-            async with self._storing:
-                await asyncio.to_thread(self._store.remove, model, label)
-            before = served.labels[label]
-            served.labels = self._labels_in_force(target.source)
-            self._executor.advance((model,))
-            return self._note("unlabel", who, model, configured, label=label, before=before)
-
     def labels(self, model: str) -> Mapping[str, str]:
         """See Control."""
         return self._engine.labels(model)
@@ -375,38 +333,11 @@ class Lifecycle:
         """See Control."""
         return self._audit.history(model, limit)
 
-    def _labelled(self, model: str) -> tuple[ServedModel, Target]:
-        served = self._executor.find(model)
-        if served is None or served.target is None:
-            self._engine.find(model)  # says that it is unknown, where it is
-            raise Unavailable(f"model '{model}' is not loaded, so that its labels cannot be changed; load it first")
-        return served, served.target
-
-    def _check_label(self, label: str, versions: Sequence[str]) -> None:
-        if not label or label != label.strip() or not label.isprintable() or set(label) & set('/\\?#%"<>'):
-            raise InvalidArgument(f"{label!r} cannot be a label: use letters, digits and signs that need no escape in a URL")
-        if label in versions:
-            raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
-
-    def _check_expected(self, served: ServedModel, label: str, expected: str) -> None:
-        now = served.labels.get(label, "")
-        if expected not in (ANY_VERSION, now):
-            found = f"points to version {now}" if now else "does not exist"
-            wanted = f"to version {expected}" if expected else "to none"
-            raise InvalidArgument(f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed")
-
     # who may change what
 
     def _check_loading(self) -> None:
         if self._options.mode != "explicit":
             raise Unavailable("explicit model load / unload is not allowed if polling is enabled")  # Triton's words, for mode none too
-
-    def _check_labelling(self) -> None:
-        if self._options.mode == "none":
-            raise Unavailable(
-                "labels cannot be changed in this server, which serves what its repositories held at the start;"
-                " start it with --model-control-mode poll or explicit"
-            )
 
     @asynccontextmanager
     async def _changing(self, model: str) -> AsyncIterator[None]:
@@ -424,7 +355,7 @@ class Lifecycle:
     # what is said of it
 
     def _held_by_repositories(self) -> str:
-        return f"no repository holds it; there {_listed(sorted(self._known))}"
+        return f"no repository holds it; there {listed(sorted(self._known))}"
 
     def _newest(self, served: ServedModel) -> str:
         return max(served.ready_versions, key=version_order, default="")
@@ -455,12 +386,3 @@ class Lifecycle:
             self._audit.append(
                 Change(time.time(), REPOSITORY, _AUDITED[step.kind], model.name, model.version, before=before, detail=step.reason)
             )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """ "are 1, 2 and 3" """
-    if not names:
-        return "is none"
-    shown = list(names[-20:])
-    text = ", ".join(shown)
-    return f"{'is' if len(shown) == 1 else 'are'} {'..., ' if len(names) > 20 else ''}{text}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from backline.engine.engine import version_order
@@ -86,3 +86,12 @@ class Target:
 def identity(version: FoundVersion) -> str:
     """What makes a version another load: its files, or why it has none."""
     return f"{version.fingerprint} {version.problem}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "are 1, 2 and 3" """
+    if not names:
+        return "is none"
+    shown = list(names[-20:])
+    text = ", ".join(shown)
+    return f"{'is' if len(shown) == 1 else 'are'} {'..., ' if len(names) > 20 else ''}{text}"

@@ -1,0 +1,142 @@
+"""Labels moved by request: compared, kept on disk, and moved when their version is ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Literal, Protocol
+
+from backline.engine.control import ANY_VERSION, Action, Change
+from backline.engine.engine import Engine
+from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.lifecycle.audit import AuditLog
+from backline.lifecycle.executor import Executor
+from backline.lifecycle.labels import LabelStore
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.target import Source, Target, listed
+
+
+class Note(Protocol):
+    """Writes a change into the audit log."""
+
+    def __call__(
+        self, action: Action, who: str, model: str, version: str, *, label: str = "", before: str = "", detail: str = ""
+    ) -> Change: ...
+
+
+class Labelling:
+    """The labels of all models, as requests and configurations set them.
+
+    `changing` is held during a change of a model, `versions_now` gives the versions that a label may point to.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        executor: Executor,
+        store: LabelStore,
+        audit: AuditLog,
+        *,
+        allowed: bool,
+        changing: Callable[[str], AbstractAsyncContextManager[None]],
+        versions_now: Callable[[ServedModel, str], Awaitable[Sequence[str]]],
+        note: Note,
+    ) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._store = store
+        self._audit = audit
+        self._allowed = allowed
+        self._changing = changing
+        self._versions_now = versions_now
+        self._note = note
+        self._storing = asyncio.Lock()
+
+    def in_force(self, source: Source) -> Mapping[str, str]:
+        """The labels of a model: those of its configuration, and before them those of requests."""
+        return {**source.found.config.labels, **self._store.of(source.name)}
+
+    async def rollback(self, model: str, label: str, who: str) -> Change:
+        """Points a label back to where it pointed before its last move."""
+        self._check()
+        moves = ("label", "unlabel", "promote", "rollback")
+        history = await asyncio.to_thread(self._audit.history, model, 10_000)
+        last = next((change for change in history if change.label == label and change.action in moves), None)
+        if last is None or not last.before:
+            raise InvalidArgument(f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to")
+        return await self.move("rollback", model, label, last.before, self._engine.labels(model).get(label, ""), who)
+
+    async def move(
+        self, action: Literal["label", "promote", "rollback"], model: str, label: str, version: str, expected: str, who: str
+    ) -> Change:
+        """Points a label to a version, which is loaded first if need be. Raises BacklineError with the reason when nothing was changed."""
+        self._check()
+        async with self._changing(model):
+            served, target = self._labelled(model)
+            self._check_label(label, target.source.versions)
+            self._check_expected(served, label, expected)
+            versions = await self._versions_now(served, version)
+            if version not in versions and served.ready(version) is None:
+                raise NotFound(
+                    f"label '{label}' cannot point to version {version} of '{model}', which does not exist; there {listed(versions)}"
+                )
+            added = await self._executor.bring_up(served, version)
+            try:
+                self._check_expected(served, label, expected)
+                async with self._storing:
+                    await asyncio.to_thread(self._store.set, model, label, version)
+                before = served.labels.get(label, "")
+                served.labels = {**served.labels, label: version}
+            finally:
+                if added and served.target is not None:  # the label holds it now, or nothing does
+                    served.target = replace(served.target, beside=served.target.beside - {version})
+                self._executor.advance((model,))
+            return self._note(action, who, model, version, label=label, before=before)
+
+    async def remove(self, model: str, label: str, expected: str, who: str) -> Change:
+        """Forgets a label that a request has set; that of the configuration is in force again."""
+        self._check()
+        async with self._changing(model):
+            served, target = self._labelled(model)
+            if label not in served.labels:
+                raise NotFound(f"'{model}' has no label '{label}'; there {listed(sorted(served.labels))}")
+            self._check_expected(served, label, expected)
+            configured = target.source.found.config.labels.get(label, "")
+            if label not in self._store.of(model):
+                source = target.source.found.config.source
+                raise InvalidArgument(f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})")
+            async with self._storing:
+                await asyncio.to_thread(self._store.remove, model, label)
+            before = served.labels[label]
+            served.labels = self.in_force(target.source)
+            self._executor.advance((model,))
+            return self._note("unlabel", who, model, configured, label=label, before=before)
+
+    def _labelled(self, model: str) -> tuple[ServedModel, Target]:
+        served = self._executor.find(model)
+        if served is None or served.target is None:
+            self._engine.find(model)  # says that it is unknown, where it is
+            raise Unavailable(f"model '{model}' is not loaded, so that its labels cannot be changed; load it first")
+        return served, served.target
+
+    def _check_label(self, label: str, versions: Sequence[str]) -> None:
+        if not label or label != label.strip() or not label.isprintable() or set(label) & set('/\\?#%"<>'):
+            raise InvalidArgument(f"{label!r} cannot be a label: use letters, digits and signs that need no escape in a URL")
+        if label in versions:
+            raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
+
+    def _check_expected(self, served: ServedModel, label: str, expected: str) -> None:
+        now = served.labels.get(label, "")
+        if expected not in (ANY_VERSION, now):
+            found = f"points to version {now}" if now else "does not exist"
+            wanted = f"to version {expected}" if expected else "to none"
+            raise InvalidArgument(f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed")
+
+    def _check(self) -> None:
+        if not self._allowed:
+            raise Unavailable(
+                "labels cannot be changed in this server, which serves what its repositories held at the start;"
+                " start it with --model-control-mode poll or explicit"
+            )
