@@ -18,8 +18,8 @@ def test_lines_tell_each_phase_and_each_tenth_of_a_download_once(capsys: pytest.
         loading("fetch", 1, 100),
         loading("fetch", 5, 100),
         loading("fetch", 50, 100),
-        loading("load"),
-        loading("load"),
+        loading("load", 100, 100),
+        loading("load", 100, 100),
         [],
         loading("warm-up"),
     ):
@@ -38,7 +38,7 @@ def test_bars_come_and_go_with_the_loads() -> None:
     bars.update(loading("fetch", 20, 80))
     (bar,) = bars.progress.tasks
     assert (bar.description, bar.completed, bar.total) == ("pitch 4: fetch", 20 << 20, 80 << 20)
-    bars.update(loading("load"))
+    bars.update(loading("load", 80, 80))
     assert bars.progress.tasks[0].total is None
     bars.update([])
     assert bars.progress.tasks == []

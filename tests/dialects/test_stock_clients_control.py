@@ -213,3 +213,19 @@ def test_a_model_that_was_never_loaded_tells_its_inputs_and_is_loaded_for_it(tmp
             assert client.get_model_metadata("by_grpc_metadata").inputs[0].name == "INPUT0"
             assert client.get_model_config("by_grpc_config").config.input[0].name == "INPUT0"
             assert {state for state, _ in index(client).values()} == {"READY"}
+
+
+def test_what_a_load_brings_along_is_held_against_the_limit_of_a_request(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models", "add1")
+    options = ("--model-control-mode", "explicit", "--state-dir", str(tmp_path / "state"), "--http-max-input-size", "100000")
+    too_large = {"config": '{"backend": "onnxruntime"}', "files": {"file:1/model.onnx": bytes(200_000)}}
+    with serve(tmp_path / "models", tmp_path / "log", *options) as running:
+        with tritonclient.http.InferenceServerClient(f"127.0.0.1:{running.http_port}") as client:
+            with pytest.raises(InferenceServerException, match="exceeds the maximum of 100000 bytes"):
+                client.load_model("add1", **too_large)
+            client.load_model("add1")
+            assert client.is_model_ready("add1")
+        with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as client:
+            with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
+                client.load_model("add1", **too_large)
+            assert client.is_model_ready("add1")

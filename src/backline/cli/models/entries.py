@@ -39,7 +39,7 @@ def reason_text(entry: ModelIndex) -> str:
 def progress_text(progress: Progress) -> str:
     """ "fetch, 12 MiB of 90 MiB, 3 s"."""
     parts = [progress.phase]
-    if progress.bytes_total:
+    if progress.bytes_done < progress.bytes_total:  # all the bytes there say nothing any more
         parts.append(f"{format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}")
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 

@@ -119,19 +119,20 @@ class Bars:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self.progress.start()
-        self._tasks: dict[tuple[str, str, str], Any] = {}
+        self._tasks: dict[tuple[str, str, str, int | None], Any] = {}
 
     def update(self, loading: Sequence[ModelIndex]) -> None:
         seen = set()
         for entry in loading:
             progress = entry.progress
             assert progress is not None
-            key = (entry.name, entry.version, progress.phase)
+            total = progress.bytes_total if progress.bytes_done < progress.bytes_total else None
+            key = (entry.name, entry.version, progress.phase, total)
             seen.add(key)
-            # Without a total the bar pulses: there is nothing to fetch, or it is not known how much.
+            # Without a total the bar pulses: there is nothing to fetch any more, or it is not known how much.
             if key not in self._tasks:
                 self._tasks[key] = self.progress.add_task(f"{entry.name} {entry.version}: {progress.phase}", total=None)
-            self.progress.update(self._tasks[key], completed=progress.bytes_done, total=progress.bytes_total or None)
+            self.progress.update(self._tasks[key], completed=progress.bytes_done, total=total)
         for key in [key for key in self._tasks if key not in seen]:
             self.progress.remove_task(self._tasks.pop(key))
 
