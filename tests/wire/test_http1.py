@@ -274,3 +274,16 @@ def test_slow_bytes_make_the_same_request(echo_server: WireServer) -> None:
         assert read_answer(client)[2] == b"hello"
         client.shutdown(1)
         assert read_all(client) == b""
+
+
+def test_an_answered_request_no_longer_knows_who_cared_for_it(echo_server: WireServer) -> None:
+    with echo_server.connect() as client:
+        client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert echo_server.echo.arrived.acquire(timeout=10)
+        request = echo_server.echo.held.pop()
+        assert request.on_disconnect is not None
+
+        echo_server.release(request)
+
+        assert b"held" in b"".join(iter(lambda: client.recv(65536), b""))
+    assert request.on_disconnect is None

@@ -226,3 +226,17 @@ def test_drain_under_load_breaks_no_call() -> None:
             worker.join(20)
         assert not any(worker.is_alive() for worker in workers)
         assert set(answers) == {b"x"}
+
+
+def test_a_failed_call_no_longer_knows_who_cared_for_it(served: Served, channel: grpc.Channel) -> None:
+    served.handlers.arrived.clear()
+    served.handlers.held.clear()
+    answer = channel.unary_unary("/test.Test/Hold").future(b"", timeout=30)
+    assert served.handlers.arrived.wait(5)
+    (call,) = served.handlers.held
+    assert call.on_cancel is not None
+
+    served.run(lambda: call.fail(14, "no"))
+
+    assert answer.code() is grpc.StatusCode.UNAVAILABLE
+    assert call.on_cancel is None

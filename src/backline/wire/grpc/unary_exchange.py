@@ -196,6 +196,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         self._reply_in_parts(COMPRESSED_RESPONSE_BLOCKS[self.head.encoding], (PREFIX.pack(1, len(packed)), packed))
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
+        self.on_cancel = None  # it often knows what knows this call: no cycle is left behind
         self.end(code, message, trailers)
 
     def lost(self) -> None:

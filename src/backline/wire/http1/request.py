@@ -60,6 +60,7 @@ class Http1Request(HttpRequest):
             if coding is not None and self._respond_compressed(pipeline, coding, status, fields, body, size):
                 return
         self._pipeline = None
+        self.on_disconnect = None  # it often knows what knows this request: no cycle is left behind
         head = response_head(status)
         for name, value in fields:
             head = b"%b%b: %b\r\n" % (head, name, value)
