@@ -334,3 +334,30 @@ def test_a_label_of_the_configuration_moves_when_its_version_is_ready(home: Home
 def test_namespaces_must_differ(home: Homes, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"'models' for both .*one/models.*two/models"):
         home(tmp_path / "one" / "models", tmp_path / "two" / "models", namespacing=True)
+
+
+def test_a_load_whose_version_goes_away_is_given_up(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backline.lifecycle import servable
+
+    load, begun, go_on = servable.load, threading.Event(), threading.Event()
+
+    def load_when_told(*arguments: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        return load(*arguments)
+
+    async def scenario() -> None:
+        ADD1(repository)
+        async with home(repository, mode="poll") as server:
+            monkeypatch.setattr(servable, "load", load_when_told)
+            ADD1(repository, version="2", constant=2)
+            looking = asyncio.ensure_future(server.lifecycle.refresh())
+            await asyncio.to_thread(begun.wait, 10)
+            shutil.rmtree(repository / "add1" / "2")
+            await server.lifecycle.refresh()
+            await looking
+            go_on.set()
+            assert server.states() == {"1": "READY"}
+            assert await server.answer() == 1
+
+    asyncio.run(scenario())

@@ -89,7 +89,7 @@ def identity(version: FoundVersion) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """ "are 1, 2 and 3" """
+    """For sentences that begin with "there": "is 1", "are 1, 2, 3", "is none"; of many the last ones."""
     if not names:
         return "is none"
     shown = list(names[-20:])
