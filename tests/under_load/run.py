@@ -16,7 +16,7 @@ from under_load.constant_load import Answer, ConstantLoad
 
 TARGETS = ("", "stable", "canary")
 #: Seconds of load before the first change, to compare with.
-BEFORE = 2.0
+BEFORE = 4.0
 
 
 @dataclass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from support.object_stores import Store as Bucket
 
 
 class Store(Protocol):
@@ -38,16 +40,19 @@ class FolderStore:
 
 
 class BucketStore:
-    """An object store, through `obstore`; `location` is the URL for the server."""
+    """A prefix of an object store."""
 
-    def __init__(self, location: str, store: Any) -> None:
-        self.location = location
-        self._store = store
+    def __init__(self, bucket: Bucket, prefix: str) -> None:
+        self.location = bucket.location(prefix)
+        self._bucket = bucket
+        self._prefix = prefix
+        self._paths: set[str] = set()
 
     def put(self, path: str, content: bytes) -> None:
-        self._store.put(path, content)
+        self._paths.add(path)
+        self._bucket.put(f"{self._prefix}/{path}", content)
 
     def remove_folder(self, path: str) -> None:
-        for page in self._store.list(path + "/"):
-            for entry in page:
-                self._store.delete(entry["path"])
+        for below in [known for known in self._paths if known.startswith(path + "/")]:
+            self._paths.remove(below)
+            self._bucket.delete(f"{self._prefix}/{below}")

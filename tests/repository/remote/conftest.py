@@ -14,8 +14,8 @@ import pytest
 from backline.backends.formats import ONNX
 from backline.repository.location import open_repository
 from backline.repository.repository import FetchedVersion, FoundModel, Repository
+from support.object_stores import Store, azure, gcs, s3
 
-from .stores import Store, azure, gcs, s3
 from .web import WebServer
 
 _numbers = itertools.count(1)

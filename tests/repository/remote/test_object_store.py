@@ -11,10 +11,10 @@ import pytest
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from support import models
+from support.object_stores import Store
 from support.tools import Certificate, make_certificate, run
 
 from .conftest import Open, fetch, scan
-from .stores import Store
 from .web import Page, WebServer
 
 

@@ -11,33 +11,15 @@ import numpy as np
 import pytest
 
 import backline
+from support.object_stores import Store
 from support.server import ServerProcess, serve
 from under_load.changes import Deployment, network
 from under_load.constant_load import MODEL, Answer, ConstantLoad
 from under_load.run import run
-
-from .stores import Store
+from under_load.stores import BucketStore
 
 #: Each kind of change at least once.
 CHANGES = 12
-
-
-class Bucket:
-    """A prefix of a store as the deployment writes to it."""
-
-    def __init__(self, store: Store) -> None:
-        self.location = store.location("prod")
-        self._store = store
-        self._paths: set[str] = set()
-
-    def put(self, path: str, content: bytes) -> None:
-        self._paths.add(path)
-        self._store.put(f"prod/{path}", content)
-
-    def remove_folder(self, path: str) -> None:
-        for below in [known for known in self._paths if known.startswith(path + "/")]:
-            self._paths.remove(below)
-            self._store.delete(f"prod/{below}")
 
 
 @pytest.fixture
@@ -48,7 +30,7 @@ def options(tmp_path: Path) -> list[str]:
 
 @pytest.mark.timeout(120)
 def test_changes_in_a_store_lose_no_request(store: Store, tmp_path: Path, options: list[str]) -> None:
-    bucket = Bucket(store)
+    bucket = BucketStore(store, "prod")
     deployment = Deployment(bucket)
     deployment.lay_out()
     with serve(bucket.location, tmp_path / "log", *options) as server:
