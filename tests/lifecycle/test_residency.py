@@ -104,15 +104,21 @@ def test_pinned_versions_stay_and_are_named_in_the_refusal() -> None:
     run(scenario)
 
 
-def test_what_is_promised_to_one_load_is_not_given_to_another() -> None:
+def test_what_is_promised_to_one_load_is_not_given_to_another_which_waits_for_its_end() -> None:
     async def scenario() -> None:
         house = House()
+        order: list[str] = []
+
+        async def other() -> None:
+            async with house.residency.room("other", 50 * MIB, evict=True):
+                order.append("other begins")
+
         async with house.residency.room("one", 50 * MIB, evict=True):
-            with pytest.raises(Unavailable, match="has no room"):
-                async with house.residency.room("other", 50 * MIB, evict=True):
-                    pytest.fail("the room is taken")
-        async with house.residency.room("other", 50 * MIB, evict=True):
-            pass
+            waiting = asyncio.ensure_future(other())
+            await asyncio.sleep(0)
+            order.append("one ends")
+        await waiting
+        assert order == ["one ends", "other begins"]
 
     run(scenario)
 

@@ -51,6 +51,7 @@ class Residency:
         self._turn = asyncio.Lock()
         #: What loads under way were promised.
         self._promised = 0
+        self._load_ended = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -68,6 +69,7 @@ class Residency:
             yield
         finally:
             self._promised -= needed
+            self._load_ended.set()
 
     async def give_back(self) -> None:
         """Gives memory that unloaded versions have freed back to the system."""
@@ -89,6 +91,11 @@ class Residency:
             resident = self._resident() + self._promised
             tenants = self._tenants()
             found = make_room(tenants if evict else (), budget=budget, resident=resident, needed=needed)
+            if isinstance(found, Shortage) and self._promised:
+                # What loads under way were promised may be there already, and so be counted twice; and they can leave when they have ended.
+                self._load_ended.clear()
+                await self._load_ended.wait()
+                continue
             if isinstance(found, Shortage):
                 error = found.error(what)
                 raise NoRoom(error.message, error.retry_after)
