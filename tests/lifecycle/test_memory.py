@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from backline.lifecycle.memory import LoadMeter, file_bytes
+from backline.lifecycle.memory import LoadMeter
 from backline.process_memory import resident_bytes, trim
 
 MIB = 1 << 20
@@ -72,14 +70,6 @@ def test_a_failed_load_does_not_count_as_running_for_ever() -> None:
     with meter.measure(MIB) as measured:
         resident.bytes += 7 * MIB
     assert measured.memory == 7 * MIB
-
-
-def test_the_size_of_a_model_includes_what_lies_beside_its_file(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"x" * 10)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "weights.bin").write_bytes(b"x" * 90)
-    assert file_bytes(tmp_path / "model.onnx") == 100
-    assert file_bytes(tmp_path) == 100
 
 
 def test_memory_that_was_taken_shows_and_is_given_back() -> None:

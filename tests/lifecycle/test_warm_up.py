@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from onnx import TensorProto
 
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.datatypes import DataType
+from backline.engine.engine import ModelState
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.signature import RequestCheck, Signature
@@ -179,3 +182,24 @@ def test_a_sample_may_ask_for_some_outputs_only(tmp_path: Path) -> None:
         warm(model, [Sample("one", request_of(1), outputs=("OTHER",))])
     assert len(encode_tensor(request_of(1)["INPUT0"])) == 64
     assert warm(model, [Sample("one", request_of(1), outputs=("OUTPUT0",))]) == 1
+
+
+def test_a_version_whose_warm_up_fails_is_not_served_and_says_which_sample(home: Any, repository: Path) -> None:
+    models.add1(repository)
+    sample = 'name: "first" batch_size: 1 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 16 input_data_file: "item" } }'
+    (repository / "add1" / "config.pbtxt").write_text(f"max_batch_size: 4 model_warmup [ {{ {sample} }} ]")
+    (repository / "add1" / "warmup").mkdir()
+    (repository / "add1" / "warmup" / "item").write_bytes(bytes(60))
+
+    async def scenario() -> None:
+        async with home(repository) as server:
+            model = server.engine.find("add1")
+            assert model.state is ModelState.UNAVAILABLE
+            assert "warm-up sample 'first'" in model.reason
+            assert "warmup/item' has 60 bytes, expected 64 bytes" in model.reason
+        (repository / "add1" / "warmup" / "item").write_bytes(bytes(64))
+        async with home(repository) as server:
+            assert await server.answer() == 1
+            assert server.engine.find("add1").statistics.execution_count == 1  # warm-up does not count
+
+    asyncio.run(scenario())

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from backline.process_memory import resident_bytes
 
@@ -75,15 +74,3 @@ class LoadMeter:
                 # A small model's overhead says nothing about a large one's.
                 ratio = min(measured.memory / file_bytes, 4.0)
                 self._ratio += (ratio - self._ratio) * _WEIGHT
-
-
-def file_bytes(path: Path) -> int:
-    """The size of a model's file, or of all files in its folder; a file's external data beside it counts, too."""
-    folder = path if path.is_dir() else path.parent
-    total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # it is gone by now
-            continue
-    return total

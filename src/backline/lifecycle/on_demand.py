@@ -12,7 +12,6 @@ from time import monotonic
 from backline.engine.engine import Model
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
-from backline.schedule.batching import take_expired
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -158,7 +157,10 @@ class OnDemandQueue:
 
     def _expire(self) -> None:
         self._timer, self._expiry = None, inf
-        expired, nearest = take_expired(self._held, monotonic())
+        now = monotonic()
+        expired = [request for request in self._held if request.deadline is not None and request.deadline <= now]
+        self._held = deque(request for request in self._held if request.deadline is None or request.deadline > now)
+        nearest = min((request.deadline for request in self._held if request.deadline is not None), default=inf)
         if nearest < inf:
             self._wait_for(nearest)
         self._model.statistics.expired += len(expired)
