@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)?").fullmatch
 #: Methods of the protocol, which the package does not define but serves.
 _RPC = {"ModelInfer", "ModelStreamInfer"}
 #: What is in code style and is neither a name nor a file of the package.
-_OTHER = {"POST /v2/models/add1/infer", "config.pbtxt", "src/backline/", "grpc-timeout", "make lint"}
+_OTHER = {"POST /v2/models/add1/infer", "src/backline/", "grpc-timeout", "make lint"}
 
 
 @cache

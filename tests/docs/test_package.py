@@ -15,8 +15,24 @@ from docs.pages import ROOT
 from support import models
 from support.server import serve
 
-#: What an environment without extras does not have.
-EXTRAS = {"onnxruntime": "onnx", "grpc": "grpc", "matplotlib": "plot"}
+#: What an environment without extras does not have: a module, and the extra that brings it.
+EXTRAS = {
+    "onnxruntime": "onnx",
+    "torch": "torch",
+    "tensorflow": "tensorflow",
+    "ai_edge_litert": "litert",
+    "openvino": "openvino",
+    "jax": "jax",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "catboost": "catboost",
+    "skops": "sklearn",
+    "yaml": "mlflow",
+    "grpc": "grpc",
+    "matplotlib": "plot",
+    "watchfiles": "watch",
+    "obstore": "cloud",
+}
 
 
 @pytest.fixture(scope="module")
