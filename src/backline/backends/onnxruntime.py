@@ -11,8 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.model_file import read_start
 from backline.backends.onnx_options import SessionSettings, read_settings
 from backline.backends.onnx_providers import Provider, read_providers
+from backline.backends.runtime import import_runtime, one_line
+from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -38,7 +41,6 @@ _DATATYPES = {
 _ONNX_BFLOAT16 = 16
 #: ONNX Runtime's severity "fatal": errors are raised, so they need not be printed as well.
 _SILENT = 4
-_MAX_REASON = 300
 #: Bytes of input from which on a run gives back what ONNX Runtime's arena took for it: else the largest request ever stays paid for.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -59,7 +61,7 @@ class OnnxRuntime:
         runtime = _import()
         settings = read_settings(config)
         providers = read_providers(config, runtime.get_available_providers)
-        _check_file(path)
+        read_start(path)
         try:
             session = runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=providers)
         except Exception as error:
@@ -132,20 +134,9 @@ class StringModel(OnnxModel):
     """A model with strings: ONNX Runtime's are UTF-8 text, those of the protocols are bytes."""
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        decoded = {name: self._decode(name, array) if array.dtype == np.object_ else array for name, array in inputs.items()}
+        decoded = {name: decode(self._name, name, array) if array.dtype == np.object_ else array for name, array in inputs.items()}
         arrays = super().run(decoded, outputs)
-        return [_encode(array) if array.dtype.kind in "OU" else array for array in arrays]
-
-    def _decode(self, name: str, array: np.ndarray) -> np.ndarray:
-        texts = np.empty(array.size, np.object_)
-        for index, element in enumerate(array.reshape(-1).tolist()):
-            try:
-                texts[index] = element.decode() if isinstance(element, bytes) else str(element)
-            except UnicodeDecodeError as error:
-                raise InvalidArgument(
-                    f"element {index} of input '{name}' of model '{self._name}' is not UTF-8 text (byte {error.start}); ONNX strings are"
-                ) from None
-        return texts.reshape(array.shape)
+        return [encode(array) if array.dtype.kind in "OU" else array for array in arrays]
 
 
 class Bfloat16Model(StringModel):
@@ -184,38 +175,10 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(_Bits(value))
 
 
-def _encode(array: np.ndarray) -> np.ndarray:
-    encoded = np.empty(array.size, np.object_)
-    for index, text in enumerate(array.reshape(-1).tolist()):
-        encoded[index] = text.encode() if isinstance(text, str) else text
-    return encoded.reshape(array.shape)
-
-
 def _import() -> Any:
     # From 1.29 on it tells Microsoft which models are loaded, unless this is set before it is imported; a server does not do that unasked.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        missing = error.name == "onnxruntime"
-        why = "it is not installed" if missing else f"it cannot be imported ({error})"
-        raise Internal(f"ONNX models need ONNX Runtime, and {why}: pip install 'backline[onnx]'") from None
-    return onnxruntime
-
-
-def _check_file(path: Path) -> None:
-    """Says what the runtime would only call a protobuf error, and opens nothing that could wait for its writer."""
-    if path.exists() and not path.is_file():
-        raise InvalidArgument(f"'{path}' is not a regular file")
-    try:
-        with path.open("rb") as file:
-            start = file.read(40)
-    except OSError as error:
-        raise InvalidArgument(f"'{path}' cannot be read: {error.strerror}") from None
-    if not start:
-        raise InvalidArgument(f"'{path}' is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise InvalidArgument(f"'{path}' is a pointer of Git LFS, not the model itself: run `git lfs pull`")
+    return import_runtime("onnxruntime", what="ONNX models need ONNX Runtime", extra="onnx")
 
 
 def _session_options(runtime: Any, settings: SessionSettings) -> Any:
@@ -271,5 +234,4 @@ def _one_line(error: Exception) -> str:
     """The runtime's reason without its codes, source files and line breaks."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     reason = re.sub(r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason)
-    reason = " ".join(reason.split()) or type(error).__name__
-    return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
+    return one_line(reason) if reason.strip() else type(error).__name__
