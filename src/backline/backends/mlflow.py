@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from backline.backends.backend import Backend, LoadedModel
+from backline.backends.backend import LoadedModel
 from backline.backends.model_file import read_start
 from backline.backends.runtime import import_runtime, one_line
 from backline.engine.errors import InvalidArgument
@@ -46,7 +46,8 @@ class MlFlow:
                 file = _model_file(folder, flavour, settings, keys)
                 if file.suffix in _OBJECTS:  # an estimator of scikit-learn's kind that the library itself wrapped
                     backend_name = "sklearn"
-                return _backend(backend_name).load(file, replace(config, backend=backend_name))
+                loaded: LoadedModel = _backend(backend_name).load(file, replace(config, backend=backend_name))
+                return loaded
         held = ", ".join(f"'{name}'" for name in flavours) or "none"
         served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)
         raise InvalidArgument(f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}")
@@ -79,7 +80,8 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
     return path
 
 
-def _backend(name: str) -> Backend:
+def _backend(name: str) -> Any:
+    """A backend of _FLAVOURS; each of them gives one response to a request."""
     from backline.backends.registry import BACKENDS  # which names this module: imported when all are there
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()
