@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
 
@@ -37,6 +38,35 @@ class LoadedModel(Protocol):
         """Gives the memory back. No run is under way."""
 
 
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A model in memory that gives any number of responses to a request: a LoadedModel whose `run` is `stream`."""
+
+    @property
+    def signature(self) -> Signature:
+        """See LoadedModel."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See LoadedModel."""
+
+    @property
+    def streams_at_once(self) -> int:
+        """The streams that are computed at the same time, each on a thread, where the configuration does not say how many."""
+
+    def stream(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
+    ) -> Generator[Mapping[str, np.ndarray], None, None]:
+        """Yields the responses to one request, each with arrays by output name: all of `outputs`, some, or none.
+
+        Runs on a thread. Between two responses it may be left alone for as long as the caller takes no more of them, while the thread works
+        on other streams; it is closed where it stands when nobody waits any more. Raises as LoadedModel.run, also after responses.
+        """
+
+    def close(self) -> None:
+        """See LoadedModel."""
+
+
 class Backend(Protocol):
     """A runtime."""
 
@@ -45,7 +75,7 @@ class Backend(Protocol):
     #: The platform that clients see ("onnxruntime_onnx").
     platform: ClassVar[str]
 
-    def load(self, path: Path, config: ModelConfig) -> LoadedModel:
+    def load(self, path: Path, config: ModelConfig) -> LoadedModel | StreamingModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
         Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when the runtime is missing.

@@ -22,6 +22,8 @@ SKLEARN = ModelFormat("sklearn", ("model.skops", "model.joblib", "model.pkl"), (
 MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
 #: Without names: the model is the folder of the version, whatever it holds. Never recognised, only configured.
 IDENTITY = ModelFormat("identity", (), folder=True)
+REPEAT = ModelFormat("repeat", (), folder=True)
+SQUARE = ModelFormat("square", (), folder=True)
 
 #: What is looked for where a configuration names no backend, in order of preference. A folder's format comes before those of the files that
 #: may lie in it.
@@ -38,4 +40,6 @@ FORMATS: tuple[ModelFormat, ...] = (
     CATBOOST,
     SKLEARN,
     IDENTITY,
+    REPEAT,
+    SQUARE,
 )

@@ -43,6 +43,8 @@ BACKENDS: tuple[Entry, ...] = (
     Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
     Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
     Entry("identity", "identity", "identity", "Identity"),
+    Entry("repeat", "repeat", "repeat", "Repeat"),
+    Entry("square", "square", "square", "Square"),
 )
 
 

@@ -79,6 +79,10 @@ class Unsupported(BacklineError):
     grpc_code = 12
 
 
+class DecoupledModel(Unsupported):
+    """The model gives any number of responses to a request, but the caller takes one. Dialects say it in the words of their protocol."""
+
+
 class Internal(BacklineError):
     http_status = 500
     grpc_code = 13

@@ -1,0 +1,24 @@
+"""Models with the decoupled transaction policy: any number of responses to a request, none included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backline.engine.errors import DecoupledModel
+from backline.engine.messages import InferRequest
+
+
+class DecoupledCheck:
+    """The check of the requests of a decoupled model, before the check that every model has."""
+
+    def __init__(self, model: str, check: Callable[[InferRequest], None]) -> None:
+        self._model = model
+        self._check = check
+
+    def __call__(self, request: InferRequest) -> None:
+        """Raises DecoupledModel when the caller takes one response only, else what the model's check raises."""
+        if request.on_response is None:
+            raise DecoupledModel(
+                f"model '{self._model}' has a decoupled transaction policy: it gives any number of responses to a request, so ask for a stream"
+            )
+        self._check(request)

@@ -1,0 +1,98 @@
+"""The responses of one request on their way to somebody who takes them one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from backline.engine.errors import BacklineError
+from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
+
+#: Responses of one request that wait to be taken, and their bytes; the model waits then.
+MAX_WAITING = 64
+MAX_WAITING_BYTES = 1024 * 1024
+
+
+def response_size(response: InferResponse) -> int:
+    """The bytes of the tensors of a response."""
+    size = 0
+    for tensor in response.outputs:
+        data = tensor.data
+        size += sum(map(len, data.reshape(-1).tolist())) if data.dtype.kind == "O" else data.nbytes
+    return size
+
+
+class Responses:
+    """An asynchronous iterator over the responses of a request, which it makes its own: `on_response`, `on_complete` and `flow` are set.
+
+    The model waits while MAX_WAITING responses or MAX_WAITING_BYTES are not taken. An error ends it, after the responses before it. To be
+    closed by who does not take all: that cancels the request. Lives on the event loop.
+    """
+
+    def __init__(self, request: InferRequest) -> None:
+        self._request = request
+        self._flow = ResponseFlow()
+        self._waiting: deque[tuple[InferResponse, int]] = deque()
+        self._bytes = 0
+        self._error: BacklineError | None = None
+        self._over = False
+        self._taker: asyncio.Future[None] | None = None
+        request.flow = self._flow
+        request.on_response = self._respond
+        request.on_complete = self._complete
+
+    def _respond(self, _: InferRequest, response: InferResponse) -> None:
+        if self._over:
+            return
+        size = response_size(response)
+        self._waiting.append((response, size))
+        self._bytes += size
+        if len(self._waiting) >= MAX_WAITING or self._bytes >= MAX_WAITING_BYTES:
+            self._flow.pause()
+        self._wake()
+
+    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if response is not None:  # of a model that gives one
+            self._respond(request, response)
+        self._error = error
+        self._over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        taker, self._taker = self._taker, None
+        if taker is not None and not taker.done():
+            taker.set_result(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> InferResponse:
+        """The next response. Raises BacklineError when the request has failed."""
+        while not self._waiting:
+            if self._over:
+                error, self._error = self._error, None
+                raise error or StopAsyncIteration
+            self._taker = asyncio.get_running_loop().create_future()
+            await self._taker
+        response, size = self._waiting.popleft()
+        self._bytes -= size
+        if self._flow.paused and len(self._waiting) <= MAX_WAITING // 2 and self._bytes <= MAX_WAITING_BYTES // 2:
+            self._flow.resume()
+        return response
+
+    def close(self) -> None:
+        """Takes no more responses: a request that is not done is cancelled."""
+        self._waiting.clear()
+        if not self._over:
+            self._over = True
+            self._request.cancel()
+            self._flow.resume()
+        self._wake()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
