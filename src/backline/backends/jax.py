@@ -18,8 +18,8 @@ from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
-#: XLA computes on all cores unless its flags, read when it is first used, say otherwise.
-_ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+#: XLA makes as many threads as this variable says when it is first used, else one for each core; no flag of its own limits them.
+_THREADS = "NPROC"
 
 
 class Jax:
@@ -31,12 +31,13 @@ class Jax:
     def load(self, path: Path, config: ModelConfig) -> JaxModel:
         """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
 
-        Every size of a symbolic dimension is compiled when it first comes. A run is computed on one core, where XLA_FLAGS were not set.
+        Every size of a symbolic dimension is compiled when it first comes. A run is computed on one core, unless the variable NPROC says otherwise.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
-        os.environ.setdefault("XLA_FLAGS", _ONE_CORE)
         jax = import_runtime("jax", what="JAX models need JAX", extra="jax")
+        os.environ.setdefault(_THREADS, "1")
+        jax.devices("cpu")
         export = import_runtime("jax.export", what="JAX models need JAX", extra="jax")
         try:
             exported = export.deserialize(bytearray(path.read_bytes()))
