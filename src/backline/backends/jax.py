@@ -31,7 +31,8 @@ class Jax:
     def load(self, path: Path, config: ModelConfig) -> JaxModel:
         """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
 
-        Every size of a symbolic dimension is compiled when it first comes. A run is computed on one core, unless the variable NPROC says otherwise.
+        Every size of a symbolic dimension is compiled when it first comes. One core computes a run, unless NPROC
+        is set.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
