@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from backline.process_memory import resident_bytes, trim
 from backline.wire.connection import Wire
 
