@@ -1,0 +1,216 @@
+"""The main loop of a worker process. Started by `start.py` with the descriptors of its channels and of the shared memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from importlib import import_module
+from inspect import isawaitable
+from socket import SHUT_RD, socket
+from time import monotonic_ns
+from typing import Any
+
+from backline.engine.errors import BacklineError, Internal
+from backline.workers.process.arena import Arena
+from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Numbers, frame
+from backline.workers.process.requests import Connection, RequestBatch
+from backline.workers.process.tracebacks import details, reason
+from backline.workers.process.worker_model import WorkerModel
+
+#: Larger than any frame that the server sends in one piece.
+_RECEIVE = 1 << 18
+
+
+def main(data: int, control: int, arena: int) -> None:
+    """Runs one worker until the server says STOP or goes away. Never returns."""
+    channel = socket(fileno=data)
+    connection = Connection(channel, Arena(arena, lower=False))
+    os.close(arena)
+    worker = Worker(channel, connection)
+    pid = os.getpid()
+    watcher = Control(socket(fileno=control), connection, worker.stop)
+    threading.Thread(target=watcher.serve, name="backline-control", daemon=True).start()
+    os.register_at_fork(after_in_child=lambda: _forked(data, control))
+    try:
+        worker.serve()
+    except BaseException:
+        if os.getpid() != pid:  # a child that the model has forked came back to a loop that is not its own
+            os._exit(0)
+        raise
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the model, which nobody knows how to end, are not waited for.
+    os._exit(0)
+
+
+def _forked(data: int, control: int) -> None:
+    """What a model forks must not speak for it, and ends with it."""
+    for descriptor in (data, control):
+        try:
+            os.close(descriptor)
+        except OSError:
+            continue
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """This process is killed as soon as the thread that started it is gone (PR_SET_PDEATHSIG, prctl(2)); where there is such a thing."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+
+
+class Control:
+    """The control channel, on a thread of its own."""
+
+    def __init__(self, control: socket, connection: Connection, stop: Any) -> None:
+        self._socket = control
+        self._connection = connection
+        self._stop = stop
+        self._reader = FrameReader()
+
+    def serve(self) -> None:
+        while True:
+            try:
+                received = self._socket.recv(_RECEIVE)
+            except OSError:
+                received = b""
+            if not received:  # the server is gone, or the model has closed what is not its own
+                os._exit(1)
+            for kind, message, _ in self._reader.feed(received):
+                self._take(kind, message)
+
+    def _take(self, kind: Kind, message: Any) -> None:
+        if kind is Kind.PING:
+            self._connection.take_back(message.numbers)
+            let_go = self._connection.let_go
+            self._socket.sendall(frame(Kind.PONG, Numbers([let_go.popleft() for _ in range(len(let_go))])))
+        elif kind is Kind.CANCEL:
+            self._connection.cancel(message.numbers)
+        elif kind is Kind.CREDIT:
+            self._connection.credit(*message.numbers)
+        elif kind is Kind.STOP:
+            self._stop()
+
+
+class Worker:
+    """The data channel: loads, then runs one batch after the other."""
+
+    def __init__(self, data: socket, connection: Connection) -> None:
+        self._socket = data
+        self._connection = connection
+        self._reader = FrameReader()
+        self._model: WorkerModel
+
+    def stop(self) -> None:
+        """Ends the loop after what it runs. Called on any thread."""
+        self._socket.shutdown(SHUT_RD)
+
+    def serve(self) -> None:
+        """Until the server closes the channel."""
+        frames = self._receive()
+        if not frames or not self._load(frames[0][1]):
+            return
+        if self._model.loaded.concurrency > 1:
+            asyncio.run(self._serve_loop())
+        else:
+            self._serve()
+        self._model.close()
+
+    def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
+        """The next frames; none when there will be no more."""
+        while True:
+            received = self._socket.recv(_RECEIVE)
+            if not received:
+                return []
+            # A bytearray, so that a model may write to its inputs.
+            frames = self._reader.feed(bytearray(received))
+            if frames:
+                return frames
+
+    def _load(self, load: Load) -> bool:
+        self._folder = load.folder
+        module, _, name = load.adapter.partition(":")
+        try:
+            self._model = getattr(import_module(module), name)(load)
+        except BaseException as error:
+            self._connection.send(frame(Kind.FAILED, Failed(reason(error, self._folder), details(error))))
+            return False
+        self._connection.send(frame(Kind.LOADED, self._model.loaded))
+        return True
+
+    def _serve(self) -> None:
+        while frames := self._receive():
+            for _, message, payload in frames:
+                self._execute(message, payload)
+
+    def _execute(self, message: Execute, payload: memoryview) -> None:
+        batch = self._connection.read_batch(message, payload, batched=self._batched)
+        began = monotonic_ns()
+        try:
+            waiting = self._model.execute(batch)
+            if waiting is not None:
+                raise Internal("the model is asynchronous, but said that it takes one batch at a time")
+            self._check_answered(batch)
+        except BaseException as error:
+            self._fail(batch, error)
+        batch.finish(began, monotonic_ns())
+
+    @property
+    def _batched(self) -> bool:
+        return self._model.loaded.max_batch_size > 0
+
+    def _check_answered(self, batch: RequestBatch) -> None:
+        if self._model.loaded.decoupled:
+            return
+        for request in batch.requests:
+            if not request.answered:
+                request.fail(Internal("the model gave no answer"))
+
+    def _fail(self, batch: RequestBatch, error: BaseException) -> None:
+        if isinstance(error, BacklineError):
+            failure = error
+        else:
+            print(details(error), file=sys.stderr, flush=True)
+            failure = Internal(reason(error, self._folder))
+        for request in batch.requests:
+            if not request.answered:
+                request.fail(failure)
+
+    # asynchronous models
+
+    async def _serve_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        running: set[asyncio.Task[None]] = set()
+
+        def readable() -> None:
+            received = self._socket.recv(_RECEIVE)
+            if not received:
+                loop.remove_reader(self._socket)
+                ended.set()
+            for _, message, payload in self._reader.feed(bytearray(received)):
+                task = loop.create_task(self._execute_async(message, payload))
+                running.add(task)
+                task.add_done_callback(running.discard)
+
+        loop.add_reader(self._socket, readable)
+        await ended.wait()
+        if running:
+            await asyncio.wait(running)
+
+    async def _execute_async(self, message: Execute, payload: memoryview) -> None:
+        batch = self._connection.read_batch(message, payload, batched=self._batched)
+        began = monotonic_ns()
+        try:
+            waiting = self._model.execute(batch)
+            if isawaitable(waiting):
+                await waiting
+            self._check_answered(batch)
+        except BaseException as error:
+            self._fail(batch, error)
+        batch.finish(began, monotonic_ns())

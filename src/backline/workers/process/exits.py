@@ -1,0 +1,54 @@
+"""Why a worker process has ended, for people."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+_SAID = {
+    signal.SIGSEGV: "a segmentation fault: native code touched memory that is not its own",
+    signal.SIGBUS: "a bus error: the system could not provide memory, or a mapped file was cut short",
+    signal.SIGABRT: "an abort: native code found itself in a state that cannot be",
+    signal.SIGILL: "an illegal instruction: native code was built for another processor",
+    signal.SIGFPE: "an arithmetic error in native code",
+}
+_FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
+_OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
+
+
+def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
+    """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; in the past tense, after "its worker"."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    number = -status
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if out_of_memory:
+        return f"was killed by {name}, as the machine or the container was out of memory"
+    said = _SAID.get(number)  # type: ignore[call-overload]
+    return f"was killed by {name}" + (f" ({said})" if said else "")
+
+
+def fault_place(lines: Sequence[str], folder: str) -> str:
+    """Where in the model's own files a crash was, from what faulthandler has printed: "model.py, line 12, in predict"; "" if unknown."""
+    for line in lines:
+        found = _FAULT_LINE.match(line)
+        if found and found[1].startswith(folder):
+            return f"{Path(found[1]).name}, line {found[2]}, in {found[3]}"
+    return ""
+
+
+def out_of_memory_kills() -> int:
+    """How often the system has killed a process because memory was out, as far as it can be told."""
+    for path in _OOM_COUNTERS:
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        if found := re.search(r"^oom_kill (\d+)$", text, re.MULTILINE):
+            return int(found[1])
+    return 0

@@ -1,0 +1,111 @@
+"""Batches on their way to workers and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from backline.engine.errors import BacklineError, Cancelled, Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished
+
+if TYPE_CHECKING:
+    from backline.workers.process.pool import ProcessInstance
+
+
+class Run:
+    """A batch of the scheduler: it is finished when each of its requests has an outcome, from whichever worker."""
+
+    __slots__ = ("_finished", "_instance", "batch", "outcomes", "remaining")
+
+    def __init__(self, batch: Batch, instance: ProcessInstance | None, finished: Finished) -> None:
+        self.batch = batch
+        self._instance = instance
+        self._finished = finished
+        self.outcomes: list[InferResponse | BacklineError | None] = [None] * len(batch.requests)
+        self.remaining = len(batch.requests)
+
+    def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
+        """The outcome of one request."""
+        self.outcomes[position] = outcome
+        self.remaining -= 1
+        if not self.remaining:
+            self._finish()
+
+    def _finish(self) -> None:
+        batch = self.batch
+        batch.on_abandon = None
+        batch.outcomes = self.outcomes
+        batch.ended_ns = now = monotonic_ns()
+        batch.ran_ns = batch.ran_ns or now
+        batch.gathered_ns = batch.gathered_ns or batch.started_ns
+        failed = any(isinstance(outcome, BacklineError) for outcome in self.outcomes)
+        if failed and len(self.outcomes) > 1:
+            batch.parts = [self._part(request, outcome) for request, outcome in zip(batch.requests, self.outcomes, strict=True)]
+        self._finished(self._instance, batch)  # type: ignore[arg-type]  # without an instance it is a caller of the pool's own
+
+    def _part(self, request: InferRequest, outcome: InferResponse | BacklineError | None) -> Batch:
+        batch = self.batch
+        part = Batch([request], request.batch_size, batch.started_ns)
+        part.gathered_ns, part.ran_ns, part.ended_ns = batch.gathered_ns, batch.ran_ns, batch.ended_ns
+        part.outcomes = [outcome]
+        return part
+
+
+class Job:
+    """Requests of a run that go to one worker together, by their positions in its batch."""
+
+    __slots__ = ("again", "by_number", "open", "positions", "run", "streamed")
+
+    def __init__(self, run: Run, positions: Sequence[int], *, again: bool = False) -> None:
+        self.run = run
+        self.positions = positions
+        #: Whether the requests have been at a worker before, which has ended.
+        self.again = again
+        #: Positions without an outcome, and of those with responses.
+        self.open = set(positions)
+        self.streamed: set[int] = set()
+        #: Positions by the numbers that the worker knows.
+        self.by_number: dict[int, int] = {}
+
+    @property
+    def requests(self) -> list[InferRequest]:
+        requests = self.run.batch.requests
+        return [requests[position] for position in self.positions]
+
+    def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
+        """The outcome of one request."""
+        self.open.discard(position)
+        self.run.settle(position, outcome)
+
+    def fail(self, error: BacklineError) -> None:
+        """All requests without an outcome have failed."""
+        for position in sorted(self.open):
+            self.settle(position, error)
+
+    def drop_cancelled(self) -> bool:
+        """Whether nobody waits for any of it, so that it has ended without a run."""
+        if not all(request.cancelled for request in self.requests):
+            return False
+        self.fail(Cancelled("nobody waits for the answer any more"))
+        return True
+
+    def once_more(self, ended: str, *, idempotent: bool) -> Iterator[Job]:
+        """Jobs of one request each for those that may be run again; the others fail. `ended` says what has become of the worker."""
+        requests = self.run.batch.requests
+        for position in sorted(self.open):
+            request = requests[position]
+            if request.cancelled:
+                self.settle(position, Cancelled("nobody waits for the answer any more"))
+            elif self.again:
+                self.settle(position, Internal(f"{ended} while it ran this request, and so had the one before"))
+            elif not idempotent:
+                self.settle(position, Internal(f"{ended} while it ran this request, which is not tried again: the model is not idempotent"))
+            elif request.sequence is not None:
+                self.settle(position, Internal(f"{ended} while it ran this request, and the state of its sequence is lost"))
+            elif position in self.streamed:
+                self.settle(position, Internal(f"{ended} after the first responses"))
+            else:
+                yield Job(self.run, (position,), again=True)

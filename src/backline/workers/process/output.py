@@ -1,0 +1,67 @@
+"""What a worker prints, line by line into the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+
+log = logging.getLogger("backline.model")
+
+#: A line that is longer is cut in pieces.
+_LONGEST_LINE = 8192
+#: Lines that are kept for the message of a crash.
+_KEPT = 40
+
+
+class Output:
+    """One of a worker's two output streams. Lives on the event loop."""
+
+    def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Takes the descriptor over."""
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._label = label
+        self._level = level
+        self._loop = loop
+        self._rest = b""
+        #: The last lines.
+        self.tail: deque[str] = deque(maxlen=_KEPT)
+        loop.add_reader(descriptor, self.read)
+
+    def read(self) -> None:
+        """Takes what is there."""
+        while self._descriptor >= 0:
+            try:
+                data = os.read(self._descriptor, 65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            while len(self._rest) > _LONGEST_LINE:
+                lines.append(self._rest[:_LONGEST_LINE])
+                self._rest = self._rest[_LONGEST_LINE:]
+            for line in lines:
+                self._say(line)
+
+    def _say(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        self.tail.append(text)
+        if text:
+            log.log(self._level, "%s: %s", self._label, text)
+
+    def close(self) -> None:
+        """Reads no more; what was printed without a line's end is told."""
+        if self._descriptor < 0:
+            return
+        self._loop.remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        self._descriptor = -1
+        if self._rest:
+            self._say(self._rest)
+            self._rest = b""

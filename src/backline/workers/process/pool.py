@@ -1,0 +1,298 @@
+"""The workers of one model version: batches are given to them, and they are replaced when they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from time import monotonic_ns
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import Tensor
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished
+from backline.workers.process.job import Job, Run
+from backline.workers.process.process import WorkerCommand
+from backline.workers.process.protocol import Loaded
+from backline.workers.process.seat import Seat
+
+log = logging.getLogger("backline.workers")
+
+#: Seconds before a worker is started again that has ended before it answered anything: the first pause, and the longest.
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 10.0
+#: Seconds without any worker after which a model is not ready: requests wait for less.
+_GRACE = 2.0
+#: Requests of a model of many responses that may be open at once in one worker.
+_OPEN_STREAMS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """How workers are treated. `execution_timeout` is in seconds, 0 for none. `idempotent` requests are run again when a worker ends."""
+
+    execution_timeout: float = 0.0
+    idempotent: bool = True
+
+
+class ProcessInstance:
+    """A place for one batch at a worker: that of its seat, as long as it lives."""
+
+    beside_loop: ClassVar[bool] = True
+
+    def __init__(self, pool: WorkerPool, seat: Seat) -> None:
+        self._pool = pool
+        self._seat = seat
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        """See Instance."""
+        self._pool.place(Run(batch, self, finished), self._seat)
+
+    def close(self) -> None:
+        """The workers end with `WorkerPool.close`."""
+
+
+class WorkerPool:
+    """Workers that all run the same model version; what `LoadedModel` is for models in this process.
+
+    Lives on the event loop; `run` and `close` are for other threads. `on_available` is called when there has been no worker for a while
+    (with the reason), and when there is one again (with "").
+    """
+
+    threads_per_run = 1
+
+    def __init__(self, command: WorkerCommand, options: PoolOptions, loop: asyncio.AbstractEventLoop) -> None:
+        self.command = command
+        self.options = options
+        self.on_available: Callable[[str], None] = lambda _: None
+        self.loaded: Loaded
+        self.signature = Signature((), ())
+        self.warnings: tuple[str, ...] = ()
+        self.loop = self._loop = loop
+        self._seats: list[Seat] = []
+        self._waiting: deque[Job] = deque()
+        self._numbers = count(1)
+        self._closing = False
+        self._unavailable = ""
+        self._alone: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def label(self) -> str:
+        """The model and version, for messages."""
+        return self.command.label
+
+    # the beginning
+
+    async def start(self, instances: int | None, *, default_instances: int = 1) -> None:
+        """Starts the first worker, and then as many as the model wants where `instances` does not say. Raises Internal with the reason.
+
+        All are stopped again when one cannot be started.
+        """
+        first = Seat(self, 0)
+        self._seats.append(first)
+        try:
+            self.loaded = await first.start()
+            self._take_signature(self.loaded)
+            wanted = instances or self.loaded.instances or default_instances
+            self._seats += [Seat(self, index) for index in range(1, wanted)]
+            await asyncio.gather(*(seat.start() for seat in self._seats[1:]))
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _take_signature(self, loaded: Loaded) -> None:
+        batch = (-1,) if loaded.max_batch_size else ()
+        inputs, outputs = (
+            tuple(TensorSpec(spec.name, DataType.from_name(spec.datatype), (*batch, *spec.shape), spec.optional) for spec in specs)
+            for specs in (loaded.inputs, loaded.outputs)
+        )
+        self.signature = Signature(inputs, outputs)
+        self.warnings = tuple(loaded.warnings)
+        if loaded.memory_limit_bytes is not None and self.command.memory_limit_bytes is None:
+            self.command = replace(self.command, memory_limit_bytes=loaded.memory_limit_bytes)
+
+    def instances(self) -> list[ProcessInstance]:
+        """A place for each batch that the workers take at once."""
+        each = _OPEN_STREAMS if self.loaded.decoupled else self.loaded.concurrency
+        # The scheduler takes the last that is free: so that each worker gets its share, they alternate.
+        return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
+
+    @property
+    def pids(self) -> list[int]:
+        """The workers that live."""
+        return [seat.process.pid for seat in self._seats if seat.process is not None and seat.process.alive]
+
+    @property
+    def resident_bytes(self) -> int:
+        """The resident memory of all workers."""
+        return sum(seat.process.resident_bytes for seat in self._seats if seat.process is not None and seat.process.alive)
+
+    def command_for(self, index: int) -> WorkerCommand:
+        """How the worker of one seat is started."""
+        return replace(self.command, load=msgspec.structs.replace(self.command.load, instance=index))
+
+    # the way of a batch
+
+    def place(self, run: Run, seat: Seat) -> None:
+        """Gives a batch to the worker of its seat, or to whichever is free."""
+        job = Job(run, range(len(run.batch.requests)))
+        if seat.free:
+            seat.send(job)
+            return
+        if not seat.usable and (other := self._free_seat()) is not None:
+            other.send(job)
+        elif self._unavailable:
+            job.fail(Unavailable(self._unavailable, retry_after=1))
+        else:
+            self._waiting.append(job)
+
+    def next_number(self) -> int:
+        """A number that no request has had."""
+        return next(self._numbers)
+
+    def has_room(self, seat: Seat) -> None:
+        """A worker can take another batch."""
+        while self._waiting and seat.free:
+            job = self._waiting.popleft()
+            if not job.drop_cancelled():
+                seat.send(job)
+
+    def respond(self, request: InferRequest, response: InferResponse) -> None:
+        """Hands out one of many responses."""
+        if request.cancelled or request.on_response is None:
+            return
+        try:
+            request.on_response(request, response)
+        except Exception:
+            log.exception("a response of %s could not be delivered", self.label)
+
+    def _free_seat(self) -> Seat | None:
+        return next((seat for seat in self._seats if seat.free), None)
+
+    def retry(self, jobs: Sequence[Job], reason: str) -> None:
+        """The worker of these jobs has ended: each request is run once more, alone, so that the one whose fault it was is on its own."""
+        for job in jobs:
+            for single in job.once_more(f"{self.label}: its worker process {reason}", idempotent=self.options.idempotent):
+                seat = self._free_seat()
+                if seat is not None:
+                    seat.send(single)
+                else:
+                    self._waiting.appendleft(single)
+
+    # workers that end
+
+    def ended(self, seat: Seat, reason: str, *, proved: bool) -> None:
+        """A worker has ended that was not to."""
+        if self._closing:
+            return
+        log.error("%s: its worker process %s, and is started again", self.label, reason)
+        seat.failures = 0 if proved else seat.failures + 1
+        self._start_again(seat, reason)
+
+    def _start_again(self, seat: Seat, reason: str) -> None:
+        pause = min(_FIRST_PAUSE * 2 ** (seat.failures - 1), _LONGEST_PAUSE) if seat.failures else 0.0
+        seat.reason = reason
+        if not any(other.usable for other in self._seats) and not self._unavailable and self._alone is None:
+            self._alone = self._loop.call_later(_GRACE, self._look_for_workers)
+        task = self._loop.create_task(self._revive(seat, pause))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _revive(self, seat: Seat, pause: float) -> None:
+        await asyncio.sleep(pause)
+        if self._closing:
+            return
+        try:
+            await seat.start()
+        except BacklineError as error:
+            self._not_revived(seat, error.message)
+            return
+        if self._alone is not None:
+            self._alone.cancel()
+            self._alone = None
+        if self._unavailable:
+            self._unavailable = ""
+            self.on_available("")
+        log.warning("%s: a new worker process is there", self.label)
+        self.has_room(seat)
+
+    def _not_revived(self, seat: Seat, reason: str) -> None:
+        if self._closing:
+            return
+        seat.failures += 1
+        log.error("%s", reason)
+        if not any(other.usable for other in self._seats):
+            self._set_unavailable(reason)
+        self._start_again(seat, reason)
+
+    def _look_for_workers(self) -> None:
+        self._alone = None
+        if not self._closing and not any(seat.usable for seat in self._seats):
+            reasons = [seat.reason for seat in self._seats if seat.reason]
+            self._set_unavailable(f"{self.label} has no worker process at the moment: the last one {reasons[-1] if reasons else 'ended'}")
+
+    def _set_unavailable(self, reason: str) -> None:
+        self._unavailable = reason
+        while self._waiting:
+            self._waiting.popleft().fail(Unavailable(reason, retry_after=1))
+        self.on_available(reason)
+
+    # for other threads, and the end
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel. Called on any thread but the event loop's. Of a model of many responses it gives the last one."""
+        datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
+        tensors = {name: Tensor(name, datatypes[name], array.shape, array) for name, array in inputs.items()}
+        answer = asyncio.run_coroutine_threadsafe(self._infer(tensors, tuple(outputs)), self._loop).result()
+        arrays = {tensor.name: tensor.data for tensor in answer}
+        return [arrays[name] for name in outputs if name in arrays]
+
+    async def _infer(self, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> list[Tensor]:
+        done: asyncio.Future[Batch] = self._loop.create_future()
+        last: list[InferResponse] = []
+        request = InferRequest(
+            self.command.load.name, inputs, lambda *_: None, outputs=outputs, on_response=lambda _, response: last.append(response)
+        )
+        if self.loaded.max_batch_size:
+            request.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
+        run = Run(Batch([request], request.batch_size, monotonic_ns()), None, lambda _, batch: done.set_result(batch))
+        self.place(run, self._seats[0])
+        outcome = (await done).outcomes[0]
+        if isinstance(outcome, BacklineError):
+            raise outcome
+        response = outcome or (last[-1] if last else None)
+        return [] if response is None else response.outputs
+
+    def close(self) -> None:
+        """Stops the workers. On the event loop it returns at once, on other threads when they have ended."""
+        try:
+            here = asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            here = False
+        if here:
+            task = self._loop.create_task(self.stop())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
+
+    async def stop(self) -> None:
+        """Lets the workers unload the model and end; what still waits for one is refused."""
+        self._closing = True
+        if self._alone is not None:
+            self._alone.cancel()
+        for job in self._waiting:
+            job.fail(Unavailable(f"{self.label} is being unloaded", retry_after=1))
+        self._waiting.clear()
+        await asyncio.gather(*(seat.stop() for seat in self._seats))

@@ -1,0 +1,403 @@
+"""One worker process as the server sees it: started, spoken to, watched, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from backline.engine.errors import BacklineError, Internal
+from backline.workers.process import arena
+from backline.workers.process.arena import Arena
+from backline.workers.process.exits import describe_exit, fault_place, out_of_memory_kills
+from backline.workers.process.output import Output
+from backline.workers.process.protocol import (
+    Empty,
+    Execute,
+    Failed,
+    FrameReader,
+    Kind,
+    Load,
+    Loaded,
+    Numbers,
+    ProtocolError,
+    Result,
+    frame,
+)
+
+log = logging.getLogger("backline.workers")
+
+_RECEIVE = 1 << 18
+#: Seconds between two heartbeats, and without an answer to one after which a worker is taken for frozen.
+HEARTBEAT = 1.0
+HEARTBEAT_TIMEOUT = 30.0
+#: Seconds between two looks at the memory of a worker that has a limit.
+_MEMORY_LOOK = 0.1
+#: Seconds that a worker has to say where it hangs before it is killed, and to end when it is told to.
+_LAST_WORDS = 0.3
+_FAREWELL = 5.0
+_START = Path(__file__).with_name("start.py")
+#: Workers are killed by the system when the thread that started them ends: this one lives as long as the process.
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCommand:
+    """How a worker is started, and with what. `environment` comes on top of the server's own."""
+
+    load: Load
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Resident bytes above which it is killed; None for no limit.
+    memory_limit_bytes: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The model and version, for messages."""
+        return f"model '{self.load.name}' version {self.load.version}"
+
+
+class WorkerProcess:
+    """A running worker. Lives on the event loop.
+
+    `on_result` gets each RESULT with its payload, `on_exit` is called once when the process has ended, with the reason ("was killed by
+    SIGSEGV ..."); what the worker said before has been handed over by then.
+    """
+
+    def __init__(
+        self,
+        command: WorkerCommand,
+        loop: asyncio.AbstractEventLoop,
+        on_result: Callable[[WorkerProcess, Result, memoryview], None],
+        on_exit: Callable[[WorkerProcess, str], None],
+    ) -> None:
+        self.command = command
+        self._loop = loop
+        self._on_result = on_result
+        self._on_exit = on_exit
+        self._reader = FrameReader()
+        self._control_reader = FrameReader()
+        self._loading: asyncio.Future[Loaded] = loop.create_future()
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unsent = b""
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._pidfd = -1
+        self._why = ""
+        self._stopping = False
+        self._heard = 0.0
+        self._kills = 0
+        #: Blocks of the worker that nobody holds any more, and their sizes; arrays may be freed on any thread.
+        self._unused: deque[tuple[int, int]] = deque()
+        self._held = 0
+        #: Whether it has answered anything.
+        self.proved = False
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and not self._ended.done()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Its resident memory, 0 where that cannot be told."""
+        try:
+            with open(f"/proc/{self.pid}/statm", "rb") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError, IndexError):
+            return 0
+
+    async def start(self) -> Loaded:
+        """Starts the process and loads the model. Raises Internal with the true cause when either fails."""
+        self._data, data = socket.socketpair()
+        self._control, control = socket.socketpair()
+        descriptor = arena.create()
+        try:
+            self.arena = Arena(descriptor, lower=True)
+            self._kills = out_of_memory_kills()
+            self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, data.fileno(), control.fileno(), descriptor)
+        except OSError as error:
+            self._data.close()
+            self._control.close()
+            raise Internal(f"a worker process of {self.command.label} cannot be started: {error}") from None
+        finally:
+            data.close()
+            control.close()
+            os.close(descriptor)
+        self._attend()
+        self._send_data(frame(Kind.LOAD, self.command.load))
+        try:
+            return await asyncio.shield(self._loading)
+        except asyncio.CancelledError:
+            self.kill("was not needed any more")
+            raise
+
+    def _spawn(self, data: int, control: int, descriptor: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [self.command.python, str(_START), str(data), str(control), str(descriptor), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(data, control, descriptor),
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.command.environment},
+        )
+
+    def _attend(self) -> None:
+        assert self._process is not None, "it was started"
+        loop = self._loop
+        label = self.command.label
+        assert self._process.stdout is not None, "it is a pipe"
+        assert self._process.stderr is not None, "it is a pipe"
+        self._stdout = Output(os.dup(self._process.stdout.fileno()), label, logging.INFO, loop)
+        self._stderr = Output(os.dup(self._process.stderr.fileno()), label, logging.WARNING, loop)
+        self._process.stdout.close()
+        self._process.stderr.close()
+        for channel, readable in ((self._data, self._data_readable), (self._control, self._control_readable)):
+            channel.setblocking(False)
+            loop.add_reader(channel.fileno(), readable)
+        if hasattr(os, "pidfd_open"):
+            self._pidfd = os.pidfd_open(self._process.pid)
+            loop.add_reader(self._pidfd, self._look_for_end)
+        else:
+            self._later("end", 0.05, self._look_for_end)
+        if self.command.memory_limit_bytes is not None:
+            self._later("memory", _MEMORY_LOOK, self._look_at_memory)
+
+    def _later(self, name: str, seconds: float, call: Callable[..., None], *arguments: object) -> None:
+        self._timers[name] = self._loop.call_later(seconds, call, *arguments)
+
+    # what is said
+
+    def execute(self, message: Execute, payload: list[Any]) -> None:
+        """Sends a batch."""
+        if self._unused:
+            message.returned = self._take_unused()
+        self._send_data(frame(Kind.EXECUTE, message, payload))
+
+    def cancel(self, numbers: list[int]) -> None:
+        """Nobody waits for these requests any more."""
+        self._send_control(Kind.CANCEL, Numbers(numbers))
+
+    def credit(self, number: int, count: int) -> None:
+        """Further responses to a request are welcome."""
+        self._send_control(Kind.CREDIT, Numbers([number, count]))
+
+    def hold(self, block: np.ndarray, at: int) -> int:
+        """An answer is in this block of the worker: it is given back when no array is left in it. Returns the bytes that are held."""
+        size = block.nbytes
+        self._held += size
+        unused = self._unused
+        arena.when_unused(block, lambda: unused.append((at, size)))
+        return self._held
+
+    def _take_unused(self) -> list[int]:
+        taken = [self._unused.popleft() for _ in range(len(self._unused))]
+        self._held -= sum(size for _, size in taken)
+        return [at for at, _ in taken]
+
+    def _send_data(self, message: bytes) -> None:
+        if self._unsent:
+            self._unsent += message
+            return
+        try:
+            sent = self._data.send(message)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # it has ended, which is told by other means
+            return
+        if sent < len(message):
+            self._unsent = message[sent:]
+            self._loop.add_writer(self._data.fileno(), self._data_writable)
+
+    def _data_writable(self) -> None:
+        try:
+            sent = self._data.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._loop.remove_writer(self._data.fileno())
+
+    def _send_control(self, kind: Kind, message: Any) -> None:
+        # Small and few: a channel that takes no more of them belongs to a worker that does not answer heartbeats either.
+        with contextlib.suppress(OSError):
+            self._control.send(frame(kind, message))
+
+    # what is heard
+
+    def _data_readable(self) -> None:
+        try:
+            received = self._data.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self._loop.remove_reader(self._data.fileno())
+            self._later("silence", _LAST_WORDS, self.kill, "closed its connection to the server")
+            return
+        try:
+            for kind, message, payload in self._reader.feed(received):
+                self._take(kind, message, payload)
+        except (ProtocolError, BacklineError, ValueError) as error:
+            log.error("a worker of %s broke the protocol: %s", self.command.label, error)
+            self.kill(f"broke the protocol: {error}")
+
+    def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
+        if kind is Kind.RESULT:
+            self.proved = True
+            self._on_result(self, message, payload)
+        elif self._loading.done():
+            raise ProtocolError(f"a frame of kind {kind.name} after the load")
+        elif kind is Kind.LOADED:
+            self._loading.set_result(message)
+            self._heard = monotonic()
+            self._later("heartbeat", HEARTBEAT, self._beat)
+        elif kind is Kind.FAILED:
+            self._fail_load(message)
+        else:
+            raise ProtocolError(f"a frame of kind {kind.name}")
+
+    def _fail_load(self, message: Failed) -> None:
+        if message.details:
+            log.warning("%s: %s", self.command.label, message.details)
+        self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: {message.message}"))
+
+    def _control_readable(self) -> None:
+        try:
+            received = self._control.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self._loop.remove_reader(self._control.fileno())
+            return
+        self._heard = monotonic()
+        try:
+            for kind, message, _ in self._control_reader.feed(received):
+                if kind is Kind.PONG:
+                    for at in message.numbers:
+                        self.arena.give_back(at)
+        except ProtocolError as error:
+            self.kill(f"broke the protocol: {error}")
+
+    # how it is
+
+    def _beat(self) -> None:
+        silent = monotonic() - self._heard
+        if silent > HEARTBEAT_TIMEOUT:
+            self.hang(f"did not answer for {silent:.0f} s")
+            return
+        self._send_control(Kind.PING, Numbers(self._take_unused()))
+        self._later("heartbeat", HEARTBEAT, self._beat)
+
+    def _look_at_memory(self) -> None:
+        limit = self.command.memory_limit_bytes
+        assert limit is not None, "there is one"
+        used = self.resident_bytes
+        if used > limit:
+            self.kill(f"used {used >> 20} MiB of memory, more than its limit of {limit >> 20} MiB, and was killed")
+            return
+        self._later("memory", _MEMORY_LOOK, self._look_at_memory)
+
+    # the end
+
+    def hang(self, why: str) -> None:
+        """Kills a worker that does not come back; it is asked first where it is."""
+        if self.alive and not self._why:
+            self._why = why
+            self._signal(signal.SIGABRT)
+            self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
+
+    def kill(self, why: str) -> None:
+        """Ends the process at once; `why` is the reason that `on_exit` gets."""
+        self._why = self._why or why
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self.alive and self._process is not None:
+            # What it has forked is of its session.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
+    async def stop(self) -> None:
+        """Lets the model finish what it runs and unload, at most for some seconds, and returns when the process has ended."""
+        if not self.alive:
+            return
+        self._stopping = True
+        self._why = self._why or "was stopped"
+        self._send_control(Kind.STOP, Empty())
+        self._later("farewell", _FAREWELL, self.kill, "was stopped")
+        await asyncio.shield(self._ended)
+
+    def _look_for_end(self) -> None:
+        assert self._process is not None, "it was started"
+        status = self._process.poll()
+        if status is None:
+            if self._pidfd < 0:
+                self._later("end", 0.05, self._look_for_end)
+            return
+        self._take_rest()
+        lines = [line for line in self._stderr.tail if line.strip()]
+        reason = self._reason(status, lines)
+        self._ended.set_result(None)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._loading.done():
+            last = f"; its last words: {' | '.join(lines[-5:])}" if lines else ""
+            self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: its worker process {reason}{last}"))
+        self._on_exit(self, reason)
+
+    def _take_rest(self) -> None:
+        """Hears what was said before the end, and closes everything."""
+        for timer in self._timers.values():
+            timer.cancel()
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+        while self._data.fileno() >= 0:
+            try:
+                received = self._data.recv(_RECEIVE)
+                if not received:
+                    break
+                for kind, message, payload in self._reader.feed(received):
+                    self._take(kind, message, payload)
+            except (OSError, ProtocolError, BacklineError, ValueError):
+                break
+        for timer in self._timers.values():
+            timer.cancel()
+        for channel in (self._data, self._control):
+            self._loop.remove_reader(channel.fileno())
+            self._loop.remove_writer(channel.fileno())
+            channel.close()
+        for output in (self._stdout, self._stderr):
+            output.read()
+            output.close()
+
+    def _reason(self, status: int, lines: list[str]) -> str:
+        oom = status == -signal.SIGKILL and not self._why and out_of_memory_kills() > self._kills
+        place = fault_place(lines, self.command.load.folder)
+        return (self._why or describe_exit(status, out_of_memory=oom)) + (f" at {place}" if place else "")

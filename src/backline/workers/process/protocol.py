@@ -1,0 +1,294 @@
+"""What a server and its worker process say to each other: frames over two Unix socket pairs, large tensors in shared memory.
+
+A frame is a prefix of 12 bytes, a header and a payload:
+
+    offset  size
+    0       1     kind, see `Kind`
+    1       3     zero
+    4       4     length of the header, little-endian
+    8       4     length of the payload, little-endian
+    12            the header: a msgpack array, the fields of the kind's struct below in order
+                  the payload: the bytes of small tensors, one after the other
+
+A worker has two channels. On the data channel the server sends LOAD once and then EXECUTE, the worker answers LOADED or FAILED and then
+RESULT. The control channel is read by a thread of its own on the worker's side, so that it works while a model computes: PING and PONG
+(with the blocks of shared memory that each gives back), CANCEL, STOP, CREDIT for further responses, CALL and ANSWER for requests of the
+model to other models of the server.
+
+Tensors travel in parts: the tensors of several requests that have equal names, datatypes and trailing shapes are one column each, so that
+a model which takes a batch gets it without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES:
+a 4-byte length before each element). A column lies in the payload of its frame, or in shared memory, see `arena`.
+
+No message can execute anything: there is no pickle, and the server checks what a worker says as it checks what a client says.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, TypeAlias, TypeVar
+
+import msgspec
+
+Parameter: TypeAlias = str | int | float | bool
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+PREFIX = struct.Struct("<B3xII")
+#: Responses that a model of many may give to one request before the server asks for more.
+WINDOW = 16
+#: A frame that claims to be larger than this is none: large tensors do not travel in frames.
+MAX_FRAME = 1 << 30
+
+
+class Kind(IntEnum):
+    """What a frame is."""
+
+    LOAD = 1
+    LOADED = 2
+    FAILED = 3
+    EXECUTE = 4
+    RESULT = 5
+    PING = 16
+    PONG = 17
+    CANCEL = 18
+    STOP = 19
+    CREDIT = 20
+    CALL = 21
+    ANSWER = 22
+
+
+class Spec(msgspec.Struct, array_like=True):
+    """An input or output: `shape` without the batch dimension, -1 where it varies."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    optional: bool = False
+
+
+class Load(msgspec.Struct, array_like=True):
+    """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
+
+    `path` is the model's file, `folder` the model's folder above its versions; `inputs`, `outputs` and `max_batch_size` are those of the
+    configuration, None where it has none. `config` is the whole configuration as the JSON of inference.ModelConfig.
+    """
+
+    adapter: str
+    name: str
+    version: str
+    path: str
+    folder: str
+    instance: int = 0
+    max_batch_size: int | None = None
+    inputs: list[Spec] = []
+    outputs: list[Spec] = []
+    parameters: dict[str, str] = {}
+    config: str = ""
+
+
+class Loaded(msgspec.Struct, array_like=True):
+    """What a worker has loaded. `shape`s are without the batch dimension where `max_batch_size` is above 0.
+
+    `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. The fields after `warnings` are
+    what the model says of itself, None where it says nothing.
+    """
+
+    inputs: list[Spec]
+    outputs: list[Spec]
+    max_batch_size: int = 0
+    decoupled: bool = False
+    concurrency: int = 1
+    platform: str = "python"
+    warnings: list[str] = []
+    instances: int | None = None
+    idempotent: bool | None = None
+    execution_timeout_seconds: float | None = None
+    memory_limit_bytes: int | None = None
+
+
+class Failed(msgspec.Struct, array_like=True):
+    """Why a load failed, for people: `message` with the line of the model's file, `details` the whole traceback."""
+
+    message: str
+    details: str = ""
+
+
+class Column(msgspec.Struct, array_like=True):
+    """The tensors of one name of all requests of a part, one after the other. `shape` is of all together.
+
+    With `at` below 0 its `size` bytes follow those of the columns before it in the payload; else they are in shared memory at this offset.
+    """
+
+    name: str
+    datatype: str
+    shape: list[int]
+    size: int
+    at: int = -1
+
+
+class Note(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What a request says beside its tensors. `timeout` are the seconds left until nobody waits for it, 0 for no such moment."""
+
+    id: str = ""
+    parameters: dict[str, Parameter] = {}
+    outputs: list[str] | None = None
+    sequence: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    timeout: float = 0.0
+    priority: int = 0
+
+
+class Part(msgspec.Struct, array_like=True):
+    """Tensors of requests with these numbers. `rows` are those of each in the columns; empty for one request, whose tensors are whole.
+
+    In a RESULT a part answers its requests: for the last time unless `more`.
+    """
+
+    numbers: list[int]
+    rows: list[int]
+    columns: list[Column]
+    parameters: dict[str, Parameter] = {}
+    more: bool = False
+
+
+class Execute(msgspec.Struct, array_like=True):
+    """Requests to run together; each has a number that is its own as long as the worker lives.
+
+    `notes` is empty when none has anything to say. `block` is the shared memory that the columns are in, -1 for none. `returned` are blocks
+    of the worker that the server needs no more.
+    """
+
+    batch: int
+    parts: list[Part]
+    notes: list[Note] = []
+    block: int = -1
+    returned: list[int] = []
+
+
+class Failure(msgspec.Struct, array_like=True):
+    """One request has failed: `kind` is the name of a class of backline.engine.errors."""
+
+    number: int
+    kind: str
+    message: str
+
+
+class Result(msgspec.Struct, array_like=True):
+    """Answers. `done` says that the worker is free for the next batch: requests whose answers are still to come have later RESULTs.
+
+    `ended` are requests that get no further response. `block` is the shared memory that the columns are in, -1 for none. `kept` says that
+    the model still holds inputs in the block of the EXECUTE: a PONG gives it back. The moments are of the system's monotonic clock, in ns.
+    """
+
+    batch: int
+    parts: list[Part] = []
+    failures: list[Failure] = []
+    ended: list[int] = []
+    done: bool = False
+    block: int = -1
+    kept: bool = False
+    began_ns: int = 0
+    ran_ns: int = 0
+
+
+class Numbers(msgspec.Struct, array_like=True):
+    """Of CANCEL: requests for which nobody waits any more. Of PING and PONG: blocks of the other side's half that come back.
+
+    Of CREDIT: a request, and how many further responses of it are welcome beside the WINDOW that every request begins with.
+    """
+
+    numbers: list[int]
+
+
+class Empty(msgspec.Struct, array_like=True):
+    """STOP."""
+
+
+class Call(msgspec.Struct, array_like=True):
+    """A request of a model to another model of the server; its number is the worker's. With `more` it takes any number of responses."""
+
+    number: int
+    model: str
+    version: str
+    part: Part
+    note: Note
+    block: int = -1
+    more: bool = False
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """A response to a CALL, or its failure, or (with neither) the end of its responses."""
+
+    number: int
+    part: Part | None = None
+    failure: Failure | None = None
+    block: int = -1
+    version: str = ""
+
+
+STRUCTS: dict[Kind, type[msgspec.Struct]] = {
+    Kind.LOAD: Load,
+    Kind.LOADED: Loaded,
+    Kind.FAILED: Failed,
+    Kind.EXECUTE: Execute,
+    Kind.RESULT: Result,
+    Kind.PING: Numbers,
+    Kind.PONG: Numbers,
+    Kind.CANCEL: Numbers,
+    Kind.STOP: Empty,
+    Kind.CREDIT: Numbers,
+    Kind.CALL: Call,
+    Kind.ANSWER: Answer,
+}
+_DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
+_KINDS = {kind.value: kind for kind in Kind}
+_encode = msgspec.msgpack.Encoder().encode
+
+Message = TypeVar("Message", bound=msgspec.Struct)
+
+
+class ProtocolError(Exception):
+    """The other side said something that is no frame."""
+
+
+def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) -> bytes:
+    """The bytes of a frame, to be sent as they are."""
+    head = _encode(header)
+    if not payload:
+        return PREFIX.pack(kind, len(head), 0) + head
+    return b"".join((PREFIX.pack(kind, len(head), sum(map(len, payload))), head, *payload))
+
+
+class FrameReader:
+    """Cuts frames out of what a socket gives."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        self._rest: bytes | bytearray = b""
+
+    def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
+        """The frames that are complete now: kind, header, payload. Raises ProtocolError for what is no frame."""
+        if self._rest:
+            data = bytearray(self._rest) + data
+        frames: list[tuple[Kind, Any, memoryview]] = []
+        start, size = 0, len(data)
+        while size - start >= PREFIX.size:
+            kind, header, payload = PREFIX.unpack_from(data, start)
+            if header + payload > MAX_FRAME or kind not in _KINDS:
+                raise ProtocolError(f"a frame of kind {kind} with {header} and {payload} bytes")
+            body = start + PREFIX.size
+            end = body + header + payload
+            if end > size:
+                break
+            view = memoryview(data)
+            try:
+                message = _DECODERS[kind].decode(view[body : body + header])
+            except msgspec.MsgspecError as error:
+                raise ProtocolError(f"a frame of kind {kind}: {error}") from None
+            frames.append((_KINDS[kind], message, view[body + header : end]))
+            start = end
+        self._rest = data[start:]
+        return frames

@@ -1,0 +1,294 @@
+"""Requests as a worker process sees them, and how they are answered."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from socket import socket
+from time import monotonic
+from typing import TypeAlias
+
+import numpy as np
+
+from backline.engine.errors import BacklineError
+from backline.engine.tensor import Tensor
+from backline.workers.process.arena import Arena, when_unused
+from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.protocol import WINDOW, Buffer, Column, Execute, Failure, Kind, Note, Parameter, Part, Result, frame
+
+Outputs: TypeAlias = Sequence[Tensor]
+NO_NOTE = Note()
+#: Seconds between two looks whether a request was cancelled whose responses nobody takes.
+_LOOK = 0.5
+
+
+class WorkerRequest:
+    """One request. It is answered by `answer` or `fail` once; or, by a model of many responses, by `send` any number of times and `end`.
+
+    All of them may be called from any thread, also after `WorkerModel.execute` has returned. `inputs` are arrays by name.
+    """
+
+    __slots__ = ("_batch", "_credit", "_note", "answered", "arrived", "cancelled", "inputs", "number", "rows")
+
+    def __init__(self, batch: RequestBatch, number: int, note: Note, inputs: Mapping[str, Tensor], rows: int) -> None:
+        self._batch = batch
+        self._note = note
+        self._credit = threading.Semaphore(WINDOW)
+        self.number = number
+        self.inputs = inputs
+        #: Its rows in the batch, 1 where the model takes none.
+        self.rows = rows
+        self.arrived = monotonic()
+        #: Whether nobody waits for the answer any more.
+        self.cancelled = False
+        self.answered = False
+
+    @property
+    def id(self) -> str:
+        return self._note.id
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        return self._note.parameters
+
+    @property
+    def wanted(self) -> Sequence[str] | None:
+        """The names of the outputs that are asked for, None for all."""
+        return self._note.outputs
+
+    @property
+    def priority(self) -> int:
+        return self._note.priority
+
+    @property
+    def sequence(self) -> int | str:
+        """The sequence that it belongs to, 0 for none."""
+        return self._note.sequence
+
+    @property
+    def sequence_start(self) -> bool:
+        return self._note.sequence_start
+
+    @property
+    def sequence_end(self) -> bool:
+        return self._note.sequence_end
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that were left when it came here, 0 for no limit."""
+        return self._note.timeout
+
+    def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
+        """The only, or the last, response."""
+        self._batch.answer((self,), outputs, parameters)
+
+    def fail(self, error: BacklineError) -> None:
+        """The request has failed."""
+        self._batch.fail(self, error)
+
+    def send(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
+        """A response that is not the last; it is on its way when this returns. Waits while the one who asked takes no more."""
+        while not self._credit.acquire(timeout=_LOOK):
+            if self.cancelled:
+                return
+        self._batch.send(self, outputs, parameters)
+
+    def may_send(self, count: int) -> None:
+        """The one who asked takes further responses."""
+        self._credit.release(count)
+
+    def end(self) -> None:
+        """There is no further response."""
+        self._batch.end(self)
+
+
+@dataclass(slots=True)
+class _Answer:
+    numbers: list[int]
+    rows: list[int]
+    outputs: Outputs
+    parameters: Mapping[str, Parameter]
+    more: bool = False
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What is to be told with the next RESULT."""
+
+    answers: list[_Answer] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+
+
+class RequestBatch:
+    """Requests that a model gets at once. `columns` are the inputs of all of them joined along their first dimension."""
+
+    def __init__(self, connection: Connection, number: int, block: np.ndarray | None, block_at: int) -> None:
+        self._connection = connection
+        self._number = number
+        #: The shared memory that the inputs are in.
+        self._block = block
+        self._block_at = block_at
+        self._outcome = _Outcome()
+        self._executing = True
+        self.requests: list[WorkerRequest] = []
+        #: The joined inputs by name, None where the requests cannot be joined (their shapes or names differ, or they are no batches).
+        self.columns: Mapping[str, Tensor] | None = None
+
+    @property
+    def number(self) -> int:
+        return self._number
+
+    def answer(self, requests: Sequence[WorkerRequest], outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
+        """Answers requests with outputs that are joined as their inputs are in `columns`, or one request with its own."""
+        rows = [request.rows for request in requests] if len(requests) > 1 else []
+        self._add(requests, _Answer([request.number for request in requests], rows, outputs, parameters or {}))
+
+    def send(self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None) -> None:
+        """See WorkerRequest."""
+        with self._connection.lock:
+            if request.answered:
+                raise RuntimeError("this request has had its last response")
+            self._outcome.answers.append(_Answer([request.number], [], outputs, parameters or {}, more=True))
+            self._flush(done=False)
+
+    def end(self, request: WorkerRequest) -> None:
+        """See WorkerRequest."""
+        self._add((request,), None)
+
+    def fail(self, request: WorkerRequest, error: BacklineError) -> None:
+        """See WorkerRequest."""
+        self._add((request,), Failure(request.number, type(error).__name__, error.message))
+
+    def _add(self, requests: Sequence[WorkerRequest], outcome: _Answer | Failure | None) -> None:
+        with self._connection.lock:
+            for request in requests:
+                if request.answered:
+                    raise RuntimeError("this request has had its last response")
+            for request in requests:
+                request.answered = True
+                self._connection.open.pop(request.number, None)
+            if isinstance(outcome, _Answer):
+                self._outcome.answers.append(outcome)
+            elif outcome is not None:
+                self._outcome.failures.append(outcome)
+            else:
+                self._outcome.ended.extend(request.number for request in requests)
+            if not self._executing:
+                self._flush(done=False)
+
+    def _flush(self, *, done: bool, began: int = 0, ran: int = 0) -> None:
+        outcome, self._outcome = self._outcome, _Outcome()
+        columns, payload, block = self._connection.pack([answer.outputs for answer in outcome.answers])
+        parts = [
+            Part(answer.numbers, answer.rows, packed, dict(answer.parameters), answer.more)
+            for answer, packed in zip(outcome.answers, columns, strict=True)
+        ]
+        outcome.answers.clear()
+        kept = False
+        if done and self._block is not None:
+            payload = list(map(bytes, payload))  # which may be views of inputs
+            kept = self._let_go()
+        result = Result(self._number, parts, outcome.failures, outcome.ended, done, block, kept, began, ran)
+        self._connection.send(frame(Kind.RESULT, result, payload))
+
+    def _let_go(self) -> bool:
+        """Whether the model still holds inputs that are in shared memory; if so the server is told when it lets go."""
+        assert self._block is not None, "the inputs are in shared memory"
+        found = weakref.ref(self._block)
+        self._block = self.columns = None
+        for request in self.requests:
+            if request.answered:
+                request.inputs = {}
+        block = found()
+        if block is None:
+            return False
+        let_go, at = self._connection.let_go, self._block_at
+        when_unused(block, lambda: let_go.append(at))
+        return True
+
+    def finish(self, began: int, ran: int) -> None:
+        """The model has done what it does at once: what it has answered is told, and the next batch may come."""
+        with self._connection.lock:
+            self._executing = False
+            self._flush(done=True, began=began, ran=ran)
+
+
+class Connection:
+    """The worker's end of the data channel, and its half of the shared memory."""
+
+    def __init__(self, data: socket, arena: Arena) -> None:
+        self._data = data
+        self.arena = arena
+        #: Held while anything is told, so that frames do not mix; the arena's lock, too.
+        self.lock = threading.RLock()
+        #: Requests without a last answer, by number.
+        self.open: dict[int, WorkerRequest] = {}
+        #: Blocks of the server that the model held on to and has let go.
+        self.let_go: deque[int] = deque()
+
+    def send(self, message: bytes) -> None:
+        with self.lock:
+            self._data.sendall(message)
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """Nobody waits for these any more."""
+        for number in numbers:
+            request = self.open.get(number)
+            if request is not None:
+                request.cancelled = True
+
+    def credit(self, number: int, count: int) -> None:
+        """Further responses of a request are welcome."""
+        request = self.open.get(number)
+        if request is not None:
+            request.may_send(count)
+
+    def take_back(self, blocks: Sequence[int]) -> None:
+        """The server needs these blocks no more."""
+        with self.lock:
+            for at in blocks:
+                self.arena.give_back(at)
+
+    def read_batch(self, message: Execute, payload: memoryview, *, batched: bool) -> RequestBatch:
+        """The requests of an EXECUTE."""
+        self.take_back(message.returned)
+        block: np.ndarray | None = None
+        if message.block >= 0:
+            end = max(column.at + column.size for part in message.parts for column in part.columns if column.at >= 0)
+            block = self.arena.read(message.block, end - message.block, writable=True)
+        batch = RequestBatch(self, message.batch, block, message.block)
+        notes = iter(message.notes)
+        offset = 0
+        for part in message.parts:
+            tensors, offset = unpack_columns(part.columns, payload, offset, block, message.block)
+            rows = part.rows or [_rows_of(tensors) if batched else 1]
+            if batched and len(message.parts) == 1:
+                batch.columns = tensors
+            start = 0
+            for number, count in zip(part.numbers, rows, strict=True):
+                inputs = tensors if len(part.numbers) == 1 else _rows(tensors, start, start + count)
+                start += count
+                request = WorkerRequest(batch, number, next(notes, NO_NOTE), inputs, count)
+                batch.requests.append(request)
+                self.open[number] = request
+        return batch
+
+    def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:
+        """See `pack_columns`; a column for each output."""
+        return pack_columns([[(tensor,) for tensor in outputs] for outputs in answers], self.arena)
+
+
+def _rows_of(tensors: Mapping[str, Tensor]) -> int:
+    return next((tensor.shape[0] for tensor in tensors.values() if tensor.shape), 1)
+
+
+def _rows(tensors: Mapping[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
+    rows = {}
+    for name, tensor in tensors.items():
+        data = tensor.data[start:end]
+        rows[name] = Tensor(name, tensor.datatype, data.shape, data)
+    return rows

@@ -1,0 +1,238 @@
+"""The place of one worker in its pool: the process that lives there, and the batches that it has."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backline.engine import errors
+from backline.engine.errors import BacklineError, Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.job import Job
+from backline.workers.process.process import WorkerProcess
+from backline.workers.process.protocol import Execute, Failure, Loaded, Note, Part, Result
+
+if TYPE_CHECKING:
+    from backline.workers.process.pool import WorkerPool
+
+#: Bytes of shared memory that answers under way may hold of one worker; answers beyond it are copied.
+_MAX_HELD = 1 << 28
+
+
+class Seat:
+    """Lives on the event loop. `usable` says that its worker has loaded the model, `free` that it can take a batch now."""
+
+    def __init__(self, pool: WorkerPool, index: int) -> None:
+        self._pool = pool
+        self._index = index
+        self.process: WorkerProcess | None = None
+        self.usable = False
+        #: Workers here that have ended one after the other without any answer.
+        self.failures = 0
+        #: Why the last one ended.
+        self.reason = ""
+        self._batches = 0
+        #: Batches that the worker has not said to be done with, by number; and the shared memory that their inputs are in.
+        self._jobs: dict[int, Job] = {}
+        self._blocks: dict[int, int] = {}
+        self._started: dict[int, float] = {}
+        #: The jobs of requests without an outcome, by number.
+        self._open: dict[int, Job] = {}
+        #: Responses that a paused reader has not taken into account yet, by number.
+        self._owed: dict[int, int] = {}
+        self._watch: asyncio.TimerHandle | None = None
+
+    @property
+    def free(self) -> bool:
+        return self.usable and len(self._jobs) < self._pool.loaded.concurrency
+
+    async def start(self) -> Loaded:
+        """Starts a process here. Raises Internal with the reason when it cannot load the model."""
+        pool = self._pool
+        self.process = process = WorkerProcess(pool.command_for(self._index), pool.loop, self._result, self._ended)
+        loaded = await process.start()
+        self.usable = True
+        return loaded
+
+    async def stop(self) -> None:
+        """Ends the process, if there is one."""
+        self.usable = False
+        if self._watch is not None:
+            self._watch.cancel()
+        if self.process is not None:
+            await self.process.stop()
+
+    # to the worker
+
+    def send(self, job: Job) -> None:
+        """Gives requests to the worker."""
+        process = self.process
+        assert process is not None, "it is free"
+        requests = job.requests
+        numbers = [self._pool.next_number() for _ in requests]
+        job.by_number = dict(zip(numbers, job.positions, strict=True))
+        first = requests[0].inputs
+        columns = [[request.inputs[name] for request in requests] for name in first]
+        try:
+            packed, payload, block = pack_columns([columns], process.arena)
+        except MemoryError as error:
+            job.fail(Internal(f"{self._pool.label}: {error}"))
+            return
+        rows = [request.batch_size for request in requests] if len(requests) > 1 else []
+        self._batches += 1
+        batch = self._batches
+        notes = [_note(request) for request in requests] if any(map(_says_something, requests)) else []
+        self._jobs[batch] = job
+        for number in numbers:
+            self._open[number] = job
+        if block >= 0:
+            self._blocks[batch] = block
+        if self._pool.options.execution_timeout:
+            self._started[batch] = monotonic()
+            if self._watch is None:
+                self._watch = self._pool.loop.call_later(self._pool.options.execution_timeout, self._look_at_time)
+        job.run.batch.on_abandon = lambda: process.cancel(numbers)
+        for number, request in zip(numbers, requests, strict=True):
+            if request.flow is not None:
+                request.flow.on_resume = lambda number=number: self._resumed(number)
+        process.execute(Execute(batch, [Part(numbers, rows, packed[0])], notes, block), payload)
+
+    # from the worker
+
+    def _result(self, process: WorkerProcess, result: Result, payload: memoryview) -> None:
+        block: np.ndarray | None = None
+        if result.block >= 0:
+            end = max((column.at + column.size for part in result.parts for column in part.columns), default=result.block)
+            block = process.arena.read(result.block, end - result.block)
+            if process.hold(block, result.block) > _MAX_HELD:
+                block = block.copy()
+        job = self._jobs.get(result.batch)
+        if job is not None and result.done:
+            del self._jobs[result.batch]
+            self._started.pop(result.batch, None)
+            lent = self._blocks.pop(result.batch, -1)
+            if lent >= 0 and not result.kept:
+                process.arena.give_back(lent)
+            job.run.batch.gathered_ns, job.run.batch.ran_ns = result.began_ns, result.ran_ns
+            self._pool.has_room(self)
+        offset = 0
+        for part in result.parts:
+            tensors, offset = unpack_columns(part.columns, payload, offset, block, result.block)
+            self._part(part, tensors)
+        for failure in result.failures:
+            self._failure(failure)
+        for number in result.ended:
+            self._settle(number, None)
+
+    def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
+        start = 0
+        for index, number in enumerate(part.numbers):
+            outputs = list(tensors.values())
+            if part.rows:
+                end = start + part.rows[index]
+                outputs = [_rows(tensor, start, end) for tensor in outputs]
+                start = end
+            job = self._open.get(number)
+            if job is None:  # it has been answered before, or its worker is a stranger
+                continue
+            request = job.run.batch.requests[job.by_number[number]]
+            if request.outputs is not None:
+                outputs = [tensor for tensor in outputs if tensor.name in request.outputs]
+            load = self._pool.command.load
+            response = InferResponse(load.name, load.version, request.id, outputs, dict(part.parameters) or None)
+            if part.more or self._pool.loaded.decoupled:
+                self._respond(job, number, request, response, last=not part.more)
+            else:
+                self._settle(number, response)
+
+    def _respond(self, job: Job, number: int, request: InferRequest, response: InferResponse, *, last: bool) -> None:
+        job.streamed.add(job.by_number[number])
+        self._pool.respond(request, response)
+        if last:
+            self._settle(number, None)
+        elif self.process is not None and (request.flow is None or not request.flow.paused):
+            self.process.credit(number, 1)
+        else:
+            self._owed[number] = self._owed.get(number, 0) + 1
+
+    def _failure(self, failure: Failure) -> None:
+        kind = getattr(errors, failure.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, BacklineError)) or kind is Internal:
+            self._settle(failure.number, Internal(f"{self._pool.label} failed: {failure.message}"))
+        else:
+            self._settle(failure.number, kind(failure.message))
+
+    def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
+        job = self._open.pop(number, None)
+        if job is not None:
+            job.settle(job.by_number[number], outcome)
+
+    def _resumed(self, number: int) -> None:
+        """The one who asked takes more responses again."""
+        owed = self._owed.pop(number, 0)
+        if owed and self.process is not None and number in self._open:
+            self.process.credit(number, owed)
+
+    # when it does not come back
+
+    def _look_at_time(self) -> None:
+        """Kills a worker that has a batch for longer than it may; looks again when the next one would have."""
+        self._watch = None
+        limit = self._pool.options.execution_timeout
+        if not self._started or self.process is None:
+            return
+        left = min(self._started.values()) + limit - monotonic()
+        if left <= 0:
+            self.process.hang(f"did not finish within {limit:g} s and was killed")
+        else:
+            self._watch = self._pool.loop.call_later(left, self._look_at_time)
+
+    def _ended(self, process: WorkerProcess, reason: str) -> None:
+        if process is not self.process:
+            return
+        was_usable, self.usable = self.usable, False
+        self.process = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        jobs = list(dict.fromkeys([*self._jobs.values(), *self._open.values()]))
+        for state in (self._jobs, self._blocks, self._started, self._open, self._owed):
+            state.clear()
+        if was_usable:
+            self._pool.ended(self, reason, proved=process.proved)
+        self._pool.retry(jobs, reason)
+
+
+def _says_something(request: InferRequest) -> bool:
+    return bool(
+        request.id
+        or request.parameters
+        or request.outputs is not None
+        or request.sequence is not None
+        or request.deadline is not None
+        or request.priority
+    )
+
+
+def _note(request: InferRequest) -> Note:
+    step = request.sequence
+    note = Note(
+        request.id,
+        request.parameters or {},
+        None if request.outputs is None else list(request.outputs),
+        timeout=0.0 if request.deadline is None else max(request.deadline - monotonic(), 0.001),
+        priority=request.priority,
+    )
+    if step is not None:
+        note.sequence, note.sequence_start, note.sequence_end = step.id, step.start, step.end
+    return note
+
+
+def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
+    data = tensor.data[start:end]
+    return Tensor(tensor.name, tensor.datatype, data.shape, data)

@@ -1,0 +1,38 @@
+"""What went wrong in a model's own code: one line for the caller, everything for the log."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import traceback
+from pathlib import Path
+
+_LONGEST = 500
+
+
+def reason(error: BaseException, folder: str) -> str:
+    """What was raised, and at which line of the model's own files: "ValueError: too loud (model.py, line 12, in predict)"."""
+    said = " ".join(str(error).split())
+    if len(said) > _LONGEST:
+        said = said[:_LONGEST] + "..."
+    if isinstance(error, SystemExit):
+        text = f"the model called sys.exit({'' if error.code is None else error.code!r})"
+    elif isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({Path(error.filename).name}, line {error.lineno})"
+    else:
+        text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _inside(frame.filename, folder)]
+    if not frames:
+        return text
+    last = frames[-1]
+    return f"{text} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
+
+
+def details(error: BaseException) -> str:
+    """The whole traceback, from the model's first own line on."""
+    linecache.checkcache()
+    return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _inside(filename: str, folder: str) -> bool:
+    return os.path.realpath(filename).startswith(os.path.realpath(folder) + os.sep)
