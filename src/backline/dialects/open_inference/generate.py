@@ -1,0 +1,123 @@
+"""The generate extension and inference as a stream of events: `generate`, `generate_stream`, `infer_stream`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from backline.dialects.answers import JSON, hidden_error, respond_error
+from backline.dialects.open_inference.beside_loop import BesideLoop
+from backline.dialects.open_inference.changes import Changes
+from backline.dialects.open_inference.classification import classified_outputs
+from backline.dialects.open_inference.generate_json import read_generate, write_generate
+from backline.dialects.open_inference.json_data import LARGE
+from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
+from backline.dialects.open_inference.rest_response import ResponseWriter
+from backline.dialects.open_inference.sse import EventStreams
+from backline.engine.engine import Engine
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.responses import Responses
+from backline.wire.application import HttpRequest
+
+Read: TypeAlias = Callable[[], Decoded]
+Answer: TypeAlias = Callable[[InferPlan, Responses], None]
+
+NOT_ONE = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
+
+
+class Generate:
+    """The handlers of the routes."""
+
+    def __init__(self, engine: Engine, changes: Changes) -> None:
+        self._engine = engine
+        self._changes = changes
+        self._read_infer = RequestReader(engine).read
+        self._write_infer = ResponseWriter().write
+        self._streams = EventStreams()
+        self._beside = BesideLoop()
+
+    def generate(self, model: str, version: str, request: HttpRequest) -> None:
+        """Answers with the model's only response; a model that gives none or several is an error."""
+
+        def answer(_: InferPlan, responses: Responses) -> None:
+            self._streams.run(request, model, responses, _answer_with_one(request, responses))
+
+        self._changes.when_known(model, version, request, partial(self._generate, model, version, request, answer))
+
+    def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
+        """Answers with an event for each response."""
+
+        def answer(_: InferPlan, responses: Responses) -> None:
+            self._streams.answer(request, model, responses, write_generate)
+
+        self._changes.when_known(model, version, request, partial(self._generate, model, version, request, answer))
+
+    def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
+        """A request as those of `infer`; answers with an event for each response, which is what `infer` answers in JSON."""
+
+        def answer(plan: InferPlan, responses: Responses) -> None:
+            self._streams.answer(request, model, responses, partial(self._infer_event, plan))
+
+        read = partial(self._read_infer, request.body, request.headers.get(HEADER_LENGTH), model, version)
+        self._changes.when_known(model, version, request, partial(self._submit, model, version, request, read, answer))
+
+    def _generate(self, model: str, version: str, request: HttpRequest, answer: Answer) -> None:
+        served = self._engine.find_ready(model, version)
+        self._submit(model, version, request, partial(read_generate, request.body, served), answer)
+
+    def _submit(self, model: str, version: str, request: HttpRequest, read: Read, answer: Answer) -> None:
+        """Reads and submits a request, a large one beside the event loop. Raises BacklineError when it is refused at once."""
+        if len(request.body) > LARGE:
+            self._beside.run(read, partial(self._read_done, model, version, request, answer))
+        else:
+            self._ask(model, version, answer, read())
+
+    def _read_done(self, model: str, version: str, request: HttpRequest, answer: Answer, read: asyncio.Future[Decoded]) -> None:
+        try:
+            self._ask(model, version, answer, read.result())
+        except BacklineError as error:
+            respond_error(request, error)
+        except Exception as error:
+            respond_error(request, hidden_error(f"a request for model '{model}'", error))
+
+    def _ask(self, model: str, version: str, answer: Answer, decoded: Decoded) -> None:
+        plan, id, inputs = decoded
+        asked = InferRequest(
+            model,
+            inputs,
+            _unset,
+            model_version=version,
+            id=id,
+            outputs=plan.outputs,
+            parameters=plan.parameters,
+            priority=plan.priority,
+            timeout=plan.timeout,
+        )
+        answer(plan, self._engine.stream(asked))
+
+    def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
+        outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
+        if any(plan.is_binary(tensor.name) for tensor in outputs):
+            raise InvalidArgument("an event has no binary data: ask for the outputs as JSON, or use gRPC's ModelStreamInfer")
+        _, (body,) = self._write_infer(plan, response, outputs)
+        return bytes(body)
+
+
+def _unset(request: InferRequest, response: object, error: object) -> None:
+    """Stands for the completion until the engine sets its own."""
+
+
+async def _answer_with_one(request: HttpRequest, responses: Responses) -> None:
+    try:
+        response = await anext(responses, None)
+        if response is None or await anext(responses, None) is not None:
+            raise Internal(NOT_ONE)
+        body = write_generate(response)
+    except BacklineError as error:
+        respond_error(request, error)
+    else:
+        request.respond(200, [(b"content-type", JSON)], [body])

@@ -1,0 +1,84 @@
+"""Responses as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), one event a response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from math import ceil
+from typing import Any
+
+from backline.dialects.answers import error_body, hidden_error, respond_error
+from backline.engine.errors import BacklineError
+from backline.engine.messages import InferResponse
+from backline.engine.responses import Responses
+from backline.wire.application import Fields, HttpRequest, ResponseStream
+
+EVENT_STREAM: tuple[bytes, bytes] = (b"content-type", b"text/event-stream; charset=utf-8")
+#: The JSON of a response. Raises BacklineError.
+Encode = Callable[[InferResponse], bytes]
+
+
+def event(data: bytes) -> bytes:
+    """An event with one line of data, which JSON without blanks is."""
+    return b"data: %b\n\n" % data
+
+
+class EventStreams:
+    """Answers HTTP requests with the responses of a model as they come."""
+
+    def __init__(self) -> None:
+        #: Held strongly: the loop knows its tasks only weakly.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def answer(self, request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
+        """Sends an event for each response. A client that leaves cancels the request; while it does not read, the model waits.
+
+        The first response decides the status; an error after it is an event {"error": message}, and the last one.
+        """
+        self.run(request, model, responses, _send(request, model, responses, encode))
+
+    def run(self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]) -> None:
+        """Runs what answers a request from the responses to it, until the client leaves."""
+        request.on_disconnect = responses.close
+        task = asyncio.get_running_loop().create_task(_guarded(request, model, responses, answering))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _guarded(request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]) -> None:
+    try:
+        await answering
+    except ConnectionResetError:
+        pass  # the client is gone
+    except Exception as error:
+        respond_error(request, hidden_error(f"the answer of model '{model}'", error))
+    finally:
+        responses.close()
+        request.on_disconnect = None  # it knows what knows this request: no cycle is left behind
+
+
+async def _send(request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
+    stream: ResponseStream | None = None
+    error: BacklineError | None = None
+    while error is None:
+        try:
+            response = await anext(responses, None)
+            if response is None:
+                break
+            data = encode(response)
+        except BacklineError as failure:
+            error, data = failure, error_body(failure.message)
+        except Exception as failure:
+            error = hidden_error(f"the answer of model '{model}'", failure)
+            data = error_body(error.message)
+        if stream is None:
+            stream = _begin(request, error)
+        await stream.send(event(data))
+    (stream or _begin(request, None)).close()
+
+
+def _begin(request: HttpRequest, error: BacklineError | None) -> ResponseStream:
+    fields: Fields = (EVENT_STREAM,)
+    if error is not None and error.retry_after is not None:
+        fields = (EVENT_STREAM, (b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
+    return request.stream(200 if error is None else error.http_status, fields)
