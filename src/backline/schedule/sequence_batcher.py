@@ -1,0 +1,409 @@
+"""The queue of a model whose requests belong to sequences: it keeps their order, their places and their states, and hands on one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Sequence as Several
+from functools import partial
+from math import inf
+from time import monotonic, monotonic_ns
+from typing import Protocol
+
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import QueuePolicy
+from backline.engine.statistics import ModelStatistics
+from backline.schedule.queue import limit_wait, waited_too_long
+from backline.schedule.scheduler import Settings
+from backline.schedule.sequence_table import Sequence, SequenceTable
+from backline.schedule.sequence_tensors import SequenceTensors
+from backline.schedule.state_store import State, StateKey, StateStore
+from backline.schedule.total import QueueTotal
+from backline.workers.instance import Instance
+
+log = logging.getLogger("backline.schedule")
+
+#: Seconds that are waited at least for the next deadline or idle sequence: looks at many of them at once cost little.
+_SHORTEST_WAIT = 0.002
+
+
+class Lane(Protocol):
+    """What runs the requests of the sequences that have a place on one instance."""
+
+    def submit(self, request: InferRequest) -> None:
+        """Queues a request, one of a sequence at a time."""
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
+
+
+class _Step:
+    """A request on its way through a lane, and the one it was made of."""
+
+    __slots__ = ("request", "sequence")
+
+    def __init__(self, sequence: Sequence, request: InferRequest) -> None:
+        self.sequence = sequence
+        self.request = request
+
+
+class SequenceBatcher:
+    """Queues the requests of one model version by their sequences. Lives on the event loop.
+
+    A sequence has a place on an instance from its first request to its last, and one of its requests is run at a time, in their order. What
+    was handed to an instance is run also when nobody waits for the answer any more, as the requests behind it need what it leaves. A request
+    that fails leaves the state as it was. `make_lane` makes what runs the requests of one instance, with `slots` places.
+
+    A version that is drained goes on with the sequences that are open, for as long as it may. Their states lie in `store` beyond that: the
+    next load of the same version goes on with them. `version` tells versions apart there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        tensors: SequenceTensors,
+        statistics: ModelStatistics,
+        instances: Several[Instance],
+        make_lane: Callable[[Instance], Lane],
+        *,
+        slots: int,
+        batched: bool,
+        idle_seconds: float,
+        store: StateStore,
+        policy: QueuePolicy,
+        loop: asyncio.AbstractEventLoop,
+        total: QueueTotal | None = None,
+    ) -> None:
+        self._name = name
+        self._version = version
+        self._tensors = tensors
+        self._statistics = statistics
+        self._make_lane = make_lane
+        self._lanes = [make_lane(instance) for instance in instances]
+        self._slots = slots
+        self._batched = batched
+        self._store = store
+        self._idle_seconds = idle_seconds
+        self._policy = policy
+        self._limit = policy.max_size or inf
+        self._loop = loop
+        self._total = total if total is not None and total.limit is not None else None
+        self._table = SequenceTable(len(instances), slots, int(idle_seconds * 1e9))
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
+        self._ended: asyncio.Future[None] | None = None
+        self._closed = False
+        #: Lanes that were replaced and states that are being fetched: what is under way beside.
+        self._tasks: set[asyncio.Future[object]] = set()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for their place or for the one before them."""
+        return self._table.waiting
+
+    @property
+    def running(self) -> int:
+        """Requests that were handed to the instances."""
+        return self._table.running
+
+    @property
+    def open_sequences(self) -> int:
+        """The sequences that have begun and not ended."""
+        return len(self._table.open)
+
+    def holds(self, request: InferRequest) -> bool:
+        """Whether the sequence of a request is open here."""
+        return not self._closed and request.sequence is not None and request.sequence.id in self._table.open
+
+    # requests
+
+    def submit(self, request: InferRequest) -> None:
+        """Queues a request that fits the model. Raises InvalidArgument for one that fits no sequence, Unavailable when too many wait."""
+        step = request.sequence
+        if step is None or not step.id:
+            raise InvalidArgument(f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID")
+        if self._batched and request.batch_size != 1:
+            raise InvalidArgument(
+                f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence batcher"
+            )
+        self._tensors.check_id(step)
+        self._check_room()
+        limit_wait(request, self._policy)
+        table = self._table
+        now = monotonic_ns()
+        sequence = table.accept(request, now)
+        if sequence is None:
+            if not self._tensors.has_states:
+                raise self._no_start(request)
+            sequence = table.adopt(request, now)
+            self._beside(self._adopt(sequence))
+        elif step.start:
+            self._forget_state(sequence)
+        if self._total is not None:
+            self._total.waiting += 1
+        self._run_next(sequence)
+        if request is not sequence.running:
+            request.on_cancel = partial(self._cancelled, sequence)
+            if request.deadline is not None:
+                self._look_at(request.deadline)
+        self._look_at_idle()
+
+    def _check_room(self) -> None:
+        if self._total is not None and self._total.full:
+            self._statistics.rejected_total += 1
+            raise self._total.refusal(self._name)
+        if self._table.waiting >= self._limit:
+            self._statistics.rejected_full += 1
+            raise Unavailable(f"Exceeds maximum queue size of {self._limit} for model '{self._name}', try again later", retry_after=1)
+
+    def _no_start(self, request: InferRequest) -> InvalidArgument:
+        assert request.sequence is not None, "it was checked"
+        return InvalidArgument(
+            f"inference request for sequence {request.sequence.id} to model '{self._name}' must specify the START flag on the first request"
+            " of the sequence"
+        )
+
+    def _run_next(self, sequence: Sequence) -> None:
+        request = self._table.take(sequence)
+        if request is None:
+            return
+        self._leave(1)
+        step = request.sequence
+        assert step is not None, "it was checked"
+        request.on_cancel = None
+        inner = InferRequest(
+            request.model_name,
+            dict(request.inputs),
+            self._answered,
+            model_version=request.model_version,
+            id=request.id,
+            outputs=request.outputs,
+            parameters=request.parameters,
+            deadline=request.deadline,
+            context=_Step(sequence, request),
+            sequence=step,
+            on_response=self._responded if request.on_response is not None else None,
+            flow=request.flow,
+        )
+        inner.arrived_ns = request.arrived_ns
+        inner.batch_size = request.batch_size
+        inner.batch_key = request.batch_key
+        self._tensors.add(inner, step, sequence.state)
+        assert sequence.place is not None, "what runs has a place"
+        try:
+            self._lanes[sequence.place[1]].submit(inner)
+        except BacklineError as error:
+            self._answered(inner, None, error)
+
+    def _answered(self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        held: _Step = inner.context  # type: ignore[assignment]  # it was made here
+        sequence, request = held.sequence, held.request
+        if response is not None:
+            try:
+                state = self._tensors.take_state(response, request.outputs)
+            except Internal as failure:
+                response, error = None, failure
+            else:
+                if state is not None:
+                    self._keep_state(sequence, state)
+        runnable = self._table.finish(sequence, monotonic_ns())
+        if error is not None and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
+            self._not_run(sequence, request)
+        if sequence.ended and not sequence.waiting:
+            self._forget_state(sequence)
+        self._run_all(runnable)
+        self._complete(request, response, error)
+        self._look_at_rest()
+
+    def _responded(self, inner: InferRequest, response: InferResponse) -> None:
+        """One of any number of responses; the last one that has a state leaves it."""
+        held: _Step = inner.context  # type: ignore[assignment]  # it was made here
+        request = held.request
+        if self._tensors.has_states:
+            try:
+                state = self._tensors.take_state(response, request.outputs)
+            except Internal:
+                state = None
+            if state is not None:
+                self._keep_state(held.sequence, state)
+        if not request.cancelled and request.on_response is not None:
+            request.on_response(request, response)
+
+    def _not_run(self, sequence: Sequence, request: InferRequest) -> None:
+        """A request has left the instance's queue without a run: what it was to begin has no beginning then."""
+        if request.sequence is None or not request.sequence.start:
+            return
+        if any(other.sequence is not None and other.sequence.start for other in sequence.waiting):
+            return
+        refused, runnable = self._table.abandon(sequence)
+        self._refuse(refused)
+        self._run_all(runnable)
+
+    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if request.cancelled:
+            return
+        try:
+            request.on_complete(request, response, error)
+        except Exception:
+            log.exception("the answer of model '%s' could not be delivered", self._name)
+
+    # states
+
+    def _key(self, sequence: Sequence) -> StateKey:
+        return StateKey(self._name, self._version, sequence.id)
+
+    def _keep_state(self, sequence: Sequence, state: State) -> None:
+        sequence.state = state
+        if self._table.open.get(sequence.id) is sequence:
+            self._store.put(self._key(sequence), state, self._idle_seconds)
+
+    def _forget_state(self, sequence: Sequence) -> None:
+        if self._tensors.has_states and self._table.open.get(sequence.id) in (None, sequence):
+            self._store.drop(self._key(sequence))
+
+    async def _adopt(self, sequence: Sequence) -> None:
+        """Goes on with a sequence that another load of this version, or another server, has run."""
+        error: BacklineError | None = None
+        try:
+            sequence.state = await self._store.take(self._key(sequence))
+        except BacklineError as failure:
+            error = failure
+        sequence.arriving = False
+        if sequence.state is not None or not sequence.waiting or self._begins(sequence.waiting[0]):
+            self._run_next(sequence)
+            return
+        refused, runnable = self._table.abandon(sequence)
+        self._statistics.rejected_invalid += len(refused)
+        self._refuse(refused, error)
+        self._run_all(runnable)
+        self._look_at_rest()
+
+    @staticmethod
+    def _begins(request: InferRequest) -> bool:
+        return request.sequence is not None and request.sequence.start
+
+    # those who leave without a run
+
+    def _leave(self, count: int) -> None:
+        if self._total is not None:
+            self._total.waiting -= count
+
+    def _refuse(self, requests: Iterable[InferRequest], error: BacklineError | None = None) -> None:
+        """Requests of a sequence that is not there."""
+        for request in requests:
+            self._leave(1)
+            request.on_cancel = None
+            self._complete(request, None, error or self._no_start(request))
+
+    def _cancelled(self, sequence: Sequence, request: InferRequest) -> None:
+        """A request that waits was cancelled."""
+        self._statistics.cancelled += 1
+        self._drop(sequence, request)
+
+    def _drop(self, sequence: Sequence, request: InferRequest) -> None:
+        self._leave(1)
+        request.on_cancel = None
+        refused, runnable = self._table.drop(sequence, request)
+        self._refuse(refused)
+        if sequence.ended and not sequence.waiting and sequence.running is None:
+            self._forget_state(sequence)
+        self._run_all(runnable)
+        self._look_at_rest()
+
+    def _run_all(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._run_next(sequence)
+
+    # time
+
+    def _look_at_idle(self) -> None:
+        if self._timer is None:
+            self._look_at(self._table.next_idle_ns() / 1e9)
+
+    def _look_at(self, moment: float) -> None:
+        """Looks at what has expired at a moment of time.monotonic(), or before."""
+        if moment >= self._timer_at or self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = moment
+        self._timer = self._loop.call_later(max(moment - monotonic(), _SHORTEST_WAIT), self._look)
+
+    def _look(self) -> None:
+        self._timer, self._timer_at = None, inf
+        now = monotonic()
+        expired, nearest = self._table.expired(now)
+        for sequence, request in expired:
+            if request not in sequence.waiting:  # it was refused together with the one that was to begin its sequence
+                continue
+            self._drop(sequence, request)
+            self._statistics.expired += 1
+            self._complete(request, None, self._expiry(request, now))
+        ended, runnable = self._table.end_idle(monotonic_ns())
+        for sequence in ended:
+            log.info("sequence %s of model '%s' was idle for %g s and has ended", sequence.id, self._name, self._idle_seconds)
+            self._forget_state(sequence)
+        self._run_all(runnable)
+        self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))
+        self._look_at_rest()
+
+    def _expiry(self, request: InferRequest, now: float) -> BacklineError:
+        where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
+        if waited_too_long(request, self._policy, now):
+            return Unavailable(f"Request timeout expired {where}")
+        return DeadlineExceeded(f"The deadline of the request passed {where}")
+
+    # instances, and the end
+
+    def update(self, settings: Settings, *, instances: Several[Instance] | None = None) -> None:
+        """Goes on with other limits of the queue, and on other instances if some are given; what runs is finished where it is."""
+        self._policy = settings.queue.policy
+        self._limit = self._policy.max_size or inf
+        if instances is not None:
+            self.replace_instances(instances)
+
+    def replace_instances(self, instances: Several[Instance]) -> None:
+        """Runs what comes next on other instances; the present ones are closed when they have finished what they have."""
+        for lane in self._lanes:
+            self._beside(lane.drain(inf))
+        self._lanes = [self._make_lane(instance) for instance in instances]
+        self._run_all(self._table.resize(len(instances), self._slots))
+
+    def _beside(self, work: Awaitable[object]) -> None:
+        task = asyncio.ensure_future(work, loop=self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def drain(self, limit: float) -> None:
+        """Goes on until all sequences have ended, for at most `limit` seconds; then what still waits is refused, and the instances closed.
+
+        States of sequences that have not ended stay in the store.
+        """
+        end = self._loop.time() + limit
+        if not self._table.empty and limit > 0:
+            self._ended = self._loop.create_future()
+            await asyncio.wait((self._ended,), timeout=limit)
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for sequence in list(self._table.backlogged):
+            error = Unavailable(f"model '{self._name}' is being unloaded", retry_after=1)
+            self._refuse(self._table.clear(sequence), error)
+        for lane in self._lanes:
+            await lane.drain(max(end - self._loop.time(), 0))
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    def _look_at_rest(self) -> None:
+        if self._ended is not None and not self._ended.done() and self._table.empty:
+            self._ended.set_result(None)
+
+
+def slot_of(request: InferRequest) -> int:
+    """The place on its instance of a request that was handed to it."""
+    held: _Step = request.context  # type: ignore[assignment]  # it was made here
+    assert held.sequence.place is not None, "what runs has a place"
+    return held.sequence.place[0]

@@ -1,0 +1,155 @@
+"""Direct: the sequences of one instance, each in its own place of every batch; a place whose sequence has no request is filled with zeros."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic_ns
+
+from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+from backline.workers.batch import Batch
+from backline.workers.instance import Instance
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPolicy:
+    """When a batch of the places of an instance is run: as soon as `minimum` of the `slots` have a request, or the oldest has waited for
+    `delay_ns`. Without a delay at once.
+    """
+
+    slots: int = 1
+    minimum: float = 0.0
+    delay_ns: int = 0
+
+    def wait_until(self, ready: int, oldest_ns: int, now_ns: int) -> int:
+        """The moment until which `ready` requests wait for others, the oldest of which came at `oldest_ns`; 0 when they run now."""
+        if not self.delay_ns or ready / self.slots >= self.minimum or now_ns - oldest_ns >= self.delay_ns:
+            return 0
+        return oldest_ns + self.delay_ns
+
+
+def choose(ready: list[InferRequest | None]) -> list[InferRequest | None]:
+    """The places of the next batch: those of the batch key of the request that came first, up to the last place that has one."""
+    first = min((request for request in ready if request is not None), key=lambda request: request.arrived_ns)
+    chosen = [request if request is not None and request.batch_key == first.batch_key else None for request in ready]
+    while chosen[-1] is None:
+        chosen.pop()
+    return chosen
+
+
+class SlotLane:
+    """One instance and its places. Takes at most one request a place until that is answered. Lives on the event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        policy: SlotPolicy,
+        instance: Instance,
+        statistics: ModelStatistics,
+        slot_of: Callable[[InferRequest], int],
+        empty: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+        *,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._name = name
+        self._policy = policy
+        self._instance = instance
+        self._statistics = statistics
+        self._slot_of = slot_of
+        self._empty = empty
+        self._loop = loop
+        self._ready: list[InferRequest | None] = [None] * policy.slots
+        self._batch: Batch | None = None
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._rest: asyncio.Future[None] | None = None
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for the instance."""
+        return sum(request is not None for request in self._ready)
+
+    def submit(self, request: InferRequest) -> None:
+        """Queues a request for its place, which is free."""
+        self._ready[self._slot_of(request)] = request
+        self._schedule()
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what it has, for at most `limit` seconds; then what still waits is refused. Closes the instance."""
+        self._policy = SlotPolicy(self._policy.slots)
+        self._schedule()
+        if self._batch is not None or self.pending:
+            self._rest = self._loop.create_future()
+            await asyncio.wait((self._rest,), timeout=limit)
+        for slot, request in enumerate(self._ready):
+            self._ready[slot] = None
+            if request is not None:
+                request.on_complete(request, None, Unavailable(f"model '{self._name}' is being unloaded", retry_after=1))
+        if self._batch is not None:
+            self._rest = self._loop.create_future()
+            await self._rest
+        self._instance.close()
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._batch is None:
+            self._scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        waiting = [request for request in self._ready if request is not None]
+        if self._batch is not None or not waiting:
+            return
+        now = monotonic_ns()
+        until = self._policy.wait_until(len(waiting), min(request.arrived_ns for request in waiting), now)
+        if until:
+            self._timer = self._loop.call_later((until - now) / 1e9 + 0.0001, self._dispatch)
+            return
+        chosen = choose(self._ready)
+        requests: list[InferRequest] = []
+        like = next(request for request in chosen if request is not None)
+        for slot, request in enumerate(chosen):
+            if request is None:
+                request = InferRequest(like.model_name, self._empty(like.inputs), _ignore, outputs=like.outputs)
+            else:
+                self._ready[slot] = None
+            requests.append(request)
+        self._batch = Batch(requests, len(requests), now, beside_loop=self._instance.beside_loop)
+        self._instance.run(self._batch, self._finished)
+
+    def _finished(self, instance: Instance, batch: Batch) -> None:
+        self._batch = None
+        if self.pending:
+            self._schedule()
+        self._record(batch)
+        for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
+            if outcome is None or isinstance(outcome, InferResponse):
+                request.on_complete(request, outcome, None)
+            else:
+                request.on_complete(request, None, outcome)
+        if self._rest is not None and not self._rest.done() and self._batch is None and not self.pending:
+            self._rest.set_result(None)
+
+    def _record(self, batch: Batch) -> None:
+        """Counts a run, without the places that had no request."""
+        for part in batch.parts or (batch,):
+            asked = [request for request in part.requests if request.on_complete is not _ignore]
+            if not asked:
+                continue
+            arrivals = [request.arrived_ns for request in asked]
+            if part.outcomes[0] is None or isinstance(part.outcomes[0], InferResponse):
+                moments = part.started_ns, part.gathered_ns, part.ran_ns, part.ended_ns
+                self._statistics.record_batch(arrivals, len(asked), *moments)
+            else:
+                self._statistics.fail.add(1, part.ended_ns - arrivals[0])
+
+
+def _ignore(request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    """The answer of a place without a request."""
