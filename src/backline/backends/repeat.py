@@ -41,7 +41,7 @@ class Repeat:
 
 
 class RepeatModel:
-    """No model at all. WAIT is the time after which Triton's backend takes the next request: here others never wait, so it has no effect."""
+    """No model at all. WAIT, after which Triton's backend takes the next request, has no effect: here others never wait for it."""
 
     #: Most of the time they sleep.
     streams_at_once = 16

@@ -19,6 +19,6 @@ class DecoupledCheck:
         """Raises DecoupledModel when the caller takes one response only, else what the model's check raises."""
         if request.on_response is None:
             raise DecoupledModel(
-                f"model '{self._model}' has a decoupled transaction policy: it gives any number of responses to a request, so ask for a stream"
+                f"model '{self._model}' has a decoupled transaction policy: it gives any number of responses, so ask for a stream of them"
             )
         self._check(request)

@@ -23,7 +23,7 @@ class ResponseCounters:
 
 
 class ResponseStatistics:
-    """Counters of responses by their index in the stream: the first response to every request is index 0. Moments of time.monotonic_ns()."""
+    """Counters by the index of a response in its stream: the first to every request is 0. Moments are of time.monotonic_ns()."""
 
     __slots__ = ("counters",)
 

@@ -71,6 +71,8 @@ def write_generate(response: InferResponse) -> bytes:
 
 
 def _parse(body: Buffer) -> _Object:
+    if not body:
+        raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
     try:
         document = json.loads(bytes(body), object_pairs_hook=_Object, parse_constant=_no_constant)
     except RecursionError:

@@ -1,0 +1,130 @@
+"""One request over HTTP/1.1 whose answer is a stream of server-sent events, on a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Sequence
+
+import httptools
+
+from backline.client.address import Address
+from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError
+from backline.client.http_connection import HttpAnswer
+from backline.engine.tensor import Buffer
+
+_READ = 64 * 1024
+_EVENT_STREAM = b"text/event-stream"
+#: An event that is larger cannot be one: the server sends something else.
+_LARGEST_EVENT = 1024 * 1024 * 1024
+
+
+class EventReader:
+    """Takes the bytes of an answer and gives the data of its events."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._buffer = bytearray()
+        self.headers: dict[bytes, bytes] = {}
+        self.begun = False
+        self.complete = False
+
+    @property
+    def status(self) -> int:
+        return int(self._parser.get_status_code())
+
+    @property
+    def is_events(self) -> bool:
+        return self.headers.get(b"content-type", b"").lower().startswith(_EVENT_STREAM)
+
+    @property
+    def body(self) -> bytes:
+        """Of an answer that is no event stream, what came of it."""
+        return bytes(self._buffer)
+
+    def feed(self, data: bytes) -> None:
+        """Raises ProtocolError when it is not HTTP/1.1."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise ProtocolError(f"the server does not answer in HTTP/1.1 ({error}), it sent {data[:40]!r}") from None
+        if len(self._buffer) > _LARGEST_EVENT:
+            raise ProtocolError("the server sent an event of more than 1 GiB")
+
+    def next(self) -> bytes | None:
+        """The data of the next complete event that has any; None when more bytes are needed."""
+        while (end := self._buffer.find(b"\n\n")) >= 0:
+            lines = bytes(self._buffer[:end]).split(b"\n")
+            del self._buffer[: end + 2]
+            data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+            if data:
+                return b"\n".join(data)
+        return None
+
+    # httptools
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self.begun = self.status >= 200
+        if not self.begun:
+            self.headers.clear()
+
+    def on_body(self, chunk: bytes) -> None:
+        # Lines may end with \r\n as well.
+        self._buffer += chunk.replace(b"\r\n", b"\n")
+
+    def on_message_complete(self) -> None:
+        self.complete = self.begun
+
+
+async def stream_events(
+    address: Address, context: ssl.SSLContext | None, parts: Sequence[Buffer], *, connect_timeout: float, timeout: float
+) -> AsyncGenerator[bytes | HttpAnswer, None]:
+    """Sends a request and yields the data of each event; one whose status is not 200, or that is no event, is yielded as an answer.
+
+    `timeout` is the longest wait for the next event, in seconds. Closing the generator closes the connection, which cancels the request.
+    Raises ConnectionFailed, DeadlineExceeded and ProtocolError.
+    """
+    reader, writer = await _connect(address, context, connect_timeout)
+    events = EventReader()
+    try:
+        for part in parts:
+            writer.write(part)
+        while True:
+            try:
+                async with asyncio.timeout(timeout):
+                    await writer.drain()
+                    data = await reader.read(_READ)
+            except TimeoutError:
+                raise DeadlineExceeded(f"no response from {address.url} within {timeout:.3g} s; the request was given up") from None
+            except OSError as error:
+                raise ConnectionFailed(f"the connection to {address.url} broke: {error}; the request may have run") from None
+            if data:
+                events.feed(data)
+            if events.begun and events.is_events:
+                while (event := events.next()) is not None:
+                    # The first event decides the status; where it is an error, no other follows.
+                    yield event if events.status == 200 else HttpAnswer(events.status, events.headers, event)
+            if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
+                break
+            if not data:
+                raise ConnectionFailed(f"{address.url} closed the connection in the middle of its answer; the request may have run")
+        if not events.is_events:
+            yield HttpAnswer(events.status, events.headers, events.body)
+    finally:
+        writer.transport.abort()
+
+
+async def _connect(address: Address, context: ssl.SSLContext | None, timeout: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        async with asyncio.timeout(timeout):
+            if address.unix:
+                return await asyncio.open_unix_connection(address.path, limit=_READ)
+            host = address.host if context else None
+            return await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=host, limit=_READ)
+    except TimeoutError:
+        raise ConnectionFailed(f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?") from None
+    except OSError as error:
+        raise ConnectionFailed(f"cannot connect to {address.url}: {error}") from None
