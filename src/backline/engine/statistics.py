@@ -42,6 +42,8 @@ class ModelStatistics:
 
     __slots__ = (
         "batches",
+        "cache_hit",
+        "cache_miss",
         "cancelled",
         "compute_infer",
         "compute_input",
@@ -70,6 +72,8 @@ class ModelStatistics:
         self.compute_input = Duration()
         self.compute_infer = Duration()
         self.compute_output = Duration()
+        self.cache_hit = Duration()
+        self.cache_miss = Duration()
         self.batches: dict[int, BatchStatistics] = {}
         self.latency = [0] * HISTOGRAM_BUCKETS
         self.queueing = [0] * HISTOGRAM_BUCKETS
@@ -110,6 +114,23 @@ class ModelStatistics:
         batch.compute_input.add(1, compute_input)
         batch.compute_infer.add(1, compute_infer)
         batch.compute_output.add(1, compute_output)
+
+    def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
+        """Counts a request that was answered without a run: it is a success, but no inference and no execution.
+
+        It arrived, was looked up and was answered at these moments of time.monotonic_ns(); the look took `lookup_ns`.
+        """
+        self.last_inference_ms = int(time() * 1000)
+        self.success.add(1, ended - arrived)
+        self.queue.add(1, looked - arrived)
+        self.cache_hit.add(1, lookup_ns)
+        self.latency[((ended - arrived) // 1000).bit_length()] += 1
+        self.queueing[((looked - arrived) // 1000).bit_length()] += 1
+
+    def record_cache_miss(self, ns: int) -> None:
+        """Counts a run whose outputs were not found before and were kept; looking and keeping took `ns`, the latter behind the run."""
+        self.cache_miss.add(1, ns)
+        self.success.ns += ns
 
 
 class LoadStatistics:

@@ -21,6 +21,10 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
     ("nv_inference_compute_input_duration_us", "Time to gather inputs, in microseconds", lambda s: s.compute_input.ns // 1000),
     ("nv_inference_compute_infer_duration_us", "Time in the model, in microseconds", lambda s: s.compute_infer.ns // 1000),
     ("nv_inference_compute_output_duration_us", "Time to split outputs, in microseconds", lambda s: s.compute_output.ns // 1000),
+    ("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda s: s.cache_hit.count),
+    ("nv_cache_num_misses_per_model", "Runs whose outputs were not in the response cache", lambda s: s.cache_miss.count),
+    ("nv_cache_hit_duration_per_model", "Time to look up what was found, in microseconds", lambda s: s.cache_hit.ns // 1000),
+    ("nv_cache_miss_duration_per_model", "Time to look up in vain and to keep outputs, in microseconds", lambda s: s.cache_miss.ns // 1000),
 )
 
 _FAILURES: tuple[tuple[str, Callable[[ModelStatistics], int]], ...] = (

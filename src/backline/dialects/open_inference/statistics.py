@@ -41,8 +41,8 @@ def _statistics(model: Model) -> dict[str, Any]:
             "compute_input": _duration(counters.compute_input),
             "compute_infer": compute_infer,
             "compute_output": compute_output,
-            "cache_hit": nothing,
-            "cache_miss": nothing,
+            "cache_hit": _duration(counters.cache_hit),
+            "cache_miss": _duration(counters.cache_miss),
         },
         # A model with one response a request: all are responses number 0.
         "response_stats": {

@@ -1,0 +1,196 @@
+"""The response cache: its keys, its bounds, its options, and what it does to requests that are asked twice."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tracemalloc
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.messages import InferRequest, Parameter
+from backline.engine.tensor import Tensor
+from backline.lifecycle.budget import parse_bytes
+from backline.schedule.cache_codec import DamagedEntry, decode_outputs, encode_outputs
+from backline.schedule.cache_config import LocalOptions, parse_cache_config
+from backline.schedule.cache_key import RequestKeys
+from backline.schedule.cache_local import LocalCache
+from backline.schedule.cache_redis import RedisOptions
+
+
+def tensor(name: str, data: np.ndarray, datatype: DataType = DataType.FP32) -> Tensor:
+    return Tensor(name, datatype, data.shape, data)
+
+
+def floats(count: int, value: float = 1.0) -> list[Tensor]:
+    return [tensor("y", np.full(count, value, np.float32))]
+
+
+def request(
+    *tensors: Tensor, outputs: tuple[str, ...] | None = None, parameters: dict[str, Parameter] | None = None, id: str = ""
+) -> InferRequest:
+    return InferRequest("m", {one.name: one for one in tensors}, lambda *_: None, outputs=outputs, parameters=parameters, id=id)
+
+
+# keys
+
+
+def test_requests_that_differ_in_anything_that_the_answer_depends_on_have_other_keys() -> None:
+    x = np.array([1, 2, 3, 4], np.float32)
+    keys = RequestKeys("m", "1", "f")
+    different = [
+        keys.of(request(tensor("x", x))),
+        keys.of(request(tensor("z", x))),
+        keys.of(request(tensor("x", x.reshape(2, 2)))),
+        keys.of(request(tensor("x", x.view(np.int32), DataType.INT32))),
+        keys.of(request(tensor("x", x + 1))),
+        keys.of(request(tensor("x", x), tensor("z", x))),
+        keys.of(request(tensor("x", x), outputs=("y",))),
+        keys.of(request(tensor("x", x), parameters={"temperature": 1})),
+        RequestKeys("n", "1", "f").of(request(tensor("x", x))),
+        RequestKeys("m", "2", "f").of(request(tensor("x", x))),
+        RequestKeys("m", "1", "g").of(request(tensor("x", x))),
+        keys.of(request(tensor("x", np.array([b"ab", b"c"], np.object_), DataType.BYTES))),
+        keys.of(request(tensor("x", np.array([b"a", b"bc"], np.object_), DataType.BYTES))),
+    ]
+    assert len(set(different)) == len(different)
+
+
+def test_the_order_of_inputs_the_id_and_the_layout_in_memory_do_not_change_the_key() -> None:
+    x, z = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
+    keys = RequestKeys("m", "1", "f")
+    one = keys.of(request(tensor("x", x), tensor("z", z), id="a"))
+    assert keys.of(request(tensor("z", z), tensor("x", np.asfortranarray(x)), id="b")) == one
+
+
+# the local cache
+
+
+def find(cache: LocalCache, key: bytes) -> Sequence[Tensor] | None:
+    found: list[Sequence[Tensor] | None] = []
+    cache.look_up(key, found.append)
+    return found[0]
+
+
+def test_what_was_used_longest_ago_goes_first() -> None:
+    cache = LocalCache(3 * 5000)
+    for key in (b"a", b"b", b"c"):
+        cache.insert(key, floats(1000))
+    assert find(cache, b"a") is not None
+    cache.insert(b"d", floats(1000))
+    assert [find(cache, key) is not None for key in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+    assert cache.evictions == 1
+
+
+def test_what_is_found_is_a_copy_that_nobody_can_write_to() -> None:
+    cache = LocalCache(10_000)
+    batch = np.arange(100, dtype=np.float32)
+    cache.insert(b"a", [tensor("y", batch[:10])])
+    batch[:] = 7
+    found = find(cache, b"a")
+    assert found is not None
+    assert found[0].data.tolist() == list(range(10))
+    with pytest.raises(ValueError, match="read-only"):
+        found[0].data[0] = 1
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):
+        found[0].data.flags.writeable = True
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [tensor("y", np.ones(1, np.float32))],
+        lambda: [tensor("y", np.ones(5000, np.float32)), tensor("z", np.ones(3, np.float32))],
+        lambda: [tensor("y", np.array([os.urandom(50) for _ in range(40)], np.object_), DataType.BYTES)],
+    ],
+)
+def test_entries_count_what_they_truly_take(make: object) -> None:
+    cache = LocalCache(1 << 30)
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for number in range(2000):
+        cache.insert(number.to_bytes(32, "big"), make())  # type: ignore[operator]
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert taken * 0.95 <= cache.used <= taken * 1.6
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3000)), max_size=60), st.integers(1, 20_000))
+def test_it_never_holds_more_than_its_size_and_only_what_was_put_in_last(steps: list[tuple[int, int]], size: int) -> None:
+    cache = LocalCache(size)
+    last: dict[bytes, int] = {}
+    for number, count in steps:
+        key = bytes([number])
+        cache.insert(key, floats(count, number))
+        if find(cache, key) is not None:
+            last[key] = count
+        assert cache.used <= size
+        for other in range(10):
+            found = find(cache, bytes([other]))
+            if found is not None:
+                assert found[0].shape == (last[bytes([other])],)
+                assert (found[0].data == other).all()
+
+
+# entries for others
+
+
+def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
+    made = [
+        tensor(kind.name, np.array([b"x", b""], np.object_) if kind is DataType.BYTES else np.ones((2, 1), kind.dtype), kind)
+        for kind in DataType
+    ]
+    found = decode_outputs(encode_outputs(made))
+    assert [(one.name, one.datatype, one.shape, one.data.tolist()) for one in found] == [
+        (one.name, one.datatype, one.shape, one.data.tolist()) for one in made
+    ]
+
+
+@given(st.binary(max_size=200), st.integers(0, 60), st.integers(0, 255))
+def test_damaged_bytes_are_refused_or_read_but_never_anything_else(noise: bytes, place: int, value: int) -> None:
+    whole = bytearray(encode_outputs(floats(4)))
+    whole[min(place, len(whole) - 1)] = value
+    for raw in (noise, bytes(whole), bytes(whole[:place])):
+        try:
+            decode_outputs(raw)
+        except DamagedEntry:
+            continue
+
+
+# options
+
+
+def test_options_as_tritons_with_units_and_over_several_values() -> None:
+    assert parse_cache_config([], parse_bytes) is None
+    assert parse_cache_config(["local,size=1048576"], parse_bytes) == LocalOptions(1048576)
+    assert parse_cache_config(["local,size=64MiB"], parse_bytes) == LocalOptions(64 << 20)
+    assert parse_cache_config(["redis,host=h,port=7000", "redis,socket_timeout=50,tls_enabled=yes,ttl=60"], parse_bytes) == RedisOptions(
+        "h", 7000, socket_timeout=0.05, tls=True, ttl=60
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        (["local"], "needs a size"),
+        (["local,size=many"], "size is 'many'"),
+        (["local,size=0"], "size is '0'"),
+        (["local,sise=1"], "unknown setting 'sise=1', expected size=.."),
+        (["redis,port=1"], "needs a host"),
+        (["redis,host=h,port=x"], "port is 'x'"),
+        (["redis,host=h,tls_enabled=perhaps"], "expected yes or no"),
+        (["memcached,host=h"], "there is no response cache 'memcached'"),
+        (["local,size=1", "redis,host=h"], "has one response cache"),
+    ],
+)
+def test_options_that_are_wrong_are_refused_by_name(texts: list[str], said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        parse_cache_config(texts, parse_bytes)

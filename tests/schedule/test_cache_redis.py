@@ -1,0 +1,127 @@
+"""The response cache in a real Redis or Valkey, there and gone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.engine.datatypes import DataType
+from backline.engine.tensor import Tensor
+from backline.schedule.cache_redis import RedisCache, RedisOptions
+from schedule.redis_server import RedisServer
+
+pytest.importorskip("redis", reason="redis is not installed")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def outputs() -> list[Tensor]:
+    numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
+    texts = np.array([b"a", b"\x00\xff"], np.object_)
+    return [Tensor("y", DataType.FP32, (2, 3), numbers), Tensor("t", DataType.BYTES, (2,), texts)]
+
+
+async def look_up(cache: RedisCache, key: bytes) -> Sequence[Tensor] | None:
+    answer: asyncio.Future[Sequence[Tensor] | None] = asyncio.get_running_loop().create_future()
+    cache.look_up(key, answer.set_result)
+    return await answer
+
+
+async def settled(cache: RedisCache) -> None:
+    while cache._tasks:
+        await asyncio.wait(cache._tasks)
+
+
+def test_what_was_kept_is_found_read_only_also_by_another_server(server: RedisServer) -> None:
+    async def scenario() -> None:
+        first, second = (RedisCache(RedisOptions("127.0.0.1", server.port)) for _ in range(2))
+        assert await look_up(first, b"k" * 32) is None
+        first.insert(b"k" * 32, outputs())
+        await settled(first)
+        found = await look_up(second, b"k" * 32)
+        assert found is not None
+        assert [(one.name, one.datatype, one.shape) for one in found] == [("y", DataType.FP32, (2, 3)), ("t", DataType.BYTES, (2,))]
+        assert found[0].data.tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert found[1].data.tolist() == [b"a", b"\x00\xff"]
+        assert not found[0].data.flags.writeable
+        await first.close()
+        await second.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_entry_that_something_else_wrote_is_a_miss_and_is_logged_once(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        cache = RedisCache(RedisOptions("127.0.0.1", server.port))
+        for key, entry in ((b"a", b"\x80\x04pickle"), (b"b", b"BLRC\x01\x91\x94\xa1y\xa4FP32\x91\x02\xc4\x01x")):
+            await cache._redis.set(b"backline:response:" + key, entry)
+            assert await look_up(cache, key) is None
+        await cache.close()
+
+    asyncio.run(scenario())
+    assert [record.message for record in caplog.records if "cannot be read" in record.message] == [caplog.records[0].message]
+
+
+def test_a_server_that_goes_away_and_comes_back_is_logged_once_each_and_costs_little(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+
+    async def scenario() -> None:
+        cache = RedisCache(RedisOptions("127.0.0.1", server.port))
+        cache.insert(b"k", outputs())
+        await settled(cache)
+        server.stop()
+        began = time.monotonic()
+        assert await asyncio.gather(*(look_up(cache, b"k") for _ in range(50))) == [None] * 50
+        assert time.monotonic() - began < 2
+        assert not cache.answers
+        now: list[object] = []
+        cache.look_up(b"k", now.append)
+        assert now == [None]  # at once: Redis is left alone
+        server.start()
+        async with asyncio.timeout(20):
+            while not cache.answers:
+                await look_up(cache, b"k")
+                await asyncio.sleep(0)
+        cache.insert(b"k", outputs())
+        await settled(cache)
+        assert await look_up(cache, b"k") is not None
+        await cache.close()
+
+    asyncio.run(scenario())
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2
+    assert "does not answer, requests run without it" in told[0]
+    assert "answers again" in told[1]
+
+
+def test_a_server_that_takes_connections_but_never_answers_costs_the_timeouts_once() -> None:
+    async def scenario() -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen(64)
+            cache = RedisCache(RedisOptions("127.0.0.1", silent.getsockname()[1]))
+            began = time.monotonic()
+            assert await asyncio.gather(*(look_up(cache, b"k") for _ in range(20))) == [None] * 20
+            assert time.monotonic() - began < 2
+            began = time.monotonic()
+            for _ in range(1000):
+                assert await look_up(cache, b"k") is None
+            assert time.monotonic() - began < 1
+            await cache.close()
+
+    asyncio.run(scenario())
