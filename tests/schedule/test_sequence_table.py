@@ -1,0 +1,169 @@
+"""Which sequence has a place, and whose request is next: by values and by properties."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backline.engine.messages import InferRequest, SequenceStep
+from backline.schedule.sequence_table import Sequence, SequenceTable
+
+IDLE = 1000
+
+
+def request(id: int | str, *, start: bool = False, end: bool = False, deadline: float | None = None) -> InferRequest:
+    return InferRequest("m", {}, lambda *_: None, sequence=SequenceStep(id, start, end), deadline=deadline)
+
+
+def accept(table: SequenceTable, asked: InferRequest, now: int = 0) -> Sequence:
+    sequence = table.accept(asked, now)
+    assert sequence is not None
+    return sequence
+
+
+def test_a_request_of_no_open_sequence_is_not_accepted() -> None:
+    table = SequenceTable(1, 1, IDLE)
+    assert table.accept(request(7), 0) is None
+    accept(table, request(7, start=True, end=True))
+    assert table.accept(request(7), 0) is None
+
+
+def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
+    table = SequenceTable(1, 4, IDLE)
+    asked = [request(7, start=True), request(7), request(7, end=True)]
+    sequence = [accept(table, one) for one in asked][0]
+    ran = []
+    while (one := table.take(sequence)) is not None:
+        assert table.take(sequence) is None
+        ran.append(one)
+        table.finish(sequence, 0)
+    assert ran == asked
+    assert table.empty
+
+
+def test_a_sequence_without_a_place_gets_that_of_the_first_one_to_end() -> None:
+    table = SequenceTable(1, 1, IDLE)
+    first = accept(table, request(1, start=True, end=True))
+    second = accept(table, request(2, start=True))
+    assert table.take(first) is not None
+    assert table.take(second) is None
+    assert table.finish(first, 0) == [second]
+    assert table.take(second) is not None
+
+
+def test_sequences_are_spread_over_the_lanes() -> None:
+    table = SequenceTable(2, 2, IDLE)
+    places = [accept(table, request(id, start=True)).place for id in (1, 2, 3, 4)]
+    assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_new_sequence_of_an_id_that_is_still_ending_is_another_one() -> None:
+    table = SequenceTable(1, 4, IDLE)
+    before = accept(table, request(7, start=True, end=True))
+    after = accept(table, request(7, start=True))
+    assert after is not before
+    assert table.take(before) is not None
+    assert table.take(after) is not None
+
+
+def test_a_sequence_of_which_nothing_is_heard_ends_and_gives_its_place_away() -> None:
+    table = SequenceTable(1, 1, IDLE)
+    idle = accept(table, request(1, start=True), now=0)
+    table.take(idle)
+    table.finish(idle, 10)
+    waiting = accept(table, request(2, start=True), now=20)
+    assert table.next_idle_ns() == 10 + IDLE
+    assert table.end_idle(10 + IDLE - 1) == ([], [])
+    assert table.end_idle(10 + IDLE) == ([idle], [waiting])
+    assert table.accept(request(1), 2000) is None
+
+
+def test_a_sequence_that_waits_for_its_place_is_not_idle() -> None:
+    table = SequenceTable(1, 1, IDLE)
+    table.take(accept(table, request(1, start=True)))
+    accept(table, request(2, start=True))
+    assert table.end_idle(10 * IDLE) == ([], [])
+
+
+def test_what_follows_a_beginning_that_is_dropped_is_dropped_too() -> None:
+    table = SequenceTable(1, 1, IDLE)
+    table.take(accept(table, request(1, start=True)))
+    first, second, again, last = request(2, start=True), request(2), request(2, start=True), request(2)
+    for one in (first, second, again, last):
+        sequence = accept(table, one)
+    assert table.drop(sequence, first) == ([second], [])
+    assert list(sequence.waiting) == [again, last]
+    assert table.drop(sequence, again) == ([last], [])
+    assert table.accept(request(2), 0) is None
+
+
+def test_requests_whose_deadline_is_over_are_found() -> None:
+    table = SequenceTable(1, 1, IDLE)
+    table.take(accept(table, request(1, start=True)))
+    early, late = request(1, deadline=5.0), request(1, deadline=9.0)
+    sequence = accept(table, early)
+    accept(table, late)
+    assert table.expired(5.0) == ([(sequence, early)], 9.0)
+
+
+def test_with_other_places_the_oldest_sequences_go_on_first() -> None:
+    table = SequenceTable(2, 1, IDLE)
+    sequences = [accept(table, request(id, start=True)) for id in (1, 2, 3)]
+    assert table.resize(1, 1) == sequences[:1]
+    assert [sequence.place for sequence in sequences] == [(0, 0), None, None]
+
+
+events = st.lists(
+    st.tuples(st.sampled_from(["ask", "begin", "end", "run", "finish", "cancel", "idle"]), st.integers(1, 6)), min_size=1, max_size=120
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(events, st.integers(1, 3), st.integers(1, 2))
+def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happened: list[tuple[str, int]], lanes: int, slots: int) -> None:
+    table = SequenceTable(lanes, slots, IDLE)
+    known: list[Sequence] = []
+    accepted: dict[InferRequest, int] = {}
+    gone: list[InferRequest] = []
+    ran: dict[Sequence, list[int]] = {}
+    now = 0
+    for what, id in happened:
+        now += 1
+        if what in ("ask", "begin", "end"):
+            one = request(id, start=what == "begin", end=what == "end")
+            sequence = table.accept(one, now)
+            if sequence is not None:
+                accepted[one] = len(accepted)
+                if sequence not in known:
+                    known.append(sequence)
+        elif what == "idle":
+            now += IDLE
+            table.end_idle(now)
+        for sequence in known:
+            if sequence.id != id:
+                continue
+            if what == "run" and (one := table.take(sequence)) is not None:
+                ran.setdefault(sequence, []).append(accepted[one])
+            elif what == "finish" and sequence.running is not None:
+                gone.append(sequence.running)
+                table.finish(sequence, now)
+            elif what == "cancel" and sequence.waiting:
+                dropped = sequence.waiting[-1]
+                gone += [dropped, *table.drop(sequence, dropped)[0]]
+        held = [sequence.place for sequence in known if sequence.place is not None]
+        assert len(held) == len(set(held)) <= lanes * slots
+        assert table.waiting == sum(len(sequence.waiting) for sequence in known)
+    while any(sequence.waiting or sequence.running for sequence in known):
+        now += IDLE + 1
+        for sequence in known:
+            if sequence.running is None and (one := table.take(sequence)) is not None:
+                ran.setdefault(sequence, []).append(accepted[one])
+            if (one := sequence.running) is not None:
+                gone.append(one)
+                table.finish(sequence, now)
+        table.end_idle(now)
+    assert sorted(gone, key=lambda one: accepted[one]) == list(accepted)
+    for order in ran.values():
+        assert order == sorted(order)
+    table.end_idle(now + 2 * IDLE)
+    assert table.empty
