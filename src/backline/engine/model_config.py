@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from backline.engine.datatypes import DataType
+from backline.engine.ensemble import Ensemble
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
 
@@ -65,6 +66,8 @@ class ModelConfig:
     max_queue_size: int | None = None
     default_timeout_us: int = 0
     default_model_filename: str = ""
+    #: Of a model that consists of others; it has no file.
+    ensemble: Ensemble | None = None
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Labels that the files give, and the versions they point to; those set by request go before them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

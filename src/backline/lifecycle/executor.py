@@ -8,13 +8,16 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Literal
 
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.engine.model_config import ModelConfig
 from backline.lifecycle.budget import Tenant
+from backline.lifecycle.composed import ComposedServable, composed_of, unanswered_step
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
@@ -104,6 +107,7 @@ class Executor:
         for name in (*mine, *(name for name in self._waiting if name not in mine)):
             if name in mine or self._loading < self._load_slots:
                 self._advance(self.model(name))
+        self._review_composed()
         self._engine.refresh()
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
@@ -128,10 +132,47 @@ class Executor:
             del self._models[served.name]
             self._engine.forget(served.name)
 
+    def _review_composed(self) -> None:
+        """Ensembles go out of service with the models they ask, and come back with them; one may ask another."""
+        changed = True
+        while changed:
+            changed = False
+            for served in tuple(self._models.values()):
+                for one in tuple(served.held.values()):
+                    if isinstance(one, ComposedServable) and one.review():
+                        changed = True
+                        if one.phase is Phase.FAILED and not unanswered_step(self._engine, one.model.config):
+                            del served.held[one.key]
+                        self._advance(served)
+
+    def _waits_for_steps(self, config: ModelConfig) -> bool:
+        """Whether an ensemble is not loaded yet, as loads of models that it asks are under way."""
+        if not unanswered_step(self._engine, config) or self._asks(config, config.name, set()):
+            return False
+        steps = (self._models.get(name) for name in composed_of(config))
+        return any(step is not None and not step.settled for step in steps)
+
+    def _asks(self, config: ModelConfig, name: str, seen: set[str]) -> bool:
+        """Whether a model asks another, perhaps by others in between."""
+        for asked in composed_of(config) - seen:
+            seen.add(asked)
+            served = self._models.get(asked)
+            target = served.target if served is not None else None
+            if asked == name or (target is not None and self._asks(target.source.config, name, seen)):
+                return True
+        return False
+
+    def asking(self, name: str) -> list[str]:
+        """The models that are to be served and ask this one, perhaps by others in between."""
+        targets = {other: served.target for other, served in self._models.items() if served.target is not None}
+        return [other for other, target in targets.items() if self._asks(target.source.config, name, set())]
+
     def _carry_out(self, served: ServedModel, action: Action) -> bool:
         """Returns whether there was something to do."""
         match action:
             case Load(goal, instead):
+                if isinstance(goal.settings, ModelConfig) and goal.settings.ensemble is not None and self._waits_for_steps(goal.settings):
+                    return False
                 attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
                 self._begin_load(served, goal, attempt)
             case Serve(key):
@@ -160,7 +201,8 @@ class Executor:
     def _begin_load(self, served: ServedModel, goal: Wanted, attempt: int) -> None:
         target, version = served.find(goal)
         source = target.source
-        one = Servable(
+        make = partial(ComposedServable, self._engine) if source.config.ensemble is not None else Servable
+        one: Servable = make(
             next(self._keys),
             source.config,
             version,

@@ -14,6 +14,7 @@ from backline.engine.control import ANY_VERSION, STABLE, Action, Change, Overrid
 from backline.engine.engine import Engine, ModelState, version_order
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.audit import AuditLog
+from backline.lifecycle.composed import composed_of
 from backline.lifecycle.executor import Executor, Step
 from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.labels import LabelStore
@@ -211,6 +212,7 @@ class Lifecycle:
         async with self._changing(model):
             await self._look()
             source = await self._source(model, overrides)
+            await self._load_steps(source, who)
             served = self._executor.model(model)
             before = self._newest(served)
             target = self._target_of_load(source, served.target, version)
@@ -227,9 +229,18 @@ class Lifecycle:
                 self._executor.advance((model,))
                 self._note("fail", who, model, version, before=before, detail=error.message)
                 raise
+            await self._executor.settle(self._executor.asking(model))
             self._overriding.loaded(source)
             self._warn(source)
             self._note("load", who, model, version or self._newest(served), before=before)
+
+    async def _load_steps(self, source: Source, who: str) -> None:
+        """Loads the models that an ensemble asks and that are not served yet."""
+        for name in sorted(composed_of(source.config)):
+            served = self._executor.find(name)
+            # One that is being changed is loaded already, perhaps because it asks for this one: a circle, which the load refuses.
+            if name in self._known and name not in self._locks and (served is None or served.target is None):
+                await self.load(name, who=who)
 
     def _target_of_load(self, source: Source, old: Target | None, version: str) -> Target:
         if not version:
@@ -261,7 +272,7 @@ class Lifecycle:
         return frozenset(source.versions) if source is not None else frozenset()
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """See Control. No model depends on another yet, so that `dependents` adds none."""
+        """See Control. `dependents` are the models that an ensemble asks, except those that another one needs."""
         self._check_loading()
         async with self._changing(model):
             served = self._executor.find(model)
@@ -270,6 +281,7 @@ class Lifecycle:
             if served is None or served.target is None:
                 return
             before = self._newest(served)
+            steps = composed_of(served.target.source.config)
             served.failures.clear()
             if version:
                 self._check_unload(served, served.target, version)
@@ -283,6 +295,11 @@ class Lifecycle:
                 self._overriding.forget(model)
             self._executor.advance((model,))
             self._note("unload", who, model, version, before=version or before)
+        if dependents and steps and served.target is None:
+            needed = {name for other in self._executor.names if (found := self._executor.find(other)) and found.target
+                      for name in composed_of(found.target.source.config)}  # fmt: skip
+            for name in sorted(steps - needed):
+                await self.unload(name, dependents=True, who=who)
 
     def _check_unload(self, served: ServedModel, target: Target, version: str) -> None:
         labels = [label for label, labelled in served.labels.items() if labelled == version]

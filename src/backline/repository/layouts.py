@@ -98,6 +98,8 @@ def read_model(
         config = given or read_config(place.listing, name, config_name)
         model = replace(model, config=config, warnings=config.warnings)
         versions, warnings = _read_versions(place, config, formats)
+        if not versions and config.ensemble is not None:  # object stores and git keep no empty folders
+            versions = [FoundVersion(FIRST_VERSION, place.path, {}, fingerprint({}, config))]
         if not versions:
             raise InvalidArgument(_no_version_reason(place.listing, config, formats))
         held = {version.version for version in versions}

@@ -22,6 +22,8 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
     the backend that the configuration names come first. Raises InvalidArgument when several files could be the model, or when the one that
     is it cannot be used.
     """
+    if config.ensemble is not None:
+        return ""  # it has no file
     if wanted := config.default_model_filename:
         return _usable(listing, wanted) if wanted in listing.files or wanted in listing.folders else None
     formats = sorted(formats, key=lambda form: form.backend != config.backend)

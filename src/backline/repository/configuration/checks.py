@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from backline.repository.configuration.document import Document
+from backline.repository.configuration.ensemble_checks import ensemble_faults
 from backline.repository.configuration.sequence_checks import sequence_faults
 
 #: What is wrong, and the path of the field.
@@ -171,11 +172,10 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
     if message.HasField("ensemble_scheduling"):
         if message.instance_group:
             yield f"instance group should not be specified for ensemble '{name}'", "instance_group"
-        if not message.ensemble_scheduling.step:
-            yield f"must specify 'step' for ensemble '{name}'", "ensemble_scheduling"
-        yield f"model '{name}' is an ensemble, which is not supported yet", "ensemble_scheduling"
-    elif message.platform == "ensemble":
-        yield f"ensemble scheduling must be set for ensemble {name} whose platform is ensemble", "platform"
+        yield from ensemble_faults(message, name)
+    elif "ensemble" in (message.platform, message.backend):
+        place = "platform" if message.platform == "ensemble" else "backend"
+        yield f"ensemble scheduling must be set for ensemble {name} whose {place} is ensemble", place
 
 
 def _instance_faults(message: Any, name: str) -> Iterator[Fault]:

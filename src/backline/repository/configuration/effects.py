@@ -31,6 +31,7 @@ SUPPORTED: Final = frozenset(
         "dynamic_batching.max_queue_delay_microseconds",
         "dynamic_batching.default_queue_policy.max_queue_size",
         "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+        "ensemble_scheduling",
         "model_warmup",
         "optimization.execution_accelerators",
     }

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backline.engine.datatypes import DataType
+from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig, VersionPolicy, WarmUpInput, WarmUpSample
 from backline.engine.signature import TensorSpec
@@ -60,6 +61,7 @@ class _Reader:
             max_queue_size=policy.max_queue_size or None,
             default_timeout_us=policy.default_timeout_microseconds,
             default_model_filename=self._model_filename(),
+            ensemble=self._ensemble(),
             parameters=MappingProxyType(parameters),
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
             declared=message.SerializeToString(deterministic=True),
@@ -128,6 +130,12 @@ class _Reader:
                     path = f"sequence_batching.state[{index}].initial_state[{number}].data_file"
                     self._present(f"data_file of state '{state.input_name}'", "initial_state/", initial.data_file, path)
 
+    def _ensemble(self) -> Ensemble | None:
+        if not self._message.HasField("ensemble_scheduling"):
+            return None
+        scheduling = self._message.ensemble_scheduling
+        return Ensemble(tuple(map(_step, scheduling.step)), scheduling.max_inflight_requests)
+
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename
         if filename:
@@ -163,6 +171,12 @@ class _Reader:
                 source = file.removeprefix("warmup/")
             inputs.append(WarmUpInput(name, data_type(given), tuple(given.dims), source))
         return WarmUpSample(sample.name, sample.batch_size, max(sample.count, 1), tuple(inputs))
+
+
+def _step(given: Any) -> EnsembleStep:
+    version = str(given.model_version) if given.model_version > 0 else ""  # -1 is the one that is served; Triton takes 0 for a version
+    inputs, outputs = (MappingProxyType(dict(sorted(tensors.items()))) for tensors in (given.input_map, given.output_map))
+    return EnsembleStep(given.model_name, version, inputs, outputs)
 
 
 def data_type(tensor: Any) -> DataType:
