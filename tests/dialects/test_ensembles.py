@@ -12,7 +12,6 @@ import pytest
 import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 from onnx import TensorProto, helper, numpy_helper
-from support.server import ServerProcess, serve
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
@@ -20,6 +19,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
+from support.server import ServerProcess, serve
 
 SIDE = 8
 CUT = 4
