@@ -13,11 +13,12 @@ import platformdirs
 from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine, ModelState
-from backline.engine.errors import Unavailable
+from backline.engine.errors import InvalidArgument, Unavailable
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
@@ -43,6 +44,8 @@ class ServerOptions:
     cache_folder: Path | None = None
     #: Of each model configs/<config_name>.pbtxt is read; empty for config.pbtxt.
     config_name: str = ""
+    #: What the only model at the only repository, a path, is called; empty for the last part of the path.
+    model_name: str = ""
     #: Whether the start fails when a model does.
     exit_on_error: bool = False
     host: str = "127.0.0.1"
@@ -66,16 +69,21 @@ class Embedded:
         *,
         cache_folder: Path | None = None,
         config_name: str = "",
+        model_name: str = "",
         exit_on_error: bool = False,
     ) -> None:
         """`repositories` are paths or URLs. Raises BacklineError for one that is neither, and for damaged state on disk."""
         self.engine = Engine()
         self._exit_on_error = exit_on_error
+        configs = ConfigFiles(config_name, complete=options is not None and options.complete_configs)
         cache = cache_folder or platformdirs.user_cache_path("backline")
         # A folder that is named twice is one repository, under whichever name.
         locations = {_same(location): str(location) for location in reversed(repositories)}
+        if model_name and len(locations) > 1:
+            raise InvalidArgument(f"the model name '{model_name}' is for one repository with one model, but there are {len(locations)}")
         opened = [
-            open_repository(location, formats=FORMATS, cache=cache, config_name=config_name) for location in reversed(locations.values())
+            open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
+            for location in reversed(locations.values())
         ]
         self._lifecycle = Lifecycle(self.engine, opened, options)
 
@@ -118,6 +126,7 @@ class Server:
             options.lifecycle,
             cache_folder=options.cache_folder,
             config_name=options.config_name,
+            model_name=options.model_name,
             exit_on_error=options.exit_on_error,
         )
         self._listeners: Listeners | None = None

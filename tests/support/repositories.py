@@ -10,6 +10,7 @@ from pathlib import Path
 
 from backline.engine.model_format import ModelFormat
 from backline.lifecycle.version_policy import select
+from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundModel
 
@@ -27,7 +28,7 @@ def put(path: Path, text: str = "model") -> Path:
 
 def scan(path: Path, *, name: str = "", config_name: str = "") -> list[FoundModel]:
     """The models at a path, of which only ONNX files are known."""
-    return LocalRepository(path, formats=[ONNX], name=name, config_name=config_name).scan_now()
+    return LocalRepository(path, formats=[ONNX], name=name, configs=ConfigFiles(config_name)).scan_now()
 
 
 def only(path: Path, *, name: str = "", config_name: str = "") -> FoundModel:

@@ -53,6 +53,14 @@ class ServerProcess:
             time.sleep(0.02)
         raise RuntimeError(f"the server was not ready after {timeout} s:\n{self.output}")
 
+    def wait_started(self, timeout: float = 60.0) -> None:
+        """Waits until the start is over and reported, whatever has become of the models."""
+        end = time.monotonic() + timeout
+        while "Ctrl-C stops" not in self.output:
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the server has not started:\n{self.output}")
+            time.sleep(0.02)
+
     def stop(self, timeout: float = 40.0) -> int:
         """Ends the server by SIGTERM; returns its exit status."""
         if self.process.poll() is None:

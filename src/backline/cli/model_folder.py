@@ -41,7 +41,7 @@ class ModelFolder:
 
 def open_models(path: Path, config_name: str = "") -> list[FoundModel]:
     """The models at a path: a repository, the folder of a model, a model's file. Raises BacklineError as a scan does."""
-    return LocalRepository(path, formats=FORMATS, config_name=config_name).scan_now()
+    return LocalRepository(path, formats=FORMATS, configs=configuration.ConfigFiles(config_name)).scan_now()
 
 
 def open_model(path: Path, config_name: str = "", overriding: Path | None = None) -> ModelFolder:

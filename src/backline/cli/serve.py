@@ -64,6 +64,7 @@ class _Size(click.ParamType):
 _EPILOG = """\b
 Examples:
   backline serve models/
+  backline serve model.onnx --model-name add1
   backline serve models/ more-models/ --host 0.0.0.0 --http-port 9000
   BACKLINE_GRPC_PORT=0 backline serve models/
   backline serve models/ --model-control-mode poll --repository-poll-secs 5
@@ -94,6 +95,8 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 )
 @_option("--model-namespacing", is_flag=True, help="Call models <repository>.<model>, so that repositories may hold the same names.")
 @_option("--model-config-name", metavar="NAME", help="Read configs/NAME.pbtxt of models that have it.")
+@_option("--disable-auto-complete-config", is_flag=True, help="Refuse models whose configuration does not name all inputs and outputs.")
+@_option("--model-name", metavar="NAME", help="What the model is called, where the repository is a single model: its file or its folder.")
 @_option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only when all models are, or as soon as they were tried.")
 @_option("--trust-pickle", is_flag=True, help="Load models that can execute code when they are loaded: pickles, machine code.")
 @_option("--exit-on-error", is_flag=True, help="End when a model cannot be loaded at the start, as Triton does.")
@@ -145,6 +148,8 @@ def command(
     repository_poll_secs: float,
     model_namespacing: bool,
     model_config_name: str | None,
+    disable_auto_complete_config: bool,
+    model_name: str | None,
     strict_readiness: bool,
     trust_pickle: bool,
     exit_on_error: bool,
@@ -199,6 +204,7 @@ def command(
             poll_seconds=repository_poll_secs,
             load_models=tuple(load_model),
             namespacing=model_namespacing,
+            complete_configs=disable_auto_complete_config,
             load_threads=model_load_thread_count,
             load_retries=model_load_retry_count,
             drain_seconds=drain_timeout_secs,
@@ -209,6 +215,7 @@ def command(
         ),
         cache_folder=cache_dir,
         config_name=model_config_name or "",
+        model_name=model_name or "",
         exit_on_error=exit_on_error,
         host=host,
         http_port=http_port,

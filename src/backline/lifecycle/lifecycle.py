@@ -81,7 +81,7 @@ class Lifecycle:
             versions_now=self._versions_now,
             note=self._note,
         )
-        self._overriding = OverridingFiles()
+        self._overriding = OverridingFiles(complete=options.complete_configs)
         self._on_event: OnEvent = lambda _: None
         self._known: dict[str, Source] = {}
         self._warned: dict[str, tuple[str, ...]] = {}
@@ -264,7 +264,7 @@ class Lifecycle:
         if source is None:
             raise NotFound(f"failed to load '{model}', failed to poll from model repository: {self._held_by_repositories()}")
         if overrides is not None and overrides.config is not None:
-            return await with_configuration(source, overrides.config)
+            return await with_configuration(source, overrides.config, complete=self._options.complete_configs)
         return source
 
     def _versions_in_repositories(self, model: str) -> frozenset[str]:

@@ -23,6 +23,8 @@ class LifecycleOptions:
     load_models: tuple[str, ...] = ()
     #: Whether models are called <repository>.<model>.
     namespacing: bool = False
+    #: Whether configurations must name all inputs and outputs, because nothing is completed from the model.
+    complete_configs: bool = False
     #: Loads at the same time.
     load_threads: int = 4
     #: Further attempts after a failed load, for models that do not say.

@@ -24,7 +24,9 @@ from backline.repository.walk import walk
 class OverridingFiles:
     """Private folders with the files that loads have brought along; each lives until the next load of its model, or `close`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, complete: bool = False) -> None:
+        """With `complete` the configurations must name inputs and outputs."""
+        self._complete = complete
         self._root: Path | None = None
         self._folders: dict[str, Path] = {}
 
@@ -68,7 +70,7 @@ class OverridingFiles:
                 target.write_bytes(content)
             for file in ("config.pbtxt", "model.toml"):
                 (folder / file).unlink(missing_ok=True)
-            read_override(text, name, walk(folder))
+            read_override(text, name, walk(folder), complete=self._complete)
             (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
@@ -89,14 +91,17 @@ class OverridingFiles:
             shutil.rmtree(self._root, ignore_errors=True)
 
 
-async def with_configuration(source: Source, text: str) -> Source:
-    """The model of a repository under the configuration of a load. Raises InvalidArgument for one that cannot be used."""
+async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
+    """The model of a repository under the configuration of a load, which with `complete` must name inputs and outputs.
+
+    Raises InvalidArgument for one that cannot be used.
+    """
     found = source.found
     usable = [version for version in found.versions if not version.problem]
     if not usable:
         raise InvalidArgument(f"load failed for model '{source.name}': {found.problem or found.versions[-1].problem}")
     fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
-    config = await asyncio.to_thread(lambda: read_override(text, found.name, walk(fetched.model_folder)))
+    config = await asyncio.to_thread(lambda: read_override(text, found.name, walk(fetched.model_folder), complete=complete))
     versions = tuple(_under(version, found.folder, config) for version in found.versions)
     return replace(source, found=replace(found, config=config, versions=versions, problem="", warnings=config.warnings))
 

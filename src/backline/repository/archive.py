@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.cache import Content, ContentCache
+from backline.repository.configuration import ConfigFiles
 from backline.repository.downloads import Downloads
 from backline.repository.http_client import HttpAnswer, HttpClient, without_secrets
 from backline.repository.listing import FileEntry
@@ -31,7 +32,7 @@ class ArchiveRepository(RemoteRepository):
     """
 
     def __init__(
-        self, location: str, formats: Sequence[ModelFormat], cache: Path, config_name: str = "", limits: Limits | None = None
+        self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None, limits: Limits | None = None
     ) -> None:
         contents = ContentCache(cache)
         kind = archive_kind(_path(location))
@@ -42,7 +43,7 @@ class ArchiveRepository(RemoteRepository):
                 f"{', '.join((*ARCHIVES, *known))}"
             )
         files = _WebFile(location) if kind is None else _WebArchive(location, kind, contents, limits or Limits())
-        super().__init__(files, contents, formats=formats, config_name=config_name)
+        super().__init__(files, contents, formats=formats, configs=configs)
 
 
 class _WebFile:

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urljoin
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.cache import ContentCache
+from backline.repository.configuration import ConfigFiles
 from backline.repository.http_client import HttpAnswer, HttpClient, origin
 from backline.repository.listing import FileEntry
 from backline.repository.remote import RemoteRepository
@@ -31,8 +32,8 @@ class HuggingFaceRepository(RemoteRepository):
     """The models in hf://owner/repo[@revision][/path]; a revision is a branch, a tag or a commit, "main" without one (a "/" in it is
     written "%2F"). HF_TOKEN gives access to private ones, HF_ENDPOINT names another server. Raises InvalidArgument for a wrong location."""
 
-    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, config_name: str = "") -> None:
-        super().__init__(HubFiles(location), ContentCache(cache), formats=formats, config_name=config_name)
+    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None) -> None:
+        super().__init__(HubFiles(location), ContentCache(cache), formats=formats, configs=configs)
 
 
 class HubFiles:

@@ -22,6 +22,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 from backline.repository import configuration
+from backline.repository.configuration import ConfigFiles
 from backline.repository.fingerprint import fingerprint
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.model_files import (
@@ -53,7 +54,7 @@ Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
 def read_repository(
-    root: Place, folders: Mapping[str, Place], formats: Sequence[ModelFormat], config_name: str, known: Known | None = None
+    root: Place, folders: Mapping[str, Place], formats: Sequence[ModelFormat], configs: ConfigFiles, known: Known | None = None
 ) -> list[FoundModel]:
     """The models of a repository: each of `folders` is one.
 
@@ -65,7 +66,7 @@ def read_repository(
         problem = root.problem(name)
         listing, known_problem, model = before.get(name, (None, "", None))
         if model is None or listing is None or model.problem or problem != known_problem or not _same(listing, place.listing):
-            model = read_model(place, name, formats, config_name, problem)
+            model = read_model(place, name, formats, configs, problem)
         now[name] = (place.listing, problem, model)
     if known is not None:
         known.clear()
@@ -82,7 +83,7 @@ def read_model(
     place: Place,
     name: str,
     formats: Sequence[ModelFormat],
-    config_name: str,
+    configs: ConfigFiles,
     problem: str = "",
     given: ModelConfig | None = None,
 ) -> FoundModel:
@@ -95,7 +96,7 @@ def read_model(
         check_name("model", name, place.location)
         if problem:
             raise InvalidArgument(problem)
-        config = given or read_config(place.listing, name, config_name)
+        config = _given_or_read(given, place.listing, name, configs)
         model = replace(model, config=config, warnings=config.warnings)
         versions, warnings = _read_versions(place, config, formats)
         if not versions and config.ensemble is not None:  # object stores and git keep no empty folders
@@ -117,7 +118,7 @@ def read_single(
     place: Place,
     name: str,
     formats: Sequence[ModelFormat],
-    config_name: str,
+    configs: ConfigFiles,
     given: ModelConfig | None = None,
     version: str = FIRST_VERSION,
 ) -> FoundModel:
@@ -126,16 +127,22 @@ def read_single(
     try:
         check_name("model", name, place.location)
         check_name("version", version, place.location)
-        config = given or read_config(place.listing, name, config_name)
+        config = _given_or_read(given, place.listing, name, configs)
         found = read_version(place, version, {}, config, formats)
         return replace(model, config=config, versions=(found,), warnings=config.warnings)
     except BacklineError as error:
         return replace(model, problem=error.message)
 
 
-def read_config(listing: Listing, name: str, config_name: str) -> ModelConfig:
+def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
     """The configuration in a model's folder; where there is none, one in which the server decides everything. Raises InvalidArgument."""
-    return configuration.read(listing, name, config_name=config_name) or ModelConfig(name)
+    return configuration.read(listing, name, config_name=configs.name, complete=configs.complete) or ModelConfig(name)
+
+
+def _given_or_read(given: ModelConfig | None, listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
+    if given is not None and configs.complete and not given.declared:
+        raise configuration.missing(listing)
+    return given or read_config(listing, name, configs)
 
 
 def read_version(

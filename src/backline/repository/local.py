@@ -11,6 +11,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 from backline.repository import file_events
+from backline.repository.configuration import ConfigFiles
 from backline.repository.file_systems import is_remote
 from backline.repository.layouts import Known, read_single
 from backline.repository.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
@@ -27,10 +28,10 @@ _MAX_LIST = 1024 * 1024
 class LocalRepository:
     """The models at a path; see Repository. `name` is that of the only model, where the path's last part is not to be it."""
 
-    def __init__(self, path: Path, *, formats: Sequence[ModelFormat], config_name: str = "", name: str = "") -> None:
+    def __init__(self, path: Path, *, formats: Sequence[ModelFormat], configs: ConfigFiles | None = None, name: str = "") -> None:
         self._path = Path(os.path.abspath(path))
         self._formats = tuple(formats)
-        self._config_name = config_name
+        self._configs = configs or ConfigFiles()
         self._name = name
         self._stable_inodes = not is_remote(self._path)
         self._known: Known = {}
@@ -63,7 +64,7 @@ class LocalRepository:
             return self._scan_file()
         self._watched = (self._path,)
         listing = walk(self._path, stable_inodes=self._stable_inodes)
-        found = scan_listing(listing, formats=self._formats, name=self._name, config_name=self._config_name, known=self._known)
+        found = scan_listing(listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known)
         if self._name and [model.name for model in found] != [self._name]:
             names = ", ".join(f"'{model.name}'" for model in found) or "no model"
             raise InvalidArgument(
@@ -96,7 +97,7 @@ class LocalRepository:
         config = ModelConfig(name, default_model_filename=self._path.name)
         place = Place(walk_file(self._path, stable_inodes=self._stable_inodes), "", self.location)
         self._watched = tuple(self._path.parent / file for file in place.listing.files)
-        return read_single(place, name, self._formats, self._config_name, config)
+        return read_single(place, name, self._formats, self._configs, config)
 
     def _read_list(self) -> str:
         try:
@@ -116,7 +117,7 @@ class LocalRepository:
             listing = walk(folder, stable_inodes=self._stable_inodes)
         except BacklineError as error:
             return FoundModel(listed.name, self.location, "", ModelConfig(listed.name), problem=error.message)
-        return read_listed(Place(listing, str(folder), self.location), listed, self._formats, self._config_name)
+        return read_listed(Place(listing, str(folder), self.location), listed, self._formats, self._configs)
 
     def _check(self, model: FoundModel, version: FoundVersion) -> FetchedVersion:
         root = self._path.parent if self._path.is_file() else self._path

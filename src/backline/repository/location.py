@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_format import ModelFormat
+from backline.repository.configuration import ConfigFiles
 from backline.repository.local import LocalRepository
 from backline.repository.repository import Repository
 
@@ -22,7 +23,9 @@ _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
 _ALIASES = {"gcs": "gs", "s3a": "s3", "azure": "az", "abfs": "az", "abfss": "az", "wasb": "az", "wasbs": "az", "huggingface": "hf"}
 
 
-def open_repository(location: str, *, formats: Sequence[ModelFormat], cache: Path, config_name: str = "", name: str = "") -> Repository:
+def open_repository(
+    location: str, *, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None, name: str = ""
+) -> Repository:
     """The repository at `location`: a path, or a URL whose files are kept below `cache`. It is not looked at before its first scan.
 
     `name` is that of the only model at a path, where the last part of the path is not to be it. Raises InvalidArgument for a location that
@@ -32,20 +35,20 @@ def open_repository(location: str, *, formats: Sequence[ModelFormat], cache: Pat
         raise InvalidArgument(f"{location!r} is no model repository; name a folder, a model file or a URL such as s3://bucket/models")
     scheme = _scheme(location)
     if not scheme:
-        return LocalRepository(Path(location), formats=formats, config_name=config_name, name=name)
+        return LocalRepository(Path(location), formats=formats, configs=configs, name=name)
     if name:
         raise InvalidArgument(f"a name ('{name}') can be given to the model at a path only, not to what is at {location}")
     if scheme in _OBJECT_STORES:
         from backline.repository.object_store import ObjectStoreRepository
 
-        return ObjectStoreRepository(location=location, formats=formats, cache=cache, config_name=config_name)
+        return ObjectStoreRepository(location=location, formats=formats, cache=cache, configs=configs)
     if scheme in _ARCHIVES:
         from backline.repository.archive import ArchiveRepository
 
-        return ArchiveRepository(location=location, formats=formats, cache=cache, config_name=config_name)
+        return ArchiveRepository(location=location, formats=formats, cache=cache, configs=configs)
     from backline.repository.hugging_face import HuggingFaceRepository
 
-    return HuggingFaceRepository(location=location, formats=formats, cache=cache, config_name=config_name)
+    return HuggingFaceRepository(location=location, formats=formats, cache=cache, configs=configs)
 
 
 def _scheme(location: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.model_format import ModelFormat
+from backline.repository.configuration import ConfigFiles
 from backline.repository.configuration.text import parse_message
 from backline.repository.layouts import read_config, read_model
 from backline.repository.names import check_name
@@ -65,11 +66,11 @@ def folder_of(model: ListedModel, source: Path) -> Path:
     return source.parent / model.base_path
 
 
-def read_listed(place: Place, listed: ListedModel, formats: Sequence[ModelFormat], config_name: str) -> FoundModel:
+def read_listed(place: Place, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
     """The model whose versions are in `place`. The list's version policy and labels go before those of a configuration in the folder."""
     try:
         check_name("model", listed.name, place.location)
-        config = read_config(place.listing, listed.name, config_name)
+        config = read_config(place.listing, listed.name, configs)
     except BacklineError as error:
         return FoundModel(listed.name, place.namespace, place.path, ModelConfig(listed.name), problem=error.message)
     config = replace(
@@ -80,7 +81,7 @@ def read_listed(place: Place, listed: ListedModel, formats: Sequence[ModelFormat
         source=config.source or place.namespace,
         warnings=config.warnings + listed.warnings,
     )
-    return read_model(place, listed.name, formats, config_name, given=config)
+    return read_model(place, listed.name, formats, configs, given=config)
 
 
 def _listed(config: Any, source: str) -> ListedModel:

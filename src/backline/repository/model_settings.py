@@ -16,6 +16,7 @@ from backline.engine.engine import version_order
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
+from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts import FIRST_VERSION, has_config, is_model_folder, read_model, read_single
 from backline.repository.names import check_name, printable
 from backline.repository.place import Place
@@ -37,7 +38,7 @@ def has_settings(root: Place) -> bool:
     return any(path.rpartition("/")[2] == SETTINGS_FILE for path in root.listing.files)
 
 
-def read_settings(root: Place, formats: Sequence[ModelFormat], config_name: str) -> list[FoundModel]:
+def read_settings(root: Place, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
     """The models of a repository with settings: folders that give the same name are versions of one model.
 
     Folders at the top without settings that are plainly models are read as in any other repository; a configuration in the folder goes
@@ -48,9 +49,9 @@ def read_settings(root: Place, formats: Sequence[ModelFormat], config_name: str)
     tops = {folder.partition("/")[0] for folder in folders}
     for name, place in root.folders().items():
         if name not in tops and is_model_folder(place, formats):
-            by_name[name] = [read_model(place, name, formats, config_name, root.problem(name))]
+            by_name[name] = [read_model(place, name, formats, configs, root.problem(name))]
     for folder in folders:
-        model = _read_folder(root.below(folder), formats, config_name)
+        model = _read_folder(root.below(folder), formats, configs)
         by_name.setdefault(model.name, []).append(model)
     return [_join(by_name[name]) for name in sorted(by_name)]
 
@@ -66,9 +67,9 @@ class _Settings:
     warnings: tuple[str, ...]
 
 
-def _read_folder(place: Place, formats: Sequence[ModelFormat], config_name: str) -> FoundModel:
+def _read_folder(place: Place, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
     if has_config(place):
-        return read_model(place, place.name, formats, config_name)
+        return read_model(place, place.name, formats, configs)
     try:
         settings = _parse(place)
     except BacklineError as error:
@@ -80,7 +81,7 @@ def _read_folder(place: Place, formats: Sequence[ModelFormat], config_name: str)
         at, config = _follow_uri(place, settings.uri, config)
     except BacklineError as error:
         return FoundModel(settings.name, place.namespace, place.path, config, problem=error.message, warnings=settings.warnings)
-    return read_single(at, settings.name, formats, config_name, config, settings.version)
+    return read_single(at, settings.name, formats, configs, config, settings.version)
 
 
 def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, ModelConfig]:

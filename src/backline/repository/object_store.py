@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.cache import ContentCache
+from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.object_location import CREDENTIALS, ObjectLocation, parse_location
 from backline.repository.remote import RemoteRepository
@@ -47,8 +48,8 @@ _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
 class ObjectStoreRepository(RemoteRepository):
     """The models below a prefix of a bucket; `location` as ObjectLocation describes it. Raises InvalidArgument for a wrong one."""
 
-    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, config_name: str = "") -> None:
-        super().__init__(ObjectFiles(location), ContentCache(cache), formats=formats, config_name=config_name)
+    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None) -> None:
+        super().__init__(ObjectFiles(location), ContentCache(cache), formats=formats, configs=configs)
 
 
 class ObjectFiles:

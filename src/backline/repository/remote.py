@@ -15,7 +15,9 @@ from typing import TypeVar
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.cache import Content, ContentCache, Stopped
+from backline.repository.configuration import ConfigFiles
 from backline.repository.downloads import Downloads
+from backline.repository.layouts import Known
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.remembered import recall, remember
 from backline.repository.remote_files import RemoteFiles, Unreachable, checked
@@ -42,11 +44,13 @@ _WARN_SECONDS = 600.0
 class RemoteRepository:
     """The models of a remote place; see Repository. `files` and what blocks run on threads of their own."""
 
-    def __init__(self, files: RemoteFiles, cache: ContentCache, *, formats: Sequence[ModelFormat], config_name: str = "") -> None:
+    def __init__(
+        self, files: RemoteFiles, cache: ContentCache, *, formats: Sequence[ModelFormat], configs: ConfigFiles | None = None
+    ) -> None:
         self._files = files
         self._cache = cache
         self._formats = tuple(formats)
-        self._config_name = config_name
+        self._configs = configs or ConfigFiles()
         self._downloads = Downloads(files, cache)
         self._transfers = ThreadPoolExecutor(PARALLEL, thread_name_prefix="download")
         #: For what does not wait behind downloads: scans, and a version that is here already.
@@ -56,6 +60,7 @@ class RemoteRepository:
         self._closed = asyncio.Event()
         self._trees: set[Path] = set()
         self._kept = time.monotonic()
+        self._known: Known = {}
         #: The files of the last scan and the models in them, where every file could be read.
         self._last: tuple[Mapping[str, FileEntry], list[FoundModel]] | None = None
         self._reached = False
@@ -90,7 +95,7 @@ class RemoteRepository:
             self._read_ahead(files)
             folders = frozenset(path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/")
             listing = Listing(self.location, files, folders, read)
-            models = scan_listing(listing, formats=self._formats, name=self._files.name, config_name=self._config_name)
+            models = scan_listing(listing, formats=self._formats, name=self._files.name, configs=self._configs, known=self._known)
             self._last = None if unread else (files, models)
             return models
 

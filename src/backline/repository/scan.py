@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_format import ModelFormat
+from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts import (
     CONFIG_FILES,
     FIRST_VERSION,
@@ -26,28 +27,34 @@ from backline.repository.repository import FoundModel
 
 
 def scan_listing(
-    listing: Listing, *, formats: Sequence[ModelFormat], name: str = "", config_name: str = "", known: Known | None = None
+    listing: Listing,
+    *,
+    formats: Sequence[ModelFormat],
+    name: str = "",
+    configs: ConfigFiles | None = None,
+    known: Known | None = None,
 ) -> list[FoundModel]:
     """The models of a repository, by name. What is wrong with one model is noted in its `problem` and does not concern the others.
 
     `formats` are those that can be loaded, in order of preference. `name` is what a model is called that is the whole repository; without
-    it, as the last part of the location. `config_name` selects `configs/<config_name>.pbtxt` of each model. `known` is kept from one scan
-    of a repository to the next, so that only what has changed is read again. Raises InvalidArgument when the files are no repository.
+    it, as the last part of the location. `configs` says which files configure models. `known` is kept from one scan of a repository to the
+    next, so that only what has changed is read again. Raises InvalidArgument when the files are no repository.
     """
     root = Place(listing, "", listing.location)
     folders = root.folders()
+    configs = configs or ConfigFiles()
     name = name or root.name
     if has_settings(root):
-        return read_settings(root, formats, config_name)
+        return read_settings(root, formats, configs)
     configured = has_config(root)
     if not configured and any(is_model_folder(place, formats) for folder, place in folders.items() if not is_version_name(folder)):
-        return read_repository(root, folders, formats, config_name, known)
+        return read_repository(root, folders, formats, configs, known)
     if any(is_version_folder(folder, place, formats) for folder, place in folders.items()):
-        return [read_model(root, name, formats, config_name)]
+        return [read_model(root, name, formats, configs)]
     if configured and any(candidates(place.listing, formats) for place in folders.values()):
-        return [read_model(root, name, formats, config_name)]
+        return [read_model(root, name, formats, configs)]
     if candidates(listing, formats) and not any(is_model_folder(place, formats) for place in folders.values()):
-        return [read_single(root, name, formats, config_name)]
+        return [read_single(root, name, formats, configs)]
     if configured:
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]
@@ -55,4 +62,4 @@ def scan_listing(
             f"'{root.location}' is a model, not a repository (it holds {config_file}), and has no version;"
             f" name the folder above it: '{above}', or put the model's file into '{root.location}/{FIRST_VERSION}'"
         )
-    return read_repository(root, folders, formats, config_name, known)
+    return read_repository(root, folders, formats, configs, known)

@@ -6,7 +6,7 @@ parameters `backline.*` of it.
 
 from __future__ import annotations
 
-from backline.repository.configuration.files import find, read
+from backline.repository.configuration.files import ConfigFiles, find, missing, read
 from backline.repository.configuration.override import read_override
 
-__all__ = ["find", "read", "read_override"]
+__all__ = ["ConfigFiles", "find", "missing", "read", "read_override"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.repository.configuration import text, toml
@@ -14,6 +16,14 @@ CONFIG_PBTXT = "config.pbtxt"
 MODEL_TOML = "model.toml"
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigFiles:
+    """Which files configure models: configs/<name>.pbtxt or .toml where a model has it; whether what they say must be `complete`."""
+
+    name: str = ""
+    complete: bool = False
+
+
 def read(listing: Listing, name: str, *, config_name: str = "", complete: bool = False) -> ModelConfig | None:
     """The configuration of the model `name`, whose folder is `listing`; None where it has no file with one.
 
@@ -24,12 +34,17 @@ def read(listing: Listing, name: str, *, config_name: str = "", complete: bool =
     path = find(listing, config_name)
     if path is None:
         if complete:
-            raise InvalidArgument(f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model")
+            raise missing(listing)
         return None
     document = parse(listing, path)
     if complete:
         check_complete(document, name)
     return to_model_config(document, name, listing)
+
+
+def missing(listing: Listing) -> InvalidArgument:
+    """What is said of a model without a file, where a complete configuration is asked for."""
+    return InvalidArgument(f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model")
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:

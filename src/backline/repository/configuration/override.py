@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
+from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain
 from backline.repository.configuration.reader import to_model_config
@@ -19,12 +20,16 @@ SOURCE = "load parameter 'config'"
 _UNREADABLE = "Invalid config override"
 
 
-def read_override(text: str, name: str, listing: Listing) -> ModelConfig:
+def read_override(text: str, name: str, listing: Listing, *, complete: bool = False) -> ModelConfig:
     """The configuration in the JSON `text` of a load of the model `name`, whose folder, with files of labels and the like, is `listing`.
 
-    Raises InvalidArgument, with the path of the field, when it is not valid or contradicts itself.
+    One that must be `complete` names the inputs and outputs. Raises InvalidArgument, with the path of the field, when it is not valid or
+    contradicts itself.
     """
-    return to_model_config(parse(text), name, listing)
+    document = parse(text)
+    if complete:
+        check_complete(document, name)
+    return to_model_config(document, name, listing)
 
 
 def parse(text: str) -> Document:
