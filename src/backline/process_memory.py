@@ -13,6 +13,9 @@ LARGE_BLOCK = 1 << 20
 #: Parameters of mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+#: One for the event loop and one for all others: Python's threads seldom allocate at the same time.
+ARENAS = 2
 
 
 def resident_bytes() -> int:
@@ -45,13 +48,28 @@ def return_large_blocks() -> bool:
     of the next model are then put into the arenas of threads, with holes between them that no trim gives back. The price is that every
     large block comes as fresh pages. For the whole process.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    mallopt = _mallopt()
     # Setting the one fixes the other, too, at a size that costs a system call for every request of some size.
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
+
+
+def share_arenas() -> bool:
+    """From now on all threads allocate from ARENAS arenas; False where the C library cannot.
+
+    By default glibc gives each thread one of its own (mallopt(3), M_ARENA_MAX), and each thread that ever loaded a model keeps some: 50
+    loads of one model left 6 % more resident memory than the first, and with two arenas 0.2 %.
+    """
+    return bool(_mallopt()(_M_ARENA_MAX, ARENAS))
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int]:
+    try:
+        found = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return lambda parameter, value: 0
+    found.argtypes = [ctypes.c_int, ctypes.c_int]
+    return found
 
 
 @cache
