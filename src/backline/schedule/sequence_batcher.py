@@ -1,4 +1,4 @@
-"""The queue of a model whose requests belong to sequences: it keeps their order, their places and their states, and hands on one at a time."""
+"""The queue of a model whose requests belong to sequences: it keeps their order, places and states, and hands on one at a time."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class _Step:
 class SequenceBatcher:
     """Queues the requests of one model version by their sequences. Lives on the event loop.
 
-    A sequence has a place on an instance from its first request to its last, and one of its requests is run at a time, in their order. What
-    was handed to an instance is run also when nobody waits for the answer any more, as the requests behind it need what it leaves. A request
-    that fails leaves the state as it was. `make_lane` makes what runs the requests of one instance, with `slots` places.
+    A sequence has a place on an instance from its first request to its last, and one of its requests is run at a time, in their order.
+    What was handed to an instance is run also when nobody waits for the answer any more, as the requests behind it need what it leaves. A
+    request that fails leaves the state as it was. `make_lane` makes what runs the requests of one instance, with `slots` places.
 
     A version that is drained goes on with the sequences that are open, for as long as it may. Their states lie in `store` beyond that: the
     next load of the same version goes on with them. `version` tells versions apart there.

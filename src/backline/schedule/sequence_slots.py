@@ -1,4 +1,4 @@
-"""Direct: the sequences of one instance, each in its own place of every batch; a place whose sequence has no request is filled with zeros."""
+"""Direct: the sequences of one instance, each in its own place of every batch; a place without a request is filled with zeros."""
 
 from __future__ import annotations
 

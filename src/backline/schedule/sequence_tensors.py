@@ -15,8 +15,10 @@ from backline.schedule.state_store import State
 
 
 class SequenceTensors:
-    """The controls and states of one model. `initial` are the states of a sequence that begins, by input; `batched` says that tensors have a
-    batch dimension, of 1 here; `served` are the outputs that clients may see.
+    """The controls and states of one model.
+
+    `initial` are the states of a sequence that begins, by input; `batched` says that tensors have a batch dimension, of 1 here; `served`
+    are the outputs that clients may see.
     """
 
     def __init__(self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]) -> None:
@@ -69,10 +71,7 @@ class SequenceTensors:
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of a place in a batch without a request: zeros of the shapes that another request has, and not ready."""
-        inputs = {name: _zeros(tensor) for name, tensor in like.items()}
-        for _, name, no, _ in self._flags:
-            inputs[name] = no
-        return inputs
+        return {name: _zeros(tensor) for name, tensor in like.items()} | {name: no for _, name, no, _ in self._flags}
 
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
         """Takes the states out of a response to a request for the outputs `wanted` (None for all); None for a model without.

@@ -33,7 +33,7 @@ class StateStore(Protocol):
         """Keeps a state for `seconds` at most. Returns at once: a store elsewhere writes after that, in the order of the calls."""
 
     async def take(self, key: StateKey) -> State | None:
-        """Gives a state away to the one who goes on with the sequence; None where there is none. Raises BacklineError when it cannot tell."""
+        """Gives a state away to who goes on with the sequence, None if there is none. Raises BacklineError when it cannot tell."""
 
     def drop(self, key: StateKey) -> None:
         """Forgets a state, if there is one: its sequence has ended."""
