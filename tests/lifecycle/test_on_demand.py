@@ -11,12 +11,14 @@ import pytest
 
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine, Model, ModelState
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import ModelConfig
+from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.lifecycle.on_demand import OnDemandQueue, check_later
+from backline.schedule.queue import QueueSettings
+from backline.schedule.total import QueueTotal
 
 
 class Echo:
@@ -38,14 +40,14 @@ class Echo:
 class Sleeper:
     """A sleeping version in an engine, whose load waits until the test lets it go on."""
 
-    def __init__(self, *, queue_size: int = 10, timeout: float | None = None, failure: BacklineError | None = None) -> None:
+    def __init__(self, *, queue_size: int = 10, timeout_us: int = 0, failure: BacklineError | None = None) -> None:
         self.engine = Engine()
         self.model = Model("m", "1", ModelConfig("m"))
         self.go_on = asyncio.Event()
         self.loads = 0
         self.failure = failure
         self.real = Echo()
-        self.queue = OnDemandQueue(self.model, self.load, max_queue_size=queue_size, default_timeout=timeout)
+        self.queue = OnDemandQueue(self.model, self.load, QueueSettings(QueuePolicy(queue_size, timeout_us)), QueueTotal())
         self.sleep()
 
     def sleep(self) -> None:
@@ -146,7 +148,7 @@ def test_a_deadline_that_passes_during_the_load_is_kept() -> None:
         sleeper = Sleeper()
         late = sleeper.ask(deadline=time.monotonic() + 0.03)
         patient = sleeper.ask()
-        with pytest.raises(Unavailable, match=r"Request timeout expired after .* ms in which model 'm' was being loaded"):
+        with pytest.raises(DeadlineExceeded, match=r"The deadline of the request passed after .* ms in which model 'm' was being loaded"):
             await late
         assert sleeper.model.statistics.expired == 1
         sleeper.go_on.set()
@@ -159,7 +161,7 @@ def test_a_deadline_that_passes_during_the_load_is_kept() -> None:
 def test_the_default_timeout_counts_for_the_load_too() -> None:
     async def scenario() -> None:
         with pytest.raises(Unavailable, match="Request timeout expired"):
-            await Sleeper(timeout=0.02).ask()
+            await Sleeper(timeout_us=20_000).ask()
 
     run(scenario)
 

@@ -2,87 +2,164 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest
-from backline.schedule.batching import BatchPolicy, take_batch
+from backline.engine.model_config import QueuePolicy
+from backline.schedule.batching import BatchPolicy, Formed, form_batch
+from backline.schedule.queue import PlainQueue, Queue, QueueSettings
+from schedule.requests import request
+
+SECOND = 1_000_000_000
 
 
-def request(size: int = 1, key: object = None, deadline: float | None = None, cancelled: bool = False) -> InferRequest:
-    made = InferRequest("m", {}, lambda *_: None, deadline=deadline)
-    made.batch_size = size
-    made.batch_key = key
-    made.cancelled = cancelled
-    return made
+def queued(*requests: InferRequest, settings: QueueSettings | None = None) -> Queue:
+    queue = (settings or QueueSettings()).make()
+    for one in requests:
+        assert queue.add(one)
+    return queue
+
+
+def sizes(formed: Formed) -> list[int]:
+    return [one.batch_size for one in formed.requests]
 
 
 def test_without_delay_a_free_instance_takes_what_there_is() -> None:
-    assert BatchPolicy(max_items=8).items_to_take(queued_items=1, waited_ns=0) == 8
+    assert form_batch(queued(request()), BatchPolicy(8), 0).items == 1
 
 
-def test_with_a_delay_a_lone_request_waits() -> None:
-    assert BatchPolicy(max_items=8, delay_ns=1000).items_to_take(queued_items=1, waited_ns=999) == 0
+def test_without_delay_no_more_than_the_maximum_is_taken() -> None:
+    queue = queued(request(3), request(3), request(3))
+    assert sizes(form_batch(queue, BatchPolicy(8), 0)) == [3, 3]
+    assert queue.size == 1
 
 
-def test_a_delay_ends_when_the_oldest_has_waited_so_long() -> None:
-    assert BatchPolicy(max_items=8, delay_ns=1000).items_to_take(queued_items=1, waited_ns=1000) == 8
+def test_with_a_delay_a_lone_request_waits_until_it_is_over() -> None:
+    queue = queued(request(arrived=1))
+    policy = BatchPolicy(8, delay_ns=1000)
+    waiting = form_batch(queue, policy, SECOND + 999)
+    assert (waiting.requests, waiting.wait_until, waiting.lacking, queue.size) == ([], SECOND + 1000, 7, 1)
+    assert form_batch(queue, policy, SECOND + 1000).items == 1
 
 
 def test_a_delay_ends_when_the_batch_is_full() -> None:
-    assert BatchPolicy(max_items=8, delay_ns=1000).items_to_take(queued_items=8, waited_ns=0) == 8
+    assert form_batch(queued(*(request(2) for _ in range(4))), BatchPolicy(8, delay_ns=1000), 0).items == 8
+
+
+def test_a_delay_ends_when_the_next_request_does_not_fit() -> None:
+    assert sizes(form_batch(queued(request(5), request(5)), BatchPolicy(8, delay_ns=1000), 0)) == [5]
+
+
+def test_a_delay_ends_when_the_next_request_is_of_another_key() -> None:
+    assert sizes(form_batch(queued(request(key="a"), request(key="b")), BatchPolicy(8, delay_ns=1000), 0)) == [1]
 
 
 def test_the_largest_preferred_size_within_reach_is_taken_at_once() -> None:
-    assert BatchPolicy(max_items=8, preferred=(2, 4), delay_ns=1000).items_to_take(queued_items=5, waited_ns=0) == 4
+    queue = queued(*(request() for _ in range(5)))
+    assert form_batch(queue, BatchPolicy(8, (2, 4), 1000), 0).items == 4
+    assert queue.size == 1
+
+
+def test_what_is_over_a_preferred_size_waits_for_the_next_one() -> None:
+    waiting = form_batch(queued(request(3)), BatchPolicy(8, (2, 4), 1000), 0)
+    assert (waiting.requests, waiting.lacking) == ([], 1)
+
+
+def test_when_the_delay_is_over_more_than_the_largest_preferred_size_is_taken() -> None:
+    assert form_batch(queued(*(request() for _ in range(6))), BatchPolicy(8, (4,), 1000), 1000).items == 6
+
+
+def test_a_preferred_size_that_is_jumped_over_is_not_waited_for() -> None:
+    assert sizes(form_batch(queued(request(3), request(3)), BatchPolicy(8, (4,), 1000), 0)) == [3]
+
+
+def test_preferred_sizes_without_a_delay_only_cut_what_there_is() -> None:
+    policy = BatchPolicy(8, (4,))
+    queue = queued(*(request() for _ in range(6)))
+    assert [form_batch(queue, policy, 0).items, form_batch(queue, policy, 0).items] == [4, 2]
 
 
 def test_requests_of_another_key_wait_for_their_own_batch() -> None:
-    queue = deque([request(key="a"), request(key="a"), request(key="b"), request(key="a")])
-
-    taken = take_batch(queue, 8, now=0)
-
-    assert [one.batch_key for one in taken.requests] == ["a", "a"]
-    assert [one.batch_key for one in queue] == ["b", "a"]
+    queue = queued(*(request(key=key) for key in "aaba"))
+    assert [[one.batch_key for one in form_batch(queue, BatchPolicy(8), 0).requests] for _ in range(3)] == [["a", "a"], ["b"], ["a"]]
 
 
 def test_a_request_above_the_maximum_runs_alone() -> None:
-    queue = deque([request(size=100), request()])
-
-    taken = take_batch(queue, 8, now=0)
-
-    assert taken.items == 100
-    assert len(queue) == 1
+    queue = queued(request(100), request())
+    assert sizes(form_batch(queue, BatchPolicy(8), 0)) == [100]
+    assert queue.size == 1
 
 
-requests = st.lists(
-    st.builds(
-        request,
-        size=st.integers(1, 12),
-        key=st.sampled_from([None, (1,), (2,)]),
-        deadline=st.sampled_from([None, 1.0, 3.0]),
-        cancelled=st.booleans(),
+def test_a_batch_takes_requests_of_lower_levels_when_none_of_a_higher_one_is_left() -> None:
+    settings = QueueSettings(levels=3, default_level=2)
+    queue = queued(request(priority=3), request(priority=2), request(priority=1), settings=settings)
+    assert [one.priority for one in form_batch(queue, BatchPolicy(2), 0).requests] == [1, 2]
+
+
+keys = st.sampled_from([None, (1,), (2,)])
+arrivals = st.lists(st.builds(request, st.integers(1, 12), keys, deadline=st.sampled_from([None, 1.0, 3.0]), cancelled=st.booleans()))
+policies = st.integers(1, 16).flatmap(
+    lambda most: st.builds(
+        BatchPolicy,
+        st.just(most),
+        st.lists(st.integers(1, most), max_size=3).map(tuple),
+        st.sampled_from([0, SECOND, 5 * SECOND]),
     )
 )
 
 
-@given(requests, st.integers(1, 16))
-def test_every_request_comes_out_once_in_order_and_none_expired_or_cancelled_runs(queued: list[InferRequest], max_items: int) -> None:
-    queue = deque(queued)
+@given(arrivals, policies)
+def test_every_request_leaves_once_in_order_and_none_that_is_expired_or_cancelled_runs(
+    arrived: list[InferRequest], policy: BatchPolicy
+) -> None:
+    queue = PlainQueue(QueuePolicy())
+    left: list[InferRequest] = []
+    queue.on_left = left.append
+    for one in arrived:
+        queue.add(one)
     ran: list[InferRequest] = []
-    dropped: list[InferRequest] = []
-    while queue:
-        taken = take_batch(queue, max_items, now=2.0)
-        assert taken.items == sum(one.batch_size for one in taken.requests)
-        assert taken.items <= max_items or len(taken.requests) == 1
-        assert len({one.batch_key for one in taken.requests}) <= 1
-        ran += taken.requests
-        dropped += taken.expired + taken.cancelled
-
-    assert all(one.cancelled or one.deadline == 1.0 for one in dropped)
+    now = 2 * SECOND
+    while queue.size:
+        formed = form_batch(queue, policy, now)
+        ran += formed.requests
+        assert formed.items == sum(sizes(formed))
+        assert formed.items <= policy.max_items or len(formed.requests) == 1
+        assert len({one.batch_key for one in formed.requests}) <= 1
+        if formed.wait_until:
+            assert now < formed.wait_until <= policy.delay_ns
+            now = formed.wait_until
+    assert all(one.cancelled for one in left)
+    assert all(one.deadline is not None and one.deadline * SECOND <= now for one in queue.expired)
     assert not any(one.cancelled or one.deadline == 1.0 for one in ran)
-    position = {id(one): index for index, one in enumerate(queued)}
+    position = {id(one): index for index, one in enumerate(arrived)}
     assert [position[id(one)] for one in ran] == sorted(position[id(one)] for one in ran)
-    assert sorted(position[id(one)] for one in ran + dropped) == list(range(len(queued)))
+    assert sorted(position[id(one)] for one in ran + left + queue.expired) == list(range(len(arrived)))
+
+
+@given(st.lists(st.builds(request, st.integers(1, 12), keys, arrived=st.floats(0, 2))), policies)
+def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(arrived: list[InferRequest], policy: BatchPolicy) -> None:
+    """The short cut for the usual case decides as the whole of Triton's rule does."""
+    general = BatchPolicy(policy.max_items, (policy.max_items, policy.max_items))
+    assert not general.takes_all
+    assert BatchPolicy(policy.max_items).takes_all
+    plainly, generally = queued(*arrived), queued(*arrived)
+    while plainly.size:
+        assert form_batch(plainly, BatchPolicy(policy.max_items), 0).requests == form_batch(generally, general, 0).requests
+    assert generally.size == 0
+
+
+@given(st.lists(st.builds(request, st.integers(1, 12), keys), min_size=1), policies)
+def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(arrived: list[InferRequest], policy: BatchPolicy) -> None:
+    queue = queued(arrived[0])
+    formed = form_batch(queue, policy, 0)
+    if not formed.wait_until:
+        return
+    lacking = formed.lacking
+    for one in arrived[1:]:
+        lacking -= one.batch_size
+        if lacking <= 0 or one.batch_key != formed.key:
+            return
+        queue.add(one)
+        again = form_batch(queue, policy, 0)
+        assert (again.requests, again.wait_until, again.lacking) == ([], formed.wait_until, lacking)

@@ -109,6 +109,12 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     help="Resident memory of the server, at most, as 2GiB: idle models are unloaded, and loaded again on request.",
 )
 @_option(
+    "--max-queued-requests",
+    type=click.IntRange(1),
+    metavar="COUNT",
+    help="Requests that may wait in the queues of all models together; further ones are refused with 503.",
+)
+@_option(
     "--state-dir",
     type=click.Path(path_type=Path),
     help="Keeps labels, the audit log and recorded requests; default: of its own for the repositories.",
@@ -156,6 +162,7 @@ def command(
     model_load_retry_count: int,
     drain_timeout_secs: float,
     memory_budget: int | None,
+    max_queued_requests: int | None,
     state_dir: Path | None,
     cache_dir: Path | None,
     host: str,
@@ -211,6 +218,7 @@ def command(
             strict_readiness=strict_readiness,
             trust_pickle=trust_pickle,
             memory_budget=memory_budget,
+            max_queued_requests=max_queued_requests,
             state_folder=state_dir,
         ),
         cache_folder=cache_dir,

@@ -141,7 +141,10 @@ class Engine:
     # inference
 
     def submit(self, request: InferRequest) -> None:
-        """Checks and queues a request; its `on_complete` is called later. Raises BacklineError when it is refused at once."""
+        """Checks and queues a request; its `on_complete` is called later. Raises BacklineError when it is refused at once.
+
+        What a queue refuses, the queue counts.
+        """
         model = self._routes.get((request.model_name, request.model_version))
         if model is None:
             model = self.find_ready(request.model_name, request.model_version)
@@ -150,9 +153,6 @@ class Engine:
             model.queue.submit(request)  # type: ignore[union-attr]
         except InvalidArgument:
             model.statistics.rejected_invalid += 1
-            raise
-        except Unavailable:
-            model.statistics.rejected_full += 1
             raise
 
     async def infer(self, request: InferRequest) -> InferResponse:
@@ -172,7 +172,7 @@ class Engine:
         try:
             return await future
         except asyncio.CancelledError:
-            request.cancelled = True
+            request.cancel()
             raise
 
     def is_unknown(self, name: str, version: str = "") -> bool:

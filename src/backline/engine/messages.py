@@ -93,8 +93,9 @@ class InferRequest:
 
     `model_version` is a version or a label, empty for the version that the server chooses. A caller that takes any number of responses
     sets `on_response` and `flow`; of others a model that gives many refuses the request. `outputs` names the outputs wanted, None for
-    all. `deadline` is in seconds of time.monotonic(); a request that has not started by then is refused. `batch_size` and `rows` are the
-    scheduler's notes.
+    all. `deadline` is in seconds of time.monotonic(); a request that has not started by then is refused. `timeout` is the seconds that it
+    wants to wait in a queue at most, as far as the model's queue policy lets it choose. `priority` 0 is the model's default, 1 the highest.
+    `batch_size`, `batch_key` and `on_cancel` are the scheduler's notes.
     """
 
     __slots__ = (
@@ -109,12 +110,14 @@ class InferRequest:
         "inputs",
         "model_name",
         "model_version",
+        "on_cancel",
         "on_complete",
         "on_response",
         "outputs",
         "parameters",
         "priority",
         "sequence",
+        "timeout",
     )
 
     def __init__(
@@ -129,6 +132,7 @@ class InferRequest:
         parameters: dict[str, Parameter] | None = None,
         priority: int = 0,
         deadline: float | None = None,
+        timeout: float | None = None,
         context: object = None,
         sequence: SequenceStep | None = None,
         on_response: OnResponse | None = None,
@@ -142,14 +146,28 @@ class InferRequest:
         self.parameters = parameters
         self.priority = priority
         self.deadline = deadline
+        self.timeout = timeout
         self.on_complete = on_complete
         self.sequence = sequence
         self.on_response = on_response
         self.flow = flow
         #: Whatever the caller needs to answer; the engine does not look at it.
         self.context = context
-        #: Set by the caller when nobody waits for the answer any more: the request is never run if it has not started yet.
+        #: Nobody waits for the answer any more; see `cancel`.
         self.cancelled = False
+        #: Called once by `cancel`: set by whoever holds the request while it is not done.
+        self.on_cancel: Callable[[InferRequest], None] | None = None
         self.arrived_ns = monotonic_ns()
         self.batch_size = 1
         self.batch_key: object = None
+
+    def cancel(self) -> None:
+        """Nobody waits for the answer any more: `on_complete` is not called, and the request is not run if it has not started yet.
+
+        Called on the event loop; of no effect on a request that is done.
+        """
+        self.cancelled = True
+        on_cancel = self.on_cancel
+        if on_cancel is not None:
+            self.on_cancel = None
+            on_cancel(self)

@@ -24,6 +24,28 @@ class VersionPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How many requests may queue and for how long: a model's, or those of one priority level.
+
+    `max_size` None is the server's choice. `timeout_us` is in microseconds, 0 for none. A request's own timeout is its limit where it is
+    the shorter one and `may_shorten`, which is also so where there is no `timeout_us`. A request whose timeout passes is refused, or with
+    `delay` waits on until no other of its level or a higher one is left.
+    """
+
+    max_size: int | None = None
+    timeout_us: int = 0
+    may_shorten: bool = False
+    delay: bool = False
+
+    def timeout(self, own: float | None) -> float | None:
+        """The seconds that a request may queue which asks for `own`; None for any time."""
+        if not self.timeout_us:
+            return own
+        default = self.timeout_us / 1e6
+        return min(default, own) if own is not None and self.may_shorten else default
+
+
+@dataclass(frozen=True, slots=True)
 class WarmUpInput:
     """An input of a warm-up sample: `shape` without the batch dimension. `source` is "zero", "random", or a file's name below warmup/."""
 
@@ -48,7 +70,7 @@ class ModelConfig:
     """What a model's files ask for; None is what the server decides by inspecting and measuring the model.
 
     `inputs` and `outputs` are as in config.pbtxt, without the batch dimension where `max_batch_size` is above 0; empty when the file does
-    not name them. `max_queue_delay_us` is in microseconds, `default_timeout_us` too (0: none). `source` is the file it was read from.
+    not name them. `max_queue_delay_us` is in microseconds. `source` is the file it was read from.
     """
 
     name: str
@@ -63,8 +85,15 @@ class ModelConfig:
     dynamic_batching: bool | None = None
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
-    max_queue_size: int | None = None
-    default_timeout_us: int = 0
+    #: Answers leave in the order in which requests were taken from the queue, also with several instances.
+    preserve_ordering: bool = False
+    #: Levels 1 (the highest) to this one; 0 where all requests are equal.
+    priority_levels: int = 0
+    #: The level of requests without one, or with one that there is not.
+    default_priority_level: int = 0
+    queue_policy: QueuePolicy = QueuePolicy()
+    #: By level, instead of `queue_policy`.
+    priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
     default_model_filename: str = ""
     #: Of a model that consists of others; it has no file.
     ensemble: Ensemble | None = None

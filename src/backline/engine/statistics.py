@@ -38,6 +38,10 @@ class ModelStatistics:
 
     `inference_count` counts items (a request of batch size 8 counts 8), `execution_count` runs. `success`, `fail`, `queue` and `compute_*`
     count requests. `latency` is a histogram of request durations, `queueing` of the time in the queue (see HISTOGRAM_BUCKETS).
+
+    Requests that were never run: `rejected_invalid` did not fit the model, `rejected_full` found its queue full and `rejected_total` those
+    of all models together, `expired` waited there past their timeout or deadline, and of `cancelled` nobody waited for the answer any more;
+    these count too when their run was ended early for it.
     """
 
     __slots__ = (
@@ -59,6 +63,7 @@ class ModelStatistics:
         "queueing",
         "rejected_full",
         "rejected_invalid",
+        "rejected_total",
         "success",
     )
 
@@ -79,6 +84,7 @@ class ModelStatistics:
         self.queueing = [0] * HISTOGRAM_BUCKETS
         self.rejected_full = 0
         self.rejected_invalid = 0
+        self.rejected_total = 0
         self.expired = 0
         self.cancelled = 0
         self.load_seconds = 0.0

@@ -21,11 +21,13 @@ from backline.lifecycle.composed import ComposedServable, composed_of, unanswere
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
+from backline.lifecycle.queueing import queue_settings
 from backline.lifecycle.residency import NoRoom, Residency
-from backline.lifecycle.servable import DEFAULT_QUEUE_SIZE, Servable
+from backline.lifecycle.servable import Servable
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.target import Target
 from backline.observe.recording import recorded_file
+from backline.schedule.total import QueueTotal
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -58,6 +60,7 @@ class Executor:
         strict_readiness: bool,
         trust_pickle: bool,
         memory_budget: int | None,
+        max_queued_requests: int | None,
         state_folder: Path,
         on_step: Callable[[Step], None],
     ) -> None:
@@ -68,6 +71,7 @@ class Executor:
         self._strict_readiness = strict_readiness
         self._trust_pickle = trust_pickle
         self._state_folder = state_folder
+        self._total = QueueTotal(max_queued_requests)
         self._on_step = on_step
         self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
         self._threads = ThreadPoolExecutor(load_slots, thread_name_prefix="load")
@@ -209,6 +213,7 @@ class Executor:
             goal.fingerprint,
             lambda on_bytes: source.repository.fetch(source.found, version, on_bytes),
             statistics=served.statistics(version.version),
+            total=self._total,
             meter=self._residency.meter,
             recorded=recorded_file(self._state_folder, served.name),
             attempt=attempt,
@@ -288,12 +293,11 @@ class Executor:
         served.take_over(model)
         model.on_demand = True
         model.check = check_later
-        timeout = model.config.default_timeout_us / 1e6 or None
         queue = OnDemandQueue(
             model,
             lambda: self._wake(served, model),
-            max_queue_size=model.config.max_queue_size or DEFAULT_QUEUE_SIZE,
-            default_timeout=timeout,
+            queue_settings(model.config),
+            self._total,
         )
         model.queue = queue
         model.wake = queue.wake

@@ -68,6 +68,7 @@ class Lifecycle:
             strict_readiness=options.strict_readiness,
             trust_pickle=options.trust_pickle,
             memory_budget=options.memory_budget,
+            max_queued_requests=options.max_queued_requests,
             state_folder=folder,
             on_step=self._on_step,
         )

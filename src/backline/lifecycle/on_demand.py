@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic
 
 from backline.engine.engine import Model
-from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
+from backline.schedule.queue import QueueSettings
+from backline.schedule.total import QueueTotal
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -30,22 +31,22 @@ class OnDemandQueue:
 
     When `load` has ended without an error, `model.check` and `model.queue` are those of the version that answers now, and what was held is
     handed to them. When it raises, every request gets its reason. A request whose deadline passes before is refused then, and a cancelled
-    one is dropped; the load goes on for those that come after.
+    one leaves at once; the load goes on for those that come after.
     """
 
     def __init__(
         self,
         model: Model,
         load: Callable[[], Awaitable[None]],
-        *,
-        max_queue_size: int,
-        default_timeout: float | None = None,
+        settings: QueueSettings,
+        total: QueueTotal,
     ) -> None:
         self._model = model
         self._load = load
-        self._max_queue_size = max_queue_size
-        self._default_timeout = default_timeout
-        self._held: deque[InferRequest] = deque()
+        self._total = total
+        self._settings = settings
+        self._held = settings.make()
+        self._held.on_left = self._left
         self._loading: asyncio.Task[None] | None = None
         self._failure: BacklineError | None = None
         self._failed_at = -inf
@@ -55,23 +56,24 @@ class OnDemandQueue:
     @property
     def pending(self) -> int:
         """Requests that wait for the load."""
-        return len(self._held)
+        return self._held.size
 
     def submit(self, request: InferRequest) -> None:
         """Holds a request until the version is loaded. Raises Unavailable when too many wait, or the reason of a load that just failed."""
         model = self._model
-        if len(self._held) >= self._max_queue_size:
-            raise Unavailable(
-                f"Exceeds maximum queue size of {self._max_queue_size} for model '{model.name}', which is being loaded, try again later",
-                retry_after=1,
-            )
         self._raise_recent_failure()
-        deadline = request.deadline
-        if deadline is None and self._default_timeout is not None:
-            deadline = request.deadline = request.arrived_ns / 1e9 + self._default_timeout
-        if deadline is not None and deadline < self._expiry:
-            self._wait_for(deadline)
-        self._held.append(request)
+        if self._total.full:
+            model.statistics.rejected_total += 1
+            raise self._total.refusal(model.name)
+        if not self._held.add(request):
+            model.statistics.rejected_full += 1
+            limit = self._settings.policy_of(request.priority).max_size
+            raise Unavailable(
+                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try again later", retry_after=1
+            )
+        self._total.waiting += 1
+        if request.deadline is not None and request.deadline < self._expiry:
+            self._wait_for(request.deadline)
         self._begin()
 
     async def wake(self) -> None:
@@ -124,17 +126,12 @@ class OnDemandQueue:
             self._refuse(Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1))
             return
         for request in self._take_all():
-            if request.cancelled:
-                statistics.cancelled += 1
-                continue
             try:
                 check(request)
                 queue.submit(request)
             except BacklineError as error:
                 if isinstance(error, InvalidArgument):
                     statistics.rejected_invalid += 1
-                else:
-                    statistics.rejected_full += 1
                 self._complete(request, error)
 
     def _refuse(self, error: BacklineError) -> None:
@@ -145,9 +142,13 @@ class OnDemandQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._expiry = None, inf
-        held = list(self._held)
-        self._held.clear()
+        held = self._held.clear()
+        self._total.waiting -= len(held)
         return held
+
+    def _left(self, _: InferRequest) -> None:
+        self._total.waiting -= 1
+        self._model.statistics.cancelled += 1
 
     def _wait_for(self, deadline: float) -> None:
         if self._timer is not None:
@@ -158,20 +159,21 @@ class OnDemandQueue:
     def _expire(self) -> None:
         self._timer, self._expiry = None, inf
         now = monotonic()
-        expired = [request for request in self._held if request.deadline is not None and request.deadline <= now]
-        self._held = deque(request for request in self._held if request.deadline is None or request.deadline > now)
-        nearest = min((request.deadline for request in self._held if request.deadline is not None), default=inf)
+        nearest = self._held.sweep(now)
         if nearest < inf:
             self._wait_for(nearest)
+        expired, self._held.expired = self._held.expired, []
+        self._total.waiting -= len(expired)
         self._model.statistics.expired += len(expired)
         for request in expired:
-            waited = (monotonic() - request.arrived_ns / 1e9) * 1000
-            text = f"Request timeout expired after {waited:.0f} ms in which model '{self._model.name}' was being loaded"
-            self._complete(request, Unavailable(text))
+            where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in which model '{self._model.name}' was being loaded"
+            if self._held.timed_out(request, now):
+                self._complete(request, Unavailable(f"Request timeout expired {where}"))
+            else:
+                self._complete(request, DeadlineExceeded(f"The deadline of the request passed {where}"))
 
     def _complete(self, request: InferRequest, error: BacklineError) -> None:
         if request.cancelled:
-            self._model.statistics.cancelled += 1
             return
         try:
             request.on_complete(request, None, error)

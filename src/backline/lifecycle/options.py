@@ -37,5 +37,7 @@ class LifecycleOptions:
     trust_pickle: bool = False
     #: Resident bytes of the process, at most: versions are unloaded and loaded again on request to stay below. None for no limit.
     memory_budget: int | None = None
+    #: Requests that may wait in the queues of all models together; None for any number.
+    max_queued_requests: int | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
     state_folder: Path | None = None

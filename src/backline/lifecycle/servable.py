@@ -20,19 +20,16 @@ from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loader import Loaded, Measured, load, place_again
 from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.plan import Held, Phase
+from backline.lifecycle.queueing import VersionQueue, build_queue, settings_of
 from backline.lifecycle.run_time import spare_instances
 from backline.lifecycle.warm_up import warm_up
 from backline.lifecycle.warm_up_samples import warm_up_samples
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.batching import BatchPolicy
-from backline.schedule.scheduler import Scheduler
+from backline.schedule.total import QueueTotal
 from backline.workers.execution import Execution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 
 log = logging.getLogger("backline.lifecycle")
-
-#: Requests that may wait for one model version when its configuration does not say.
-DEFAULT_QUEUE_SIZE = 1024
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
 
@@ -49,6 +46,7 @@ class Servable:
         fetch: Fetch,
         *,
         statistics: ModelStatistics | None = None,
+        total: QueueTotal | None = None,
         meter: LoadMeter | None = None,
         recorded: Path | None = None,
         attempt: int = 1,
@@ -82,10 +80,11 @@ class Servable:
         self._version = version
         self._meter = meter or LoadMeter()
         self._recorded = recorded
+        self._total = total
         self._trust_pickle = trust_pickle
         self._fetch = fetch
         self._loaded: Loaded | None = None
-        self._scheduler: Scheduler | None = None
+        self._queue: VersionQueue | None = None
         self._execute: Execution | None = None
         self._moved = False
 
@@ -150,27 +149,18 @@ class Servable:
     def _start(self, loaded: Loaded, check: RequestCheck) -> None:
         """Puts a loaded model behind a queue."""
         model = self.model
-        config = model.config
         self._loaded = loaded
         self.measured = loaded.measured
         self._execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)
         instances = self._instances(loaded)
-        self._scheduler = Scheduler(
-            model.name,
-            _policy(config, loaded),
-            instances,
-            model.statistics,
-            max_queue_size=config.max_queue_size or DEFAULT_QUEUE_SIZE,
-            loop=asyncio.get_running_loop(),
-            default_timeout=config.default_timeout_us / 1e6 or None,
-        )
+        self._queue = build_queue(model, loaded, instances, self._total)
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
         model.placement = Placement(loaded.lane, len(instances), loaded.max_batch_size, loaded.reason)
         model.check = check
-        model.queue = self._scheduler
+        model.queue = self._queue
 
     def _instances(self, loaded: Loaded) -> list[Instance]:
         assert self._execute is not None, "it is loaded"
@@ -197,7 +187,7 @@ class Servable:
     @property
     def busy(self) -> bool:
         """Whether it has requests."""
-        return self._scheduler is not None and (self._scheduler.pending > 0 or self._scheduler.running > 0)
+        return self._queue is not None and (self._queue.pending > 0 or self._queue.running > 0)
 
     @property
     def last_used(self) -> float:
@@ -207,18 +197,13 @@ class Servable:
     def update(self, config: ModelConfig) -> None:
         """Takes a configuration that differs in what needs no load."""
         assert self._loaded is not None, "only what is loaded is updated"
-        assert self._scheduler is not None, "what is loaded has a queue"
+        assert self._queue is not None, "what is loaded has a queue"
         before, self.model.config = self._loaded, config
         loaded = self._loaded = place_again(before, config)
         instances = None
         if (loaded.lane, loaded.instances) != (before.lane, before.instances):
             instances = self._instances(loaded)
-        self._scheduler.update(
-            _policy(config, loaded),
-            max_queue_size=config.max_queue_size or DEFAULT_QUEUE_SIZE,
-            default_timeout=config.default_timeout_us / 1e6 or None,
-            instances=instances,
-        )
+        self._queue.update(settings_of(config, loaded), instances=instances)
         if instances is not None:
             lane = "thread" if isinstance(instances[0], ThreadInstance) else "inline"
             self.model.placement = Placement(lane, len(instances), loaded.max_batch_size, loaded.reason)
@@ -239,8 +224,8 @@ class Servable:
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
-        if self._scheduler is not None:
-            await self._scheduler.drain(limit)
+        if self._queue is not None:
+            await self._queue.drain(limit)
         if self._loaded is not None:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
@@ -255,11 +240,11 @@ class Servable:
         if self.phase is not Phase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"
-        assert self._scheduler is not None, "what is ready has a queue"
+        assert self._queue is not None, "what is ready has a queue"
         self._moved = True
         model = self.model
         count = self._spare()
-        self._scheduler.replace_instances(self._threads(count))
+        self._queue.replace_instances(self._threads(count))
         moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
         log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
         model.placement = Placement("thread", count, self._loaded.max_batch_size, f"{self._loaded.reason}; {moved}")
@@ -269,10 +254,3 @@ def _discard(loading: asyncio.Future[tuple[Loaded, RequestCheck, int]]) -> None:
     """Closes what was loaded for nobody."""
     if not loading.cancelled() and loading.exception() is None:
         loading.result()[0].model.close()
-
-
-def _policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
-    if not loaded.max_batch_size:
-        return BatchPolicy()
-    preferred = config.preferred_batch_sizes
-    return BatchPolicy(max(loaded.batch_limit, *preferred, 1), preferred, config.max_queue_delay_us * 1000)

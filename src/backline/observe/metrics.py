@@ -28,7 +28,7 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
 )
 
 _FAILURES: tuple[tuple[str, Callable[[ModelStatistics], int]], ...] = (
-    ("REJECTED", lambda s: s.rejected_full + s.expired),
+    ("REJECTED", lambda s: s.rejected_full + s.rejected_total + s.expired),
     ("CANCELED", lambda s: s.cancelled),
     ("BACKEND", lambda s: s.fail.count),
     ("OTHER", lambda s: s.rejected_invalid),

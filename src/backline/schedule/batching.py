@@ -2,91 +2,102 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
-from math import inf
 
 from backline.engine.messages import InferRequest
+from backline.schedule.queue import Queue
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
     """How batches are formed. `max_items` is the largest batch; `delay_ns` how long a request may wait for company beside a free instance.
 
-    Without a delay the policy is work-conserving: a free instance takes whatever has queued. With one it waits until a preferred size (or
-    the maximum) is reached or the oldest request has waited that long, as Triton's dynamic batcher does.
+    Without `preferred` sizes and a delay the policy is work-conserving: a free instance takes whatever has queued. With them it is Triton's
+    dynamic batcher: the largest preferred size that the first requests add up to is taken at once; otherwise they wait until their oldest
+    has waited that long, or they cannot become more (core/src/dynamic_batch_scheduler.cc).
     """
 
     max_items: int = 1
     preferred: tuple[int, ...] = ()
     delay_ns: int = 0
 
-    def items_to_take(self, queued_items: int, waited_ns: int) -> int:
-        """How many items the next batch may have when `queued_items` wait, the oldest for `waited_ns`; 0 to wait for more."""
-        if not self.preferred and not self.delay_ns:
-            return self.max_items
-        if queued_items >= self.max_items:
-            return self.max_items
-        reachable = [size for size in self.preferred if size <= queued_items]
-        if reachable:
-            return max(reachable)
-        return self.max_items if waited_ns >= self.delay_ns else 0
+    @property
+    def takes_all(self) -> bool:
+        """Whether whatever has queued is taken, up to the largest batch: the one preferred size that changes nothing is the largest."""
+        return not self.delay_ns and self.preferred in ((), (self.max_items,))
 
 
 @dataclass(slots=True)
-class Taken:
-    """What was taken from the queue: the `requests` to run, `items` in all, and those that `expired` or were `cancelled` before."""
+class Formed:
+    """The requests of the next batch, `items` in all.
+
+    Without requests there is nothing to run, or the first ones wait for company until `wait_until`, in nanoseconds: before that moment only
+    `lacking` further items, or a request of another batch key than `key`, may change it.
+    """
 
     requests: list[InferRequest]
-    items: int
-    expired: list[InferRequest]
-    cancelled: list[InferRequest]
-
-
-def take_batch(queue: deque[InferRequest], max_items: int, now: float) -> Taken:
-    """Takes from the head of `queue` the requests that may run together: of one batch key, at most `max_items` items.
-
-    Requests that were cancelled or whose deadline is before `now` (seconds of the deadline's clock) are taken out and never run. A single
-    request with more than `max_items` items is taken alone.
-    """
-    requests: list[InferRequest] = []
-    expired: list[InferRequest] = []
-    cancelled: list[InferRequest] = []
-    items = 0
+    items: int = 0
+    wait_until: int = 0
+    lacking: int = 0
     key: object = None
-    while queue:
-        request = queue[0]
-        if request.cancelled:
-            cancelled.append(queue.popleft())
-            continue
-        if request.deadline is not None and request.deadline <= now:
-            expired.append(queue.popleft())
-            continue
-        if not requests:
-            key = request.batch_key
-        elif items + request.batch_size > max_items or request.batch_key != key:
+
+
+def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
+    """Takes the next batch out of `queue`: requests in its order, of one batch key, at most `policy.max_items` items.
+
+    A single request with more items than that is taken alone. What has expired at `now_ns` is left in `queue.expired`.
+    """
+    now = now_ns / 1e9
+    if policy.takes_all:
+        return _take_all(queue, policy.max_items, now)
+    sizes = policy.preferred or (policy.max_items,)
+    largest = max(sizes)
+    requests: list[InferRequest] = []
+    items = 0
+    #: How many of the requests are the best batch, should they not wait, and their items.
+    best = best_items = 0
+    complete = False
+    oldest = now_ns
+    while (request := queue.next(now)) is not None:
+        size = request.batch_size
+        if requests:
+            if not best and items + size > largest:
+                best, best_items = len(requests), items
+            if items + size > policy.max_items or request.batch_key != requests[0].batch_key:
+                queue.put_back([request], now)
+                complete = True
+                break
+        requests.append(request)
+        items += size
+        oldest = min(oldest, request.arrived_ns)
+        if items in sizes:
+            best, best_items = len(requests), items
+        if items >= policy.max_items:
             break
-        requests.append(queue.popleft())
+    if not requests:
+        return Formed(requests)
+    delay_over = policy.delay_ns > 0 and now_ns - oldest >= policy.delay_ns
+    if best and not delay_over:
+        if best < len(requests):
+            queue.put_back(requests[best:], now)
+        return Formed(requests[:best], best_items)
+    if complete or delay_over or not policy.delay_ns or items >= largest:
+        return Formed(requests, items)
+    queue.put_back(requests, now)
+    lacking = min(size for size in sizes if size > items) - items
+    return Formed([], wait_until=oldest + policy.delay_ns, lacking=lacking, key=requests[0].batch_key)
+
+
+def _take_all(queue: Queue, max_items: int, now: float) -> Formed:
+    requests: list[InferRequest] = []
+    items = 0
+    take = queue.next
+    while (request := take(now)) is not None:
+        if requests and (items + request.batch_size > max_items or request.batch_key != requests[0].batch_key):
+            queue.put_back([request], now)
+            break
+        requests.append(request)
         items += request.batch_size
         if items >= max_items:
             break
-    return Taken(requests, items, expired, cancelled)
-
-
-def take_expired(queue: deque[InferRequest], now: float) -> tuple[list[InferRequest], float]:
-    """Takes from `queue` the requests whose deadline is before `now`; returns them and the nearest deadline of the others, or infinity."""
-    expired: list[InferRequest] = []
-    kept: list[InferRequest] = []
-    nearest = inf
-    for request in queue:
-        deadline = request.deadline
-        if deadline is not None and deadline <= now:
-            expired.append(request)
-            continue
-        kept.append(request)
-        if deadline is not None and deadline < nearest:
-            nearest = deadline
-    if expired:
-        queue.clear()
-        queue.extend(kept)
-    return expired, nearest
+    return Formed(requests, items)

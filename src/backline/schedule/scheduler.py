@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic, monotonic_ns
 
-from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
-from backline.schedule.batching import BatchPolicy, take_batch, take_expired
+from backline.schedule.batching import BatchPolicy, Formed, form_batch
+from backline.schedule.ordering import AnswerOrder
+from backline.schedule.queue import QueueSettings
+from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
@@ -21,6 +23,16 @@ log = logging.getLogger("backline.schedule")
 
 #: Seconds that are waited at least for the next deadline: the loop's timers may be so much early.
 _SHORTEST_WAIT = 0.001
+#: A look for expired requests takes as long as the queue is; the next one is not before so many times as long.
+_SWEEP_PAUSE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the requests of one model version are queued and joined; may change while they are."""
+
+    batch: BatchPolicy = field(default_factory=BatchPolicy)
+    queue: QueueSettings = field(default_factory=QueueSettings)
 
 
 class Scheduler:
@@ -28,55 +40,70 @@ class Scheduler:
 
     A free instance takes what has queued by the end of the loop's current turn, so requests that arrive together run together. One batch
     is started a turn and instance, so that a model run inline lets the sockets have their turn between batches. A request whose deadline
-    passes in the queue is refused then, also while all instances are busy; `default_timeout`, in seconds, is for requests without one.
+    passes in the queue is refused then, also while all instances are busy, and one that is cancelled leaves at once. A batch of which every
+    request is cancelled is abandoned where it runs. With `preserve_ordering` answers leave in the order in which requests were started.
     """
 
     __slots__ = (
-        "_default_timeout",
+        "_busy",
+        "_company_at",
+        "_company_timer",
         "_drained",
         "_expiry",
         "_expiry_timer",
         "_idle",
         "_idle_again",
         "_instances",
-        "_items",
+        "_key",
+        "_lacking",
         "_loop",
-        "_max_queue_size",
         "_name",
+        "_order",
         "_policy",
         "_queue",
         "_running",
         "_scheduled",
+        "_settings",
         "_statistics",
-        "_timer",
+        "_sweep_after",
+        "_total",
     )
 
     def __init__(
         self,
         name: str,
-        policy: BatchPolicy,
+        settings: Settings,
         instances: Sequence[Instance],
         statistics: ModelStatistics,
         *,
-        max_queue_size: int,
         loop: asyncio.AbstractEventLoop,
-        default_timeout: float | None = None,
+        preserve_ordering: bool = False,
+        total: QueueTotal | None = None,
     ) -> None:
         self._name = name
-        self._policy = policy
+        self._settings = settings
+        self._policy = settings.batch
+        self._queue = settings.queue.make()
+        self._queue.on_left = self._left
         self._instances = tuple(instances)
         self._idle = list(instances)
+        #: What runs beside the loop, by instance.
+        self._busy: dict[Instance, Batch] = {}
         self._statistics = statistics
-        self._max_queue_size = max_queue_size
         self._loop = loop
-        self._default_timeout = default_timeout
-        self._queue: deque[InferRequest] = deque()
-        self._items = 0
+        self._order = AnswerOrder() if preserve_ordering else None
+        self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
-        #: The moment for which the timer of deadlines is set.
+        #: The items that those who wait for company lack, or 0; and their batch key.
+        self._lacking = 0
+        self._key: object = None
+        #: The moment for which the timer of those is set, in nanoseconds.
+        self._company_at = 0
+        self._company_timer: asyncio.TimerHandle | None = None
+        #: The moment for which the timer of deadlines is set, and the one before which it is not to be.
         self._expiry = inf
+        self._sweep_after = 0.0
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._idle_again: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -84,7 +111,7 @@ class Scheduler:
     @property
     def pending(self) -> int:
         """Requests that wait, without those that run."""
-        return len(self._queue)
+        return self._queue.size
 
     @property
     def running(self) -> int:
@@ -92,57 +119,58 @@ class Scheduler:
         return self._running
 
     def submit(self, request: InferRequest) -> None:
-        """Queues a request that fits the model. Raises Unavailable when the queue is full."""
-        queue = self._queue
-        if len(queue) >= self._max_queue_size:
-            raise Unavailable(
-                f"Exceeds maximum queue size of {self._max_queue_size} for model '{self._name}', try again later", retry_after=1
-            )
+        """Queues a request that fits the model. Raises Unavailable when the queue is full, or those of all models together."""
+        total = self._total
+        if total is not None and total.full:
+            self._statistics.rejected_total += 1
+            raise total.refusal(self._name)
+        if not self._queue.add(request):
+            self._statistics.rejected_full += 1
+            raise self._full(request)
+        if total is not None:
+            total.waiting += 1
         deadline = request.deadline
-        if deadline is None and self._default_timeout is not None:
-            deadline = request.deadline = request.arrived_ns / 1e9 + self._default_timeout
         if deadline is not None and deadline < self._expiry:
             self._wait_for(deadline)
-        queue.append(request)
-        self._items += request.batch_size
         if not self._scheduled and self._idle:
+            if self._lacking > 0:
+                self._lacking -= request.batch_size
+                if self._lacking > 0 and request.batch_key == self._key:
+                    return
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
 
-    def update(
-        self, policy: BatchPolicy, *, max_queue_size: int, default_timeout: float | None, instances: Sequence[Instance] | None = None
-    ) -> None:
-        """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are."""
-        self._policy = policy
-        self._max_queue_size = max_queue_size
-        self._default_timeout = default_timeout
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
+        """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are.
+
+        What waits stays, also when there are more than the new limits allow.
+        """
+        if settings.queue != self._settings.queue:
+            before, self._queue = self._queue, settings.queue.make()
+            self._queue.on_left = self._left
+            for request in before.clear():
+                self._queue.add(request)
+        self._settings = settings
+        self._policy = settings.batch
         if instances is not None:
-            for instance in self._instances:
-                instance.close()  # once its batch has ended
-            self._instances = tuple(instances)
-            self._idle = list(instances)
-        if self._queue and not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            self.replace_instances(instances)
+        self._schedule()
 
     async def drain(self, limit: float) -> None:
         """Finishes what is queued and running, for at most `limit` seconds; then what still waits is refused. Ends as `close` does.
 
         Nothing may be submitted any more.
         """
-        if self._queue or self._running:
+        if self._queue.size or self._running:
             self._drained = self._loop.create_future()
-            if self._timer is not None:  # nothing more comes that it would be worth waiting for
-                self._timer.cancel()
-                self._timer = None
-            self._policy = replace(self._policy, delay_ns=0)
+            self._policy = replace(self._policy, delay_ns=0)  # nothing more comes that it would be worth waiting for
             self._dispatch()
-            if self._queue or self._running:
+            if self._queue.size or self._running:
                 await asyncio.wait((self._drained,), timeout=limit)
         await self.close()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs what comes next on other instances. None of the present ones may have a batch."""
+        """Runs what comes next on other instances; the present ones are closed, each once its batch has ended."""
         for instance in self._instances:
             instance.close()
         self._instances = tuple(instances)
@@ -150,110 +178,123 @@ class Scheduler:
 
     async def close(self) -> None:
         """Refuses what still waits, lets what runs end, and gives the instances back."""
-        for timer in (self._timer, self._expiry_timer):
+        for timer in (self._company_timer, self._expiry_timer):
             if timer is not None:
                 timer.cancel()
-        error = Unavailable(f"model '{self._name}' is being unloaded", retry_after=1)
-        while self._queue:
-            self._complete(self._queue.popleft(), None, error)
-        self._items = 0
+        waiting = self._queue.clear()
+        self._leave(len(waiting))
+        for request in waiting:
+            self._complete(request, None, Unavailable(f"model '{self._name}' is being unloaded", retry_after=1))
         if self._running:
             self._idle_again = self._loop.create_future()
             await self._idle_again
         for instance in self._instances:
             instance.close()
 
-    def _dispatch(self) -> None:
-        self._scheduled = False
-        queue = self._queue
-        if not queue or not self._idle:
-            return
-        started = monotonic_ns()
-        waited = started - queue[0].arrived_ns
-        limit = self._policy.items_to_take(self._items, waited)
-        if not limit:
-            if self._timer is None:
-                self._timer = self._loop.call_later((self._policy.delay_ns - waited) / 1e9, self._delay_over)
-            return
-        taken = take_batch(queue, limit, started / 1e9)
-        self._items -= taken.items
-        if taken.expired or taken.cancelled:
-            self._drop(taken.expired, taken.cancelled)
-        if taken.requests:
-            self._running += len(taken.requests)
-            self._idle.pop().run(Batch(taken.requests, taken.items, started), self._finished)
-        if queue and self._idle and not self._scheduled:
+    # from the queue to the instances
+
+    def _schedule(self) -> None:
+        if not self._scheduled and self._idle and self._queue.size:
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._scheduled = False
+        self._lacking = 0
+        queue = self._queue
+        if not self._idle or not queue.size:
+            return
+        now = monotonic_ns()
+        formed = form_batch(queue, self._policy, now)
+        if formed.requests:
+            self._start(formed, now)
+            if self._idle and not self._scheduled and queue.size:
+                self._scheduled = True
+                self._loop.call_soon(self._dispatch)
+        elif formed.wait_until:
+            self._wait_for_company(formed, now)
+        if queue.expired:  # behind the start, as those who are told may cancel others
+            self._refuse_expired(now / 1e9)
         if self._drained is not None:
             self._look_at_rest()
 
-    def _delay_over(self) -> None:
-        self._timer = None
+    def _start(self, formed: Formed, now: int) -> None:
+        requests = formed.requests
+        self._running += len(requests)
+        if self._total is not None:
+            self._total.waiting -= len(requests)
+        if self._order is not None:
+            self._order.start(requests)
+        instance = self._idle.pop()
+        batch = Batch(requests, formed.items, now)
+        if instance.beside_loop:
+            batch.beside_loop = True
+            self._busy[instance] = batch
+            for request in requests:
+                request.on_cancel = self._cancelled_running
+        instance.run(batch, self._finished)
+
+    def _wait_for_company(self, formed: Formed, now: int) -> None:
+        self._lacking, self._key = formed.lacking, formed.key
+        timer = self._company_timer
+        if timer is not None:
+            if self._company_at <= formed.wait_until:  # too early is but a further look
+                return
+            timer.cancel()
+        self._company_at = formed.wait_until
+        self._company_timer = self._loop.call_later((formed.wait_until - now) / 1e9, self._company_over)
+
+    def _company_over(self) -> None:
+        self._company_timer = None
         self._dispatch()
 
-    def _wait_for(self, deadline: float) -> None:
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-        self._expiry = deadline
-        self._expiry_timer = self._loop.call_later(max(deadline - monotonic(), _SHORTEST_WAIT), self._expire)
-
-    def _expire(self) -> None:
-        self._expiry_timer = None
-        self._expiry = inf
-        expired, nearest = take_expired(self._queue, monotonic())
-        if nearest < inf:
-            self._wait_for(nearest)
-        self._drop(expired, [])
-        if self._drained is not None:
-            self._look_at_rest()
+    # from the instances to those who asked
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
         if instance in self._instances:  # else it was replaced while it ran
             self._idle.append(instance)
-        self._running -= len(batch.requests)
-        if self._queue and not self._scheduled:
-            if instance.beside_loop:  # it works on the next batch while the answers of this one are written
-                self._dispatch()
-            else:
-                self._scheduled = True
-                self._loop.call_soon(self._dispatch)
+        requests = batch.requests
+        self._running -= len(requests)
+        if batch.beside_loop:
+            self._busy.pop(instance, None)
+            for request in requests:
+                request.on_cancel = None
+            if self._queue.size and not self._scheduled:
+                self._dispatch()  # it works on the next batch while the answers of this one are written
+        else:
+            self._schedule()
         if batch.parts is None:
             self._record(batch)
         else:
             for part in batch.parts:
                 self._record(part)
-        for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
+        for request, outcome in zip(requests, batch.outcomes, strict=True):
             if isinstance(outcome, InferResponse):
-                self._complete(request, outcome, None)
+                self._answer(request, outcome, None)
             else:
-                self._complete(request, None, outcome)
+                self._answer(request, None, outcome)
         if self._idle_again is not None and not self._running:
             self._idle_again.set_result(None)
         if self._drained is not None:
             self._look_at_rest()
 
-    def _look_at_rest(self) -> None:
-        if self._drained is not None and not self._drained.done() and not self._queue and not self._running:
-            self._drained.set_result(None)
+    def _answer(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if self._order is None:
+            self._complete(request, response, error)
+            return
+        for answer in self._order.finish(request, response, error):
+            self._complete(answer.request, answer.response, answer.error)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run. All its requests have succeeded, or its only one has failed."""
-        if isinstance(batch.outcomes[0], InferResponse):
+        """Counts a run. All its requests have succeeded, or its only one has failed, or nobody waited for it."""
+        outcome = batch.outcomes[0]
+        if outcome is None or isinstance(outcome, InferResponse):
             arrivals = [request.arrived_ns for request in batch.requests]
             self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+        elif isinstance(outcome, Cancelled):
+            self._statistics.cancelled += len(batch.requests)
         else:
             self._statistics.fail.add(1, batch.ended_ns - batch.requests[0].arrived_ns)
-
-    def _drop(self, expired: list[InferRequest], cancelled: list[InferRequest]) -> None:
-        self._items -= sum(request.batch_size for request in expired) + sum(request.batch_size for request in cancelled)
-        self._statistics.expired += len(expired)
-        self._statistics.cancelled += len(cancelled)
-        for request in expired:
-            waited = monotonic() - request.arrived_ns / 1e9
-            self._complete(
-                request, None, Unavailable(f"Request timeout expired after {waited * 1000:.0f} ms in the queue of model '{self._name}'")
-            )
 
     def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         if request.cancelled:
@@ -262,3 +303,69 @@ class Scheduler:
             request.on_complete(request, response, error)
         except Exception:
             log.exception("the answer of model '%s' could not be delivered", self._name)
+
+    def _look_at_rest(self) -> None:
+        if self._drained is not None and not self._drained.done() and not self._queue.size and not self._running:
+            self._drained.set_result(None)
+
+    # those who leave without a run
+
+    def _full(self, request: InferRequest) -> Unavailable:
+        settings = self._settings.queue
+        limit = settings.policy_of(request.priority).max_size
+        level = f", priority level {request.priority}" if settings.levels else ""
+        return Unavailable(f"Exceeds maximum queue size of {limit} for model '{self._name}'{level}, try again later", retry_after=1)
+
+    def _leave(self, count: int) -> None:
+        """Requests have left the queue, to run or not."""
+        if self._total is not None:
+            self._total.waiting -= count
+
+    def _left(self, request: InferRequest) -> None:
+        """A request in the queue was cancelled."""
+        self._statistics.cancelled += 1
+        self._leave(1)
+        if self._drained is not None:
+            self._look_at_rest()
+
+    def _cancelled_running(self, request: InferRequest) -> None:
+        """A request of a batch that runs beside the loop was cancelled."""
+        for batch in self._busy.values():
+            if request in batch.requests:
+                if all(other.cancelled for other in batch.requests):
+                    batch.abandon()
+                return
+
+    def _wait_for(self, deadline: float) -> None:
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        self._expiry = deadline
+        now = monotonic()
+        self._expiry_timer = self._loop.call_later(max(deadline - now, _SHORTEST_WAIT, self._sweep_after - now), self._expire)
+
+    def _expire(self) -> None:
+        self._expiry_timer = None
+        self._expiry = inf
+        began = monotonic()
+        nearest = self._queue.sweep(began)
+        ended = monotonic()
+        self._sweep_after = ended + _SWEEP_PAUSE * (ended - began)
+        if nearest < inf:
+            self._wait_for(nearest)
+        self._refuse_expired(began)
+        if self._drained is not None:
+            self._look_at_rest()
+
+    def _refuse_expired(self, now: float) -> None:
+        expired, self._queue.expired = self._queue.expired, []
+        self._leave(len(expired))
+        for request in expired:
+            if request.cancelled:
+                self._statistics.cancelled += 1
+                continue
+            self._statistics.expired += 1
+            where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
+            if self._queue.timed_out(request, now):
+                self._complete(request, None, Unavailable(f"Request timeout expired {where}"))
+            else:
+                self._complete(request, None, DeadlineExceeded(f"The deadline of the request passed {where}"))

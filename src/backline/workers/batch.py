@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
 
@@ -9,19 +11,45 @@ from backline.engine.messages import InferRequest, InferResponse
 class Batch:
     """Requests that an instance runs as one, and what came of each.
 
-    `items` is the sum of their batch sizes. `outcomes` has one entry a request, in order, once the batch has run. The moments are of
+    `items` is the sum of their batch sizes. `outcomes` has one entry a request, in order, once the batch has run;
+    None where the responses were given one by one. The moments are of
     time.monotonic_ns(): taken from the queue, inputs gathered, run ended, outputs split. `parts` are the batches of one request each that
     were run instead, with moments of their own, when the whole had failed.
     """
 
-    __slots__ = ("ended_ns", "gathered_ns", "items", "outcomes", "parts", "ran_ns", "requests", "started_ns")
+    __slots__ = (
+        "abandoned",
+        "beside_loop",
+        "ended_ns",
+        "gathered_ns",
+        "items",
+        "on_abandon",
+        "outcomes",
+        "parts",
+        "ran_ns",
+        "requests",
+        "started_ns",
+    )
 
-    def __init__(self, requests: list[InferRequest], items: int, started_ns: int) -> None:
+    def __init__(self, requests: list[InferRequest], items: int, started_ns: int, *, beside_loop: bool = False) -> None:
         self.requests = requests
         self.items = items
         self.started_ns = started_ns
+        #: Whether it runs while the event loop does other things, so that it may be abandoned meanwhile.
+        self.beside_loop = beside_loop
         self.gathered_ns = 0
         self.ran_ns = 0
         self.ended_ns = 0
-        self.outcomes: list[InferResponse | BacklineError] = []
+        self.outcomes: list[InferResponse | BacklineError | None] = []
         self.parts: list[Batch] | None = None
+        #: Nobody waits for any of the answers.
+        self.abandoned = False
+        #: Ends the run early; set by whoever runs the batch, on its thread, where the runtime can do it.
+        self.on_abandon: Callable[[], None] | None = None
+
+    def abandon(self) -> None:
+        """Nobody waits for any of the answers: the run need not be finished. Called on the event loop."""
+        self.abandoned = True
+        # Whoever runs it sets `on_abandon` before looking at `abandoned`, so one of the two sees the other.
+        if self.on_abandon is not None:
+            self.on_abandon()

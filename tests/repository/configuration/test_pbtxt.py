@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
-from backline.engine.model_config import ModelConfig, VersionPolicy
+from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
@@ -80,8 +80,7 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         dynamic_batching=True,
         preferred_batch_sizes=(4, 8),
         max_queue_delay_us=100,
-        max_queue_size=16,
-        default_timeout_us=5000,
+        queue_policy=QueuePolicy(16, 5000),
         default_model_filename="net.onnx",
         parameters={"intra_op_thread_count": "2"},
         source=str(file),
@@ -104,8 +103,6 @@ def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | N
     ("text", "field"),
     [
         ("sequence_batching { }", "sequence_batching"),
-        ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
-        ("dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "dynamic_batching.default_queue_policy.timeout_action"),
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ 1, 1 ] } }', "input.reshape"),
         ("instance_group { host_policy: 'p' }", "instance_group.host_policy"),
         ("response_cache { enable: true }", "response_cache"),
@@ -244,3 +241,22 @@ def _outcome(file: Path) -> str:
     except BacklineError as refused:
         one_line = refused.message.startswith(str(file)) and "\n" not in refused.message
         return "refused in one line" if one_line else refused.message
+
+
+def test_the_policies_of_queues_are_read(file: Path) -> None:
+    text = """
+        max_batch_size: 4
+        dynamic_batching {
+          priority_levels: 3
+          default_priority_level: 2
+          default_queue_policy { default_timeout_microseconds: 100 allow_timeout_override: true }
+          priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 7 max_queue_size: 5 } }
+        }
+    """
+
+    read = config(file, text)
+
+    assert (read.priority_levels, read.default_priority_level) == (3, 2)
+    assert read.queue_policy == QueuePolicy(None, 100, may_shorten=True)
+    assert read.priority_queue_policies == {1: QueuePolicy(5, 7, delay=True)}
+    assert read.warnings == ()

@@ -74,7 +74,7 @@ def test_a_full_configuration_is_read() -> None:
     assert read_config.parameters == {"intra_op_thread_count": "2", "optimization.level": "all"}
     assert (read_config.max_batch_size, read_config.instance_count, read_config.lane) == (8, 2, "thread")
     assert (read_config.pinned, read_config.on_demand, read_config.idle_unload_seconds, read_config.load_retries) == (True, True, 300, 2)
-    assert (read_config.preferred_batch_sizes, read_config.max_queue_size) == ((4, 8), 16)
+    assert (read_config.preferred_batch_sizes, read_config.queue_policy.max_size) == ((4, 8), 16)
     assert read_config.default_model_filename == "net.onnx"
     assert read_config.source == "m/model.toml"
     assert read_config.warnings == ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from time import monotonic
 
 from backline.dialects.answers import hidden_error
 from backline.dialects.open_inference.classification import classified_outputs
@@ -24,12 +23,8 @@ class GrpcInference:
         self._write = ResponseWriter().write
 
     def request(self, received: Buffer, deadline: float | None, completion: Completion) -> tuple[InferRequest, ModelPlan]:
-        """The request of a message, whose deadline is the nearer one of the call's and its own. Raises BacklineError."""
+        """The request of a message; `deadline` is the call's. Raises BacklineError."""
         plan, id, inputs = self._read(received)
-        timeout = plan.timeout
-        if timeout is not None:
-            own = monotonic() + timeout
-            deadline = own if deadline is None or own < deadline else deadline
         asked = InferRequest(
             plan.model_name,
             inputs,
@@ -40,6 +35,7 @@ class GrpcInference:
             parameters=plan.parameters,
             priority=plan.priority,
             deadline=deadline,
+            timeout=plan.timeout,
         )
         return asked, plan
 
@@ -79,5 +75,5 @@ class GrpcInference:
 
 def cancel(asked: InferRequest) -> None:
     """Marks a request whose caller is gone."""
-    asked.cancelled = True
     asked.context = None
+    asked.cancel()

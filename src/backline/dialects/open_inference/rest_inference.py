@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from time import monotonic
 
 from backline.dialects.answers import hidden_error, respond_error
 from backline.dialects.open_inference.beside_loop import BesideLoop
@@ -53,7 +52,6 @@ class RestInference:
 
     def _ask(self, model: str, version: str, request: HttpRequest, decoded: Decoded) -> None:
         plan, id, inputs = decoded
-        timeout = plan.timeout
         asked = InferRequest(
             model,
             inputs,
@@ -63,7 +61,7 @@ class RestInference:
             outputs=plan.outputs,
             parameters=plan.parameters,
             priority=plan.priority,
-            deadline=None if timeout is None else monotonic() + timeout,
+            timeout=plan.timeout,
             context=(request, plan),
         )
         request.on_disconnect = partial(_cancel, asked)
@@ -105,5 +103,5 @@ class RestInference:
 
 
 def _cancel(asked: InferRequest) -> None:
-    asked.cancelled = True
     asked.context = None
+    asked.cancel()

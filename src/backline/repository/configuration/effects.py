@@ -27,11 +27,8 @@ SUPPORTED: Final = frozenset(
         "instance_group.name",
         "instance_group.count",
         "instance_group.kind",
-        "dynamic_batching.preferred_batch_size",
-        "dynamic_batching.max_queue_delay_microseconds",
-        "dynamic_batching.default_queue_policy.max_queue_size",
-        "dynamic_batching.default_queue_policy.default_timeout_microseconds",
         "ensemble_scheduling",
+        "dynamic_batching",
         "model_warmup",
         "optimization.execution_accelerators",
     }
@@ -43,7 +40,6 @@ _OFF: Final = {
     "response_cache": "",
     "model_transaction_policy": "",
     "model_repository_agents": "",
-    "dynamic_batching.default_queue_policy.allow_timeout_override": "always",
 }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import BacklineError
-from backline.engine.model_config import ModelConfig, VersionPolicy, WarmUpInput, WarmUpSample
+from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy, WarmUpInput, WarmUpSample
 from backline.engine.signature import TensorSpec
 from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
@@ -45,7 +46,6 @@ class _Reader:
         self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
-        policy = batching.default_queue_policy
         parameters = {key: value.string_value for key, value in sorted(message.parameters.items()) if not key.startswith(native.PREFIX)}
         return ModelConfig(
             name=self._name,
@@ -58,8 +58,11 @@ class _Reader:
             dynamic_batching=True if message.HasField("dynamic_batching") else None,
             preferred_batch_sizes=tuple(batching.preferred_batch_size),
             max_queue_delay_us=batching.max_queue_delay_microseconds,
-            max_queue_size=policy.max_queue_size or None,
-            default_timeout_us=policy.default_timeout_microseconds,
+            preserve_ordering=batching.preserve_ordering,
+            priority_levels=batching.priority_levels,
+            default_priority_level=batching.default_priority_level if batching.priority_levels else 0,
+            queue_policy=queue_policy(batching.default_queue_policy),
+            priority_queue_policies=self._priority_policies(),
             default_model_filename=self._model_filename(),
             ensemble=self._ensemble(),
             parameters=MappingProxyType(parameters),
@@ -136,6 +139,12 @@ class _Reader:
         scheduling = self._message.ensemble_scheduling
         return Ensemble(tuple(map(_step, scheduling.step)), scheduling.max_inflight_requests)
 
+    def _priority_policies(self) -> Mapping[int, QueuePolicy]:
+        batching = self._message.dynamic_batching
+        if not batching.priority_levels:
+            return MappingProxyType({})
+        return MappingProxyType({level: queue_policy(given) for level, given in sorted(batching.priority_queue_policy.items())})
+
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename
         if filename:
@@ -183,3 +192,9 @@ def data_type(tensor: Any) -> DataType:
     """The datatype of a message with a field `data_type`."""
     kinds = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
     return DataType.from_config_name(kinds[tensor.data_type].name)
+
+
+def queue_policy(given: Any) -> QueuePolicy:
+    """Of an inference.ModelQueuePolicy."""
+    delay = given.timeout_action == given.TimeoutAction.Value("DELAY")
+    return QueuePolicy(given.max_queue_size or None, given.default_timeout_microseconds, given.allow_timeout_override, delay)

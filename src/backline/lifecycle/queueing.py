@@ -1,0 +1,73 @@
+"""What stands between the engine and the instances of a version: its queue, and whatever a configuration puts in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from backline.engine.engine import Model, RequestQueue
+from backline.engine.model_config import ModelConfig, QueuePolicy
+from backline.lifecycle.loader import Loaded
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.queue import QueueSettings
+from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.total import QueueTotal
+from backline.workers.instance import Instance
+
+#: Requests that may wait for one model version, or in one of its priority levels, when its configuration does not say.
+DEFAULT_QUEUE_SIZE = 1024
+
+
+class VersionQueue(RequestQueue, Protocol):
+    """The queue of a loaded version. One that stands in front of another hands on what is not its own business."""
+
+    @property
+    def running(self) -> int:
+        """Requests that run."""
+
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
+        """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are."""
+
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
+        """Runs what comes next on other instances."""
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instances. Nothing is submitted any more."""
+
+
+def build_queue(model: Model, loaded: Loaded, instances: Sequence[Instance], total: QueueTotal | None = None) -> VersionQueue:
+    """The queue of a version that was loaded, from the innermost to what requests come to first."""
+    config = model.config
+    return Scheduler(
+        model.name,
+        settings_of(config, loaded),
+        instances,
+        model.statistics,
+        loop=asyncio.get_running_loop(),
+        preserve_ordering=config.preserve_ordering,
+        total=total,
+    )
+
+
+def settings_of(config: ModelConfig, loaded: Loaded) -> Settings:
+    """How the requests of a version are queued and joined."""
+    return Settings(_batch_policy(config, loaded), queue_settings(config))
+
+
+def queue_settings(config: ModelConfig) -> QueueSettings:
+    """How the requests of a model are queued."""
+    policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
+    return QueueSettings(_limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies)
+
+
+def _limited(policy: QueuePolicy) -> QueuePolicy:
+    return policy if policy.max_size is not None else replace(policy, max_size=DEFAULT_QUEUE_SIZE)
+
+
+def _batch_policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
+    if not loaded.max_batch_size:
+        return BatchPolicy()
+    preferred = config.preferred_batch_sizes
+    return BatchPolicy(max(loaded.batch_limit, *preferred, 1), preferred, config.max_queue_delay_us * 1000)
