@@ -31,7 +31,7 @@ def test_a_request_of_no_open_sequence_is_not_accepted() -> None:
 def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
     table = SequenceTable(1, 4, IDLE)
     asked = [request(7, start=True), request(7), request(7, end=True)]
-    sequence = [accept(table, one) for one in asked][0]
+    sequence, *_ = [accept(table, one) for one in asked]
     ran = []
     while (one := table.take(sequence)) is not None:
         assert table.take(sequence) is None
