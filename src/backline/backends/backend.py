@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from backline.backends.hosted import HostedModel
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
@@ -75,7 +76,7 @@ class Backend(Protocol):
     #: The platform that clients see ("onnxruntime_onnx").
     platform: ClassVar[str]
 
-    def load(self, path: Path, config: ModelConfig) -> LoadedModel | StreamingModel:
+    def load(self, path: Path, config: ModelConfig) -> LoadedModel | StreamingModel | HostedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
         Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when the runtime is missing.

@@ -20,6 +20,7 @@ LIGHTGBM = ModelFormat("lightgbm", ("model.txt", "lightgbm.txt"))
 CATBOOST = ModelFormat("catboost", ("model.cbm",), (".cbm",))
 SKLEARN = ModelFormat("sklearn", ("model.skops", "model.joblib", "model.pkl"), (".skops", ".joblib", ".pkl", ".pickle"))
 MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
+PYTHON = ModelFormat("python", ("model.py",))
 #: Without names: the model is the folder of the version, whatever it holds. Never recognised, only configured.
 IDENTITY = ModelFormat("identity", (), folder=True)
 REPEAT = ModelFormat("repeat", (), folder=True)
@@ -39,6 +40,7 @@ FORMATS: tuple[ModelFormat, ...] = (
     LIGHTGBM,
     CATBOOST,
     SKLEARN,
+    PYTHON,
     IDENTITY,
     REPEAT,
     SQUARE,

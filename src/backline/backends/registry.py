@@ -42,6 +42,7 @@ BACKENDS: tuple[Entry, ...] = (
     Entry("catboost", "catboost", "catboost", "CatBoost"),
     Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
     Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
+    Entry("python", "python", "python", "Python"),
     Entry("identity", "identity", "identity", "Identity"),
     Entry("repeat", "repeat", "repeat", "Repeat"),
     Entry("square", "square", "square", "Square"),

@@ -9,9 +9,11 @@ from typing import Literal
 
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble
+from backline.engine.sequence_batching import SequenceBatching
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
 
+#: What a configuration may choose from.
 Lane = Literal["inline", "thread"]
 
 
@@ -94,9 +96,17 @@ class ModelConfig:
     queue_policy: QueuePolicy = QueuePolicy()
     #: By level, instead of `queue_policy`.
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
+    #: Of a model whose requests belong to sequences.
+    sequence: SequenceBatching | None = None
+    #: The dimension that is the batch, by tensor, where it is not the first.
+    batch_axes: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    #: Inputs of the model file that are always the same and that no client sends: their value as text.
+    constant_inputs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     default_model_filename: str = ""
     #: Of a model that consists of others; it has no file.
     ensemble: Ensemble | None = None
+    #: Whether the model gives any number of responses to a request (Triton's model_transaction_policy).
+    decoupled: bool = False
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Labels that the files give, and the versions they point to; those set by request go before them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -106,6 +116,11 @@ class ModelConfig:
     on_demand: bool = False
     #: Seconds without a request after which a version is unloaded until the next one comes; None for never.
     idle_unload_seconds: float | None = None
+    #: Of models in worker processes: seconds that a batch may take, whether requests are run again when their worker ends, and the resident
+    #: memory of a worker at most; None is what the model says of itself.
+    execution_timeout_seconds: float | None = None
+    idempotent: bool | None = None
+    memory_limit_bytes: int | None = None
     #: Further attempts after a failed load.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()

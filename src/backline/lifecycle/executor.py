@@ -27,6 +27,8 @@ from backline.lifecycle.servable import Servable
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.target import Target
 from backline.observe.recording import recorded_file
+from backline.repository.local import LocalRepository
+from backline.schedule.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
 
 log = logging.getLogger("backline.lifecycle")
@@ -59,6 +61,7 @@ class Executor:
         drain_seconds: float,
         strict_readiness: bool,
         trust_pickle: bool,
+        trust_remote_code: bool,
         memory_budget: int | None,
         max_queued_requests: int | None,
         state_folder: Path,
@@ -70,8 +73,11 @@ class Executor:
         self._drain_seconds = drain_seconds
         self._strict_readiness = strict_readiness
         self._trust_pickle = trust_pickle
+        self._trust_remote_code = trust_remote_code
         self._state_folder = state_folder
         self._total = QueueTotal(max_queued_requests)
+        #: Outlives the loads of versions, so that sequences go on with the next one.
+        self._states = MemoryStateStore()
         self._on_step = on_step
         self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
         self._threads = ThreadPoolExecutor(load_slots, thread_name_prefix="load")
@@ -214,11 +220,14 @@ class Executor:
             lambda on_bytes: source.repository.fetch(source.found, version, on_bytes),
             statistics=served.statistics(version.version),
             total=self._total,
+            states=self._states,
             meter=self._residency.meter,
             recorded=recorded_file(self._state_folder, served.name),
             attempt=attempt,
             at_start=not self._started,
             trust_pickle=self._trust_pickle,
+            refresh=self._engine.refresh,
+            may_run_code=self._trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )
         served.held[one.key] = one

@@ -67,6 +67,7 @@ class Lifecycle:
             drain_seconds=options.drain_seconds,
             strict_readiness=options.strict_readiness,
             trust_pickle=options.trust_pickle,
+            trust_remote_code=options.trust_remote_code,
             memory_budget=options.memory_budget,
             max_queued_requests=options.max_queued_requests,
             state_folder=folder,

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from backline.backends.backend import LoadedModel
+from backline.backends.agreement import agree
+from backline.backends.arrangement import ArrangedModel, is_arranged
+from backline.backends.backend import Backend, LoadedModel, StreamingModel
+from backline.backends.hosted import HostedModel
 from backline.backends.registry import choose
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
+from backline.lifecycle.sequence_states import visible, with_hidden_tensors
+from backline.lifecycle.worker_pools import StartWorkers
+from backline.workers.process.pool import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +38,45 @@ class Loaded:
     `max_batch_size` is what requests may ask for (0: no dimension is a batch), `batch_limit` how many items the scheduler joins.
     """
 
-    model: LoadedModel
+    model: LoadedModel | StreamingModel | WorkerPool
     backend: str
     platform: str
     signature: Signature
     max_batch_size: int
     batch_limit: int
-    lane: Lane
+    lane: Lane | Literal["process"]
     instances: int
     reason: str
     measured: Measured
     warnings: tuple[str, ...] = ()
 
 
-def load(path: Path, config: ModelConfig, known: Measured | None = None, on_phase: Callable[[str], None] = lambda _: None) -> Loaded:
+def load(
+    path: Path,
+    config: ModelConfig,
+    known: Measured | None = None,
+    on_phase: Callable[[str], None] = lambda _: None,
+    start_workers: StartWorkers | None = None,
+) -> Loaded:
     """Loads a model file, proves whether it can be batched where the configuration does not say, and measures how it runs best.
 
     `known` is what an earlier load of the same files under the same configuration measured: it is not measured again. `on_phase` is called
-    with "load" and "probe" when that begins. Takes as long as it takes: to be called on a thread. Raises BacklineError with the reason when
-    the model cannot be served.
+    with "load" and "probe" when that begins. `start_workers` is for
+    models that run in other processes. Takes as long as it takes: to be called on a thread. Raises BacklineError with the reason when the
+    model cannot be served.
     """
     on_phase("load")
     backend = choose(config, path)
-    model = backend.load(path, config)
+    if is_arranged(config):
+        model: LoadedModel | StreamingModel | HostedModel = _arranged(path, backend, config)
+    else:
+        model = backend.load(path, with_hidden_tensors(config))
+    if isinstance(model, HostedModel):
+        if start_workers is None:
+            raise InvalidArgument(f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here")
+        return _place_workers(config, start_workers(model), backend.name)
+    if isinstance(model, StreamingModel):
+        return _place_streams(config, model, backend.name, backend.platform)
     if known is None:
         on_phase("probe")
         probe = probe_batching(model) if config.max_batch_size != 0 else None
@@ -65,15 +89,36 @@ def load(path: Path, config: ModelConfig, known: Measured | None = None, on_phas
         model=model,
         backend=backend.name,
         platform=backend.platform,
-        signature=_with_labels(model.signature, config),
+        signature=_with_labels(visible(model.signature, config), config),
         max_batch_size=_max_batch_size(config, known.probe),
         measured=known,
         warnings=warnings,
     )
 
 
+def _arranged(path: Path, backend: Backend, config: ModelConfig) -> LoadedModel:
+    """The model as its configuration arranges it: the backend loads what the file says."""
+    model = backend.load(path, replace(config, inputs=(), outputs=(), max_batch_size=None))
+    if isinstance(model, HostedModel):
+        raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which Python models do not take")
+    if isinstance(model, StreamingModel):
+        model.close()
+        raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which streams do not take")
+    try:
+        arranged = ArrangedModel(model, config)
+        arranged.signature = agree(path, arranged.signature, with_hidden_tensors(config))
+    except BacklineError:
+        model.close()
+        raise
+    return arranged
+
+
 def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
     """The same model, run as a configuration asks for that differs from the one of its load in what needs no load: its instances."""
+    if isinstance(loaded.model, WorkerPool):
+        return loaded  # as many workers as were started
+    if isinstance(loaded.model, StreamingModel):
+        return _place_streams(config, loaded.model, loaded.backend, loaded.platform)
     return _place(
         config,
         model=loaded.model,
@@ -112,12 +157,48 @@ def _place(
         platform,
         signature,
         max_batch_size,
-        max_batch_size if config.dynamic_batching else chosen.batch_limit,
+        max_batch_size if config.dynamic_batching or config.sequence else chosen.batch_limit,
         chosen.lane,
         chosen.instances,
         f"{why_batched}; {chosen.reason}",
         measured,
         warnings,
+    )
+
+
+def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, platform: str) -> Loaded:
+    """A model of which each request is a stream on a thread: there are no batches, and no run that could be measured."""
+    return Loaded(
+        model,
+        backend,
+        platform,
+        _with_labels(model.signature, config),
+        max_batch_size=0,
+        batch_limit=0,
+        lane="thread",
+        instances=config.instance_count or model.streams_at_once,
+        reason="a request gets any number of responses, which are made on a thread",
+        measured=Measured(None, RunTimes({})),
+        warnings=model.warnings,
+    )
+
+
+def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loaded:
+    """A model in worker processes, which says itself what it takes."""
+    loaded = pool.loaded
+    count = len(pool.pids)
+    return Loaded(
+        pool,
+        backend,
+        loaded.platform,
+        _with_labels(pool.signature, config),
+        max_batch_size=loaded.max_batch_size,
+        batch_limit=loaded.max_batch_size,
+        lane="process",
+        instances=count,
+        reason=f"in {count} worker process{'es' if count > 1 else ''}",
+        measured=Measured(None, RunTimes({})),
+        warnings=pool.warnings,
     )
 
 

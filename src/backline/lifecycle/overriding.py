@@ -37,7 +37,7 @@ class OverridingFiles:
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
         repository = LocalRepository(place / "models", formats=FORMATS)
         found = await repository.scan()
-        return Source(name, found[0], repository)
+        return Source(name, found[0], repository, own_files=False)
 
     def loaded(self, source: Source) -> None:
         """A load from this source has succeeded: what the model was loaded from before is not needed any more."""

@@ -11,23 +11,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
+from backline.backends.backend import StreamingModel
+from backline.engine.decoupled import DecoupledCheck
 from backline.engine.engine import LoadProgress, Model, ModelState, Placement
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
+from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loader import Loaded, Measured, load, place_again
 from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.plan import Held, Phase
-from backline.lifecycle.queueing import VersionQueue, build_queue, settings_of
+from backline.lifecycle.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
 from backline.lifecycle.run_time import spare_instances
+from backline.lifecycle.sequence_states import FirstSteps, sequence_tensors
 from backline.lifecycle.warm_up import warm_up
 from backline.lifecycle.warm_up_samples import warm_up_samples
+from backline.lifecycle.worker_pools import WorkerStarter
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.schedule.sequence_tensors import SequenceTensors
+from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.execution import Execution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.workers.process.pool import WorkerPool
+from backline.workers.streaming import StreamPool
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -47,12 +56,15 @@ class Servable:
         *,
         statistics: ModelStatistics | None = None,
         total: QueueTotal | None = None,
+        states: StateStore | None = None,
         meter: LoadMeter | None = None,
         recorded: Path | None = None,
         attempt: int = 1,
         beside_serving: bool = False,
         at_start: bool = False,
         trust_pickle: bool = False,
+        refresh: Callable[[], None] = lambda: None,
+        may_run_code: bool = True,
     ) -> None:
         self.key = key
         self.fingerprint = fingerprint
@@ -81,11 +93,18 @@ class Servable:
         self._meter = meter or LoadMeter()
         self._recorded = recorded
         self._total = total
+        self._states = states or MemoryStateStore()
+        self._tensors: SequenceTensors | None = None
         self._trust_pickle = trust_pickle
+        #: Called when the state of the model has changed by itself.
+        self._refresh = refresh
+        self._may_run_code = may_run_code
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._queue: VersionQueue | None = None
         self._execute: Execution | None = None
+        #: Of a model that gives any number of responses.
+        self._streams: StreamPool | None = None
         self._moved = False
 
     def held(self) -> Held:
@@ -104,10 +123,13 @@ class Servable:
             progress.bytes_done, progress.bytes_total = done, total
 
         fetched = await self._fetch(on_bytes)
-        loading = asyncio.get_running_loop().run_in_executor(threads, self._load, fetched, known)
+        loop = asyncio.get_running_loop()
+        starter = WorkerStarter(self.model.config, self.model.version, fetched.model_folder, loop, may_run_code=self._may_run_code)
+        loading = loop.run_in_executor(threads, self._load, fetched, known, starter)
         try:
             loaded, check, self.model.memory_bytes = await asyncio.shield(loading)
         except asyncio.CancelledError:
+            starter.cancel()
             loading.add_done_callback(_discard)  # a runtime cannot be interrupted
             raise
         for warning in loaded.warnings:
@@ -117,15 +139,16 @@ class Servable:
         self.model.statistics.load_seconds = time.monotonic() - began
         self.phase = Phase.LOADED
 
-    def _load(self, fetched: FetchedVersion, known: Measured | None) -> tuple[Loaded, RequestCheck, int]:
+    def _load(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, RequestCheck, int]:
         """On a thread. The last of the results is the memory that it took, in bytes."""
         with self._meter.measure(self.file_bytes) as measured:
-            loaded, check = self._load_and_warm_up(fetched, known)
-        return loaded, check, measured.memory
+            loaded, check = self._load_and_warm_up(fetched, known, starter)
+        memory = loaded.model.resident_bytes if isinstance(loaded.model, WorkerPool) else measured.memory
+        return loaded, check, memory
 
-    def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None) -> tuple[Loaded, RequestCheck]:
+    def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, RequestCheck]:
         config = self.model.config
-        loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase)
+        loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase, starter.start)
         try:
             check = RequestCheck(config.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
             self._on_phase("warm-up")
@@ -136,7 +159,13 @@ class Servable:
                 model_folder=fetched.model_folder,
                 recorded=self._recorded,
             )
-            warm_up(config.name, loaded.model, check, samples)
+            model = loaded.model
+            if config.sequence is not None:
+                batched = loaded.max_batch_size > 0
+                self._tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=fetched.model_folder)
+                if not isinstance(model, StreamingModel):
+                    model = FirstSteps(model, self._tensors, batched=batched)
+            warm_up(config.name, model, check, samples)
         except BaseException:
             loaded.model.close()
             raise
@@ -151,18 +180,40 @@ class Servable:
         model = self.model
         self._loaded = loaded
         self.measured = loaded.measured
-        self._execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)
+        if not isinstance(loaded.model, StreamingModel):
+            self._execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)
         instances = self._instances(loaded)
-        self._queue = build_queue(model, loaded, instances, self._total)
+        if self._tensors is not None:
+            self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
+        else:
+            self._queue = build_queue(model, loaded, instances, self._total)
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
-        model.placement = Placement(loaded.lane, len(instances), loaded.max_batch_size, loaded.reason)
-        model.check = check
+        count = len(instances) if self._streams is None and loaded.lane != "process" else loaded.instances
+        model.placement = Placement(loaded.lane, count, loaded.max_batch_size, loaded.reason)
+        model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, WorkerPool) else model.config.decoupled
+        model.check = DecoupledCheck(model.name, check) if model.decoupled else check
         model.queue = self._queue
 
     def _instances(self, loaded: Loaded) -> list[Instance]:
+        if isinstance(loaded.model, StreamingModel):
+            model = self.model
+            if model.statistics.responses is None:
+                model.statistics.responses = ResponseStatistics()
+            self._streams = StreamPool(
+                model.name,
+                model.version,
+                loaded.model,
+                asyncio.get_running_loop(),
+                threads=loaded.instances,
+                statistics=model.statistics.responses,
+            )
+            return list(self._streams.instances)
+        if isinstance(loaded.model, WorkerPool):
+            loaded.model.on_available = self._on_workers
+            return list(loaded.model.instances())
         assert self._execute is not None, "it is loaded"
         if loaded.lane == "inline" and not self._moved:
             on_slow = self._move_to_threads if self.model.config.lane is None else None
@@ -176,7 +227,15 @@ class Servable:
 
     def _spare(self) -> int:
         assert self._loaded is not None, "it is loaded"
+        assert not isinstance(self._loaded.model, StreamingModel), "streams have threads of their own"
         return spare_instances(usable_cores(), self._loaded.model.threads_per_run)
+
+    def _on_workers(self, reason: str) -> None:
+        """There is no worker process for the model any more, for a reason, or there is one again."""
+        if self.phase is Phase.READY:
+            self.model.state = ModelState.UNAVAILABLE if reason else ModelState.READY
+            self.model.reason = reason
+            self._refresh()
 
     def serve(self) -> None:
         """From now on it takes requests, once the engine knows it."""
@@ -187,7 +246,8 @@ class Servable:
     @property
     def busy(self) -> bool:
         """Whether it has requests."""
-        return self._queue is not None and (self._queue.pending > 0 or self._queue.running > 0)
+        queue, sequences = self._queue, self.model.sequences
+        return queue is not None and (queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0))
 
     @property
     def last_used(self) -> float:
@@ -205,8 +265,9 @@ class Servable:
             instances = self._instances(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
         if instances is not None:
-            lane = "thread" if isinstance(instances[0], ThreadInstance) else "inline"
-            self.model.placement = Placement(lane, len(instances), loaded.max_batch_size, loaded.reason)
+            lane = "inline" if isinstance(instances[0], InlineInstance) else "thread"
+            count = len(instances) if self._streams is None else loaded.instances
+            self.model.placement = Placement(lane, count, loaded.max_batch_size, loaded.reason)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Its load has failed, and is tried again at `retry_at` if that is a time."""
@@ -225,15 +286,23 @@ class Servable:
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
         if self._queue is not None:
+            ending = None if self._streams is None else asyncio.get_running_loop().call_later(limit, self._end_streams)
             await self._queue.drain(limit)
+            if ending is not None:
+                ending.cancel()
         if self._loaded is not None:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
         self._loaded = self._execute = None
-        self.model.queue = self.model.check = None
+        self.model.queue = self.model.check = self.model.sequences = None
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = "unloaded"
         self.model.memory_bytes = 0
+
+    def _end_streams(self) -> None:
+        """Ends streams that go on for longer than a drain may take: they may have no end."""
+        if self._streams is not None:
+            self._streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
 
     def _move_to_threads(self) -> None:
         """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""

@@ -23,6 +23,8 @@ class Source:
     name: str
     found: FoundModel
     repository: Repository
+    #: Whether its files are those of this machine's owner: not from elsewhere, and not brought along by a load.
+    own_files: bool = True
 
     @property
     def config(self) -> ModelConfig:

@@ -46,11 +46,27 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _bytes(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not int(text):
+        raise ValueError("expected a number of bytes above 0")
+    return int(text)
+
+
 def _versions(text: str) -> tuple[str, ...]:
     versions = tuple(dict.fromkeys(version.strip() for version in text.split(",")))
     if "" in versions:
         raise ValueError("expected the names of versions with commas between")
     return versions
+
+
+def _axis(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("expected the index of a dimension, from 0")
+    return int(text)
+
+
+def _constant(text: str) -> str:
+    return text
 
 
 def _version(text: str) -> str:
@@ -87,12 +103,29 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("lane", _choice(*get_args(Lane)), (str,)),
             Setting("versions", _versions, (list,)),
             Setting("labels", _version, (str, int), by_key=True),
+            Setting("batch_axis", _axis, (int,), by_key=True),
+            Setting("constant_input", _constant, (int, float, bool, str), by_key=True),
             Setting("pinned", _truth, (bool,)),
             Setting("load", _choice("at_start", "on_demand"), (str,)),
             Setting("idle_unload_seconds", _seconds, (int, float)),
             Setting("load_retries", _count, (int,)),
+            Setting("execution_timeout_seconds", _seconds, (int, float)),
+            Setting("idempotent", _truth, (bool,)),
+            Setting("memory_limit_bytes", _bytes, (int,)),
         )
     }
+)
+
+
+#: Settings that are fields of ModelConfig by the same name.
+_AS_THEY_ARE: Final = (
+    "lane",
+    "pinned",
+    "idle_unload_seconds",
+    "load_retries",
+    "execution_timeout_seconds",
+    "idempotent",
+    "memory_limit_bytes",
 )
 
 
@@ -132,11 +165,14 @@ def read_settings(document: Document) -> dict[str, Any]:
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: given[name] for name in ("lane", "pinned", "idle_unload_seconds", "load_retries") if name in given}
+    fields: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
     if "load" in given:
         fields["on_demand"] = given["load"] == "on_demand"
     if "labels" in given:
         fields["labels"] = MappingProxyType(given["labels"])
+    for name, field in (("batch_axis", "batch_axes"), ("constant_input", "constant_inputs")):
+        if name in given:
+            fields[field] = MappingProxyType(given[name])
     if "versions" in given:
         if document.message.HasField("version_policy"):
             raise document.error(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from time import monotonic_ns
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Loaded
 from backline.workers.process.seat import Seat
 
+Value = TypeVar("Value")
 log = logging.getLogger("backline.workers")
 
 #: Seconds before a worker is started again that has ended before it answered anything: the first pause, and the longest.
@@ -33,16 +34,21 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 #: Seconds without any worker after which a model is not ready: requests wait for less.
 _GRACE = 2.0
+#: Seconds that a batch may take where nobody says: a worker that sleeps for ever is replaced some time.
+EXECUTION_TIMEOUT = 300.0
 #: Requests of a model of many responses that may be open at once in one worker.
 _OPEN_STREAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How workers are treated. `execution_timeout` is in seconds, 0 for none. `idempotent` requests are run again when a worker ends."""
+    """How workers are treated; None is what the model says of itself, or the default.
 
-    execution_timeout: float = 0.0
-    idempotent: bool = True
+    `execution_timeout` is in seconds. `idempotent` requests are run again when a worker has ended.
+    """
+
+    execution_timeout: float | None = None
+    idempotent: bool | None = None
 
 
 class ProcessInstance:
@@ -77,6 +83,8 @@ class WorkerPool:
         self.on_available: Callable[[str], None] = lambda _: None
         self.loaded: Loaded
         self.signature = Signature((), ())
+        self.execution_timeout = EXECUTION_TIMEOUT
+        self.idempotent = True
         self.warnings: tuple[str, ...] = ()
         self.loop = self._loop = loop
         self._seats: list[Seat] = []
@@ -119,6 +127,9 @@ class WorkerPool:
         )
         self.signature = Signature(inputs, outputs)
         self.warnings = tuple(loaded.warnings)
+        options = self.options
+        self.execution_timeout = _first(options.execution_timeout, loaded.execution_timeout_seconds, EXECUTION_TIMEOUT)
+        self.idempotent = _first(options.idempotent, loaded.idempotent, True)
         if loaded.memory_limit_bytes is not None and self.command.memory_limit_bytes is None:
             self.command = replace(self.command, memory_limit_bytes=loaded.memory_limit_bytes)
 
@@ -183,7 +194,7 @@ class WorkerPool:
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
         """The worker of these jobs has ended: each request is run once more, alone, so that the one whose fault it was is on its own."""
         for job in jobs:
-            for single in job.once_more(f"{self.label}: its worker process {reason}", idempotent=self.options.idempotent):
+            for single in job.once_more(f"{self.label}: its worker process {reason}", idempotent=self.idempotent):
                 seat = self._free_seat()
                 if seat is not None:
                     seat.send(single)
@@ -296,3 +307,10 @@ class WorkerPool:
             job.fail(Unavailable(f"{self.label} is being unloaded", retry_after=1))
         self._waiting.clear()
         await asyncio.gather(*(seat.stop() for seat in self._seats))
+
+
+def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:
+    """What goes first: the configuration, the model, the default."""
+    if configured is not None:
+        return configured
+    return declared if declared is not None else default

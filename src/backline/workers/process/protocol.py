@@ -71,7 +71,7 @@ class Load(msgspec.Struct, array_like=True):
     """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
 
     `path` is the model's file, `folder` the model's folder above its versions; `inputs`, `outputs` and `max_batch_size` are those of the
-    configuration, None where it has none. `config` is the whole configuration as the JSON of inference.ModelConfig.
+    configuration, None where it has none. `declared` is the whole configuration as a serialised inference.ModelConfig, empty without one.
     """
 
     adapter: str
@@ -84,7 +84,7 @@ class Load(msgspec.Struct, array_like=True):
     inputs: list[Spec] = []
     outputs: list[Spec] = []
     parameters: dict[str, str] = {}
-    config: str = ""
+    declared: bytes = b""
 
 
 class Loaded(msgspec.Struct, array_like=True):

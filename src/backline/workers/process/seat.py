@@ -92,10 +92,9 @@ class Seat:
             self._open[number] = job
         if block >= 0:
             self._blocks[batch] = block
-        if self._pool.options.execution_timeout:
-            self._started[batch] = monotonic()
-            if self._watch is None:
-                self._watch = self._pool.loop.call_later(self._pool.options.execution_timeout, self._look_at_time)
+        self._started[batch] = monotonic()
+        if self._watch is None:
+            self._watch = self._pool.loop.call_later(self._pool.execution_timeout, self._look_at_time)
         job.run.batch.on_abandon = lambda: process.cancel(numbers)
         for number, request in zip(numbers, requests, strict=True):
             if request.flow is not None:
@@ -120,6 +119,8 @@ class Seat:
                 process.arena.give_back(lent)
             job.run.batch.gathered_ns, job.run.batch.ran_ns = result.began_ns, result.ran_ns
             self._pool.has_room(self)
+        elif job is not None:  # a stream goes on
+            self._started[result.batch] = monotonic()
         offset = 0
         for part in result.parts:
             tensors, offset = unpack_columns(part.columns, payload, offset, block, result.block)
@@ -183,7 +184,7 @@ class Seat:
     def _look_at_time(self) -> None:
         """Kills a worker that has a batch for longer than it may; looks again when the next one would have."""
         self._watch = None
-        limit = self._pool.options.execution_timeout
+        limit = self._pool.execution_timeout
         if not self._started or self.process is None:
             return
         left = min(self._started.values()) + limit - monotonic()

@@ -1,0 +1,22 @@
+"""Models that are not loaded in this process: what a worker needs to know to load one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """What a backend's `load` gives for a model that runs in worker processes.
+
+    `adapter` ("module:function") makes the model there, see workers/process/worker_model.py. `python` is the interpreter of the workers,
+    `environment` what comes on top of the server's variables.
+    """
+
+    path: Path
+    adapter: str
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)

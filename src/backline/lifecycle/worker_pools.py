@@ -1,0 +1,80 @@
+"""Models that run in worker processes: from a backend's description to a pool that serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from pathlib import Path
+from typing import TypeAlias
+
+from backline.backends.hosted import HostedModel
+from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import TensorSpec
+from backline.workers.process.pool import PoolOptions, WorkerPool
+from backline.workers.process.process import WorkerCommand
+from backline.workers.process.protocol import Load, Spec
+
+#: Starts the workers of a model and returns when they have loaded it. Called on a thread. Raises BacklineError with the reason.
+StartWorkers: TypeAlias = Callable[[HostedModel], WorkerPool]
+#: Instances of a model that says nothing: each takes a process' memory.
+DEFAULT_INSTANCES = 1
+
+
+class WorkerStarter:
+    """Starts the workers of one version; `folder` is the model's, above its versions."""
+
+    def __init__(self, config: ModelConfig, version: str, folder: Path, loop: asyncio.AbstractEventLoop, *, may_run_code: bool) -> None:
+        self._config = config
+        self._version = version
+        self._folder = folder
+        self._loop = loop
+        self._starting: Future[None] | None = None
+        self._cancelled = False
+        self._may_run_code = may_run_code
+
+    def start(self, hosted: HostedModel) -> WorkerPool:
+        """See StartWorkers. Raises InvalidArgument where the model's code is not to be run."""
+        if not self._may_run_code:
+            raise InvalidArgument(
+                f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought files"
+                " along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
+            )
+        config = self._config
+        pool = WorkerPool(self._command(hosted), PoolOptions(config.execution_timeout_seconds, config.idempotent), self._loop)
+        starting = asyncio.run_coroutine_threadsafe(pool.start(config.instance_count, default_instances=DEFAULT_INSTANCES), self._loop)
+        self._starting = starting
+        if self._cancelled:
+            starting.cancel()
+        try:
+            starting.result()
+        except CancelledError:
+            raise Unavailable(f"the load of {pool.label} was given up") from None
+        return pool
+
+    def cancel(self) -> None:
+        """The model is not wanted any more: nobody waits for its workers. Called on the event loop."""
+        self._cancelled = True
+        if self._starting is not None:
+            self._starting.cancel()
+
+    def _command(self, hosted: HostedModel) -> WorkerCommand:
+        config = self._config
+        load = Load(
+            hosted.adapter,
+            config.name,
+            self._version,
+            str(hosted.path),
+            str(self._folder),
+            max_batch_size=config.max_batch_size,
+            inputs=[_spec(spec) for spec in config.inputs],
+            outputs=[_spec(spec) for spec in config.outputs],
+            parameters=dict(config.parameters),
+            declared=config.declared,
+        )
+        return WorkerCommand(load, hosted.python, hosted.environment, config.memory_limit_bytes)
+
+
+def _spec(spec: TensorSpec) -> Spec:
+    return Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional)

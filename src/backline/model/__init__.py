@@ -1,0 +1,50 @@
+"""What a `model.py` imports: datatypes for type hints, and errors.
+
+>>> class Model:
+...     def predict(self, x: FP32[16]) -> FP32[16]:
+...         return x + 1
+
+Needs NumPy and nothing else of Backline, so that a model can be used in a notebook or a test as any other class: `Model().predict(x)`.
+"""
+
+from __future__ import annotations
+
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.model.hints import (
+    BF16,
+    BOOL,
+    BYTES,
+    FP16,
+    FP32,
+    FP64,
+    INT8,
+    INT16,
+    INT32,
+    INT64,
+    UINT8,
+    UINT16,
+    UINT32,
+    UINT64,
+    Request,
+)  # fmt: skip
+
+__all__ = [
+    "BF16",
+    "BOOL",
+    "BYTES",
+    "FP16",
+    "FP32",
+    "FP64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "BacklineError",
+    "InvalidArgument",
+    "Request",
+    "Unavailable",
+]

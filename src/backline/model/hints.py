@@ -1,0 +1,117 @@
+"""Type hints that say what a model takes and gives: a datatype and a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+
+if TYPE_CHECKING:
+    _Array = np.ndarray
+else:
+    _Array = object
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayHint:
+    """An array of a datatype; -1 in `shape` stands for any size. Without the batch dimension, where the model takes batches."""
+
+    datatype: DataType
+    shape: tuple[int, ...]
+
+
+class _Typed(_Array):
+    """An array of one datatype: `FP32[3, 224, 224]`, `FP32[-1]` for any length, `FP32` alone for a single dimension of any length."""
+
+    datatype: ClassVar[DataType]
+
+    def __class_getitem__(cls, shape: int | tuple[int, ...]) -> Any:
+        dims = shape if isinstance(shape, tuple) else (shape,)
+        if not all(isinstance(dim, int) and dim >= -1 for dim in dims):
+            raise TypeError(f"{cls.__name__}{list(dims)}: a shape has sizes, and -1 for any size")
+        return ArrayHint(cls.datatype, dims)
+
+
+def array_hint(hint: Any) -> ArrayHint | None:
+    """The datatype and shape that a hint of this module stands for; None for any other."""
+    if isinstance(hint, ArrayHint):
+        return hint
+    if isinstance(hint, type) and issubclass(hint, _Typed):
+        return ArrayHint(hint.datatype, (-1,))
+    return None
+
+
+class BOOL(_Typed):
+    datatype = DataType.BOOL
+
+
+class UINT8(_Typed):
+    datatype = DataType.UINT8
+
+
+class UINT16(_Typed):
+    datatype = DataType.UINT16
+
+
+class UINT32(_Typed):
+    datatype = DataType.UINT32
+
+
+class UINT64(_Typed):
+    datatype = DataType.UINT64
+
+
+class INT8(_Typed):
+    datatype = DataType.INT8
+
+
+class INT16(_Typed):
+    datatype = DataType.INT16
+
+
+class INT32(_Typed):
+    datatype = DataType.INT32
+
+
+class INT64(_Typed):
+    datatype = DataType.INT64
+
+
+class FP16(_Typed):
+    datatype = DataType.FP16
+
+
+class FP32(_Typed):
+    datatype = DataType.FP32
+
+
+class FP64(_Typed):
+    datatype = DataType.FP64
+
+
+class BF16(_Typed):
+    """The bits of each number, as uint16: NumPy has no such datatype."""
+
+    datatype = DataType.BF16
+
+
+class BYTES(_Typed):
+    """An object array of `bytes`."""
+
+    datatype = DataType.BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a request says beside its inputs: a parameter of `predict` with this type gets it. Not for models that take batches."""
+
+    id: str = ""
+    parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    #: The sequence that the request belongs to, 0 for none, and whether it is its first or last.
+    sequence: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False

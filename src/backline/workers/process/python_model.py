@@ -1,0 +1,230 @@
+"""Python models: the class of a `model.py`, whose type hints are its signature, in a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import sys
+import typing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_origin
+
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.tensor import Tensor
+from backline.model.hints import Request
+from backline.workers.process.protocol import Load, Loaded
+from backline.workers.process.requests import RequestBatch, WorkerRequest
+from backline.workers.process.tracebacks import details, reason
+from backline.workers.process.typed_values import TypedValue
+from backline.workers.process.worker_model import WorkerModel
+
+_STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
+#: Batches that an asynchronous model takes at once.
+_CONCURRENCY = 64
+
+
+def load(message: Load) -> WorkerModel:
+    """Imports a model's file and makes its class. Raises what the file raises, and InvalidArgument for a class that is no model."""
+    module = import_file(Path(message.path), Path(message.folder))
+    found = find_class(module, message.path)
+    return PythonModel(found, message)
+
+
+def import_file(path: Path, folder: Path) -> ModuleType:
+    """The module in a file; it may import what lies beside it, and in the model's folder."""
+    for place in (folder, path.parent):
+        sys.path.insert(0, str(place))
+    spec = spec_from_file_location("model", path)
+    if spec is None or spec.loader is None:
+        raise InvalidArgument(f"'{path}' is no Python file")
+    module = module_from_spec(spec)
+    sys.modules["model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def find_class(module: ModuleType, path: str) -> type:
+    """The class of a model: `Model`, or the only one in the file with a method `predict`. Raises InvalidArgument where there is none."""
+    named = getattr(module, "Model", None)
+    if isinstance(named, type) and callable(getattr(named, "predict", None)):
+        return named
+    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    models = [value for value in own if callable(getattr(value, "predict", None))]
+    if len(models) == 1:
+        return models[0]
+    found = f"several: {', '.join(one.__name__ for one in models)}; call one of them Model" if models else "none"
+    raise InvalidArgument(f"'{path}': expected a class with a method predict, found {found}")
+
+
+class PythonModel:
+    """A class with `predict`, and `load` and `unload` where it has them."""
+
+    def __init__(self, model: type, message: Load) -> None:
+        self._where = f"{Path(message.path).name}, {model.__name__}.predict"
+        self._folder = message.folder
+        batch = message.max_batch_size if message.max_batch_size is not None else getattr(model, "max_batch_size", 0)
+        self._batched = batch > 0
+        self._read_hints(model.predict)  # type: ignore[attr-defined]
+        self._object = model()
+        _finish(getattr(self._object, "load", None))
+        self.loaded = Loaded(
+            [value.spec for value in self._inputs.values()],
+            [value.spec for value in self._outputs],
+            batch,
+            decoupled=self._stream,
+            concurrency=_CONCURRENCY if self._asynchronous else 1,
+            instances=getattr(model, "instances", None),
+            idempotent=getattr(model, "idempotent", None),
+            execution_timeout_seconds=getattr(model, "execution_timeout_seconds", None),
+            memory_limit_bytes=getattr(model, "memory_limit_bytes", None),
+        )
+
+    def _read_hints(self, predict: Any) -> None:
+        hints = typing.get_type_hints(predict)
+        parameters = list(inspect.signature(predict).parameters.values())[1:]
+        self._inputs: dict[str, TypedValue] = {}
+        self._request_argument = ""
+        for parameter in parameters:
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                raise InvalidArgument(f"{self._where}: '{parameter}' cannot be an input; give every input a name of its own")
+            hint = hints.get(parameter.name)
+            if hint is Request:
+                self._request_argument = parameter.name
+            else:
+                optional = parameter.default is not parameter.empty
+                self._inputs[parameter.name] = TypedValue.of(parameter.name, hint, self._where, optional=optional)
+        answer = hints.get("return")
+        self._asynchronous = inspect.iscoroutinefunction(predict) or inspect.isasyncgenfunction(predict)
+        self._stream = get_origin(answer) in _STREAMS
+        self._outputs, self._single = self._read_outputs(get_args(answer)[0] if self._stream else answer)
+        if self._batched and (self._stream or self._request_argument):
+            raise InvalidArgument(f"{self._where}: a model with max_batch_size gives one answer and takes no Request; leave it out")
+        if self._batched and any(value.kind is not None for value in (*self._inputs.values(), *self._outputs)):
+            raise InvalidArgument(f"{self._where}: a model with max_batch_size takes and gives arrays, as BYTES[1] for texts")
+
+    def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
+        """The outputs by the hint of what is returned, and whether it is one value rather than a class of several."""
+        is_class = typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
+        if not (isinstance(answer, type) and is_class):
+            return [TypedValue.of("output", answer, self._where)], True
+        hints = typing.get_type_hints(answer)
+        return [TypedValue.of(name, hint, self._where) for name, hint in hints.items()], False
+
+    # running
+
+    def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
+        """See WorkerModel."""
+        if self._asynchronous:
+            return self._execute_async(batch)
+        if self._batched and batch.columns is not None:
+            self._execute_batch(batch)
+            return None
+        for request in batch.requests:
+            self._execute_alone(request)
+        return None
+
+    def _execute_batch(self, batch: RequestBatch) -> None:
+        """All at once; if that fails and there are several, one after the other, so that bad input costs its sender only."""
+        rows = sum(request.rows for request in batch.requests)
+        try:
+            answer = self._predict(self._arguments(batch.columns or {}, None))
+            batch.answer(batch.requests, self._tensors(answer, rows))
+        except BaseException as error:
+            if len(batch.requests) == 1 or not self._may_repeat:
+                raise
+            del error
+        for request in batch.requests:
+            if not request.answered:
+                self._execute_alone(request)
+
+    @property
+    def _may_repeat(self) -> bool:
+        return self.loaded.idempotent is not False
+
+    def _execute_alone(self, request: WorkerRequest) -> None:
+        try:
+            answer = self._predict(self._arguments(request.inputs, request))
+            if self._stream:
+                for response in answer:
+                    if request.cancelled:
+                        break
+                    request.send(self._tensors(response, None))
+                request.end()
+            else:
+                request.answer(self._tensors(answer, request.rows if self._batched else None))
+        except BaseException as error:
+            self._fail(request, error)
+
+    async def _execute_async(self, batch: RequestBatch) -> None:
+        if self._batched and batch.columns is not None:
+            answer = await self._predict(self._arguments(batch.columns, None))
+            batch.answer(batch.requests, self._tensors(answer, sum(request.rows for request in batch.requests)))
+            return
+        await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests))
+
+    async def _execute_alone_async(self, request: WorkerRequest) -> None:
+        try:
+            answer = self._predict(self._arguments(request.inputs, request))
+            if self._stream:
+                async for response in answer:
+                    if request.cancelled:
+                        break
+                    # It may wait for the one who takes the responses.
+                    await asyncio.to_thread(request.send, self._tensors(response, None))
+                request.end()
+            else:
+                request.answer(self._tensors(await answer, request.rows if self._batched else None))
+        except BaseException as error:
+            self._fail(request, error)
+
+    def _predict(self, arguments: Mapping[str, Any]) -> Any:
+        return self._object.predict(**arguments)
+
+    def _arguments(self, inputs: Mapping[str, Tensor], request: WorkerRequest | None) -> dict[str, Any]:
+        arguments = {name: self._inputs[name].to_python(tensor) for name, tensor in inputs.items()}
+        if self._request_argument and request is not None:
+            arguments[self._request_argument] = Request(
+                request.id, request.parameters, request.sequence, request.sequence_start, request.sequence_end
+            )
+        return arguments
+
+    def _tensors(self, answer: Any, rows: int | None) -> Sequence[Tensor]:
+        if self._single:
+            values: Mapping[str, Any] = {self._outputs[0].name: answer}
+        elif isinstance(answer, Mapping):
+            values = answer
+        else:
+            values = answer._asdict() if hasattr(answer, "_asdict") else vars(answer) if hasattr(answer, "__dict__") else {}
+        missing = [output.name for output in self._outputs if output.name not in values]
+        if missing:
+            raise Internal(f"{self._where} returned a {type(answer).__name__} without the output '{missing[0]}'")
+        try:
+            return [output.to_tensor(values[output.name], rows) for output in self._outputs]
+        except (TypeError, ValueError) as error:
+            raise Internal(f"{self._where} returned what its type hints do not promise: {error}") from None
+
+    def _fail(self, request: WorkerRequest, error: BaseException) -> None:
+        if request.answered:
+            return
+        if isinstance(error, BacklineError):
+            request.fail(error)
+            return
+        print(details(error), file=sys.stderr, flush=True)
+        request.fail(Internal(reason(error, self._folder)))
+
+    def close(self) -> None:
+        """See WorkerModel."""
+        _finish(getattr(self._object, "unload", None))
+
+
+def _finish(hook: Any) -> None:
+    """Calls what may be a coroutine function."""
+    if hook is None:
+        return
+    result = hook()
+    if inspect.iscoroutine(result):
+        asyncio.run(result)

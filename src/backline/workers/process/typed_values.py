@@ -1,0 +1,104 @@
+"""Python values of a model's type hints as tensors, and back: arrays, text, bytes, numbers, JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Tensor
+from backline.model.hints import array_hint
+from backline.workers.process.protocol import Spec
+
+_SINGLE: Mapping[type, DataType] = {
+    str: DataType.BYTES,
+    bytes: DataType.BYTES,
+    bool: DataType.BOOL,
+    int: DataType.INT64,
+    float: DataType.FP64,
+    dict: DataType.BYTES,
+    list: DataType.BYTES,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TypedValue:
+    """An input or output by its hint. `kind` is the Python type of a single value, None for an array."""
+
+    name: str
+    kind: type | None
+    datatype: DataType
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    @classmethod
+    def of(cls, name: str, hint: Any, where: str, *, optional: bool = False) -> TypedValue:
+        """Raises InvalidArgument for a hint that says nothing."""
+        if (array := array_hint(hint)) is not None:
+            return cls(name, None, array.datatype, array.shape, optional)
+        kind = get_origin(hint) or hint
+        if isinstance(kind, type) and kind in _SINGLE:
+            return cls(name, kind, _SINGLE[kind], (1,), optional)
+        raise InvalidArgument(
+            f"{where}: the type hint of '{name}' is {hint!r}; expected FP32[16] or another datatype of backline.model, str, bytes,"
+            " int, float, bool, dict or list"
+        )
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(self.name, self.datatype.name, list(self.shape), self.optional)
+
+    def to_python(self, tensor: Tensor) -> Any:
+        """What the model gets. Raises InvalidArgument for text and JSON that are none."""
+        if self.kind is None:
+            return tensor.data
+        value = tensor.data.reshape(-1)[0]
+        try:
+            if self.kind is bytes:
+                return value
+            if self.kind is str:
+                return value.decode()
+            if self.kind in (dict, list):
+                read = json.loads(value)
+                if not isinstance(read, self.kind):
+                    raise ValueError(f"it is a {type(read).__name__}")
+                return read
+            return self.kind(value)
+        except ValueError as error:
+            expected = "text in UTF-8" if self.kind is str else f"JSON of a {self.kind.__name__}"
+            raise InvalidArgument(f"input '{self.name}' is no {expected}: {error}") from None
+
+    def to_tensor(self, value: Any, rows: int | None) -> Tensor:
+        """What the model gave, with `rows` in a batch or None. Raises TypeError or ValueError for what the hint does not promise."""
+        if self.kind is None:
+            return self._array(value, rows)
+        if self.kind in (dict, list):
+            value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        elif self.kind is str:
+            if not isinstance(value, str):
+                raise TypeError(f"output '{self.name}' is a {type(value).__name__}, but the type hint says str")
+            value = value.encode()
+        elif self.kind is bytes:
+            if not isinstance(value, (bytes, bytearray, memoryview)):
+                raise TypeError(f"output '{self.name}' is a {type(value).__name__}, but the type hint says bytes")
+            value = bytes(value)
+        data = np.empty(1, self.datatype.dtype)
+        data[0] = value
+        return Tensor(self.name, self.datatype, (1,), data)
+
+    def _array(self, value: Any, rows: int | None) -> Tensor:
+        data = np.asarray(value)
+        if data.dtype != self.datatype.dtype:
+            if self.datatype is not DataType.BYTES and not np.can_cast(data.dtype, self.datatype.dtype, "same_kind"):
+                raise TypeError(f"output '{self.name}' has dtype {data.dtype}, but the type hint says {self.datatype.name}")
+            data = data.astype(self.datatype.dtype)
+        expected = self.shape if rows is None else (rows, *self.shape)
+        fits = data.ndim == len(expected) and all(size in (-1, got) for size, got in zip(expected, data.shape, strict=True))
+        if not fits:
+            raise ValueError(f"output '{self.name}' has shape {list(data.shape)}, but expected was {list(expected)}")
+        return Tensor(self.name, self.datatype, data.shape, data)

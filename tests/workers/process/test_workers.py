@@ -1,0 +1,189 @@
+"""Worker processes behind a real server: answers, crashes, hangs, and what the caller is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.http as tritonclient
+
+import backline
+from support.repositories import put
+from support.server import ServerProcess, serve
+
+IDENTITY = """
+from backline.model import FP32
+
+class Model:
+    max_batch_size = 64
+    instances = 2
+
+    def predict(self, x: FP32[-1]) -> FP32[-1]:
+        return x
+"""
+FAULTY = """
+import ctypes, os, sys, time
+
+class Model:
+    execution_timeout_seconds = 1.0
+
+    def predict(self, how: str) -> str:
+        if how == "raise":
+            raise ValueError("too loud")
+        if how == "exit":
+            sys.exit(3)
+        if how == "_exit":
+            os._exit(4)
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "sleep":
+            time.sleep(1000)
+        if how == "fork" and os.fork() == 0:
+            return "child"
+        if how == "close":
+            os.closerange(3, 100)
+        if how == "type":
+            return 5
+        print("printed", how)
+        return how
+"""
+STREAM = """
+from collections.abc import Iterator
+
+class Model:
+    def predict(self, text: str, count: int) -> Iterator[str]:
+        for number in range(count):
+            yield f"{text}{number}"
+"""
+FAILING_LOAD = """
+class Model:
+    def load(self):
+        raise RuntimeError("no weights here")
+
+    def predict(self, x: str) -> str:
+        return x
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    repository = tmp_path_factory.mktemp("models")
+    for name, text in (("identity", IDENTITY), ("faulty", FAULTY), ("stream", STREAM), ("failing", FAILING_LOAD)):
+        put(repository / name / "1" / "model.py", text)
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    with serve(repository, log, "--log-level", "info", "--no-strict-readiness") as running:
+        yield running
+
+
+def ask(server: ServerProcess, how: str) -> object:
+    with backline.connect(server.url) as client:
+        return client["faulty"](np.array([how.encode()], object))["output"][0]
+
+
+def workers(server: ServerProcess) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children()
+
+
+@pytest.mark.parametrize("elements", [16, 150_528], ids=["in its frame", "in shared memory"])
+def test_tensors_of_any_size_come_back_as_they_were(server: ServerProcess, elements: int) -> None:
+    sent = np.random.default_rng(0).random((2, elements)).astype(np.float32)
+    with backline.connect(server.url) as client:
+        for _ in range(5):
+            np.testing.assert_array_equal(client["identity"](sent)["output"], sent)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("raise", r"ValueError: too loud \(model.py, line 9, in predict\)"),
+        ("exit", r"sys.exit\(3\)"),
+        ("_exit", "ended with exit status 4"),
+        ("segfault", "SIGSEGV .* at model.py, line 15, in predict"),
+        ("sleep", "did not finish within 1 s and was killed at model.py, line 17, in predict"),
+        ("close", "worker process ended"),
+        ("type", "the type hint says str"),
+    ],
+)
+def test_what_a_model_does_costs_its_own_request_only_and_is_told(server: ServerProcess, how: str, told: str) -> None:
+    with pytest.raises(Exception, match=told):
+        ask(server, how)
+    assert ask(server, "fine") == b"fine"
+
+
+def test_a_model_that_forks_answers_once(server: ServerProcess) -> None:
+    assert ask(server, "fork") == b"fork"
+    assert ask(server, "fine") == b"fine"
+
+
+def test_what_a_model_prints_is_in_the_log_with_its_name(server: ServerProcess) -> None:
+    ask(server, "hello")
+    end = time.monotonic() + 5
+    while "model 'faulty' version 1: printed hello" not in server.output:
+        assert time.monotonic() < end, server.output
+
+
+def test_a_failed_load_tells_the_exception_and_its_line(server: ServerProcess) -> None:
+    assert "RuntimeError: no weights here (model.py, line 4, in load)" in server.output
+
+
+def test_no_request_fails_while_workers_are_killed(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "identity" / "1" / "model.py", IDENTITY)
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        failures: list[Exception] = []
+        slowest = 0.0
+        stop = threading.Event()
+
+        def load() -> None:
+            nonlocal slowest
+            sent = np.ones((1, 16), np.float32)
+            with backline.connect(server.url) as client:
+                model = client["identity"]
+                while not stop.wait(0.02):
+                    began = time.monotonic()
+                    try:
+                        model(sent)
+                    except Exception as error:
+                        failures.append(error)
+                    slowest = max(slowest, time.monotonic() - began)
+
+        threads = [threading.Thread(target=load) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            stop.wait(1)
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(workers(server)[-1].pid, signal.SIGKILL)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert slowest < 2
+
+
+def test_no_worker_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "identity" / "1" / "model.py", IDENTITY)
+    with serve(tmp_path / "models", tmp_path / "log") as running:
+        children = workers(running)
+        running.process.kill()
+        running.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=5)
+    assert len(children) == 2
+    assert alive == []
+
+
+def test_code_that_a_load_brings_along_is_not_run_without_trust(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "identity" / "1" / "model.py", IDENTITY)
+    with (
+        serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as running,
+        pytest.raises(Exception, match="--trust-remote-code"),
+        tritonclient.InferenceServerClient(running.url.removeprefix("http://")) as client,
+    ):
+        client.load_model("evil", config='{"backend": "python"}', files={"file:1/model.py": IDENTITY.encode()})
