@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from fake_models import Caller, HttpAnswer
 
+from backline.engine.messages import SequenceStep
+
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
 
@@ -215,7 +217,8 @@ def test_parameters_reach_the_model(caller: Caller) -> None:
     assert caller.infer("add1", {"inputs": [json_input()], "parameters": parameters}).status == 200
     request = caller.engine.find("add1").queue.seen[-1]
     assert request.priority == 3
-    assert request.parameters == {key: value for key, value in parameters.items() if key != "priority"}
+    assert request.parameters == {"mood": "blue", "tempo": 120, "swing": 0.6, "loud": True}
+    assert request.sequence == SequenceStep(7, start=True)
 
 
 def test_timeout_in_microseconds_becomes_the_deadline(caller: Caller) -> None:
