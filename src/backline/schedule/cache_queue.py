@@ -1,0 +1,332 @@
+"""The response cache in front of a queue: what was answered before is answered again, and what is asked twice at once is run once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Protocol
+
+from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+from backline.schedule.cache import ResponseCache, read_only
+from backline.schedule.cache_key import RequestKeys, input_bytes
+from backline.schedule.queue import QueueSettings, limit_wait, waited_too_long
+
+if TYPE_CHECKING:
+    from backline.schedule.scheduler import Settings
+    from backline.workers.instance import Instance
+
+log = logging.getLogger("backline.schedule")
+
+#: Requests of more bytes are hashed on a thread: the loop would stand still for longer than a quick model runs.
+LARGE = 512 * 1024
+
+
+class InnerQueue(Protocol):
+    """The queue behind the cache."""
+
+    def submit(self, request: InferRequest) -> None: ...
+    @property
+    def pending(self) -> int: ...
+    @property
+    def running(self) -> int: ...
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None: ...
+    def replace_instances(self, instances: Sequence[Instance]) -> None: ...
+    async def drain(self, limit: float) -> None: ...
+
+
+class _Flight:
+    """Requests with one key on their way: looked up, and then run as one, `run`. `lookup_ns` is how long the look took."""
+
+    __slots__ = ("began_ns", "key", "lookup_ns", "queued", "refusal", "run", "submitting", "timers", "waiting")
+
+    def __init__(self, request: InferRequest) -> None:
+        self.key = b""
+        self.waiting = [request]
+        self.began_ns = monotonic_ns()
+        self.lookup_ns = 0
+        self.run: InferRequest | None = None
+        #: The run's `on_cancel` while it waits in the queue; another one tells that it has left it.
+        self.queued: object = None
+        #: Whether the request is still being submitted, and what it is refused with.
+        self.submitting = True
+        self.refusal: BacklineError | None = None
+        self.timers: dict[InferRequest, asyncio.TimerHandle] = {}
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun to run."""
+        return self.run is None or (self.queued is not None and self.run.on_cancel is self.queued)
+
+
+class CachedQueue:
+    """Answers requests from a cache, and hands the others on to `queue`. Lives on the event loop.
+
+    Identical requests that are under way share one run: each keeps its id and its deadline and may be cancelled by itself; the run is
+    given up when nobody waits for it any more, and waits as long as the most patient of them. A request of a higher priority than the one
+    that waits has a run of its own. Errors are not kept.
+    """
+
+    def __init__(
+        self,
+        queue: InnerQueue,
+        cache: ResponseCache,
+        keys: RequestKeys,
+        settings: QueueSettings,
+        statistics: ModelStatistics,
+        *,
+        name: str,
+        version: str,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._queue = queue
+        self._cache = cache
+        self._keys = keys
+        self._settings = settings
+        self._statistics = statistics
+        self._name = name
+        self._version = version
+        self._loop = loop
+        self._flights: dict[bytes, _Flight] = {}
+        #: Requests that are hashed or looked up.
+        self._looking = 0
+        self._looked: asyncio.Future[None] | None = None
+
+    @property
+    def pending(self) -> int:
+        return self._queue.pending + self._looking
+
+    @property
+    def running(self) -> int:
+        return self._queue.running
+
+    def submit(self, request: InferRequest) -> None:
+        """Answers a request, lets it join another, or queues it. Raises Unavailable when the queue is full."""
+        if request.sequence is not None or request.on_response is not None:
+            self._queue.submit(request)
+            return
+        flight = _Flight(request)
+        if input_bytes(request) > LARGE:
+            self._looking += 1
+            request.on_cancel = partial(self._leave, flight)
+            flight.submitting = False
+            self._loop.run_in_executor(None, self._keys.of, request).add_done_callback(partial(self._hashed, flight))
+            return
+        flight.key = self._keys.of(request)
+        self._begin(flight)
+        flight.submitting = False
+        if flight.refusal is not None:
+            raise flight.refusal
+
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
+        self._settings = settings.queue
+        self._queue.update(settings, instances=instances)
+
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
+        self._queue.replace_instances(instances)
+
+    async def drain(self, limit: float) -> None:
+        """As the queue's, once nothing is looked up any more: that takes no longer than a cache may."""
+        began = monotonic()
+        if self._looking:
+            self._looked = self._loop.create_future()
+            await asyncio.wait((self._looked,), timeout=limit)
+        await self._queue.drain(max(0.0, limit - (monotonic() - began)))
+
+    # from the request to the cache
+
+    def _hashed(self, flight: _Flight, hashed: asyncio.Future[bytes]) -> None:
+        self._done_looking()
+        if not flight.waiting:
+            return
+        try:
+            flight.key = hashed.result()
+            self._begin(flight)
+        except Exception as error:
+            log.exception("a request for model '%s' could not be looked up", self._name, exc_info=error)
+            self._run(flight)
+
+    def _begin(self, flight: _Flight) -> None:
+        request = flight.waiting[0]
+        other = self._flights.get(flight.key)
+        if other is not None and self._may_join(request, other):
+            self._join(request, other)
+            return
+        self._flights[flight.key] = flight
+        request.on_cancel = partial(self._leave, flight)
+        self._looking += 1
+        self._cache.look_up(flight.key, partial(self._looked_up, flight))
+
+    def _looked_up(self, flight: _Flight, outputs: Sequence[Tensor] | None) -> None:
+        self._done_looking()
+        flight.lookup_ns = monotonic_ns() - flight.began_ns
+        if not flight.waiting:
+            return
+        if outputs is None:
+            self._run(flight)
+            return
+        self._forget(flight)
+        for request in flight.waiting:
+            request.on_cancel = None
+            if flight.submitting:  # who asks is told when it has done asking
+                self._loop.call_soon(self._answer_from_cache, flight, request, outputs)
+            else:
+                self._answer_from_cache(flight, request, outputs)
+
+    def _done_looking(self) -> None:
+        self._looking -= 1
+        if self._looked is not None and not self._looking and not self._looked.done():
+            # At the end of the turn: what was not found is submitted before.
+            self._loop.call_soon(_resolve, self._looked)
+
+    def _answer_from_cache(self, flight: _Flight, request: InferRequest, outputs: Sequence[Tensor]) -> None:
+        if request.cancelled:
+            self._statistics.cancelled += 1
+            return
+        self._statistics.record_cache_hit(request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns())
+        self._complete(request, self._response(request, outputs), None)
+
+    # from the request to a run
+
+    def _may_join(self, request: InferRequest, flight: _Flight) -> bool:
+        levels = self._settings.levels
+        if not levels or not flight.waits or flight.run is None:
+            return True
+        return self._level(request) >= self._level(flight.run)
+
+    def _level(self, request: InferRequest) -> int:
+        return request.priority if 1 <= request.priority <= self._settings.levels else self._settings.default_level
+
+    def _join(self, request: InferRequest, flight: _Flight) -> None:
+        policy = self._settings.policies.get(self._level(request), self._settings.policy)
+        if not policy.delay:
+            limit_wait(request, policy)
+        run = flight.run
+        if flight.waits:
+            if run is not None and run.deadline is not None:
+                first = flight.waiting[0]
+                if first.deadline is None:  # the queue has set one for the run
+                    first.deadline = run.deadline
+                run.deadline = None if request.deadline is None else max(run.deadline, request.deadline)
+            for waiting in (*flight.waiting, request):
+                if waiting.deadline is not None and waiting not in flight.timers:
+                    pause = max(0.0, waiting.deadline - monotonic())
+                    flight.timers[waiting] = self._loop.call_later(pause, self._too_late, flight, waiting)
+        flight.waiting.append(request)
+        request.on_cancel = partial(self._leave, flight)
+
+    def _run(self, flight: _Flight) -> None:
+        """Queues one request for all that wait: the first one's inputs, the highest priority, the most patient deadline."""
+        first = flight.waiting[0]
+        deadlines = [request.deadline for request in flight.waiting]
+        run = InferRequest(
+            first.model_name,
+            first.inputs,
+            partial(self._ran, flight),
+            model_version=first.model_version,
+            id=first.id,
+            outputs=first.outputs,
+            parameters=first.parameters,
+            priority=min(map(self._level, flight.waiting)) if self._settings.levels else first.priority,
+            deadline=None if None in deadlines else max(deadline for deadline in deadlines if deadline is not None),
+            timeout=first.timeout,
+        )
+        run.arrived_ns, run.batch_size, run.batch_key = first.arrived_ns, first.batch_size, first.batch_key
+        try:
+            self._queue.submit(run)
+        except BacklineError as error:
+            if flight.submitting:
+                self._forget(flight)
+                first.on_cancel = None
+                flight.refusal = error
+            else:
+                self._fail(flight, error)
+            return
+        flight.run = run
+        flight.queued = run.on_cancel
+
+    # from the run to those who wait
+
+    def _ran(self, flight: _Flight, run: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if response is None:
+            self._fail(flight, error)
+            return
+        self._forget(flight)
+        began = monotonic_ns()
+        if flight.key and not response.parameters:  # parameters are of the run, and are not kept
+            self._cache.insert(flight.key, response.outputs)
+        now = monotonic_ns()
+        statistics = self._statistics
+        statistics.record_cache_miss(flight.lookup_ns + now - began)
+        waiting = flight.waiting
+        shared = response.outputs if len(waiting) == 1 else [read_only(tensor) for tensor in response.outputs]
+        for number, request in enumerate(waiting):
+            request.on_cancel = None
+            if number:
+                statistics.record_cache_hit(request.arrived_ns, now, 0, now)
+            self._complete(request, self._response(request, shared, response), None)
+
+    def _fail(self, flight: _Flight, error: BacklineError | None) -> None:
+        self._forget(flight)
+        for request in flight.waiting:
+            request.on_cancel = None
+            self._complete(request, None, error)
+
+    def _response(self, request: InferRequest, outputs: Sequence[Tensor], run: InferResponse | None = None) -> InferResponse:
+        return InferResponse(self._name, self._version, request.id, list(outputs), None if run is None else run.parameters)
+
+    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if request.cancelled:
+            return
+        try:
+            request.on_complete(request, response, error)
+        except Exception:
+            log.exception("the answer of model '%s' could not be delivered", self._name)
+
+    # those who leave
+
+    def _leave(self, flight: _Flight, request: InferRequest) -> None:
+        """A request was cancelled; when it was the last one its run is cancelled too, and counted there."""
+        flight.waiting.remove(request)
+        timer = flight.timers.pop(request, None)
+        if timer is not None:
+            timer.cancel()
+        if flight.waiting or flight.run is None:
+            self._statistics.cancelled += 1
+        if not flight.waiting:
+            self._forget(flight)
+            if flight.run is not None:
+                flight.run.cancel()
+
+    def _too_late(self, flight: _Flight, request: InferRequest) -> None:
+        flight.timers.pop(request, None)
+        if len(flight.waiting) == 1 or not flight.waits:  # the queue sees to the last one, and what runs is answered
+            return
+        flight.waiting.remove(request)
+        request.on_cancel = None
+        self._statistics.expired += 1
+        now = monotonic()
+        where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
+        policy = self._settings.policies.get(self._level(request), self._settings.policy)
+        if waited_too_long(request, policy, now):
+            self._complete(request, None, Unavailable(f"Request timeout expired {where}"))
+        else:
+            self._complete(request, None, DeadlineExceeded(f"The deadline of the request passed {where}"))
+
+    def _forget(self, flight: _Flight) -> None:
+        """From now on nobody joins it."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]
+        for timer in flight.timers.values():
+            timer.cancel()
+        flight.timers.clear()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

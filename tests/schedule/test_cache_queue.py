@@ -1,0 +1,247 @@
+"""The response cache in front of a queue: what it does to requests that are asked twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import QueuePolicy
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.cache_key import RequestKeys
+from backline.schedule.cache_local import LocalCache
+from backline.schedule.cache_queue import LARGE, CachedQueue
+from backline.schedule.queue import QueueSettings
+from backline.schedule.scheduler import Scheduler, Settings
+from backline.workers.execution import Execution
+from backline.workers.instance import ThreadInstance
+from schedule.test_scheduler import Doubler, values
+
+
+def tensor(name: str, data: np.ndarray) -> Tensor:
+    return Tensor(name, DataType.FP32, data.shape, data)
+
+
+class Bench:
+    """A cache in front of a scheduler over a Doubler on a thread."""
+
+    def __init__(self, *, queue: QueueSettings | None = None, size: int = 1 << 20, fingerprint: str = "f") -> None:
+        self.loop = asyncio.get_running_loop()
+        self.model = Doubler()
+        self.statistics = ModelStatistics()
+        self.settings = Settings(BatchPolicy(8), queue or QueueSettings(QueuePolicy(100)))
+        execute = Execution("m", "1", self.model, batched=True)
+        scheduler = Scheduler("m", self.settings, [ThreadInstance(execute, self.loop, "m")], self.statistics, loop=self.loop)
+        self.cache = LocalCache(size)
+        self.queue = CachedQueue(
+            scheduler,
+            self.cache,
+            RequestKeys("m", "1", fingerprint),
+            self.settings.queue,
+            self.statistics,
+            name="m",
+            version="1",
+            loop=self.loop,
+        )
+
+    def ask(
+        self, *x: float, id: str = "", deadline: float | None = None, priority: int = 0
+    ) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
+        answer: asyncio.Future[InferResponse] = self.loop.create_future()
+
+        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(response)  # type: ignore[arg-type]
+
+        asked = InferRequest("m", {"x": tensor("x", np.array(x, np.float32))}, complete, id=id, deadline=deadline, priority=priority)
+        asked.batch_size = len(x)
+        self.queue.submit(asked)
+        return asked, answer
+
+    async def running(self) -> None:
+        """Returns when the model has begun its only run, which waits for the gate."""
+        while not self.queue.running:  # noqa: ASYNC110  # it begins at the end of a turn of the loop
+            await asyncio.sleep(0)
+
+
+def test_a_request_that_was_answered_before_is_answered_without_a_run_and_counted_as_triton_does() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        first = await bench.ask(1, 2, id="a")[1]
+        second = await bench.ask(1, 2, id="b")[1]
+        assert (values(first), first.id) == ([2, 4], "a")
+        assert (values(second), second.id) == ([2, 4], "b")
+        assert not second.outputs[0].data.flags.writeable
+        counted = bench.statistics
+        assert (counted.success.count, counted.inference_count, counted.execution_count) == (2, 2, 1)
+        assert (counted.cache_hit.count, counted.cache_miss.count) == (1, 1)
+        assert counted.cache_hit.ns > 0
+        assert counted.cache_miss.ns > 0
+        assert counted.compute_infer.count == 1
+        assert counted.queue.count == 2
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_identical_requests_under_way_share_one_run_and_each_keeps_its_id() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        asked = [bench.ask(3, id=str(number))[1] for number in range(3)]
+        await bench.running()
+        asked.append(bench.ask(3, id="3")[1])
+        bench.model.gate.set()
+        answers = await asyncio.gather(*asked)
+        assert [(values(one), one.id) for one in answers] == [([6], str(number)) for number in range(4)]
+        assert bench.model.batches == [1]
+        assert (bench.statistics.cache_miss.count, bench.statistics.cache_hit.count, bench.statistics.success.count) == (1, 3, 4)
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_one_that_is_cancelled_does_not_hurt_those_who_share_its_run() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        (first, gone), (_, second) = bench.ask(3, id="a"), bench.ask(3, id="b")
+        first.cancel()
+        bench.model.gate.set()
+        answer = await second
+        assert (values(answer), answer.id) == ([6], "b")
+        assert not gone.done()
+        assert (bench.statistics.cancelled, bench.statistics.success.count) == (1, 1)
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_a_run_is_given_up_when_everybody_who_waits_for_it_has_left() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        bench.ask(1)
+        await bench.running()
+        (first, _), (second, _) = bench.ask(3), bench.ask(3)
+        first.cancel()
+        second.cancel()
+        assert bench.queue.pending == 0
+        assert bench.statistics.cancelled == 2
+        bench.model.gate.set()
+        await bench.queue.drain(5)
+        assert bench.model.batches == [1]
+
+    asyncio.run(scenario())
+
+
+def test_errors_are_given_to_all_who_share_the_run_and_are_not_kept() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        failed = await asyncio.gather(bench.ask(14)[1], bench.ask(14)[1], return_exceptions=True)
+        assert [type(one) for one in failed] == [Internal, Internal]
+        with pytest.raises(Internal):
+            await bench.ask(14)[1]
+        assert len(bench.model.batches) == 2
+        assert (len(bench.cache), bench.statistics.cache_miss.count) == (0, 0)
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_the_deadline_of_one_is_not_that_of_another_who_shares_its_run() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        _, blocker = bench.ask(1)
+        await bench.running()
+        (_, hasty), (_, patient) = bench.ask(3, deadline=time.monotonic() + 0.02), bench.ask(3)
+        with pytest.raises(BacklineError, match="The deadline of the request passed"):
+            await hasty
+        assert not patient.done()
+        bench.model.gate.set()
+        assert values(await patient) == [6]
+        await blocker
+        assert bench.statistics.expired == 1
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_who_shares_a_run_that_has_begun_is_answered_also_behind_its_deadline() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        _, first = bench.ask(3, deadline=time.monotonic() + 0.02)
+        await bench.running()
+        _, second = bench.ask(3, deadline=time.monotonic() + 0.02)
+        await asyncio.sleep(0.05)
+        bench.model.gate.set()
+        assert [values(one) for one in await asyncio.gather(first, second)] == [[6], [6]]
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_a_request_of_a_higher_priority_does_not_wait_with_one_of_a_lower() -> None:
+    async def scenario() -> None:
+        bench = Bench(queue=QueueSettings(QueuePolicy(100), 2, 2))
+        bench.model.gate.clear()
+        _, blocker = bench.ask(1)
+        await bench.running()
+        order: list[str] = []
+        asked = [bench.ask(3, priority=2), *(bench.ask(float(number), priority=2) for number in range(20, 40)), bench.ask(3, priority=1)]
+        for name, (_, answer) in (("low", asked[0]), ("high", asked[-1])):
+            answer.add_done_callback(lambda _, name=name: order.append(name))
+        bench.model.gate.set()
+        await asyncio.gather(blocker, *(answer for _, answer in asked))
+        assert len(order) == 2
+        assert sum(bench.model.batches) == 23
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_what_is_not_in_the_cache() -> None:
+    async def scenario() -> None:
+        bench = Bench(queue=QueueSettings(QueuePolicy(1)))
+        kept = await bench.ask(5)[1]
+        bench.model.gate.clear()
+        answers = [bench.ask(1)[1]]
+        await bench.running()
+        answers.append(bench.ask(2)[1])
+        with pytest.raises(Unavailable):
+            bench.ask(3)
+        assert values(await bench.ask(5)[1]) == values(kept)
+        bench.model.gate.set()
+        await asyncio.gather(*answers)
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
+def test_large_requests_are_hashed_beside_the_loop_and_found_all_the_same() -> None:
+    async def scenario() -> None:
+        bench = Bench(size=1 << 24)
+        count = LARGE // 4 + 1
+        x = [1.0] * count
+        first = await bench.ask(*x)[1]
+        second = await bench.ask(*x)[1]
+        assert first.outputs[0].data.tolist() == second.outputs[0].data.tolist() == [2.0] * count
+        assert (bench.statistics.execution_count, bench.statistics.cache_hit.count) == (1, 1)
+        gone, _ = bench.ask(*x)
+        gone.cancel()
+        await bench.queue.drain(5)
+        assert bench.statistics.cancelled == 1
+        assert bench.queue.pending == 0
+
+    asyncio.run(scenario())
