@@ -78,7 +78,8 @@ output {{ name: "text" data_type: TYPE_FP32 dims: [ 2 ] }}
 output {{ name: "found" data_type: TYPE_FP32 dims: [ 1 ] }}
 ensemble_scheduling {{
   step {{ model_name: "detect" model_version: -1
-    input_map {{ key: "image" value: "picture" }} output_map {{ key: "place" value: "where" }} output_map {{ key: "score" value: "found" }} }}
+    input_map {{ key: "image" value: "picture" }} output_map {{ key: "place" value: "where" }}
+    output_map {{ key: "score" value: "found" }} }}
   step {{ model_name: "crop" model_version: 1
     input_map {{ key: "image" value: "picture" }} input_map {{ key: "place" value: "where" }} output_map {{ key: "crop" value: "cut" }} }}
   step {{ model_name: "recognise" model_version: -1
@@ -207,8 +208,8 @@ async def test_cancelling_stops_the_steps_that_remain(tmp_path: Path, pictures: 
 
     program.engine.submit(cancelled.request)
     # The moment between the first step and the second: the queue of the second model gets a request, which is the cancelled one's.
-    program.engine.find("crop").queue = Intercepted(submit, cancelled.request)
-    await until_ended(program, cancelled.request)
+    intercepted = program.engine.find("crop").queue = Intercepted(submit, cancelled.request)
+    await intercepted.done.wait()
     program.engine.submit(witness.request)
     await witness.done
 
@@ -228,17 +229,14 @@ class Intercepted:
     def __init__(self, submit, leaving: InferRequest) -> None:
         self._submit = submit
         self._leaving = leaving
+        self.done = asyncio.Event()
 
     def submit(self, request: InferRequest) -> None:
         self._submit(request)
         if not self._leaving.cancelled:
             self._leaving.cancel()
             assert request.cancelled
-
-
-async def until_ended(program: Embedded, request: InferRequest) -> None:
-    while not request.cancelled:
-        await asyncio.sleep(0)
+            self.done.set()
 
 
 async def test_an_error_of_a_step_says_in_which_ensemble(tmp_path: Path, pictures: np.ndarray) -> None:

@@ -175,7 +175,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("model_warmup { inputs { key: 'a' value { data_type: 77 } } }", "unknown value 77; expected one of TYPE_INVALID"),
         ("instance_group { count: -1 }", "instance_group has count -1"),
         ("parameters { key: 'backline.lane' value { string_value: 'gpu' } }", "is 'gpu', expected inline or thread"),
-        ("ensemble_scheduling { step { model_name: 'a' } }", "model 'm' is an ensemble, which is not supported yet"),
+        ("platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' } }", "must specify 'input_map' in step 0 of ensemble 'm'"),
         ("platform: 'ensemble'", "ensemble scheduling must be set for ensemble m whose platform is ensemble"),
     ],
 )
