@@ -32,6 +32,7 @@ EXTRAS = {
     "matplotlib": "plot",
     "watchfiles": "watch",
     "obstore": "cloud",
+    "redis": "redis",
 }
 
 
