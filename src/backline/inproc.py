@@ -6,7 +6,7 @@ It knows both sides, so it stands above the client and the server; the client lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import monotonic
 from typing import Any
 
@@ -16,6 +16,7 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import configuration_json, model_configuration
 from backline.dialects.open_inference.metadata import server_metadata
+from backline.dialects.open_inference.parameters import take_sequence
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.messages import InferRequest, InferResponse
 from backline.inproc_control import InprocControl
@@ -48,6 +49,27 @@ class InprocTransport(Transport):
     async def infer(self, call: InferCall) -> InferResponse:
         if self._closed:
             raise ConnectionFailed(f"the client of {self._url} is closed")
+        parameters = dict(call.parameters or {})
+        request = InferRequest(
+            call.model,
+            {tensor.name: tensor for tensor in call.inputs},
+            _unset,
+            model_version=call.version,
+            id=call.id,
+            outputs=call.outputs,
+            parameters=parameters or None,
+            sequence=take_sequence(parameters),
+            deadline=monotonic() + call.timeout,
+        )
+        try:
+            async with asyncio.timeout(call.timeout):
+                return await self._engine.infer(request)
+        except TimeoutError:
+            raise DeadlineExceeded(f"model '{call.model}' gave no answer within {call.timeout:.3g} s") from None
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        if self._closed:
+            raise ConnectionFailed(f"the client of {self._url} is closed")
         request = InferRequest(
             call.model,
             {tensor.name: tensor for tensor in call.inputs},
@@ -56,13 +78,17 @@ class InprocTransport(Transport):
             id=call.id,
             outputs=call.outputs,
             parameters=None if call.parameters is None else dict(call.parameters),
-            deadline=monotonic() + call.timeout,
         )
-        try:
-            async with asyncio.timeout(call.timeout):
-                return await self._engine.infer(request)
-        except TimeoutError:
-            raise DeadlineExceeded(f"model '{call.model}' gave no answer within {call.timeout:.3g} s") from None
+        async with self._engine.stream(request) as responses:
+            while True:
+                try:
+                    async with asyncio.timeout(call.timeout):
+                        response = await anext(responses, None)
+                except TimeoutError:
+                    raise DeadlineExceeded(f"model '{call.model}' gave no response within {call.timeout:.3g} s") from None
+                if response is None:
+                    return
+                yield response
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         async def send() -> None:

@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from backline.dialects.application import build_application
-from backline.dialects.open_inference import grpc_stream
+from backline.dialects.open_inference import stream_budget
 from backline.dialects.open_inference.metadata import SERVER_NAME
 from backline.engine import errors
 from backline.engine.datatypes import DataType
@@ -61,7 +61,7 @@ def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
 def test_routes_are_served(server: ServerProcess, method: str, route: str) -> None:
     status, body = _ask(server, method, route)
 
-    if route.endswith("/infer"):
+    if route.endswith(("/infer", "_stream", "/generate")):
         assert (status, "the body is empty" in body) == (400, True)
     else:
         assert status == 200
@@ -132,7 +132,7 @@ def test_every_datatype_is_told() -> None:
 def test_numbers_of_the_page() -> None:
     page = read(PAGE)
 
-    assert f"up to {grpc_stream.MAX_IN_FLIGHT} are in flight" in page
+    assert f"up to {stream_budget.MAX_IN_FLIGHT} are in flight" in page
     assert f"`{SERVER_NAME}`, and only what works" in page
 
 

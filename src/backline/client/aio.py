@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from time import monotonic
@@ -18,6 +20,7 @@ from backline.client.options import ClientOptions
 from backline.client.overrides import to_overrides
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
+from backline.client.sequences import AsyncSequence
 from backline.client.transport import InferCall, Transport
 from backline.engine.control import ANY_VERSION, STABLE, Change
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
@@ -254,6 +257,50 @@ class AsyncModel:
         started = monotonic()
         limit = self._client._limit(timeout)
         transport = await self._client.transport()
+        call = await self._call(inputs, named, outputs, parameters, request_id, limit)
+        call = replace(call, timeout=max(limit - (monotonic() - started), 0.001))
+        try:
+            response: InferResponse = await transport.infer(call)
+        except (InvalidArgument, NotFound):
+            self._metadata = None  # perhaps another version is served by now
+            raise
+        return InferResult(response)
+
+    async def stream(
+        self,
+        *inputs: Any,
+        version: str | int | None = None,
+        timeout: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+        **named: Any,
+    ) -> AsyncGenerator[InferResult, None]:
+        """Runs the model and yields its responses as they come: any number of them, one where the model is not decoupled.
+
+        The arguments are those of a call; the timeout in seconds is the longest wait for each response. While responses are not taken the
+        model waits; leaving early cancels it, so close the generator (contextlib.aclosing) where you break out of it.
+
+        >>> async for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
+        """
+        model = self if version is None else self._client.model(self.name, version)
+        limit = self._client._limit(timeout)
+        transport = await self._client.transport()
+        call = await model._call(inputs, named, outputs, parameters, request_id, limit)
+        async with aclosing(transport.stream(call)) as responses:
+            async for response in responses:
+                yield InferResult(response)
+
+    async def _call(
+        self,
+        inputs: tuple[Any, ...],
+        named: Mapping[str, Any],
+        outputs: Sequence[str] | None,
+        parameters: Mapping[str, Parameter] | None,
+        request_id: str,
+        limit: float,
+    ) -> InferCall:
+        """What is asked for, its inputs made tensors by the model's metadata."""
         fresh = self._metadata is None
         metadata = await self._known(limit)
         try:
@@ -268,21 +315,11 @@ class AsyncModel:
             raise InvalidArgument(f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]")
         if parameters:
             _check_parameters(parameters)
-        call = InferCall(
-            self.name,
-            tensors,
-            self.version,
-            request_id,
-            None if outputs is None else tuple(outputs),
-            parameters,
-            max(limit - (monotonic() - started), 0.001),
-        )
-        try:
-            response: InferResponse = await transport.infer(call)
-        except (InvalidArgument, NotFound):
-            self._metadata = None  # perhaps another version is served by now
-            raise
-        return InferResult(response)
+        return InferCall(self.name, tensors, self.version, request_id, None if outputs is None else tuple(outputs), parameters, limit)
+
+    def sequence(self, id: int | str | None = None) -> AsyncSequence:
+        """A new sequence of requests, for a model that keeps a state between them; `id` is by default a random number."""
+        return AsyncSequence(self, id)
 
     async def metadata(self, timeout: float | None = None) -> ModelMetadata:
         """Inputs, outputs, versions and platform."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
 from backline.protos import message
 
+#: The parameter of a response that says whether it is the last one.
+FINAL = "triton_final_response"
 SERVICE = "/inference.GRPCInferenceService/"
 
 
@@ -83,6 +85,43 @@ class GrpcTransport(Transport):
 
     async def infer(self, call: InferCall) -> InferResponse:
         return decode_infer(self._url, await self.call("ModelInfer", encode_infer(call), call.timeout))
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        grpc = _grpc()
+        method = self._channel.stream_stream(
+            f"{SERVICE}ModelStreamInfer",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=message("inference.ModelStreamInferResponse").FromString,
+        )
+        streaming = None
+        try:
+            if not self._connected:
+                self._connected = await self._connect(call.timeout)
+            streaming = method(metadata=(*(self._metadata or ()), ("triton_grpc_error", "true")))
+            await streaming.write(encode_infer(call))
+            await streaming.done_writing()
+            while True:
+                try:
+                    async with asyncio.timeout(call.timeout):
+                        answer = await streaming.read()
+                except TimeoutError:
+                    raise DeadlineExceeded(f"no response from {self._url} within {call.timeout:.3g} s") from None
+                if answer is grpc.aio.EOF:
+                    if await streaming.code() is not grpc.StatusCode.OK:
+                        code, details = (await streaming.code()).value[0], await streaming.details()
+                        raise from_grpc_code(code, details or f"{self._url} ended the stream with gRPC status {code}")
+                    return
+                if answer.error_message:
+                    raise from_grpc_code(grpc.StatusCode.INTERNAL.value[0], answer.error_message)
+                if answer.infer_response.outputs or FINAL not in answer.infer_response.parameters:
+                    yield decode_infer(self._url, answer.infer_response)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure("ModelStreamInfer", error, call.timeout) from None
+        except grpc.aio.UsageError as error:
+            raise ConnectionFailed(f"the client of {self._url} is closed: {error}") from None
+        finally:
+            if streaming is not None:
+                streaming.cancel()
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         # Serialised once; the answer stays bytes.

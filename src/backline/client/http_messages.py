@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from backline.client.errors import ProtocolError
+from backline.client.errors import ProtocolError, from_http_status
 from backline.client.http_connection import HttpAnswer
 from backline.client.transport import InferCall
 from backline.engine.datatypes import DataType
@@ -35,11 +35,16 @@ class _Answer(msgspec.Struct):
     parameters: dict[str, Parameter] | None = None
 
 
+class _Error(msgspec.Struct):
+    error: str | None = None
+
+
+_decode_error = msgspec.json.Decoder(_Error).decode
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-def encode_infer(call: InferCall) -> tuple[bytes, list[Buffer]]:
-    """The JSON header of an inference, and the buffers of its tensors in the same order. All outputs are asked for in binary."""
+def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[Buffer]]:
+    """The JSON header of an inference, and the buffers of its tensors in the same order. All outputs are asked for in binary or as JSON."""
     inputs = []
     buffers: list[Buffer] = []
     for tensor in call.inputs:
@@ -52,10 +57,10 @@ def encode_infer(call: InferCall) -> tuple[bytes, list[Buffer]]:
     if call.id:
         header["id"] = call.id
     parameters = dict(call.parameters or {})
-    if call.outputs is None:
+    if call.outputs is not None:
+        header["outputs"] = [{"name": name, "parameters": {"binary_data": binary}} for name in call.outputs]
+    elif binary:
         parameters["binary_data_output"] = True
-    else:
-        header["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in call.outputs]
     if parameters:
         header["parameters"] = parameters
     return _encode(header), buffers
@@ -74,6 +79,17 @@ def decode_infer(url: str, answer: HttpAnswer) -> InferResponse:
     except (ValueError, InvalidArgument, msgspec.DecodeError) as error:
         raise ProtocolError(f"{url} sent an inference response that cannot be read: {error}") from None
     return InferResponse(header.model_name, header.model_version, header.id, outputs, header.parameters)
+
+
+def decode_event(url: str, data: bytes) -> InferResponse:
+    """The response in an event. Raises the error that it tells, or ProtocolError."""
+    try:
+        told = _decode_error(data)
+    except msgspec.DecodeError:
+        told = None
+    if told is not None and told.error is not None:
+        raise from_http_status(500, told.error)
+    return decode_infer(url, HttpAnswer(200, {}, data))
 
 
 def _tensors(header: _Answer, body: memoryview, start: int) -> Iterator[Tensor]:

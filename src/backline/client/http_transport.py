@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 
@@ -13,8 +14,9 @@ from backline.client.control import ModelControl
 from backline.client.errors import ProtocolError, from_http_status
 from backline.client.http_connection import HttpAnswer
 from backline.client.http_control import HttpControl
-from backline.client.http_messages import decode_infer, encode_infer
+from backline.client.http_messages import decode_event, decode_infer, encode_infer
 from backline.client.http_pool import HttpPool
+from backline.client.http_stream import stream_events
 from backline.client.identity import USER_HEADER
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
@@ -30,12 +32,16 @@ INFER_HEAD = (
     b"Inference-Header-Content-Length: %d\r\nContent-Length: %d\r\n\r\n"
 )
 
+STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
+
 
 class HttpTransport(Transport):
     """Requests over a pool of kept-alive connections. Tensors travel in binary both ways, in views of one buffer."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
+        self._address = address
+        self._options = options
         self._prefix = address.path.encode() if not address.unix else b""
         fields = {"Host": address.authority, **options.headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
@@ -59,6 +65,16 @@ class HttpTransport(Transport):
             raise _failure(self._url, answer)
         return decode_infer(self._url, answer)
 
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        parts, _ = self._infer_request(call, STREAM_HEAD, binary=False)
+        context = self._options.ssl_context() if self._address.tls else None
+        events = stream_events(self._address, context, parts, connect_timeout=self._options.connect_timeout, timeout=call.timeout)
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, HttpAnswer):  # it was refused at once
+                    raise _failure(self._url, event)
+                yield decode_event(self._url, event)
+
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         parts, size = self._infer_request(call)
         request, url, timeout = self._pool.request, self._url, call.timeout
@@ -70,10 +86,10 @@ class HttpTransport(Transport):
 
         return send
 
-    def _infer_request(self, call: InferCall) -> tuple[list[Buffer], int]:
-        header, buffers = encode_infer(call)
+    def _infer_request(self, call: InferCall, form: bytes = INFER_HEAD, *, binary: bool = True) -> tuple[list[Buffer], int]:
+        header, buffers = encode_infer(call, binary=binary)
         length = len(header) + sum(map(len, buffers))
-        head = INFER_HEAD % (self._prefix, _model_path(call.model, call.version), self._fields, len(header), length)
+        head = form % (self._prefix, _model_path(call.model, call.version), self._fields, len(header), length)
         return [head + header, *buffers], len(head) + length
 
     # everything else

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +12,7 @@ from backline.client.background_loop import background_loop
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
+from backline.client.sequences import Sequence as RequestSequence
 from backline.engine.control import STABLE, Change
 from backline.engine.messages import Parameter
 
@@ -157,6 +158,36 @@ class Model:
         )
         return self._loop.run(call)
 
+    def stream(
+        self,
+        *inputs: Any,
+        version: str | int | None = None,
+        timeout: float | None = None,
+        outputs: Sequence[str] | None = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        request_id: str = "",
+        **named: Any,
+    ) -> Generator[InferResult, None, None]:
+        """Runs the model and yields its responses as they come: any number of them, one where the model is not decoupled.
+
+        The arguments are those of a call; the timeout in seconds is the longest wait for each response. While responses are not taken the
+        model waits; leaving early cancels it.
+
+        >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
+        """
+        responses = self._model.stream(
+            *inputs, version=version, timeout=timeout, outputs=outputs, parameters=parameters, request_id=request_id, **named
+        )
+        try:
+            while (result := self._loop.run(_next(responses))) is not None:
+                yield result
+        finally:
+            self._loop.run(responses.aclose())
+
+    def sequence(self, id: int | str | None = None) -> RequestSequence:
+        """A new sequence of requests, for a model that keeps a state between them; `id` is by default a random number."""
+        return RequestSequence(self, id)
+
     def metadata(self, timeout: float | None = None) -> ModelMetadata:
         """Inputs, outputs, versions and platform."""
         return self._loop.run(self._model.metadata(timeout))
@@ -172,3 +203,7 @@ class Model:
     def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The counters of each version; durations in nanoseconds."""
         return self._loop.run(self._model.statistics(timeout))
+
+
+async def _next(responses: AsyncGenerator[InferResult, None]) -> InferResult | None:
+    return await anext(responses, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,10 @@ class Transport(ABC):
 
     @abstractmethod
     async def infer(self, call: InferCall) -> InferResponse: ...
+
+    @abstractmethod
+    def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        """The responses of a model one by one, none to any number. `call.timeout` is the longest wait for each; closing cancels."""
 
     @abstractmethod
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:

@@ -13,6 +13,7 @@ from backline.engine.control import STABLE, Control
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
+from backline.engine.responses import Responses
 from backline.engine.signature import Signature
 from backline.engine.statistics import LoadStatistics, ModelStatistics
 
@@ -38,6 +39,17 @@ class RequestQueue(Protocol):
     @property
     def pending(self) -> int:
         """Requests that wait, without those that run."""
+
+
+class OpenSequences(Protocol):
+    """The sequences that a version is in the middle of."""
+
+    @property
+    def open_sequences(self) -> int:
+        """How many there are."""
+
+    def holds(self, request: InferRequest) -> bool:
+        """Whether the sequence of a request is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,7 @@ class Model:
         "backend",
         "check",
         "config",
+        "decoupled",
         "max_batch_size",
         "memory_bytes",
         "name",
@@ -81,6 +94,7 @@ class Model:
         "queue",
         "reason",
         "required",
+        "sequences",
         "signature",
         "state",
         "statistics",
@@ -97,6 +111,8 @@ class Model:
         self.reason = ""
         self.backend = config.backend
         self.platform = config.platform
+        #: Whether a request gets any number of responses; callers that take one are refused then.
+        self.decoupled = config.decoupled
         self.signature = Signature((), ())
         self.max_batch_size = 0
         self.placement: Placement | None = None
@@ -104,6 +120,8 @@ class Model:
         #: Raises InvalidArgument for a request that does not fit; a recording, and the sleep of a version, put one of their own there.
         self.check: Callable[[InferRequest], None] | None = None
         self.queue: RequestQueue | None = None
+        #: Of a loaded version whose requests belong to sequences.
+        self.sequences: OpenSequences | None = None
         self.on_demand = False
         #: Of a version that is on demand: loads it without a request. Raises BacklineError with the reason when it cannot be loaded.
         self.wake: Callable[[], Awaitable[None]] | None = None
@@ -134,6 +152,8 @@ class Engine:
         self.loads: dict[str, LoadStatistics] = {}
         #: (name, version or label) to the model that answers; the version "" is the one that the server chooses.
         self._routes: dict[tuple[str, str], Model] = {}
+        #: Versions that take no new requests but have open sequences, whose requests go to them.
+        self._leaving: list[Model] = []
         self._started = False
         self._stopping = False
         self._listeners: list[Callable[[], None]] = []
@@ -146,6 +166,8 @@ class Engine:
         What a queue refuses, the queue counts.
         """
         model = self._routes.get((request.model_name, request.model_version))
+        if self._leaving and request.sequence is not None and not request.sequence.start:
+            model = self._in_sequence(request, model)
         if model is None:
             model = self.find_ready(request.model_name, request.model_version)
         try:
@@ -154,6 +176,19 @@ class Engine:
         except InvalidArgument:
             model.statistics.rejected_invalid += 1
             raise
+
+    def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
+        """The version that goes on with the sequence of a request: the one it would get anyway, or one that is on its way out."""
+        if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
+            return routed
+        version = request.model_version
+        for model in self._leaving:
+            if model.name != request.model_name or model.sequences is None or not model.sequences.holds(request):
+                continue
+            # A label may point elsewhere by now; another version was meant by who names one.
+            if version in ("", model.version) or version in self._labels.get(model.name, {}):
+                return model
+        return routed
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Runs a request whose completion is this coroutine; cancelling it cancels the request. Raises BacklineError."""
@@ -174,6 +209,18 @@ class Engine:
         except asyncio.CancelledError:
             request.cancel()
             raise
+
+    def stream(self, request: InferRequest) -> Responses:
+        """Submits a request whose responses are taken one by one; the model waits while they are not. Of any model: most give one.
+
+        Raises BacklineError when it is refused at once. Who does not take all responses closes the iterator, which cancels the request:
+
+        >>> async with engine.stream(request) as responses:
+        ...     async for response in responses: ...
+        """
+        responses = Responses(request)
+        self.submit(request)
+        return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:
         """Whether a version is on demand and was never loaded, so that its inputs are known after `wake` only. Raises as `find_ready`."""
@@ -256,7 +303,11 @@ class Engine:
 
     def add(self, model: Model) -> None:
         """Makes a model version known, or puts it in the place of the one known by its name and version."""
-        self._models.setdefault(model.name, {})[model.version] = model
+        versions = self._models.setdefault(model.name, {})
+        before = versions.get(model.version)
+        if before is not None and before is not model and before.sequences is not None:
+            self._leaving.append(before)
+        versions[model.version] = model
 
     def declare(self, name: str) -> None:
         """Makes the name of a model known that may have no version."""
@@ -296,6 +347,8 @@ class Engine:
             if chosen in served:
                 routes[name, ""] = versions[chosen]
         self._routes = routes
+        present = dict.fromkeys((*self._leaving, *(model for versions in self._models.values() for model in versions.values())))
+        self._leaving = [model for model in present if model.state is ModelState.UNLOADING and model.sequences is not None]
         self._changed()
 
     def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:

@@ -53,12 +53,14 @@ class SequenceStep:
 class ResponseFlow:
     """Whether the one who asked takes more responses. The caller pauses and resumes; a model that gives many waits between them."""
 
-    __slots__ = ("_open", "_waiting")
+    __slots__ = ("_open", "_waiting", "on_resume")
 
     def __init__(self) -> None:
         self._open = Event()
         self._open.set()
         self._waiting: list[asyncio.Future[None]] = []
+        #: Called at every `resume`, on the event loop: for a model that does not wait, but does something else meanwhile.
+        self.on_resume: Callable[[], None] | None = None
 
     @property
     def paused(self) -> bool:
@@ -75,6 +77,8 @@ class ResponseFlow:
         for future in waiting:
             if not future.done():
                 future.set_result(None)
+        if self.on_resume is not None:
+            self.on_resume()
 
     async def wait(self) -> None:
         """Returns when a response is welcome; on the event loop."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from time import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from backline.engine.response_statistics import ResponseStatistics
 
 #: The histogram has one bucket for each power of two of microseconds: bucket i counts durations below 2**i us, and not below 2**(i-1).
 HISTOGRAM_BUCKETS = 48
@@ -64,6 +68,7 @@ class ModelStatistics:
         "rejected_full",
         "rejected_invalid",
         "rejected_total",
+        "responses",
         "success",
     )
 
@@ -88,6 +93,8 @@ class ModelStatistics:
         self.expired = 0
         self.cancelled = 0
         self.load_seconds = 0.0
+        #: Of a model that gives any number of responses to a request.
+        self.responses: ResponseStatistics | None = None
 
     def record_batch(self, arrivals: list[int], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
         """Counts one successful execution.

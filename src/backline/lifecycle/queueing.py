@@ -13,6 +13,10 @@ from backline.lifecycle.loader import Loaded
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
+from backline.schedule.sequence_slots import SlotLane, SlotPolicy
+from backline.schedule.sequence_tensors import SequenceTensors
+from backline.schedule.state_store import StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.instance import Instance
 
@@ -47,6 +51,51 @@ def build_queue(model: Model, loaded: Loaded, instances: Sequence[Instance], tot
         model.statistics,
         loop=asyncio.get_running_loop(),
         preserve_ordering=config.preserve_ordering,
+        total=total,
+    )
+
+
+def build_sequence_queue(
+    model: Model,
+    loaded: Loaded,
+    instances: Sequence[Instance],
+    tensors: SequenceTensors,
+    store: StateStore,
+    total: QueueTotal | None = None,
+) -> SequenceBatcher:
+    """The queue of a version whose requests belong to sequences."""
+    config = model.config
+    batching = config.sequence
+    assert batching is not None, "it is a model of sequences"
+    loop = asyncio.get_running_loop()
+    places = max(1, loaded.max_batch_size)
+    if batching.strategy == "direct":
+        slots = places
+        policy = SlotPolicy(slots, batching.minimum_slot_utilization, batching.max_queue_delay_us * 1000)
+
+        def make_lane(instance: Instance) -> Lane:
+            return SlotLane(model.name, policy, instance, model.statistics, slot_of, tensors.empty, loop=loop)
+    else:
+        slots = batching.max_candidates or places
+        batches = BatchPolicy(places, batching.preferred_batch_sizes, batching.max_queue_delay_us * 1000)
+        order = batching.preserve_ordering
+
+        def make_lane(instance: Instance) -> Lane:
+            return Scheduler(model.name, Settings(batches), [instance], model.statistics, loop=loop, preserve_ordering=order)
+
+    return SequenceBatcher(
+        model.name,
+        model.version,
+        tensors,
+        model.statistics,
+        instances,
+        make_lane,
+        slots=slots,
+        batched=loaded.max_batch_size > 0,
+        idle_seconds=batching.idle_us / 1e6,
+        store=store,
+        policy=_limited(config.queue_policy),
+        loop=loop,
         total=total,
     )
 

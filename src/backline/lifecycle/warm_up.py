@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from itertools import islice
 
-from backline.backends.backend import LoadedModel
+import numpy as np
+
+from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.signature import RequestCheck
@@ -13,8 +17,11 @@ from backline.lifecycle.warm_up_samples import Sample
 
 log = logging.getLogger("backline.lifecycle")
 
+#: Responses that a stream is asked for: one may have no end.
+STREAMED_RESPONSES = 100
 
-def warm_up(name: str, model: LoadedModel, check: RequestCheck, samples: Iterable[Sample]) -> int:
+
+def warm_up(name: str, model: LoadedModel | StreamingModel, check: RequestCheck, samples: Iterable[Sample]) -> int:
     """Runs the samples of the model called `name`, each as a request that `check` would let in; returns how many runs there were.
 
     Takes as long as it takes: to be called on a thread. Raises BacklineError when a sample fails, with its label. Recorded samples that do
@@ -34,11 +41,20 @@ def warm_up(name: str, model: LoadedModel, check: RequestCheck, samples: Iterabl
         inputs = {name: tensor.data for name, tensor in request.inputs.items()}
         try:
             for _ in range(sample.count):
-                model.run(inputs, sample.outputs or all_outputs)
+                _run(model, inputs, sample.outputs or all_outputs)
                 runs += 1
         except BacklineError as error:
             raise type(error)(f"{sample.label} failed: {error.message}") from None
     return runs
+
+
+def _run(model: LoadedModel | StreamingModel, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
+    if not isinstance(model, StreamingModel):
+        model.run(inputs, outputs)
+        return
+    with closing(model.stream(inputs, outputs, {})) as responses:
+        for _ in islice(responses, STREAMED_RESPONSES):
+            pass
 
 
 def _without_id(message: str) -> str:

@@ -59,7 +59,7 @@ class Execution:
         log.error("model '%s' version %s failed", self._name, self._version, exc_info=error)
         return Internal(f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}")
 
-    def _run(self, batch: Batch, requests: Sequence[InferRequest]) -> list[InferResponse | BacklineError]:
+    def _run(self, batch: Batch, requests: Sequence[InferRequest]) -> list[InferResponse | BacklineError | None]:
         first = requests[0]
         alone = len(requests) == 1
         if alone:
@@ -94,13 +94,13 @@ class Execution:
 
     def _split(
         self, requests: Sequence[InferRequest], names: tuple[str, ...], arrays: list[np.ndarray]
-    ) -> list[InferResponse | BacklineError]:
+    ) -> list[InferResponse | BacklineError | None]:
         items = sum(request.batch_size for request in requests)
         whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         for tensor in whole:
             if not tensor.shape or tensor.shape[0] != items:
                 raise Internal(f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)} for a batch of {items}")
-        responses: list[InferResponse | BacklineError] = []
+        responses: list[InferResponse | BacklineError | None] = []
         end = 0
         for request in requests:
             start, end = end, end + request.batch_size

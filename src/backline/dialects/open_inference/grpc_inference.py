@@ -9,9 +9,12 @@ from backline.dialects.open_inference.classification import classified_outputs
 from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
 from backline.dialects.open_inference.grpc_response import ResponseWriter
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import Completion, InferRequest, InferResponse
 from backline.wire.application import Buffer, UnaryCall
+
+#: Triton's words to who asks a model for one response that gives any number of them.
+_DECOUPLED = "ModelInfer RPC doesn't support models with decoupled transaction policy"
 
 
 class GrpcInference:
@@ -36,6 +39,7 @@ class GrpcInference:
             priority=plan.priority,
             deadline=deadline,
             timeout=plan.timeout,
+            sequence=plan.sequence,
         )
         return asked, plan
 
@@ -49,7 +53,10 @@ class GrpcInference:
         asked, plan = self.request(received, call.deadline, self._complete)
         asked.context = (call, plan)
         call.on_cancel = partial(cancel, asked)
-        self._engine.submit(asked)
+        try:
+            self._engine.submit(asked)
+        except DecoupledModel:
+            raise Unsupported(_DECOUPLED) from None
 
     def _complete(self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         context = asked.context
@@ -64,6 +71,8 @@ class GrpcInference:
             if response is None:
                 raise error  # type: ignore[misc]
             message = self.write(plan, response)
+        except DecoupledModel:
+            call.fail(Unsupported.grpc_code, _DECOUPLED)
         except BacklineError as failure:
             call.fail(failure.grpc_code, failure.message)
         except Exception as failure:

@@ -10,29 +10,34 @@ from backline.dialects.answers import hidden_error
 from backline.dialects.open_inference.grpc_inference import GrpcInference, cancel
 from backline.dialects.open_inference.grpc_request import ModelPlan
 from backline.dialects.open_inference.parameters import FINAL
+from backline.dialects.open_inference.stream_budget import StreamBudget
 from backline.dialects.open_inference.wire_format import length_prefix
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.errors import BacklineError, NotFound
+from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall
 
-#: Requests of one stream that are in flight or whose answers wait for their turn; the client's next ones are not read before one has left.
-MAX_IN_FLIGHT = 64
 _INFER_RESPONSE = b"\x12"  # the tag of ModelStreamInferResponse.infer_response
 
 
-class Turn:
-    """A request's place in the order of answers. Its answers are there when `messages` is not None."""
+class Asked:
+    """A request of a stream. One to a model with one response holds a turn in the order of answers, and has its answer when it is over."""
 
-    __slots__ = ("error", "messages", "plan", "request")
+    __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        #: The bytes of its message.
+        self.size = size
         self.request: InferRequest | None = None
         self.plan: ModelPlan | None = None
-        self.messages: list[bytes] | None = None
-        #: The failure that `messages` tell, for clients that want the stream to end with it.
+        #: Of a decoupled model.
+        self.flow: ResponseFlow | None = None
+        self.ordered = True
+        self.answer = b""
+        #: The failure that the answer tells, for clients that want the stream to end with it.
         self.error: BacklineError | None = None
+        self.over = False
 
 
 class StreamInference:
@@ -41,14 +46,17 @@ class StreamInference:
     def __init__(self, engine: Engine, inference: GrpcInference) -> None:
         self._engine = engine
         self._inference = inference
+        #: Bytes of the last answer by model: what is to be expected of the next.
+        self._answer_sizes: dict[str, int] = {}
 
     async def serve(self, call: StreamCall) -> None:
-        """Answers in the order of requests, of which several are in flight at once.
+        """Answers the requests of a stream, of which several are in flight at once: those to models with one response in their order, those
+        to decoupled models as responses come.
 
         An error is an answer as well (`error_message`) and the stream goes on, unless the client sent the metadata
         `triton_grpc_error: true`: then the first error ends the stream as its status. Raises RpcError.
         """
-        stream = _Stream(self._engine, self._inference, call)
+        stream = _Stream(self._engine, self._inference, call, self._answer_sizes)
         reading = asyncio.ensure_future(stream.read())
         try:
             await stream.write()
@@ -58,28 +66,37 @@ class StreamInference:
 
 
 class _Stream:
-    """The state of one stream: a reader that submits requests, and a writer that sends their answers in order."""
+    """The state of one stream: a reader that submits requests, and a writer that sends their answers."""
 
-    def __init__(self, engine: Engine, inference: GrpcInference, call: StreamCall) -> None:
+    def __init__(self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: dict[str, int]) -> None:
         self._engine = engine
         self._inference = inference
         self._call = call
-        self._turns: deque[Turn] = deque()
+        self._budget = StreamBudget(answer_sizes)
+        #: Those that hold a turn, and those of decoupled models.
+        self._turns: deque[Asked] = deque()
+        self._decoupled: set[Asked] = set()
+        #: What is to be sent, and the error that it tells.
+        self._ready: deque[tuple[bytes, BacklineError | None]] = deque()
         self._ended = False
         self._failure: BaseException | None = None
         self._answered = asyncio.Event()
         self._room = asyncio.Event()
         self._strict = call.metadata.get(b"triton_grpc_error", b"").lower() == b"true"
         self._response = message("inference.ModelStreamInferResponse")
-        # Every request has one answer, so each is marked as its last. Messages merge when their bytes are joined.
-        self._final: bytes = message("inference.ModelInferResponse")(parameters={FINAL: {"bool_param": True}}).SerializeToString()
+        # Every answer tells whether it is the last one to its request. Messages merge when their bytes are joined.
+        part = message("inference.ModelInferResponse")
+        self._last: bytes = part(parameters={FINAL: {"bool_param": True}}).SerializeToString()
+        self._not_last: bytes = part(parameters={FINAL: {"bool_param": False}}).SerializeToString()
+
+    # reading and writing
 
     async def read(self) -> None:
         """Submits the client's requests until the last one."""
         try:
             while (received := await self._call.receive()) is not None:
                 self._take(received)
-                while len(self._turns) >= MAX_IN_FLIGHT:
+                while not self._budget.has_room:
                     self._room.clear()
                     await self._room.wait()
         except asyncio.CancelledError:
@@ -91,71 +108,166 @@ class _Stream:
             self._answered.set()
 
     async def write(self) -> None:
-        """Sends the answers, each when it is its turn."""
-        turns = self._turns
+        """Sends the answers."""
+        ready, budget = self._ready, self._budget
         while True:
-            while turns and turns[0].messages is not None:
-                turn = turns.popleft()
+            while ready:
+                answer, error = ready.popleft()
+                if error is not None and self._strict:
+                    raise RpcError(error.grpc_code, error.message)
+                await self._call.send(answer)
+                budget.sent(len(answer))
                 self._room.set()
-                if turn.error is not None and self._strict:
-                    raise RpcError(turn.error.grpc_code, turn.error.message)
-                for answer in turn.messages or ():
-                    await self._call.send(answer)
-            if self._ended and not turns:
-                if self._failure is not None:
-                    raise self._failure
-                return
+                if budget.wants_responses:
+                    self._resume()
             if self._failure is not None:
                 raise self._failure
+            if self._ended and not self._turns and not self._decoupled:
+                return
             self._answered.clear()
             await self._answered.wait()
 
     def cancel(self) -> None:
-        """Marks all requests whose answers nobody will read."""
-        for turn in self._turns:
-            if turn.request is not None and turn.messages is None:
-                cancel(turn.request)
+        """Cancels all requests whose answers nobody will read."""
+        for asked in (*self._turns, *self._decoupled):
+            if asked.request is not None and not asked.over:
+                cancel(asked.request)
+            if asked.flow is not None:
+                asked.flow.resume()
         self._turns.clear()
+        self._decoupled.clear()
+
+    # requests
 
     def _take(self, received: Any) -> None:
-        turn = Turn()
-        self._turns.append(turn)
+        asked = Asked(len(received))
         try:
-            turn.request, turn.plan = self._inference.request(received, self._call.deadline, self._complete)
-            turn.request.context = turn
-            self._engine.submit(turn.request)
+            asked.request, asked.plan = self._inference.request(received, self._call.deadline, self._complete)
+            asked.request.context = asked
+            if self._is_decoupled(asked.plan):
+                self._begin_decoupled(asked, asked.request)
+            else:
+                self._begin_ordered(asked)
+            self._engine.submit(asked.request)
         except BacklineError as error:
-            self._fail(turn, error)
+            self._refuse(asked, error)
         except Exception as error:
-            self._fail(turn, hidden_error("a gRPC stream", error))
+            self._refuse(asked, hidden_error("a gRPC stream", error))
 
-    def _complete(self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        turn = asked.context
-        if not isinstance(turn, Turn) or turn.plan is None:
-            return
-        asked.context = None  # it holds the request: no cycle is left behind
-        if response is None:
-            self._fail(turn, error)  # type: ignore[arg-type]
+    def _is_decoupled(self, plan: ModelPlan) -> bool:
+        try:
+            return self._engine.find(plan.model_name, plan.model_version).decoupled
+        except NotFound:  # said again when the request is submitted
+            return False
+
+    def _begin_decoupled(self, asked: Asked, request: InferRequest) -> None:
+        asked.ordered = False
+        asked.flow = request.flow = ResponseFlow()
+        request.on_response = self._respond
+        self._decoupled.add(asked)
+        self._budget.begun(asked.size, None)
+        if self._budget.is_full:
+            asked.flow.pause()
+
+    def _begin_ordered(self, asked: Asked) -> None:
+        self._turns.append(asked)
+        self._budget.begun(asked.size, None if asked.plan is None else asked.plan.model_name)
+
+    def _refuse(self, asked: Asked, error: BacklineError) -> None:
+        if asked.request is None:  # it could not even be read
+            self._begin_ordered(asked)
+        self._over(asked, self._error_answer(asked, error), error)
+
+    # answers
+
+    def _respond(self, request: InferRequest, response: InferResponse) -> None:
+        """A response of a decoupled model, after which more may come."""
+        asked = request.context
+        if not isinstance(asked, Asked) or asked.plan is None:
             return
         try:
-            answer = self._inference.write(turn.plan, response) + self._final
+            self._send(self._infer_answer(asked.plan, response, self._not_last), None)
         except BacklineError as failure:
-            self._fail(turn, failure)
-            return
+            self._send(self._error_answer(asked, failure, last=False), failure)
         except Exception as failure:
-            self._fail(turn, hidden_error(f"the answer of model '{asked.model_name}'", failure))
+            hidden = hidden_error(f"the answer of model '{request.model_name}'", failure)
+            self._send(self._error_answer(asked, hidden, last=False), hidden)
+
+    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        asked = request.context
+        if not isinstance(asked, Asked) or asked.plan is None:
             return
-        turn.messages = [b"".join((_INFER_RESPONSE, length_prefix(len(answer)), answer))]
+        request.context = None  # it holds the request: no cycle is left behind
+        answer = b""
+        if error is None:
+            try:
+                if response is not None:
+                    answer = self._infer_answer(asked.plan, response, self._last)
+                elif asked.plan.empty_final:
+                    answer = self._empty_answer(request)
+            except BacklineError as failure:
+                error = failure
+            except Exception as failure:
+                error = hidden_error(f"the answer of model '{request.model_name}'", failure)
+        if error is not None:
+            answer = self._error_answer(asked, error)
+        self._over(asked, answer, error)
+
+    def _over(self, asked: Asked, answer: bytes, error: BacklineError | None) -> None:
+        """A request is done. `answer` is its only one, or the last one of a decoupled model; empty when there is none."""
+        asked.over = True
+        if asked.request is not None:
+            asked.request.context = None
+        name = asked.plan.model_name if asked.ordered and asked.plan is not None else None
+        self._budget.ended(asked.size, name, None if error is not None else len(answer))
+        if not asked.ordered:
+            self._decoupled.discard(asked)
+            self._send(answer, error)
+            return
+        asked.answer, asked.error = answer, error
+        self._budget.waits(len(answer))
+        turns = self._turns
+        while turns and turns[0].over:
+            first = turns.popleft()
+            self._ready.append((first.answer, first.error))
         self._answered.set()
 
-    def _fail(self, turn: Turn, error: BacklineError) -> None:
-        answer = self._response(error_message=error.message)
-        if turn.request is not None:
-            answer.infer_response.id = turn.request.id
-            answer.infer_response.model_name = turn.request.model_name
-            answer.infer_response.model_version = turn.request.model_version
-            turn.request.context = None
-        answer.infer_response.parameters[FINAL].bool_param = True
-        turn.error = error
-        turn.messages = [answer.SerializeToString()]
+    def _send(self, answer: bytes, error: BacklineError | None) -> None:
+        if answer:
+            self._ready.append((answer, error))
+            self._budget.waits(len(answer))
+            if self._budget.is_full:
+                for asked in self._decoupled:
+                    if asked.flow is not None:
+                        asked.flow.pause()
+        else:
+            self._room.set()
         self._answered.set()
+
+    def _resume(self) -> None:
+        for asked in tuple(self._decoupled):
+            if asked.flow is not None and asked.flow.paused:
+                asked.flow.resume()
+
+    # messages
+
+    def _infer_answer(self, plan: ModelPlan, response: InferResponse, mark: bytes) -> bytes:
+        answer = self._inference.write(plan, response)
+        return b"".join((_INFER_RESPONSE, length_prefix(len(answer) + len(mark)), answer, mark))
+
+    def _empty_answer(self, request: InferRequest) -> bytes:
+        answer = self._response()
+        answer.infer_response.id = request.id
+        answer.infer_response.model_name = request.model_name
+        answer.infer_response.model_version = request.model_version
+        answer.infer_response.parameters[FINAL].bool_param = True
+        return answer.SerializeToString()  # type: ignore[no-any-return]
+
+    def _error_answer(self, asked: Asked, error: BacklineError, *, last: bool = True) -> bytes:
+        answer = self._response(error_message=error.message)
+        if asked.request is not None:
+            answer.infer_response.id = asked.request.id
+            answer.infer_response.model_name = asked.request.model_name
+            answer.infer_response.model_version = asked.request.model_version
+        answer.infer_response.parameters[FINAL].bool_param = last
+        return answer.SerializeToString()  # type: ignore[no-any-return]

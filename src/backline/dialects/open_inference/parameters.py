@@ -6,21 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from backline.dialects.open_inference.plan import InferPlan
-from backline.engine.errors import InvalidArgument
-from backline.engine.messages import Parameter
+from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.messages import Parameter, SequenceStep
 
 RESERVED = "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
-#: Asks for an empty last answer on a stream where the last answer with content is not known to be the last. Here it always is.
+#: Asks for an empty last answer on a stream where the last answer with content does not say that it is the last.
 EMPTY_FINAL = "triton_enable_empty_final_response"
 #: The parameter of an answer on a stream that says whether it is the last one to its request.
 FINAL = "triton_final_response"
 MAX_CLASSES = 1_000_000
+SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+#: The characters of a sequence's id.
+MAX_SEQUENCE_ID = 128
 
 
 def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
     """Notes the parameters of a request on its plan: the protocol's own where they belong, the others for the model.
 
-    `timeout` is in microseconds on the wire. The sequence parameters go on to the model's parameters, checked. Raises InvalidArgument.
+    `timeout` is in microseconds on the wire. Raises InvalidArgument.
     """
     parameters: dict[str, Parameter] = {}
     for key, value in given.items():
@@ -31,17 +34,27 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
         elif key == "timeout":
             plan.timeout = unsigned(key, value) / 1e6 or None
         elif key == EMPTY_FINAL:
-            boolean(key, value)
+            plan.empty_final = boolean(key, value)
         elif key.startswith("triton_"):
             raise InvalidArgument(RESERVED)
         else:
-            if key == "sequence_id":
-                if not isinstance(value, str):
-                    unsigned(key, value)
-            elif key in ("sequence_start", "sequence_end"):
-                boolean(key, value)
             parameters[key] = value
+    plan.sequence = take_sequence(parameters)
     plan.parameters = parameters or None
+
+
+def take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
+    """Takes the parameters of sequences out of those of a request. Raises InvalidArgument; Unsupported for an id that is too long."""
+    if not parameters.keys() & SEQUENCE:
+        return None
+    id = parameters.pop("sequence_id", 0)
+    start = boolean("sequence_start", parameters.pop("sequence_start", False))
+    end = boolean("sequence_end", parameters.pop("sequence_end", False))
+    if not isinstance(id, str):
+        unsigned("sequence_id", id)
+    elif len(id) > MAX_SEQUENCE_ID:  # Triton's code and words
+        raise Unsupported(f"string correlation ID cannot be longer than {MAX_SEQUENCE_ID} characters")
+    return SequenceStep(id, start, end)  # type: ignore[arg-type]  # it is a text or a number
 
 
 def unsigned(key: str, value: object) -> int:

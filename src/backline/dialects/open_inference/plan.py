@@ -9,7 +9,7 @@ import numpy as np
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument, Unsupported
-from backline.engine.messages import Parameter
+from backline.engine.messages import Parameter, SequenceStep
 from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
 #: What every supported numpy can hold (numpy 1.26: 32).
@@ -56,10 +56,12 @@ class InferPlan:
         "binary_default",
         "classes",
         "declared",
+        "empty_final",
         "inputs",
         "outputs",
         "parameters",
         "priority",
+        "sequence",
         "single",
         "timeout",
     )
@@ -75,7 +77,10 @@ class InferPlan:
         self.classes: dict[str, int] = {}
         self.parameters: dict[str, Parameter] | None = None
         self.priority = 0
+        self.sequence: SequenceStep | None = None
         self.timeout: float | None = None
+        #: Whether the end of a stream of responses is told by one without outputs.
+        self.empty_final = False
 
     def is_binary(self, output: str) -> bool:
         """Whether an output goes out in binary form over REST."""

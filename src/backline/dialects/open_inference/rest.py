@@ -7,6 +7,7 @@ from collections.abc import Callable
 from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import configuration_json, model_configuration
+from backline.dialects.open_inference.generate import Generate
 from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
 from backline.dialects.open_inference.rest_inference import RestInference
 from backline.dialects.open_inference.rest_repository import RestRepository
@@ -34,12 +35,6 @@ _UNSUPPORTED = {
         ("POST", "/v2/models/{}/trace/setting"),
     ),
     "changing the log by request": (("GET", "/v2/logging"), ("POST", "/v2/logging")),
-    "the generate extension": (
-        ("POST", _MODEL + "/generate"),
-        ("POST", _MODEL + "/generate_stream"),
-        ("POST", _VERSION + "/generate"),
-        ("POST", _VERSION + "/generate_stream"),
-    ),
 }
 
 
@@ -51,6 +46,7 @@ class RestService:
         self._not_ready_status = not_ready_status
         self._changes = Changes(engine)
         self._inference = RestInference(engine, self._changes)
+        self._generate = Generate(engine, self._changes)
         self._repository = RestRepository(engine, self._changes)
 
     def add_routes(self, router: Router) -> None:
@@ -65,6 +61,9 @@ class RestService:
             router.add("GET", pattern + "/config", self._configuration, *version)
             router.add("GET", pattern + "/stats", self._statistics, *version)
             router.add("POST", pattern + "/infer", self._inference.infer, *version)
+            router.add("POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
+            router.add("POST", pattern + "/generate", self._generate.generate, *version)
+            router.add("POST", pattern + "/generate_stream", self._generate.generate_stream, *version)
         self._repository.add_routes(router)
         for what, routes in _UNSUPPORTED.items():
             for method, pattern in routes:

@@ -14,10 +14,13 @@ from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
 from backline.engine.engine import Engine
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Buffer
 from backline.wire.application import Fields, HttpRequest
+
+#: Triton's words to who asks a model for one response that gives any number of them.
+_DECOUPLED = "HTTP end point doesn't support models with decoupled transaction policy"
 
 
 class RestInference:
@@ -62,10 +65,14 @@ class RestInference:
             parameters=plan.parameters,
             priority=plan.priority,
             timeout=plan.timeout,
+            sequence=plan.sequence,
             context=(request, plan),
         )
         request.on_disconnect = partial(_cancel, asked)
-        self._submit(asked)
+        try:
+            self._submit(asked)
+        except DecoupledModel:
+            raise Unsupported(_DECOUPLED) from None
 
     def _complete(self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         context = asked.context
@@ -84,6 +91,8 @@ class RestInference:
                 self._beside.run(partial(self._write, plan, response, outputs), partial(self._write_done, asked.model_name, request))
                 return
             fields, body = self._write(plan, response, outputs)
+        except DecoupledModel:
+            respond_error(request, Unsupported(_DECOUPLED))
         except BacklineError as failure:
             respond_error(request, failure)
         except Exception as failure:

@@ -6,7 +6,7 @@ from typing import Any
 
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.errors import NotFound
-from backline.engine.statistics import Duration
+from backline.engine.statistics import Duration, ModelStatistics
 
 
 def model_statistics(engine: Engine, name: str, version: str) -> dict[str, Any]:
@@ -26,7 +26,6 @@ def model_statistics(engine: Engine, name: str, version: str) -> dict[str, Any]:
 
 def _statistics(model: Model) -> dict[str, Any]:
     counters = model.statistics
-    nothing = {"count": 0, "ns": 0}
     compute_infer, compute_output = _duration(counters.compute_infer), _duration(counters.compute_output)
     return {
         "name": model.name,
@@ -44,17 +43,7 @@ def _statistics(model: Model) -> dict[str, Any]:
             "cache_hit": _duration(counters.cache_hit),
             "cache_miss": _duration(counters.cache_miss),
         },
-        # A model with one response a request: all are responses number 0.
-        "response_stats": {
-            "0": {
-                "compute_infer": compute_infer,
-                "compute_output": compute_output,
-                "success": _duration(counters.success),
-                "fail": _duration(counters.fail),
-                "empty_response": nothing,
-                "cancel": {"count": counters.cancelled, "ns": 0},
-            }
-        },
+        "response_stats": _response_statistics(counters),
         "batch_stats": [
             {
                 "batch_size": size,
@@ -65,6 +54,32 @@ def _statistics(model: Model) -> dict[str, Any]:
             for size, batch in sorted(counters.batches.items())
         ],
         "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}] if model.memory_bytes else [],
+    }
+
+
+def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
+    """By the index of the response in its stream. Of a model with one response a request all are responses number 0."""
+    if counters.responses is None:
+        return {
+            "0": {
+                "compute_infer": _duration(counters.compute_infer),
+                "compute_output": _duration(counters.compute_output),
+                "success": _duration(counters.success),
+                "fail": _duration(counters.fail),
+                "empty_response": {"count": 0, "ns": 0},
+                "cancel": {"count": counters.cancelled, "ns": 0},
+            }
+        }
+    return {
+        str(index): {
+            "compute_infer": _duration(one.compute_infer),
+            "compute_output": _duration(one.compute_output),
+            "success": _duration(one.success),
+            "fail": _duration(one.fail),
+            "empty_response": _duration(one.empty),
+            "cancel": _duration(one.cancel),
+        }
+        for index, one in enumerate(counters.responses.counters)
     }
 
 

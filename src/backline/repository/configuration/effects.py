@@ -27,9 +27,19 @@ SUPPORTED: Final = frozenset(
         "instance_group.name",
         "instance_group.count",
         "instance_group.kind",
-        "ensemble_scheduling",
         "dynamic_batching",
+        "ensemble_scheduling",
         "model_warmup",
+        "sequence_batching.max_sequence_idle_microseconds",
+        "sequence_batching.control_input",
+        "sequence_batching.state.input_name",
+        "sequence_batching.state.output_name",
+        "sequence_batching.state.data_type",
+        "sequence_batching.state.dims",
+        "sequence_batching.state.initial_state",
+        "sequence_batching.direct",
+        "sequence_batching.oldest",
+        "model_transaction_policy",
         "optimization.execution_accelerators",
     }
 )
@@ -38,7 +48,6 @@ _SECTIONS: Final = frozenset(name[: match.start()] for name in SUPPORTED for mat
 #: What says nothing more than what is so anyway.
 _OFF: Final = {
     "response_cache": "",
-    "model_transaction_policy": "",
     "model_repository_agents": "",
 }
 

@@ -16,6 +16,7 @@ from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.effects import without_effect
+from backline.repository.configuration.sequences import sequence_batching
 from backline.repository.listing import Listing
 
 #: Far more than cores; a typing error must not use up the machine.
@@ -63,8 +64,10 @@ class _Reader:
             default_priority_level=batching.default_priority_level if batching.priority_levels else 0,
             queue_policy=queue_policy(batching.default_queue_policy),
             priority_queue_policies=self._priority_policies(),
+            sequence=sequence_batching(message),
             default_model_filename=self._model_filename(),
             ensemble=self._ensemble(),
+            decoupled=message.model_transaction_policy.decoupled,
             parameters=MappingProxyType(parameters),
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
             declared=message.SerializeToString(deterministic=True),
@@ -133,17 +136,17 @@ class _Reader:
                     path = f"sequence_batching.state[{index}].initial_state[{number}].data_file"
                     self._present(f"data_file of state '{state.input_name}'", "initial_state/", initial.data_file, path)
 
-    def _ensemble(self) -> Ensemble | None:
-        if not self._message.HasField("ensemble_scheduling"):
-            return None
-        scheduling = self._message.ensemble_scheduling
-        return Ensemble(tuple(map(_step, scheduling.step)), scheduling.max_inflight_requests)
-
     def _priority_policies(self) -> Mapping[int, QueuePolicy]:
         batching = self._message.dynamic_batching
         if not batching.priority_levels:
             return MappingProxyType({})
         return MappingProxyType({level: queue_policy(given) for level, given in sorted(batching.priority_queue_policy.items())})
+
+    def _ensemble(self) -> Ensemble | None:
+        if not self._message.HasField("ensemble_scheduling"):
+            return None
+        scheduling = self._message.ensemble_scheduling
+        return Ensemble(tuple(map(_step, scheduling.step)), scheduling.max_inflight_requests)
 
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename
