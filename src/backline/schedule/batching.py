@@ -24,7 +24,7 @@ class BatchPolicy:
     @property
     def takes_all(self) -> bool:
         """Whether whatever has queued is taken, up to the largest batch: the one preferred size that changes nothing is the largest."""
-        return not self.delay_ns and self.preferred in ((), (self.max_items,))
+        return not self.delay_ns and (not self.preferred or self.preferred == (self.max_items,))
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     """
     now = now_ns / 1e9
     if policy.takes_all:
-        return _take_all(queue, policy.max_items, now)
+        return Formed(*queue.take(policy.max_items, now))
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
     requests: list[InferRequest] = []
@@ -86,18 +86,3 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     queue.put_back(requests, now)
     lacking = min(size for size in sizes if size > items) - items
     return Formed([], wait_until=oldest + policy.delay_ns, lacking=lacking, key=requests[0].batch_key)
-
-
-def _take_all(queue: Queue, max_items: int, now: float) -> Formed:
-    requests: list[InferRequest] = []
-    items = 0
-    take = queue.next
-    while (request := take(now)) is not None:
-        if requests and (items + request.batch_size > max_items or request.batch_key != requests[0].batch_key):
-            queue.put_back([request], now)
-            break
-        requests.append(request)
-        items += request.batch_size
-        if items >= max_items:
-            break
-    return Formed(requests, items)

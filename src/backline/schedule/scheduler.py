@@ -202,7 +202,7 @@ class Scheduler:
         self._scheduled = False
         self._lacking = 0
         queue = self._queue
-        if not self._idle or not queue.size:
+        if not self._idle:
             return
         now = monotonic_ns()
         formed = form_batch(queue, self._policy, now)
@@ -261,34 +261,31 @@ class Scheduler:
                 request.on_cancel = None
             if self._queue.size and not self._scheduled:
                 self._dispatch()  # it works on the next batch while the answers of this one are written
-        else:
-            self._schedule()
         if batch.parts is None:
             self._record(batch)
         else:
             for part in batch.parts:
                 self._record(part)
+        answer = self._complete if self._order is None else self._complete_in_order
         for request, outcome in zip(requests, batch.outcomes, strict=True):
             if isinstance(outcome, InferResponse):
-                self._answer(request, outcome, None)
+                answer(request, outcome, None)
             else:
-                self._answer(request, None, outcome)
+                answer(request, None, outcome)
         if self._idle_again is not None and not self._running:
             self._idle_again.set_result(None)
         if self._drained is not None:
             self._look_at_rest()
 
-    def _answer(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        if self._order is None:
-            self._complete(request, response, error)
-            return
+    def _complete_in_order(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        assert self._order is not None, "only then is it called"
         for answer in self._order.finish(request, response, error):
             self._complete(answer.request, answer.response, answer.error)
 
     def _record(self, batch: Batch) -> None:
         """Counts a run. All its requests have succeeded, or its only one has failed, or nobody waited for it."""
         outcome = batch.outcomes[0]
-        if outcome is None or isinstance(outcome, InferResponse):
+        if isinstance(outcome, InferResponse) or outcome is None:
             arrivals = [request.arrived_ns for request in batch.requests]
             self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
         elif isinstance(outcome, Cancelled):
