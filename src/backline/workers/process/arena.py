@@ -17,8 +17,8 @@ import numpy as np
 
 #: Bytes of the address space for each side.
 HALF = 1 << 35
-#: A batch with fewer bytes of tensors travels in its frame: measured, the copies through the socket cost less than two more messages' worth
-#: of bookkeeping up to about here (benchmarks/process_lane.py).
+#: A batch with fewer bytes of tensors travels in its frame: for so little, two copies through the socket cost no more than lending a block
+#: and getting it back. Where exactly they cost the same depends on the machine; this is a size that is small on all of them.
 INLINE_LIMIT = 1 << 15
 #: The smallest block.
 _SMALLEST = 1 << 16

@@ -98,7 +98,6 @@ class WorkerProcess:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pidfd = -1
         self._why = ""
-        self._stopping = False
         self._heard = 0.0
         self._kills = 0
         #: Blocks of the worker that nobody holds any more, and their sizes; arrays may be freed on any thread.
@@ -347,7 +346,6 @@ class WorkerProcess:
         """Lets the model finish what it runs and unload, at most for some seconds, and returns when the process has ended."""
         if not self.alive:
             return
-        self._stopping = True
         self._why = self._why or "was stopped"
         self._send_control(Kind.STOP, Empty())
         self._later("farewell", _FAREWELL, self.kill, "was stopped")

@@ -12,8 +12,7 @@ A frame is a prefix of 12 bytes, a header and a payload:
 
 A worker has two channels. On the data channel the server sends LOAD once and then EXECUTE, the worker answers LOADED or FAILED and then
 RESULT. The control channel is read by a thread of its own on the worker's side, so that it works while a model computes: PING and PONG
-(with the blocks of shared memory that each gives back), CANCEL, STOP, CREDIT for further responses, CALL and ANSWER for requests of the
-model to other models of the server.
+(with the blocks of shared memory that each gives back), CANCEL, STOP, and CREDIT for further responses.
 
 Tensors travel in parts: the tensors of several requests that have equal names, datatypes and trailing shapes are one column each, so that
 a model which takes a batch gets it without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES:
@@ -54,8 +53,6 @@ class Kind(IntEnum):
     CANCEL = 18
     STOP = 19
     CREDIT = 20
-    CALL = 21
-    ANSWER = 22
 
 
 class Spec(msgspec.Struct, array_like=True):
@@ -206,28 +203,6 @@ class Empty(msgspec.Struct, array_like=True):
     """STOP."""
 
 
-class Call(msgspec.Struct, array_like=True):
-    """A request of a model to another model of the server; its number is the worker's. With `more` it takes any number of responses."""
-
-    number: int
-    model: str
-    version: str
-    part: Part
-    note: Note
-    block: int = -1
-    more: bool = False
-
-
-class Answer(msgspec.Struct, array_like=True):
-    """A response to a CALL, or its failure, or (with neither) the end of its responses."""
-
-    number: int
-    part: Part | None = None
-    failure: Failure | None = None
-    block: int = -1
-    version: str = ""
-
-
 STRUCTS: dict[Kind, type[msgspec.Struct]] = {
     Kind.LOAD: Load,
     Kind.LOADED: Loaded,
@@ -239,8 +214,6 @@ STRUCTS: dict[Kind, type[msgspec.Struct]] = {
     Kind.CANCEL: Numbers,
     Kind.STOP: Empty,
     Kind.CREDIT: Numbers,
-    Kind.CALL: Call,
-    Kind.ANSWER: Answer,
 }
 _DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
 _KINDS = {kind.value: kind for kind in Kind}
