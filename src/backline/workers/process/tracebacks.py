@@ -29,7 +29,7 @@ def reason(error: BaseException, folder: str) -> str:
 
 
 def details(error: BaseException) -> str:
-    """The whole traceback, from the model's first own line on."""
+    """The whole traceback."""
     linecache.checkcache()
     return "".join(traceback.format_exception(error)).rstrip()
 
