@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from backline.backends.hosted import HostedModel
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
+
+#: A LoadedModel's `run`.
+Run: TypeAlias = Callable[[Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]
 
 
 class LoadedModel(Protocol):
@@ -37,6 +40,17 @@ class LoadedModel(Protocol):
 
     def close(self) -> None:
         """Gives the memory back. No run is under way."""
+
+
+@runtime_checkable
+class CancellableModel(Protocol):
+    """A LoadedModel that can end a run early."""
+
+    def cancellable(self) -> tuple[Run, Callable[[], None]]:
+        """`run` for one call, and what cancels that call: from any thread, also before it has begun and when it has ended.
+
+        A run that is cancelled raises as soon as the runtime sees it, mostly at the next node of the graph.
+        """
 
 
 @runtime_checkable

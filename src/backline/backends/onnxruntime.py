@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import Run
 from backline.backends.model_file import read_start
 from backline.backends.onnx_options import SessionSettings, read_settings
 from backline.backends.onnx_providers import Provider, read_providers
@@ -41,6 +43,7 @@ _DATATYPES = {
 _ONNX_BFLOAT16 = 16
 #: ONNX Runtime's severity "fatal": errors are raised, so they need not be printed as well.
 _SILENT = 4
+_NewOptions: TypeAlias = Callable[[], Any]
 #: Bytes of input from which on a run gives back what ONNX Runtime's arena took for it: else the largest request ever stays paid for.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -79,17 +82,18 @@ class OnnxRuntime:
             kind = Bfloat16Model
         elif DataType.BYTES in datatypes:
             kind = StringModel
-        options = _run_options(runtime, settings, shrink=False), _run_options(runtime, settings, shrink=True)
-        return kind(config.name, session, options, signature, settings)
+        return kind(config.name, session, partial(_run_options, runtime, settings), signature, settings)
 
 
 class OnnxModel:
     """A session. Arrays go in and come out without a copy."""
 
-    def __init__(self, name: str, session: Any, options: tuple[Any, Any], signature: Signature, settings: SessionSettings) -> None:
+    def __init__(self, name: str, session: Any, new_options: _NewOptions, signature: Signature, settings: SessionSettings) -> None:
         self._name = name
         self._session = session
-        self._options, self._shrinking = options
+        self._new_options = new_options
+        self._options, self._shrinking = new_options(), _with_shrinking(new_options(), settings)
+        self._settings = settings
         self._ran_large = False
         # Past the Python wrapper, whose checks are repeated inside: a third of the time of a small model.
         self._run_session = getattr(session, "_sess", session).run
@@ -98,20 +102,28 @@ class OnnxModel:
         self.warnings = settings.warnings
         self.threads_per_run = settings.intra_op_threads
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None) -> list[np.ndarray]:
+        """See LoadedModel. `options` are for this run only."""
         size = 0
         for array in inputs.values():
             size += array.nbytes
-        options = self._options
         if size >= LARGE_RUN or self._ran_large:
             # What a run returns is freed later than the arena is shrunk at its end: the next run gives that back.
             self._ran_large = size >= LARGE_RUN
-            options = self._shrinking
+            options = self._shrinking if options is None else _with_shrinking(options, self._settings)
         try:
-            return self._run_session(outputs, inputs, options)  # type: ignore[no-any-return]
+            return self._run_session(outputs, inputs, options or self._options)  # type: ignore[no-any-return]
         except Exception as error:
             raise self._failure(error) from None
+
+    def cancellable(self) -> tuple[Run, Callable[[], None]]:
+        """See CancellableModel."""
+        options = self._new_options()  # the flag is of the options, so that a run needs its own
+
+        def cancel() -> None:
+            options.terminate = True
+
+        return lambda inputs, outputs: self.run(inputs, outputs, options), cancel
 
     def close(self) -> None:
         """See LoadedModel."""
@@ -133,17 +145,17 @@ class OnnxModel:
 class StringModel(OnnxModel):
     """A model with strings: ONNX Runtime's are UTF-8 text, those of the protocols are bytes."""
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None) -> list[np.ndarray]:
         decoded = {name: decode(self._name, name, array) if array.dtype == np.object_ else array for name, array in inputs.items()}
-        arrays = super().run(decoded, outputs)
+        arrays = super().run(decoded, outputs, options)
         return [encode(array) if array.dtype.kind in "OU" else array for array in arrays]
 
 
 class Bfloat16Model(StringModel):
     """A model with BF16 tensors, which numpy does not know: their bits travel as uint16."""
 
-    def __init__(self, name: str, session: Any, options: tuple[Any, Any], signature: Signature, settings: SessionSettings) -> None:
-        super().__init__(name, session, options, signature, settings)
+    def __init__(self, name: str, session: Any, new_options: _NewOptions, signature: Signature, settings: SessionSettings) -> None:
+        super().__init__(name, session, new_options, signature, settings)
         self._bfloat16_inputs = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
         self._value_of = _import().OrtValue
         self._run_session = self._run_values
@@ -195,13 +207,17 @@ def _session_options(runtime: Any, settings: SessionSettings) -> Any:
     return options
 
 
-def _run_options(runtime: Any, settings: SessionSettings, *, shrink: bool) -> Any:
+def _run_options(runtime: Any, settings: SessionSettings) -> Any:
     options = runtime.RunOptions()
     options.log_severity_level = _SILENT
-    entries = dict(settings.run_entries)
-    if shrink and settings.memory_arena:
-        entries.setdefault(*_SHRINK)
-    for key, value in entries.items():
+    for key, value in settings.run_entries.items():
+        options.add_run_config_entry(key, value)
+    return options
+
+
+def _with_shrinking(options: Any, settings: SessionSettings) -> Any:
+    key, value = _SHRINK
+    if settings.memory_arena and key not in settings.run_entries:
         options.add_run_config_entry(key, value)
     return options
 

@@ -8,9 +8,9 @@ from time import monotonic_ns
 
 import numpy as np
 
-from backline.backends.backend import LoadedModel
+from backline.backends.backend import CancellableModel, LoadedModel, Run
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
@@ -28,6 +28,7 @@ class Execution:
         self._name = name
         self._version = version
         self._model = model
+        self._cancellable = model if isinstance(model, CancellableModel) else None
         self._batched = batched
         self._outputs = tuple(spec.name for spec in model.signature.outputs)
         self._datatypes = {spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs}
@@ -35,21 +36,28 @@ class Execution:
     def __call__(self, batch: Batch) -> None:
         """Runs a batch and notes its outcomes. Never raises.
 
-        A batch of several requests that fails is run again one request at a time, so that bad input costs its sender only.
+        A batch of several requests that fails is run again one request at a time, so that bad input costs its sender only. One that is
+        abandoned is not run, or ended early where the runtime can.
         """
         requests = batch.requests
         try:
-            batch.outcomes = self._run(batch, requests)
+            if not batch.abandoned:
+                batch.outcomes = self._run(batch, requests)
         except Exception as error:
-            if len(requests) == 1:
+            if len(requests) == 1 and not batch.abandoned:
                 batch.outcomes = [self._error(error)]
-        if not batch.outcomes:  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
-            batch.parts = [self._run_alone(request) for request in requests]
+        if not batch.outcomes and batch.abandoned:
+            batch.outcomes = [Cancelled(f"nobody waits for the answer of model '{self._name}' any more")] * len(requests)
+        elif not batch.outcomes:  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
+            batch.parts = [self._run_alone(request, batch) for request in requests]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
 
-    def _run_alone(self, request: InferRequest) -> Batch:
-        part = Batch([request], request.batch_size, monotonic_ns())
+    def _run_alone(self, request: InferRequest, whole: Batch) -> Batch:
+        part = Batch([request], request.batch_size, monotonic_ns(), beside_loop=whole.beside_loop)
+        whole.on_abandon = part.abandon
+        if whole.abandoned:
+            part.abandoned = True
         self(part)
         return part
 
@@ -68,11 +76,19 @@ class Execution:
             inputs = {name: np.concatenate([request.inputs[name].data for request in requests]) for name in first.inputs}
         names = self._wanted(requests)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
-        arrays = self._model.run(inputs, names)
+        arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
         if alone:
             return [InferResponse(self._name, self._version, first.id, [self._tensor(n, a) for n, a in zip(names, arrays, strict=True)])]
         return self._split(requests, names, arrays)
+
+    def _run_of(self, batch: Batch) -> Run:
+        if self._cancellable is None or not batch.beside_loop:
+            return self._model.run
+        run, batch.on_abandon = self._cancellable.cancellable()
+        if batch.abandoned:
+            batch.on_abandon()
+        return run
 
     def _wanted(self, requests: Sequence[InferRequest]) -> tuple[str, ...]:
         """The outputs to compute: those that any request of the batch asks for."""

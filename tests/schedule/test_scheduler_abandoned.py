@@ -1,0 +1,172 @@
+"""A batch that nobody waits for is ended early: with a real ONNX model that would run for very long."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from backline.backends.backend import CancellableModel, Run
+from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import ModelConfig
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.scheduler import Scheduler, Settings
+from backline.workers.execution import Execution
+from backline.workers.instance import ThreadInstance
+from support.networks import FLOAT, INT64, build
+
+#: Rounds that take minutes.
+ENDLESS = 2**40
+
+
+def looping(path: Path) -> OnnxModel:
+    """Y = X, FP32 [N], after as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info("round", INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), helper.make_tensor_value_info("y", FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["ROUNDS"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "", "X"], ["Y"], body=body),
+    ]
+    build(path, nodes, [("X", FLOAT, ("N",)), ("ROUNDS", INT64, ("N",))], [("Y", FLOAT, ("N",))])
+    onnx.checker.check_model(str(path))
+    return OnnxRuntime().load(path, ModelConfig("m", source="config.pbtxt"))
+
+
+class Told:
+    """An ONNX model that tells when a run begins."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self._model = model
+        self.signature = model.signature
+        self.threads_per_run = model.threads_per_run
+        self.warnings = model.warnings
+        self.run = model.run
+        self.close = model.close
+        self.runs = 0
+        self.began = threading.Event()
+
+    def cancellable(self) -> tuple[Run, Callable[[], None]]:
+        run, cancel = self._model.cancellable()
+
+        def told(inputs, outputs):  # type: ignore[no-untyped-def]
+            self.runs += 1
+            self.began.set()
+            return run(inputs, outputs)
+
+        return told, cancel
+
+
+class Bench:
+    """A scheduler with one thread for a model that loops."""
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.model = Told(model)
+        self.statistics = ModelStatistics()
+        instance = ThreadInstance(Execution("m", "1", self.model, batched=True), self.loop, "m")
+        self.scheduler = Scheduler("m", Settings(BatchPolicy(8)), [instance], self.statistics, loop=self.loop)
+
+    def ask(self, rounds: int) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
+        answer: asyncio.Future[InferResponse] = self.loop.create_future()
+
+        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(response)  # type: ignore[arg-type]
+
+        inputs = {
+            "X": Tensor("X", DataType.FP32, (1,), np.ones(1, np.float32)),
+            "ROUNDS": Tensor("ROUNDS", DataType.INT64, (1,), np.array([rounds])),
+        }
+        request = InferRequest("m", inputs, complete)
+        self.scheduler.submit(request)
+        return request, answer
+
+    async def running(self) -> None:
+        await self.loop.run_in_executor(None, self.model.began.wait, 30)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> OnnxModel:
+    return looping(tmp_path / "model.onnx")
+
+
+def test_a_run_of_an_onnx_model_can_be_cancelled_from_another_thread(model: OnnxModel) -> None:
+    assert isinstance(model, CancellableModel)
+    run, cancel = model.cancellable()
+    timer = threading.Timer(0.05, cancel)
+    timer.start()
+    with pytest.raises(Internal, match="terminate"):
+        run({"X": np.ones(1, np.float32), "ROUNDS": np.array([ENDLESS])}, ["Y"])
+    (answer,) = model.run({"X": np.ones(1, np.float32), "ROUNDS": np.array([2])}, ["Y"])
+    assert answer.tolist() == [1.0], "other runs of the model are not touched"
+
+
+def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instance_goes_on(model: OnnxModel) -> None:
+    async def scenario() -> None:
+        bench = Bench(model)
+        batch = [bench.ask(ENDLESS)[0] for _ in range(3)]
+        await bench.running()
+        for request in batch:
+            request.cancel()
+        assert (await bench.ask(1)[1]).outputs[0].data.tolist() == [-1.0]
+        assert bench.model.runs == 2
+        assert (bench.statistics.cancelled, bench.statistics.success.count, bench.statistics.fail.count) == (3, 1, 0)
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_running_batch_goes_on_while_anybody_waits_for_it(model: OnnxModel) -> None:
+    async def scenario() -> None:
+        bench = Bench(model)
+        patient, gone = bench.ask(30_001), bench.ask(30_001)
+        await bench.running()
+        gone[0].cancel()
+        assert (await patient[1]).outputs[0].data.tolist() == [-1.0]
+        assert bench.model.runs == 1
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_that_is_given_up_before_its_thread_begins_is_not_run(model: OnnxModel) -> None:
+    async def scenario() -> None:
+        bench = Bench(model)
+        held = threading.Event()
+        execution = Execution("m", "1", bench.model, batched=True)
+
+        def execute(batch):  # type: ignore[no-untyped-def]
+            held.wait(30)
+            execution(batch)
+
+        bench.scheduler.replace_instances([ThreadInstance(execute, bench.loop, "m")])
+        request, _ = bench.ask(ENDLESS)
+        await asyncio.sleep(0)
+        assert bench.scheduler.running == 1
+        request.cancel()
+        held.set()
+        await bench.scheduler.drain(30)
+        assert (bench.model.runs, bench.statistics.cancelled) == (0, 1)
+
+    asyncio.run(scenario())
