@@ -12,7 +12,16 @@ from backline.version import __version__
 
 SERVER_NAME = "backline"
 #: Only what truly works.
-EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics")
+EXTENSIONS = (
+    "classification",
+    "sequence",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "generate",
+)
 #: What works where models may be changed by request.
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 
