@@ -20,7 +20,7 @@ Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
 CONFIG = """\
 max_batch_size: 4
 parameters { key: "backline.lane" value { string_value: "thread" } }
-response_cache { enable: true }
+optimization { priority: PRIORITY_MAX }
 """
 
 
@@ -78,7 +78,7 @@ def test_explain_prints_a_table_and_the_warnings(backline: Run, repository: Path
     done = backline("config", "explain", repository / "add1", "--no-inspect")
 
     assert any(line.split() == ["max_batch_size", "4", "file", "config.pbtxt:1:1"] for line in done.stdout.splitlines())
-    assert "warning: config.pbtxt of 'add1': response_cache is not supported yet and has no effect" in done.stderr
+    assert "warning: config.pbtxt of 'add1': optimization.priority is not supported yet and has no effect" in done.stderr
 
 
 def test_a_single_file_is_a_model(backline: Run, repository: Path) -> None:
@@ -106,7 +106,7 @@ def test_validate_names_what_is_wrong(backline: Run, repository: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines() == [
         "add1: ok",
-        "  warning: config.pbtxt of 'add1': response_cache is not supported yet and has no effect",
+        "  warning: config.pbtxt of 'add1': optimization.priority is not supported yet and has no effect",
         "ident: wrong",
         f"  error: {repository}/ident/model.toml:1:1: unknown key 'max_batch_sise', did you mean 'max_batch_size'?",
     ]
@@ -127,7 +127,7 @@ def test_validate_with_load_finds_what_disagrees_with_the_model(backline: Run, r
 def test_convert_goes_there_and_back(backline: Run, repository: Path) -> None:
     folder = repository / "add1"
     assert backline("config", "convert", folder, "--output", folder / "model.toml").returncode == 0
-    assert (folder / "model.toml").read_text() == 'max_batch_size = 4\nlane = "thread"\n\n[response_cache]\nenable = true\n'
+    assert (folder / "model.toml").read_text() == 'max_batch_size = 4\nlane = "thread"\n\n[optimization]\npriority = "PRIORITY_MAX"\n'
 
     done = backline("config", "convert", folder / "model.toml", "--json")
 

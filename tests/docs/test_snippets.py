@@ -118,7 +118,7 @@ def test_every_extra_exists() -> None:
         extra for command in _told("pip") for names in re.findall(r"'(?:\.|backline)\[([\w,]+)\]'", command) for extra in names.split(",")
     }
 
-    assert told == {"onnx", "grpc"}
+    assert told == {"onnx", "grpc", "redis"}
     assert told <= project["optional-dependencies"].keys()
 
 

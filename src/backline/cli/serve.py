@@ -16,9 +16,10 @@ import click
 
 from backline.cli.event_loop import run
 from backline.cli.serve_report import LoadReport, print_report
-from backline.engine.errors import BacklineError
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.options import ControlMode, LifecycleOptions
+from backline.schedule.cache_config import CacheOptions, parse_cache_config
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError, TlsFiles
@@ -69,6 +70,7 @@ Examples:
   BACKLINE_GRPC_PORT=0 backline serve models/
   backline serve models/ --model-control-mode poll --repository-poll-secs 5
   backline serve s3://bucket/models --model-control-mode explicit --load-model add1
+  backline serve models/ --cache-config local,size=256MiB
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
 
@@ -114,6 +116,12 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     type=click.IntRange(1),
     metavar="COUNT",
     help="Requests that may wait in the queues of all models together; further ones are refused with 503.",
+)
+@_option(
+    "--cache-config",
+    multiple=True,
+    metavar="CACHE",
+    help="Keeps answers of models with response_cache, as local,size=64MiB or redis,host=HOST,port=6379; may be spread over several.",
 )
 @_option(
     "--state-dir",
@@ -165,6 +173,7 @@ def command(
     drain_timeout_secs: float,
     memory_budget: int | None,
     max_queued_requests: int | None,
+    cache_config: Sequence[str],
     state_dir: Path | None,
     cache_dir: Path | None,
     host: str,
@@ -222,6 +231,7 @@ def command(
             trust_remote_code=trust_remote_code,
             memory_budget=memory_budget,
             max_queued_requests=max_queued_requests,
+            response_cache=_response_cache(cache_config),
             state_folder=state_dir,
         ),
         cache_folder=cache_dir,
@@ -259,6 +269,13 @@ def _check_ports(ports: dict[str, int]) -> None:
                 " leave one out (--no-grpc, --no-metrics) or choose another"
             )
         taken[port] = name
+
+
+def _response_cache(texts: Sequence[str]) -> CacheOptions | None:
+    try:
+        return parse_cache_config(texts, parse_bytes)
+    except InvalidArgument as error:
+        raise click.UsageError(error.message) from None
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:

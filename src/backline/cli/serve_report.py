@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -15,7 +16,9 @@ from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
+from backline.lifecycle.budget import format_bytes
 from backline.lifecycle.lifecycle import LoadEvent
+from backline.schedule.cache_config import CacheOptions, LocalOptions
 from backline.server import Server, ServerOptions
 
 #: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
@@ -95,6 +98,8 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
     width = max(len(label) for label, _ in server.urls)
     for label, url in server.urls:
         say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
+    if options.lifecycle.response_cache is not None:
+        say(f"\nResponse cache: {_where_answers_are(options.lifecycle.response_cache)}, {_who_is_cached(models)}")
     _print_samples(server, options, models)
     waiting = sum(model.on_demand for model in models)
     ready = sum(model.state is ModelState.READY for model in models)
@@ -104,6 +109,17 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
     on_demand = f", {waiting} loaded on demand," if waiting else ""
     say(f"\n{verdict}: {ready} of {len(models)} model versions{on_demand} after {seconds:.2f} s. Ctrl-C stops.")
     sys.stdout.flush()
+
+
+def _where_answers_are(cache: CacheOptions) -> str:
+    if isinstance(cache, LocalOptions):
+        return f"{format_bytes(cache.size)} of memory"
+    return f"Redis at {cache.host}:{cache.port}"
+
+
+def _who_is_cached(models: Sequence[Model]) -> str:
+    names = sorted({model.name for model in models if model.config.response_cache})
+    return f"for {', '.join(names)}" if names else "but no model has response_cache { enable: true }"
 
 
 def _how_it_is_seen(options: ServerOptions) -> str:

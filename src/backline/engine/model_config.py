@@ -107,6 +107,8 @@ class ModelConfig:
     ensemble: Ensemble | None = None
     #: Whether the model gives any number of responses to a request (Triton's model_transaction_policy).
     decoupled: bool = False
+    #: Whether requests may be answered with what identical ones were, where the server keeps that.
+    response_cache: bool = False
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Labels that the files give, and the versions they point to; those set by request go before them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -28,6 +28,7 @@ from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.target import Target
 from backline.observe.recording import recorded_file
 from backline.repository.local import LocalRepository
+from backline.schedule.cache import ResponseCache
 from backline.schedule.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
 
@@ -64,6 +65,7 @@ class Executor:
         trust_remote_code: bool,
         memory_budget: int | None,
         max_queued_requests: int | None,
+        response_cache: ResponseCache | None,
         state_folder: Path,
         on_step: Callable[[Step], None],
     ) -> None:
@@ -78,6 +80,7 @@ class Executor:
         self._total = QueueTotal(max_queued_requests)
         #: Outlives the loads of versions, so that sequences go on with the next one.
         self._states = MemoryStateStore()
+        self._cache = response_cache
         self._on_step = on_step
         self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
         self._threads = ThreadPoolExecutor(load_slots, thread_name_prefix="load")
@@ -221,6 +224,7 @@ class Executor:
             statistics=served.statistics(version.version),
             total=self._total,
             states=self._states,
+            cache=self._cache,
             meter=self._residency.meter,
             recorded=recorded_file(self._state_folder, served.name),
             attempt=attempt,

@@ -26,6 +26,7 @@ from backline.lifecycle.state_folder import default_state_folder
 from backline.lifecycle.target import Source, Target, listed
 from backline.lifecycle.version_policy import select
 from backline.repository.repository import Repository
+from backline.schedule.cache_config import open_cache
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -54,12 +55,13 @@ class Lifecycle:
     """The models of some repositories, in one engine: implements engine.control.Control. Lives on the engine's event loop."""
 
     def __init__(self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None) -> None:
-        """Raises BacklineError when the state on disk is damaged, or namespaces are the same."""
+        """Raises BacklineError when the state on disk is damaged, namespaces are the same, or a package for the cache is missing."""
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
         self.state_folder = folder = options.state_folder or default_state_folder(self._sources.locations)
         self._audit = AuditLog(folder)
+        self._cache = None if options.response_cache is None else open_cache(options.response_cache)
         self._executor = Executor(
             engine,
             load_slots=options.load_threads,
@@ -70,6 +72,7 @@ class Lifecycle:
             trust_remote_code=options.trust_remote_code,
             memory_budget=options.memory_budget,
             max_queued_requests=options.max_queued_requests,
+            response_cache=self._cache,
             state_folder=folder,
             on_step=self._on_step,
         )
@@ -138,6 +141,8 @@ class Lifecycle:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
         await self._executor.close()
+        if self._cache is not None:
+            await self._cache.close()
         await self._sources.close()
         self._overriding.close()
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from backline.schedule.cache_config import CacheOptions
+
 #: Who decides what is loaded: the repositories once at the start, the repositories whenever they change, or requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
 #: For `load_models`: everything that the repositories hold.
@@ -41,5 +43,7 @@ class LifecycleOptions:
     memory_budget: int | None = None
     #: Requests that may wait in the queues of all models together; None for any number.
     max_queued_requests: int | None = None
+    #: Where answers are kept for the models that ask for it; None for nowhere.
+    response_cache: CacheOptions | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
     state_folder: Path | None = None

@@ -11,6 +11,9 @@ from backline.engine.engine import Model, RequestQueue
 from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loader import Loaded
 from backline.schedule.batching import BatchPolicy
+from backline.schedule.cache import ResponseCache
+from backline.schedule.cache_key import RequestKeys
+from backline.schedule.cache_queue import CachedQueue
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
@@ -41,18 +44,35 @@ class VersionQueue(RequestQueue, Protocol):
         """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instances. Nothing is submitted any more."""
 
 
-def build_queue(model: Model, loaded: Loaded, instances: Sequence[Instance], total: QueueTotal | None = None) -> VersionQueue:
-    """The queue of a version that was loaded, from the innermost to what requests come to first."""
+def build_queue(
+    model: Model,
+    loaded: Loaded,
+    instances: Sequence[Instance],
+    total: QueueTotal | None = None,
+    *,
+    cache: ResponseCache | None = None,
+    fingerprint: str = "",
+) -> VersionQueue:
+    """The queue of a version that was loaded, from the innermost to what requests come to first.
+
+    With a `cache` it stands behind that, if the model asks for it; `fingerprint` tells what was loaded.
+    """
     config = model.config
-    return Scheduler(
+    settings = settings_of(config, loaded)
+    loop = asyncio.get_running_loop()
+    queue = Scheduler(
         model.name,
-        settings_of(config, loaded),
+        settings,
         instances,
         model.statistics,
-        loop=asyncio.get_running_loop(),
+        loop=loop,
         preserve_ordering=config.preserve_ordering,
         total=total,
     )
+    if cache is None or not config.response_cache:
+        return queue
+    keys = RequestKeys(model.name, model.version, fingerprint)
+    return CachedQueue(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
 
 
 def build_sequence_queue(

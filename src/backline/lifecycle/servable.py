@@ -30,6 +30,7 @@ from backline.lifecycle.warm_up import warm_up
 from backline.lifecycle.warm_up_samples import warm_up_samples
 from backline.lifecycle.worker_pools import WorkerStarter
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.schedule.cache import ResponseCache
 from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
@@ -57,6 +58,7 @@ class Servable:
         statistics: ModelStatistics | None = None,
         total: QueueTotal | None = None,
         states: StateStore | None = None,
+        cache: ResponseCache | None = None,
         meter: LoadMeter | None = None,
         recorded: Path | None = None,
         attempt: int = 1,
@@ -94,6 +96,7 @@ class Servable:
         self._recorded = recorded
         self._total = total
         self._states = states or MemoryStateStore()
+        self._cache = cache
         self._tensors: SequenceTensors | None = None
         self._trust_pickle = trust_pickle
         #: Called when the state of the model has changed by itself.
@@ -134,6 +137,13 @@ class Servable:
             raise
         for warning in loaded.warnings:
             log.warning("%s", warning)
+        if self.model.config.response_cache and self._cache is None:
+            log.warning(
+                "model '%s' version %s asks for the response cache, but the server has none and runs every request:"
+                " start it with --cache-config local,size=64MiB",
+                self.model.name,
+                self.model.version,
+            )
         self._start(loaded, check)
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
@@ -150,6 +160,7 @@ class Servable:
         config = self.model.config
         loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase, starter.start)
         try:
+            _refuse_cached_streams(config, loaded)
             check = RequestCheck(config.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
             self._on_phase("warm-up")
             samples = warm_up_samples(
@@ -186,7 +197,7 @@ class Servable:
         if self._tensors is not None:
             self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
         else:
-            self._queue = build_queue(model, loaded, instances, self._total)
+            self._queue = build_queue(model, loaded, instances, self._total, cache=self._cache, fingerprint=self.fingerprint)
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature
@@ -213,6 +224,7 @@ class Servable:
             return list(self._streams.instances)
         if isinstance(loaded.model, WorkerPool):
             loaded.model.on_available = self._on_workers
+            self.model.statistics.responses = loaded.model.responses
             return list(loaded.model.instances())
         assert self._execute is not None, "it is loaded"
         if loaded.lane == "inline" and not self._moved:
@@ -317,6 +329,16 @@ class Servable:
         moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
         log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
         model.placement = Placement("thread", count, self._loaded.max_batch_size, f"{self._loaded.reason}; {moved}")
+
+
+def _refuse_cached_streams(config: ModelConfig, loaded: Loaded) -> None:
+    """Of a model whose file says so, and not its configuration, which is checked when it is read. The words are Triton's."""
+    model = loaded.model
+    if config.response_cache and (isinstance(model, StreamingModel) or (isinstance(model, WorkerPool) and model.loaded.decoupled)):
+        raise InvalidArgument(
+            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."
+            " Please disable the response cache."
+        )
 
 
 def _discard(loading: asyncio.Future[tuple[Loaded, RequestCheck, int]]) -> None:

@@ -102,10 +102,9 @@ def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | N
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ("sequence_batching { }", "sequence_batching"),
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ 1, 1 ] } }', "input.reshape"),
         ("instance_group { host_policy: 'p' }", "instance_group.host_policy"),
-        ("response_cache { enable: true }", "response_cache"),
+        ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
         ('metric_tags { key: "a" value: "b" }', "metric_tags"),
         ("model_operations { op_library_filename: 'a.so' }", "model_operations"),
     ],
@@ -117,6 +116,11 @@ def test_fields_without_effect_are_named(text: str, field: str, file: Path) -> N
 @pytest.mark.parametrize(("text", "expected"), [("", False), ("model_transaction_policy { decoupled: true }", True)])
 def test_the_transaction_policy_is_read(text: str, expected: bool, file: Path) -> None:
     assert (config(file, text).decoupled, config(file, text).warnings) == (expected, ())
+
+
+@pytest.mark.parametrize(("text", "expected"), [("", False), ("response_cache { enable: true }", True), ("response_cache { }", False)])
+def test_the_response_cache_is_read(text: str, expected: bool, file: Path) -> None:
+    assert (config(file, text).response_cache, config(file, text).warnings) == (expected, ())
 
 
 def test_what_is_off_anyway_needs_no_warning(file: Path) -> None:

@@ -41,13 +41,13 @@ SUPPORTED: Final = frozenset(
         "sequence_batching.oldest",
         "model_transaction_policy",
         "optimization.execution_accelerators",
+        "response_cache.enable",
     }
 )
 #: The messages on the way to them.
 _SECTIONS: Final = frozenset(name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name))
 #: What says nothing more than what is so anyway.
 _OFF: Final = {
-    "response_cache": "",
     "model_repository_agents": "",
 }
 

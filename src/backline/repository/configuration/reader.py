@@ -68,6 +68,7 @@ class _Reader:
             default_model_filename=self._model_filename(),
             ensemble=self._ensemble(),
             decoupled=message.model_transaction_policy.decoupled,
+            response_cache=message.response_cache.enable and not message.HasField("ensemble_scheduling"),
             parameters=MappingProxyType(parameters),
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
             declared=message.SerializeToString(deterministic=True),
@@ -79,6 +80,8 @@ class _Reader:
     def _note_fields_without_effect(self) -> None:
         for path in dict.fromkeys(without_effect(self._message)):
             self._warn(f"{path} is not supported yet and has no effect")
+        if self._message.response_cache.enable and self._message.HasField("ensemble_scheduling"):
+            self._warn("response_cache has no effect on an ensemble; the models that it asks may have it")
         for group in self._message.instance_group:
             if group.Kind.Name(group.kind) == "KIND_GPU":
                 self._warn("instance_group.kind KIND_GPU is not supported yet; the model runs on the CPU")

@@ -1,0 +1,254 @@
+"""The response cache of a real server, over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backline import connect
+from schedule.redis_server import RedisServer
+from support import models
+from support.server import ServerProcess, serve
+from support.streaming import REPEAT
+
+CACHED = "response_cache { enable: true }"
+LOCAL = ("--cache-config", "local,size=16MiB")
+
+
+def put_cached(repository: Path, constant: float = 1.0) -> Path:
+    models.add1(repository, constant=constant)
+    (repository / "add1" / "config.pbtxt").write_text(CACHED)
+    return repository
+
+
+def ask(url: str, value: float) -> float:
+    with connect(url) as client:
+        return float(client["add1"](np.full((1, 16), value, np.float32))["OUTPUT0"][0, 0])
+
+
+def counts(server: ServerProcess) -> tuple[int, int, int]:
+    """Hits, misses and runs of add1."""
+    with urllib.request.urlopen(f"{server.url}/v2/models/add1/stats", timeout=10) as answer:
+        (stats,) = json.load(answer)["model_stats"]
+    inference = stats["inference_stats"]
+    return int(inference["cache_hit"]["count"]), int(inference["cache_miss"]["count"]), int(stats["execution_count"])
+
+
+def metrics(server: ServerProcess) -> dict[str, float]:
+    """Those of the cache, of add1."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {name: float(value) for name, value in re.findall(r'^(nv_cache_\w+)\{model="add1",version="1"\} (\S+)$', text, re.MULTILINE)}
+
+
+def until(reached: Callable[[], bool], server: ServerProcess) -> None:
+    end = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < end, server.output
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    with serve(put_cached(tmp_path / "models"), tmp_path / "server.log", *LOCAL) as running:
+        yield running
+
+
+@pytest.mark.parametrize("protocol", ["url", "grpc_url"])
+def test_what_was_asked_before_is_not_run_again(server: ServerProcess, protocol: str) -> None:
+    url = getattr(server, protocol)
+
+    answers = [ask(url, value) for value in (1, 1, 2, 1)]
+
+    assert answers == [2, 2, 3, 2]
+    assert counts(server) == (2, 2, 2)
+
+
+def test_an_answer_given_over_http_is_there_for_grpc(server: ServerProcess) -> None:
+    assert (ask(server.url, 5), ask(server.grpc_url, 5)) == (6, 6)
+    assert counts(server) == (1, 1, 1)
+
+
+def test_the_metrics_count_as_the_statistics_do(server: ServerProcess) -> None:
+    for value in (1, 1, 1, 2):
+        ask(server.url, value)
+
+    told = metrics(server)
+
+    assert (told["nv_cache_num_hits_per_model"], told["nv_cache_num_misses_per_model"]) == (2, 2)
+    assert told["nv_cache_miss_duration_per_model"] > 0
+
+
+def test_each_answer_has_the_id_of_its_request(server: ServerProcess) -> None:
+    def answer(name: str) -> dict[str, Any]:
+        tensor = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0.0] * 16}
+        body = json.dumps({"id": name, "inputs": [tensor]}).encode()
+        with urllib.request.urlopen(f"{server.url}/v2/models/add1/infer", body, timeout=10) as got:
+            return dict(json.load(got))
+
+    first, second = answer("a"), answer("b")
+
+    assert (first.pop("id"), second.pop("id")) == ("a", "b")
+    assert first == second
+    assert counts(server)[0] == 1
+
+
+def test_a_model_that_does_not_ask_for_it_runs_each_time(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL) as server:
+        answers = [ask(server.url, 1), ask(server.url, 1)]
+        server.wait_started()
+
+        assert answers == [2, 2]
+        assert counts(server) == (0, 0, 2)
+        assert "Response cache: 16 MiB of memory, but no model has response_cache { enable: true }" in server.output
+
+
+def test_the_start_says_where_answers_are_kept(server: ServerProcess) -> None:
+    server.wait_started()
+
+    assert "Response cache: 16 MiB of memory, for add1" in server.output
+
+
+def test_a_model_that_asks_where_there_is_none_is_a_warning_and_runs(tmp_path: Path) -> None:
+    with serve(put_cached(tmp_path / "models"), tmp_path / "server.log") as server:
+        answers = [ask(server.url, 1), ask(server.url, 1)]
+
+        assert answers == [2, 2]
+        assert counts(server) == (0, 0, 2)
+        assert (
+            "model 'add1' version 1 asks for the response cache, but the server has none and runs every request:"
+            " start it with --cache-config local,size=64MiB"
+        ) in server.output
+
+
+def test_a_replaced_file_is_never_answered_for_by_the_old_one(tmp_path: Path) -> None:
+    repository = put_cached(tmp_path / "models")
+    options = (*LOCAL, "--model-control-mode", "poll", "--repository-poll-secs", "0.1")
+    with serve(repository, tmp_path / "server.log", *options) as server:
+        assert [ask(server.url, 1), ask(server.url, 1)] == [2, 2]
+        # Another file of the same size, and with the same time.
+        file = repository / "add1" / "1" / "model.onnx"
+        other = models.add1(tmp_path / "other", constant=10.0)
+        times = file.stat()
+        os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert other.stat().st_size == times.st_size
+        other.replace(file)
+
+        until(lambda: ask(server.url, 2) == 12, server)  # until it is served
+
+        assert [ask(server.url, 1), ask(server.grpc_url, 1)] == [11, 11]
+
+
+def test_the_cache_can_be_switched_off_while_it_serves(tmp_path: Path) -> None:
+    repository = put_cached(tmp_path / "models")
+    options = (*LOCAL, "--model-control-mode", "poll", "--repository-poll-secs", "0.1")
+    with serve(repository, tmp_path / "server.log", *options) as server:
+        ask(server.url, 1)
+        (repository / "add1" / "config.pbtxt").write_text("response_cache { enable: false }")
+
+        def ran_again() -> bool:
+            before = counts(server)[2]
+            ask(server.url, 1)
+            return counts(server)[2] > before
+
+        until(ran_again, server)
+        assert ran_again()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            f"max_batch_size: 4 sequence_batching {{ }} {CACHED}",
+            "Response Cache does not currently support model add1 with sequence batching scheduler.",
+        ),
+        (
+            f"{REPEAT} {CACHED}",
+            "Response Cache does not currently support model add1 with 'decoupled' transaction policy.",
+        ),
+    ],
+    ids=["sequences", "decoupled"],
+)
+def test_models_that_cannot_be_cached_are_refused(text: str, reason: str, tmp_path: Path) -> None:
+    if "backend" in text:
+        (tmp_path / "models" / "add1" / "1").mkdir(parents=True)
+    else:
+        models.add1(tmp_path / "models")
+    (tmp_path / "models" / "add1" / "config.pbtxt").write_text(text)
+
+    with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL, ready=False) as server:
+        server.wait_started()
+
+        assert f"{reason} Please disable the response cache." in server.output
+
+
+def test_an_ensemble_is_warned_about_and_its_model_is_cached(tmp_path: Path) -> None:
+    repository = put_cached(tmp_path / "models")
+    (repository / "both" / "1").mkdir(parents=True)
+    (repository / "both" / "config.pbtxt").write_text(
+        f"""platform: "ensemble" {CACHED}
+        input {{ name: "IN" data_type: TYPE_FP32 dims: [ -1, 16 ] }}
+        output {{ name: "OUT" data_type: TYPE_FP32 dims: [ -1, 16 ] }}
+        ensemble_scheduling {{ step {{ model_name: "add1" model_version: -1
+          input_map {{ key: "INPUT0" value: "IN" }} output_map {{ key: "OUTPUT0" value: "OUT" }} }} }}"""
+    )
+    with serve(repository, tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
+        answers = [float(client["both"](np.ones((1, 16), np.float32))["OUT"][0, 0]) for _ in range(3)]
+
+        assert answers == [2, 2, 2]
+        assert counts(server) == (2, 1, 1)
+        assert "response_cache has no effect on an ensemble; the models that it asks may have it" in server.output
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    pytest.importorskip("redis", reason="redis is not installed")
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_redis_keeps_answers_beyond_a_restart_and_may_go_away(redis: RedisServer, tmp_path: Path) -> None:
+    repository = put_cached(tmp_path / "models")
+    option = ("--cache-config", f"redis,host=127.0.0.1,port={redis.port},socket_timeout=2000")
+    with serve(repository, tmp_path / "first.log", *option) as server:
+        assert ask(server.url, 1) == 2
+        assert counts(server) == (0, 1, 1)
+        server.wait_started()
+        assert f"Response cache: Redis at 127.0.0.1:{redis.port}, for add1" in server.output
+        assert server.stop() == 0
+
+    with serve(repository, tmp_path / "second.log", *option) as server:
+        assert ask(server.grpc_url, 1) == 2
+        assert counts(server) == (1, 0, 0)
+        redis.stop()
+        assert [ask(server.url, 1), ask(server.url, 1)] == [2, 2]
+        assert counts(server)[2] == 2
+        assert f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it" in server.output
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (["disk,size=1MiB"], "there is no response cache 'disk', expected local or redis"),
+        (["local"], "--cache-config local needs a size, as local,size=64MiB"),
+        (["local,size=lots"], "size is 'lots', expected a number of at least 1"),
+        (["local,size=1MiB", "redis,host=h"], "names local and redis, but a server has one response cache"),
+    ],
+)
+def test_a_wrong_option_is_told_before_anything_starts(values: list[str], reason: str, tmp_path: Path) -> None:
+    options = [part for value in values for part in ("--cache-config", value)]
+    with serve(tmp_path, tmp_path / "server.log", *options, ready=False) as server:
+        assert server.process.wait(30) == 2
+        assert reason in " ".join(server.output.split())
