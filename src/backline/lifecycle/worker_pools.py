@@ -38,8 +38,8 @@ class WorkerStarter:
         """See StartWorkers. Raises InvalidArgument where the model's code is not to be run."""
         if not self._may_run_code:
             raise InvalidArgument(
-                f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought files"
-                " along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
+                f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought"
+                " files along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
             )
         config = self._config
         pool = WorkerPool(self._command(hosted), PoolOptions(config.execution_timeout_seconds, config.idempotent), self._loop)

@@ -2,34 +2,78 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.response_statistics import ResponseStatistics
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 
 if TYPE_CHECKING:
     from backline.workers.process.pool import ProcessInstance
 
+log = logging.getLogger("backline.workers")
+
 
 class Run:
-    """A batch of the scheduler: it is finished when each of its requests has an outcome, from whichever worker."""
+    """A batch of the scheduler: it is finished when each of its requests has an outcome, from whichever worker.
 
-    __slots__ = ("_finished", "_instance", "batch", "outcomes", "remaining")
+    With `statistics`, its model gives any number of responses to a request, which are counted there.
+    """
 
-    def __init__(self, batch: Batch, instance: ProcessInstance | None, finished: Finished) -> None:
+    __slots__ = ("_finished", "_given", "_instance", "_last_ns", "_statistics", "batch", "outcomes", "remaining")
+
+    def __init__(
+        self, batch: Batch, instance: ProcessInstance | None, finished: Finished, statistics: ResponseStatistics | None = None
+    ) -> None:
         self.batch = batch
+        self._statistics = statistics
+        #: How many responses each request has had, and when the last one came, by position.
+        self._given: dict[int, int] = {}
+        self._last_ns: dict[int, int] = {}
         self._instance = instance
         self._finished = finished
         self.outcomes: list[InferResponse | BacklineError | None] = [None] * len(batch.requests)
         self.remaining = len(batch.requests)
 
+    def has_responses(self, position: int) -> bool:
+        """Whether a request has had any."""
+        return position in self._given
+
+    def respond(self, position: int, response: InferResponse) -> None:
+        """Hands out one of many responses."""
+        request = self.batch.requests[position]
+        self._count(position, response)
+        if request.cancelled or request.on_response is None:
+            return
+        try:
+            request.on_response(request, response)
+        except Exception:
+            log.exception("a response of model '%s' could not be delivered", response.model_name)
+
+    def _count(self, position: int, outcome: InferResponse | BacklineError) -> None:
+        index = self._given.get(position, 0)
+        started, now = self._last_ns.get(position, self.batch.started_ns), monotonic_ns()
+        self._given[position], self._last_ns[position] = index + 1, now
+        statistics = self._statistics
+        if statistics is None:
+            return
+        if isinstance(outcome, Cancelled) or self.batch.requests[position].cancelled:
+            statistics.cancelled(index, started, now)
+        elif isinstance(outcome, BacklineError):
+            statistics.failed(index, started, now)
+        else:
+            statistics.succeeded(index, started, now, now, empty=not outcome.outputs)
+
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
         """The outcome of one request."""
         self.outcomes[position] = outcome
+        if isinstance(outcome, BacklineError):
+            self._count(position, outcome)
         self.remaining -= 1
         if not self.remaining:
             self._finish()
@@ -57,16 +101,15 @@ class Run:
 class Job:
     """Requests of a run that go to one worker together, by their positions in its batch."""
 
-    __slots__ = ("again", "by_number", "open", "positions", "run", "streamed")
+    __slots__ = ("again", "by_number", "open", "positions", "run")
 
     def __init__(self, run: Run, positions: Sequence[int], *, again: bool = False) -> None:
         self.run = run
         self.positions = positions
         #: Whether the requests have been at a worker before, which has ended.
         self.again = again
-        #: Positions without an outcome, and of those with responses.
+        #: Positions without an outcome.
         self.open = set(positions)
-        self.streamed: set[int] = set()
         #: Positions by the numbers that the worker knows.
         self.by_number: dict[int, int] = {}
 
@@ -105,7 +148,7 @@ class Job:
                 self.settle(position, Internal(f"{ended} while it ran this request, which is not tried again: the model is not idempotent"))
             elif request.sequence is not None:
                 self.settle(position, Internal(f"{ended} while it ran this request, and the state of its sequence is lost"))
-            elif position in self.streamed:
+            elif self.run.has_responses(position):
                 self.settle(position, Internal(f"{ended} after the first responses"))
             else:
                 yield Job(self.run, (position,), again=True)

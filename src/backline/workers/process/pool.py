@@ -17,6 +17,7 @@ import numpy as np
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
@@ -62,7 +63,7 @@ class ProcessInstance:
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""
-        self._pool.place(Run(batch, self, finished), self._seat)
+        self._pool.place(Run(batch, self, finished, self._pool.responses), self._seat)
 
     def close(self) -> None:
         """The workers end with `WorkerPool.close`."""
@@ -86,6 +87,8 @@ class WorkerPool:
         self.execution_timeout = EXECUTION_TIMEOUT
         self.idempotent = True
         self.warnings: tuple[str, ...] = ()
+        #: Counts the responses of a model that gives any number of them; None for others.
+        self.responses: ResponseStatistics | None = None
         self.loop = self._loop = loop
         self._seats: list[Seat] = []
         self._waiting: deque[Job] = deque()
@@ -127,11 +130,11 @@ class WorkerPool:
         )
         self.signature = Signature(inputs, outputs)
         self.warnings = tuple(loaded.warnings)
+        if loaded.decoupled:
+            self.responses = ResponseStatistics()
         options = self.options
         self.execution_timeout = _first(options.execution_timeout, loaded.execution_timeout_seconds, EXECUTION_TIMEOUT)
         self.idempotent = _first(options.idempotent, loaded.idempotent, True)
-        if loaded.memory_limit_bytes is not None and self.command.memory_limit_bytes is None:
-            self.command = replace(self.command, memory_limit_bytes=loaded.memory_limit_bytes)
 
     def instances(self) -> list[ProcessInstance]:
         """A place for each batch that the workers take at once."""
@@ -178,15 +181,6 @@ class WorkerPool:
             job = self._waiting.popleft()
             if not job.drop_cancelled():
                 seat.send(job)
-
-    def respond(self, request: InferRequest, response: InferResponse) -> None:
-        """Hands out one of many responses."""
-        if request.cancelled or request.on_response is None:
-            return
-        try:
-            request.on_response(request, response)
-        except Exception:
-            log.exception("a response of %s could not be delivered", self.label)
 
     def _free_seat(self) -> Seat | None:
         return next((seat for seat in self._seats if seat.free), None)

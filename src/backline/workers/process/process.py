@@ -62,7 +62,7 @@ class WorkerCommand:
     load: Load
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Resident bytes above which it is killed; None for no limit.
+    #: Resident bytes above which it is killed; None for what the model says when it is loaded.
     memory_limit_bytes: int | None = None
 
     @property
@@ -97,6 +97,7 @@ class WorkerProcess:
         self._unsent = b""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pidfd = -1
+        self._memory_limit = command.memory_limit_bytes
         self._why = ""
         self._heard = 0.0
         self._kills = 0
@@ -177,8 +178,7 @@ class WorkerProcess:
             loop.add_reader(self._pidfd, self._look_for_end)
         else:
             self._later("end", 0.05, self._look_for_end)
-        if self.command.memory_limit_bytes is not None:
-            self._later("memory", _MEMORY_LOOK, self._look_at_memory)
+        self._look_at_memory()
 
     def _later(self, name: str, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         self._timers[name] = self._loop.call_later(seconds, call, *arguments)
@@ -272,6 +272,9 @@ class WorkerProcess:
             self._loading.set_result(message)
             self._heard = monotonic()
             self._later("heartbeat", HEARTBEAT, self._beat)
+            if self._memory_limit is None:
+                self._memory_limit = message.memory_limit_bytes
+                self._look_at_memory()
         elif kind is Kind.FAILED:
             self._fail_load(message)
         else:
@@ -312,8 +315,9 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def _look_at_memory(self) -> None:
-        limit = self.command.memory_limit_bytes
-        assert limit is not None, "there is one"
+        limit = self._memory_limit
+        if limit is None:
+            return
         used = self.resident_bytes
         if used > limit:
             self.kill(f"used {used >> 20} MiB of memory, more than its limit of {limit >> 20} MiB, and was killed")

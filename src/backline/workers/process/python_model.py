@@ -161,10 +161,15 @@ class PythonModel:
 
     async def _execute_async(self, batch: RequestBatch) -> None:
         if self._batched and batch.columns is not None:
-            answer = await self._predict(self._arguments(batch.columns, None))
-            batch.answer(batch.requests, self._tensors(answer, sum(request.rows for request in batch.requests)))
-            return
-        await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests))
+            rows = sum(request.rows for request in batch.requests)
+            try:
+                answer = await self._predict(self._arguments(batch.columns, None))
+                batch.answer(batch.requests, self._tensors(answer, rows))
+            except BaseException as error:
+                if len(batch.requests) == 1 or not self._may_repeat:
+                    raise
+                del error
+        await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests if not request.answered))
 
     async def _execute_alone_async(self, request: WorkerRequest) -> None:
         try:
@@ -173,8 +178,8 @@ class PythonModel:
                 async for response in answer:
                     if request.cancelled:
                         break
-                    # It may wait for the one who takes the responses.
-                    await asyncio.to_thread(request.send, self._tensors(response, None))
+                    await request.send_async(self._tensors(response, None))
+                await _close(answer)
                 request.end()
             else:
                 request.answer(self._tensors(await answer, request.rows if self._batched else None))
@@ -219,6 +224,12 @@ class PythonModel:
     def close(self) -> None:
         """See WorkerModel."""
         _finish(getattr(self._object, "unload", None))
+
+
+async def _close(answer: Any) -> None:
+    """Ends an asynchronous generator where it stands; other iterators have no end of their own."""
+    if inspect.isasyncgen(answer):
+        await answer.aclose()
 
 
 def _finish(hook: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import socket
 from time import monotonic
@@ -21,8 +22,6 @@ from backline.workers.process.protocol import WINDOW, Buffer, Column, Execute, F
 
 Outputs: TypeAlias = Sequence[Tensor]
 NO_NOTE = Note()
-#: Seconds between two looks whether a request was cancelled whose responses nobody takes.
-_LOOK = 0.5
 
 
 class WorkerRequest:
@@ -31,12 +30,13 @@ class WorkerRequest:
     All of them may be called from any thread, also after `WorkerModel.execute` has returned. `inputs` are arrays by name.
     """
 
-    __slots__ = ("_batch", "_credit", "_note", "answered", "arrived", "cancelled", "inputs", "number", "rows")
+    __slots__ = ("_batch", "_credit", "_note", "_on_credit", "answered", "arrived", "cancelled", "inputs", "number", "rows")
 
     def __init__(self, batch: RequestBatch, number: int, note: Note, inputs: Mapping[str, Tensor], rows: int) -> None:
         self._batch = batch
         self._note = note
         self._credit = threading.Semaphore(WINDOW)
+        self._on_credit: Callable[[], None] = lambda: None
         self.number = number
         self.inputs = inputs
         #: Its rows in the batch, 1 where the model takes none.
@@ -91,14 +91,34 @@ class WorkerRequest:
 
     def send(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
         """A response that is not the last; it is on its way when this returns. Waits while the one who asked takes no more."""
-        while not self._credit.acquire(timeout=_LOOK):
-            if self.cancelled:
-                return
-        self._batch.send(self, outputs, parameters)
+        self._credit.acquire()
+        if not self.cancelled:
+            self._batch.send(self, outputs, parameters)
+
+    async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
+        """`send` for coroutines: others run while it waits. One call at a time."""
+        loop = asyncio.get_running_loop()
+        welcome = asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(welcome.set)
+
+        self._on_credit = wake
+        while not self._credit.acquire(blocking=False):
+            await welcome.wait()
+            welcome.clear()
+        if not self.cancelled:
+            self._batch.send(self, outputs, parameters)
 
     def may_send(self, count: int) -> None:
         """The one who asked takes further responses."""
         self._credit.release(count)
+        self._on_credit()
+
+    def cancel(self) -> None:
+        """Nobody waits any more: neither does `send`, which from now on does nothing."""
+        self.cancelled = True
+        self.may_send(1)
 
     def end(self) -> None:
         """There is no further response."""
@@ -239,7 +259,7 @@ class Connection:
         for number in numbers:
             request = self.open.get(number)
             if request is not None:
-                request.cancelled = True
+                request.cancel()
 
     def credit(self, number: int, count: int) -> None:
         """Further responses of a request are welcome."""

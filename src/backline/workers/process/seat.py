@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backline.engine import errors
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.workers.process.columns import pack_columns, unpack_columns
@@ -128,7 +128,7 @@ class Seat:
         for failure in result.failures:
             self._failure(failure)
         for number in result.ended:
-            self._settle(number, None)
+            self._end(number)
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
         start = 0
@@ -152,10 +152,9 @@ class Seat:
                 self._settle(number, response)
 
     def _respond(self, job: Job, number: int, request: InferRequest, response: InferResponse, *, last: bool) -> None:
-        job.streamed.add(job.by_number[number])
-        self._pool.respond(request, response)
+        job.run.respond(job.by_number[number], response)
         if last:
-            self._settle(number, None)
+            self._end(number)
         elif self.process is not None and (request.flow is None or not request.flow.paused):
             self.process.credit(number, 1)
         else:
@@ -167,6 +166,12 @@ class Seat:
             self._settle(failure.number, Internal(f"{self._pool.label} failed: {failure.message}"))
         else:
             self._settle(failure.number, kind(failure.message))
+
+    def _end(self, number: int) -> None:
+        """A request gets no further response."""
+        job = self._open.get(number)
+        cancelled = job is not None and job.run.batch.requests[job.by_number[number]].cancelled
+        self._settle(number, Cancelled("nobody waits for the responses any more") if cancelled else None)
 
     def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
         job = self._open.pop(number, None)
