@@ -66,11 +66,15 @@ OTHER_WORDS = {
     "override_list": "Invalid config override: expected an object with the fields of a model configuration, not [1]",
 }
 
-#: Those of Triton's that Backline can load, as the identity backend has no file and gives its inputs back.
+#: Those of Triton's that Backline can load, as the identity backend has no file and gives its inputs back: it has no output for a control.
 LIVE = [
     name
     for name in TAKEN
-    if "config" in RECORDED[name] and TENSORS in TAKEN[name] and "model.py" not in TAKEN[name] and name not in STRICTER and name != "ragged"
+    if "config" in RECORDED[name]
+    and TENSORS in TAKEN[name]
+    and not any(text in TAKEN[name] for text in ("model.py", "control_input"))
+    and name not in STRICTER
+    and name != "ragged"
 ]
 
 
