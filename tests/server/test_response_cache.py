@@ -238,6 +238,19 @@ def test_a_redis_keeps_answers_beyond_a_restart_and_may_go_away(redis: RedisServ
         assert f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it" in server.output
 
 
+def test_servers_share_answers_of_the_same_content_only(redis: RedisServer, tmp_path: Path) -> None:
+    option = ("--cache-config", f"redis,host=127.0.0.1,port={redis.port},socket_timeout=2000")
+    found = []
+    for place, constant in (("here", 1.0), ("there", 1.0), ("elsewhere", 10.0)):
+        repository = put_cached(tmp_path / place, constant)
+        os.utime(repository / "add1" / "1" / "model.onnx", ns=(0, 0))
+        with serve(repository, tmp_path / f"{place}.log", *option) as server:
+            found.append((ask(server.url, 1), counts(server)))
+            server.stop()
+
+    assert found == [(2, (0, 1, 1)), (2, (1, 0, 0)), (11, (0, 1, 1))]
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

@@ -8,8 +8,9 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as Threads
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeAlias
+from uuid import uuid4
 
 from backline.backends.backend import StreamingModel
 from backline.engine.decoupled import DecoupledCheck
@@ -19,6 +20,7 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
+from backline.lifecycle.content import Content
 from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loader import Loaded, Measured, load, place_again
 from backline.lifecycle.memory import LoadMeter
@@ -29,6 +31,7 @@ from backline.lifecycle.sequence_states import FirstSteps, sequence_tensors
 from backline.lifecycle.warm_up import warm_up
 from backline.lifecycle.warm_up_samples import warm_up_samples
 from backline.lifecycle.worker_pools import WorkerStarter
+from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.cache import ResponseCache
 from backline.schedule.sequence_tensors import SequenceTensors
@@ -97,6 +100,8 @@ class Servable:
         self._total = total
         self._states = states or MemoryStateStore()
         self._cache = cache
+        #: What answers are kept for: this load, until it is known what its files hold.
+        self._answers_of = f"load {uuid4()}"
         self._tensors: SequenceTensors | None = None
         self._trust_pickle = trust_pickle
         #: Called when the state of the model has changed by itself.
@@ -151,10 +156,26 @@ class Servable:
 
     def _load(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, RequestCheck, int]:
         """On a thread. The last of the results is the memory that it took, in bytes."""
+        content = self._content(fetched)
         with self._meter.measure(self.file_bytes) as measured:
             loaded, check = self._load_and_warm_up(fetched, known, starter)
+        if content is not None and content.unchanged:
+            self._answers_of = f"{load_key(self.model.config)} {content.digest}"
         memory = loaded.model.resident_bytes if isinstance(loaded.model, WorkerPool) else measured.memory
         return loaded, check, memory
+
+    def _content(self, fetched: FetchedVersion) -> Content | None:
+        """What the files hold, where answers are kept that must not be another file's."""
+        if self._cache is None or not self.model.config.response_cache or self._version.path is None:
+            return None
+        root = fetched.path
+        for _ in PurePosixPath(self._version.path).parts:
+            root = root.parent
+        try:
+            return Content(root, self._version.files)
+        except OSError as error:
+            log.warning("answers of model '%s' version %s are not kept beyond this load: %s", self.model.name, self.model.version, error)
+            return None
 
     def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, RequestCheck]:
         config = self.model.config
@@ -197,7 +218,7 @@ class Servable:
         if self._tensors is not None:
             self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
         else:
-            self._queue = build_queue(model, loaded, instances, self._total, cache=self._cache, fingerprint=self.fingerprint)
+            self._queue = build_queue(model, loaded, instances, self._total, cache=self._cache, fingerprint=self._answers_of)
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature

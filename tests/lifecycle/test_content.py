@@ -1,0 +1,48 @@
+"""What files hold, wherever they lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from backline.lifecycle.content import Content
+
+
+def put(root: Path, **files: str) -> Path:
+    root.mkdir()
+    for name, text in files.items():
+        (root / name).write_text(text)
+    return root
+
+
+def test_the_same_files_elsewhere_are_the_same(tmp_path: Path) -> None:
+    one, two = (put(tmp_path / name, a="1", b="2") for name in ("one", "two"))
+
+    assert Content(one, ["a", "b"]).digest == Content(two, ["b", "a"]).digest
+
+
+@pytest.mark.parametrize("files", [{"a": "1", "b": "3"}, {"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1"}, {"a": "1", "c": "2"}])
+def test_other_files_are_others(files: dict[str, str], tmp_path: Path) -> None:
+    one, two = put(tmp_path / "one", a="1", b="2"), put(tmp_path / "two", **files)
+
+    assert Content(one, ["a", "b"]).digest != Content(two, files).digest
+
+
+def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    folder = put(tmp_path / "one", a="1")
+    content = Content(folder, ["a"])
+    assert content.unchanged
+
+    times = (folder / "a").stat()
+    (folder / "new").write_text("2")
+    os.utime(folder / "new", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (folder / "new").replace(folder / "a")
+
+    assert not content.unchanged
+
+
+def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Content(tmp_path, ["a"])
