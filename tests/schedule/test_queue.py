@@ -1,0 +1,403 @@
+"""The queues, by values and by properties: who is next, who may wait, and who leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from time import thread_time_ns
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backline.engine.messages import InferRequest
+from backline.engine.model_config import QueuePolicy
+from backline.schedule.batching import BatchPolicy, form_batch
+from backline.schedule.queue import PlainQueue, PriorityQueue, Queue, QueueSettings
+from schedule.requests import request
+
+LEVELS = QueueSettings(levels=3, default_level=2)
+DELAY = QueuePolicy(timeout_us=1_000_000, delay=True)
+
+
+def filled(requests: list[InferRequest], settings: QueueSettings | None = None) -> Queue:
+    queue = (settings or QueueSettings()).make()
+    for one in requests:
+        assert queue.add(one)
+    return queue
+
+
+def emptied(queue: Queue, now: float = 0.0) -> list[InferRequest]:
+    taken = []
+    while (one := queue.next(now)) is not None:
+        taken.append(one)
+    return taken
+
+
+both = pytest.mark.parametrize("settings", [QueueSettings(), LEVELS], ids=["plain", "levels"])
+
+
+# order
+
+
+def test_a_higher_level_goes_first_and_within_a_level_who_came_first() -> None:
+    low, first, second, high = (request(priority=level) for level in (3, 2, 2, 1))
+    assert emptied(filled([low, first, second, high], LEVELS)) == [high, first, second, low]
+
+
+@pytest.mark.parametrize("asked", [0, 4, 2**40])
+def test_a_level_that_there_is_not_is_the_default_level(asked: int) -> None:
+    low, one, high = request(priority=3), request(priority=asked), request(priority=1)
+    assert emptied(filled([low, one, high], LEVELS)) == [high, one, low]
+
+
+def test_a_higher_level_that_comes_later_goes_before_what_still_waits() -> None:
+    waits, taken = request(priority=2), request(priority=2)
+    queue = filled([taken, waits], LEVELS)
+    assert queue.next(0) is taken
+    high = request(priority=1)
+    queue.add(high)
+    assert emptied(queue) == [high, waits]
+
+
+@both
+def test_what_is_put_back_is_where_it_was(settings: QueueSettings) -> None:
+    requests = [request(priority=level) for level in (1, 1, 2, 3)]
+    queue = filled(requests, settings)
+    queue.put_back([queue.next(0) for _ in range(3)], 0)  # type: ignore[misc]
+    assert (queue.size, emptied(queue)) == (4, requests)
+
+
+@both
+def test_clearing_gives_all_in_order_without_those_who_are_gone(settings: QueueSettings) -> None:
+    requests = [request(priority=level) for level in (1, 2, 3)]
+    queue = filled(requests, settings)
+    requests[1].cancel()
+    assert queue.clear() == [requests[0], requests[2]]
+    assert (queue.size, queue.next(0)) == (0, None)
+
+
+# timeouts
+
+
+def test_a_request_that_is_late_is_refused_by_a_policy_that_rejects() -> None:
+    policy = QueuePolicy(timeout_us=1_000_000)
+    one = request(arrived=1)
+    queue = filled([one], QueueSettings(policy))
+    assert queue.next(1.9999) is one
+    queue.put_back([one], 1.9999)
+    assert queue.next(2.0) is None
+    assert queue.expired == [one]
+    assert queue.timed_out(one, 2.0)
+
+
+def test_with_delay_a_late_request_waits_behind_those_in_time() -> None:
+    late, in_time = request(arrived=0), request(arrived=1)
+    queue = filled([late, in_time], QueueSettings(DELAY))
+    assert emptied(queue, 1.5) == [in_time, late]
+    assert queue.expired == []
+
+
+def test_with_delay_a_late_request_still_goes_before_lower_levels() -> None:
+    late, low = request(arrived=0, priority=1), request(arrived=5, priority=2)
+    assert emptied(filled([low, late], QueueSettings(DELAY, 2, 1)), 5) == [late, low]
+
+
+def test_with_delay_new_requests_go_before_a_late_one_that_was_passed_over() -> None:
+    late, in_time = request(arrived=0), request(arrived=1)
+    queue = filled([late, in_time], QueueSettings(DELAY))
+    assert queue.next(1.5) is in_time
+    new = request(arrived=1.5)
+    queue.add(new)
+    assert emptied(queue, 1.5) == [new, late]
+
+
+def test_late_requests_that_are_put_back_stay_behind_those_in_time_and_before_later_ones() -> None:
+    first, second, in_time = request(arrived=0), request(arrived=0), request(arrived=4)
+    queue = filled([first, second, in_time], QueueSettings(DELAY))
+    assert [queue.next(4), queue.next(4)] == [in_time, first]
+    queue.put_back([in_time, first], 4)
+    assert emptied(queue, 4) == [in_time, first, second]
+
+
+def test_with_delay_the_callers_own_deadline_still_counts() -> None:
+    one = request(arrived=0, deadline=3)
+    queue = filled([one], QueueSettings(DELAY))
+    assert queue.next(3) is None
+    assert queue.expired == [one]
+    assert not queue.timed_out(one, 3)
+
+
+@pytest.mark.parametrize(
+    ("policy", "own", "end"),
+    [
+        (QueuePolicy(), None, inf),
+        (QueuePolicy(), 3.0, 3.0),
+        (QueuePolicy(timeout_us=2_000_000), None, 2.0),
+        (QueuePolicy(timeout_us=2_000_000), 1.0, 2.0),
+        (QueuePolicy(timeout_us=2_000_000, may_shorten=True), 1.0, 1.0),
+        (QueuePolicy(timeout_us=2_000_000, may_shorten=True), 3.0, 2.0),
+    ],
+)
+@pytest.mark.parametrize("levels", [0, 1])
+def test_a_request_may_shorten_its_time_in_the_queue_where_its_policy_lets_it(
+    policy: QueuePolicy, own: float | None, end: float, levels: int
+) -> None:
+    queue = filled([request(timeout=own)], QueueSettings(policy, levels, levels))
+    assert queue.sweep(0) == end
+
+
+def test_each_level_has_its_own_timeout() -> None:
+    settings = QueueSettings(QueuePolicy(), 2, 2, {1: QueuePolicy(timeout_us=1_000_000)})
+    high, low = request(priority=1), request(priority=2)
+    queue = filled([high, low], settings)
+    assert emptied(queue, 2) == [low]
+    assert queue.expired == [high]
+
+
+@both
+def test_a_sweep_takes_out_what_has_expired_and_tells_the_next_deadline(settings: QueueSettings) -> None:
+    over, soon, later, never = (request(deadline=deadline) for deadline in (1.0, 3.0, 5.0, None))
+    queue = filled([never, later, over, soon], settings)
+    assert queue.sweep(1.0) == 3.0
+    assert (queue.expired, queue.size) == ([over], 3)
+    assert over.on_cancel is None
+
+
+# limits
+
+
+def test_a_full_plain_queue_takes_nobody() -> None:
+    queue = filled([request(), request()], QueueSettings(QueuePolicy(2)))
+    assert not queue.add(request())
+    queue.next(0)
+    assert queue.add(request())
+
+
+def test_each_level_has_its_own_limit() -> None:
+    settings = QueueSettings(QueuePolicy(2), 2, 2, {1: QueuePolicy(1)})
+    queue = filled([request(priority=1), request(priority=2), request(priority=2)], settings)
+    assert not queue.add(request(priority=1))
+    assert not queue.add(request(priority=2))
+    assert queue.size == 3
+
+
+@both
+def test_who_is_cancelled_makes_room_at_once(settings: QueueSettings) -> None:
+    queue = filled([request()], QueueSettings(QueuePolicy(2), settings.levels, settings.default_level))
+    gone = request()
+    queue.add(gone)
+    gone.cancel()
+    assert queue.size == 1
+    assert queue.add(request())
+
+
+def test_late_requests_count_for_the_limit_of_their_level() -> None:
+    queue = filled([request(arrived=0), request(arrived=1)], QueueSettings(QueuePolicy(2, timeout_us=1_000_000, delay=True)))
+    queue.next(1.5)
+    assert queue.add(request(arrived=1.5))
+    assert not queue.add(request(arrived=1.5))
+
+
+# those who leave
+
+
+@both
+def test_who_is_cancelled_leaves_at_once_and_is_told_once(settings: QueueSettings) -> None:
+    requests = [request(), request(), request()]
+    queue = filled(requests, settings)
+    left: list[InferRequest] = []
+    queue.on_left = left.append
+    requests[1].cancel()
+    assert (left, queue.size) == ([requests[1]], 2)
+    assert emptied(queue) == [requests[0], requests[2]]
+    assert (left, queue.size) == ([requests[1]], 0)
+
+
+@both
+def test_who_was_taken_and_is_cancelled_then_is_no_business_of_the_queue(settings: QueueSettings) -> None:
+    taken, waits = request(), request()
+    queue = filled([taken, waits], settings)
+    assert queue.next(0) is taken
+    taken.cancel()
+    assert queue.size == 1
+
+
+@both
+def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueSettings) -> None:
+    """Many clients that give up while an instance is busy must not hold their tensors until it is free."""
+    queue = filled([request() for _ in range(10)], settings)
+    for _ in range(1000):
+        gone = request()
+        assert queue.add(gone)
+        gone.cancel()
+    held = queue._waiting if isinstance(queue, PlainQueue) else queue._levels[2].waiting  # type: ignore[attr-defined]
+    assert queue.size == 10
+    assert len(held) <= 10 + 2 * 16
+    assert len(emptied(queue)) == 10
+
+
+# cost
+
+
+def _cost(settings: QueueSettings, policy: BatchPolicy) -> float:
+    """Nanoseconds of processor time to queue a request and plan its batch, with 10,000 that wait."""
+    requests = [request(priority=1 + number % 8, deadline=100.0) for number in range(10_000)]
+    queue = settings.make()
+    began = thread_time_ns()
+    for one in requests:
+        queue.add(one)
+    planned = 0
+    while queue.size:
+        planned += len(form_batch(queue, policy, 0).requests)
+    taken = thread_time_ns() - began
+    assert planned == len(requests)
+    return taken / planned
+
+
+@pytest.mark.parametrize("settings", [QueueSettings(), QueueSettings(levels=8, default_level=4)], ids=["plain", "levels"])
+@pytest.mark.parametrize("policy", [BatchPolicy(32), BatchPolicy(32, (8, 16), 1000)], ids=["takes_all", "preferred"])
+def test_planning_takes_below_3_microseconds_a_request_with_10_000_that_wait(settings: QueueSettings, policy: BatchPolicy) -> None:
+    """Three times that is allowed here, the best of five: another program may have the processor's caches meanwhile."""
+    assert min(_cost(settings, policy) for _ in range(5)) < 3 * 3000
+
+
+# properties
+
+timeouts = st.sampled_from([None, 0.5, 2.0, 10.0])
+queue_policies = st.builds(
+    QueuePolicy,
+    st.sampled_from([None, 1, 3]),
+    st.sampled_from([0, 1_000_000, 4_000_000]),
+    st.booleans(),
+    st.booleans(),
+)
+queue_settings = st.integers(0, 3).flatmap(
+    lambda levels: st.builds(
+        QueueSettings,
+        queue_policies,
+        st.just(levels),
+        st.integers(1, levels) if levels else st.just(0),
+        st.dictionaries(st.integers(1, levels), queue_policies) if levels else st.just({}),
+    )
+)
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "add", "add", "take", "form", "cancel", "cancel unheard", "sweep", "later"]),
+        st.integers(0, 4),
+        timeouts,
+        timeouts,
+        st.integers(1, 5),
+    ),
+    max_size=80,
+)
+
+
+class World:
+    """A queue to which things happen, and what became of every request."""
+
+    def __init__(self, make: Callable[[], Queue], settings: QueueSettings) -> None:
+        self.queue = make()
+        self.queue.on_left = self._left
+        self.settings = settings
+        self.now = 0.0
+        self.waiting: list[InferRequest] = []
+        self.ran: list[InferRequest] = []
+        self.left: list[InferRequest] = []
+        self.expired: list[InferRequest] = []
+        self.accepted: list[InferRequest] = []
+
+    def _left(self, one: InferRequest) -> None:
+        self.left.append(one)
+        self.waiting.remove(one)
+
+    def add(self, priority: int, deadline: float | None, timeout: float | None, size: int) -> None:
+        end = None if deadline is None else self.now + deadline
+        one = request(size, size % 2, deadline=end, timeout=timeout, priority=priority, arrived=self.now)
+        if self.queue.add(one):
+            self.accepted.append(one)
+            self.waiting.append(one)
+
+    def run(self, requests: list[InferRequest]) -> None:
+        """These were taken to be run."""
+        self.take_expired()
+        for one in requests:
+            self.check_is_next(one)
+            self.waiting.remove(one)
+            self.ran.append(one)
+
+    def take_expired(self) -> None:
+        expired, self.queue.expired = self.queue.expired, []
+        for one in expired:
+            assert one.deadline is not None
+            assert one.deadline <= self.now
+            self.waiting.remove(one)
+        self.expired += expired
+
+    def check_is_next(self, one: InferRequest) -> None:
+        assert one in self.waiting, "it was lost, or taken twice"
+        assert not one.cancelled
+        assert one.deadline is None or one.deadline > self.now
+        others = [other for other in self.waiting if not other.cancelled and (other.deadline is None or other.deadline > self.now)]
+        assert self.rank(one) == min(map(self.rank, others))
+
+    def rank(self, one: InferRequest) -> tuple[int, bool, int]:
+        """What is promised: levels, then those in time, in their order. Late ones go in the order in which they were found to be late."""
+        level = one.priority if self.settings.levels else 0
+        policy = self.settings.policy_of(level)
+        timeout = policy.timeout(one.timeout)
+        late = policy.delay and timeout is not None and one.arrived_ns / 1e9 + timeout <= self.now
+        return level, late, 0 if late else self.accepted.index(one)
+
+
+@settings(max_examples=300, deadline=None)
+@given(queue_settings, steps)
+def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_runs(
+    settings: QueueSettings, happened: list[tuple[str, int, float | None, float | None, int]]
+) -> None:
+    world = World(settings.make, settings)
+    queue = world.queue
+    for what, number, deadline, timeout, size in happened:
+        if what == "add":
+            world.add(number, deadline, timeout, size)
+        elif what == "take":
+            one = queue.next(world.now)
+            world.run([] if one is None else [one])
+        elif what == "form":
+            formed = form_batch(queue, BatchPolicy(size, (), number % 2 * 1_000_000_000), round(world.now * 1e9))
+            assert formed.items == sum(one.batch_size for one in formed.requests)
+            assert formed.items <= size or len(formed.requests) == 1
+            assert len({one.batch_key for one in formed.requests}) <= 1
+            world.run(formed.requests)
+        elif what == "cancel" and world.waiting:
+            world.waiting[number % len(world.waiting)].cancel()
+        elif what == "cancel unheard" and world.waiting:
+            world.waiting[number % len(world.waiting)].cancelled = True
+        elif what == "sweep":
+            queue.sweep(world.now)
+            world.take_expired()
+        elif what == "later":
+            world.now += number
+        assert queue.size == len(world.waiting)
+    for one in emptied(queue, world.now):
+        world.run([one])
+    world.take_expired()
+    gone = world.ran + world.left + world.expired
+    assert sorted(map(world.accepted.index, gone)) == list(range(len(world.accepted)))
+    assert (queue.size, world.waiting) == (0, [])
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 12), st.booleans())), st.integers(1, 16))
+def test_both_queues_decide_the_same_for_requests_of_one_level(arrived: list[tuple[int, int, bool]], most: int) -> None:
+    """The plain queue's short cut takes what the general one does."""
+    plain, levels = QueueSettings().make(), PriorityQueue(QueueSettings(levels=1, default_level=1))
+    for key, size, cancelled in arrived:
+        for queue in (plain, levels):
+            queue.add(one := request(size, key, timeout=1.0))
+            if cancelled:
+                one.cancel()
+    while plain.size:
+        (first, items), (second, same) = plain.take(most, 0), levels.take(most, 0)
+        assert [one.batch_size for one in first] == [one.batch_size for one in second]
+        assert items == same
+    assert levels.size == 0
