@@ -22,7 +22,7 @@ from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.execution import Execution
 from backline.workers.instance import ThreadInstance
-from schedule.test_scheduler import Doubler, values
+from schedule.bench import Doubler, values
 
 
 def tensor(name: str, data: np.ndarray) -> Tensor:

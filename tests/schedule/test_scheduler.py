@@ -3,103 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pytest
 
-from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.model_config import QueuePolicy
-from backline.engine.signature import Signature, TensorSpec
-from backline.engine.statistics import ModelStatistics
-from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queue import QueueSettings
-from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.total import QueueTotal
+from backline.schedule.scheduler import Settings
 from backline.workers.execution import Execution
-from backline.workers.instance import InlineInstance, Instance, ThreadInstance
-
-
-class Doubler:
-    """y = 2 x over FP32 [N]; waits for `gate`, refuses batches with a 13, fails on 14."""
-
-    signature = Signature((TensorSpec("x", DataType.FP32, (-1,)),), (TensorSpec("y", DataType.FP32, (-1,)),))
-    threads_per_run = 1
-    warnings = ()
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.batches: list[int] = []
-
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        self.gate.wait(10)
-        x = inputs["x"]
-        self.batches.append(len(x))
-        if 13 in x:
-            raise InvalidArgument("13 is refused")
-        if 14 in x:
-            raise RuntimeError("boom")
-        return [x * 2]
-
-    def close(self) -> None:
-        pass
-
-
-class Bench:
-    """A scheduler over a Doubler, and what it answered."""
-
-    def __init__(
-        self,
-        *,
-        inline: bool,
-        policy: BatchPolicy | None = None,
-        queue: QueueSettings | None = None,
-        instances: int = 1,
-        preserve_ordering: bool = False,
-        total: QueueTotal | None = None,
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.model = Doubler()
-        self.statistics = ModelStatistics()
-        execute = Execution("m", "1", self.model, batched=True)
-        made: list[Instance] = [InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m") for _ in range(instances)]
-        self.scheduler = Scheduler(
-            "m",
-            Settings(policy or BatchPolicy(8), queue or QueueSettings(QueuePolicy(100))),
-            made,
-            self.statistics,
-            loop=self.loop,
-            preserve_ordering=preserve_ordering,
-            total=total,
-        )
-
-    def ask(
-        self, *values: float, deadline: float | None = None, timeout: float | None = None, priority: int = 0
-    ) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
-        answer: asyncio.Future[InferResponse] = self.loop.create_future()
-
-        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(response)  # type: ignore[arg-type]
-
-        data = np.array(values, np.float32)
-        request = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, complete)
-        request.deadline, request.timeout, request.priority = deadline, timeout, priority
-        request.batch_size = len(values)
-        self.scheduler.submit(request)
-        return request, answer
-
-
-def values(response: InferResponse) -> list[float]:
-    return response.outputs[0].data.tolist()  # type: ignore[no-any-return]
+from backline.workers.instance import ThreadInstance
+from schedule.bench import Bench, values
 
 
 @pytest.mark.parametrize("inline", [True, False])

@@ -1,0 +1,49 @@
+"""Answers in the order of their requests, whatever order the batches end in."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backline.engine.errors import Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.schedule.ordering import AnswerOrder
+from schedule.requests import request
+
+
+def test_an_answer_is_held_until_the_earlier_ones_were_given() -> None:
+    order = AnswerOrder()
+    first, second, third = request(), request(), request()
+    order.start([first, second])
+    order.start([third])
+    answer, error = InferResponse("m", "1", "", []), Internal("no")
+    assert order.finish(third, answer, None) == []
+    assert order.finish(second, None, error) == []
+    assert order.held == 3
+    answers = [(one.request, one.response, one.error) for one in order.finish(first, None, None)]
+    assert answers == [
+        (first, None, None),
+        (second, None, error),
+        (third, answer, None),
+    ]
+    assert order.held == 0
+
+
+def test_an_answer_whose_turn_it_is_is_given_at_once() -> None:
+    order = AnswerOrder()
+    first, second = request(), request()
+    order.start([first, second])
+    assert [one.request for one in order.finish(first, None, None)] == [first]
+    assert [one.request for one in order.finish(second, None, None)] == [second]
+
+
+@given(st.integers(0, 12).flatmap(lambda count: st.permutations(range(count))))
+def test_every_answer_is_given_once_in_order(ended: list[int]) -> None:
+    order = AnswerOrder()
+    started = [request() for _ in ended]
+    order.start(started)
+    answered: list[InferRequest] = []
+    for number in ended:
+        answered += [one.request for one in order.finish(started[number], None, None)]
+    assert answered == started
+    assert order.held == 0

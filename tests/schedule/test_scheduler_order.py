@@ -1,0 +1,190 @@
+"""The driver: who runs first, in which order answers leave, and the limit for all models together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import ClassVar
+
+import pytest
+
+from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailable
+from backline.engine.messages import InferResponse
+from backline.engine.model_config import QueuePolicy
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.queue import QueueSettings
+from backline.schedule.scheduler import Settings
+from backline.schedule.total import QueueTotal
+from backline.workers.batch import Batch
+from backline.workers.execution import Execution
+from backline.workers.instance import Finished
+from schedule.bench import Bench, values
+
+
+async def occupied(bench: Bench) -> asyncio.Future[InferResponse]:
+    """The only instance runs a request until the gate is opened."""
+    bench.model.gate.clear()
+    running = bench.ask(0)[1]
+    await asyncio.sleep(0)
+    assert bench.scheduler.running == 1
+    return running
+
+
+def noted(answers: dict[str, asyncio.Future[InferResponse]]) -> list[str]:
+    """The names of answers in the order in which they come."""
+    order: list[str] = []
+    for name, answer in answers.items():
+        answer.add_done_callback(lambda _, name=name: order.append(name))  # type: ignore[misc]
+    return order
+
+
+def test_what_waits_runs_by_its_level() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False, policy=BatchPolicy(1), queue=QueueSettings(levels=3, default_level=2))
+        running = await occupied(bench)
+        answers = {name: bench.ask(1, priority=level)[1] for name, level in (("low", 3), ("default", 0), ("high", 1))}
+        order = noted(answers)
+        bench.model.gate.set()
+        await asyncio.gather(running, *answers.values())
+        assert order == ["high", "default", "low"]
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_level_refuses_and_names_itself() -> None:
+    async def scenario() -> None:
+        queue = QueueSettings(QueuePolicy(100), 2, 2, {1: QueuePolicy(1)})
+        bench = Bench(inline=True, queue=queue)
+        answers = [bench.ask(1, priority=1)[1], bench.ask(2, priority=2)[1]]
+        with pytest.raises(Unavailable, match="Exceeds maximum queue size of 1 for model 'm', priority level 1"):
+            bench.ask(3, priority=1)
+        answers.append(bench.ask(4, priority=2)[1])
+        await asyncio.gather(*answers)
+        assert bench.statistics.rejected_full == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_late_request_whose_policy_delays_runs_after_those_in_time() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False, policy=BatchPolicy(1), queue=QueueSettings(QueuePolicy(100, delay=True)))
+        running = await occupied(bench)
+        answers = {"late": bench.ask(1, timeout=1e-9)[1], "in time": bench.ask(2)[1]}
+        order = noted(answers)
+        bench.model.gate.set()
+        await asyncio.gather(running, *answers.values())
+        assert order == ["in time", "late"]
+        assert bench.statistics.expired == 0
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+class HeldInstance:
+    """Runs its batch when it is told to."""
+
+    beside_loop: ClassVar[bool] = True
+
+    def __init__(self, execute: Execution) -> None:
+        self._execute = execute
+        self._held: list[tuple[Batch, Finished]] = []
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        self._held.append((batch, finished))
+
+    def go_on(self) -> None:
+        batch, finished = self._held.pop()
+        self._execute(batch)
+        finished(self, batch)
+
+    def close(self) -> None:
+        assert not self._held
+
+
+@pytest.mark.parametrize(("preserve", "expected"), [(True, ["1", "2", "3"]), (False, ["3", "2", "1"])])
+def test_answers_keep_the_order_of_their_requests_where_that_is_asked_for(preserve: bool, expected: list[str]) -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(1), preserve_ordering=preserve)
+        execute = Execution("m", "1", bench.model, batched=True)
+        instances = [HeldInstance(execute) for _ in range(3)]
+        bench.scheduler.replace_instances(instances)
+        answers = {str(number): bench.ask(number)[1] for number in (1, 2, 3)}
+        order = noted(answers)
+        for _ in range(3):  # a batch a turn, on the last instance that is free
+            await asyncio.sleep(0)
+        assert bench.scheduler.running == 3
+        for instance in instances:  # that of the last request is the first
+            instance.go_on()
+        await asyncio.gather(*answers.values())
+        assert order == expected
+
+    asyncio.run(scenario())
+
+
+def test_with_ordered_answers_one_that_fails_or_is_cancelled_holds_nobody_up() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, policy=BatchPolicy(1), preserve_ordering=True)
+        cancelled, failed, good = bench.ask(1)[0], bench.ask(13)[1], bench.ask(2)[1]
+        cancelled.cancel()
+        assert values(await good) == [4]
+        with pytest.raises(InvalidArgument):
+            await failed
+
+    asyncio.run(scenario())
+
+
+def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> None:
+    async def scenario() -> None:
+        total = QueueTotal(2)
+        one, other = Bench(inline=True, total=total), Bench(inline=True, total=total)
+        answers = [one.ask(1)[1], one.ask(2)[1]]
+        with pytest.raises(Unavailable, match="of all models"):
+            other.ask(3)
+        assert (other.statistics.rejected_total, other.statistics.rejected_full) == (1, 0)
+        await asyncio.gather(*answers)
+        assert values(await other.ask(3)[1]) == [6]
+
+    asyncio.run(scenario())
+
+
+def test_whoever_leaves_a_queue_in_whatever_way_makes_room_in_the_total() -> None:
+    async def scenario() -> None:
+        total = QueueTotal(100)
+        bench = Bench(inline=False, total=total, queue=QueueSettings(QueuePolicy(3)))
+        running = await occupied(bench)
+        assert total.waiting == 0, "it runs"
+        cancelled, expired = bench.ask(1)[0], bench.ask(2, deadline=time.monotonic() + 0.005)[1]
+        refused = bench.ask(3)[1]
+        with pytest.raises(Unavailable):
+            bench.ask(4)
+        assert total.waiting == 3
+        cancelled.cancel()
+        assert total.waiting == 2
+        with pytest.raises(DeadlineExceeded):
+            await expired
+        assert total.waiting == 1
+        closing = asyncio.ensure_future(bench.scheduler.close())
+        with pytest.raises(Unavailable, match="being unloaded"):
+            await refused
+        assert total.waiting == 0
+        bench.model.gate.set()
+        await asyncio.gather(running, closing)
+
+    asyncio.run(scenario())
+
+
+def test_what_waits_moves_to_the_queue_of_new_settings() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False, policy=BatchPolicy(1))
+        running = await occupied(bench)
+        answers = {name: bench.ask(1, priority=level)[1] for name, level in (("low", 2), ("high", 1))}
+        order = noted(answers)
+        bench.scheduler.update(Settings(BatchPolicy(1), QueueSettings(levels=2, default_level=2)))
+        assert bench.scheduler.pending == 2
+        bench.model.gate.set()
+        await asyncio.gather(running, *answers.values())
+        assert order == ["high", "low"]
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
