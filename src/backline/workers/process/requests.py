@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from socket import socket
-from time import monotonic
 from typing import TypeAlias
 
 import numpy as np
@@ -30,21 +29,35 @@ class WorkerRequest:
     All of them may be called from any thread, also after `WorkerModel.execute` has returned. `inputs` are arrays by name.
     """
 
-    __slots__ = ("_batch", "_credit", "_note", "_on_credit", "answered", "arrived", "cancelled", "inputs", "number", "rows")
+    __slots__ = ("_batch", "_credit", "_first", "_inputs", "_note", "_on_credit", "answered", "cancelled", "number", "rows")
 
-    def __init__(self, batch: RequestBatch, number: int, note: Note, inputs: Mapping[str, Tensor], rows: int) -> None:
+    def __init__(self, batch: RequestBatch, number: int, note: Note, inputs: Mapping[str, Tensor], first: int, rows: int) -> None:
         self._batch = batch
         self._note = note
-        self._credit = threading.Semaphore(WINDOW)
-        self._on_credit: Callable[[], None] = lambda: None
+        #: Responses that it may give; guarded by the connection's `credits`.
+        self._credit = WINDOW
+        self._on_credit: Callable[[], None] | None = None
+        #: Its own inputs, or with `_first` of at least 0 those of all, in which its rows begin there.
+        self._inputs = inputs
+        self._first = first
         self.number = number
-        self.inputs = inputs
         #: Its rows in the batch, 1 where the model takes none.
         self.rows = rows
-        self.arrived = monotonic()
         #: Whether nobody waits for the answer any more.
         self.cancelled = False
         self.answered = False
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """Empty when its batch was let go of."""
+        if self._first >= 0:
+            self._inputs = _rows(self._inputs, self._first, self._first + self.rows)
+            self._first = -1
+        return self._inputs
+
+    def let_go(self) -> None:
+        """Its inputs are not needed any more."""
+        self._inputs, self._first = {}, -1
 
     @property
     def id(self) -> str:
@@ -91,7 +104,8 @@ class WorkerRequest:
 
     def send(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
         """A response that is not the last; it is on its way when this returns. Waits while the one who asked takes no more."""
-        self._credit.acquire()
+        with self._batch.credits:
+            self._batch.credits.wait_for(self._take_credit)
         if not self.cancelled:
             self._batch.send(self, outputs, parameters)
 
@@ -103,22 +117,36 @@ class WorkerRequest:
         def wake() -> None:
             loop.call_soon_threadsafe(welcome.set)
 
-        self._on_credit = wake
-        while not self._credit.acquire(blocking=False):
+        while True:
+            with self._batch.credits:
+                if self._take_credit():
+                    break
+                self._on_credit = wake
             await welcome.wait()
             welcome.clear()
         if not self.cancelled:
             self._batch.send(self, outputs, parameters)
 
+    def _take_credit(self) -> bool:
+        if self.cancelled:
+            return True
+        if self._credit == 0:
+            return False
+        self._credit -= 1
+        return True
+
     def may_send(self, count: int) -> None:
         """The one who asked takes further responses."""
-        self._credit.release(count)
-        self._on_credit()
+        with self._batch.credits:
+            self._credit += count
+            self._batch.credits.notify_all()
+            if self._on_credit is not None:
+                self._on_credit()
 
     def cancel(self) -> None:
         """Nobody waits any more: neither does `send`, which from now on does nothing."""
         self.cancelled = True
-        self.may_send(1)
+        self.may_send(0)
 
     def end(self) -> None:
         """There is no further response."""
@@ -161,6 +189,11 @@ class RequestBatch:
     @property
     def number(self) -> int:
         return self._number
+
+    @property
+    def credits(self) -> threading.Condition:
+        """Told whenever a request of the connection may send more."""
+        return self._connection.credits
 
     def answer(self, requests: Sequence[WorkerRequest], outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
         """Answers requests with outputs that are joined as their inputs are in `columns`, or one request with its own."""
@@ -222,7 +255,7 @@ class RequestBatch:
         self._block = self.columns = None
         for request in self.requests:
             if request.answered:
-                request.inputs = {}
+                request.let_go()
         block = found()
         if block is None:
             return False
@@ -245,6 +278,7 @@ class Connection:
         self.arena = arena
         #: Held while anything is told, so that frames do not mix; the arena's lock, too.
         self.lock = threading.RLock()
+        self.credits = threading.Condition()
         #: Requests without a last answer, by number.
         self.open: dict[int, WorkerRequest] = {}
         #: Blocks of the server that the model held on to and has let go.
@@ -290,9 +324,8 @@ class Connection:
                 batch.columns = tensors
             start = 0
             for number, count in zip(part.numbers, rows, strict=True):
-                inputs = tensors if len(part.numbers) == 1 else _rows(tensors, start, start + count)
+                request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, start if len(part.numbers) > 1 else -1, count)
                 start += count
-                request = WorkerRequest(batch, number, next(notes, NO_NOTE), inputs, count)
                 batch.requests.append(request)
                 self.open[number] = request
         return batch
