@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from backline.cli.event_loop import run
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.budget import parse_bytes
+from backline.lifecycle.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.schedule.cache_config import CacheOptions, parse_cache_config
 from backline.server import Server, ServerOptions
@@ -257,7 +259,11 @@ def command(
         not_ready_status=int(not_ready_status),
     )
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    return run(serve(options))
+    status = run(serve(options))
+    if loads_running():
+        print("A load has not ended by itself, and ends with the server", file=sys.stderr, flush=True)
+        os._exit(status)
+    return status
 
 
 def _check_ports(ports: dict[str, int]) -> None:

@@ -165,7 +165,10 @@ class AsyncClient:
             raise DeadlineExceeded(f"{error.message}. The load of '{name}' goes on, models() tells how far it is") from None
 
     async def unload(self, name: str, version: str | int | None = None, *, dependents: bool = False, timeout: float | None = None) -> None:
-        """Takes a model, or one version of it, out of service; with `dependents` the models that need it too."""
+        """Takes a model, or one version of it, out of service.
+
+        With `dependents` the models that an ensemble asks (its steps) are unloaded too, except those that another model needs.
+        """
         await (await self._control()).unload(name, _version(version), dependents, self._limit(timeout))
 
     async def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:

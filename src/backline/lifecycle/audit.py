@@ -66,9 +66,11 @@ def _ends_whole(file: BinaryIO) -> bool:
 
 def _parse(line: bytes) -> Change | None:
     try:
-        return Change(**json.loads(line))
+        change = Change(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
         return None
+    texts = [value for name, value in asdict(change).items() if name != "time"]
+    return change if isinstance(change.time, int | float) and all(isinstance(text, str) for text in texts) else None
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:

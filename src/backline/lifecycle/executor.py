@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -18,6 +17,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.budget import Tenant
 from backline.lifecycle.composed import ComposedServable, composed_of, unanswered_step
+from backline.lifecycle.load_threads import LoadThreads
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
@@ -83,10 +83,12 @@ class Executor:
         self._cache = response_cache
         self._on_step = on_step
         self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
-        self._threads = ThreadPoolExecutor(load_slots, thread_name_prefix="load")
+        self._threads = LoadThreads()
         self._keys = count(1)
         self._models: dict[str, ServedModel] = {}
         self._loading = 0
+        #: Names of models whose change is to end, whatever it has come to.
+        self._ended_changes: set[str] = set()
         #: Names of models with loads for which no slot was free, in their order.
         self._waiting: dict[str, None] = {}
         #: What loads have measured, by name, version and fingerprint.
@@ -279,7 +281,7 @@ class Executor:
             loop = asyncio.get_running_loop()
             # A little later than planned: the loop's timers may be early.
             loop.call_later(pause + 0.002, self.advance, (served.name,))
-            log.warning("model '%s' version %s is tried again in %.0f s", model.name, model.version, pause)
+            reason = f"{reason}; tried again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
         self._on_step(Step("failed", model, reason, again is not None))
 
@@ -415,12 +417,16 @@ class Executor:
             del served.held[one.key]
         self.advance((name,))
         try:
-            await self.until(lambda: served.outcome() is not None)
+            await self.until(lambda: served.outcome() is not None or name in self._ended_changes)
+            if name in self._ended_changes:
+                raise Unavailable(f"the load of '{name}' was ended by a request to unload it")
             failures = served.outcome() or {}
         except BaseException:
             served.change = None
             self.advance((name,))
             raise
+        finally:
+            self._ended_changes.discard(name)
         served.change = None
         if not failures:
             served.target = target
@@ -432,6 +438,13 @@ class Executor:
             reasons = "".join(f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items())
             raise InvalidArgument(f"load failed for model '{name}': {reasons}")
 
+    def end_change(self, name: str) -> None:
+        """Ends the change of a model that is under way, if one is: its load may have no end of its own."""
+        served = self._models.get(name)
+        if served is not None and served.change is not None and served.outcome() is None:
+            self._ended_changes.add(name)
+            self.advance((name,))
+
     async def close(self) -> None:
         """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
         self._closed = True
@@ -439,7 +452,6 @@ class Executor:
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)
-        self._threads.shutdown(wait=False, cancel_futures=True)
         held = [one for served in self._models.values() for one in served.held.values()]
         tasks = [one.task for one in held if one.task is not None and not one.task.done()]
         for task in tasks:

@@ -17,6 +17,9 @@ from backline.lifecycle.labels import LabelStore
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.target import Source, Target, listed
 
+#: In characters, as the longest name of a version's folder.
+_LONGEST_LABEL = 255
+
 
 class Note(Protocol):
     """Writes a change into the audit log."""
@@ -61,6 +64,7 @@ class Labelling:
     async def rollback(self, model: str, label: str, who: str) -> Change:
         """Points a label back to where it pointed before its last move."""
         self._check()
+        self._labelled(model)
         moves = ("label", "unlabel", "promote", "rollback")
         history = await asyncio.to_thread(self._audit.history, model, 10_000)
         last = next((change for change in history if change.label == label and change.action in moves), None)
@@ -80,7 +84,8 @@ class Labelling:
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
-                    f"label '{label}' cannot point to version {version} of '{model}', which does not exist; there {listed(versions)}"
+                    f"label '{label}' cannot point to version {version[:_LONGEST_LABEL]} of '{model}', which does not exist;"
+                    f" there {listed(versions)}"
                 )
             added = await self._executor.bring_up(served, version)
             try:
@@ -122,8 +127,10 @@ class Labelling:
         return served, served.target
 
     def _check_label(self, label: str, versions: Sequence[str]) -> None:
-        if not label or label != label.strip() or not label.isprintable() or set(label) & set('/\\?#%"<>'):
-            raise InvalidArgument(f"{label!r} cannot be a label: use letters, digits and signs that need no escape in a URL")
+        if label in ("", ".", "..") or label != label.strip() or not label.isprintable() or set(label) & set('/\\?#%"<>'):
+            raise InvalidArgument(f"{label[:32]!r} cannot be a label: use letters, digits and signs that need no escape in a URL")
+        if len(label) > _LONGEST_LABEL:
+            raise InvalidArgument(f"a label has at most {_LONGEST_LABEL} characters, this one has {len(label)}: '{label[:32]}...'")
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
 

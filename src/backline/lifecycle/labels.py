@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, Unavailable
 from backline.lifecycle.state_folder import make_folder, not_writable
 
 _FILE = "labels.json"
@@ -21,6 +21,7 @@ class LabelStore:
         """Raises InvalidArgument, with the file, when what is on disk is damaged."""
         self._file = folder / _FILE
         self._labels = _read(self._file)
+        self._stamp = _stamp(self._file)
 
     def of(self, model: str) -> Mapping[str, str]:
         """The versions that the labels of a model point to."""
@@ -38,6 +39,12 @@ class LabelStore:
 
     def _replace(self, labels: dict[str, dict[str, str]]) -> None:
         make_folder(self._file.parent)
+        if _stamp(self._file) not in (self._stamp, None):
+            # Another server's labels would be lost.
+            raise Unavailable(
+                f"'{self._file}' with the labels of models was changed by another server, or by hand, since this server read it;"
+                " nothing was changed. Restart this server to take what it holds, and give servers that run together a --state-dir each"
+            )
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
             with written.open("w", encoding="utf-8") as file:
@@ -46,10 +53,20 @@ class LabelStore:
                 file.flush()
                 os.fsync(file.fileno())
             written.replace(self._file)
+            self._stamp = _stamp(self._file)
         except OSError as error:
             written.unlink(missing_ok=True)
             raise not_writable(self._file, error) from None
         self._labels = labels
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is written by anybody; None while it is missing or out of reach, which the write itself tells."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(file: Path) -> dict[str, dict[str, str]]:

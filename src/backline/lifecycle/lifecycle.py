@@ -20,6 +20,7 @@ from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.labels import LabelStore
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.lifecycle.overriding import OverridingFiles, with_configuration
+from backline.lifecycle.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.sources import Sources
 from backline.lifecycle.state_folder import default_state_folder
@@ -30,8 +31,12 @@ from backline.schedule.cache_config import open_cache
 
 log = logging.getLogger("backline.lifecycle")
 
-#: In the audit log, who changed what was changed in a repository.
+#: In the audit log, who changed what nobody asked for by name: a change in a repository, a request to a version that was on demand, ...
 REPOSITORY = "repository"
+REQUEST = "request"
+_SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
+#: Characters of a name in a request that are repeated in an answer.
+_LONGEST_NAME = 256
 _AUDITED: Mapping[str, Action] = {"loaded": "add", "reloaded": "reload", "updated": "reload", "failed": "fail", "unloaded": "remove"}
 
 
@@ -253,7 +258,9 @@ class Lifecycle:
         if not version:
             return Target(source)
         if version not in source.versions:
-            raise NotFound(f"failed to load '{source.name}', version {version} does not exist; there {listed(source.versions)}")
+            raise NotFound(
+                f"failed to load '{source.name}', version {version[:_LONGEST_NAME]} does not exist; there {listed(source.versions)}"
+            )
         if old is not None:
             return self._with_version(old, source, version)
         selected, _ = select(source.versions, source.found.config.version_policy)
@@ -269,7 +276,9 @@ class Lifecycle:
             return await self._overriding.source(model, overrides)
         source = self._known.get(model)
         if source is None:
-            raise NotFound(f"failed to load '{model}', failed to poll from model repository: {self._held_by_repositories()}")
+            raise NotFound(
+                f"failed to load '{model[:_LONGEST_NAME]}', failed to poll from model repository: {self._held_by_repositories()}"
+            )
         if overrides is not None and overrides.config is not None:
             return await with_configuration(source, overrides.config, complete=self._options.complete_configs)
         return source
@@ -281,10 +290,12 @@ class Lifecycle:
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """See Control. `dependents` are the models that an ensemble asks, except those that another one needs."""
         self._check_loading()
+        if not version:
+            self._executor.end_change(model)
         async with self._changing(model):
             served = self._executor.find(model)
             if served is None and model not in self._known:
-                raise NotFound(f"failed to unload '{model}': {self._held_by_repositories()}")
+                raise NotFound(f"failed to unload '{model[:_LONGEST_NAME]}': {self._held_by_repositories()}")
             if served is None or served.target is None:
                 return
             before = self._newest(served)
@@ -316,7 +327,7 @@ class Lifecycle:
             )
         there = [one.version for one in target.versions(served.labels.values())]
         if version not in there:
-            raise NotFound(f"failed to unload '{served.name}': version {version} is not loaded; there {listed(there)}")
+            raise NotFound(f"failed to unload '{served.name}': version {version[:_LONGEST_NAME]} is not loaded; there {listed(there)}")
 
     # labels
 
@@ -406,7 +417,15 @@ class Lifecycle:
         elif self._options.mode == "poll":
             served = self._executor.find(model.name)
             others = [] if served is None else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
-            before = max(others, key=version_order, default="") if step.kind in ("loaded", "reloaded") else model.version
-            self._audit.append(
-                Change(time.time(), REPOSITORY, _AUDITED[step.kind], model.name, model.version, before=before, detail=step.reason)
-            )
+            before = model.version if step.kind in ("updated", "unloaded") else max(others, key=version_order, default="")
+            who, reason = self._cause(step, served)
+            self._audit.append(Change(time.time(), who, _AUDITED[step.kind], model.name, model.version, before=before, detail=reason))
+
+    def _cause(self, step: Step, served: ServedModel | None) -> tuple[str, str]:
+        """Who brought a step about in mode poll, and why."""
+        version = step.model.version
+        why = served.resting.get(version, "") if served is not None and step.kind == "unloaded" else ""
+        if why in _SLEEP:
+            return _SLEEP[why], why
+        by_request = served is not None and step.kind in ("loaded", "failed") and version in served.awake
+        return REQUEST if by_request else REPOSITORY, step.reason

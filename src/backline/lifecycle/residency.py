@@ -15,6 +15,9 @@ from backline.process_memory import resident_bytes, return_large_blocks, trim
 
 log = logging.getLogger("backline.lifecycle")
 
+#: Why a version was put to sleep.
+TO_MAKE_ROOM = "unloaded to make room"
+WHEN_IDLE = "unloaded after it was idle"
 #: Seconds between two looks for versions that were idle too long; at most, as a limit may be shorter.
 _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
@@ -101,7 +104,7 @@ class Residency:
                 raise NoRoom(error.message, error.retry_after)
             if not found:
                 return
-            await self._put_to_sleep(found, "unloaded to make room")
+            await self._put_to_sleep(found, TO_MAKE_ROOM)
 
     async def _look(self) -> None:
         while True:
@@ -113,7 +116,7 @@ class Residency:
             idle = idle_too_long(tenants, time())
             if idle:
                 try:
-                    await self._put_to_sleep(idle, "unloaded after it was idle")
+                    await self._put_to_sleep(idle, WHEN_IDLE)
                 except BacklineError as error:
                     log.error("idle models could not be unloaded: %s", error.message)
             await asyncio.sleep(min(max(min(limits) / 4, _SHORTEST_LOOK), _LONGEST_LOOK))

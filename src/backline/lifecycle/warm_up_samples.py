@@ -55,8 +55,20 @@ def warm_up_samples(
     file = version_folder / TENSORFLOW_FILE
     if file.exists():
         yield from _logged(file, must_fit=True)
-    if recorded is not None and recorded.exists():
+    if recorded is not None and _is_there(recorded):
         yield from _logged(recorded, must_fit=False)
+
+
+def _is_there(recorded: Path) -> bool:
+    """Whether there are recorded requests. They are no part of the model: where the state folder is out of reach it loads without them."""
+    try:
+        recorded.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        log.warning("'%s' cannot be read (%s), so the warm-up is without the requests recorded there", recorded, error.strerror)
+        return False
+    return True
 
 
 def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:

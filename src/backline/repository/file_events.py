@@ -42,11 +42,19 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
                 continue
             except FileNotFoundError:
                 pass  # until it is there, the clock
-            except (OSError, RuntimeError) as error:
-                log.warning("'%s' cannot be watched (%s) and is looked at every %g seconds", places()[0], reason(error), interval)
+            except (OSError, RuntimeError, ExceptionGroup) as error:
+                why = reason(_first(error))
+                log.warning("'%s' cannot be watched (%s) and is looked at every %g seconds", places()[0], why, interval)
                 watching = False
         await asyncio.sleep(interval)
         yield
+
+
+def _first(error: Exception) -> Exception:
+    """What went wrong, without the group it comes in: the watcher cannot say names of files that are not UTF-8."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _can_watch(paths: Sequence[Path]) -> bool:

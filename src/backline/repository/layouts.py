@@ -34,7 +34,7 @@ from backline.repository.model_files import (
     suffix_of,
     usual_file,
 )
-from backline.repository.names import check_name
+from backline.repository.names import check_name, printable
 from backline.repository.place import Place
 from backline.repository.repository import FoundModel, FoundVersion
 
@@ -91,7 +91,7 @@ def read_model(
 
     `problem` is what is known to be wrong with the folder itself; what is set in `given` goes before the folder's own configuration.
     """
-    model = FoundModel(name, place.namespace, place.path, ModelConfig(name))
+    model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
         check_name("model", name, place.location)
         if problem:
@@ -123,7 +123,7 @@ def read_single(
     version: str = FIRST_VERSION,
 ) -> FoundModel:
     """The model whose only version is the folder itself, with a configuration beside the model's file if wanted."""
-    model = FoundModel(name, place.namespace, place.path, ModelConfig(name))
+    model = FoundModel(printable(name), place.namespace, place.path, ModelConfig(printable(name)))
     try:
         check_name("model", name, place.location)
         check_name("version", version, place.location)
@@ -205,7 +205,7 @@ def _read_versions(place: Place, config: ModelConfig, formats: Sequence[ModelFor
             if problem := place.problem(name):
                 raise InvalidArgument(problem)
         except BacklineError as error:
-            found.append(FoundVersion(name, None, problem=error.message))
+            found.append(FoundVersion(printable(name), None, problem=error.message))
             continue
         if numeric or _is_version(name, version.listing, config, formats, suffixes):
             found.append(read_version(version, name, needed, config, formats))

@@ -55,6 +55,8 @@ def find(listing: Listing, config_name: str = "") -> str | None:
     if config_name:
         pairs.insert(0, (f"configs/{config_name}.pbtxt", f"configs/{config_name}.toml"))
     for pair in pairs:
+        if folders := [path for path in pair if path in listing.folders and path not in listing.files]:
+            raise InvalidArgument(f"'{listing.location}/{folders[0]}' is a folder, expected the file of a configuration")
         present = [path for path in pair if path in listing.files]
         if len(present) > 1:
             raise InvalidArgument(f"'{listing.location}' holds both {present[0]} and {present[1]}; remove one of them")
