@@ -8,6 +8,7 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,63 @@ def test_models_that_cannot_be_cached_are_refused(text: str, reason: str, tmp_pa
         server.wait_started()
 
         assert f"{reason} Please disable the response cache." in server.output
+
+
+STREAM = """
+from collections.abc import Iterator
+
+class Model:
+    def predict(self, text: str) -> Iterator[str]:
+        yield text
+"""
+#: Answers differently each time that it is run.
+RANDOM = """
+import os
+
+from backline.model import FP32
+
+class Model:
+    def predict(self, x: FP32[16]) -> FP32[16]:
+        return x * 0 + int.from_bytes(os.urandom(3), "big")
+"""
+
+
+def put_python(repository: Path, name: str, text: str) -> None:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "1" / "model.py").write_text(text)
+    (repository / name / "config.pbtxt").write_text(CACHED)
+
+
+def test_a_python_model_that_streams_is_refused_by_what_its_code_says(tmp_path: Path) -> None:
+    put_python(tmp_path / "models", "add1", STREAM)
+
+    with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL, ready=False) as server:
+        server.wait_started()
+
+        assert "Response Cache does not currently support model add1 with 'decoupled' transaction policy." in server.output
+
+
+def test_a_python_model_is_cached_in_front_of_its_process(tmp_path: Path) -> None:
+    put_python(tmp_path / "models", "add1", RANDOM)
+
+    with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
+        answers = [client["add1"](np.full((16,), value, np.float32))["output"][0] for value in (3, 4, 3)]
+
+        assert answers[0] == answers[2] != answers[1]
+        assert counts(server)[:2] == (1, 2)
+
+
+def test_large_requests_at_the_same_time_share_one_run(tmp_path: Path) -> None:
+    models.slow(tmp_path / "models", name="add1")
+    (tmp_path / "models" / "add1" / "config.pbtxt").write_text(CACHED)
+    with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
+        value = np.ones((300, 512), np.float32)  # above the size that is hashed on the event loop
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(lambda _: client["add1"](value), range(8)))
+
+        hits, misses, runs = counts(server)
+        assert (hits, misses, runs) == (7, 1, 1)
+        assert all(np.array_equal(answer["OUTPUT0"], answers[0]["OUTPUT0"]) for answer in answers)
 
 
 def test_an_ensemble_is_warned_about_and_its_model_is_cached(tmp_path: Path) -> None:
