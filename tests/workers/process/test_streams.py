@@ -70,6 +70,20 @@ class Model:
         finally:
             MADE.with_name("ended").touch()
 """
+PATIENT = """
+import asyncio
+from pathlib import Path
+
+class Model:
+    async def predict(self, x: str) -> str:
+        Path(__file__).with_name("began").touch()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            Path(__file__).with_name("cancelled").touch()
+            raise
+        return x
+"""
 ASYNC_NUMBERS = """
 from collections.abc import AsyncIterator
 
@@ -83,7 +97,7 @@ class Model:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    models = {"gate": GATE, "async_batch": ASYNC_BATCH, "numbers": NUMBERS, "async_numbers": ASYNC_NUMBERS}
+    models = {"gate": GATE, "async_batch": ASYNC_BATCH, "numbers": NUMBERS, "async_numbers": ASYNC_NUMBERS, "patient": PATIENT}
     for name, text in models.items():
         put(folder / name / "1" / "model.py", text)
     return folder
@@ -199,6 +213,18 @@ def test_a_stream_whose_reader_has_gone_ends_where_it_stands(server: ServerProce
     until(ended.exists)
 
     assert int((repository / "numbers" / "1" / "made").read_text()) < 999
+
+
+def test_a_coroutine_is_cancelled_when_nobody_waits_for_it(server: ServerProcess, repository: Path) -> None:
+    folder = repository / "patient" / "1"
+    with socket.create_connection(("127.0.0.1", server.http_port)) as client:
+        body = b'{"x": "hello"}'
+        client.sendall(b"POST /v2/models/patient/generate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        until((folder / "began").exists)
+
+    until((folder / "cancelled").exists)
+
+    assert len(events(server, "async_numbers", 1, 3)) == 3
 
 
 @pytest.mark.parametrize(("size", "told"), [(0, "ValueError: no further"), (-1, "ended with exit status 9 after the first responses")])

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin
 
-from backline.engine.errors import BacklineError, Internal, InvalidArgument
+from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument
 from backline.engine.tensor import Tensor
 from backline.model.hints import Request
 from backline.workers.process.protocol import Load, Loaded
@@ -172,6 +172,9 @@ class PythonModel:
         await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests if not request.answered))
 
     async def _execute_alone_async(self, request: WorkerRequest) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None, "it is a coroutine"
+        request.on_cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
             answer = self._predict(self._arguments(request.inputs, request))
             if self._stream:
@@ -215,6 +218,8 @@ class PythonModel:
     def _fail(self, request: WorkerRequest, error: BaseException) -> None:
         if request.answered:
             return
+        if request.cancelled and isinstance(error, asyncio.CancelledError):
+            error = Cancelled("nobody waits for the answer any more")
         if isinstance(error, BacklineError):
             request.fail(error)
             return

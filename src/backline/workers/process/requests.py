@@ -29,7 +29,7 @@ class WorkerRequest:
     All of them may be called from any thread, also after `WorkerModel.execute` has returned. `inputs` are arrays by name.
     """
 
-    __slots__ = ("_batch", "_credit", "_first", "_inputs", "_note", "_on_credit", "answered", "cancelled", "number", "rows")
+    __slots__ = ("_batch", "_credit", "_first", "_inputs", "_note", "_on_credit", "answered", "cancelled", "number", "on_cancel", "rows")
 
     def __init__(self, batch: RequestBatch, number: int, note: Note, inputs: Mapping[str, Tensor], first: int, rows: int) -> None:
         self._batch = batch
@@ -45,6 +45,8 @@ class WorkerRequest:
         self.rows = rows
         #: Whether nobody waits for the answer any more.
         self.cancelled = False
+        #: Called on another thread when that is so.
+        self.on_cancel: Callable[[], object] | None = None
         self.answered = False
 
     @property
@@ -147,6 +149,8 @@ class WorkerRequest:
         """Nobody waits any more: neither does `send`, which from now on does nothing."""
         self.cancelled = True
         self.may_send(0)
+        if self.on_cancel is not None:
+            self.on_cancel()
 
     def end(self) -> None:
         """There is no further response."""
