@@ -82,7 +82,7 @@ class Client:
         self._loop.run(self._client.load(name, version, config=config, files=files, timeout=timeout))
 
     def unload(self, name: str, version: str | int | None = None, *, dependents: bool = False, timeout: float | None = None) -> None:
-        """Takes a model, or one version of it, out of service; with `dependents` the models that need it too."""
+        """Takes a model, or one version of it, out of service; `dependents`: with the steps of an ensemble, see AsyncClient."""
         self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
 
     def labels(self, name: str, timeout: float | None = None) -> dict[str, str]:

@@ -41,7 +41,7 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something became of a version: `seconds` its load took, `reason` why it failed."""
+    """Something became of a version; `reason` is why it failed, or was put to sleep."""
 
     kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded"]
     model: Model
@@ -87,6 +87,8 @@ class Executor:
         self._keys = count(1)
         self._models: dict[str, ServedModel] = {}
         self._loading = 0
+        #: Why versions that are being unloaded were put to sleep, by key.
+        self._sent_to_sleep: dict[int, str] = {}
         #: Names of models whose change is to end, whatever it has come to.
         self._ended_changes: set[str] = set()
         #: Names of models with loads for which no slot was free, in their order.
@@ -199,6 +201,8 @@ class Executor:
                 self._on_step(Step("loaded" if before is None else "reloaded", one.model))
             case Update(key, goal):
                 served.held[key].update(goal.settings)  # type: ignore[arg-type]  # the settings are the configuration
+                if served.held[key].model.config.idle_unload_seconds is not None:
+                    self._residency.look_for_idle()
                 self._on_step(Step("updated", served.held[key].model))
             case Unload(key):
                 one = served.held[key]
@@ -292,7 +296,7 @@ class Executor:
             log.exception("unloading '%s' version %s failed", one.model.name, one.model.version)
         await self._residency.give_back()
         served.unloaded(one)
-        self._on_step(Step("unloaded", one.model))
+        self._on_step(Step("unloaded", one.model, self._sent_to_sleep.pop(one.key, "")))
         self.advance((served.name,))
 
     # on demand
@@ -389,6 +393,7 @@ class Executor:
         leaving = [(served, one) for served in self._models.values() for one in served.held.values() if (served.name, one.key) in keys]
         for served, one in leaving:
             served.rest(one.model.version, reason)
+            self._sent_to_sleep[one.key] = reason
         self.advance({served.name for served, _ in leaving})
         await self.until(lambda: all(one.key not in served.held for served, one in leaving))
 

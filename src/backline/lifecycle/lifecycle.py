@@ -423,9 +423,7 @@ class Lifecycle:
 
     def _cause(self, step: Step, served: ServedModel | None) -> tuple[str, str]:
         """Who brought a step about in mode poll, and why."""
-        version = step.model.version
-        why = served.resting.get(version, "") if served is not None and step.kind == "unloaded" else ""
-        if why in _SLEEP:
-            return _SLEEP[why], why
-        by_request = served is not None and step.kind in ("loaded", "failed") and version in served.awake
+        if step.reason in _SLEEP:
+            return _SLEEP[step.reason], step.reason
+        by_request = served is not None and step.kind in ("loaded", "failed") and step.model.version in served.awake
         return REQUEST if by_request else REPOSITORY, step.reason
