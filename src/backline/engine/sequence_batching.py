@@ -45,9 +45,10 @@ class SequenceState:
 class SequenceBatching:
     """Sequences, and how their requests are joined: times in microseconds.
 
-    "direct" keeps each sequence in one place of the batch of one instance. Such a batch is run when `minimum_slot_utilization` of its places
-    have a request, or one has waited for `max_queue_delay_us`. "oldest" joins requests of `max_candidates` sequences an instance (0: as many
-    as fit into a batch) like any others, the sequences that began first first. A sequence ends when no request of it came for `idle_us`.
+    "direct" keeps each sequence in one place of the batch of one instance. Such a batch is run when `minimum_slot_utilization` of its
+    places have a request, or one has waited for `max_queue_delay_us`. "oldest" joins requests of `max_candidates` sequences an instance
+    (0: as many as fit into a batch) like any others, the sequences that began first first. A sequence ends when no request of it came
+    for `idle_us`.
     """
 
     strategy: Strategy = "direct"
