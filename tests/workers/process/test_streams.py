@@ -84,6 +84,21 @@ class Model:
             raise
         return x
 """
+ONE_LOOP = """
+import asyncio
+
+class Model:
+    async def load(self):
+        self.queue = asyncio.Queue()
+        self.loop = asyncio.get_running_loop()
+
+    async def predict(self, x: int) -> bool:
+        await self.queue.put(x)
+        return self.loop is asyncio.get_running_loop()
+
+    async def unload(self):
+        print("unloaded on the same loop:", self.loop is asyncio.get_running_loop())
+"""
 ASYNC_NUMBERS = """
 from collections.abc import AsyncIterator
 
@@ -213,6 +228,16 @@ def test_a_stream_whose_reader_has_gone_ends_where_it_stands(server: ServerProce
     until(ended.exists)
 
     assert int((repository / "numbers" / "1" / "made").read_text()) < 999
+
+
+def test_load_predict_and_unload_share_an_event_loop(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "one_loop" / "1" / "model.py", ONE_LOOP)
+    with serve(tmp_path / "models", tmp_path / "log", "--log-level", "info") as server:
+        with backline.connect(server.url) as client:
+            assert client["one_loop"](np.array([1]))["output"].tolist() == [True]
+        server.stop()
+
+        assert "unloaded on the same loop: True" in server.output
 
 
 def test_a_coroutine_is_cancelled_when_nobody_waits_for_it(server: ServerProcess, repository: Path) -> None:

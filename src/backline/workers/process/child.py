@@ -112,11 +112,14 @@ class Worker:
 
     def serve(self) -> None:
         """Until the server closes the channel."""
+        # One loop for all that is asynchronous in a model, which may keep what belongs to it.
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
         frames = self._receive()
         if not frames or not self._load(frames[0][1]):
             return
         if self._model.loaded.concurrency > 1:
-            asyncio.run(self._serve_loop())
+            loop.run_until_complete(self._serve_loop())
         else:
             self._serve()
         self._model.close()

@@ -238,9 +238,9 @@ async def _close(answer: Any) -> None:
 
 
 def _finish(hook: Any) -> None:
-    """Calls what may be a coroutine function."""
+    """Calls what may be a coroutine function, which runs on the worker's loop."""
     if hook is None:
         return
     result = hook()
     if inspect.iscoroutine(result):
-        asyncio.run(result)
+        asyncio.get_event_loop().run_until_complete(result)
