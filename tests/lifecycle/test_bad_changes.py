@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
-from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.audit import AuditLog
 from backline.lifecycle.labels import LabelStore
 from support import models
@@ -163,6 +163,18 @@ def test_labels_that_another_server_has_changed_are_not_overwritten(tmp_path: Pa
         other.set("add1", "canary", "2")
     one.set("add1", "beta", "2")
     assert LabelStore(tmp_path).of("add1") == {"canary": "1", "beta": "2"}
+
+
+def test_labels_that_cannot_be_kept_are_as_they_were() -> None:
+    with unprivileged_folder() as folder:
+        store = LabelStore(folder)
+        store.set("add1", "canary", "1")
+        for mode in (0o500, 0):
+            folder.chmod(mode)
+            with pytest.raises(Internal, match=r"labels\.json' cannot be written: Permission denied.*--state-dir"):
+                store.set("add1", "canary", "2")
+        folder.chmod(0o700)
+        assert store.of("add1") == LabelStore(folder).of("add1") == {"canary": "1"}
 
 
 def test_lines_of_the_audit_log_with_wrong_types_are_passed_over(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class LabelStore:
             written.replace(self._file)
             self._stamp = _stamp(self._file)
         except OSError as error:
-            written.unlink(missing_ok=True)
+            with suppress(OSError):
+                written.unlink()
             raise not_writable(self._file, error) from None
         self._labels = labels
 
@@ -87,7 +89,8 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
 
 def _is_labels(found: Any) -> bool:
     return isinstance(found, dict) and all(
-        isinstance(labels, dict) and all(isinstance(version, str) and version for version in labels.values()) for labels in found.values()
+        isinstance(labels, dict) and all(label and isinstance(version, str) and version for label, version in labels.items())
+        for labels in found.values()
     )
 
 

@@ -16,6 +16,7 @@ from backline.repository.file_systems import is_remote
 from backline.repository.layouts import Known, read_single
 from backline.repository.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
 from backline.repository.model_files import suffix_of
+from backline.repository.names import printable
 from backline.repository.place import Place
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.scan import scan_listing
@@ -65,7 +66,7 @@ class LocalRepository:
         self._watched = (self._path,)
         listing = walk(self._path, stable_inodes=self._stable_inodes)
         found = scan_listing(listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known)
-        if self._name and [model.name for model in found] != [self._name]:
+        if self._name and [model.name for model in found] != [printable(self._name)]:
             names = ", ".join(f"'{model.name}'" for model in found) or "no model"
             raise InvalidArgument(
                 f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a repository that holds {names};"
