@@ -17,7 +17,7 @@ def test_server_metadata(caller: Caller) -> None:
     assert document["name"] == "backline"
     assert document["version"]
     assert "binary_tensor_data" in document["extensions"]
-    assert not {"trace", "logging", "system_shared_memory", "model_repository", "sequence"} & set(document["extensions"])
+    assert not {"trace", "logging", "system_shared_memory", "model_repository"} & set(document["extensions"])
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])

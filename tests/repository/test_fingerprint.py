@@ -10,7 +10,7 @@ from types import MappingProxyType
 import pytest
 
 from backline.engine.datatypes import DataType
-from backline.engine.model_config import ModelConfig, VersionPolicy
+from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.repository.fingerprint import load_key
 from support.repositories import only, put
@@ -25,7 +25,7 @@ CONFIG = ModelConfig("m", inputs=(TensorSpec("x", DataType.FP32, (-1,)),), param
         {"instance_count": 4},
         {"labels": MappingProxyType({"stable": "1"})},
         {"pinned": True},
-        {"max_queue_size": 7},
+        {"queue_policy": QueuePolicy(7)},
         {"on_demand": True},
         {"idle_unload_seconds": 60.0},
         {"load_retries": 3},
@@ -62,7 +62,8 @@ def test_a_field_that_is_unknown_here_causes_a_load() -> None:
 
     assert without_load == {
         *("version_policy", "instance_count", "labels", "pinned", "on_demand", "idle_unload_seconds", "load_retries"),
-        *("dynamic_batching", "preferred_batch_sizes", "max_queue_delay_us", "max_queue_size", "default_timeout_us"),
+        *("dynamic_batching", "preferred_batch_sizes", "max_queue_delay_us", "queue_policy"),
+        *("priority_levels", "default_priority_level", "priority_queue_policies"),
         *("declared", "source", "warnings"),
     }
 
