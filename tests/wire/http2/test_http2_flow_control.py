@@ -61,6 +61,16 @@ def test_larger_initial_window_opens_open_streams(served: Served) -> None:
         assert len(data_of(client, 1, 100)) == 100
 
 
+def test_what_new_windows_allow_comes_behind_the_acknowledgement(served: Served) -> None:
+    """A client that announces a larger window, and soon a smaller one, holds its peer to the last that was acknowledged."""
+    with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client:
+        client.request(1, "/large?100")
+        client.until(frames.HEADERS, 1)
+        client.write(frames.settings({frames.INITIAL_WINDOW_SIZE: 100}))
+        assert client.read_frame().kind == frames.SETTINGS
+        assert client.read_frame().kind == frames.DATA
+
+
 def test_frames_are_as_large_as_the_client_takes(served: Served) -> None:
     with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 20, frames.MAX_FRAME_SIZE: 20_000}) as client:
         client.request(1, "/large?50000")

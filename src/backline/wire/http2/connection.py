@@ -405,7 +405,9 @@ class Http2Connection(FrameReader):
                 output.max_frame_size = value
             elif key == frames.HEADER_TABLE_SIZE and value < 4096:
                 self.block_prefix = b"\x20"
+        # What the new windows allow comes behind the acknowledgement: until then the client holds us to the old ones.
         output.write(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        output.pump()
 
     def _change_windows(self, initial: int) -> None:
         """INITIAL_WINDOW_SIZE moves the windows of all streams, so it costs the client as much."""
@@ -418,7 +420,6 @@ class Http2Connection(FrameReader):
                 raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1")
             if stream.pending_bytes and window > 0:
                 output.make_ready(stream)
-        output.pump()
 
     def _rst_stream(self, number: int, payload: bytes) -> None:
         if not number:
