@@ -14,8 +14,8 @@ LARGE_BLOCK = 1 << 20
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-#: One for the event loop and one for all others: Python's threads seldom allocate at the same time.
-ARENAS = 2
+#: Threads of Python seldom allocate at the same time, and runtimes have arenas of their own: more won nothing that could be measured.
+ARENAS = 1
 
 
 def resident_bytes() -> int:
@@ -53,11 +53,11 @@ def return_large_blocks() -> bool:
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
 
 
-def share_arenas() -> bool:
+def share_arena() -> bool:
     """From now on all threads allocate from ARENAS arenas; False where the C library cannot.
 
     By default glibc gives each thread one of its own (mallopt(3), M_ARENA_MAX), and each thread that ever loaded a model keeps some: 50
-    loads of one model left 6 % more resident memory than the first, and with two arenas 0.2 %.
+    loads of one model left 6 % more resident memory than the first, and with one arena 0.3 %.
     """
     return bool(_mallopt()(_M_ARENA_MAX, ARENAS))
 

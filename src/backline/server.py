@@ -18,7 +18,7 @@ from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
-from backline.process_memory import share_arenas
+from backline.process_memory import share_arena
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
 from backline.wire.connection import Wire
@@ -145,7 +145,7 @@ class Server:
         Raises OSError when an address cannot be opened, TlsFileError for a TLS file and BacklineError for a repository that cannot be read.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
-        share_arenas()
+        share_arena()
         options = self.options
         metrics: Metrics | None = None
 
