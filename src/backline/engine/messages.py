@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
 from time import monotonic_ns
 from typing import TypeAlias
 
@@ -51,45 +49,24 @@ class SequenceStep:
 
 
 class ResponseFlow:
-    """Whether the one who asked takes more responses. The caller pauses and resumes; a model that gives many waits between them."""
+    """Whether the one who asked takes more responses. The caller pauses and resumes, on the event loop; a model that gives many looks."""
 
-    __slots__ = ("_open", "_waiting", "on_resume")
+    __slots__ = ("on_resume", "paused")
 
     def __init__(self) -> None:
-        self._open = Event()
-        self._open.set()
-        self._waiting: list[asyncio.Future[None]] = []
-        #: Called at every `resume`, on the event loop: for a model that does not wait, but does something else meanwhile.
+        self.paused = False
+        #: Called at every `resume`.
         self.on_resume: Callable[[], None] | None = None
 
-    @property
-    def paused(self) -> bool:
-        return not self._open.is_set()
-
     def pause(self) -> None:
-        """From now on the model should wait before its next response. Called on the event loop."""
-        self._open.clear()
+        """From now on the model should wait before its next response."""
+        self.paused = True
 
     def resume(self) -> None:
-        """More responses are welcome, or nobody waits for any more. Called on the event loop."""
-        self._open.set()
-        waiting, self._waiting = self._waiting, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        """More responses are welcome, or nobody waits for any more."""
+        self.paused = False
         if self.on_resume is not None:
             self.on_resume()
-
-    async def wait(self) -> None:
-        """Returns when a response is welcome; on the event loop."""
-        while self.paused:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(future)
-            await future
-
-    def wait_on_thread(self) -> None:
-        """Returns when a response is welcome; on any other thread."""
-        self._open.wait()
 
 
 class InferRequest:
