@@ -22,13 +22,9 @@ class EnsembleStep:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The steps, in the order of the file; what runs when is decided by their tensors.
-
-    `max_inflight` bounds the responses of a step that are under way further on, of steps that give any number of them; 0 for no bound.
-    """
+    """The steps, in the order of the file; what runs when is decided by their tensors."""
 
     steps: tuple[EnsembleStep, ...]
-    max_inflight: int = 0
 
     @property
     def models(self) -> frozenset[str]:

@@ -28,7 +28,7 @@ SUPPORTED: Final = frozenset(
         "instance_group.count",
         "instance_group.kind",
         "dynamic_batching",
-        "ensemble_scheduling",
+        "ensemble_scheduling.step",
         "model_warmup",
         "sequence_batching.max_sequence_idle_microseconds",
         "sequence_batching.control_input",

@@ -148,8 +148,7 @@ class _Reader:
     def _ensemble(self) -> Ensemble | None:
         if not self._message.HasField("ensemble_scheduling"):
             return None
-        scheduling = self._message.ensemble_scheduling
-        return Ensemble(tuple(map(_step, scheduling.step)), scheduling.max_inflight_requests)
+        return Ensemble(tuple(map(_step, self._message.ensemble_scheduling.step)))
 
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename
