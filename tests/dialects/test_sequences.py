@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import json
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +14,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tests.support.server import ServerProcess, serve
 
 from backline import connect
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument, Unsupported
+from support.server import ServerProcess, serve
 
 VAD = """
 max_batch_size = 16
@@ -159,6 +161,17 @@ async def test_no_two_sequences_mix_their_states(server: ServerProcess, model: s
 
         sums = await asyncio.gather(*(add(stream) for stream in range(1, 12)))
     assert sums == [[10.0 + stream * step for step in range(1, 11)] for stream in range(1, 12)]
+
+
+def test_a_generate_request_is_a_step_of_its_sequence(server: ServerProcess) -> None:
+    sums = []
+    for number, flags in ((1, {"sequence_start": True}), (2, {}), (3, {"sequence_end": True})):
+        body = json.dumps({"x": [float(number)], "sequence_id": 991, **flags}).encode()
+        asked = urllib.request.Request(f"{server.url}/v2/models/oldest/generate", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            sums.append(json.load(answer)["seen"])
+    assert [seen[0] for seen in sums] == [1, 0, 0]
+    assert [seen[1] for seen in sums] == [5, 5, 7]
 
 
 def test_a_beginning_in_the_middle_starts_the_state_anew(server: ServerProcess) -> None:

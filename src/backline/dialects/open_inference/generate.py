@@ -96,6 +96,7 @@ class Generate:
             parameters=plan.parameters,
             priority=plan.priority,
             timeout=plan.timeout,
+            sequence=plan.sequence,
         )
         answer(plan, self._engine.stream(asked))
 
