@@ -14,8 +14,6 @@ LARGE_BLOCK = 1 << 20
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-#: Threads of Python seldom allocate at the same time, and runtimes have arenas of their own: more won nothing that could be measured.
-ARENAS = 1
 
 
 def resident_bytes() -> int:
@@ -54,12 +52,13 @@ def return_large_blocks() -> bool:
 
 
 def share_arena() -> bool:
-    """From now on all threads allocate from ARENAS arenas; False where the C library cannot.
+    """From now on all threads allocate from one arena; False where the C library cannot.
 
     By default glibc gives each thread one of its own (mallopt(3), M_ARENA_MAX), and each thread that ever loaded a model keeps some: 50
-    loads of one model left 6 % more resident memory than the first, and with one arena 0.3 %.
+    loads of one model left 6 % more resident memory than the first, and with one arena 0.3 %. Threads of Python seldom allocate at the same
+    time, and runtimes have arenas of their own: more arenas won nothing that could be measured.
     """
-    return bool(_mallopt()(_M_ARENA_MAX, ARENAS))
+    return bool(_mallopt()(_M_ARENA_MAX, 1))
 
 
 @cache
