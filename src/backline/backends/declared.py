@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backline.backends.parameters import Parameters
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.signature import Signature, TensorSpec
 
 
 def check_tensors(config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
@@ -32,3 +33,14 @@ def check_tensors(config: ModelConfig, backend: str, inputs: Sequence[TensorSpec
 
 def _names(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"'{spec.name}'" for spec in specs) or "none"
+
+
+class DeclaredModel:
+    """What such models have in common: the configuration is their signature, and there is no memory to give back."""
+
+    def __init__(self, config: ModelConfig, backend: str) -> None:
+        self.signature = Signature(config.inputs, config.outputs)
+        self.warnings = Parameters(config, backend, ()).warnings
+
+    def close(self) -> None:
+        """See StreamingModel."""

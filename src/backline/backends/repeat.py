@@ -9,13 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from backline.backends.declared import check_tensors
-from backline.backends.parameters import Parameters
+from backline.backends.declared import DeclaredModel, check_tensors
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.signature import TensorSpec
 
 _INPUTS = (
     TensorSpec("IN", DataType.INT32, (-1,)),
@@ -37,18 +36,14 @@ class Repeat:
         Raises InvalidArgument where the configuration has other tensors, a batch, or no decoupled transaction policy.
         """
         check_tensors(config, self.name, _INPUTS, _OUTPUTS)
-        return RepeatModel(config, Parameters(config, self.name, ()).warnings)
+        return RepeatModel(config, self.name)
 
 
-class RepeatModel:
+class RepeatModel(DeclaredModel):
     """No model at all. WAIT, after which Triton's backend takes the next request, has no effect: here others never wait for it."""
 
     #: Most of the time they sleep.
     streams_at_once = 16
-
-    def __init__(self, config: ModelConfig, warnings: tuple[str, ...]) -> None:
-        self.signature = Signature(config.inputs, config.outputs)
-        self.warnings = warnings
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
@@ -61,6 +56,3 @@ class RepeatModel:
             if delays[index]:
                 time.sleep(delays[index] / 1000)
             yield {"OUT": values[index : index + 1].copy(), "IDX": np.array([index], np.uint32)}
-
-    def close(self) -> None:
-        """See StreamingModel."""

@@ -8,12 +8,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from backline.backends.declared import check_tensors
-from backline.backends.parameters import Parameters
+from backline.backends.declared import DeclaredModel, check_tensors
 from backline.engine.datatypes import DataType
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
+from backline.engine.signature import TensorSpec
 
 _INPUTS = (TensorSpec("IN", DataType.INT32, (1,)),)
 _OUTPUTS = (TensorSpec("OUT", DataType.INT32, (1,)),)
@@ -31,17 +30,13 @@ class Square:
         Raises InvalidArgument where the configuration has other tensors, a batch, or no decoupled transaction policy.
         """
         check_tensors(config, self.name, _INPUTS, _OUTPUTS)
-        return SquareModel(config, Parameters(config, self.name, ()).warnings)
+        return SquareModel(config, self.name)
 
 
-class SquareModel:
+class SquareModel(DeclaredModel):
     """No model at all."""
 
     streams_at_once = 1
-
-    def __init__(self, config: ModelConfig, warnings: tuple[str, ...]) -> None:
-        self.signature = Signature(config.inputs, config.outputs)
-        self.warnings = warnings
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
@@ -50,6 +45,3 @@ class SquareModel:
         count = int(inputs["IN"][0])
         for _ in range(count):
             yield {"OUT": np.array([count], np.int32)}
-
-    def close(self) -> None:
-        """See StreamingModel."""
