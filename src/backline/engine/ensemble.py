@@ -22,9 +22,13 @@ class EnsembleStep:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """The steps, in the order of the file; what runs when is decided by their tensors."""
+    """The steps, in the order of the file; what runs when is decided by their tensors.
+
+    `max_inflight` is how many requests to each step behind a decoupled one may be under way for one request; 0 is the server's choice.
+    """
 
     steps: tuple[EnsembleStep, ...]
+    max_inflight: int = 0
 
     @property
     def models(self) -> frozenset[str]:

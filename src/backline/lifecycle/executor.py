@@ -16,7 +16,8 @@ from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.budget import Tenant
-from backline.lifecycle.composed import ComposedServable, composed_of, unanswered_step
+from backline.lifecycle.composed import ComposedServable, composed_of
+from backline.lifecycle.ensemble_steps import unanswered_step
 from backline.lifecycle.load_threads import LoadThreads
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.on_demand import OnDemandQueue, check_later

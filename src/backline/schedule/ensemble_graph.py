@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from backline.engine.ensemble import Ensemble, EnsembleStep
+from backline.engine.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A step that runs, and the `outputs` of its model that somebody needs: (the model's name, the ensemble's tensor)."""
+    """A step that runs, and the `outputs` of its model that somebody needs: (the model's name, the ensemble's tensor).
 
+    `index` is its place in the file. `level` counts the decoupled steps before it: at level 0 it runs once, behind a decoupled step once
+    for each of its responses.
+    """
+
+    index: int
     step: EnsembleStep
     outputs: tuple[tuple[str, str], ...]
+    level: int = 0
+    decoupled: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -25,17 +33,28 @@ class PlannedStep:
 class EnsemblePlan:
     """The steps that a set of outputs needs. `consumers` has the numbers of the steps in it that wait for a tensor of another step.
 
-    `waits` has for each step how many such tensors it waits for; a step with 0 runs at once.
+    `waits` has for each step how many such tensors it waits for; a step with 0 runs at once. `chain` has the numbers
+    of the decoupled steps on the way to the outputs, the first one first. `made` is how many of the outputs are tensors of steps.
     """
 
     steps: tuple[PlannedStep, ...]
     waits: tuple[int, ...]
     consumers: dict[str, tuple[int, ...]]
     outputs: tuple[str, ...]
+    chain: tuple[int, ...] = ()
+    made: int = 0
+
+    @property
+    def depth(self) -> int:
+        """The level of the outputs: with 0 there is one response."""
+        return len(self.chain)
 
 
-def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str]) -> EnsemblePlan:
-    """The plan for some of the ensemble's outputs: steps that none of them needs are left out, as in Triton."""
+def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collection[int] = ()) -> EnsemblePlan:
+    """The plan for some of the ensemble's outputs: steps that none of them needs are left out, as in Triton.
+
+    `decoupled` are the indexes of the steps whose models give any number of responses.
+    """
     producers = {tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()}
     needed_tensors: set[str] = set()
     needed_steps: set[int] = set()
@@ -49,16 +68,57 @@ def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str]) -> EnsemblePlan:
         if index is not None and index not in needed_steps:
             needed_steps.add(index)
             open_tensors.extend(ensemble.steps[index].inputs.values())
-    chosen = [ensemble.steps[index] for index in sorted(needed_steps)]
-    made = {tensor for step in chosen for tensor in step.outputs.values()}
+    levels = {tensor: len(steps) for tensor, steps in origins(ensemble, decoupled).items()} if decoupled else {}
+    chosen = [
+        PlannedStep(
+            index,
+            step,
+            tuple((name, tensor) for name, tensor in step.outputs.items() if tensor in needed_tensors),
+            max(levels.get(tensor, 0) for tensor in step.inputs.values()),
+            index in decoupled,
+        )
+        for index, step in enumerate(ensemble.steps)
+        if index in needed_steps
+    ]
+    made = {tensor for planned in chosen for tensor in planned.step.outputs.values()}
     consumers: dict[str, list[int]] = {}
     waits = []
-    for number, step in enumerate(chosen):
-        awaited = sorted({tensor for tensor in step.inputs.values() if tensor in made})
+    for number, planned in enumerate(chosen):
+        awaited = sorted({tensor for tensor in planned.step.inputs.values() if tensor in made})
         waits.append(len(awaited))
         for tensor in awaited:
             consumers.setdefault(tensor, []).append(number)
-    steps = tuple(
-        PlannedStep(step, tuple((name, tensor) for name, tensor in step.outputs.items() if tensor in needed_tensors)) for step in chosen
+    return EnsemblePlan(
+        tuple(chosen),
+        tuple(waits),
+        {tensor: tuple(numbers) for tensor, numbers in consumers.items()},
+        tuple(outputs),
+        tuple(sorted((number for number, planned in enumerate(chosen) if planned.decoupled), key=lambda number: chosen[number].level)),
+        sum(tensor in made for tensor in outputs),
     )
-    return EnsemblePlan(steps, tuple(waits), {tensor: tuple(numbers) for tensor, numbers in consumers.items()}, tuple(outputs))
+
+
+def origins(ensemble: Ensemble, decoupled: Collection[int]) -> dict[str, tuple[int, ...]]:
+    """By tensor of a step, the indexes of the decoupled steps whose responses it stems from, the first one first.
+
+    Raises InvalidArgument where a step takes tensors of different origin: which of them belong together nobody can say. The words are
+    Triton's.
+    """
+    producers = {tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()}
+    found: dict[str, tuple[int, ...]] = {}
+
+    def visit(tensor: str) -> tuple[int, ...]:
+        index = producers.get(tensor)
+        if index is None:
+            return ()
+        if tensor not in found:
+            step = ensemble.steps[index]
+            origin, *others = map(visit, step.inputs.values())
+            if any(other != origin for other in others):
+                raise InvalidArgument(f"step of model '{step.model}' receives inputs originated from different decoupled models")
+            found[tensor] = (*origin, index) if index in decoupled else origin
+        return found[tensor]
+
+    for tensor in producers:
+        visit(tensor)
+    return found

@@ -39,6 +39,8 @@ def describe(model: Model) -> Any:
     config.default_model_filename = given.default_model_filename
     if not config.HasField("version_policy") and given.version_policy != VersionPolicy():
         _fill_version_policy(config.version_policy, given.version_policy)
+    if model.decoupled:
+        config.model_transaction_policy.decoupled = True
     batched = model.max_batch_size > 0
     for tensors, specs in ((config.input, model.signature.inputs), (config.output, model.signature.outputs)):
         if not tensors:

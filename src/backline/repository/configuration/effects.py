@@ -29,6 +29,7 @@ SUPPORTED: Final = frozenset(
         "instance_group.kind",
         "dynamic_batching",
         "ensemble_scheduling.step",
+        "ensemble_scheduling.max_inflight_requests",
         "model_warmup",
         "sequence_batching.max_sequence_idle_microseconds",
         "sequence_batching.control_input",

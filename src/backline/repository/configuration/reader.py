@@ -148,7 +148,8 @@ class _Reader:
     def _ensemble(self) -> Ensemble | None:
         if not self._message.HasField("ensemble_scheduling"):
             return None
-        return Ensemble(tuple(map(_step, self._message.ensemble_scheduling.step)))
+        given = self._message.ensemble_scheduling
+        return Ensemble(tuple(map(_step, given.step)), given.max_inflight_requests)
 
     def _model_filename(self) -> str:
         filename: str = self._message.default_model_filename

@@ -1,0 +1,261 @@
+"""Ensembles with decoupled steps on a real server: every stream of responses, slow and vanishing readers, statistics."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import queue
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton
+from onnx import TensorProto, helper, numpy_helper
+from tritonclient.utils import InferenceServerException
+
+import backline.client
+from support.server import ServerProcess, serve
+from support.streaming import put_models
+
+#: repeat (any number of responses) -> timesten (an ONNX model with batches) ; the ensemble has none.
+TENFOLD = """
+platform: "ensemble"
+input [
+  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
+  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+output [ { name: "TENFOLD" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "PLACE" data_type: TYPE_UINT32 dims: [ 1 ] } ]
+ensemble_scheduling {
+  max_inflight_requests: 4
+  step { model_name: "repeat" model_version: -1
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" } input_map { key: "WAIT" value: "NEXT" }
+    output_map { key: "OUT" value: "one" } output_map { key: "IDX" value: "PLACE" } }
+  step { model_name: "timesten" model_version: 1 input_map { key: "x" value: "one" } output_map { key: "y" value: "TENFOLD" } }
+}
+"""
+#: repeat -> square: n responses for each element n.
+SQUARES = """
+platform: "ensemble"
+input [
+  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
+  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
+ensemble_scheduling {
+  step { model_name: "repeat" model_version: -1
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" } input_map { key: "WAIT" value: "NEXT" }
+    output_map { key: "OUT" value: "n" } }
+  step { model_name: "square" model_version: -1 input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
+}
+"""
+#: A Python step that refuses some values.
+PICKY = """
+from backline.model import INT32, InvalidArgument
+
+
+class Model:
+    def predict(self, x: INT32[1]) -> INT32[1]:
+        if x[0] < 0:
+            raise InvalidArgument("x is below zero")
+        return x
+"""
+CHOSEN = TENFOLD.replace("timesten", "picky").replace('key: "y"', 'key: "output"').replace("TENFOLD", "CHOSEN")
+
+
+def put_ensembles(repository: Path) -> Path:
+    """Adds the models tenfold, squares and chosen, and those that they ask."""
+    put_models(repository)
+    node = helper.make_node("Mul", ["x", "ten"], ["y"])
+    spec = [helper.make_tensor_value_info(name, TensorProto.INT32, ["b", 1]) for name in "xy"]
+    graph = helper.make_graph([node], "timesten", spec[:1], spec[1:], [numpy_helper.from_array(np.array([10], np.int32), "ten")])
+    (repository / "timesten" / "1").mkdir(parents=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, repository / "timesten" / "1" / "model.onnx")
+    (repository / "picky" / "1").mkdir(parents=True)
+    (repository / "picky" / "1" / "model.py").write_text(PICKY)
+    for name, text in (("tenfold", TENFOLD), ("squares", SQUARES), ("chosen", CHOSEN)):
+        (repository / name).mkdir()
+        (repository / name / "1").mkdir()
+        (repository / name / "config.pbtxt").write_text(text)
+    return repository
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    folder = tmp_path_factory.mktemp("ensembles")
+    with serve(put_ensembles(folder / "models"), folder / "server.log") as running:
+        yield running
+
+
+def asked(values: list[int], delay: int = 0) -> dict[str, list[int]]:
+    return {"VALUES": values, "DELAYS": [delay] * len(values), "NEXT": [0]}
+
+
+def post(server: ServerProcess, path: str, document: object) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection.request("POST", path, json.dumps(document), {"content-type": "application/json"})
+    answer = connection.getresponse()
+    got = answer.status, answer.read().decode()
+    connection.close()
+    return got
+
+
+def events(body: str) -> list[Any]:
+    return [json.loads(event.removeprefix("data: ")) for event in body.split("\n\n") if event]
+
+
+def inputs(values: list[int], delay: int = 0) -> list[triton.InferInput]:
+    arrays = (
+        ("VALUES", np.array(values, np.int32), "INT32"),
+        ("DELAYS", np.full(len(values), delay, np.uint32), "UINT32"),
+        ("NEXT", np.zeros(1, np.uint32), "UINT32"),
+    )
+    made = []
+    for name, array, datatype in arrays:
+        made.append(triton.InferInput(name, list(array.shape), datatype))
+        made[-1].set_data_from_numpy(array)
+    return made
+
+
+class Stream:
+    """A ModelStreamInfer by tritonclient."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
+        self.answers: queue.Queue[Any] = queue.Queue()
+        self.client.start_stream(lambda result, error: self.answers.put(error or result))
+
+    def next(self) -> Any:
+        return self.answers.get(timeout=20)
+
+
+@pytest.fixture
+def stream(server: ServerProcess) -> Iterator[Stream]:
+    made = Stream(server)
+    yield made
+    made.client.stop_stream()
+    made.client.close()
+
+
+def statistics(server: ServerProcess, model: str) -> dict[str, Any]:
+    return json.loads(
+        http_get(server, f"/v2/models/{model}/stats"),
+    )["model_stats"][0]
+
+
+def http_get(server: ServerProcess, path: str) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection.request("GET", path)
+    body = connection.getresponse().read().decode()
+    connection.close()
+    return body
+
+
+def test_each_response_goes_on_through_the_later_steps(server: ServerProcess) -> None:
+    status, body = post(server, "/v2/models/tenfold/generate_stream", asked([3, 1, 2]))
+
+    assert status == 200
+    assert [(event["TENFOLD"], event["PLACE"]) for event in events(body)] == [(30, 0), (10, 1), (20, 2)]
+
+
+def test_many_responses_come_in_order(server: ServerProcess) -> None:
+    _, body = post(server, "/v2/models/tenfold/generate_stream", asked(list(range(3000))))
+
+    assert [event["TENFOLD"] for event in events(body)] == list(range(0, 30000, 10))
+
+
+def test_infer_stream_answers_with_events_too(server: ServerProcess) -> None:
+    given = [
+        {"name": name, "datatype": "INT32" if name == "VALUES" else "UINT32", "shape": [len(values)], "data": values}
+        for name, values in asked([4, 5]).items()
+    ]
+
+    _, body = post(server, "/v2/models/tenfold/infer_stream", {"inputs": given})
+
+    assert [event["outputs"][0]["data"] for event in events(body)] == [[40], [50]]
+
+
+def test_a_decoupled_step_behind_a_decoupled_step_keeps_the_order(server: ServerProcess) -> None:
+    _, body = post(server, "/v2/models/squares/generate_stream", asked([3, 0, 1, 2]))
+
+    assert [event["N"] for event in events(body)] == [3, 3, 3, 1, 2, 2]
+
+
+def test_no_response_is_an_empty_stream(server: ServerProcess) -> None:
+    assert post(server, "/v2/models/tenfold/generate_stream", asked([])) == (200, "")
+
+
+def test_the_ensemble_says_that_it_is_decoupled(server: ServerProcess) -> None:
+    status, body = post(server, "/v2/models/tenfold/infer", {"inputs": []})
+
+    assert json.loads(http_get(server, "/v2/models/tenfold/config"))["model_transaction_policy"] == {"decoupled": True}
+    assert (status, json.loads(body)["error"]) == (501, "HTTP end point doesn't support models with decoupled transaction policy")
+
+
+def test_tritonclients_stream_ends_with_the_empty_final_response(server: ServerProcess, stream: Stream) -> None:
+    stream.client.async_stream_infer("tenfold", inputs([1, 2]), request_id="r", enable_empty_final_response=True)
+
+    answers = [stream.next() for _ in range(3)]
+    finals = [answer.get_response().parameters["triton_final_response"].bool_param for answer in answers]
+    assert [int(answer.as_numpy("TENFOLD")[0]) for answer in answers[:2]] == [10, 20]
+    assert finals == [False, False, True]
+    assert not answers[2].get_response().outputs
+
+
+def test_the_error_of_a_step_names_the_ensemble_and_ends_the_stream(server: ServerProcess, stream: Stream) -> None:
+    stream.client.async_stream_infer("chosen", inputs([1, 2, -1, 4], delay=20))
+
+    answers = [stream.next()]
+    while not isinstance(answers[-1], InferenceServerException):
+        answers.append(stream.next())
+    assert [int(answer.as_numpy("CHOSEN")[0]) for answer in answers[:-1]] == [1, 2]
+    assert answers[-1].message() == "in ensemble 'chosen', model 'picky': x is below zero"
+
+
+def test_our_client_iterates_over_the_responses(server: ServerProcess) -> None:
+    with backline.client.connect(server.grpc_url) as client:
+        given = {name: np.array(values, np.int32 if name == "VALUES" else np.uint32) for name, values in asked([7, 8]).items()}
+        got = [int(answer["TENFOLD"][0]) for answer in client.model("tenfold").stream(given)]
+
+    assert got == [70, 80]
+
+
+def test_it_counts_a_request_once_and_its_steps_for_each_response(server: ServerProcess) -> None:
+    before = {model: statistics(server, model)["inference_count"] for model in ("tenfold", "repeat", "timesten")}
+
+    post(server, "/v2/models/tenfold/generate_stream", asked([1] * 9))
+
+    after = {model: statistics(server, model)["inference_count"] for model in before}
+    assert {model: after[model] - before[model] for model in before} == {"tenfold": 1, "repeat": 1, "timesten": 9}
+
+
+def test_a_slow_reader_pauses_the_decoupled_step_behind_which_others_run(server: ServerProcess) -> None:
+    """A million responses would take minutes and gigabytes if they were made ahead; the reader takes none of them."""
+    before = statistics(server, "timesten")["inference_count"]
+    values = b",".join([b"5"] * 1_000_000)
+    body = b'{"VALUES":[' + values + b'],"DELAYS":[' + b",".join([b"0"] * 1_000_000) + b'],"NEXT":[0]}'
+    head = b"POST /v2/models/tenfold/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with socket.create_connection(("127.0.0.1", server.http_port)) as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.sendall(head + body)
+        assert reader.recv(1)
+        made = settled(server, "timesten")
+        assert 0 < made - before < 200_000
+
+    assert settled(server, "timesten") < made + 100  # the reader went away: no step goes on
+
+
+def settled(server: ServerProcess, model: str) -> int:
+    """The inferences of a model once they grow no more."""
+    last, count = -1, statistics(server, model)["inference_count"]
+    while count != last:
+        time.sleep(0.3)
+        last, count = count, statistics(server, model)["inference_count"]
+    return int(count)
