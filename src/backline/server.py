@@ -14,6 +14,7 @@ from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine, ModelState
 from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.metrics import Metrics
@@ -58,6 +59,8 @@ class ServerOptions:
     limits: Limits = field(default_factory=Limits)
     #: The HTTP status of a health question whose answer is no: 503, or 400 as Triton's.
     not_ready_status: int = 503
+    #: Whether clients may have inputs read from shared memory of this machine, and outputs written there.
+    allow_client_shm: bool = False
 
 
 class Embedded:
@@ -130,6 +133,8 @@ class Server:
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,
         )
+        if options.allow_client_shm:
+            self.engine.shared_memory = SharedMemory(options.limits.max_body_size, options.limits.max_buffered_bytes)
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
         #: What each open address is for: ("HTTP", "http://127.0.0.1:8000").

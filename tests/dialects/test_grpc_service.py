@@ -76,7 +76,7 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
         assert OIP + method.name.encode() in caller.application.rpc
 
 
-@pytest.mark.parametrize("method", ["CudaSharedMemoryRegister", "SystemSharedMemoryRegister", "TraceSetting", "LogSettings"])
+@pytest.mark.parametrize("method", ["TraceSetting", "LogSettings"])
 def test_what_is_not_served_is_unimplemented(caller: Caller, method: str) -> None:
     call = caller.rpc_call(method)
     assert (call.code, call.error) == (12, f"{method} is not supported by this server")
@@ -209,7 +209,7 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         ({"parameters": {"triton_x": {"bool_param": True}}}, 3, "parameter keys starting with 'triton_' are reserved"),
         ({"parameters": {"timeout": {"string_param": "1"}}}, 3, "'timeout' must be an unsigned integer"),
         ({"parameters": {"mood": {}}}, 3, "parameter 'mood' has no value"),
-        ({"inputs": [row_input(parameters={"shared_memory_region": {"string_param": "r"}})]}, 12, "shared memory is not supported"),
+        ({"inputs": [row_input(parameters={"shared_memory_region": {"string_param": "r"}})]}, 12, "Client shared memory is disabled"),
     ],
 )
 def test_faulty_requests(caller: Caller, fields: dict[str, object], code: int, text: str) -> None:

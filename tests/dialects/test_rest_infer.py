@@ -356,7 +356,7 @@ def test_header_length_beyond_the_body_in_tritons_words(caller: Caller) -> None:
 def test_shared_memory_is_501(caller: Caller) -> None:
     answer = caller.infer("add1", {"inputs": [json_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 64})]})
     assert answer.status == 501
-    assert "shared memory is not supported" in answer.error
+    assert "Client shared memory is disabled" in answer.error
 
 
 def test_unknown_model_and_version(caller: Caller) -> None:

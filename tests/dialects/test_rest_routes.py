@@ -179,7 +179,7 @@ def test_named_repository_is_not_supported(caller: Caller) -> None:
     assert (answer.status, answer.error) == (501, "'repository_name' specification is not supported")
 
 
-@pytest.mark.parametrize("path", ["/v2/repository/models/add1/load", "/v2/systemsharedmemory/region/a/register", "/v2/logging"])
+@pytest.mark.parametrize("path", ["/v2/repository/models/add1/load", "/v2/logging"])
 def test_what_is_not_served_is_501(caller: Caller, path: str) -> None:
     answer = caller.post(path, b"{}")
     assert answer.status == 501

@@ -37,13 +37,14 @@ def _http_tables() -> list[list[tuple[str, str]]]:
     return [_routes(rows) for rows in tables(PAGE, "method") if "route" in rows[0]]
 
 
-def _rpc_tables() -> tuple[list[str], list[str]]:
-    served, unserved = (rows for rows in tables(PAGE, "method") if "route" not in rows[0])
-    return [code(row["method"])[0] for row in served], [code(row["method"])[0] for row in unserved]
+def _rpc_tables() -> tuple[list[str], list[str], list[str]]:
+    served, sharing, unserved = (rows for rows in tables(PAGE, "method") if "route" not in rows[0])
+    one, two, three = ([code(row["method"])[0] for row in rows] for rows in (served, sharing, unserved))
+    return one, two, three
 
 
-SERVED, CHANGING, UNSERVED = _http_tables()
-RPCS, UNSERVED_RPCS = _rpc_tables()
+SERVED, CHANGING, SHARING, UNSERVED = _http_tables()
+RPCS, SHARING_RPCS, UNSERVED_RPCS = _rpc_tables()
 
 
 def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
@@ -75,6 +76,14 @@ def test_routes_of_changes_are_there(server: ServerProcess, method: str, route: 
     assert status in (200, 400, 503), body
 
 
+@pytest.mark.parametrize(("method", "route"), SHARING)
+def test_routes_of_shared_memory_say_how_they_are_allowed(server: ServerProcess, method: str, route: str) -> None:
+    status, body = _ask(server, method, route)
+
+    assert status == 501
+    assert "Start the server with '--allow-client-shm=true'" in json.loads(body)["error"]
+
+
 @pytest.mark.parametrize(("method", "route"), UNSERVED)
 def test_routes_that_are_not_served_say_so(server: ServerProcess, method: str, route: str) -> None:
     status, body = _ask(server, method, route)
@@ -93,14 +102,16 @@ def test_no_route_is_missing() -> None:
         if method != b"HEAD"
     }
 
-    assert {(method, re.sub(r"\{\w+\}", "{}", route)) for method, route in SERVED + CHANGING + UNSERVED} == known
+    assert {(method, re.sub(r"\{\w+\}", "{}", route)) for method, route in SERVED + CHANGING + SHARING + UNSERVED} == known
 
 
 def test_no_method_is_missing() -> None:
-    assert {path.encode() for path in RPCS + UNSERVED_RPCS} == build_application(Engine()).rpc.keys()
+    assert {path.encode() for path in RPCS + SHARING_RPCS + UNSERVED_RPCS} == build_application(Engine()).rpc.keys()
 
 
-@pytest.mark.parametrize("path", [path for path in RPCS + UNSERVED_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))])
+@pytest.mark.parametrize(
+    "path", [path for path in RPCS + SHARING_RPCS + UNSERVED_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))]
+)
 def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(path)
@@ -110,7 +121,7 @@ def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
         except grpc.RpcError as error:
             code = error.code().value[0]  # type: ignore[attr-defined]
 
-    assert (code == UNIMPLEMENTED) == (path in UNSERVED_RPCS)
+    assert (code == UNIMPLEMENTED) == (path in SHARING_RPCS + UNSERVED_RPCS)
 
 
 def test_the_kinds_of_errors_are_told_with_their_statuses() -> None:

@@ -74,6 +74,7 @@ Examples:
   backline serve s3://bucket/models --model-control-mode explicit --load-model add1
   backline serve models/ --cache-config local,size=256MiB
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
+  backline serve models/ --allow-client-shm=true
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
 
 A repository is a folder or URL with <model>/<version>/<file>, for example models/add1/1/model.onnx.
@@ -156,6 +157,13 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     default="503",
     help="HTTP status of a health question whose answer is no; Triton's is 400.",
 )
+@_option(
+    "--allow-client-shm",
+    type=bool,
+    metavar="true|false",
+    default=False,
+    help="Let clients of this machine register shared memory for inputs and outputs (Linux).",
+)
 @_option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="warning", help="What the log on stderr holds.")
 def command(
     repositories: Sequence[str],
@@ -198,6 +206,7 @@ def command(
     idle_timeout: float,
     exit_timeout_secs: float,
     not_ready_status: str,
+    allow_client_shm: bool,
     log_level: str,
 ) -> int:
     """Serve the models of one or more repositories.
@@ -257,6 +266,7 @@ def command(
             drain_timeout=exit_timeout_secs,
         ),
         not_ready_status=int(not_ready_status),
+        allow_client_shm=allow_client_shm,
     )
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     status = run(serve(options))

@@ -14,6 +14,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
 from backline.engine.responses import Responses
+from backline.engine.shared_memory import SharedMemory
 from backline.engine.signature import Signature
 from backline.engine.statistics import LoadStatistics, ModelStatistics
 
@@ -147,6 +148,8 @@ class Engine:
         self._models: dict[str, dict[str, Model]] = {}
         #: What changes the models, where they may be changed.
         self.control: Control | None = None
+        #: What clients have registered, where they may.
+        self.shared_memory: SharedMemory | None = None
         self._labels: dict[str, Mapping[str, str]] = {}
         #: The loads of each model since the start, for the metrics.
         self.loads: dict[str, LoadStatistics] = {}

@@ -10,9 +10,9 @@ from typing import TypeAlias
 from backline.dialects.answers import JSON, hidden_error, respond_error
 from backline.dialects.open_inference.beside_loop import BesideLoop
 from backline.dialects.open_inference.changes import Changes
-from backline.dialects.open_inference.classification import classified_outputs
 from backline.dialects.open_inference.generate_json import read_generate, write_generate
 from backline.dialects.open_inference.json_data import LARGE
+from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
@@ -101,7 +101,7 @@ class Generate:
         answer(plan, self._engine.stream(asked))
 
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
-        outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
+        outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if any(plan.is_binary(tensor.name) for tensor in outputs):
             raise InvalidArgument("an event has no binary data: ask for the outputs as JSON, or use gRPC's ModelStreamInfer")
         _, (body,) = self._write_infer(plan, response, outputs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from backline.dialects.answers import hidden_error
-from backline.dialects.open_inference.classification import classified_outputs
 from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
 from backline.dialects.open_inference.grpc_response import ResponseWriter
+from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import Completion, InferRequest, InferResponse
@@ -22,7 +22,7 @@ class GrpcInference:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._read = RequestReader().read
+        self._read = RequestReader(engine.shared_memory).read
         self._write = ResponseWriter().write
 
     def request(self, received: Buffer, deadline: float | None, completion: Completion) -> tuple[InferRequest, ModelPlan]:
@@ -45,7 +45,7 @@ class GrpcInference:
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
         """The message of a response. Raises BacklineError."""
-        outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
+        outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         return self._write(response, outputs)
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:
@@ -69,6 +69,7 @@ class GrpcInference:
         call.on_cancel = None
         try:
             if response is None:
+                plan.release()
                 raise error  # type: ignore[misc]
             message = self.write(plan, response)
         except DecoupledModel:

@@ -8,11 +8,13 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from backline.dialects.open_inference.parameters import apply_parameters, class_count
-from backline.dialects.open_inference.plan import InferPlan, InputPlan, refuse_shared_memory, size_mismatch
+from backline.dialects.open_inference.plan import InferPlan, InputPlan, size_mismatch
+from backline.dialects.open_inference.shared_tensors import Place, SharedInput, SharedTensors, read_place
 from backline.dialects.open_inference.wire_format import MALFORMED, split_request
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import Parameter
+from backline.engine.shared_memory import SharedMemory
 from backline.engine.tensor import Buffer, Tensor
 from backline.protos import message
 
@@ -65,7 +67,8 @@ Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
 class RequestReader:
     """Reads inference requests. The plans of small requests with raw contents are remembered, as clients repeat them."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: SharedMemory | None) -> None:
+        self._memory = memory
         self._parse = message("inference.ModelInferRequest").FromString
         self._plans: dict[bytes, ModelPlan] = {}
 
@@ -78,13 +81,14 @@ class RequestReader:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
-            plan = make_plan(parsed)
+            plan = make_plan(parsed, self._memory)
             typed = [given.name for given in parsed.inputs if given.HasField("contents")]
             if places and typed:
                 raise InvalidArgument(
                     f"contents field must not be specified when using raw_input_contents for '{typed[0]}' for model '{plan.model_name}'"
                 )
-            if not places and any(spec.count for spec in plan.inputs):
+            if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
+                plan = plan if plan.shared is None else plan.holding()
                 return plan, id, {spec.name: _read_contents(spec, given) for spec, given in zip(plan.inputs, parsed.inputs, strict=True)}
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
                 if len(self._plans) >= _MAX_REMEMBERED:
@@ -95,6 +99,9 @@ class RequestReader:
             start, end = places[0]
             if end - start == spec.size:
                 return plan, id, {spec.name: spec.read(received, start, end)}
+        if plan.shared is not None:
+            plan = plan.holding()
+            places = _with_shared(plan, places)
         specs = plan.inputs
         if len(places) != len(specs):
             if not places:  # no input has an element, or they miss their contents
@@ -104,38 +111,65 @@ class RequestReader:
             )
         tensors = {}
         for spec, (start, end) in zip(specs, places, strict=True):
-            if end - start != spec.size >= 0:
+            if end - start != spec.size >= 0 and not isinstance(spec, SharedInput):
                 raise size_mismatch(spec, end - start, plan.model_name, id)
             tensors[spec.name] = spec.read(received, start, end)
         return plan, id, tensors
 
 
-def make_plan(request: Any) -> ModelPlan:
+def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
     """The plan of a parsed request, its inputs and outputs checked as far as that is possible without the model."""
-    specs = []
+    specs: list[InputPlan] = []
     names = set()
     for given in request.inputs:
         name = given.name
         if name in names:
             raise InvalidArgument(f"input '{name}' already exists in request")
         names.add(name)
-        refuse_shared_memory("input", name, given.parameters)
-        specs.append(InputPlan(name, given.datatype, tuple(given.shape)))
+        place = _place("input", given, memory)
+        if place is None or memory is None:
+            specs.append(InputPlan(name, given.datatype, tuple(given.shape)))
+            continue
+        if given.HasField("contents"):
+            raise InvalidArgument(f"input '{name}' has contents, but is said to be in shared memory as well")
+        specs.append(SharedInput(name, given.datatype, tuple(given.shape), place, memory, request.model_name))
     plan = ModelPlan(tuple(specs), request.model_name, request.model_version)
     if request.parameters:
         apply_parameters(plan, {key: _parameter(key, value) for key, value in request.parameters.items()})
     outputs: list[str] = []
+    places: dict[str, Place] = {}
     for given in request.outputs:
         name = given.name
         if name in outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")
         outputs.append(name)
-        refuse_shared_memory("output", name, given.parameters)
+        place = _place("output", given, memory)
+        if place is not None:
+            places[name] = place
         if "classification" in given.parameters:
-            plan.classes[name] = class_count(name, _parameter("classification", given.parameters["classification"]))
+            if place is not None:
+                raise InvalidArgument(f"Output can't set both 'shared_memory_region' and 'classification' (output '{name}')")
+            plan.classify(name, class_count(name, _parameter("classification", given.parameters["classification"])))
     if outputs:
         plan.outputs = tuple(outputs)
+    shared = [spec for spec in specs if isinstance(spec, SharedInput)]
+    if memory is not None and (shared or places):
+        plan.share(SharedTensors(memory, shared, places))
     return plan
+
+
+def _place(kind: str, given: Any, memory: SharedMemory | None) -> Place | None:
+    parameters = given.parameters
+    if not parameters:
+        return None
+    return read_place(kind, given.name, {key: _parameter(key, value) for key, value in parameters.items()}, memory)
+
+
+def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places for all inputs, nothing for those in shared memory, which have no raw_input_contents."""
+    carried = iter(places)
+    found = [(0, 0) if isinstance(spec, SharedInput) else next(carried, None) for spec in plan.inputs]
+    return [*(place for place in found if place is not None), *carried]
 
 
 def _parameter(key: str, value: Any) -> Parameter:
@@ -158,6 +192,8 @@ def _no_contents(spec: InputPlan) -> InvalidArgument:
 
 def _read_contents(spec: InputPlan, given: Any) -> Tensor:
     """The tensor of typed contents. Raises InvalidArgument when they are of another type, or do not fit the shape or the datatype."""
+    if isinstance(spec, SharedInput):
+        return spec.read(b"", 0, 0)
     name, datatype = spec.name, spec.datatype
     field = _CONTENTS.get(datatype)
     if field is None:

@@ -14,6 +14,7 @@ from backline.dialects.open_inference.grpc_inference import GrpcInference
 from backline.dialects.open_inference.grpc_repository import GrpcRepository
 from backline.dialects.open_inference.grpc_stream import StreamInference
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
+from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.rpc_failure import guarded
 from backline.engine.engine import Engine
@@ -44,6 +45,7 @@ class InferenceService:
             "ModelConfig": lambda asked: {"config": model_configuration(self._engine, asked.name, asked.version)},
             "ModelStatistics": lambda asked: model_statistics(self._engine, asked.name, asked.version),
             "RepositoryIndex": self._index,
+            **self._shared_memory(),
         }
         methods: dict[bytes, UnaryMethod | StreamMethod] = {}
         for method in pool().FindServiceByName(SERVICE).methods:
@@ -71,6 +73,18 @@ class InferenceService:
         else:
             answer()
 
+    def _shared_memory(self) -> dict[str, Callable[[Any], Any]]:
+        system = SharedMemoryRegions(self._engine)
+        cuda = CudaRegions(system)
+        return {
+            "SystemSharedMemoryStatus": lambda asked: {"regions": {entry["name"]: entry for entry in system.status(asked.name)}},
+            "SystemSharedMemoryRegister": lambda asked: system.register(asked.name, asked.key, asked.offset, asked.byte_size),
+            "SystemSharedMemoryUnregister": lambda asked: system.unregister(asked.name),
+            "CudaSharedMemoryStatus": lambda asked: {"regions": {entry["name"]: entry for entry in cuda.status(asked.name)}},
+            "CudaSharedMemoryRegister": lambda asked: cuda.register(asked.name),
+            "CudaSharedMemoryUnregister": lambda asked: cuda.unregister(asked.name),
+        }
+
     def _index(self, asked: Any) -> dict[str, Any]:
         if asked.repository_name:
             raise Unsupported("'repository_name' specification is not supported")
@@ -80,7 +94,7 @@ class InferenceService:
 def answering(
     method: Any, answer: Callable[[Any], Any], when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None
 ) -> UnaryMethod:
-    """A method whose response has the fields that `answer` gives for its request; `when` calls back when that can be asked for."""
+    """A method whose response has the fields that `answer` gives for its request, if any; `when` calls back when that can be asked for."""
     request_type = message(method.input_type.full_name)
     response_type = message(method.output_type.full_name)
 
@@ -91,7 +105,7 @@ def answering(
             raise InvalidArgument(f"the message is not an {method.input_type.full_name}: it is malformed or cut short") from None
 
         def reply() -> None:
-            call.reply(response_type(**answer(asked)).SerializeToString())
+            call.reply(response_type(**(answer(asked) or {})).SerializeToString())
 
         if when is None:
             reply()

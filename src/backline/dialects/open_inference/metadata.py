@@ -24,14 +24,20 @@ EXTENSIONS = (
 )
 #: What works where models may be changed by request.
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
+#: What works where clients may share memory with the server.
+MEMORY_EXTENSIONS = ("system_shared_memory",)
 
 #: How a scalar input is shown, as in Triton: perf_analyzer cannot send a shape without dimensions. Requests may use either.
 SCALAR: Shape = (1,)
 
 
 def server_metadata(engine: Engine) -> dict[str, Any]:
-    extensions = EXTENSIONS if engine.control is None else EXTENSIONS + CONTROL_EXTENSIONS
-    return {"name": SERVER_NAME, "version": __version__, "extensions": list(extensions)}
+    extensions = list(EXTENSIONS)
+    if engine.control is not None:
+        extensions += CONTROL_EXTENSIONS
+    if engine.shared_memory is not None:
+        extensions += MEMORY_EXTENSIONS
+    return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 
 def model_metadata(engine: Engine, name: str, version: str) -> dict[str, Any]:

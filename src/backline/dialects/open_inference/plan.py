@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from copy import copy
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.errors import InvalidArgument
 from backline.engine.messages import Parameter, SequenceStep
 from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
+
+if TYPE_CHECKING:
+    from backline.dialects.open_inference.shared_tensors import SharedTensors
 
 #: What every supported numpy can hold (numpy 1.26: 32).
 MAX_RANK = 32
@@ -48,7 +51,8 @@ class InferPlan:
 
     `outputs` are the requested outputs, None for all; `classes` says for which of them the best classes are wanted instead of values, and
     how many; `binary` and `binary_default` say which outputs go out in binary form over REST. `timeout` is in seconds, None for none.
-    `declared` are the binary sizes that a REST request declares, None for an input whose data is in the JSON.
+    `declared` are the binary sizes that a REST request declares, None for an input whose data is in the JSON. `shared`
+    is what lies in shared memory, None for nothing.
     """
 
     __slots__ = (
@@ -58,23 +62,28 @@ class InferPlan:
         "declared",
         "empty_final",
         "inputs",
+        "keeps_outputs",
         "outputs",
         "parameters",
         "priority",
         "sequence",
+        "shared",
         "single",
         "timeout",
     )
 
     def __init__(self, inputs: tuple[InputPlan, ...]) -> None:
         self.inputs = inputs
-        #: The only input, if there is only one and its size is fixed by its shape.
+        self.shared: SharedTensors | None = None
+        #: The only input, if there is only one, its size is fixed by its shape, and nothing is in shared memory.
         self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()
         self.outputs: tuple[str, ...] | None = None
         self.binary: dict[str, bool] = {}
         self.binary_default = False
         self.classes: dict[str, int] = {}
+        #: Whether the outputs go out as the model gives them.
+        self.keeps_outputs = True
         self.parameters: dict[str, Parameter] | None = None
         self.priority = 0
         self.sequence: SequenceStep | None = None
@@ -85,6 +94,29 @@ class InferPlan:
     def is_binary(self, output: str) -> bool:
         """Whether an output goes out in binary form over REST."""
         return self.binary.get(output, self.binary_default)
+
+    def classify(self, output: str, count: int) -> None:
+        """Notes that the best classes of an output are wanted, at most `count`."""
+        self.classes[output] = count
+        self.keeps_outputs = False
+
+    def share(self, shared: SharedTensors) -> None:
+        """Notes what lies in shared memory."""
+        self.shared = shared
+        self.keeps_outputs = False
+        self.single = None
+
+    def holding(self) -> Self:
+        """The plan for one request that has tensors in shared memory: their regions stay until it goes. Raises BacklineError."""
+        plan = copy(self)
+        if self.shared is not None:
+            plan.shared = self.shared.hold()
+        return plan
+
+    def release(self) -> None:
+        """The request has failed: lets go of regions at once, as the traceback may keep the plan for a while."""
+        if self.shared is not None:
+            self.shared.held.clear()
 
 
 def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
@@ -115,9 +147,3 @@ def size_mismatch(spec: InputPlan, got: int, model: str, id: str) -> InvalidArgu
         f"{prefix(id)}input byte size mismatch for input '{spec.name}' for model '{model}'. Expected {spec.size}, got {got}"
         f" (shape {list(spec.shape)} of {spec.datatype.name})"
     )
-
-
-def refuse_shared_memory(kind: str, name: str, parameters: Mapping[str, Any]) -> None:
-    """Raises Unsupported when a tensor is said to lie in a shared memory region."""
-    if "shared_memory_region" in parameters:
-        raise Unsupported(f"{kind} '{name}' refers to a shared memory region, but shared memory is not supported: send the data itself")

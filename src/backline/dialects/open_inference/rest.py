@@ -11,6 +11,7 @@ from backline.dialects.open_inference.generate import Generate
 from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
 from backline.dialects.open_inference.rest_inference import RestInference
 from backline.dialects.open_inference.rest_repository import RestRepository
+from backline.dialects.open_inference.rest_shared_memory import RestSharedMemory
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
@@ -21,13 +22,6 @@ _MODEL = "/v2/models/{}"
 _VERSION = "/v2/models/{}/versions/{}"
 #: Parts of the protocol's extensions that are known, but not served.
 _UNSUPPORTED = {
-    "shared memory": (
-        ("GET", "/v2/{kind}sharedmemory/status"),
-        ("GET", "/v2/{kind}sharedmemory/region/{}/status"),
-        ("POST", "/v2/{kind}sharedmemory/region/{}/register"),
-        ("POST", "/v2/{kind}sharedmemory/region/{}/unregister"),
-        ("POST", "/v2/{kind}sharedmemory/unregister"),
-    ),
     "tracing": (
         ("GET", "/v2/trace/setting"),
         ("POST", "/v2/trace/setting"),
@@ -48,6 +42,7 @@ class RestService:
         self._inference = RestInference(engine, self._changes)
         self._generate = Generate(engine, self._changes)
         self._repository = RestRepository(engine, self._changes)
+        self._shared_memory = RestSharedMemory(engine)
 
     def add_routes(self, router: Router) -> None:
         router.add("GET", "/v2", self._server_metadata)
@@ -65,10 +60,10 @@ class RestService:
             router.add("POST", pattern + "/generate", self._generate.generate, *version)
             router.add("POST", pattern + "/generate_stream", self._generate.generate_stream, *version)
         self._repository.add_routes(router)
+        self._shared_memory.add_routes(router)
         for what, routes in _UNSUPPORTED.items():
             for method, pattern in routes:
-                for kind in ("system", "cuda") if "{kind}" in pattern else ("",):
-                    router.add(method, pattern.replace("{kind}", kind), _unsupported(what))
+                router.add(method, pattern, _unsupported(what))
 
     def _server_metadata(self, request: HttpRequest) -> None:
         respond_json(request, server_metadata(self._engine))

@@ -8,8 +8,8 @@ from functools import partial
 from backline.dialects.answers import hidden_error, respond_error
 from backline.dialects.open_inference.beside_loop import BesideLoop
 from backline.dialects.open_inference.changes import Changes
-from backline.dialects.open_inference.classification import classified_outputs
 from backline.dialects.open_inference.json_data import LARGE, PIECE
+from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
@@ -85,8 +85,9 @@ class RestInference:
         request.on_disconnect = None
         try:
             if response is None:
+                plan.release()
                 raise error  # type: ignore[misc]
-            outputs = classified_outputs(self._engine, plan, response) if plan.classes else response.outputs
+            outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
             if any(tensor.data.size > PIECE and not plan.is_binary(tensor.name) for tensor in outputs):
                 self._beside.run(partial(self._write, plan, response, outputs), partial(self._write_done, asked.model_name, request))
                 return

@@ -9,15 +9,18 @@ from msgspec import Raw, Struct
 
 from backline.dialects.open_inference.json_data import decode_data
 from backline.dialects.open_inference.parameters import EMPTY_FINAL, RESERVED, apply_parameters, boolean, class_count
-from backline.dialects.open_inference.plan import InferPlan, InputPlan, refuse_shared_memory, size_mismatch
+from backline.dialects.open_inference.plan import InferPlan, InputPlan, size_mismatch
+from backline.dialects.open_inference.shared_tensors import REGION, Place, SharedInput, SharedTensors, read_place
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
+from backline.engine.shared_memory import SharedMemory
 from backline.engine.tensor import Buffer, Tensor
 
 HEADER_LENGTH = b"inference-header-content-length"
 #: JSON headers up to this size are remembered, and so many of them.
 _MAX_REMEMBERED_SIZE = 1024
 _MAX_REMEMBERED = 1024
+_SIZE = "binary_data_size"
 _ID_FIRST = b'{"id":"'
 
 Scalar = str | int | float | bool
@@ -75,11 +78,15 @@ class RequestReader:
             spec = plan.single
             if size + spec.size == total:
                 return plan, id, {spec.name: spec.read(body, size, total)}
+        if plan.shared is not None:
+            plan = plan.holding()
         return plan, id, _read_binary(plan, body, size, model)
 
     def _read_document(self, header: Buffer, body: Buffer, size: int, model: str) -> Decoded:
         document = self._decode(header)
-        plan = make_plan(document, model)
+        plan = kept = make_plan(document, model, self._engine.shared_memory)
+        if plan.shared is not None:
+            plan = plan.holding()
         if None not in plan.declared:
             tensors = _read_binary(plan, body, size, model)
             if size <= _MAX_REMEMBERED_SIZE:
@@ -87,7 +94,7 @@ class RequestReader:
                 if id == document.id:
                     if len(self._plans) >= _MAX_REMEMBERED:
                         self._plans.clear()
-                    self._plans[key] = plan
+                    self._plans[key] = kept
             return plan, document.id, tensors
         tensors = {}
         for index, (spec, given, declared) in enumerate(zip(plan.inputs, document.inputs, plan.declared, strict=True)):
@@ -164,9 +171,9 @@ def split_id(header: bytes) -> tuple[str, bytes]:
     return "", header
 
 
-def make_plan(document: RequestDocument, model: str) -> InferPlan:
+def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None) -> InferPlan:
     """The plan of a request, its inputs and outputs checked as far as that is possible without the model."""
-    specs = []
+    specs: list[InputPlan] = []
     declared: list[int | None] = []
     names = set()
     for given in document.inputs:
@@ -174,16 +181,16 @@ def make_plan(document: RequestDocument, model: str) -> InferPlan:
         if name in names:
             raise InvalidArgument(f"input '{name}' already exists in request")
         names.add(name)
-        refuse_shared_memory("input", name, parameters)
-        spec = InputPlan(name, given.datatype, given.shape)
+        place = read_place("input", name, parameters, memory) if parameters else None
         size = _declared_size(name, parameters)
-        if bool(given.data) == (size is not None):
-            raise InvalidArgument(
-                "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters'"
-                f" (input '{name}' sets {'both' if given.data else 'none'})"
-            )
-        if size is not None and size != spec.size >= 0:
-            raise size_mismatch(spec, size, model, document.id)
+        _check_source(name, {"'data'": bool(given.data), f"'{_SIZE}'": size is not None, f"'{REGION}'": place is not None})
+        if place is None or memory is None:
+            spec = InputPlan(name, given.datatype, given.shape)
+            if size is not None and size != spec.size >= 0:
+                raise size_mismatch(spec, size, model, document.id)
+        else:
+            spec = SharedInput(name, given.datatype, given.shape, place, memory, model)
+            size = 0
         specs.append(spec)
         declared.append(size)
     plan = InferPlan(tuple(specs))
@@ -192,13 +199,27 @@ def make_plan(document: RequestDocument, model: str) -> InferPlan:
         if EMPTY_FINAL in document.parameters:
             raise InvalidArgument(RESERVED)
         apply_parameters(plan, document.parameters)
-    if document.outputs:
-        _plan_outputs(plan, document.outputs)
+    places = _plan_outputs(plan, document.outputs, memory) if document.outputs else {}
+    shared = [spec for spec in specs if isinstance(spec, SharedInput)]
+    if memory is not None and (shared or places):
+        plan.share(SharedTensors(memory, shared, places))
     return plan
 
 
-def _plan_outputs(plan: InferPlan, outputs: list[OutputDocument]) -> None:
+def _check_source(name: str, given: dict[str, bool]) -> None:
+    """Raises InvalidArgument unless the data of an input is in exactly one place."""
+    found = [what for what, there in given.items() if there]
+    if len(found) != 1:
+        raise InvalidArgument(
+            f"Input must set only one of the following fields: 'data', '{_SIZE}' in 'parameters', '{REGION}' in 'parameters'."
+            f" But input '{name}' set {' '.join(found) or 'none'}"
+        )
+
+
+def _plan_outputs(plan: InferPlan, outputs: list[OutputDocument], memory: SharedMemory | None) -> dict[str, Place]:
+    """Notes the outputs of a request on its plan; returns the places of those that go into shared memory."""
     names: list[str] = []
+    places: dict[str, Place] = {}
     for output in outputs:
         name, parameters = output.name, output.parameters
         if name in names:
@@ -206,18 +227,25 @@ def _plan_outputs(plan: InferPlan, outputs: list[OutputDocument]) -> None:
         names.append(name)
         if not parameters:
             continue
-        refuse_shared_memory("output", name, parameters)
         if "binary_data" in parameters:
             plan.binary[name] = boolean("binary_data", parameters["binary_data"])
         if "classification" in parameters:
-            plan.classes[name] = class_count(name, parameters["classification"])
+            plan.classify(name, class_count(name, parameters["classification"]))
+        place = read_place("output", name, parameters, memory)
+        if place is not None:
+            for other, there in (("binary_data", plan.binary.get(name)), ("classification", name in plan.classes)):
+                if there:
+                    raise InvalidArgument(f"Output can't set both '{REGION}' and '{other}' (output '{name}')")
+            plan.binary[name] = False
+            places[name] = place
     plan.outputs = tuple(names)
+    return places
 
 
 def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
-    if not parameters or "binary_data_size" not in parameters:
+    if not parameters or _SIZE not in parameters:
         return None
-    size = parameters["binary_data_size"]
+    size = parameters[_SIZE]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63:
         raise InvalidArgument(f"parameter 'binary_data_size' of input '{name}' must be a number of bytes, got {size!r}")
     return size

@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from backline.dialects.open_inference.json_data import encode_data
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH
+from backline.dialects.open_inference.shared_tensors import StoredTensor
 from backline.engine.messages import InferResponse, Parameter
 from backline.engine.tensor import Buffer, Tensor, encode_tensor
 from backline.wire.application import Fields
@@ -69,6 +70,8 @@ class ResponseWriter:
                 data = encode_tensor(tensor)
                 buffers.append(data)
                 documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, {"binary_data_size": len(data)}))
+            elif isinstance(tensor, StoredTensor):
+                documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape))
             else:
                 documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, UNSET, encode_data(tensor)))
         header = self._encode(

@@ -1,0 +1,179 @@
+"""Memory that clients share with the server: POSIX shared memory objects, registered by name, for inputs and outputs of requests.
+
+A client may shrink its object at any time, and who then touches a mapping of it is killed by SIGBUS. So an object is never mapped here: it
+is read and written as a file, which fails instead (docs/decisions/client-shared-memory.md). Texts are those of Triton.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Final
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+
+from backline.engine.errors import AlreadyExists, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable
+from backline.engine.tensor import Buffer
+
+#: Where Linux keeps the objects of shm_open.
+FOLDER: Final = Path("/dev/shm")
+#: Keys of the shared memory of Triton's own Python backend.
+RESERVED_PREFIX: Final = "triton_python_backend_shm_region_"
+#: Each region holds a descriptor.
+MAX_REGIONS: Final = 1000
+_LONGEST_NAME: Final = 255
+
+
+class Region:
+    """A part of a shared memory object: `byte_size` bytes from `offset` on. Other offsets here count from its beginning."""
+
+    __slots__ = ("__weakref__", "_descriptor", "byte_size", "key", "name", "offset")
+
+    def __init__(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Opens the object. Raises InvalidArgument for one that cannot be opened, may not be used, or is smaller."""
+        self.name = name
+        self.key = key
+        self.offset = offset
+        self.byte_size = byte_size
+        self._descriptor = _open(name, key)
+        finalize(self, os.close, self._descriptor)
+        status = os.fstat(self._descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _cannot_open(key)
+        end = offset + byte_size
+        if not byte_size or end > status.st_size:
+            why = f"it ends at byte {end} of '{key}', which has {status.st_size}" if byte_size else "its byte_size is 0"
+            raise InvalidArgument(f"failed to register shared memory region '{name}': invalid args ({why})")
+
+    def check(self, offset: int, size: int) -> None:
+        """Raises InvalidArgument unless `size` bytes from `offset` on, at least one, lie in the region."""
+        if offset >= self.byte_size:
+            raise InvalidArgument(f"Invalid offset for shared memory region: '{self.name}'")
+        if not 0 < size <= self.byte_size - offset:
+            raise InvalidArgument(f"Invalid offset + byte size for shared memory region: '{self.name}'")
+
+    def read(self, offset: int, into: np.ndarray) -> None:
+        """Fills `into`, UINT8 [n], from the region. Raises InvalidArgument when the object has become smaller than that."""
+        done = 0
+        while done < len(into):
+            got = os.preadv(self._descriptor, [into[done:].data], self.offset + offset + done)
+            if not got:
+                raise self._shrunk()
+            done += got
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """Writes bytes into the region. Raises InvalidArgument when the object has become smaller, Internal when memory is out."""
+        view = memoryview(data).cast("B")
+        place = self.offset + offset
+        if os.fstat(self._descriptor).st_size < place + len(view):  # writing would make it larger again
+            raise self._shrunk()
+        try:
+            while view:
+                done = os.pwrite(self._descriptor, view, place)
+                view = view[done:]
+                place += done
+        except OSError as error:
+            raise Internal(f"shared memory region '{self.name}' cannot be written: {error.strerror}") from None
+
+    def _shrunk(self) -> InvalidArgument:
+        return InvalidArgument(f"shared memory region '{self.name}' has lost memory since it was registered: '{self.key}' was made smaller")
+
+
+class SharedMemory:
+    """The regions that clients have registered. Lives on the event loop.
+
+    `max_request_bytes` is what one request may have read from regions, `max_copied_bytes` what all requests may that are not done.
+    """
+
+    def __init__(self, max_request_bytes: int, max_copied_bytes: int) -> None:
+        self._regions: dict[str, Region] = {}
+        #: Unregistered, but in use: gone with the last request that holds them.
+        self._leaving: WeakValueDictionary[str, Region] = WeakValueDictionary()
+        self._max_request_bytes = max_request_bytes
+        self._max_copied_bytes = max_copied_bytes
+        #: Bytes that are held, and those of copies that were given up since: on whichever thread, and in the middle of anything.
+        self._copied_bytes = 0
+        self._given_up: deque[int] = deque()
+        self._lock = Lock()
+
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Opens the object that is called `key` (a name for shm_open). Raises BacklineError."""
+        if not name:
+            raise InvalidArgument("the name of the shared memory region is empty")
+        if name in self._regions or name in self._leaving:
+            raise AlreadyExists(f"shared memory region '{name}' already in manager")
+        if len(self._regions) + len(self._leaving) >= MAX_REGIONS:
+            raise Unavailable(f"there are {MAX_REGIONS} shared memory regions, the most that there may be; unregister those out of use")
+        self._regions[name] = Region(name, key, offset, byte_size)
+
+    def unregister(self, name: str) -> None:
+        """Closes a region, when it is in use as soon as it no longer is; until then it is there. Nothing happens if there is none."""
+        region = self._regions.pop(name, None)
+        if region is not None:
+            self._leaving[name] = region
+
+    def unregister_all(self) -> None:
+        for name in tuple(self._regions):
+            self.unregister(name)
+
+    def regions(self) -> Iterator[Region]:
+        """All regions, by name."""
+        yield from sorted((*self._regions.values(), *self._leaving.values()), key=lambda region: region.name)
+
+    def region(self, name: str) -> Region:
+        """Raises NotFound."""
+        found = self._regions.get(name) or self._leaving.get(name)
+        if found is None:
+            raise NotFound(f"Unable to find shared memory region: '{name}'")
+        return found
+
+    def check_size(self, size: int) -> None:
+        """Raises PayloadTooLarge when a request reads more than it may."""
+        if size > self._max_request_bytes:
+            raise PayloadTooLarge(
+                f"the inputs of the request have {size} bytes in shared memory, more than the {self._max_request_bytes} that a request may"
+                " bring. Use --http-max-input-size to increase the limit."
+            )
+
+    def read(self, region: Region, offset: int, size: int) -> np.ndarray:
+        """A copy of bytes of a region, UINT8 [size], which counts until it is given up. On any thread.
+
+        Raises Unavailable when too much is held, InvalidArgument as Region.read.
+        """
+        with self._lock:
+            while self._given_up:
+                self._copied_bytes -= self._given_up.popleft()
+            if self._copied_bytes + size > self._max_copied_bytes:
+                raise Unavailable(
+                    f"requests hold {self._copied_bytes} bytes out of shared memory; no more than {self._max_copied_bytes} may be held", 1
+                )
+            self._copied_bytes += size
+        copy = np.empty(size, np.uint8)
+        finalize(copy, self._given_up.append, size)
+        region.read(offset, copy)
+        return copy
+
+
+def _open(name: str, key: str) -> int:
+    """The object of a key, opened. The rules of a key are those of shm_open(3): leading slashes, and no other."""
+    bare = key.lstrip("/")
+    if bare.startswith(RESERVED_PREFIX):
+        raise InvalidArgument(
+            f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix '{RESERVED_PREFIX}'"
+        )
+    if not bare or bare in (".", "..") or "/" in bare or "\0" in bare or len(os.fsencode(bare)) > _LONGEST_NAME:
+        raise _cannot_open(key)
+    try:
+        # Not blocking: what lies there may be a pipe.
+        return os.open(FOLDER / bare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (OSError, UnicodeError):
+        raise _cannot_open(key) from None
+
+
+def _cannot_open(key: str) -> InvalidArgument:
+    return InvalidArgument(f"Unable to open shared memory region: '{key[:_LONGEST_NAME]}'")
