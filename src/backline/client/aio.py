@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from copy import copy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -59,6 +60,15 @@ class AsyncClient:
         self._opening: asyncio.Lock | None = None
         self._closed = False
         self._models: dict[tuple[str, str], AsyncModel] = {}
+        #: What is known of models, by name and version.
+        self._known: dict[tuple[str, str], ModelMetadata] = {}
+
+    def through(self, transport: Transport) -> Self:
+        """The same client on a transport that is open; what is known of models is known to both."""
+        other = copy(self)
+        other._transport = transport
+        other._models = {}
+        return other
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.address.url}>"
@@ -233,7 +243,7 @@ class AsyncModel:
         self._client = client
         self.name = name
         self.version = version
-        self._metadata: ModelMetadata | None = None
+        self._key = name, version
 
     def __repr__(self) -> str:
         version = f" version {self.version}" if self.version else ""
@@ -265,7 +275,7 @@ class AsyncModel:
         try:
             response: InferResponse = await transport.infer(call)
         except (InvalidArgument, NotFound):
-            self._metadata = None  # perhaps another version is served by now
+            self._client._known.pop(self._key, None)  # perhaps another version is served by now
             raise
         return InferResult(response)
 
@@ -304,7 +314,7 @@ class AsyncModel:
         limit: float,
     ) -> InferCall:
         """What is asked for, its inputs made tensors by the model's metadata."""
-        fresh = self._metadata is None
+        fresh = self._key not in self._client._known
         metadata = await self._known(limit)
         try:
             tensors = _tensors(metadata, inputs, named)
@@ -341,10 +351,12 @@ class AsyncModel:
         return await (await self._client.transport()).statistics(self.name, self.version, self._client._limit(timeout))
 
     async def _known(self, limit: float, *, again: bool = False) -> ModelMetadata:
-        if self._metadata is None or again:
+        known = self._client._known
+        found = known.get(self._key)
+        if found is None or again:
             transport = await self._client.transport()
-            self._metadata = await transport.model_metadata(self.name, self.version, limit)
-        return self._metadata
+            found = known[self._key] = await transport.model_metadata(self.name, self.version, limit)
+        return found
 
 
 def _version(version: str | int | None) -> str:

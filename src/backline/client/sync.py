@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from backline.client.aio import AsyncClient, AsyncModel
 from backline.client.background_loop import background_loop
@@ -16,6 +16,14 @@ from backline.client.sequences import Sequence as RequestSequence
 from backline.engine.control import STABLE, Change
 from backline.engine.messages import Parameter
 
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """What runs the coroutines of a client for threads that wait for them."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+
 
 class Client:
     """A server, or a repository inside this program. May be used from any number of threads at once.
@@ -25,10 +33,17 @@ class Client:
     """
 
     def __init__(self, url: str, options: ClientOptions) -> None:
-        self._loop = background_loop()
+        self._loop: Runner = background_loop()
         self._client = AsyncClient(url, options)
         if self._client.address.protocol == "inproc":
             self._loop.run(self._client.transport())  # load now, not within the first request
+
+    @classmethod
+    def over(cls, client: AsyncClient, loop: Runner) -> Self:
+        """The facade of a client whose coroutines are run by `loop`."""
+        self = cls.__new__(cls)
+        self._loop, self._client = loop, client
+        return self
 
     def __repr__(self) -> str:
         return f"<Client {self._client.address.url}>"

@@ -76,6 +76,7 @@ class InferRequest:
     sets `on_response` and `flow`; of others a model that gives many refuses the request. `outputs` names the outputs wanted, None for
     all. `deadline` is in seconds of time.monotonic(); a request that has not started by then is refused. `timeout` is the seconds that it
     wants to wait in a queue at most, as far as the model's queue policy lets it choose. `priority` 0 is the model's default, 1 the highest.
+    `callers` are the models (name and version) that cannot answer before it is answered, outermost first.
     `batch_size`, `batch_key` and `on_cancel` are the scheduler's notes.
     """
 
@@ -83,6 +84,7 @@ class InferRequest:
         "arrived_ns",
         "batch_key",
         "batch_size",
+        "callers",
         "cancelled",
         "context",
         "deadline",
@@ -118,6 +120,7 @@ class InferRequest:
         sequence: SequenceStep | None = None,
         on_response: OnResponse | None = None,
         flow: ResponseFlow | None = None,
+        callers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -132,6 +135,7 @@ class InferRequest:
         self.sequence = sequence
         self.on_response = on_response
         self.flow = flow
+        self.callers = callers
         #: Whatever the caller needs to answer; the engine does not look at it.
         self.context = context
         #: Nobody waits for the answer any more; see `cancel`.

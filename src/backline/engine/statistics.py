@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from backline.engine.response_statistics import ResponseStatistics
@@ -37,6 +37,17 @@ class BatchStatistics:
         self.compute_output = Duration()
 
 
+class CallStatistics:
+    """The calls that one model has made of another, from the call to the last response, by what came of them."""
+
+    __slots__ = ("cancelled", "failure", "success")
+
+    def __init__(self) -> None:
+        self.success = Duration()
+        self.failure = Duration()
+        self.cancelled = Duration()
+
+
 class ModelStatistics:
     """Counters of one model version.
 
@@ -46,12 +57,15 @@ class ModelStatistics:
     Requests that were never run: `rejected_invalid` did not fit the model, `rejected_full` found its queue full and `rejected_total` those
     of all models together, `expired` waited there past their timeout or deadline, and of `cancelled` nobody waited for the answer any more;
     these count too when their run was ended early for it.
+
+    `calls` are those of other models that this one has made to answer, by the other's name.
     """
 
     __slots__ = (
         "batches",
         "cache_hit",
         "cache_miss",
+        "calls",
         "cancelled",
         "compute_infer",
         "compute_input",
@@ -93,6 +107,7 @@ class ModelStatistics:
         self.expired = 0
         self.cancelled = 0
         self.load_seconds = 0.0
+        self.calls: dict[str, CallStatistics] = {}
         #: Of a model that gives any number of responses to a request.
         self.responses: ResponseStatistics | None = None
 
@@ -127,6 +142,13 @@ class ModelStatistics:
         batch.compute_input.add(1, compute_input)
         batch.compute_infer.add(1, compute_infer)
         batch.compute_output.add(1, compute_output)
+
+    def record_call(self, called: str, outcome: Literal["success", "failure", "cancelled"], ns: int) -> None:
+        """Counts a call of another model that has ended."""
+        found = self.calls.get(called)
+        if found is None:
+            found = self.calls[called] = CallStatistics()
+        getattr(found, outcome).add(1, ns)
 
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
         """Counts a request that was answered without a run: it is a success, but no inference and no execution.

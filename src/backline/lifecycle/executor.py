@@ -20,6 +20,7 @@ from backline.lifecycle.composed import ComposedServable, composed_of
 from backline.lifecycle.ensemble_steps import unanswered_step
 from backline.lifecycle.load_threads import LoadThreads
 from backline.lifecycle.loader import Measured
+from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.queueing import queue_settings
@@ -238,6 +239,7 @@ class Executor:
             at_start=not self._started,
             trust_pickle=self._trust_pickle,
             refresh=self._engine.refresh,
+            calls=partial(ModelCalls, self._engine),
             may_run_code=self._trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )

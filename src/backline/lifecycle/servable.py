@@ -39,6 +39,7 @@ from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.execution import Execution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.workers.process.calls import Calls
 from backline.workers.process.pool import WorkerPool
 from backline.workers.streaming import StreamPool
 
@@ -70,6 +71,7 @@ class Servable:
         trust_pickle: bool = False,
         refresh: Callable[[], None] = lambda: None,
         may_run_code: bool = True,
+        calls: Callable[[Model], Calls] | None = None,
     ) -> None:
         self.key = key
         self.fingerprint = fingerprint
@@ -107,6 +109,7 @@ class Servable:
         #: Called when the state of the model has changed by itself.
         self._refresh = refresh
         self._may_run_code = may_run_code
+        self._calls = None if calls is None else calls(self.model)
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._queue: VersionQueue | None = None
@@ -132,7 +135,9 @@ class Servable:
 
         fetched = await self._fetch(on_bytes)
         loop = asyncio.get_running_loop()
-        starter = WorkerStarter(self.model.config, self.model.version, fetched.model_folder, loop, may_run_code=self._may_run_code)
+        starter = WorkerStarter(
+            self.model.config, self.model.version, fetched.model_folder, loop, may_run_code=self._may_run_code, calls=self._calls
+        )
         loading = loop.run_in_executor(threads, self._load, fetched, known, starter)
         try:
             loaded, check, self.model.memory_bytes = await asyncio.shield(loading)

@@ -12,6 +12,7 @@ from backline.backends.hosted import HostedModel
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.workers.process.calls import Calls
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Load, Spec
@@ -25,7 +26,16 @@ DEFAULT_INSTANCES = 1
 class WorkerStarter:
     """Starts the workers of one version; `folder` is the model's, above its versions."""
 
-    def __init__(self, config: ModelConfig, version: str, folder: Path, loop: asyncio.AbstractEventLoop, *, may_run_code: bool) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        version: str,
+        folder: Path,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        may_run_code: bool,
+        calls: Calls | None = None,
+    ) -> None:
         self._config = config
         self._version = version
         self._folder = folder
@@ -33,6 +43,7 @@ class WorkerStarter:
         self._starting: Future[None] | None = None
         self._cancelled = False
         self._may_run_code = may_run_code
+        self._calls = calls
 
     def start(self, hosted: HostedModel) -> WorkerPool:
         """See StartWorkers. Raises InvalidArgument where the model's code is not to be run."""
@@ -42,7 +53,8 @@ class WorkerStarter:
                 " files along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
             )
         config = self._config
-        pool = WorkerPool(self._command(hosted), PoolOptions(config.execution_timeout_seconds, config.idempotent), self._loop)
+        options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
+        pool = WorkerPool(self._command(hosted), options, self._loop, self._calls)
         starting = asyncio.run_coroutine_threadsafe(pool.start(config.instance_count, default_instances=DEFAULT_INSTANCES), self._loop)
         self._starting = starting
         if self._cancelled:

@@ -1,4 +1,4 @@
-"""What a `model.py` imports: datatypes for type hints, and errors.
+"""What a `model.py` imports: datatypes for type hints, what `predict` may get beside its inputs, and errors.
 
 >>> class Model:
 ...     def predict(self, x: FP32[16]) -> FP32[16]:
@@ -25,6 +25,7 @@ from backline.model.hints import (
     UINT16,
     UINT32,
     UINT64,
+    Models,
     Request,
 )  # fmt: skip
 
@@ -45,6 +46,7 @@ __all__ = [
     "UINT64",
     "BacklineError",
     "InvalidArgument",
+    "Models",
     "Request",
     "Unavailable",
 ]

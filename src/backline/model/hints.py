@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -115,3 +115,19 @@ class Request:
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
+
+
+class Models(Protocol):
+    """The other models of the server: a parameter of `predict` with this type gets what `backline.connect` gives to clients.
+
+    In an `async def predict` it is what `backline.connect_async` gives. The deadline and the priority of the request hold for calls, too,
+    and they end when nobody waits for the request any more. Without a server, pass a client:
+
+    >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
+    """
+
+    def __getitem__(self, model: str, /) -> Any:
+        """A model by its name, to be called with its inputs: `models["pitch"](frames)["output"]`."""
+
+    def model(self, name: str, version: str | int = "") -> Any:
+        """A model at a version or a label."""

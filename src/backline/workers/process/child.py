@@ -15,6 +15,7 @@ from typing import Any
 
 from backline.engine.errors import BacklineError, Internal
 from backline.workers.process.arena import Arena
+from backline.workers.process.caller import Caller
 from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Numbers, frame
 from backline.workers.process.requests import Connection, RequestBatch
 from backline.workers.process.tracebacks import details, reason
@@ -24,16 +25,16 @@ from backline.workers.process.worker_model import WorkerModel
 _RECEIVE = 1 << 18
 
 
-def main(data: int, control: int, arena: int) -> None:
+def main(data: int, control: int, calls: int, arena: int) -> None:
     """Runs one worker until the server says STOP or goes away. Never returns."""
     channel = socket(fileno=data)
     connection = Connection(channel, Arena(arena, lower=False))
     os.close(arena)
-    worker = Worker(channel, connection)
+    worker = Worker(channel, connection, Caller(socket(fileno=calls), connection))
     pid = os.getpid()
     watcher = Control(socket(fileno=control), connection, worker.stop)
     threading.Thread(target=watcher.serve, name="backline-control", daemon=True).start()
-    os.register_at_fork(after_in_child=lambda: _forked(data, control))
+    os.register_at_fork(after_in_child=lambda: _forked(data, control, calls))
     try:
         worker.serve()
     except BaseException:
@@ -46,9 +47,9 @@ def main(data: int, control: int, arena: int) -> None:
     os._exit(0)
 
 
-def _forked(data: int, control: int) -> None:
+def _forked(*descriptors: int) -> None:
     """What a model forks must not speak for it, and ends with it."""
-    for descriptor in (data, control):
+    for descriptor in descriptors:
         try:
             os.close(descriptor)
         except OSError:
@@ -87,8 +88,7 @@ class Control:
     def _take(self, kind: Kind, message: Any) -> None:
         if kind is Kind.PING:
             self._connection.take_back(message.numbers)
-            let_go = self._connection.let_go
-            self._socket.sendall(frame(Kind.PONG, Numbers([let_go.popleft() for _ in range(len(let_go))])))
+            self._socket.sendall(frame(Kind.PONG, Numbers(self._connection.take_let_go())))
         elif kind is Kind.CANCEL:
             self._connection.cancel(message.numbers)
         elif kind is Kind.CREDIT:
@@ -100,9 +100,10 @@ class Control:
 class Worker:
     """The data channel: loads, then runs one batch after the other."""
 
-    def __init__(self, data: socket, connection: Connection) -> None:
+    def __init__(self, data: socket, connection: Connection, caller: Caller) -> None:
         self._socket = data
         self._connection = connection
+        self._caller = caller
         self._reader = FrameReader()
         self._model: WorkerModel
 
@@ -139,7 +140,7 @@ class Worker:
         self._folder = load.folder
         module, _, name = load.adapter.partition(":")
         try:
-            self._model = getattr(import_module(module), name)(load)
+            self._model = getattr(import_module(module), name)(load, self._caller)
         except BaseException as error:
             self._connection.send(frame(Kind.FAILED, Failed(reason(error, self._folder), details(error))))
             return False

@@ -22,6 +22,7 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
+from backline.workers.process.calls import Calls
 from backline.workers.process.job import Job, Run
 from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Loaded
@@ -78,7 +79,9 @@ class WorkerPool:
 
     threads_per_run = 1
 
-    def __init__(self, command: WorkerCommand, options: PoolOptions, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, command: WorkerCommand, options: PoolOptions, loop: asyncio.AbstractEventLoop, calls: Calls | None = None) -> None:
+        """`calls` is what answers when the model calls others; without it such calls fail."""
+        self.calls = calls
         self.command = command
         self.options = options
         self.on_available: Callable[[str], None] = lambda _: None

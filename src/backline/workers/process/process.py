@@ -23,6 +23,7 @@ import numpy as np
 from backline.engine.errors import BacklineError, Internal
 from backline.workers.process import arena
 from backline.workers.process.arena import Arena
+from backline.workers.process.calls import CallChannel
 from backline.workers.process.exits import describe_exit, fault_place, out_of_memory_kills
 from backline.workers.process.output import Output
 from backline.workers.process.protocol import (
@@ -84,11 +85,13 @@ class WorkerProcess:
         loop: asyncio.AbstractEventLoop,
         on_result: Callable[[WorkerProcess, Result, memoryview], None],
         on_exit: Callable[[WorkerProcess, str], None],
+        calls: CallChannel,
     ) -> None:
         self.command = command
         self._loop = loop
         self._on_result = on_result
         self._on_exit = on_exit
+        self._calls = calls
         self._reader = FrameReader()
         self._control_reader = FrameReader()
         self._loading: asyncio.Future[Loaded] = loop.create_future()
@@ -128,20 +131,25 @@ class WorkerProcess:
         """Starts the process and loads the model. Raises Internal with the true cause when either fails."""
         self._data, data = socket.socketpair()
         self._control, control = socket.socketpair()
+        own_calls, calls = socket.socketpair()
         descriptor = arena.create()
         try:
             self.arena = Arena(descriptor, lower=True)
             self._kills = out_of_memory_kills()
-            self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, data.fileno(), control.fileno(), descriptor)
+            passed = (data.fileno(), control.fileno(), calls.fileno(), descriptor)
+            self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, *passed)
         except OSError as error:
             self._data.close()
             self._control.close()
+            own_calls.close()
             raise Internal(f"a worker process of {self.command.label} cannot be started: {error}") from None
         finally:
             data.close()
             control.close()
+            calls.close()
             os.close(descriptor)
         self._attend()
+        self._calls.attend(own_calls, self)
         self._send_data(frame(Kind.LOAD, self.command.load))
         try:
             return await asyncio.shield(self._loading)
@@ -149,13 +157,13 @@ class WorkerProcess:
             self.kill("was not needed any more")
             raise
 
-    def _spawn(self, data: int, control: int, descriptor: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, *descriptors: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [self.command.python, str(_START), str(data), str(control), str(descriptor), str(os.getpid())],
+            [self.command.python, str(_START), *map(str, descriptors), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(data, control, descriptor),
+            pass_fds=descriptors,
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self.command.environment},
         )
@@ -188,12 +196,13 @@ class WorkerProcess:
     def execute(self, message: Execute, payload: list[Any]) -> None:
         """Sends a batch."""
         if self._unused:
-            message.returned = self._take_unused()
+            message.returned = self.take_unused()
         self._send_data(frame(Kind.EXECUTE, message, payload))
 
     def cancel(self, numbers: list[int]) -> None:
         """Nobody waits for these requests any more."""
         self._send_control(Kind.CANCEL, Numbers(numbers))
+        self._calls.abandoned()
 
     def credit(self, number: int, count: int) -> None:
         """Further responses to a request are welcome."""
@@ -207,7 +216,8 @@ class WorkerProcess:
         arena.when_unused(block, lambda: unused.append((at, size)))
         return self._held
 
-    def _take_unused(self) -> list[int]:
+    def take_unused(self) -> list[int]:
+        """The blocks that the worker is told of now."""
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]
@@ -311,7 +321,7 @@ class WorkerProcess:
         if silent > HEARTBEAT_TIMEOUT:
             self.hang(f"did not answer for {silent:.0f} s")
             return
-        self._send_control(Kind.PING, Numbers(self._take_unused()))
+        self._send_control(Kind.PING, Numbers(self.take_unused()))
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def _look_at_memory(self) -> None:
@@ -395,6 +405,7 @@ class WorkerProcess:
             self._loop.remove_reader(channel.fileno())
             self._loop.remove_writer(channel.fileno())
             channel.close()
+        self._calls.close()
         for output in (self._stdout, self._stderr):
             output.read()
             output.close()

@@ -1,4 +1,4 @@
-"""What a server and its worker process say to each other: frames over two Unix socket pairs, large tensors in shared memory.
+"""What a server and its worker process say to each other: frames over three Unix socket pairs, large tensors in shared memory.
 
 A frame is a prefix of 12 bytes, a header and a payload:
 
@@ -10,9 +10,14 @@ A frame is a prefix of 12 bytes, a header and a payload:
     12            the header: a msgpack array, the fields of the kind's struct below in order
                   the payload: the bytes of small tensors, one after the other
 
-A worker has two channels. On the data channel the server sends LOAD once and then EXECUTE, the worker answers LOADED or FAILED and then
+A worker has three channels. On the data channel the server sends LOAD once and then EXECUTE, the worker answers LOADED or FAILED and then
 RESULT. The control channel is read by a thread of its own on the worker's side, so that it works while a model computes: PING and PONG
 (with the blocks of shared memory that each gives back), CANCEL, STOP, and CREDIT for further responses.
+
+On the third channel it is the worker that asks, from any thread: CALL has another model of the server answer, ASK is about models. The
+server answers with RESPONSE, each the last one or not, and with ENDED where there is no response to come; DROP and MORE are the worker's
+CANCEL and CREDIT. A call is for requests of the worker that are open: their deadline and priority hold for it, it ends with the last of
+them that somebody waits for, and it may not come back to a model that waits for its answer.
 
 Tensors travel in parts: the tensors of several requests that have equal names, datatypes and trailing shapes are one column each, so that
 a model which takes a batch gets it without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES:
@@ -53,6 +58,12 @@ class Kind(IntEnum):
     CANCEL = 18
     STOP = 19
     CREDIT = 20
+    CALL = 32
+    ASK = 33
+    DROP = 34
+    MORE = 35
+    RESPONSE = 36
+    ENDED = 37
 
 
 class Spec(msgspec.Struct, array_like=True):
@@ -170,6 +181,7 @@ class Failure(msgspec.Struct, array_like=True):
     number: int
     kind: str
     message: str
+    retry_after: float | None = None
 
 
 class Result(msgspec.Struct, array_like=True):
@@ -193,10 +205,81 @@ class Result(msgspec.Struct, array_like=True):
 class Numbers(msgspec.Struct, array_like=True):
     """Of CANCEL: requests for which nobody waits any more. Of PING and PONG: blocks of the other side's half that come back.
 
-    Of CREDIT: a request, and how many further responses of it are welcome beside the WINDOW that every request begins with.
+    Of CREDIT: a request, and how many further responses of it are welcome beside the WINDOW that every request begins with. Of DROP: calls
+    whose answers the worker does not want any more. Of MORE: a call, and how many further responses are welcome, as for CREDIT.
     """
 
     numbers: list[int]
+
+
+class Call(msgspec.Struct, array_like=True):
+    """Another model of the server is to answer; `number` is the call's own as long as the worker lives.
+
+    `requests` are those of the worker for which it is made, empty where that is not known: then it is for all that are open, but does not
+    end with them. `stream` says that any number of responses is welcome. `note` is about the call alone; `queue_timeout` are the seconds
+    that it may wait in a queue, 0 for what the model says. `returned` are blocks of the server that the worker needs no more.
+    """
+
+    number: int
+    requests: list[int]
+    model: str
+    version: str
+    columns: list[Column]
+    note: Note
+    block: int = -1
+    stream: bool = False
+    queue_timeout: float = 0.0
+    returned: list[int] = []
+
+
+class Ask(msgspec.Struct, array_like=True):
+    """Something about models, answered by ENDED.
+
+    `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load, `config` replaces the
+    configuration, and `files` are the contents of all files of the model by path, as columns of UINT8.
+    """
+
+    number: int
+    what: str
+    model: str = ""
+    version: str = ""
+    config: str | None = None
+    files: list[Column] = []
+    block: int = -1
+    dependents: bool = False
+
+
+class Response(msgspec.Struct, array_like=True):
+    """A response to a call. `returned` are blocks of the worker that the server needs no more."""
+
+    number: int
+    model: str
+    version: str
+    id: str
+    columns: list[Column]
+    parameters: dict[str, Parameter] = {}
+    block: int = -1
+    last: bool = True
+    returned: list[int] = []
+
+
+class Ended(msgspec.Struct, array_like=True):
+    """There is no further response to a call, or this is the answer to an ASK: `value`, or a failure as Failure has it."""
+
+    number: int
+    kind: str = ""
+    message: str = ""
+    retry_after: float | None = None
+    value: Any = None
+
+
+class Described(msgspec.Struct, array_like=True):
+    """The `value` that ends an ASK to "describe": a model's inputs and outputs with full shapes, and its versions that answer."""
+
+    versions: list[str]
+    platform: str
+    inputs: list[Spec]
+    outputs: list[Spec]
 
 
 class Empty(msgspec.Struct, array_like=True):
@@ -214,6 +297,12 @@ STRUCTS: dict[Kind, type[msgspec.Struct]] = {
     Kind.CANCEL: Numbers,
     Kind.STOP: Empty,
     Kind.CREDIT: Numbers,
+    Kind.CALL: Call,
+    Kind.ASK: Ask,
+    Kind.DROP: Numbers,
+    Kind.MORE: Numbers,
+    Kind.RESPONSE: Response,
+    Kind.ENDED: Ended,
 }
 _DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
 _KINDS = {kind.value: kind for kind in Kind}

@@ -7,15 +7,16 @@ import dataclasses
 import inspect
 import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator, Mapping, Sequence
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, get_args, get_origin
 
 from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument
 from backline.engine.tensor import Tensor
-from backline.model.hints import Request
+from backline.model.hints import Models, Request
+from backline.workers.process.caller import Caller
+from backline.workers.process.model_code import ModelCode, find_model, import_file
 from backline.workers.process.protocol import Load, Loaded
 from backline.workers.process.requests import RequestBatch, WorkerRequest
 from backline.workers.process.tracebacks import details, reason
@@ -27,49 +28,26 @@ _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
 _CONCURRENCY = 64
 
 
-def load(message: Load) -> WorkerModel:
-    """Imports a model's file and makes its class. Raises what the file raises, and InvalidArgument for a class that is no model."""
+def load(message: Load, caller: Caller) -> WorkerModel:
+    """Imports a model's file and makes its model. Raises what the file raises, and InvalidArgument for a file that is no model."""
     module = import_file(Path(message.path), Path(message.folder))
-    found = find_class(module, message.path)
-    return PythonModel(found, message)
-
-
-def import_file(path: Path, folder: Path) -> ModuleType:
-    """The module in a file; it may import what lies beside it, and in the model's folder."""
-    for place in (folder, path.parent):
-        sys.path.insert(0, str(place))
-    spec = spec_from_file_location("model", path)
-    if spec is None or spec.loader is None:
-        raise InvalidArgument(f"'{path}' is no Python file")
-    module = module_from_spec(spec)
-    sys.modules["model"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def find_class(module: ModuleType, path: str) -> type:
-    """The class of a model: `Model`, or the only one in the file with a method `predict`. Raises InvalidArgument where there is none."""
-    named = getattr(module, "Model", None)
-    if isinstance(named, type) and callable(getattr(named, "predict", None)):
-        return named
-    own = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
-    models = [value for value in own if callable(getattr(value, "predict", None))]
-    if len(models) == 1:
-        return models[0]
-    found = f"several: {', '.join(one.__name__ for one in models)}; call one of them Model" if models else "none"
-    raise InvalidArgument(f"'{path}': expected a class with a method predict, found {found}")
+    return PythonModel(find_model(module, message.path), message, caller)
 
 
 class PythonModel:
-    """A class with `predict`, and `load` and `unload` where it has them."""
+    """A class with `predict`, and `load` and `unload` where it has them; or a function."""
 
-    def __init__(self, model: type, message: Load) -> None:
-        self._where = f"{Path(message.path).name}, {model.__name__}.predict"
+    def __init__(self, code: ModelCode, message: Load, caller: Caller) -> None:
+        self._where = f"{Path(message.path).name}, {code.name}"
         self._folder = message.folder
+        model = code.settings
         batch = message.max_batch_size if message.max_batch_size is not None else getattr(model, "max_batch_size", 0)
         self._batched = batch > 0
-        self._read_hints(model.predict)  # type: ignore[attr-defined]
-        self._object = model()
+        self._read_hints(code)
+        self._caller = caller
+        self._models = import_module("backline.inworker").ModelsOfServer(caller) if self._models_argument else None
+        self._object = None if code.owner is None else code.owner()
+        self._predict: Callable[..., Any] = code.predict if self._object is None else self._object.predict
         _finish(getattr(self._object, "load", None))
         self.loaded = Loaded(
             [value.spec for value in self._inputs.values()],
@@ -83,17 +61,19 @@ class PythonModel:
             memory_limit_bytes=getattr(model, "memory_limit_bytes", None),
         )
 
-    def _read_hints(self, predict: Any) -> None:
+    def _read_hints(self, code: ModelCode) -> None:
+        predict = code.predict
         hints = typing.get_type_hints(predict)
-        parameters = list(inspect.signature(predict).parameters.values())[1:]
         self._inputs: dict[str, TypedValue] = {}
-        self._request_argument = ""
-        for parameter in parameters:
+        self._request_argument = self._models_argument = ""
+        for parameter in code.parameters:
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise InvalidArgument(f"{self._where}: '{parameter}' cannot be an input; give every input a name of its own")
             hint = hints.get(parameter.name)
             if hint is Request:
                 self._request_argument = parameter.name
+            elif hint is Models:
+                self._models_argument = parameter.name
             else:
                 optional = parameter.default is not parameter.empty
                 self._inputs[parameter.name] = TypedValue.of(parameter.name, hint, self._where, optional=optional)
@@ -120,18 +100,21 @@ class PythonModel:
         """See WorkerModel."""
         if self._asynchronous:
             return self._execute_async(batch)
-        if self._batched and batch.columns is not None:
-            self._execute_batch(batch)
-            return None
-        for request in batch.requests:
-            self._execute_alone(request)
+        try:
+            if self._batched and batch.columns is not None:
+                self._execute_batch(batch)
+            else:
+                for request in batch.requests:
+                    self._execute_alone(request)
+        finally:
+            self._end_calls(batch)
         return None
 
     def _execute_batch(self, batch: RequestBatch) -> None:
         """All at once; if that fails and there are several, one after the other, so that bad input costs its sender only."""
         rows = sum(request.rows for request in batch.requests)
         try:
-            answer = self._predict(self._arguments(batch.columns or {}, None))
+            answer = self._predict(**self._arguments(batch.columns or {}, batch.requests))
             batch.answer(batch.requests, self._tensors(answer, rows))
         except BaseException as error:
             if len(batch.requests) == 1 or not self._may_repeat:
@@ -147,7 +130,7 @@ class PythonModel:
 
     def _execute_alone(self, request: WorkerRequest) -> None:
         try:
-            answer = self._predict(self._arguments(request.inputs, request))
+            answer = self._predict(**self._arguments(request.inputs, (request,)))
             if self._stream:
                 for response in answer:
                     if request.cancelled:
@@ -163,20 +146,21 @@ class PythonModel:
         if self._batched and batch.columns is not None:
             rows = sum(request.rows for request in batch.requests)
             try:
-                answer = await self._predict(self._arguments(batch.columns, None))
+                answer = await self._predict(**self._arguments(batch.columns, batch.requests))
                 batch.answer(batch.requests, self._tensors(answer, rows))
             except BaseException as error:
                 if len(batch.requests) == 1 or not self._may_repeat:
                     raise
                 del error
         await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests if not request.answered))
+        self._end_calls(batch)
 
     async def _execute_alone_async(self, request: WorkerRequest) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "it is a coroutine"
         request.on_cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
-            answer = self._predict(self._arguments(request.inputs, request))
+            answer = self._predict(**self._arguments(request.inputs, (request,)))
             if self._stream:
                 async for response in answer:
                     if request.cancelled:
@@ -189,16 +173,22 @@ class PythonModel:
         except BaseException as error:
             self._fail(request, error)
 
-    def _predict(self, arguments: Mapping[str, Any]) -> Any:
-        return self._object.predict(**arguments)
-
-    def _arguments(self, inputs: Mapping[str, Tensor], request: WorkerRequest | None) -> dict[str, Any]:
+    def _arguments(self, inputs: Mapping[str, Tensor], requests: Sequence[WorkerRequest]) -> dict[str, Any]:
         arguments = {name: self._inputs[name].to_python(tensor) for name, tensor in inputs.items()}
-        if self._request_argument and request is not None:
+        if self._request_argument:
+            request = requests[0]
             arguments[self._request_argument] = Request(
                 request.id, request.parameters, request.sequence, request.sequence_start, request.sequence_end
             )
+        if self._models is not None:
+            make = self._models.awaitable if self._asynchronous else self._models.blocking
+            arguments[self._models_argument] = make(requests)
         return arguments
+
+    def _end_calls(self, batch: RequestBatch) -> None:
+        """Its requests are answered: calls that it has left under way are for nobody."""
+        if self._models is not None:
+            self._caller.end_calls(batch.requests)
 
     def _tensors(self, answer: Any, rows: int | None) -> Sequence[Tensor]:
         if self._single:

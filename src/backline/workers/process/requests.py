@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from socket import socket
 from typing import TypeAlias
@@ -218,7 +219,7 @@ class RequestBatch:
 
     def fail(self, request: WorkerRequest, error: BacklineError) -> None:
         """See WorkerRequest."""
-        self._add((request,), Failure(request.number, type(error).__name__, error.message))
+        self._add((request,), Failure(request.number, type(error).__name__, error.message, error.retry_after))
 
     def _add(self, requests: Sequence[WorkerRequest], outcome: _Answer | Failure | None) -> None:
         with self._connection.lock:
@@ -310,6 +311,14 @@ class Connection:
         with self.lock:
             for at in blocks:
                 self.arena.give_back(at)
+
+    def take_let_go(self) -> list[int]:
+        """The blocks of the server that it is told of now; called on several threads."""
+        taken: list[int] = []
+        with suppress(IndexError):
+            while True:
+                taken.append(self.let_go.popleft())
+        return taken
 
     def read_batch(self, message: Execute, payload: memoryview, *, batched: bool) -> RequestBatch:
         """The requests of an EXECUTE."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
+from backline.workers.process.calls import CallChannel
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess
@@ -54,7 +56,9 @@ class Seat:
     async def start(self) -> Loaded:
         """Starts a process here. Raises Internal with the reason when it cannot load the model."""
         pool = self._pool
-        self.process = process = WorkerProcess(pool.command_for(self._index), pool.loop, self._result, self._ended)
+        load = pool.command.load
+        calls = CallChannel(pool.calls, (load.name, load.version), self._open_requests, pool.loop)
+        self.process = process = WorkerProcess(pool.command_for(self._index), pool.loop, self._result, self._ended, calls)
         loaded = await process.start()
         self.usable = True
         return loaded
@@ -165,7 +169,9 @@ class Seat:
         if not (isinstance(kind, type) and issubclass(kind, BacklineError)) or kind is Internal:
             self._settle(failure.number, Internal(f"{self._pool.label} failed: {failure.message}"))
         else:
-            self._settle(failure.number, kind(failure.message))
+            error: BacklineError = kind(failure.message)
+            error.retry_after = failure.retry_after
+            self._settle(failure.number, error)
 
     def _end(self, number: int) -> None:
         """A request gets no further response."""
@@ -183,6 +189,11 @@ class Seat:
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
+
+    def _open_requests(self, numbers: Sequence[int] | None) -> list[InferRequest]:
+        """Those of the numbers, or all, that have no outcome."""
+        jobs = self._open
+        return [jobs[one].run.batch.requests[jobs[one].by_number[one]] for one in (jobs if numbers is None else numbers) if one in jobs]
 
     # when it does not come back
 

@@ -28,12 +28,12 @@ def _main() -> None:
     from backline.workers.process.child import end_with_parent, main
 
     end_with_parent()
-    data, control, arena, parent = map(int, sys.argv[1:])
+    data, control, calls, arena, parent = map(int, sys.argv[1:])
     import os
 
     if os.getppid() != parent:  # it went away before this could be asked for
         os._exit(1)
-    main(data, control, arena)
+    main(data, control, calls, arena)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
+from backline.workers.process.caller import Caller
 from backline.workers.process.protocol import Load, Loaded
 from backline.workers.process.requests import RequestBatch
 
@@ -25,5 +26,6 @@ class WorkerModel(Protocol):
         """The worker ends."""
 
 
-#: What `Load.adapter` names. What it raises is told as the reason of the failed load.
-Adapter: TypeAlias = Callable[[Load], WorkerModel]
+#: What `Load.adapter` names: with a Caller the model may call other models of the server. What it raises is told as the reason of the
+#: failed load.
+Adapter: TypeAlias = Callable[[Load, Caller], WorkerModel]

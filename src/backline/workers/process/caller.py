@@ -1,0 +1,408 @@
+"""How a model in a worker process calls other models of the server: from any thread, and from coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf, isfinite
+from queue import Empty, SimpleQueue
+from socket import socket
+from typing import Any, Literal, Self, TypeAlias
+
+import numpy as np
+
+from backline.engine import errors
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, Unavailable
+from backline.engine.messages import InferResponse
+from backline.engine.tensor import Tensor
+from backline.workers.process.arena import when_unused
+from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.protocol import (
+    WINDOW,
+    Ask,
+    Buffer,
+    Call,
+    Column,
+    Ended,
+    FrameReader,
+    Kind,
+    Note,
+    Numbers,
+    ProtocolError,
+    Response,
+    frame,
+)
+from backline.workers.process.requests import Connection, WorkerRequest
+
+_RECEIVE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What another model of the server is to be asked.
+
+    `requests` are those for which it is asked, if that is known: their deadline and priority hold for the call, and it ends when nobody
+    waits for them. `note` is what the call says beside its tensors, its `timeout` in seconds; `queue_timeout` are the seconds that it may
+    wait in a queue, 0 for what the model says. `version` may be a label, or empty for the server's choice.
+    """
+
+    model: str
+    inputs: Sequence[Tensor]
+    version: str = ""
+    requests: Sequence[WorkerRequest] = ()
+    note: Note = field(default_factory=Note)
+    queue_timeout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the server is asked about its models, and what `ask` gives.
+
+    "ready": whether the model can answer, or without a name the server is ready. "describe": protocol.Described, as plain lists. "load" and
+    "unload": None when it is done; `config` (a configuration as JSON) and `files` (contents by path below the model's folder) replace
+    the repository's, `dependents` unloads an ensemble's steps, too.
+    """
+
+    what: Literal["ready", "describe", "load", "unload"]
+    model: str = ""
+    version: str = ""
+    config: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    dependents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """No further response; of a question, its answer."""
+
+    value: Any = None
+
+
+_Heard: TypeAlias = InferResponse | BacklineError | _End
+_Deliver: TypeAlias = Callable[[_Heard], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """Who waits for the answer to a call, and for which requests it is."""
+
+    deliver: _Deliver
+    requests: Sequence[WorkerRequest] = ()
+
+
+class Caller:
+    """The worker's end of the channel for calls. Every method may be called on any thread, and raises BacklineError."""
+
+    def __init__(self, channel: socket, connection: Connection) -> None:
+        self._channel = channel
+        self._connection = connection
+        self._numbers = count(1)
+        self._waiting: dict[int, _Waiting] = {}
+        #: Held while something is said, so that frames do not mix.
+        self._lock = threading.Lock()
+        self._listening = False
+
+    # calls
+
+    def infer(self, call: ModelCall) -> InferResponse:
+        """The response of a model that gives one; waits for it."""
+        heard = _Mailbox()
+        number = self._call(call, heard.put)
+        try:
+            return _response(heard.get(inf))
+        finally:
+            self.drop(number)
+
+    async def infer_async(self, call: ModelCall) -> InferResponse:
+        """`infer` for coroutines: others run while it waits. Cancelling it cancels the call."""
+        heard = _AsyncMailbox()
+        number = self._call(call, heard.put)
+        try:
+            return _response(await heard.get(inf))
+        finally:
+            self.drop(number)
+
+    def stream(self, call: ModelCall) -> CallStream:
+        """The responses of a model one by one; most models give one. The call begins now."""
+        heard = _Mailbox()
+        return CallStream(self, self._call(call, heard.put, stream=True), heard)
+
+    def stream_async(self, call: ModelCall) -> AsyncCallStream:
+        """`stream` for coroutines."""
+        heard = _AsyncMailbox()
+        return AsyncCallStream(self, self._call(call, heard.put, stream=True), heard)
+
+    # questions
+
+    def ask(self, question: Question, timeout: float = inf) -> Any:
+        """See Question; waits for the answer. Raises DeadlineExceeded after so many seconds; a load or unload goes on."""
+        heard = _Mailbox()
+        number = self._ask(question, heard.put)
+        try:
+            return _value(heard.get(timeout))
+        finally:
+            self.drop(number)
+
+    async def ask_async(self, question: Question, timeout: float = inf) -> Any:
+        """`ask` for coroutines. A load or unload goes on when it is cancelled."""
+        heard = _AsyncMailbox()
+        number = self._ask(question, heard.put)
+        try:
+            return _value(await heard.get(timeout))
+        finally:
+            self.drop(number)
+
+    # what is said
+
+    def _call(self, call: ModelCall, deliver: _Deliver, *, stream: bool = False) -> int:
+        number = next(self._numbers)
+        columns, payload, block = self._pack(call.inputs)
+        message = Call(
+            number,
+            [request.number for request in call.requests],
+            call.model,
+            call.version,
+            columns,
+            call.note,
+            block,
+            stream,
+            call.queue_timeout,
+            self._connection.take_let_go(),
+        )
+        self._begin(number, _Waiting(deliver, call.requests), frame(Kind.CALL, message, payload))
+        return number
+
+    def _ask(self, question: Question, deliver: _Deliver) -> int:
+        number = next(self._numbers)
+        contents = {path: np.frombuffer(content, np.uint8) for path, content in question.files.items()}
+        columns, payload, block = self._pack([Tensor(path, DataType.UINT8, data.shape, data) for path, data in contents.items()])
+        message = Ask(number, question.what, question.model, question.version, question.config, columns, block, question.dependents)
+        self._begin(number, _Waiting(deliver), frame(Kind.ASK, message, payload))
+        return number
+
+    def _pack(self, tensors: Sequence[Tensor]) -> tuple[list[Column], list[Buffer], int]:
+        try:
+            with self._connection.lock:
+                packed, payload, block = pack_columns([[(tensor,) for tensor in tensors]], self._connection.arena)
+        except MemoryError as error:
+            raise Internal(f"the inputs of a call: {error}") from None
+        return packed[0], payload, block
+
+    def _begin(self, number: int, waiting: _Waiting, message: bytes) -> None:
+        self._waiting[number] = waiting
+        with self._lock:
+            if not self._listening:
+                self._listening = True
+                threading.Thread(target=self._listen, name="backline-calls", daemon=True).start()
+        try:
+            self._say(message)
+        except BacklineError:
+            del self._waiting[number]
+            raise
+
+    def drop(self, number: int) -> None:
+        """The answer is not wanted any more, if it is not there yet."""
+        if self._waiting.pop(number, None) is not None:
+            with suppress(Unavailable):
+                self._say(frame(Kind.DROP, Numbers([number])))
+
+    def end_calls(self, requests: Sequence[WorkerRequest]) -> None:
+        """These requests are answered: calls for them that are under way are cancelled."""
+        for number, waiting in tuple(self._waiting.items()):
+            if waiting.requests and all(request in requests for request in waiting.requests):
+                self.drop(number)
+                waiting.deliver(Cancelled("the request that the call was for is answered"))
+
+    def take_more(self, number: int, responses: int) -> None:
+        """So many further responses of a stream are welcome."""
+        if number in self._waiting:
+            self._say(frame(Kind.MORE, Numbers([number, responses])))
+
+    def _say(self, message: bytes) -> None:
+        try:
+            with self._lock:
+                self._channel.sendall(message)
+        except OSError as error:
+            raise Unavailable(f"the server cannot be asked any more: {error}. Only the process that was started by it can call") from None
+
+    # what is heard
+
+    def _listen(self) -> None:
+        reader = FrameReader()
+        try:
+            while received := self._receive():
+                # A bytearray, so that a model may write to what it got.
+                for kind, message, payload in reader.feed(bytearray(received)):
+                    self._take(kind, message, payload)
+        finally:
+            for number in tuple(self._waiting):
+                self._hear(number, Unavailable("the connection of this worker to the server is closed"), last=True)
+
+    def _receive(self) -> bytes:
+        try:
+            return self._channel.recv(_RECEIVE)
+        except OSError:
+            return b""
+
+    def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
+        if kind is Kind.RESPONSE:
+            self._connection.take_back(message.returned)
+            self._hear(message.number, self._read(message, payload), last=False)
+            if message.last:
+                self._hear(message.number, _End(), last=True)
+        elif kind is Kind.ENDED:
+            self._hear(message.number, _failure(message) if message.kind else _End(message.value), last=True)
+        else:
+            raise ProtocolError(f"a frame of kind {kind.name}")
+
+    def _hear(self, number: int, heard: _Heard, *, last: bool) -> None:
+        waiting = self._waiting.pop(number, None) if last else self._waiting.get(number)
+        if waiting is not None:
+            waiting.deliver(heard)
+
+    def _read(self, message: Response, payload: memoryview) -> InferResponse:
+        block: np.ndarray | None = None
+        if message.block >= 0:
+            connection, at = self._connection, message.block
+            end = max((column.at + column.size for column in message.columns), default=at)
+            block = connection.arena.read(at, end - at, writable=True)
+            when_unused(block, lambda: connection.let_go.append(at))
+        tensors, _ = unpack_columns(message.columns, payload, 0, block, message.block)
+        return InferResponse(message.model, message.version, message.id, list(tensors.values()), message.parameters or None)
+
+
+class CallStream:
+    """The responses to a call, an iterator; the model waits while they are not taken. Who does not take all closes it."""
+
+    def __init__(self, caller: Caller, number: int, heard: _Mailbox) -> None:
+        self._heard = heard
+        self._credit = _Credit(caller, number)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> InferResponse:
+        response = self.take()
+        if response is None:
+            raise StopIteration
+        return response
+
+    def take(self, timeout: float = inf) -> InferResponse | None:
+        """The next response, None behind the last one. Raises DeadlineExceeded when none has come after so many seconds."""
+        return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
+
+    def close(self) -> None:
+        """Takes no more responses: the call is cancelled. May be called on another thread, where `next` waits."""
+        self._credit.close()
+        self._heard.put(_End())
+
+
+class AsyncCallStream:
+    """CallStream for coroutines, an asynchronous iterator."""
+
+    def __init__(self, caller: Caller, number: int, heard: _AsyncMailbox) -> None:
+        self._heard = heard
+        self._credit = _Credit(caller, number)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> InferResponse:
+        response = await self.take()
+        if response is None:
+            raise StopAsyncIteration
+        return response
+
+    async def take(self, timeout: float = inf) -> InferResponse | None:
+        """The next response, None behind the last one. Raises DeadlineExceeded when none has come after so many seconds."""
+        return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
+
+    def close(self) -> None:
+        """Takes no more responses: the call is cancelled."""
+        self._credit.close()
+        self._heard.put(_End())
+
+
+class _Credit:
+    """How far the responses of a stream are taken; told to the server in portions."""
+
+    def __init__(self, caller: Caller, number: int) -> None:
+        self._caller = caller
+        self._number = number
+        self._taken = 0
+        self.over = False
+
+    def taken(self, heard: _Heard) -> InferResponse | None:
+        if not isinstance(heard, InferResponse):
+            self.over = True
+            if isinstance(heard, BacklineError):
+                raise heard
+            return None
+        self._taken += 1
+        if self._taken >= WINDOW // 2:
+            self._caller.take_more(self._number, self._taken)
+            self._taken = 0
+        return heard
+
+    def close(self) -> None:
+        self.over = True
+        self._caller.drop(self._number)
+
+
+class _Mailbox:
+    """What one thread waits for, put there by another one."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[_Heard] = SimpleQueue()
+        self.put = self._queue.put
+
+    def get(self, timeout: float) -> _Heard:
+        try:
+            return self._queue.get(timeout=timeout if isfinite(timeout) else None)
+        except Empty:
+            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
+
+
+class _AsyncMailbox:
+    """What one coroutine waits for, put there by any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[_Heard] = asyncio.Queue()
+
+    def put(self, heard: _Heard) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
+
+    async def get(self, timeout: float) -> _Heard:
+        try:
+            async with asyncio.timeout(timeout if isfinite(timeout) else None):
+                return await self._queue.get()
+        except TimeoutError:
+            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
+
+
+def _response(heard: _Heard) -> InferResponse:
+    if isinstance(heard, InferResponse):
+        return heard
+    raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
+
+
+def _value(heard: _Heard) -> Any:
+    if isinstance(heard, _End):
+        return heard.value
+    raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
+
+
+def _failure(message: Ended) -> BacklineError:
+    kind = getattr(errors, message.kind, None)
+    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
+        kind = Internal
+    error: BacklineError = kind(message.message)
+    error.retry_after = message.retry_after
+    return error

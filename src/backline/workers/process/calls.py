@@ -1,0 +1,333 @@
+"""The server's end of the channel on which a worker calls other models, and the seam to what answers there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from socket import socket
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, Unsupported
+from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
+from backline.engine.tensor import Tensor
+from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.outbox import Outbox
+from backline.workers.process.protocol import (
+    WINDOW,
+    Ask,
+    Call,
+    Column,
+    Described,
+    Ended,
+    FrameReader,
+    Kind,
+    ProtocolError,
+    Response,
+    frame,
+)
+
+if TYPE_CHECKING:
+    from backline.workers.process.process import WorkerProcess
+
+log = logging.getLogger("backline.workers")
+
+_RECEIVE = 1 << 18
+#: Bytes of shared memory that calls under way may hold of one worker; inputs beyond it are copied.
+_MAX_HELD = 1 << 28
+_NOBODY_WAITS = "nobody waits for the answer of the model that called '{}' any more"
+
+Outcome: TypeAlias = Literal["success", "failure", "cancelled"]
+
+
+class Calls(Protocol):
+    """What a model in a worker process may ask of the server. Lives on the event loop; every method raises BacklineError."""
+
+    def submit(self, request: InferRequest) -> None:
+        """Engine.submit, which refuses a call to one of the request's `callers`, as it could wait for itself."""
+
+    def record(self, called: str, outcome: Outcome, ns: int) -> None:
+        """Counts a call of a model that has ended after so many nanoseconds."""
+
+    def is_ready(self, model: str, version: str) -> bool:
+        """Whether a model can answer, or without a name the server is ready."""
+
+    async def describe(self, model: str, version: str) -> Described: ...
+
+    async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None: ...
+
+    async def unload(self, model: str, version: str, *, dependents: bool) -> None: ...
+
+
+@dataclass(slots=True)
+class _Open:
+    """A call under way: `asked` are the requests of the worker that it is for, `unread` the responses that the worker has not taken."""
+
+    request: InferRequest
+    asked: Sequence[InferRequest]
+    began_ns: int
+    unread: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+
+class CallChannel:
+    """Answers the calls of one worker. Lives on the event loop.
+
+    `open_requests` gives those of the numbers that the worker has not answered; all of them for None.
+    """
+
+    def __init__(
+        self,
+        calls: Calls | None,
+        caller: tuple[str, str],
+        open_requests: Callable[[Sequence[int] | None], list[InferRequest]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._calls = calls
+        self._caller = caller
+        self._open_requests = open_requests
+        self._loop = loop
+        self._reader = FrameReader()
+        self._open: dict[int, _Open] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def attend(self, channel: socket, process: WorkerProcess) -> None:
+        """Answers on this socket from now on."""
+        channel.setblocking(False)
+        self._channel = channel
+        self._process = process
+        self._outbox = Outbox(channel, self._loop)
+        self._loop.add_reader(channel.fileno(), self._readable)
+
+    def close(self) -> None:
+        """The worker has ended: nobody waits for its calls any more."""
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
+        for number in tuple(self._open):
+            self._give_up(number)
+
+    def abandoned(self) -> None:
+        """Nobody waits for some of the worker's requests any more: the calls that were only for such end."""
+        for number, one in tuple(self._open.items()):
+            if one.asked and all(request.cancelled for request in one.asked):
+                self._give_up(number)
+                self._fail(number, Cancelled(_NOBODY_WAITS.format(one.request.model_name)))
+
+    # what is heard
+
+    def _readable(self) -> None:
+        try:
+            received = self._channel.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:  # whether the worker is at its end is told by its other channels
+            self._loop.remove_reader(self._channel.fileno())
+            return
+        try:
+            for kind, message, payload in self._reader.feed(received):
+                self._take(kind, message, payload)
+        except (ProtocolError, BacklineError, ValueError) as error:
+            self._process.kill(f"broke the protocol: {error}")
+
+    def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
+        if kind is Kind.CALL:
+            for at in message.returned:
+                self._process.arena.give_back(at)
+            self._call(message, self._tensors(message.columns, message.block, payload))
+        elif kind is Kind.ASK:
+            self._ask(message, self._tensors(message.files, message.block, payload))
+        elif kind is Kind.DROP:
+            for number in message.numbers:
+                self._give_up(number)
+        elif kind is Kind.MORE:
+            self._more(*message.numbers)
+        else:
+            raise ProtocolError(f"a frame of kind {kind.name}")
+
+    def _tensors(self, columns: Sequence[Column], at: int, payload: memoryview) -> dict[str, Tensor]:
+        if at < 0:
+            return unpack_columns(columns, payload, 0, None, at)[0]
+        end = max((column.at + column.size for column in columns), default=at)
+        process = self._process
+        block = process.arena.read(at, end - at)
+        if process.hold(block, at) > _MAX_HELD:
+            block = block.copy()
+        return unpack_columns(columns, payload, 0, block, at)[0]
+
+    # calls
+
+    def _call(self, message: Call, inputs: dict[str, Tensor]) -> None:
+        number = message.number
+        if self._calls is None:
+            self._fail(number, Unsupported(f"model '{message.model}' cannot be called: this model runs without a server"))
+            return
+        asked = self._open_requests(message.requests or None)
+        if message.requests and all(request.cancelled for request in asked):
+            self._fail(number, Cancelled(_NOBODY_WAITS.format(message.model)))
+            return
+        request = self._request(message, inputs, asked)
+        one = self._open[number] = _Open(request, asked if message.requests else (), monotonic_ns())
+        if request.deadline is not None:
+            one.timer = self._loop.call_later(max(request.deadline - monotonic(), 0), self._expire, number)
+        try:
+            self._calls.submit(request)
+        except BacklineError as error:
+            self._end(number, error)
+
+    def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]) -> InferRequest:
+        """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
+        note = message.note
+        callers = dict.fromkeys(caller for request in asked for caller in request.callers)
+        limits = [monotonic() + note.timeout] if note.timeout else []
+        priority = note.priority
+        if message.requests:
+            deadlines = [request.deadline for request in asked]
+            if None not in deadlines:
+                limits.append(max(deadline for deadline in deadlines if deadline is not None))
+            priority = priority or min((request.priority for request in asked if request.priority), default=0)
+        number = message.number
+        return InferRequest(
+            message.model,
+            inputs,
+            partial(self._completed, number),
+            model_version=message.version,
+            id=note.id,
+            outputs=None if note.outputs is None else tuple(note.outputs),
+            parameters=note.parameters or None,
+            priority=priority,
+            deadline=min(limits, default=None),
+            timeout=message.queue_timeout or None,
+            sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end) if note.sequence else None,
+            on_response=partial(self._responded, number) if message.stream else None,
+            flow=ResponseFlow() if message.stream else None,
+            callers=(*callers, self._caller),
+        )
+
+    def _responded(self, number: int, request: InferRequest, response: InferResponse) -> None:
+        one = self._open.get(number)
+        if one is None:
+            return
+        one.unread += 1
+        if one.unread >= WINDOW and request.flow is not None:
+            request.flow.pause()
+        try:
+            self._respond(number, response, last=False)
+        except Internal as error:
+            request.cancel()
+            self._end(number, error)
+
+    def _more(self, number: int, count: int) -> None:
+        one = self._open.get(number)
+        if one is None or one.request.flow is None:
+            return
+        one.unread -= count
+        if one.request.flow.paused and one.unread < WINDOW:
+            one.request.flow.resume()
+
+    def _completed(self, number: int, _: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if number in self._open:
+            self._end(number, error, response)
+
+    def _expire(self, number: int) -> None:
+        one = self._open[number]
+        one.timer = None
+        one.request.cancel()
+        waited = (monotonic_ns() - one.began_ns) / 1e6
+        self._end(number, DeadlineExceeded(f"model '{one.request.model_name}' gave no answer in the {waited:.0f} ms until the deadline"))
+
+    def _end(self, number: int, error: BacklineError | None, response: InferResponse | None = None) -> None:
+        """The call has its answer."""
+        try:
+            if error is not None:
+                self._fail(number, error)
+            elif response is not None:
+                self._respond(number, response, last=True)
+            else:
+                self._say(Kind.ENDED, Ended(number))
+        except Internal as too_large:
+            error = too_large
+            self._fail(number, error)
+        self._close(number, "success" if error is None else "failure")
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for a call, or the end of a load or unload, any more; the latter goes on."""
+        one = self._open.get(number)
+        if one is not None:
+            self._close(number, "cancelled")
+            one.request.cancel()
+            if one.request.flow is not None:
+                one.request.flow.resume()
+
+    def _close(self, number: int, outcome: Outcome) -> None:
+        one = self._open.pop(number)
+        if one.timer is not None:
+            one.timer.cancel()
+        assert self._calls is not None, "there are no calls without it"
+        self._calls.record(one.request.model_name, outcome, monotonic_ns() - one.began_ns)
+
+    # questions
+
+    def _ask(self, message: Ask, files: Mapping[str, Tensor]) -> None:
+        task = self._loop.create_task(self._answer(message, files))
+        self._tasks[message.number] = task
+        task.add_done_callback(lambda _: self._tasks.pop(message.number, None))
+
+    async def _answer(self, message: Ask, files: Mapping[str, Tensor]) -> None:
+        try:
+            value = await self._value(message, files)
+        except BacklineError as error:
+            self._fail(message.number, error)
+        except Exception as error:
+            log.exception("'%s' of model '%s', asked for by a worker of model '%s', failed", message.what, message.model, self._caller[0])
+            self._fail(message.number, Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"))
+        else:
+            self._say(Kind.ENDED, Ended(message.number, value=value))
+
+    async def _value(self, message: Ask, files: Mapping[str, Tensor]) -> Any:
+        calls, model, version = self._calls, message.model, message.version
+        if calls is None:
+            raise Unsupported("there are no other models: this model runs without a server")
+        match message.what:
+            case "ready":
+                return calls.is_ready(model, version)
+            case "describe":
+                return await calls.describe(model, version)
+            case "load":
+                return await calls.load(model, version, message.config, {path: file.data.tobytes() for path, file in files.items()})
+            case "unload":
+                return await calls.unload(model, version, dependents=message.dependents)
+        raise Unsupported(f"a worker asks for '{message.what}', which there is no answer to")
+
+    # what is said
+
+    def _respond(self, number: int, response: InferResponse, *, last: bool) -> None:
+        """Raises Internal for a response that does not fit into the shared memory."""
+        try:
+            columns, payload, block = pack_columns([[(tensor,) for tensor in response.outputs]], self._process.arena)
+        except MemoryError as error:
+            raise Internal(f"the response of model '{response.model_name}': {error}") from None
+        message = Response(
+            number,
+            response.model_name,
+            response.model_version,
+            response.id,
+            columns[0],
+            response.parameters or {},
+            block,
+            last,
+            self._process.take_unused(),
+        )
+        self._say(Kind.RESPONSE, message, payload)
+
+    def _fail(self, number: int, error: BacklineError) -> None:
+        self._say(Kind.ENDED, Ended(number, type(error).__name__, error.message, error.retry_after))
+
+    def _say(self, kind: Kind, message: Response | Ended, payload: Iterable[Any] = ()) -> None:
+        if self._channel.fileno() >= 0:
+            self._outbox.send(frame(kind, message, list(payload)))

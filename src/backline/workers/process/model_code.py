@@ -1,0 +1,73 @@
+"""The code of a Python model: what of its file is the model."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from backline.engine.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCode:
+    """A function whose type hints are the signature: `predict` of the class `owner`, or one that stands alone.
+
+    `settings` has the settings of the model as attributes: the class, or the file of the function.
+    """
+
+    name: str
+    predict: Callable[..., Any]
+    settings: object
+    owner: type | None = None
+
+    @property
+    def parameters(self) -> list[inspect.Parameter]:
+        """Those that a caller gives."""
+        found = list(inspect.signature(self.predict).parameters.values())
+        return found if self.owner is None else found[1:]
+
+
+def import_file(path: Path, folder: Path) -> ModuleType:
+    """The module in a file; it may import what lies beside it, and in the model's folder."""
+    for place in (folder, path.parent):
+        sys.path.insert(0, str(place))
+    spec = spec_from_file_location("model", path)
+    if spec is None or spec.loader is None:
+        raise InvalidArgument(f"'{path}' is no Python file")
+    module = module_from_spec(spec)
+    sys.modules["model"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def find_model(module: ModuleType, path: str) -> ModelCode:
+    """The class `Model`, or the only one in the file with a method `predict`; without such a class the function `predict`, or the only one
+    in the file that is public and says what it returns. Raises InvalidArgument where there is none, or more than one.
+    """
+    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
+    classes = {value.__name__: value for value in own.values() if isinstance(value, type) and callable(getattr(value, "predict", None))}
+    if owner := _only(classes, "Model", getattr(module, "Model", None), path):
+        return ModelCode(f"{owner.__name__}.predict", owner.predict, owner, owner)
+    functions = {name: value for name, value in own.items() if _is_model(name, value)}
+    if function := _only(functions, "predict", functions.get("predict"), path):
+        return ModelCode(function.__name__, function, module)
+    raise InvalidArgument(f"'{path}': expected a class with a method predict, or a public function with type hints, found none")
+
+
+def _is_model(name: str, value: object) -> bool:
+    return inspect.isfunction(value) and not name.startswith("_") and (name == "predict" or "return" in value.__annotations__)
+
+
+def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
+    """The one that is called `name`, or the only one; None where there is none."""
+    if callable(named) and (not isinstance(named, type) or callable(getattr(named, "predict", None))):
+        return named
+    if len(found) > 1:
+        raise InvalidArgument(f"'{path}': expected one model, found several: {', '.join(found)}; call one of them {name}")
+    return next(iter(found.values()), None)
