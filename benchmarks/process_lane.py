@@ -1,25 +1,32 @@
-"""What a worker process costs: `python benchmarks/process_lane.py` asks a Python identity model and one inside the server, in turns.
+"""What a worker process costs: `python benchmarks/process_lane.py` asks Python identity models of this server and of Triton, in turns.
 
-wrk sends 64 bytes and 602,112 bytes with 1, 16 and 64 connections to `python` (a model.py, dynamic batching, one instance) and to
-`inside` (the identity backend, on the server's loop). Each turn is `--seconds` long; the median of `--rounds` is printed.
+wrk sends 64 bytes and 602,112 bytes with 1, 16 and 64 connections to `python` (a model.py in a worker process, dynamic batching, one
+instance), to `inside` (the identity backend, on the server's own loop) and to Triton's Python backend (identity, dynamic batching, one
+instance). Each turn is `--seconds` long, and the servers without the turn are stopped; ratios are taken within a round, and their median
+is printed. Status 1 when `python` misses what is claimed of it: at least Triton's requests per second with 64 bytes, and 1.3 times as many
+with 602,112 bytes and 16 connections.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import statistics
 import sys
 import tempfile
+import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from harness import wrk
-from harness.case import Measurement
+from harness.case import Measurement, ratio
 from harness.environment import CannotRun
 from harness.machine import machine
+from harness.peers.triton import Triton
 from harness.server_process import ServerProcess, answers_200, free_ports
 
 import backline
@@ -33,21 +40,63 @@ class Model:
     def predict(self, x: FP32[-1]) -> FP32[-1]:
         return x
 """
-INSIDE = """
-backend: "identity"
+TRITON_MODEL = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x")
+            responses.append(pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("output", x.as_numpy())]))
+        return responses
+"""
+CONFIG = """
+backend: "{backend}"
 max_batch_size: 64
-input [ { name: "x" data_type: TYPE_FP32 dims: [ -1 ] } ]
-output [ { name: "output" data_type: TYPE_FP32 dims: [ -1 ] } ]
+dynamic_batching {{ }}
+input [ {{ name: "x" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+output [ {{ name: "output" data_type: TYPE_FP32 dims: [ -1 ] }} ]
+instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 """
 SIZES = (64, 602_112)
 CONNECTIONS = (1, 16, 64)
+#: By bytes and connections, how many times Triton's requests per second are claimed.
+CLAIMED = {(64, 1): 1.0, (64, 16): 1.0, (64, 64): 1.0, (602_112, 16): 1.3}
 
 
-def write_repository(folder: Path) -> None:
-    for name in ("python", "inside"):
-        (folder / name / "1").mkdir(parents=True)
-    (folder / "python" / "1" / "model.py").write_text(MODEL)
-    (folder / "inside" / "config.pbtxt").write_text(INSIDE)
+@dataclass(frozen=True)
+class Side:
+    """One of those that take turns: a model, and the server that it is in."""
+
+    name: str
+    model: str
+    port: int
+    process: ServerProcess
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v2/models/{self.model}/infer"
+
+
+def write_repositories(folder: Path) -> tuple[Path, Path]:
+    """Of this server, and of Triton."""
+    own, triton = folder / "backline", folder / "triton"
+    for place, text in ((own / "python", MODEL), (triton / "identity", TRITON_MODEL)):
+        (place / "1").mkdir(parents=True)
+        (place / "1" / "model.py").write_text(text)
+    (own / "inside" / "1").mkdir(parents=True)
+    (own / "inside" / "config.pbtxt").write_text(CONFIG.format(backend="identity"))
+    (triton / "identity" / "config.pbtxt").write_text(CONFIG.format(backend="python"))
+    return own, triton
+
+
+def start_backline(repository: Path) -> tuple[ServerProcess, int]:
+    http, grpc, metrics = free_ports(3)
+    ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+    server = ServerProcess("process_lane", [sys.executable, "-m", "backline", "serve", str(repository), *ports], environment=dict(os.environ))
+    server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
+    return server, http
 
 
 def request(size: int) -> tuple[bytes, dict[str, str]]:
@@ -60,56 +109,93 @@ def request(size: int) -> tuple[bytes, dict[str, str]]:
 
 
 def check(url: str, body: bytes, headers: dict[str, str], size: int) -> None:
-    """Raises CannotRun when what comes back is not what was sent."""
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as answer:
-        if answer.read()[-size:] != body[-size:]:
-            raise CannotRun(f"{url} gave a wrong answer")
+    """Raises CannotRun when what comes back is not what was sent. Some servers first go on with what a load generator has left behind."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30) as answer:
+                if answer.read()[-size:] != body[-size:]:
+                    raise CannotRun(f"{url} gave a wrong answer")
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise CannotRun(f"{url} does not answer: {error}") from error
+            time.sleep(0.1)
 
 
-def measure(port: int, seconds: float, rounds: int) -> None:
-    print(f"{'bytes':>8} {'connections':>12} {'python/s':>10} {'p99 ms':>8} {'inside/s':>10} {'ratio':>6} {'failed':>7}")
-    for size in SIZES:
-        body, headers = request(size)
+def take_turns(sides: list[Side], size: int, connections: int, seconds: float, rounds: int) -> dict[str, list[Measurement]]:
+    body, headers = request(size)
+    found: dict[str, list[Measurement]] = {side.name: [] for side in sides}
+    for turn in range(rounds):
+        for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
+            for other in sides:
+                if other.process is not side.process:
+                    other.process.pause()
+            side.process.resume()
+            try:
+                check(side.url, body, headers, size)
+            except CannotRun as error:
+                if side.process.alive():
+                    raise
+                print(f"{side.name} ended before its turn with {connections} connections: {error}")
+                found[side.name].append(Measurement(0.0, math.nan, math.nan, 0))
+                continue
+            found[side.name].append(wrk.run(side.url, f"process_lane_{size}", body, headers, concurrency=connections, seconds=seconds))
+    return found
+
+
+def measure(sides: list[Side], sizes: list[int], seconds: float, rounds: int) -> bool:
+    """Prints a row for each case; whether all that is claimed holds."""
+    names = [side.name for side in sides]
+    print(f"{'bytes':>8} {'connections':>12} " + " ".join(f"{name + '/s':>10}" for name in names) + f" {'p99 ms':>8} {'failed':>7}  python is")
+    holds = True
+    for size in sizes:
         for connections in CONNECTIONS:
-            found: dict[str, list[Measurement]] = {"python": [], "inside": []}
-            for turn in range(rounds):
-                for model in ("python", "inside") if turn % 2 == 0 else ("inside", "python"):
-                    url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
-                    check(url, body, headers, size)
-                    found[model].append(wrk.run(url, f"process_lane_{size}", body, headers, concurrency=connections, seconds=seconds))
-            rates = {model: statistics.median(one.requests_per_second for one in all_) for model, all_ in found.items()}
-            slowest = statistics.median(one.p99_us for one in found["python"]) / 1e3
-            failed = sum(one.errors for all_ in found.values() for one in all_)
-            ratio = rates["python"] / rates["inside"]
-            print(
-                f"{size:8} {connections:12} {rates['python']:10.0f} {slowest:8.2f} {rates['inside']:10.0f} {ratio:6.2f} {failed:7}",
-                flush=True,
-            )
+            found = take_turns(sides, size, connections, seconds, rounds)
+            ratios = {name: ratio(found["python"], found[name]) for name in names if name != "python"}
+            least = CLAIMED.get((size, connections))
+            verdict = ""
+            if least is not None and "triton" in ratios:
+                kept = ratios["triton"] >= least
+                holds = holds and kept
+                verdict = f" ({'at least' if kept else 'MISSED, not'} {least:g})"
+            rates = " ".join(f"{median(one.requests_per_second for one in found[name]):10.0f}" for name in names)
+            slowest = median(one.p99_us for one in found["python"]) / 1e3
+            failed = sum(one.errors for one in found["python"])
+            told = ", ".join(f"{name} ended" if math.isnan(value) else f"{value:.2f} of {name}" for name, value in ratios.items())
+            print(f"{size:8} {connections:12} {rates} {slowest:8.2f} {failed:7}  {told}{verdict}", flush=True)
+    return holds
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=list(SIZES), help="bytes: 64,602112")
     given = parser.parse_args()
     if not wrk.available():
         print("wrk is not installed")
         return 1
     print(f"backline {backline.__version__}; " + ", ".join(f"{name} {value}" for name, value in machine().items()))
-    http, grpc, metrics = free_ports(3)
+    triton = Triton()
     with tempfile.TemporaryDirectory() as folder:
-        write_repository(Path(folder))
-        ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
-        server = ServerProcess("process_lane", [sys.executable, "-m", "backline", "serve", folder, *ports], environment=dict(os.environ))
+        own, theirs = write_repositories(Path(folder))
+        server, port = start_backline(own)
+        sides = [Side("python", "python", port, server), Side("inside", "inside", port, server)]
         try:
-            server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
-            measure(http, given.seconds, given.rounds)
+            try:
+                triton.start_repository(theirs)
+                sides.append(Side("triton", "identity", triton.http_port, triton.running()))
+            except CannotRun as error:
+                print(f"without Triton: {error}")
+            holds = measure(sides, given.sizes, given.seconds, given.rounds)
         except CannotRun as error:
             print(error)
             return 1
         finally:
-            server.end()
-    return 0
+            for one in {side.process for side in sides}:
+                one.end()
+    return 0 if holds else 1
 
 
 if __name__ == "__main__":

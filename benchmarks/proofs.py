@@ -19,7 +19,7 @@ from harness.comparison import Row, measure
 from harness.environment import CannotRun
 from harness.folders import BENCH
 from harness.machine import machine
-from harness.model import model
+from harness.model import model, scheduled_add1
 from harness.peers import PEERS, Peer
 from harness.peers.in_process import InProcess
 from harness.peers.proof import Proof
@@ -41,20 +41,26 @@ class Goal:
     concurrency: tuple[int, ...]
     least: float
     aim: float
+    #: Of a model with dynamic batching, priorities, deadlines and statistics all on.
+    scheduled: bool = False
 
 
 GOALS = {
     "http-add1": Goal("proof", "add1", "http", (1, 16, 64), 0.65, 0.80),
     "grpc-add1": Goal("proof", "add1", "grpc", (1, 16, 64), 0.75, 0.90),
+    "http-add1-scheduled": Goal("proof", "add1", "http", (1, 16, 64), 0.65, 0.80, scheduled=True),
+    "grpc-add1-scheduled": Goal("proof", "add1", "grpc", (1, 16, 64), 0.75, 0.90, scheduled=True),
     "http-ident": Goal("proof", "ident", "http", (16,), 0.90, 1.0),
     "http-basic_pitch": Goal(ONE_CALLER, "basic_pitch", "http", (8,), 0.97, 1.0),
 }
+#: With scheduling all on and many clients, the server's processor time for each request may be this many times that of the proof.
+CPU_SHARE = 20 / 13
 PROGRAMS = {"http": "http1_inline.py", "grpc": "grpc_hpack.py"}
 
 
 def measure_goal(goal: Goal, proofs: Path, *, rounds: int, seconds: float) -> list[Row]:
     """Starts the two servers, lets them take turns, and ends them."""
-    asked = model(goal.model)
+    asked = scheduled_add1() if goal.scheduled else model(goal.model)
     if goal.against == "proof":
         others: dict[str, Peer] = {"proof": Proof(proofs / PROGRAMS[goal.protocol], goal.protocol)}
     else:
@@ -85,16 +91,28 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
     lines = []
     for row in rows:
         share = row.ratio("backline", goal.against)
-        what = f"{row.case.model.name}, {row.case.way}, {row.case.concurrency} clients by {row.case.generator}"
+        name = f"{row.case.model.name} with all scheduling on" if goal.scheduled else row.case.model.name
+        what = f"{name}, {row.case.way}, {row.case.concurrency} clients by {row.case.generator}"
         if share is None or math.isnan(share):
             lines.append((f"{what}: {'; '.join(f'{name}: {reason}' for name, reason in row.reasons.items())}", "NOT MEASURED"))
             continue
         word = "aim reached" if share >= goal.aim else "reached" if share >= goal.least else "MISSED"
         lines.append((f"{what}: {share:.2f} of {goal.against} (least {goal.least:.2f}, aim {goal.aim:.2f})", word))
+        if goal.scheduled and row.case.concurrency == max(goal.concurrency) and (cpu := _cpu_share(row, goal.against)) is not None:
+            word = "reached" if cpu <= CPU_SHARE else "MISSED"
+            lines.append((f"{what}: {cpu:.2f} times the processor time of {goal.against} for each request (at most {CPU_SHARE:.2f})", word))
         beside = row.ratio("backline", IN_PROCESS)
         if beside is not None:
             lines.append((f"{what}: {beside:.2f} of {IN_PROCESS} with several runs at the same time (no goal)", "beside it"))
     return lines
+
+
+def _cpu_share(row: Row, against: str) -> float | None:
+    """The server's processor time for each request as a multiple of that of `against`; None where it was not read."""
+    mine, theirs = row.median("backline"), row.median(against)
+    if mine is None or theirs is None or math.isnan(mine.cpu_us) or math.isnan(theirs.cpu_us):
+        return None
+    return mine.cpu_us / theirs.cpu_us
 
 
 @click.command(context_settings={"show_default": True})

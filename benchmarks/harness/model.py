@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,19 @@ from harness.folders import BENCH
 
 NAMES = ("add1", "ident", "basic_pitch")
 REPOSITORY = BENCH / "models"
+#: Models with all that a scheduler can be asked for; what is in no configuration is in the request.
+SCHEDULED = BENCH / "scheduled"
+SCHEDULING = """
+max_batch_size: 64
+input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
+output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
+dynamic_batching {
+  priority_levels: 3
+  default_priority_level: 2
+  default_queue_policy { timeout_action: REJECT default_timeout_microseconds: 2000000 allow_timeout_override: true max_queue_size: 512 }
+  priority_queue_policy { key: 1 value: { default_timeout_microseconds: 1000000 allow_timeout_override: true max_queue_size: 256 } }
+}
+"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class Model:
     shape: tuple[int, ...]
     #: Milliseconds that one run takes, roughly: slow models need a longer measurement.
     run_ms: float
+    #: What the request says beside its tensor: parameters of the protocol, all of them numbers.
+    parameters: tuple[tuple[str, int], ...] = ()
 
     @property
     def large(self) -> bool:
@@ -63,7 +78,8 @@ class Model:
         """Body and headers of the v2 request with binary tensors both ways."""
         raw = self.input.tobytes()
         tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
-        header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}, separators=(",", ":")).encode()
+        parameters = {"binary_data_output": True, **dict(self.parameters)}
+        header = json.dumps({"inputs": [tensor], "parameters": parameters}, separators=(",", ":")).encode()
         return header + raw, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
 
     def json_request(self) -> tuple[bytes, dict[str, str]]:
@@ -83,6 +99,7 @@ class Model:
             model_name=self.name,
             inputs=[service_pb2.ModelInferRequest.InferInputTensor(name=self.input_name, datatype="FP32", shape=self.shape)],
             raw_input_contents=[self.input.tobytes()],
+            parameters={name: service_pb2.InferParameter(int64_param=value) for name, value in self.parameters},
         ).SerializeToString()
 
     def check(self, answer: dict[str, np.ndarray]) -> None:
@@ -133,6 +150,13 @@ def fetch_basic_pitch(path: Path) -> None:
             raise CannotRun(f"basic-pitch 0.4.0 cannot be fetched: {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(found.read_bytes())
+
+
+def scheduled_add1() -> Model:
+    """add1 with dynamic batching, priority levels and queue policies; its requests have a level and a timeout of their own."""
+    plain = model("add1", SCHEDULED)
+    (SCHEDULED / "add1" / "config.pbtxt").write_text(SCHEDULING)
+    return replace(plain, parameters=(("priority", 1), ("timeout", 500_000)))
 
 
 def model(name: str, repository: Path = REPOSITORY) -> Model:

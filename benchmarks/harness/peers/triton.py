@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import sys
@@ -27,6 +28,10 @@ class Triton(Peer):
     )
 
     def start(self, models: list[Model]) -> None:
+        self.start_repository(self._write_repository(models))
+
+    def start_repository(self, repository: Path) -> None:
+        """Installs the server if need be and starts it with a model repository; returns when it is ready."""
         folder = environment(self.name, REQUIREMENTS)
         server = next(folder.glob("lib/python3.*/site-packages/pytriton/tritonserver"), None)
         if server is None:
@@ -34,7 +39,7 @@ class Triton(Peer):
         self._place_stub(server)
         self.http_port, self.grpc_port, metrics_port = free_ports(3)
         ports = {"http-port": self.http_port, "grpc-port": self.grpc_port, "metrics-port": metrics_port}
-        command = [str(server / "bin" / "tritonserver"), f"--model-repository={self._write_repository(models)}"]
+        command = [str(server / "bin" / "tritonserver"), f"--model-repository={repository}"]
         command += [f"--backend-directory={server / 'backends'}", *(f"--{name}={port}" for name, port in ports.items())]
         libraries = [str(sysconfig.get_config_var("LIBDIR")), str(server / "external_libs"), os.environ.get("LD_LIBRARY_PATH", "")]
         # The stub process takes the first python on PATH for its own.
@@ -48,7 +53,10 @@ class Triton(Peer):
         stub = server / "python_backend_stubs" / python / "triton_python_backend_stub"
         if not stub.exists():
             raise CannotRun(f"the wheel has no Python backend for Python {python}")
-        shutil.copy(stub, server / "backends" / "python" / stub.name)
+        place = server / "backends" / "python" / stub.name
+        # Another server of this environment may be running it.
+        if not (place.exists() and filecmp.cmp(stub, place)):
+            shutil.copy(stub, place)
 
     def _write_repository(self, models: list[Model]) -> Path:
         repository = BENCH / "repositories" / self.name
