@@ -94,7 +94,9 @@ def write_repositories(folder: Path) -> tuple[Path, Path]:
 def start_backline(repository: Path) -> tuple[ServerProcess, int]:
     http, grpc, metrics = free_ports(3)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
-    server = ServerProcess("process_lane", [sys.executable, "-m", "backline", "serve", str(repository), *ports], environment=dict(os.environ))
+    server = ServerProcess(
+        "process_lane", [sys.executable, "-m", "backline", "serve", str(repository), *ports], environment=dict(os.environ)
+    )
     server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
     return server, http
 
@@ -147,7 +149,9 @@ def take_turns(sides: list[Side], size: int, connections: int, seconds: float, r
 def measure(sides: list[Side], sizes: list[int], seconds: float, rounds: int) -> bool:
     """Prints a row for each case; whether all that is claimed holds."""
     names = [side.name for side in sides]
-    print(f"{'bytes':>8} {'connections':>12} " + " ".join(f"{name + '/s':>10}" for name in names) + f" {'p99 ms':>8} {'failed':>7}  python is")
+    print(
+        f"{'bytes':>8} {'connections':>12} " + " ".join(f"{name + '/s':>10}" for name in names) + f" {'p99 ms':>8} {'failed':>7}  python is"
+    )
     holds = True
     for size in sizes:
         for connections in CONNECTIONS:
