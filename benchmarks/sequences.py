@@ -2,8 +2,8 @@
 
 Every stream sends its next chunk when the last one was answered, over HTTP and gRPC at once, one half each, with all bytes made before. The
 answers are compared bit by bit with those of the same runtime on one stream after the other, without a server. Prints throughput, average
-batch, processor time of the server and the machine; status 1 when what is claimed does not hold: the same answers, batches of at least 8 on average,
-and at least 4 times the throughput of unbatched. The claim is made with OpenVINO, for which eight rows cost little more than one;
+batch, processor time of the server and the machine; status 1 when what is claimed does not hold: the same answers, batches of at least 8 on
+average, and at least 4 times the throughput of unbatched. The claim is made with OpenVINO, for which eight rows cost little more than one;
 `--backend onnxruntime` shows the runtime with the least to gain from batches of this network.
 """
 

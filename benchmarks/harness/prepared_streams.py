@@ -1,7 +1,7 @@
 """Closed loops of requests whose bytes were made before: each stream sends its next request when the last one was answered.
 
-For servers that answer faster than a client library can ask. Half of the streams speak HTTP/1.1, each on a connection of its own, the others gRPC,
-several on a connection. One thread, no library; the last bytes of each answer are kept, everything else is only checked for success.
+For servers that answer faster than a client library can ask. A stream speaks HTTP/1.1, on a connection of its own, or gRPC, several on a
+connection. One thread, no library; the last bytes of each answer are kept, everything else is only checked for success.
 """
 
 from __future__ import annotations
