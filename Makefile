@@ -20,7 +20,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(STAMP)-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot,watch,cloud,redis]' --group test --group lint
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --editable '.[onnx,grpc,plot,watch,cloud,redis,envs]' --group test --group lint
 	@touch $@
 
 $(STAMP)-backends-light: pyproject.toml | $(VENV)/bin/python

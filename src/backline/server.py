@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import platformdirs
@@ -27,6 +27,7 @@ from backline.wire.heap import Heap
 from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
+from backline.workers.environments.store import default_folder
 
 #: How long a thread may hold the interpreter while another waits, in seconds: with Python's default of 5 ms the event loop waits for worker
 #: threads (docs/decisions/switch-interval.md).
@@ -89,6 +90,9 @@ class Embedded:
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
             for location in reversed(locations.values())
         ]
+        options = options or LifecycleOptions()
+        if options.environments_folder is None:
+            options = replace(options, environments_folder=default_folder(cache))
         self._lifecycle = Lifecycle(self.engine, opened, options)
 
     @property

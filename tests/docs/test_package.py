@@ -33,6 +33,7 @@ EXTRAS = {
     "watchfiles": "watch",
     "obstore": "cloud",
     "redis": "redis",
+    "uv": "envs",
 }
 
 

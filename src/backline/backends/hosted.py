@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ class HostedModel:
     """What a backend's `load` gives for a model that runs in worker processes.
 
     `adapter` ("module:function") makes the model there, see workers/process/worker_model.py. `python` is the interpreter of the workers,
-    `environment` what comes on top of the server's variables.
+    None for that of the environment which the model's files ask for, or else the server's; `environment` is what comes on top of the
+    server's variables.
     """
 
     path: Path
     adapter: str
-    python: str = sys.executable
+    python: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)

@@ -24,6 +24,8 @@ class Entry:
     platform: str
     module: str
     class_name: str
+    #: Whether its models run in worker processes, in environments of their own if they ask for one.
+    hosted: bool = False
 
     def backend(self) -> Backend:
         backend: Backend = getattr(import_module(f"backline.backends.{self.module}"), self.class_name)()
@@ -42,7 +44,7 @@ BACKENDS: tuple[Entry, ...] = (
     Entry("catboost", "catboost", "catboost", "CatBoost"),
     Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
     Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
-    Entry("python", "python", "python", "Python"),
+    Entry("python", "python", "python", "Python", hosted=True),
     Entry("identity", "identity", "identity", "Identity"),
     Entry("repeat", "repeat", "repeat", "Repeat"),
     Entry("square", "square", "square", "Square"),
@@ -54,13 +56,18 @@ def choose(config: ModelConfig, path: Path) -> Backend:
 
     Raises InvalidArgument where there is none.
     """
+    return choose_entry(config, path).backend()
+
+
+def choose_entry(config: ModelConfig, path: Path) -> Entry:
+    """See `choose`; no module of a backend is imported."""
     entry = _configured(config)
     if entry is None:
         format = _format_of(path)
         entry = next((entry for entry in BACKENDS if format is not None and entry.name == format.backend), None)
     if entry is None:
         raise InvalidArgument(f"'{path}' is of no format that is known here; name its `backend` in the configuration: {_names()}")
-    return entry.backend()
+    return entry
 
 
 def _configured(config: ModelConfig) -> Entry | None:

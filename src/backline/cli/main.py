@@ -19,6 +19,7 @@ COMMANDS = {
     "infer": "Run a model of a server once.",
     "models": "Show, load, unload and label the models of a server.",
     "config": "Show, check, explain and convert configurations of models on disk.",
+    "env": "Show, build and remove the environments of Python models.",
     "bench": "Measure a model of a server under load.",
 }
 

@@ -131,7 +131,11 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     type=click.Path(path_type=Path),
     help="Keeps labels, the audit log and recorded requests; default: of its own for the repositories.",
 )
-@_option("--cache-dir", type=click.Path(path_type=Path), help="Keeps files of remote repositories; default: in the user's cache.")
+@_option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    help="Keeps files of remote repositories and environments of models; default: in the user's cache.",
+)
 @_option("--host", "--http-address", default="127.0.0.1", help="Address to listen on; 0.0.0.0 or :: for all of the machine.")
 @_port("--http-port", 8000, "HTTP")
 @_port("--grpc-port", 8001, "gRPC")
@@ -317,7 +321,7 @@ async def serve(options: ServerOptions) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    report = LoadReport()
+    report = LoadReport(server.engine)
     starting = asyncio.create_task(server.start(report.on_event))
     waiting = asyncio.create_task(stopping.wait())
     try:

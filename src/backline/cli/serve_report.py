@@ -13,7 +13,7 @@ import click
 
 from backline.cli.table import print_table
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine, LoadProgress, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
 from backline.lifecycle.budget import format_bytes
@@ -23,21 +23,30 @@ from backline.server import Server, ServerOptions
 
 #: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
 PROGRESS_AFTER = 0.7
+#: Seconds between two looks at how far loads are, and loads whose phase is shown at a time.
+PROGRESS_EVERY = 0.2
+MAX_PHASES = 2
 #: A request with more numbers is not printed as JSON.
 MAX_PRINTED = 32
 
 
 class LoadReport:
-    """Prints a line for each model that is loaded or failed, and on a terminal a bar when that takes long."""
+    """Prints a line for each model that is loaded or failed, or whose environment is being built, and on a terminal a bar when that takes
+    long, with the phases of the loads that are under way.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._built: set[tuple[str, str]] = set()
         self._bar: Any = None
         self._task: Any = None
         self._done = 0
         self._total: int | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._looking = self._loop.call_later(PROGRESS_EVERY, self._look_at_loads)
         if sys.stdout.isatty():
-            self._timer = asyncio.get_running_loop().call_later(PROGRESS_AFTER, self._open_bar)
+            self._timer = self._loop.call_later(PROGRESS_AFTER, self._open_bar)
 
     def on_event(self, event: LoadEvent) -> None:
         self._done, self._total = event.done, event.total
@@ -48,13 +57,31 @@ class LoadReport:
             line = f"{click.style('loaded', fg='green')} {where} in {event.seconds:.2f} s ({event.done}/{event.total})"
         else:
             line = f"{click.style('FAILED', fg='red', bold=True)} {where} ({event.done}/{event.total}): {event.reason}"
+        self._say(line)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=event.done, total=event.total)
+
+    def _say(self, line: str) -> None:
         if self._bar is None:
             say(line)
         else:
             from rich.text import Text
 
             self._bar.console.print(Text.from_ansi(line))
-            self._bar.update(self._task, completed=event.done, total=event.total)
+
+    def _look_at_loads(self) -> None:
+        self._looking = self._loop.call_later(PROGRESS_EVERY, self._look_at_loads)
+        phases = []
+        for model in self._engine.models():
+            progress = model.progress
+            if progress is None:
+                continue
+            phases.append(f"{model.name} {model.version}: {_phase(progress)}")
+            if progress.phase == "environment" and (model.name, model.version) not in self._built:
+                self._built.add((model.name, model.version))
+                self._say(f"building the environment of {model.name} version {model.version}")
+        if self._bar is not None:
+            self._bar.update(self._task, description="; ".join(phases[:MAX_PHASES]) or "loading models")
 
     def _open_bar(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -67,11 +94,19 @@ class LoadReport:
 
     def close(self) -> None:
         """Takes the bar away."""
+        self._looking.cancel()
         if self._timer is not None:
             self._timer.cancel()
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _phase(progress: LoadProgress) -> str:
+    """ "environment, 12 MiB of 90 MiB"."""
+    if progress.bytes_done >= progress.bytes_total:
+        return progress.phase
+    return f"{progress.phase}, {format_bytes(progress.bytes_done)} of {format_bytes(progress.bytes_total)}"
 
 
 def say(line: str = "") -> None:

@@ -66,7 +66,9 @@ class Placement:
 
 @dataclass(slots=True)
 class LoadProgress:
-    """How far a load is: its `phase` (fetch, load, probe, warm-up), bytes fetched and in all, and when it began (time.monotonic())."""
+    """How far a load is: its `phase` (fetch, environment, load, probe, warm-up), bytes fetched and in all, and when it began, of
+    time.monotonic(). The bytes of "environment" are those of its packages.
+    """
 
     phase: str
     began: float

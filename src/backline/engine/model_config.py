@@ -123,6 +123,8 @@ class ModelConfig:
     execution_timeout_seconds: float | None = None
     idempotent: bool | None = None
     memory_limit_bytes: int | None = None
+    #: Of models in worker processes: the version of Python that they run on ("3.13"); empty where it does not matter.
+    python: str = ""
     #: Further attempts after a failed load.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()

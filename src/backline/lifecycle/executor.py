@@ -33,6 +33,7 @@ from backline.repository.local import LocalRepository
 from backline.schedule.cache import ResponseCache
 from backline.schedule.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
+from backline.workers.environments.store import Environments
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -69,6 +70,7 @@ class Executor:
         max_queued_requests: int | None,
         response_cache: ResponseCache | None,
         state_folder: Path,
+        environments: Environments,
         on_step: Callable[[Step], None],
     ) -> None:
         self._engine = engine
@@ -79,6 +81,7 @@ class Executor:
         self._trust_pickle = trust_pickle
         self._trust_remote_code = trust_remote_code
         self._state_folder = state_folder
+        self._environments = environments
         self._total = QueueTotal(max_queued_requests)
         #: Outlives the loads of versions, so that sequences go on with the next one.
         self._states = MemoryStateStore()
@@ -240,6 +243,7 @@ class Executor:
             trust_pickle=self._trust_pickle,
             refresh=self._engine.refresh,
             calls=partial(ModelCalls, self._engine),
+            environments=self._environments,
             may_run_code=self._trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )

@@ -28,6 +28,7 @@ from backline.lifecycle.target import Source, Target, listed
 from backline.lifecycle.version_policy import select
 from backline.repository.repository import Repository
 from backline.schedule.cache_config import open_cache
+from backline.workers.environments.store import Environments, default_folder
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -79,6 +80,7 @@ class Lifecycle:
             max_queued_requests=options.max_queued_requests,
             response_cache=self._cache,
             state_folder=folder,
+            environments=Environments(options.environments_folder or default_folder()),
             on_step=self._on_step,
         )
         self._labelling = Labelling(

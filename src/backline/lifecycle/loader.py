@@ -196,10 +196,15 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         batch_limit=loaded.max_batch_size,
         lane="process",
         instances=count,
-        reason=f"in {count} worker process{'es' if count > 1 else ''}",
+        reason=f"in {count} worker process{'es' if count > 1 else ''}" + _of_environment(pool),
         measured=Measured(None, RunTimes({})),
         warnings=pool.warnings,
     )
+
+
+def _of_environment(pool: WorkerPool) -> str:
+    folder = pool.command.environment.get("VIRTUAL_ENV")
+    return f" of the environment '{folder}'" if folder else ""
 
 
 def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:

@@ -45,5 +45,7 @@ class LifecycleOptions:
     max_queued_requests: int | None = None
     #: Where answers are kept for the models that ask for it; None for nowhere.
     response_cache: CacheOptions | None = None
+    #: Where environments of models are kept; None for a folder of the user's.
+    environments_folder: Path | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
     state_folder: Path | None = None

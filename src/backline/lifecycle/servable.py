@@ -37,6 +37,7 @@ from backline.schedule.cache import ResponseCache
 from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
+from backline.workers.environments.store import Environments
 from backline.workers.execution import Execution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 from backline.workers.process.calls import Calls
@@ -59,6 +60,7 @@ class Servable:
         fingerprint: str,
         fetch: Fetch,
         *,
+        environments: Environments,
         statistics: ModelStatistics | None = None,
         total: QueueTotal | None = None,
         states: StateStore | None = None,
@@ -110,6 +112,7 @@ class Servable:
         self._refresh = refresh
         self._may_run_code = may_run_code
         self._calls = None if calls is None else calls(self.model)
+        self._environments = environments
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._queue: VersionQueue | None = None
@@ -136,7 +139,15 @@ class Servable:
         fetched = await self._fetch(on_bytes)
         loop = asyncio.get_running_loop()
         starter = WorkerStarter(
-            self.model.config, self.model.version, fetched.model_folder, loop, may_run_code=self._may_run_code, calls=self._calls
+            self.model.config,
+            self.model.version,
+            fetched.model_folder,
+            loop,
+            self._environments,
+            may_run_code=self._may_run_code,
+            on_phase=self._on_phase,
+            on_bytes=on_bytes,
+            calls=self._calls,
         )
         loading = loop.run_in_executor(threads, self._load, fetched, known, starter)
         try:

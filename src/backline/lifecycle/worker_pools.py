@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from pathlib import Path
@@ -12,10 +14,15 @@ from backline.backends.hosted import HostedModel
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.workers.environments.requirements import Requirements, find_requirements
+from backline.workers.environments.store import Environment, Environments, User
+from backline.workers.environments.uv import OnBytes, Uv
 from backline.workers.process.calls import Calls
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Load, Spec
+
+log = logging.getLogger("backline.lifecycle")
 
 #: Starts the workers of a model and returns when they have loaded it. Called on a thread. Raises BacklineError with the reason.
 StartWorkers: TypeAlias = Callable[[HostedModel], WorkerPool]
@@ -24,7 +31,11 @@ DEFAULT_INSTANCES = 1
 
 
 class WorkerStarter:
-    """Starts the workers of one version; `folder` is the model's, above its versions."""
+    """Starts the workers of one version, in an environment of the model's own where it asks for one.
+
+    `folder` is the model's, above its versions. `on_phase` is called with "environment" when one has to be built, `on_bytes` while its
+    packages are downloaded.
+    """
 
     def __init__(
         self,
@@ -32,8 +43,11 @@ class WorkerStarter:
         version: str,
         folder: Path,
         loop: asyncio.AbstractEventLoop,
+        environments: Environments,
         *,
         may_run_code: bool,
+        on_phase: Callable[[str], None],
+        on_bytes: OnBytes,
         calls: Calls | None = None,
     ) -> None:
         self._config = config
@@ -44,6 +58,10 @@ class WorkerStarter:
         self._cancelled = False
         self._may_run_code = may_run_code
         self._calls = calls
+        self._environments = environments
+        self._on_phase = on_phase
+        self._on_bytes = on_bytes
+        self._uv: Uv | None = None
 
     def start(self, hosted: HostedModel) -> WorkerPool:
         """See StartWorkers. Raises InvalidArgument where the model's code is not to be run."""
@@ -54,7 +72,7 @@ class WorkerStarter:
             )
         config = self._config
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
-        pool = WorkerPool(self._command(hosted), options, self._loop, self._calls)
+        pool = WorkerPool(self._command(hosted, self._environment(hosted)), options, self._loop, self._calls)
         starting = asyncio.run_coroutine_threadsafe(pool.start(config.instance_count, default_instances=DEFAULT_INSTANCES), self._loop)
         self._starting = starting
         if self._cancelled:
@@ -70,8 +88,37 @@ class WorkerStarter:
         self._cancelled = True
         if self._starting is not None:
             self._starting.cancel()
+        if self._uv is not None:
+            self._uv.cancel()
 
-    def _command(self, hosted: HostedModel) -> WorkerCommand:
+    def _environment(self, hosted: HostedModel) -> Environment | None:
+        """The environment that the files beside the model ask for, built if need be; None where they ask for none."""
+        if hosted.python is not None:
+            return None
+        folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
+        requirements = find_requirements(folder, self._folder, self._config.python)
+        if requirements is None:
+            return None
+        for ignored in requirements.ignored:
+            log.warning("model '%s': '%s' is not looked at, %s beside it goes first", self._config.name, ignored, requirements.file)
+        user = User(self._config.name, str(folder), str(self._folder), self._config.python)
+        while (environment := self._environments.find(requirements, user)) is None:
+            self._build(requirements, user)
+        return environment
+
+    def _build(self, requirements: Requirements, user: User) -> None:
+        self._on_phase("environment")
+        self._uv = uv = Uv()
+        if self._cancelled:
+            uv.cancel()
+        log.info("model '%s' version %s: its environment is built from %s", self._config.name, self._version, requirements.source)
+        try:
+            self._environments.build(requirements, uv, user, on_bytes=self._on_bytes, stop=lambda: self._cancelled)
+        finally:
+            self._uv = None
+        self._on_phase("load")
+
+    def _command(self, hosted: HostedModel, environment: Environment | None) -> WorkerCommand:
         config = self._config
         load = Load(
             hosted.adapter,
@@ -85,7 +132,11 @@ class WorkerStarter:
             parameters=dict(config.parameters),
             declared=config.declared,
         )
-        return WorkerCommand(load, hosted.python, hosted.environment, config.memory_limit_bytes)
+        python = hosted.python or sys.executable
+        variables = hosted.environment
+        if environment is not None:
+            python, variables = str(environment.python), {**environment.variables, **variables}
+        return WorkerCommand(load, python, variables, config.memory_limit_bytes)
 
 
 def _spec(spec: TensorSpec) -> Spec:

@@ -17,9 +17,7 @@ import errno
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,24 +25,17 @@ from pathlib import Path
 from typing import Protocol
 
 from backline.engine.errors import BacklineError, Unavailable
+from backline.repository.file_lock import locked
 from backline.repository.listing import FileEntry
 from backline.repository.remote_files import SHA256
-
-if sys.platform != "win32":
-    import fcntl
 
 #: What nothing has used for so long is removed when a repository is opened.
 KEEP_SECONDS = 30 * 24 * 3600
 #: What is being made is touched while it grows; what is older was left behind by a crash.
 _PARTIAL_SECONDS = 24 * 3600
 _USE_SECONDS = 3600
-_LOCK_POLL_SECONDS = 0.05
 _CHUNK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class Stopped(Exception):
-    """Nobody waits for this any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,19 +226,11 @@ class ContentCache:
 
     @contextlib.contextmanager
     def lock(self, name: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Held by one thread of one process at a time; raises Stopped when `stop` turns true while another one has it."""
-        waiting = threading.Event()
-        with self.explained("be locked"):
-            descriptor = os.open(self.folder / "locks" / name, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            while not _try_lock(descriptor):
-                if stop():
-                    raise Stopped
-                waiting.wait(_LOCK_POLL_SECONDS)  # a lock between processes that can also be given up
-            os.utime(descriptor)
+        """See `locked`."""
+        with contextlib.ExitStack() as held:
+            with self.explained("be locked"):
+                held.enter_context(locked(self.folder / "locks" / name, stop))
             yield
-        finally:
-            os.close(descriptor)
 
     def _write(self, file: Path, data: bytes) -> None:
         """The data under this name, at once or not at all."""
@@ -321,13 +304,3 @@ def _note_use(blob: Path) -> None:
     if status.st_atime < time.time() - _USE_SECONDS:
         with contextlib.suppress(OSError):  # another user's file; it is kept by its links
             os.utime(blob, ns=(time.time_ns(), status.st_mtime_ns))
-
-
-def _try_lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        return True  # without locks things may be downloaded twice, but still appear at once
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

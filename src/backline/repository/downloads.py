@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backline.engine.errors import Unavailable
-from backline.repository.cache import Content, ContentCache, Stopped
+from backline.repository.cache import Content, ContentCache
+from backline.repository.file_lock import Stopped
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
 from backline.repository.remote_files import GIT, MD5, SHA256, RemoteFiles, Unreachable

@@ -14,9 +14,10 @@ from typing import TypeVar
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
-from backline.repository.cache import Content, ContentCache, Stopped
+from backline.repository.cache import Content, ContentCache
 from backline.repository.configuration import ConfigFiles
 from backline.repository.downloads import Downloads
+from backline.repository.file_lock import Stopped
 from backline.repository.layouts import Known
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.remembered import recall, remember

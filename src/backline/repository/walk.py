@@ -17,12 +17,15 @@ MAX_DEPTH = 16
 MAX_ENTRIES = 100_000
 #: Folders that file systems and tools put anywhere, and that nobody means: often nobody may even look into them.
 IGNORED_FOLDERS = frozenset({"lost+found", "__pycache__", "@eaDir", "System Volume Information", "$RECYCLE.BIN"})
+#: The one file that begins with a dot and belongs to a model: the version of Python that it runs on.
+PYTHON_VERSION = ".python-version"
 #: What `Listing.read` reads of a file at most; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
 
 
 def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listing:
-    """All files and folders below `root`, links followed; those that begin with a dot, and what systems leave behind, are left out.
+    """All files and folders below `root`, links followed; those that begin with a dot (but PYTHON_VERSION), and what systems
+    leave behind, are left out.
 
     What cannot be used has a problem: a link that leads out of `root`, to nowhere or in a circle, what may not be read, what is no regular
     file, a name with characters that do not belong on a terminal. Where inodes change by themselves (some network file systems) they are
@@ -97,7 +100,7 @@ class _Walk:
         """Notes what `folder` holds; `chain` are the folders on the way to it and itself, with links resolved."""
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if not entry.name.startswith(".") and entry.name not in IGNORED_FOLDERS:
+                if entry.name == PYTHON_VERSION or not (entry.name.startswith(".") or entry.name in IGNORED_FOLDERS):
                     self._note(entry, prefix + entry.name, chain)
                     if len(self.files) + len(self.folders) > MAX_ENTRIES:
                         raise _TooMany

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from backline.repository.configuration.document import Document
 from backline.repository.configuration.suggestion import suggest
 
 PREFIX: Final = "backline."
+_PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")
 #: What the server tells in the configuration that clients see; who gives it back need not remove it.
 PLACEMENT: Final = "backline.placement"
 
@@ -50,6 +52,12 @@ def _bytes(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or not int(text):
         raise ValueError("expected a number of bytes above 0")
     return int(text)
+
+
+def _python(text: str) -> str:
+    if not _PYTHON.fullmatch(text):
+        raise ValueError("expected a version of Python such as 3.13")
+    return text
 
 
 def _versions(text: str) -> tuple[str, ...]:
@@ -112,6 +120,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("execution_timeout_seconds", _seconds, (int, float)),
             Setting("idempotent", _truth, (bool,)),
             Setting("memory_limit_bytes", _bytes, (int,)),
+            Setting("python", _python, (str,)),
         )
     }
 )
@@ -126,6 +135,7 @@ _AS_THEY_ARE: Final = (
     "execution_timeout_seconds",
     "idempotent",
     "memory_limit_bytes",
+    "python",
 )
 
 

@@ -1,0 +1,156 @@
+"""What a model wants to run in, as the files beside it say: packages, and a version of Python."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backline.engine.errors import InvalidArgument
+from backline.repository.walk import PYTHON_VERSION
+
+#: The files that ask for packages, in the order in which they are looked for: the first one in a folder counts.
+LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
+#: What a worker process itself needs, see workers/process/start.py; a model's own requirements may narrow it.
+WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
+#: The oldest Python that a worker process runs on.
+OLDEST_PYTHON = (3, 11)
+OWN_PYTHON = "{}.{}".format(*sys.version_info)
+#: Part of what an environment is known by: raised when environments are built in another way.
+_FORM = 1
+_PLATFORM = sysconfig.get_platform()
+_NAMES_A_FILE = ("-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints")
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What one environment is built from.
+
+    `file` is one of those above in `folder`, empty where only Python is asked for. `python` is the wanted version ("3.13"), else
+    `requires_python` what the project allows (">=3.12"); the server's own is taken where both are empty, or where it is allowed. `digest`
+    is the same for the same contents of files, Python and platform. `ignored` are files that are not read, as `file` goes first.
+    """
+
+    folder: Path
+    file: str
+    python: str
+    requires_python: str
+    digest: str
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """What it is built from, for people: "requirements.txt", "Python 3.13"."""
+        asked = f"Python {self.python}" if self.python else ""
+        return " and ".join(filter(None, (self.file, asked)))
+
+
+def find_requirements(version_folder: Path, model_folder: Path, python: str = "") -> Requirements | None:
+    """What the model in these folders asks for; what lies in the version's folder goes first. None when it asks for nothing.
+
+    `python` is the version that its configuration names. Raises InvalidArgument for a file that cannot be read.
+    """
+    places = list(dict.fromkeys((version_folder, model_folder)))
+    folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
+    python = python or next((found for place in places if (found := _pinned_python(place))), "")
+    if not files and not python:
+        return None
+    file, *ignored = files or [""]
+    requires = "" if python or file not in (LOCK, PROJECT) else str(_project(folder / PROJECT).get("requires-python", ""))
+    digest = hashlib.sha256()
+    for part in (str(_FORM), _PLATFORM, python or f"{requires} {OWN_PYTHON}", *WORKER_PACKAGES, file):
+        digest.update(part.encode() + b"\0")
+    for read in dict.fromkeys(_read_files(folder, file)):
+        digest.update(hashlib.sha256(_bytes(read)).digest())
+    return Requirements(folder, file, python, requires, digest.hexdigest()[:20], tuple(ignored))
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a folder that ask for packages, the one that counts first."""
+    project = (folder / PROJECT).is_file() and bool(_project(folder / PROJECT))
+    there = {LOCK: project and (folder / LOCK).is_file(), PROJECT: project, LIST: (folder / LIST).is_file()}
+    found = [name for name, is_there in there.items() if is_there]
+    return [name for name in found if name != PROJECT] if there[LOCK] else found
+
+
+def _pinned_python(folder: Path) -> str:
+    file = folder / PYTHON_VERSION
+    if not file.is_file():
+        return ""
+    lines = (line.strip() for line in _text(file).splitlines())
+    return next((line for line in lines if line and not line.startswith("#")), "")
+
+
+def _project(file: Path) -> dict[str, Any]:
+    """The table that makes a pyproject.toml that of a project; empty where it only configures tools."""
+    try:
+        project = tomllib.loads(_text(file)).get("project", {})
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidArgument(f"'{file}' is not valid TOML: {error}") from None
+    return project if isinstance(project, dict) else {}
+
+
+def _read_files(folder: Path, file: str) -> Iterator[Path]:
+    """The files that decide about the environment."""
+    if file == LIST:
+        yield from _read_list(folder / file, seen=set())
+    elif file:
+        yield folder / PROJECT
+        if file == LOCK:
+            yield folder / LOCK
+
+
+def _read_list(file: Path, *, seen: set[Path]) -> Iterator[Path]:
+    """A requirements file, those that it names, and the wheels and folders with sources that lie beside it."""
+    seen.add(file)
+    yield file
+    for line in _text(file).splitlines():
+        words = line.split("#", 1)[0].replace("=", " ").split() if line.lstrip().startswith("-") else line.split(" #", 1)[0].split()
+        for named in (file.parent / word.removeprefix("file:") for word in words if "/" in word or "." in word):
+            if named in seen or not _exists(named):
+                continue
+            if named.is_dir():
+                yield from (path for path in sorted(named.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+            elif words[0] in _NAMES_A_FILE:
+                yield from _read_list(named, seen=seen)
+            else:
+                yield named
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _text(file: Path) -> str:
+    return _bytes(file).decode("utf-8", "replace")
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"'{file}' cannot be read: {error.strerror or error}") from None
+
+
+def python_choices(requirements: Requirements) -> Sequence[str]:
+    """What to ask uv for, one after the other: an interpreter, a version, or a range of versions."""
+    if requirements.requires_python:
+        return (f"{requirements.requires_python},=={OWN_PYTHON}.*", requirements.requires_python)
+    wanted = requirements.python
+    if not wanted or wanted in (OWN_PYTHON, "{}.{}.{}".format(*sys.version_info)):
+        return (sys.executable,)
+    return (wanted, *_of_pyenv(wanted))
+
+
+def _of_pyenv(version: str) -> list[str]:
+    """Interpreters that pyenv has installed, but not put on the path."""
+    found = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
+    return [str(path) for path in sorted(found) if path.parent.parent.name == version or path.parent.parent.name.startswith(version + ".")]

@@ -1,0 +1,132 @@
+"""uv, the program that finds interpreters and installs packages."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from backline.engine.errors import Internal
+
+log = logging.getLogger("backline.environments")
+
+#: Called with the bytes that have been downloaded and those that are to be, as far as uv tells.
+OnBytes: TypeAlias = Callable[[int, int], None]
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_DOWNLOADING = re.compile(r"^Downloading (\S+) \(([0-9.]+)(B|KiB|MiB|GiB)\)$")
+_DOWNLOADED = re.compile(r"^\s*Downloaded (\S+)$")
+_LONGEST_CAUSE = 800
+#: Python's sysconfig, by which uv finds itself, is not to be asked for the first time by two threads at once.
+_FINDING = threading.Lock()
+
+
+class UvFailed(Exception):
+    """uv has ended with an error; the text is why, in one line, `lines` is all that it said."""
+
+    def __init__(self, why: str, lines: Sequence[str] = ()) -> None:
+        super().__init__(why)
+        self.lines = lines
+
+
+class Uv:
+    """Runs uv, one command at a time; `cancel` ends the one that runs."""
+
+    def __init__(self) -> None:
+        """Raises Internal with the extra to install where there is no uv."""
+        self._program = _find()
+        self._process: subprocess.Popen[str] | None = None
+        self._cancelled = threading.Event()
+
+    def run(self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None) -> str:
+        """Runs a command in a folder, with `given` as its standard input, and returns its standard output. Blocks. Raises UvFailed."""
+        told = _Told(on_bytes)
+        with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stdout:
+            stdin.write(given)
+            stdin.seek(0)
+            self._process = process = subprocess.Popen(
+                [self._program, *arguments],
+                cwd=folder,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                env={**os.environ, "UV_NO_PROGRESS": "1", "NO_COLOR": "1", "UV_PYTHON_DOWNLOADS": "never"},
+            )
+            if self._cancelled.is_set():
+                self.cancel()
+            assert process.stderr is not None, "it is a pipe"
+            with process.stderr as stderr:
+                for line in stderr:
+                    told.take(line.rstrip())
+            status = process.wait()
+            stdout.seek(0)
+            printed = stdout.read()
+        if self._cancelled.is_set():
+            raise UvFailed("it was given up")
+        if status:
+            raise UvFailed(cause(told.lines) or f"uv ended with exit status {status}", told.lines)
+        return printed
+
+    def cancel(self) -> None:
+        """Ends the command that runs, and all later ones. Called on any thread."""
+        self._cancelled.set()
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class _Told:
+    """What uv says while it works."""
+
+    def __init__(self, on_bytes: OnBytes) -> None:
+        self.lines: list[str] = []
+        self._on_bytes = on_bytes
+        self._sizes: dict[str, int] = {}
+        self._done = 0
+
+    def take(self, line: str) -> None:
+        if not line:
+            return
+        self.lines.append(line)
+        log.info("uv: %s", line)
+        if found := _DOWNLOADING.match(line):
+            self._sizes[found[1]] = int(float(found[2]) * _UNITS[found[3]])
+        elif found := _DOWNLOADED.match(line):
+            self._done += self._sizes.get(found[1], 0)
+        else:
+            return
+        self._on_bytes(self._done, sum(self._sizes.values()))
+
+
+def cause(lines: Sequence[str]) -> str:
+    """Why uv has failed, in one line: from its last "error:" on, without the marks that it draws with."""
+    begin = max((index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1)
+    if begin < 0:
+        return ""
+    said = [re.sub(r"[×╰─▶│├╭]|^error:", " ", line).strip() for line in lines[begin:]]
+    text = " ".join(" ".join(said).split()).replace(" cause: ", ": ").replace(" Caused by: ", ": ")
+    return text if len(text) <= _LONGEST_CAUSE else text[:_LONGEST_CAUSE] + "..."
+
+
+def _find() -> str:
+    try:
+        from uv import find_uv_bin
+
+        with _FINDING:
+            return str(find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("uv")
+    if found is None:
+        raise Internal("environments of models are built by uv, and it is not installed: pip install 'backline[envs]'")
+    return found

@@ -1,0 +1,58 @@
+"""`backline env`, on models of two kinds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from support.repositories import put
+
+MODEL = "class Model:\n    def predict(self, x: str) -> str:\n        return x\n"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("one", "two", "plain"):
+        put(folder / name / "1" / "model.py", MODEL)
+    for name in ("one", "two"):
+        put(folder / name / "requirements.txt", "tinydb==4.8.0\n")
+    return folder
+
+
+def test_environments_are_built_once_listed_and_removed_when_no_model_asks_for_them(backline, models: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def env(*arguments: object) -> str:
+        run = backline("env", *arguments, "--cache-dir", tmp_path)
+        assert run.returncode == 0, run.stderr
+        return str(run.stdout)
+
+    assert "There are no environments" in env("list")
+    built = env("build", models)
+    assert "one: built" in built
+    assert "two:" in built
+    assert "is there" in built
+    assert "plain" not in built
+
+    (listed,) = json.loads(env("list", "--json"))["environments"]
+    assert sorted(user["model"] for user in listed["models"]) == ["one", "two"]
+    assert "tinydb==4.8.0" in listed["packages"]
+    assert "requirements.txt" in env("list")
+
+    assert json.loads(env("prune", "--json"))["removed"] == []
+    for name in ("one", "two"):
+        put(models / name / "requirements.txt", "tinydb==4.7.0\n")
+    assert "would remove" in env("prune", "--dry-run")
+    assert "1 environment" in env("prune")
+    assert json.loads(env("list", "--json"))["environments"] == []
+
+
+def test_what_cannot_be_built_is_told_and_ends_with_status_1(backline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    put(tmp_path / "models" / "m" / "1" / "model.py", MODEL)
+    put(tmp_path / "models" / "m" / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
+
+    run = backline("env", "build", tmp_path / "models", "--cache-dir", tmp_path / "cache")
+
+    assert run.returncode == 1
+    assert "m: FAILED: the environment of model 'm' cannot be built from requirements.txt" in run.stdout
