@@ -163,3 +163,57 @@ def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(arri
         queue.add(one)
         again = form_batch(queue, policy, 0)
         assert (again.requests, again.wait_until, again.lacking) == ([], formed.wait_until, lacking)
+
+
+def test_with_a_reach_those_of_other_keys_are_passed_over_and_keep_their_places() -> None:
+    queue = queued(*(request(key=key, arrived=place) for place, key in enumerate("abacba")))
+
+    formed = [form_batch(queue, BatchPolicy(2, reach=8), 0) for _ in range(4)]
+
+    assert [[one.batch_key for one in batch.requests] for batch in formed] == [["a", "a"], ["b", "b"], ["c"], ["a"]]
+
+
+def test_no_more_are_passed_over_than_the_reach() -> None:
+    queue = queued(*(request(key=key) for key in "abca"))
+
+    assert sizes(form_batch(queue, BatchPolicy(8, reach=1), 0)) == [1]
+
+
+def test_nobody_is_passed_over_for_the_sake_of_a_lower_level() -> None:
+    settings = QueueSettings(levels=2, default_level=1)
+    queue = queued(*(request(key=key, priority=level) for key, level in (("a", 1), ("b", 1), ("a", 2))), settings=settings)
+
+    assert sizes(form_batch(queue, BatchPolicy(8, reach=8), 0)) == [1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abc"), st.integers(0, 2)), max_size=40),
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.lists(st.integers(1, 8), max_size=2).map(tuple),
+)
+def test_with_a_reach_nothing_is_lost_and_each_key_keeps_its_order(
+    given_: list[tuple[int, str, int]], max_items: int, reach: int, preferred: tuple[int, ...]
+) -> None:
+    settings = QueueSettings(levels=2, default_level=2)
+    requests = [request(size, key, priority=level or 2) for size, key, level in given_]
+    queue = queued(*requests, settings=settings)
+    policy = BatchPolicy(max_items, tuple(size for size in preferred if size <= max_items), reach=reach)
+
+    ran: list[InferRequest] = []
+    while queue.size:
+        first = min((one for one in requests if one not in ran), key=lambda one: one.priority)
+        batch = form_batch(queue, policy, 0).requests
+        assert batch[0] is first
+        assert len({one.batch_key for one in batch}) == 1
+        assert len(batch) == 1 or sum(map(_size, batch)) <= max_items
+        ran += batch
+
+    assert len(ran) == len(requests)
+    for key in "abc":
+        expected = sorted((one for one in requests if one.batch_key == key), key=lambda one: one.priority)
+        assert [one for one in ran if one.batch_key == key] == expected
+
+
+def _size(one: InferRequest) -> int:
+    return one.batch_size

@@ -29,7 +29,8 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
     inputs = _merge(where, path, "input", file.inputs, config.inputs, config)
     outputs = _merge(where, path, "output", file.outputs, config.outputs, config)
     named = {spec.name for spec in config.inputs}
-    missing = [spec.name for spec in file.inputs if spec.name not in named]
+    hidden = config.joining.hidden_inputs if config.joining is not None else frozenset()
+    missing = [spec.name for spec in file.inputs if spec.name not in named and spec.name not in hidden]
     if named and missing:
         raise InvalidArgument(f"{where}: '{path}' needs input{_list(missing)}, which {config.source} does not name")
     for spec in config.inputs:
@@ -45,6 +46,7 @@ def _merge(
     where: str, path: Path, kind: str, file: tuple[TensorSpec, ...], given: tuple[TensorSpec, ...], config: ModelConfig
 ) -> tuple[TensorSpec, ...]:
     by_name = {spec.name: spec for spec in file}
+    flat = _flat(kind, config)
     for spec in given:
         actual = by_name.get(spec.name)
         if actual is None:
@@ -57,6 +59,9 @@ def _merge(
                 f" {actual.datatype.config_name} in '{path}'"
             )
         shape = (-1, *spec.shape) if config.max_batch_size else spec.shape
+        if spec.name in flat:
+            _check_flat(where, path, kind, actual)
+            continue
         if kind == "output" and not actual.shape:  # a file may leave the rank of an output open
             merged: Shape | None = shape
         else:
@@ -68,6 +73,22 @@ def _merge(
             )
         by_name[spec.name] = replace(actual, shape=merged, labels=spec.labels)
     return tuple(by_name.values())
+
+
+def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
+    """The tensors that have one dimension in the model, whatever clients see."""
+    if config.joining is None:
+        return frozenset()
+    return frozenset(config.joining.ragged if kind == "input" else config.joining.scattered)
+
+
+def _check_flat(where: str, path: Path, kind: str, actual: TensorSpec) -> None:
+    """The words are Triton's (onnxruntime_backend/src/onnxruntime.cc)."""
+    if kind == "input" and actual.shape != (-1,):
+        raise InvalidArgument(
+            f"{where}: configuration expects model provides input with shape [-1] for ragged input '{actual.name}', model provides"
+            f" {list(actual.shape)} in '{path}'"
+        )
 
 
 def _merge_shapes(given: Shape, actual: Shape) -> Shape | None:

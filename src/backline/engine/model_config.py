@@ -9,6 +9,7 @@ from typing import Literal
 
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble
+from backline.engine.joining import Joining
 from backline.engine.sequence_batching import SequenceBatching
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
@@ -96,6 +97,8 @@ class ModelConfig:
     queue_policy: QueuePolicy = QueuePolicy()
     #: By level, instead of `queue_policy`.
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
+    #: Of a model whose requests may be joined although their shapes differ, or whose batches have sizes of their own.
+    joining: Joining | None = None
     #: Of a model whose requests belong to sequences.
     sequence: SequenceBatching | None = None
     #: The dimension that is the batch, by tensor, where it is not the first.

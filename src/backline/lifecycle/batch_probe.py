@@ -215,6 +215,11 @@ def _magnitude(spec: TensorSpec, array: np.ndarray) -> float:
     return float(np.abs(finite).max()) if finite.size else 0.0
 
 
+def equal_rows(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray) -> bool:
+    """Whether two arrays of one shape agree as well as their datatype allows."""
+    return _equal(spec, expected, actual, _FLOOR * min(_magnitude(spec, expected), 1.0))
+
+
 def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: float) -> bool:
     """Whether two rows agree as well as their datatype allows; NaN equals NaN, and infinities themselves."""
     wanted, got = _floats(spec, expected), _floats(spec, actual)

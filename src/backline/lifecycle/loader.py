@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from backline.backends.agreement import agree
 from backline.backends.arrangement import ArrangedModel, is_arranged
@@ -13,14 +13,19 @@ from backline.backends.backend import Backend, LoadedModel, StreamingModel
 from backline.backends.hosted import HostedModel
 from backline.backends.registry import choose
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.joining import Joining
 from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.joined import JoinedModel, as_clients_see, joining_of_workers, make_joiner, probe_joining
 from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
 from backline.lifecycle.sequence_states import visible, with_hidden_tensors
 from backline.lifecycle.worker_pools import StartWorkers
+from backline.workers.joiner import Joiner
 from backline.workers.process.pool import WorkerPool
+
+Tried = TypeVar("Tried", bound=LoadedModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,9 @@ class Loaded:
     reason: str
     measured: Measured
     warnings: tuple[str, ...] = ()
+    #: How requests are joined, where it is not enough to put them one after the other; and what does it, where the model does not.
+    joining: Joining | None = None
+    joiner: Joiner | None = None
 
 
 def load(
@@ -77,10 +85,18 @@ def load(
         return _place_workers(config, start_workers(model), backend.name)
     if isinstance(model, StreamingModel):
         return _place_streams(config, model, backend.name, backend.platform)
+    try:
+        joiner = make_joiner(config, model.signature)
+    except BacklineError:
+        model.close()
+        raise
+    signature = as_clients_see(visible(model.signature, config), config)
     if known is None:
         on_phase("probe")
-        probe = probe_batching(model) if config.max_batch_size != 0 else None
-        known = Measured(probe, measure(model, _max_batch_size(config, probe)))
+        if joiner is None:
+            known = _measured(config, model, probe_batching)
+        else:
+            known = _measured(config, JoinedModel(model, joiner, signature), probe_joining)
     warnings = model.warnings
     if config.max_batch_size and known.probe is not None and not known.probe.batched:
         warnings += (_batched_against_proof(config, known.probe),)
@@ -89,11 +105,17 @@ def load(
         model=model,
         backend=backend.name,
         platform=backend.platform,
-        signature=_with_labels(visible(model.signature, config), config),
+        signature=_with_labels(signature, config),
         max_batch_size=_max_batch_size(config, known.probe),
         measured=known,
         warnings=warnings,
+        joiner=joiner,
     )
+
+
+def _measured(config: ModelConfig, model: Tried, probe: Callable[[Tried], BatchProbe]) -> Measured:
+    found = probe(model) if config.max_batch_size != 0 else None
+    return Measured(found, measure(model, _max_batch_size(config, found)))
 
 
 def _arranged(path: Path, backend: Backend, config: ModelConfig) -> LoadedModel:
@@ -128,6 +150,7 @@ def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
         max_batch_size=loaded.max_batch_size,
         measured=loaded.measured,
         warnings=loaded.warnings,
+        joiner=loaded.joiner,
     )
 
 
@@ -141,6 +164,7 @@ def _place(
     max_batch_size: int,
     measured: Measured,
     warnings: tuple[str, ...],
+    joiner: Joiner | None,
 ) -> Loaded:
     chosen = plan(
         measured.times,
@@ -163,6 +187,8 @@ def _place(
         f"{why_batched}; {chosen.reason}",
         measured,
         warnings,
+        None if joiner is None else joiner.joining,
+        joiner,
     )
 
 
@@ -187,11 +213,16 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
     """A model in worker processes, which says itself what it takes."""
     loaded = pool.loaded
     count = len(pool.pids)
+    try:
+        joining = joining_of_workers(config, pool)
+    except BacklineError:
+        pool.close()
+        raise
     return Loaded(
         pool,
         backend,
         loaded.platform,
-        _with_labels(pool.signature, config),
+        _with_labels(as_clients_see(pool.signature, config), config),
         max_batch_size=loaded.max_batch_size,
         batch_limit=loaded.max_batch_size,
         lane="process",
@@ -199,6 +230,7 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         reason=f"in {count} worker process{'es' if count > 1 else ''}" + _of_environment(pool),
         measured=Measured(None, RunTimes({})),
         warnings=pool.warnings,
+        joining=joining,
     )
 
 

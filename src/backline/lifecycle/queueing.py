@@ -25,6 +25,8 @@ from backline.workers.instance import Instance
 
 #: Requests that may wait for one model version, or in one of its priority levels, when its configuration does not say.
 DEFAULT_QUEUE_SIZE = 1024
+#: Requests of other lengths that are passed over in search of those that fit together, where lengths are padded.
+REACH = 128
 
 
 class VersionQueue(RequestQueue, Protocol):
@@ -139,4 +141,6 @@ def _batch_policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
     if not loaded.max_batch_size:
         return BatchPolicy()
     preferred = config.preferred_batch_sizes
-    return BatchPolicy(max(loaded.batch_limit, *preferred, 1), preferred, config.max_queue_delay_us * 1000)
+    mixed = loaded.joining is not None and loaded.joining.padded and not config.preserve_ordering
+    largest = max(loaded.batch_limit, *preferred, 1)
+    return BatchPolicy(largest, preferred, config.max_queue_delay_us * 1000, reach=REACH if mixed else 0)

@@ -12,16 +12,19 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from uuid import uuid4
 
-from backline.backends.backend import StreamingModel
+from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.decoupled import DecoupledCheck
 from backline.engine.engine import LoadProgress, Model, ModelState, Placement
 from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.joining import JoiningCheck
+from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.content import Content
 from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.joined import JoinedModel
 from backline.lifecycle.loader import Loaded, Measured, load, place_again
 from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.plan import Held, Phase
@@ -38,7 +41,7 @@ from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.environments.store import Environments
-from backline.workers.execution import Execution
+from backline.workers.execution import Execution, JoinedExecution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 from backline.workers.process.calls import Calls
 from backline.workers.process.pool import WorkerPool
@@ -46,6 +49,8 @@ from backline.workers.streaming import StreamPool
 
 log = logging.getLogger("backline.lifecycle")
 
+#: Raises InvalidArgument for a request that does not fit.
+Check: TypeAlias = Callable[[InferRequest], None]
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
 
 
@@ -170,7 +175,7 @@ class Servable:
         self.model.statistics.load_seconds = time.monotonic() - began
         self.phase = Phase.LOADED
 
-    def _load(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, RequestCheck, int]:
+    def _load(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, Check, int]:
         """On a thread. The last of the results is the memory that it took, in bytes."""
         content = self._content(fetched)
         with self._meter.measure(self.file_bytes) as measured:
@@ -193,12 +198,12 @@ class Servable:
             log.warning("answers of model '%s' version %s are not kept beyond this load: %s", self.model.name, self.model.version, error)
             return None
 
-    def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, RequestCheck]:
+    def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, Check]:
         config = self.model.config
         loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase, starter.start)
         try:
             _refuse_cached_streams(config, loaded)
-            check = RequestCheck(config.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
+            check = _check(config, loaded)
             self._on_phase("warm-up")
             samples = warm_up_samples(
                 config,
@@ -208,6 +213,8 @@ class Servable:
                 recorded=self._recorded,
             )
             model = loaded.model
+            if loaded.joiner is not None and not isinstance(model, (StreamingModel, WorkerPool)):
+                model = JoinedModel(model, loaded.joiner, loaded.signature)
             if config.sequence is not None:
                 batched = loaded.max_batch_size > 0
                 self._tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=fetched.model_folder)
@@ -223,13 +230,13 @@ class Servable:
         if self.model.progress is not None:
             self.model.progress.phase = phase
 
-    def _start(self, loaded: Loaded, check: RequestCheck) -> None:
+    def _start(self, loaded: Loaded, check: Check) -> None:
         """Puts a loaded model behind a queue."""
         model = self.model
         self._loaded = loaded
         self.measured = loaded.measured
         if not isinstance(loaded.model, StreamingModel):
-            self._execute = Execution(model.name, model.version, loaded.model, batched=loaded.max_batch_size > 0)
+            self._execute = _execution(model, loaded.model, loaded)
         instances = self._instances(loaded)
         if self._tensors is not None:
             self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
@@ -368,6 +375,19 @@ class Servable:
         model.placement = Placement("thread", count, self._loaded.max_batch_size, f"{self._loaded.reason}; {moved}")
 
 
+def _check(config: ModelConfig, loaded: Loaded) -> Check:
+    check = RequestCheck(config.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
+    if loaded.joining is None:
+        return check
+    return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
+
+
+def _execution(model: Model, loaded: LoadedModel, how: Loaded) -> Execution:
+    if how.joiner is None:
+        return Execution(model.name, model.version, loaded, batched=how.max_batch_size > 0)
+    return JoinedExecution(model.name, model.version, loaded, how.joiner, how.signature)
+
+
 def _refuse_cached_streams(config: ModelConfig, loaded: Loaded) -> None:
     """Of a model whose file says so, and not its configuration, which is checked when it is read. The words are Triton's."""
     model = loaded.model
@@ -378,7 +398,7 @@ def _refuse_cached_streams(config: ModelConfig, loaded: Loaded) -> None:
         )
 
 
-def _discard(loading: asyncio.Future[tuple[Loaded, RequestCheck, int]]) -> None:
+def _discard(loading: asyncio.Future[tuple[Loaded, Check, int]]) -> None:
     """Closes what was loaded for nobody."""
     if not loading.cancelled() and loading.exception() is None:
         loading.result()[0].model.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 
@@ -12,7 +12,6 @@ import numpy as np
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest
-from backline.engine.signature import RequestCheck
 from backline.lifecycle.warm_up_samples import Sample
 
 log = logging.getLogger("backline.lifecycle")
@@ -21,7 +20,7 @@ log = logging.getLogger("backline.lifecycle")
 STREAMED_RESPONSES = 100
 
 
-def warm_up(name: str, model: LoadedModel | StreamingModel, check: RequestCheck, samples: Iterable[Sample]) -> int:
+def warm_up(name: str, model: LoadedModel | StreamingModel, check: Callable[[InferRequest], None], samples: Iterable[Sample]) -> int:
     """Runs the samples of the model called `name`, each as a request that `check` would let in; returns how many runs there were.
 
     Takes as long as it takes: to be called on a thread. Raises BacklineError when a sample fails, with its label. Recorded samples that do

@@ -7,11 +7,13 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from backline.backends.hosted import HostedModel
 from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.workers.environments.requirements import Requirements, find_requirements
@@ -131,12 +133,19 @@ class WorkerStarter:
             outputs=[_spec(spec) for spec in config.outputs],
             parameters=dict(config.parameters),
             declared=config.declared,
+            joining=_sendable(config.joining),
         )
         python = hosted.python or sys.executable
         variables = hosted.environment
         if environment is not None:
             python, variables = str(environment.python), {**environment.variables, **variables}
         return WorkerCommand(load, python, variables, config.memory_limit_bytes)
+
+
+def _sendable(joining: Joining | None) -> Joining | None:
+    if joining is None:
+        return None
+    return replace(joining, scattered=dict(joining.scattered), padding=dict(joining.padding), cuts=dict(joining.cuts))
 
 
 def _spec(spec: TensorSpec) -> Spec:

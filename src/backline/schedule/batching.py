@@ -15,16 +15,20 @@ class BatchPolicy:
     Without `preferred` sizes and a delay the policy is work-conserving: a free instance takes whatever has queued. With them it is Triton's
     dynamic batcher: the largest preferred size that the first requests add up to is taken at once; otherwise they wait until their oldest
     has waited that long, or they cannot become more (core/src/dynamic_batch_scheduler.cc).
+
+    With a `reach` the requests of a batch need not be next to each other: up to so many of other batch keys are passed over, which keep
+    their places. The first of the queue is always taken, so nobody is passed over for ever.
     """
 
     max_items: int = 1
     preferred: tuple[int, ...] = ()
     delay_ns: int = 0
+    reach: int = 0
 
     @property
     def takes_all(self) -> bool:
         """Whether whatever has queued is taken, up to the largest batch: the one preferred size that changes nothing is the largest."""
-        return not self.delay_ns and (not self.preferred or self.preferred == (self.max_items,))
+        return not self.delay_ns and (not self.preferred or self.preferred == (self.max_items,)) and not self.reach
 
 
 @dataclass(slots=True)
@@ -58,13 +62,20 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     best = best_items = 0
     complete = False
     oldest = now_ns
+    passed = 0
+    seen: list[InferRequest] = []
     while (request := queue.next(now)) is not None:
+        seen.append(request)
         size = request.batch_size
         if requests:
+            other = request.batch_key != requests[0].batch_key
+            if other and passed < policy.reach and request.priority == requests[0].priority:
+                passed += 1
+                continue
             if not best and items + size > largest:
                 best, best_items = len(requests), items
-            if items + size > policy.max_items or request.batch_key != requests[0].batch_key:
-                queue.put_back([request], now)
+            # Who is passed over may not be passed over for the sake of a lower level.
+            if items + size > policy.max_items or other or (passed and request.priority != requests[0].priority):
                 complete = True
                 break
         requests.append(request)
@@ -78,11 +89,19 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
         return Formed(requests)
     delay_over = policy.delay_ns > 0 and now_ns - oldest >= policy.delay_ns
     if best and not delay_over:
-        if best < len(requests):
-            queue.put_back(requests[best:], now)
+        _put_back(queue, seen, requests[:best], now)
         return Formed(requests[:best], best_items)
-    if complete or delay_over or not policy.delay_ns or items >= largest:
+    if complete or passed or delay_over or not policy.delay_ns or items >= largest:
+        _put_back(queue, seen, requests, now)
         return Formed(requests, items)
     queue.put_back(requests, now)
     lacking = min(size for size in sizes if size > items) - items
     return Formed([], wait_until=oldest + policy.delay_ns, lacking=lacking, key=requests[0].batch_key)
+
+
+def _put_back(queue: Queue, seen: list[InferRequest], taken: list[InferRequest], now: float) -> None:
+    """Puts those back that were seen and are not taken."""
+    if len(taken) == len(seen):
+        return
+    gone = set(map(id, taken))
+    queue.put_back([request for request in seen if id(request) not in gone], now)

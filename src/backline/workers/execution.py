@@ -12,8 +12,10 @@ from backline.backends.backend import CancellableModel, LoadedModel, Run
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.signature import Signature
 from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
+from backline.workers.joiner import Joiner
 
 log = logging.getLogger("backline.workers")
 
@@ -128,3 +130,29 @@ class Execution:
                     outputs.append(Tensor(tensor.name, tensor.datatype, rows.shape, rows))
             responses.append(InferResponse(self._name, self._version, request.id, outputs))
         return responses
+
+
+class JoinedExecution(Execution):
+    """Runs batches of requests that a `joiner` joins and splits. `signature` is what clients see of the model."""
+
+    def __init__(self, name: str, version: str, model: LoadedModel, joiner: Joiner, signature: Signature) -> None:
+        super().__init__(name, version, model, batched=True)
+        self._joiner = joiner
+        self._outputs = tuple(spec.name for spec in signature.outputs)
+
+    def _run(self, batch: Batch, requests: Sequence[InferRequest]) -> list[InferResponse | BacklineError | None]:
+        given = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
+        rows = [request.batch_size for request in requests]
+        inputs = self._joiner.join(given, rows)
+        names = self._wanted(requests)
+        batch.gathered_ns = batch.ran_ns = monotonic_ns()
+        arrays = self._run_of(batch)(inputs, names)
+        batch.ran_ns = monotonic_ns()
+        outputs = self._joiner.split(given, rows, names, arrays)
+        return [self._response(request, names, own) for request, own in zip(requests, outputs, strict=True)]
+
+    def _response(self, request: InferRequest, names: tuple[str, ...], arrays: list[np.ndarray]) -> InferResponse:
+        wanted = request.outputs
+        pairs = zip(names, arrays, strict=True)
+        tensors = [self._tensor(name, array) for name, array in pairs if wanted is None or name in wanted]
+        return InferResponse(self._name, self._version, request.id, tensors)

@@ -122,7 +122,7 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("pinned = 'yes'", "1:1: 'pinned' is 'yes', expected true or false"),
         ("lane = 'gpu'", "1:1: parameter 'backline.lane' is 'gpu', expected inline or thread"),
         ("labels = 'stable'", "1:1: 'labels' is 'stable', expected a table"),
-        ("versions = '1'", "1:1: 'versions' is '1', expected a list of versions"),
+        ("versions = '1'", "1:1: 'versions' is '1', expected a list"),
         ("versions = []", "1:1: parameter 'backline.versions' is '', expected the names of versions"),
         ("versions = [1]\nversion_policy.latest = 2", "1:1: versions and version_policy contradict each other; give one of them"),
         ("idle_unload_seconds = 0", "1:1: parameter 'backline.idle_unload_seconds' is '0', expected seconds above 0"),

@@ -66,13 +66,14 @@ OTHER_WORDS = {
     "override_list": "Invalid config override: expected an object with the fields of a model configuration, not [1]",
 }
 
-#: Those of Triton's that Backline can load, as the identity backend has no file and gives its inputs back: it has no output for a control.
+#: Those of Triton's that Backline can load, as the identity backend has no file and gives its inputs back: it has no output for a control,
+#: and no input that a batch input could fill.
 LIVE = [
     name
     for name in TAKEN
     if "config" in RECORDED[name]
     and TENSORS in TAKEN[name]
-    and not any(text in TAKEN[name] for text in ("model.py", "control_input"))
+    and not any(text in TAKEN[name] for text in ("model.py", "control_input", "batch_input"))
     and name not in STRICTER
     and name != "ragged"
 ]

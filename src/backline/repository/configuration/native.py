@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
@@ -73,7 +74,39 @@ def _axis(text: str) -> int:
     return int(text)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError("expected whole numbers with commas between")
+    return tuple(map(int, parts))
+
+
+def _ascending(text: str) -> tuple[int, ...]:
+    sizes = _numbers(text)
+    if not sizes[0] or any(size <= before for before, size in pairwise(sizes)):
+        raise ValueError("expected whole numbers above 0, each larger than the one before")
+    return sizes
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or not int(text):
+        raise ValueError("expected a whole number above 0")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
 def _constant(text: str) -> str:
+    return text
+
+
+def _tensor(text: str) -> str:
+    if not text:
+        raise ValueError("expected the name of a tensor")
     return text
 
 
@@ -83,7 +116,7 @@ def _version(text: str) -> str:
     return text
 
 
-_PLAIN_NAMES: Final = {str: "a string", list: "a list of versions", int: "a whole number", float: "a number", bool: "true or false"}
+_PLAIN_NAMES: Final = {str: "a string", list: "a list", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +124,18 @@ class Setting:
     """A setting. `read` makes its value of the text of a parameter, or raises ValueError with what it expects.
 
     `plain` are the types that model.toml may give it in. Where `by_key`, it is a table: each entry is a parameter `backline.<name>.<key>`.
+    With `fields` each entry is a table again, whose entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
     read: Callable[[str], Any]
     plain: tuple[type, ...]
     by_key: bool = False
+    fields: tuple[Setting, ...] = ()
+
+    def field(self, name: str) -> Setting | None:
+        """One of its fields."""
+        return next((field for field in self.fields if field.name == name), None)
 
     @property
     def expected(self) -> str:
@@ -121,6 +160,33 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("idempotent", _truth, (bool,)),
             Setting("memory_limit_bytes", _bytes, (int,)),
             Setting("python", _python, (str,)),
+            Setting("allowed_batch_sizes", _ascending, (list,)),
+            Setting("pad_variable_length_inputs", _truth, (bool,)),
+            Setting(
+                "padding",
+                _constant,
+                (),
+                by_key=True,
+                fields=(
+                    Setting("axis", _numbers, (int, list)),
+                    Setting("value", _constant, (int, float, bool, str)),
+                    Setting("buckets", _ascending, (list,)),
+                    Setting("lengths", _tensor, (str,)),
+                    Setting("mask", _tensor, (str,)),
+                ),
+            ),
+            Setting(
+                "cut",
+                _constant,
+                (),
+                by_key=True,
+                fields=(
+                    Setting("to", _tensor, (str,)),
+                    Setting("axis", _positive, (int,)),
+                    Setting("hop", _positive, (int,)),
+                    Setting("window", _whole, (int,)),
+                ),
+            ),
         )
     }
 )
@@ -137,6 +203,8 @@ _AS_THEY_ARE: Final = (
     "memory_limit_bytes",
     "python",
 )
+#: Settings of how requests are joined.
+_OF_JOINING: Final = ("allowed_batch_sizes", "pad_variable_length_inputs", "padding", "cut")
 
 
 def parameter(path: str) -> str:
@@ -151,8 +219,11 @@ def as_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def read_settings(document: Document) -> dict[str, Any]:
-    """The native settings of a document, as fields of ModelConfig. Raises InvalidArgument for unknown ones and wrong values."""
+def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The native settings of a document: fields of ModelConfig, and by their own names those of how requests are joined.
+
+    Raises InvalidArgument for unknown ones and wrong values.
+    """
     given: dict[str, Any] = {}
     for key, value in document.message.parameters.items():
         if not key.startswith(PREFIX) or key == PLACEMENT:
@@ -160,18 +231,34 @@ def read_settings(document: Document) -> dict[str, Any]:
         name, _, entry = key.removeprefix(PREFIX).partition(".")
         setting = SETTINGS.get(name)
         path = f"parameters[{key}]"
-        if setting is None or setting.by_key != bool(entry):
-            known = [parameter(setting.name + (".LABEL" if setting.by_key else "")) for setting in SETTINGS.values()]
-            raise document.error(f"unknown parameter '{key}'{suggest(key, known)}", path)
+        inner = ""
+        if setting is not None and setting.fields:
+            entry, _, inner = entry.rpartition(".")
+        if setting is None or setting.by_key != bool(entry) or (setting.fields and setting.field(inner) is None):
+            raise document.error(f"unknown parameter '{key}'{suggest(key, _known(entry or 'KEY'))}", path)
+        if inner:
+            setting = setting.field(inner)
+            assert setting is not None, "it was looked for"
         try:
             read = setting.read(value.string_value)
         except ValueError as error:
             raise document.error(f"parameter '{key}' is '{value.string_value}', {error}", path) from None
-        if setting.by_key:
+        if inner:
+            given.setdefault(name, {}).setdefault(entry, {})[inner] = read
+        elif setting.by_key:
             given.setdefault(name, {})[entry] = read
         else:
             given[name] = read
-    return _as_fields(document, given)
+    return _as_fields(document, given), {name: given[name] for name in _OF_JOINING if name in given}
+
+
+def _known(entry: str) -> list[str]:
+    """All parameters, for an entry of those that have several."""
+    known = []
+    for setting in SETTINGS.values():
+        name = f"{setting.name}.{entry}" if setting.by_key else setting.name
+        known += [parameter(f"{name}.{field.name}") for field in setting.fields] or [parameter(name)]
+    return known
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:

@@ -128,14 +128,30 @@ class _PlainReader:
         """A native setting becomes the parameter, or the parameters, that config.pbtxt has for it."""
         if setting.by_key and not isinstance(value, Mapping):
             raise self._error(f"'{setting.name}' is {_shown(value)}, expected a table", keys, "")
-        entries = {f"{setting.name}.{key}": inner for key, inner in value.items()} if setting.by_key else {setting.name: value}
-        for name, inner in entries.items():
-            inner_keys = (*keys, name.partition(".")[2]) if setting.by_key else keys
-            if type(inner) not in setting.plain or (isinstance(inner, list) and not all(type(part) in (str, int) for part in inner)):
-                raise self._error(f"'{name}' is {_shown(inner)}, expected {setting.expected}", inner_keys, "")
-            key = native.parameter(name)
-            self._note(f"parameters[{key}]", inner_keys)
-            target.parameters[key].string_value = native.as_text(inner)
+        for key, inner in value.items() if setting.by_key else ():
+            if setting.fields:
+                self._fields(target, setting, key, inner, (*keys, key))
+            else:
+                self._entry(target, setting, f"{setting.name}.{key}", inner, (*keys, key))
+        if not setting.by_key:
+            self._entry(target, setting, setting.name, value, keys)
+
+    def _fields(self, target: Any, setting: native.Setting, entry: str, value: Any, keys: Keys) -> None:
+        name = f"{setting.name}.{entry}"
+        if not isinstance(value, Mapping):
+            raise self._error(f"'{name}' is {_shown(value)}, expected a table", keys, "")
+        for key, inner in value.items():
+            field = setting.field(key)
+            if field is None:
+                raise self._error(f"unknown key '{key}'{suggest(key, [field.name for field in setting.fields])}", (*keys, key), "")
+            self._entry(target, field, f"{name}.{key}", inner, (*keys, key))
+
+    def _entry(self, target: Any, setting: native.Setting, name: str, value: Any, keys: Keys) -> None:
+        if type(value) not in setting.plain or (isinstance(value, list) and not all(type(part) in (str, int) for part in value)):
+            raise self._error(f"'{name}' is {_shown(value)}, expected {setting.expected}", keys, "")
+        key = native.parameter(name)
+        self._note(f"parameters[{key}]", keys)
+        target.parameters[key].string_value = native.as_text(value)
 
     def _scalar(self, field: FieldDescriptor, value: Any, keys: Keys, path: str) -> Any:
         if field.enum_type is not None:

@@ -16,6 +16,7 @@ from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.effects import without_effect
+from backline.repository.configuration.joining import read_joining
 from backline.repository.configuration.sequences import sequence_batching
 from backline.repository.listing import Listing
 
@@ -42,7 +43,7 @@ class _Reader:
     def config(self) -> ModelConfig:
         message = self._message
         check(self._document, self._name)
-        settings = native.read_settings(self._document)
+        settings, of_joining = native.read_settings(self._document)
         self._note_fields_without_effect()
         self._check_state_files()
         limit = self._max_batch_size()
@@ -64,6 +65,7 @@ class _Reader:
             default_priority_level=batching.default_priority_level if batching.priority_levels else 0,
             queue_policy=queue_policy(batching.default_queue_policy),
             priority_queue_policies=self._priority_policies(),
+            joining=read_joining(self._document, self._name, of_joining),
             sequence=sequence_batching(message),
             default_model_filename=self._model_filename(),
             ensemble=self._ensemble(),

@@ -43,20 +43,40 @@ def _settings(parameters: Any) -> tuple[list[str], dict[str, str]]:
     """The lines of the native settings, and the other parameters."""
     others: dict[str, str] = {}
     lines = []
-    tables: dict[str, list[str]] = {}
+    tables: dict[str, dict[str, str | list[str]]] = {}
     for key in sorted(parameters):
         text = parameters[key].string_value
         name, _, entry = key.removeprefix(native.PREFIX).partition(".")
         setting = native.SETTINGS.get(name)
         if not key.startswith(native.PREFIX) or setting is None:
             others[key] = text
+        elif setting.fields:
+            entry, _, inner = entry.rpartition(".")
+            field = setting.field(inner)
+            assert field is not None, "the document was checked"
+            entries = tables.setdefault(name, {}).setdefault(entry, [])
+            assert isinstance(entries, list), "it has fields"
+            entries.append(f"{_key(inner)} = {_setting(field, text)}")
         elif setting.by_key:
-            tables.setdefault(name, []).append(f"{_key(entry)} = {_string(text)}")
-        elif list in setting.plain:
-            lines.append(f"{name} = [{', '.join(_string(part.strip()) for part in text.split(','))}]")
+            tables.setdefault(name, {})[entry] = _setting(setting, text)
         else:
-            lines.append(f"{name} = {_string(text) if str in setting.plain else text}")
-    return lines + [f"{name} = {{ {', '.join(entries)} }}" for name, entries in tables.items()], others
+            lines.append(f"{name} = {_setting(setting, text)}")
+    for name, entries_of in tables.items():
+        pairs = [f"{_key(key)} = {value if isinstance(value, str) else _inline(value)}" for key, value in entries_of.items()]
+        lines.append(f"{name} = {_inline(pairs)}")
+    return lines, others
+
+
+def _inline(pairs: list[str]) -> str:
+    return "{ " + ", ".join(pairs) + " }"
+
+
+def _setting(setting: native.Setting, text: str) -> str:
+    """The value of a setting, which is known as the text of a parameter."""
+    if list in setting.plain:
+        parts = [part.strip() for part in text.split(",")]
+        return "[" + ", ".join(part if part.isdecimal() and not part.startswith("0") else _string(part) for part in parts) + "]"
+    return _string(text) if str in setting.plain else text
 
 
 def _table(header: str, lines: list[str]) -> str:

@@ -93,6 +93,8 @@ class WorkerPool:
         #: Counts the responses of a model that gives any number of them; None for others.
         self.responses: ResponseStatistics | None = None
         self.loop = self._loop = loop
+        #: Whether requests that run together may have different shapes, so that their tensors are not put into one.
+        self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
         self._waiting: deque[Job] = deque()
         self._numbers = count(1)

@@ -35,6 +35,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
+from backline.engine.joining import Joining
+
 Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -80,6 +82,7 @@ class Load(msgspec.Struct, array_like=True):
 
     `path` is the model's file, `folder` the model's folder above its versions; `inputs`, `outputs` and `max_batch_size` are those of the
     configuration, None where it has none. `declared` is the whole configuration as a serialised inference.ModelConfig, empty without one.
+    With `joining` each request comes as a part of its own; a model that wants them joined does it by these rules and says that it `joins`.
     """
 
     adapter: str
@@ -93,6 +96,7 @@ class Load(msgspec.Struct, array_like=True):
     outputs: list[Spec] = []
     parameters: dict[str, str] = {}
     declared: bytes = b""
+    joining: Joining | None = None
 
 
 class Loaded(msgspec.Struct, array_like=True):
@@ -113,6 +117,7 @@ class Loaded(msgspec.Struct, array_like=True):
     idempotent: bool | None = None
     execution_timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
+    joins: bool = False
 
 
 class Failed(msgspec.Struct, array_like=True):

@@ -12,9 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
+
 from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument
+from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.model.hints import Models, Request
+from backline.workers.joiner import Joiner
 from backline.workers.process.caller import Caller
 from backline.workers.process.model_code import ModelCode, find_model, import_file
 from backline.workers.process.protocol import Load, Loaded
@@ -44,13 +48,14 @@ class PythonModel:
         batch = message.max_batch_size if message.max_batch_size is not None else getattr(model, "max_batch_size", 0)
         self._batched = batch > 0
         self._read_hints(code)
+        self._joiner = self._make_joiner(message)
         self._caller = caller
         self._models = import_module("backline.inworker").ModelsOfServer(caller) if self._models_argument else None
         self._object = None if code.owner is None else code.owner()
         self._predict: Callable[..., Any] = code.predict if self._object is None else self._object.predict
         _finish(getattr(self._object, "load", None))
         self.loaded = Loaded(
-            [value.spec for value in self._inputs.values()],
+            [value.spec for name, value in self._inputs.items() if name not in self._hidden],
             [value.spec for value in self._outputs],
             batch,
             decoupled=self._stream,
@@ -59,7 +64,30 @@ class PythonModel:
             idempotent=getattr(model, "idempotent", None),
             execution_timeout_seconds=getattr(model, "execution_timeout_seconds", None),
             memory_limit_bytes=getattr(model, "memory_limit_bytes", None),
+            joins=self._joiner is not None,
         )
+
+    def _make_joiner(self, message: Load) -> Joiner | None:
+        """What joins its requests, where the configuration has rules for that: it gets what a model in the file of a runtime gets.
+
+        The hint of an input that no client sends is of all it gets, not of one item.
+        """
+        joining = message.joining
+        self._hidden = frozenset() if joining is None else joining.hidden_inputs
+        self._flat = frozenset() if joining is None else frozenset(joining.scattered)
+        if joining is None:
+            return None
+        if self._stream:
+            raise InvalidArgument(f"{self._where} gives any number of responses to a request, so requests cannot be joined")
+        batch = (-1,) if self._batched else ()
+        inputs = tuple(self._joined_spec(value, () if name in self._hidden else batch) for name, value in self._inputs.items())
+        outputs = tuple(self._joined_spec(value, batch) for value in self._outputs)
+        shapes = {spec.name: spec.shape for spec in outputs}
+        scattered = {name: shapes.get(name, ()) for name in joining.scattered}
+        return Joiner(self._where, joining, Signature(inputs, outputs), scattered, batched=self._batched)
+
+    def _joined_spec(self, value: TypedValue, batch: tuple[int, ...]) -> TensorSpec:
+        return TensorSpec(value.name, value.datatype, (*batch, *value.shape))
 
     def _read_hints(self, code: ModelCode) -> None:
         predict = code.predict
@@ -101,7 +129,7 @@ class PythonModel:
         if self._asynchronous:
             return self._execute_async(batch)
         try:
-            if self._batched and batch.columns is not None:
+            if self._takes_all(batch):
                 self._execute_batch(batch)
             else:
                 for request in batch.requests:
@@ -110,12 +138,37 @@ class PythonModel:
             self._end_calls(batch)
         return None
 
+    def _takes_all(self, batch: RequestBatch) -> bool:
+        """Whether the requests of a batch are one run."""
+        return self._joiner is not None or (self._batched and batch.columns is not None)
+
+    def _batch_arguments(self, batch: RequestBatch) -> dict[str, Any]:
+        if self._joiner is not None:
+            return self._joined_arguments(self._joiner, batch.requests)
+        return self._arguments(batch.columns or {}, batch.requests)
+
+    def _answer_batch(self, batch: RequestBatch, answer: Any) -> None:
+        if self._joiner is not None:
+            self._answer_joined(self._joiner, batch.requests, answer)
+        else:
+            batch.answer(batch.requests, self._tensors(answer, sum(request.rows for request in batch.requests)))
+
+    def _joined_arguments(self, joiner: Joiner, requests: Sequence[WorkerRequest]) -> dict[str, Any]:
+        arrays = joiner.join(*_given(requests))
+        tensors = {name: Tensor(name, self._inputs[name].datatype, array.shape, array) for name, array in arrays.items()}
+        return self._arguments(tensors, requests)
+
+    def _answer_joined(self, joiner: Joiner, requests: Sequence[WorkerRequest], answer: Any) -> None:
+        given, rows = _given(requests)
+        tensors = self._tensors(answer, joiner.run_size(rows) if self._batched else None)
+        outputs = joiner.split(given, rows, [tensor.name for tensor in tensors], [tensor.data for tensor in tensors])
+        for request, own in zip(requests, outputs, strict=True):
+            request.answer([Tensor(t.name, t.datatype, array.shape, array) for t, array in zip(tensors, own, strict=True)])
+
     def _execute_batch(self, batch: RequestBatch) -> None:
         """All at once; if that fails and there are several, one after the other, so that bad input costs its sender only."""
-        rows = sum(request.rows for request in batch.requests)
         try:
-            answer = self._predict(**self._arguments(batch.columns or {}, batch.requests))
-            batch.answer(batch.requests, self._tensors(answer, rows))
+            self._answer_batch(batch, self._predict(**self._batch_arguments(batch)))
         except BaseException as error:
             if len(batch.requests) == 1 or not self._may_repeat:
                 raise
@@ -130,7 +183,7 @@ class PythonModel:
 
     def _execute_alone(self, request: WorkerRequest) -> None:
         try:
-            answer = self._predict(**self._arguments(request.inputs, (request,)))
+            answer = self._predict(**self._alone_arguments(request))
             if self._stream:
                 for response in answer:
                     if request.cancelled:
@@ -138,16 +191,25 @@ class PythonModel:
                     request.send(self._tensors(response, None))
                 request.end()
             else:
-                request.answer(self._tensors(answer, request.rows if self._batched else None))
+                self._answer_alone(request, answer)
         except BaseException as error:
             self._fail(request, error)
 
+    def _alone_arguments(self, request: WorkerRequest) -> dict[str, Any]:
+        if self._joiner is not None:
+            return self._joined_arguments(self._joiner, (request,))
+        return self._arguments(request.inputs, (request,))
+
+    def _answer_alone(self, request: WorkerRequest, answer: Any) -> None:
+        if self._joiner is not None:
+            self._answer_joined(self._joiner, (request,), answer)
+        else:
+            request.answer(self._tensors(answer, request.rows if self._batched else None))
+
     async def _execute_async(self, batch: RequestBatch) -> None:
-        if self._batched and batch.columns is not None:
-            rows = sum(request.rows for request in batch.requests)
+        if self._takes_all(batch):
             try:
-                answer = await self._predict(**self._arguments(batch.columns, batch.requests))
-                batch.answer(batch.requests, self._tensors(answer, rows))
+                self._answer_batch(batch, await self._predict(**self._batch_arguments(batch)))
             except BaseException as error:
                 if len(batch.requests) == 1 or not self._may_repeat:
                     raise
@@ -160,7 +222,7 @@ class PythonModel:
         assert task is not None, "it is a coroutine"
         request.on_cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
-            answer = self._predict(**self._arguments(request.inputs, (request,)))
+            answer = self._predict(**self._alone_arguments(request))
             if self._stream:
                 async for response in answer:
                     if request.cancelled:
@@ -169,7 +231,7 @@ class PythonModel:
                 await _close(answer)
                 request.end()
             else:
-                request.answer(self._tensors(await answer, request.rows if self._batched else None))
+                self._answer_alone(request, await answer)
         except BaseException as error:
             self._fail(request, error)
 
@@ -201,7 +263,10 @@ class PythonModel:
         if missing:
             raise Internal(f"{self._where} returned a {type(answer).__name__} without the output '{missing[0]}'")
         try:
-            return [output.to_tensor(values[output.name], rows) for output in self._outputs]
+            return [
+                output.to_flat(values[output.name]) if output.name in self._flat else output.to_tensor(values[output.name], rows)
+                for output in self._outputs
+            ]
         except (TypeError, ValueError) as error:
             raise Internal(f"{self._where} returned what its type hints do not promise: {error}") from None
 
@@ -219,6 +284,11 @@ class PythonModel:
     def close(self) -> None:
         """See WorkerModel."""
         _finish(getattr(self._object, "unload", None))
+
+
+def _given(requests: Sequence[WorkerRequest]) -> tuple[list[dict[str, np.ndarray]], list[int]]:
+    arrays = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
+    return arrays, [request.rows for request in requests]
 
 
 async def _close(answer: Any) -> None:

@@ -80,14 +80,17 @@ class Seat:
         requests = job.requests
         numbers = [self._pool.next_number() for _ in requests]
         job.by_number = dict(zip(numbers, job.positions, strict=True))
-        first = requests[0].inputs
-        columns = [[request.inputs[name] for request in requests] for name in first]
+        together = [[request] for request in requests] if self._pool.apart else [requests]
+        columns = [[[request.inputs[name] for request in part] for name in part[0].inputs] for part in together]
         try:
-            packed, payload, block = pack_columns([columns], process.arena)
+            packed, payload, block = pack_columns(columns, process.arena)
         except MemoryError as error:
             job.fail(Internal(f"{self._pool.label}: {error}"))
             return
-        rows = [request.batch_size for request in requests] if len(requests) > 1 else []
+        if self._pool.apart:
+            parts = [Part([number], [], own) for number, own in zip(numbers, packed, strict=True)]
+        else:
+            parts = [Part(numbers, [request.batch_size for request in requests] if len(requests) > 1 else [], packed[0])]
         self._batches += 1
         batch = self._batches
         notes = [_note(request) for request in requests] if any(map(_says_something, requests)) else []
@@ -103,7 +106,7 @@ class Seat:
         for number, request in zip(numbers, requests, strict=True):
             if request.flow is not None:
                 request.flow.on_resume = lambda number=number: self._resumed(number)
-        process.execute(Execute(batch, [Part(numbers, rows, packed[0])], notes, block), payload)
+        process.execute(Execute(batch, parts, notes, block), payload)
 
     # from the worker
 

@@ -91,12 +91,21 @@ class TypedValue:
         data[0] = value
         return Tensor(self.name, self.datatype, (1,), data)
 
-    def _array(self, value: Any, rows: int | None) -> Tensor:
+    def to_flat(self, value: Any) -> Tensor:
+        """What the model gave for several requests, all elements in one dimension. Raises TypeError as `to_tensor`."""
+        data = self._typed(value).reshape(-1)
+        return Tensor(self.name, self.datatype, data.shape, data)
+
+    def _typed(self, value: Any) -> np.ndarray:
         data = np.asarray(value)
         if data.dtype != self.datatype.dtype:
             if self.datatype is not DataType.BYTES and not np.can_cast(data.dtype, self.datatype.dtype, "same_kind"):
                 raise TypeError(f"output '{self.name}' has dtype {data.dtype}, but the type hint says {self.datatype.name}")
             data = data.astype(self.datatype.dtype)
+        return data
+
+    def _array(self, value: Any, rows: int | None) -> Tensor:
+        data = self._typed(value)
         expected = self.shape if rows is None else (rows, *self.shape)
         fits = data.ndim == len(expected) and all(size in (-1, got) for size, got in zip(expected, data.shape, strict=True))
         if not fits:

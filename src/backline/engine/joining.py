@@ -1,0 +1,134 @@
+"""How requests of unlike shapes are run together, as a configuration asks for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from backline.engine.datatypes import DataType
+from backline.engine.messages import InferRequest
+from backline.engine.signature import RequestCheck
+from backline.engine.tensor import Shape
+
+#: Triton's names (inference.BatchInput.Kind).
+BatchInputKind: TypeAlias = Literal[
+    "BATCH_ELEMENT_COUNT",
+    "BATCH_ACCUMULATED_ELEMENT_COUNT",
+    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO",
+    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE",
+    "BATCH_ITEM_SHAPE",
+    "BATCH_ITEM_SHAPE_FLATTEN",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInput:
+    """Inputs `targets` of the model that no client sends: they tell it something of `source` in each request of the batch."""
+
+    kind: BatchInputKind
+    targets: tuple[str, ...]
+    datatype: DataType
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """How an input is brought to the length of the others in its batch.
+
+    `axes` are the dimensions that vary, with the batch as 0; empty for all that vary in the model. `value` is the text of what is filled
+    in, empty for zero. `buckets` are the lengths to choose from, ascending; without them it is the longest of the batch, and requests are
+    only joined that are less than twice as long as each other. The model's inputs `lengths` and `mask` are told what is real.
+    """
+
+    axes: tuple[int, ...] = ()
+    value: str = ""
+    buckets: tuple[int, ...] = ()
+    lengths: str = ""
+    mask: str = ""
+
+    def length(self, longest: int) -> int:
+        """The length that the inputs of a batch get, the longest of which has this length."""
+        place = bisect_left(self.buckets, longest)
+        return self.buckets[place] if place < len(self.buckets) else longest
+
+    def bucket(self, length: int) -> int:
+        """A number that inputs share which may be joined: without buckets, from one power of two to the next."""
+        return self.length(length) if self.buckets else (length - 1).bit_length()
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How an output is cut back to what belongs to a request: along `axis`, with the batch as 0, by the length of the padded input `to`.
+
+    The model gives one step for every `hop` steps of its input from the first `window` on; 1 and 1 are as many steps as the input has.
+    """
+
+    to: str
+    axis: int = 1
+    hop: int = 1
+    window: int = 1
+
+    def length(self, given: int) -> int:
+        """The steps of the output that come of so many steps of the input."""
+        return max(0, (given - self.window) // self.hop + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """How requests of unlike shapes are joined.
+
+    `ragged` inputs are laid end to end in one dimension; `scattered` outputs come back so, and each request gets as many elements as its
+    shape has, that of an input, by output. `allowed_batch_sizes` are those that batches are filled up to, ascending. `padding` is by input,
+    with `pad_all` for every input that varies; `cuts` are by output.
+    """
+
+    ragged: tuple[str, ...] = ()
+    batch_inputs: tuple[BatchInput, ...] = ()
+    scattered: Mapping[str, str] = field(default_factory=dict)
+    allowed_batch_sizes: tuple[int, ...] = ()
+    pad_all: bool = False
+    padding: Mapping[str, Padding] = field(default_factory=dict)
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+
+    @property
+    def hidden_inputs(self) -> frozenset[str]:
+        """Inputs of the model that no client sends."""
+        told = {target for batch_input in self.batch_inputs for target in batch_input.targets}
+        told |= {name for padding in self.padding.values() for name in (padding.lengths, padding.mask) if name}
+        return frozenset(told)
+
+    @property
+    def padded(self) -> bool:
+        """Whether lengths differ within a batch and filling up costs time, so that requests of a kind are worth being looked for."""
+        return self.pad_all or bool(self.padding)
+
+    def batch_size(self, items: int) -> int:
+        """The size that a batch of so many items gets."""
+        place = bisect_left(self.allowed_batch_sizes, items)
+        return self.allowed_batch_sizes[place] if place < len(self.allowed_batch_sizes) else items
+
+
+class JoiningCheck:
+    """A RequestCheck that notes which requests may share a batch by `joining`, whose padding is that of the model: `axes` are named."""
+
+    def __init__(self, check: RequestCheck, joining: Joining, inputs: tuple[str, ...]) -> None:
+        self._check = check
+        self._ragged = frozenset(joining.ragged)
+        self._padding = joining.padding
+        self._inputs = inputs
+
+    def __call__(self, request: InferRequest) -> None:
+        """See RequestCheck."""
+        self._check(request)
+        inputs = request.inputs
+        request.batch_key = tuple((name, self._kind(name, inputs[name].shape)) for name in self._inputs if name in inputs)
+
+    def _kind(self, name: str, shape: Shape) -> Shape:
+        if name in self._ragged:
+            return ()
+        padding = self._padding.get(name)
+        if padding is None:
+            return shape[1:]
+        return tuple(padding.bucket(dim) if axis in padding.axes else dim for axis, dim in enumerate(shape) if axis)

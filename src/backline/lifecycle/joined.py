@@ -1,0 +1,129 @@
+"""A model whose requests are joined by a configuration's rules, as it is seen and tried while it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+
+import numpy as np
+
+from backline.backends.backend import LoadedModel
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.joining import Joining
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+from backline.lifecycle.batch_probe import BatchProbe, equal_rows
+from backline.lifecycle.trial_inputs import FAMILIES, Arrays, Sizes, find_trial, free_dimensions, make_inputs
+from backline.workers.joiner import Joiner
+from backline.workers.process.pool import WorkerPool
+
+#: Seconds for finding sizes that the model accepts.
+_SEARCH_BUDGET = 0.1
+#: Requests that are joined for the proof.
+_REQUESTS = 4
+
+
+def make_joiner(config: ModelConfig, signature: Signature) -> Joiner | None:
+    """What joins the requests of a model that takes `signature`; None where they are joined as they are. Raises InvalidArgument."""
+    joining = config.joining
+    if joining is None:
+        return None
+    batch = (-1,) if config.max_batch_size else ()
+    shapes = {spec.name: (*batch, *spec.shape) for spec in config.outputs}
+    scattered = {name: shapes[name] for name in joining.scattered}
+    return Joiner(f"model '{config.name}': {config.source}", joining, signature, scattered, batched=bool(batch))
+
+
+def joining_of_workers(config: ModelConfig, pool: WorkerPool) -> Joining | None:
+    """Which requests may be joined of a model in worker processes, which joins them itself, or gets them one by one.
+
+    Raises InvalidArgument where the configuration asks for what cannot be done with the latter (Triton's Python backend).
+    """
+    joining = config.joining
+    if joining is None:
+        return None
+    where = f"model '{config.name}': {config.source}"
+    if not pool.loaded.joins and (joining.padded or joining.allowed_batch_sizes or joining.cuts):
+        raise InvalidArgument(f"{where} asks for padding or allowed_batch_sizes, but this kind of Python model gets each request by itself")
+    padding = {name: replace(padding, lengths="", mask="") for name, padding in joining.padding.items()}
+    kinds = Joining(ragged=joining.ragged, pad_all=joining.pad_all, padding=padding)
+    return Joiner(where, kinds, pool.signature, {}, batched=True).joining
+
+
+def as_clients_see(signature: Signature, config: ModelConfig) -> Signature:
+    """The signature without the inputs that no client sends, and with the shapes of the configuration where the model's are flat."""
+    joining = config.joining
+    if joining is None:
+        return signature
+    batch = (-1,) if config.max_batch_size else ()
+    shapes = {spec.name: (*batch, *spec.shape) for spec in (*config.inputs, *config.outputs)}
+    flat = {name: shapes[name] for name in (*joining.ragged, *joining.scattered)}
+
+    def seen(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(spec, shape=flat.get(spec.name, spec.shape)) for spec in specs if spec.name not in joining.hidden_inputs)
+
+    return Signature(seen(signature.inputs), seen(signature.outputs))
+
+
+class JoinedModel:
+    """A model as a request sees it that is run alone: what is hidden is made up for it."""
+
+    def __init__(self, model: LoadedModel, joiner: Joiner, signature: Signature) -> None:
+        self._model = model
+        self._joiner = joiner
+        self.signature = signature
+        self.threads_per_run = model.threads_per_run
+        self.warnings = model.warnings
+
+    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """See LoadedModel."""
+        return self.run_together([inputs], outputs)[0]
+
+    def run_together(self, requests: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str]) -> list[list[np.ndarray]]:
+        """The outputs of each of several requests that run as one."""
+        rows = [next((len(array) for array in request.values()), 1) for request in requests]
+        arrays = self._model.run(self._joiner.join(requests, rows), outputs)
+        return self._joiner.split(requests, rows, outputs, arrays)
+
+    def close(self) -> None:
+        """See LoadedModel."""
+        self._model.close()
+
+
+def probe_joining(model: JoinedModel) -> BatchProbe:
+    """Whether requests get the same answers joined as alone: a few of one item each, of different lengths where lengths may differ."""
+    trial = find_trial(model, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
+    if trial is None:
+        return BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
+    names = [spec.name for spec in model.signature.outputs]
+    free = free_dimensions(model.signature, batched=True)
+    requests: list[Arrays] = []
+    alone: list[list[np.ndarray]] = []
+    for number, family in enumerate((trial.family, *(other for other in FAMILIES if other is not trial.family))):
+        sizes: Sizes = {place: max(1, trial.sizes[place] - (number if place in free else 0)) for place in trial.sizes}
+        request = make_inputs(model.signature, sizes, 1, family, number + 1)
+        try:
+            outputs = model.run(request, names)
+        except BacklineError:  # a length or a value that the model does not take
+            continue
+        requests.append(request)
+        alone.append(outputs)
+        if len(requests) == _REQUESTS:
+            break
+    if len(requests) < 2:
+        return BatchProbe(False, "only one input that was tried could be run, so nothing is known about batches")
+    try:
+        together = model.run_together(requests, names)
+    except BacklineError as error:
+        return BatchProbe(False, f"each of {len(requests)} requests can be run alone, but not all together: {error.message}")
+    for own, part in zip(alone, together, strict=True):
+        for spec, expected, got in zip(model.signature.outputs, own, part, strict=True):
+            if expected.shape != got.shape:
+                shapes = f"{list(expected.shape)} alone, but {list(got.shape)} together with others"
+                return BatchProbe(False, f"output '{spec.name}' of a request has shape {shapes}")
+            if not equal_rows(spec, expected, got):
+                return BatchProbe(
+                    False, f"output '{spec.name}' of a request depends on the others of its batch, or on what it is filled up with"
+                )
+    return BatchProbe(True, f"requests of different lengths got the same answers together as alone ({len(requests)} requests)")

@@ -1,0 +1,77 @@
+"""How requests of unlike shapes are joined: Triton's fields, and the native settings beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from backline.engine.datatypes import DataType
+from backline.engine.joining import BatchInput, Cut, Joining, Padding
+from backline.repository.configuration.document import Document
+from backline.repository.configuration.native import parameter
+from backline.repository.configuration.suggestion import suggest
+
+
+def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> Joining | None:
+    """What the configuration of the model `name` asks for, whose native settings are read; None where that is nothing out of the ordinary.
+
+    Raises InvalidArgument for what contradicts itself.
+    """
+    message = document.message
+    joining = Joining(
+        ragged=tuple(tensor.name for tensor in message.input if tensor.allow_ragged_batch),
+        batch_inputs=tuple(map(_batch_input, message.batch_input)),
+        scattered=MappingProxyType({target: output.source_input[0] for output in message.batch_output for target in output.target_name}),
+        allowed_batch_sizes=settings.get("allowed_batch_sizes", ()),
+        pad_all=settings.get("pad_variable_length_inputs", False),
+        padding=MappingProxyType({key: _padding(given) for key, given in sorted(settings.get("padding", {}).items())}),
+        cuts=MappingProxyType({key: _cut(document, key, given) for key, given in sorted(settings.get("cut", {}).items())}),
+    )
+    _check(document, name, joining, settings)
+    return joining if joining != Joining() else None
+
+
+def _batch_input(given: Any) -> BatchInput:
+    kinds = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
+    datatype = DataType.from_config_name(kinds[given.data_type].name)
+    return BatchInput(given.Kind.Name(given.kind), tuple(given.target_name), datatype, given.source_input[0])
+
+
+def _padding(given: Mapping[str, Any]) -> Padding:
+    return Padding(given.get("axis", ()), given.get("value", ""), given.get("buckets", ()), given.get("lengths", ""), given.get("mask", ""))
+
+
+def _cut(document: Document, output: str, given: Mapping[str, Any]) -> Cut:
+    if "to" not in given:
+        raise document.error(f'cut.{output} does not say which input the output is cut to: add to = "NAME"', _first(output, given))
+    return Cut(given["to"], given.get("axis", 1), given.get("hop", 1), given.get("window", 1))
+
+
+def _first(output: str, given: Mapping[str, Any]) -> str:
+    return f"parameters[{parameter(f'cut.{output}.{next(iter(given))}')}]"
+
+
+def _check(document: Document, name: str, joining: Joining, settings: Mapping[str, Any]) -> None:
+    message = document.message
+    for setting in (setting for setting, value in settings.items() if value is not False):
+        path = next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
+        if message.max_batch_size < 1:
+            raise document.error(f"{setting} is for models that take batches: set max_batch_size for {name}", path)
+        for section in ("sequence_batching", "ensemble_scheduling"):
+            if message.HasField(section):
+                raise document.error(f"{setting} cannot be joined with {section} for {name}", path)
+    sizes = joining.allowed_batch_sizes
+    if sizes and sizes[-1] != message.max_batch_size:
+        path = f"parameters[{parameter('allowed_batch_sizes')}]"
+        raise document.error(f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for {name}", path)
+    inputs = [tensor.name for tensor in message.input]
+    for key in joining.padding:
+        if key in joining.ragged:
+            raise document.error(f"input '{key}' cannot be padded and ragged at once for {name}")
+    for where, key in (
+        *((f"padding.{key}", key) for key in joining.padding),
+        *((f"cut.{output}.to", cut.to) for output, cut in joining.cuts.items()),
+    ):
+        if inputs and key not in inputs:
+            raise document.error(f"{where} names '{key}', which is no input{suggest(key, inputs)}")

@@ -1,0 +1,285 @@
+"""Requests of unlike shapes as one run of a model, and its outputs as their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+from typing import TypeAlias
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.joining import BatchInput, Cut, Joining, Padding
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import Shape, element_count
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+#: The arrays of one input in all requests, as one.
+Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+class Joiner:
+    """Joins and splits by a `joining`; it keeps nothing, so several threads may use it at once.
+
+    `signature` is what the model takes, hidden inputs included, with the batch as the first dimension. `scattered` are the shapes of
+    scattered outputs as clients see them. A model that is not `batched` gets one request at a time, and its outputs are whole. Raises
+    InvalidArgument, which begins with `where`, when the model does not fit.
+    """
+
+    def __init__(self, where: str, joining: Joining, signature: Signature, scattered: Mapping[str, Shape], *, batched: bool) -> None:
+        specs = {spec.name: spec for spec in signature.inputs}
+        _check_names(where, joining, signature)
+        self.joining = replace(joining, pad_all=False, padding=_padding(where, joining, signature))
+        self._columns: dict[str, Column] = dict.fromkeys(joining.ragged, _end_to_end)
+        self._made: list[tuple[str, Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]]] = []
+        for name, padding in self.joining.padding.items():
+            self._columns[name] = partial(_pad, padding, _fill_value(where, specs[name], padding.value))
+            if padding.lengths:
+                dtype = _told(where, specs[padding.lengths], 1)
+                self._made.append((padding.lengths, partial(_lengths, name, padding.axes[0], dtype)))
+            if padding.mask:
+                dtype = _told(where, specs[padding.mask], 2)
+                self._made.append((padding.mask, partial(_mask, name, padding.axes[0], dtype)))
+        for batch_input in joining.batch_inputs:
+            rank = 2 if batch_input.kind == "BATCH_ITEM_SHAPE" else 1
+            for target in batch_input.targets:
+                dtype = _told(where, specs[target], rank, batch_input.datatype)
+                self._made.append((target, partial(_KINDS[batch_input.kind], batch_input, dtype)))
+        self._batched = batched
+        self._scattered = {name: (source, scattered[name]) for name, source in joining.scattered.items()}
+        self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
+
+    def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """The inputs of the model, of requests that have so many rows each; see `JoiningCheck` for which may be joined."""
+        requests, rows = self._filled_up(requests, rows)
+        inputs = {name: self._columns.get(name, _one_after_the_other)([request[name] for request in requests]) for name in requests[0]}
+        for name, make in self._made:
+            inputs[name] = make(requests, rows, inputs)
+        return inputs
+
+    def _filled_up(self, requests: Sequence[Arrays], rows: Sequence[int]) -> tuple[Sequence[Arrays], Sequence[int]]:
+        """With requests of one row behind, which repeat the first and nobody waits for, up to an allowed size."""
+        items = sum(rows)
+        missing = self.joining.batch_size(items) - items
+        if not missing:
+            return requests, rows
+        row = {name: array[:1] for name, array in requests[0].items()}
+        return [*requests, *[row] * missing], [*rows, *[1] * missing]
+
+    def run_size(self, rows: Sequence[int]) -> int:
+        """The rows of the run that such requests are joined for."""
+        return self.joining.batch_size(sum(rows))
+
+    def split(
+        self, requests: Sequence[Arrays], rows: Sequence[int], names: Sequence[str], arrays: Sequence[np.ndarray]
+    ) -> list[list[np.ndarray]]:
+        """The outputs `names` of each request, of what the model gave for all. Raises Internal when it gave too little or too much."""
+        outputs: list[list[np.ndarray]] = [[] for _ in requests]
+        for name, array in zip(names, arrays, strict=True):
+            scattered = self._scattered.get(name)
+            parts = self._in_rows(name, array, rows) if scattered is None else self._in_shapes(name, array, requests, *scattered)
+            cut = self._cuts.get(name)
+            if cut is not None:
+                parts = [_cut(*cut, part, request) for part, request in zip(parts, requests, strict=True)]
+            for own, part in zip(outputs, parts, strict=True):
+                own.append(part)
+        return outputs
+
+    def _in_rows(self, name: str, array: np.ndarray, rows: Sequence[int]) -> list[np.ndarray]:
+        if not self._batched:
+            return [array]
+        expected = self.run_size(rows)
+        if array.ndim == 0 or len(array) != expected:
+            raise Internal(f"output '{name}' has shape {list(array.shape)} for a batch of {expected}")
+        ends = list(accumulate(rows))
+        return [array[end - count : end] for end, count in zip(ends, rows, strict=True)]
+
+    def _in_shapes(self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape) -> list[np.ndarray]:
+        """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a dimension that varies in the output is the one at the same place of the source."""
+        shapes = [tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape)) for request in requests]
+        ends = list(accumulate(map(element_count, shapes)))
+        flat = array.reshape(-1)
+        surplus = self.run_size([len(request[source]) for request in requests]) > sum(len(request[source]) for request in requests)
+        if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
+            raise Internal(f"output '{name}' has {flat.size} elements, but the shapes of input '{source}' make {ends[-1]}")
+        return [flat[end - element_count(shape) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True)]
+
+
+# the arrays of one input
+
+
+def _one_after_the_other(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    return _one_after_the_other([array.reshape(-1) for array in arrays])
+
+
+def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    shape = list(arrays[0].shape)
+    for axis in padding.axes:
+        shape[axis] = padding.length(max(array.shape[axis] for array in arrays))
+    if all(list(array.shape[1:]) == shape[1:] for array in arrays):
+        return _one_after_the_other(arrays)
+    padded = np.full((sum(map(len, arrays)), *shape[1:]), value, arrays[0].dtype)
+    end = 0
+    for array in arrays:
+        start, end = end, end + len(array)
+        padded[(slice(start, end), *map(slice, array.shape[1:]))] = array
+    return padded
+
+
+# what the model is told of them
+
+
+def _lengths(name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays) -> np.ndarray:
+    return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
+
+
+def _mask(name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays) -> np.ndarray:
+    lengths = _lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
+    return (np.arange(inputs[name].shape[axis]) < lengths[:, np.newaxis]).astype(dtype)
+
+
+def _element_counts(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[int]:
+    return [request[batch_input.source].size for request in requests]
+
+
+def _element_count(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+    return np.array(_element_counts(batch_input, requests), dtype)
+
+
+def _accumulated(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+    return np.cumsum(_element_counts(batch_input, requests)).astype(dtype)
+
+
+def _accumulated_with_zero(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+    return np.array([0, *accumulate(_element_counts(batch_input, requests))], dtype)
+
+
+def _max_as_shape(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+    """Only the shape says something."""
+    return np.zeros(max(_element_counts(batch_input, requests)), dtype)
+
+
+def _item_shape(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+    """A row for each item of the batch, not for each request."""
+    return np.concatenate([np.tile(np.array(source.shape[1:], dtype), (len(source), 1)) for source in _sources(batch_input, requests)])
+
+
+def _item_shape_flat(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+    return _item_shape(batch_input, dtype, requests).reshape(-1)
+
+
+def _sources(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[np.ndarray]:
+    return [request[batch_input.source] for request in requests]
+
+
+#: What a batch input of each kind is made of (backend/src/backend_input_collector.cc).
+_KINDS: Mapping[str, Callable[..., np.ndarray]] = {
+    "BATCH_ELEMENT_COUNT": _element_count,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT": _accumulated,
+    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": _accumulated_with_zero,
+    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": _max_as_shape,
+    "BATCH_ITEM_SHAPE": _item_shape,
+    "BATCH_ITEM_SHAPE_FLATTEN": _item_shape_flat,
+}
+
+
+# the outputs
+
+
+def _cut(cut: Cut, axis: int, part: np.ndarray, request: Arrays) -> np.ndarray:
+    return part[(*[slice(None)] * cut.axis, slice(cut.length(request[cut.to].shape[axis])))]
+
+
+def _beside(dims: Shape, own: Shape) -> list[tuple[int, int]]:
+    return [(dim, own[place] if place < len(own) else -1) for place, dim in enumerate(dims)]
+
+
+# whether the model fits
+
+
+def _check_names(where: str, joining: Joining, signature: Signature) -> None:
+    inputs = {spec.name for spec in signature.inputs}
+    outputs = {spec.name for spec in signature.outputs}
+    for name in (*joining.ragged, *joining.padding, *joining.hidden_inputs, *(source for source in joining.scattered.values())):
+        if name not in inputs:
+            raise InvalidArgument(f"{where} names the input '{name}', which the model does not have; it has {_list(inputs)}")
+    for name in (*joining.scattered, *joining.cuts):
+        if name not in outputs:
+            raise InvalidArgument(f"{where} names the output '{name}', which the model does not have; it has {_list(outputs)}")
+
+
+def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Padding]:
+    """The padding of each input, with its axes."""
+    given: dict[str, Padding] = {}
+    hidden = joining.hidden_inputs
+    for spec in signature.inputs:
+        padding = joining.padding.get(spec.name)
+        if padding is None and (not joining.pad_all or spec.name in joining.ragged or spec.name in hidden):
+            continue
+        varying = tuple(axis for axis, dim in enumerate(spec.shape) if dim < 0 and axis)
+        axes = padding.axes if padding is not None and padding.axes else varying
+        if padding is not None and (not axes or not set(axes) <= set(varying)):
+            raise InvalidArgument(
+                f"{where} pads input '{spec.name}' along {list(axes)}, but of its shape {list(spec.shape)} {_vary(varying)}"
+            )
+        if padding is not None and (padding.lengths or padding.mask) and len(axes) != 1:
+            raise InvalidArgument(
+                f"{where} asks for lengths or a mask of input '{spec.name}', which is padded along {list(axes)}: name one axis"
+            )
+        if axes:
+            given[spec.name] = replace(padding or Padding(), axes=axes)
+    for name, cut in joining.cuts.items():
+        if cut.to not in given or len(given[cut.to].axes) != 1:
+            raise InvalidArgument(
+                f"{where} cuts output '{name}' to the length of '{cut.to}', which is no input that is padded along one axis"
+            )
+        shape = next(spec.shape for spec in signature.outputs if spec.name == name)
+        if shape and not 0 < cut.axis < len(shape):
+            raise InvalidArgument(f"{where} cuts output '{name}' along axis {cut.axis}, but its shape is {list(shape)}")
+    return given
+
+
+def _vary(axes: Sequence[int]) -> str:
+    if not axes:
+        return "no dimension beside the batch varies"
+    return f"only {', '.join(map(str, axes))} beside the batch {'vary' if len(axes) > 1 else 'varies'}"
+
+
+def _told(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
+    """The dtype of an input that is told something, which has that many dimensions."""
+    if datatype is not None and spec.datatype is not datatype:
+        raise InvalidArgument(
+            f"{where} makes input '{spec.name}' of {datatype.config_name}, but the model's is {spec.datatype.config_name}"
+        )
+    if spec.datatype in (DataType.BYTES, DataType.BF16) or len(spec.shape) != rank:
+        raise InvalidArgument(
+            f"{where} makes input '{spec.name}' of numbers in {rank} dimension{'s' if rank > 1 else ''}, but the model's is"
+            f" {spec.datatype.config_name} {list(spec.shape)}"
+        )
+    return spec.datatype.dtype
+
+
+def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
+    """What an input is padded with."""
+    if spec.datatype is DataType.BYTES:
+        return text.encode()
+    try:
+        if spec.datatype is DataType.BOOL:
+            return {"": False, "false": False, "true": True}[text]
+        if spec.datatype is DataType.BF16:
+            return int(np.array(float(text or 0), np.float32).view(np.uint32)) >> 16
+        value = float(text or 0) if spec.datatype.dtype.kind == "f" else int(text or 0)
+        return np.array(value, spec.datatype.dtype)[()]
+    except (ValueError, OverflowError, KeyError):
+        raise InvalidArgument(f"{where} pads input '{spec.name}' with '{text}', which is no {spec.datatype.name}") from None
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names)) or "none"

@@ -1,0 +1,233 @@
+"""Requests of unlike shapes run as one, by a real server and stock clients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+import backline
+from support import models
+from support.repositories import put
+from support.server import ServerProcess, serve
+
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
+#: A batch runs when it is full: the requests of a test are one, however slowly they come.
+TOGETHER = "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ %d ] max_queue_delay_microseconds: 20000000 }"
+RAGGED = 'input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }'
+BOUNDS = 'batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO target_name: "bounds" data_type: TYPE_INT32 source_input: "x" }'
+SCATTERED = 'batch_output { kind: BATCH_SCATTER_WITH_INPUT_SHAPE target_name: "%s" source_input: "x" }'
+SUMS_IN_PYTHON = """
+import numpy as np
+from backline.model import FP32, INT32
+
+class Model:
+    max_batch_size = 8
+
+    def predict(self, x: FP32[-1], bounds: INT32) -> FP32[1]:
+        assert x.ndim == 1
+        return np.add.reduceat(x, bounds[:-1])[:, np.newaxis]
+"""
+TWICE_IN_PYTHON = """
+from backline.model import FP32
+
+class Model:
+    max_batch_size = 8
+
+    async def predict(self, x: FP32[-1]) -> FP32[-1]:
+        if (x < 0).any():
+            raise ValueError("negative")
+        return x * 2
+"""
+OPTIONAL_IN_PYTHON = """
+from backline.model import FP32
+
+class Model:
+    max_batch_size = 8
+
+    def predict(self, x: FP32[2], bias: FP32[2] = None) -> FP32[2]:
+        return x if bias is None else x + bias
+"""
+
+
+def sums(repository: Path) -> None:
+    """The sum of each request's elements, from where each begins and ends."""
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    last = helper.make_tensor("last", TensorProto.INT64, [1], [2**62])
+    first = helper.make_tensor("first", TensorProto.INT64, [1], [0])
+    but_last = helper.make_tensor("but_last", TensorProto.INT64, [1], [-1])
+    zero = helper.make_tensor("zero", FLOAT, [1], [0.0])
+    axis = helper.make_tensor("axis", INT, [], [0])
+    nodes = [
+        helper.make_node("CumSum", ["x", "axis"], ["running"]),
+        helper.make_node("Concat", ["zero", "running"], ["totals"], axis=0),
+        helper.make_node("Slice", ["bounds", "one", "last"], ["ends"]),
+        helper.make_node("Slice", ["bounds", "first", "but_last"], ["starts"]),
+        helper.make_node("Gather", ["totals", "ends"], ["after"]),
+        helper.make_node("Gather", ["totals", "starts"], ["before"]),
+        helper.make_node("Sub", ["after", "before"], ["flat"]),
+        helper.make_node("Unsqueeze", ["flat", "one"], ["y"]),
+    ]
+    initializers = [one, last, first, but_last, zero, axis]
+    models.save(
+        repository / "sums" / "1" / "model.onnx",
+        nodes,
+        [("x", FLOAT, ["T"]), ("bounds", INT, ["B"])],
+        [("y", FLOAT, ["N", 1])],
+        initializers,
+    )
+    put(repository / "sums" / "config.pbtxt", f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: 1 }} {BOUNDS} {TOGETHER % 4}')
+
+
+def twice(repository: Path) -> None:
+    """Twice each element, end to end, beside the shape of each item."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["shapes"], ["s"])]
+    inputs = [("x", FLOAT, ["T"]), ("shapes", INT, ["N", 1])]
+    models.save(repository / "twice" / "1" / "model.onnx", nodes, inputs, [("y", FLOAT, ["T"]), ("s", INT, ["N", 1])])
+    put(
+        repository / "twice" / "config.pbtxt",
+        f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: -1 }} output {{ name: "s" data_type: TYPE_INT32 dims: 1 }}'
+        'batch_input { kind: BATCH_ITEM_SHAPE target_name: "shapes" data_type: TYPE_INT32 source_input: "x" }'
+        f"{SCATTERED % 'y'} {TOGETHER % 6}",
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    repository = tmp_path_factory.mktemp("models")
+    sums(repository)
+    twice(repository)
+    put(repository / "sums_py" / "1" / "model.py", SUMS_IN_PYTHON)
+    put(repository / "sums_py" / "config.pbtxt", f"{RAGGED} {BOUNDS} {TOGETHER % 4}")
+    put(repository / "twice_py" / "1" / "model.py", TWICE_IN_PYTHON)
+    output = 'output { name: "output" data_type: TYPE_FP32 dims: -1 }'
+    put(repository / "twice_py" / "config.pbtxt", f"{RAGGED} {output} {SCATTERED % 'output'} {TOGETHER % 4}")
+    put(repository / "optional" / "1" / "model.py", OPTIONAL_IN_PYTHON)
+    batching = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
+    put(repository / "optional" / "config.pbtxt", f"max_batch_size: 8 {batching}")
+    with serve(repository, tmp_path_factory.mktemp("log") / "server.log") as running:
+        yield running
+
+
+Answer = Mapping[str, np.ndarray]
+Ask = Callable[[str, Sequence[Mapping[str, np.ndarray]]], list[Answer]]
+
+
+@pytest.fixture(params=["http", "grpc"])
+def ask(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Ask]:
+    """Sends requests at once and gives their answers in order."""
+    yield from _over_http(server) if request.param == "http" else _over_grpc(server)
+
+
+def _over_http(server: ServerProcess) -> Iterator[Ask]:
+    def ask(model: str, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Answer]:
+        asked = [client.async_infer(model, _inputs(tritonclient.http, request)) for request in requests]
+        results = [one.get_result() for one in asked]
+        return [{output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]} for result in results]
+
+    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://"), concurrency=16) as client:
+        yield ask
+
+
+def _over_grpc(server: ServerProcess) -> Iterator[Ask]:
+    def infer(model: str, request: Mapping[str, np.ndarray]) -> Answer:
+        result = client.infer(model, _inputs(tritonclient.grpc, request))
+        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
+
+    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(16) as threads:
+        client.is_server_live()  # the channel is connected
+        yield lambda model, requests: list(threads.map(infer, [model] * len(requests), requests))
+
+
+def _inputs(library: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    inputs = []
+    for name, array in arrays.items():
+        inputs.append(library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs
+
+
+def counts(server: ServerProcess, model: str) -> tuple[int, int, dict[int, int]]:
+    """Requests that succeeded, runs, and runs by batch size."""
+    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        (stats,) = client.get_inference_statistics(model)["model_stats"]
+    sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in stats["batch_stats"]}
+    return stats["inference_stats"]["success"]["count"], stats["execution_count"], sizes
+
+
+def since(before: tuple[int, int, dict[int, int]], now: tuple[int, int, dict[int, int]]) -> tuple[int, int, dict[int, int]]:
+    sizes = {size: count - before[2].get(size, 0) for size, count in now[2].items()}
+    return now[0] - before[0], now[1] - before[1], {size: count for size, count in sizes.items() if count}
+
+
+def ramps(*lengths: int, rows: int = 1) -> list[dict[str, np.ndarray]]:
+    """Requests for `x` of whole numbers, all different."""
+    return [{"x": np.arange(1, 1 + rows * length, dtype=np.float32).reshape(rows, length) + 100 * i} for i, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("model", ["sums", "sums_py"])
+def test_ragged_requests_run_as_one(server: ServerProcess, ask: Ask, model: str) -> None:
+    requests = ramps(3, 1, 7, 4)
+    before = counts(server, model)
+
+    answers = ask(model, requests)
+
+    output = "y" if model == "sums" else "output"
+    assert [answer[output].tolist() for answer in answers] == [[[request["x"].sum()]] for request in requests]
+    assert since(before, counts(server, model)) == (4, 1, {4: 1})
+
+
+def test_outputs_are_scattered_by_the_shape_of_the_input(server: ServerProcess, ask: Ask) -> None:
+    requests = [*ramps(3, 1), *ramps(5, 2, rows=2)]
+    before = counts(server, "twice")
+
+    answers = ask("twice", requests)
+
+    for request, answer in zip(requests, answers, strict=True):
+        np.testing.assert_array_equal(answer["y"], request["x"] * 2)
+        assert answer["s"].tolist() == [[request["x"].shape[1]]] * len(request["x"])
+    assert since(before, counts(server, "twice")) == (4, 1, {6: 1})
+
+
+def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(server: ServerProcess, ask: Ask) -> None:
+    requests = ramps(3, 2, 5, 1)
+    answers = ask("twice_py", requests)
+
+    for request, answer in zip(requests, answers, strict=True):
+        np.testing.assert_array_equal(answer["output"], request["x"] * 2)
+
+    before = counts(server, "twice_py")
+    requests[2]["x"] = -requests[2]["x"]
+    with pytest.raises(InferenceServerException, match="negative"):
+        ask("twice_py", requests)
+    assert since(before, counts(server, "twice_py"))[0] == 3
+
+
+@pytest.mark.parametrize("model", ["sums", "sums_py"])
+def test_clients_do_not_see_what_is_made_up(server: ServerProcess, model: str) -> None:
+    with backline.connect(server.url) as client:
+        inputs = client[model].metadata().inputs
+
+        assert [(spec.name, list(spec.shape)) for spec in inputs] == [("x", [-1, -1])]
+        assert client[model].config()["batch_input"][0]["target_name"] == ["bounds"]
+
+
+def test_only_requests_with_the_same_optional_inputs_run_together(server: ServerProcess, ask: Ask) -> None:
+    x = np.ones((1, 2), np.float32)
+    before = counts(server, "optional")
+
+    answers = ask("optional", [{"x": x}, {"x": x}, {"x": x, "bias": x}, {"x": x, "bias": x}])
+
+    assert [answer["output"].tolist() for answer in answers] == [[[1, 1]], [[1, 1]], [[2, 2]], [[2, 2]]]
+    requests, runs, sizes = since(before, counts(server, "optional"))
+    assert requests == 4
+    assert runs >= 2
+    assert max(sizes) <= 2
