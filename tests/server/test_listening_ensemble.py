@@ -29,7 +29,7 @@ SAMPLES = 43844
 MELODY = (57, 64, 60, 69, 62, 65, 59)
 
 #: The crop step: each onset that basic-pitch is sure of becomes a quarter of a second of audio at 16 kHz, which is what swift-f0 takes.
-CROP = '''
+CROP = """
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -53,7 +53,7 @@ class Model:
             moments = begin + np.arange(3200) / 16000
             clip = np.interp(moments, np.arange(len(audio)) / 22050, audio[:, 0]).astype(np.float32)
             yield Cut(clip[None], np.array([begin], np.float32))
-'''
+"""
 RECOGNISE = """
 max_batch_size: 0
 version_policy { all {} }
@@ -129,7 +129,8 @@ def heard_here(audio: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarr
     exec(CROP, code)
     limits = {"fmin": np.array(46.875, np.float32), "fmax": np.array(2093.75, np.float32)}
     return [
-        (*recogniser.run(["pitch", "confidence"], {"audio": cut.clip, **limits}), cut.at) for cut in code["Model"]().predict(audio, onsets[0])
+        (*recogniser.run(["pitch", "confidence"], {"audio": cut.clip, **limits}), cut.at)
+        for cut in code["Model"]().predict(audio, onsets[0])
     ]
 
 

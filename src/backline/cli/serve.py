@@ -22,6 +22,7 @@ from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.schedule.cache_config import CacheOptions, parse_cache_config
+from backline.schedule.rate_limits import parse_resources
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError, TlsFiles
@@ -73,6 +74,7 @@ Examples:
   backline serve models/ --model-control-mode poll --repository-poll-secs 5
   backline serve s3://bucket/models --model-control-mode explicit --load-model add1
   backline serve models/ --cache-config local,size=256MiB
+  backline serve models/ --rate-limit execution_count --rate-limit-resource memory:4
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --allow-client-shm=true
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
@@ -125,6 +127,18 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     multiple=True,
     metavar="CACHE",
     help="Keeps answers of models with response_cache, as local,size=64MiB or redis,host=HOST,port=6379; may be spread over several.",
+)
+@_option(
+    "--rate-limit",
+    type=click.Choice(("off", "execution_count")),
+    default="off",
+    help="execution_count: instances run when they have the resources of their rate_limiter, and by their priorities.",
+)
+@_option(
+    "--rate-limit-resource",
+    multiple=True,
+    metavar="NAME:COUNT[:DEVICE]",
+    help="Of a resource there are so many; without any, of each as many as the instance takes that takes the most.",
 )
 @_option(
     "--state-dir",
@@ -188,6 +202,8 @@ def command(
     memory_budget: int | None,
     max_queued_requests: int | None,
     cache_config: Sequence[str],
+    rate_limit: str,
+    rate_limit_resource: Sequence[str],
     state_dir: Path | None,
     cache_dir: Path | None,
     host: str,
@@ -247,6 +263,7 @@ def command(
             memory_budget=memory_budget,
             max_queued_requests=max_queued_requests,
             response_cache=_response_cache(cache_config),
+            rate_limit=_resources(rate_limit, rate_limit_resource),
             state_folder=state_dir,
         ),
         cache_folder=cache_dir,
@@ -296,6 +313,18 @@ def _response_cache(texts: Sequence[str]) -> CacheOptions | None:
         return parse_cache_config(texts, parse_bytes)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from None
+
+
+def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | None:
+    if rate_limit == "off":
+        if resources:
+            raise click.UsageError("--rate-limit-resource needs --rate-limit execution_count: without it nothing takes resources")
+        return None
+    try:
+        parse_resources(tuple(resources))
+    except InvalidArgument as error:
+        raise click.UsageError(f"--rate-limit-resource: {error.message}") from None
+    return tuple(resources)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:

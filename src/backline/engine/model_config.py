@@ -9,6 +9,7 @@ from typing import Literal
 
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble
+from backline.engine.instance_group import InstanceGroup
 from backline.engine.joining import Joining
 from backline.engine.sequence_batching import SequenceBatching
 from backline.engine.signature import TensorSpec
@@ -84,6 +85,8 @@ class ModelConfig:
     outputs: tuple[TensorSpec, ...] = ()
     version_policy: VersionPolicy = VersionPolicy()
     instance_count: int | None = None
+    #: What the instances of `instance_count` take, group by group; empty where the server decides how many there are.
+    instance_groups: tuple[InstanceGroup, ...] = ()
     lane: Lane | None = None
     dynamic_batching: bool | None = None
     preferred_batch_sizes: tuple[int, ...] = ()

@@ -31,6 +31,7 @@ from backline.lifecycle.target import Target
 from backline.observe.recording import recorded_file
 from backline.repository.local import LocalRepository
 from backline.schedule.cache import ResponseCache
+from backline.schedule.permits import Permits
 from backline.schedule.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.environments.store import Environments
@@ -68,6 +69,7 @@ class Executor:
         trust_remote_code: bool,
         memory_budget: int | None,
         max_queued_requests: int | None,
+        permits: Permits | None,
         response_cache: ResponseCache | None,
         state_folder: Path,
         environments: Environments,
@@ -83,6 +85,7 @@ class Executor:
         self._state_folder = state_folder
         self._environments = environments
         self._total = QueueTotal(max_queued_requests)
+        self._permits = permits
         #: Outlives the loads of versions, so that sequences go on with the next one.
         self._states = MemoryStateStore()
         self._cache = response_cache
@@ -234,6 +237,7 @@ class Executor:
             lambda on_bytes: source.repository.fetch(source.found, version, on_bytes),
             statistics=served.statistics(version.version),
             total=self._total,
+            permits=self._permits,
             states=self._states,
             cache=self._cache,
             meter=self._residency.meter,

@@ -28,6 +28,8 @@ from backline.lifecycle.target import Source, Target, listed
 from backline.lifecycle.version_policy import select
 from backline.repository.repository import Repository
 from backline.schedule.cache_config import open_cache
+from backline.schedule.permits import Permits
+from backline.schedule.rate_limits import RateLimits, parse_resources
 from backline.workers.environments.store import Environments, default_folder
 
 log = logging.getLogger("backline.lifecycle")
@@ -78,6 +80,7 @@ class Lifecycle:
             trust_remote_code=options.trust_remote_code,
             memory_budget=options.memory_budget,
             max_queued_requests=options.max_queued_requests,
+            permits=None if options.rate_limit is None else Permits(RateLimits(parse_resources(options.rate_limit))),
             response_cache=self._cache,
             state_folder=folder,
             environments=Environments(options.environments_folder or default_folder()),

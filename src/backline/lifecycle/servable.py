@@ -12,24 +12,22 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 from uuid import uuid4
 
-from backline.backends.backend import LoadedModel, StreamingModel
+from backline.backends.backend import StreamingModel
 from backline.engine.decoupled import DecoupledCheck
-from backline.engine.engine import LoadProgress, Model, ModelState, Placement
-from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.engine import LoadProgress, Model, ModelState
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.joining import JoiningCheck
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
-from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.content import Content
-from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.instances import InstanceMaker
 from backline.lifecycle.joined import JoinedModel
 from backline.lifecycle.loader import Loaded, Measured, load, place_again
 from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.plan import Held, Phase
 from backline.lifecycle.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
-from backline.lifecycle.run_time import spare_instances
 from backline.lifecycle.sequence_states import FirstSteps, sequence_tensors
 from backline.lifecycle.warm_up import warm_up
 from backline.lifecycle.warm_up_samples import warm_up_samples
@@ -37,12 +35,12 @@ from backline.lifecycle.worker_pools import WorkerStarter
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.cache import ResponseCache
+from backline.schedule.permits import Permits
 from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.environments.store import Environments
-from backline.workers.execution import Execution, JoinedExecution
-from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.workers.instance import InlineInstance
 from backline.workers.process.calls import Calls
 from backline.workers.process.pool import WorkerPool
 from backline.workers.streaming import StreamPool
@@ -68,6 +66,7 @@ class Servable:
         environments: Environments,
         statistics: ModelStatistics | None = None,
         total: QueueTotal | None = None,
+        permits: Permits | None = None,
         states: StateStore | None = None,
         cache: ResponseCache | None = None,
         meter: LoadMeter | None = None,
@@ -107,6 +106,7 @@ class Servable:
         self._meter = meter or LoadMeter()
         self._recorded = recorded
         self._total = total
+        self._permits = permits
         self._states = states or MemoryStateStore()
         self._cache = cache
         #: What answers are kept for: this load, until it is known what its files hold.
@@ -121,10 +121,7 @@ class Servable:
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._queue: VersionQueue | None = None
-        self._execute: Execution | None = None
-        #: Of a model that gives any number of responses.
-        self._streams: StreamPool | None = None
-        self._moved = False
+        self._maker: InstanceMaker | None = None
 
     def held(self) -> Held:
         """What the planner sees."""
@@ -170,7 +167,11 @@ class Servable:
                 self.model.name,
                 self.model.version,
             )
-        self._start(loaded, check)
+        try:
+            self._start(loaded, check)
+        except BacklineError:
+            await loop.run_in_executor(None, loaded.model.close)
+            raise
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
         self.phase = Phase.LOADED
@@ -235,9 +236,8 @@ class Servable:
         model = self.model
         self._loaded = loaded
         self.measured = loaded.measured
-        if not isinstance(loaded.model, StreamingModel):
-            self._execute = _execution(model, loaded.model, loaded)
-        instances = self._instances(loaded)
+        self._maker = maker = InstanceMaker(model, self._permits, on_slow=self._move_to_threads, on_workers=self._on_workers)
+        instances = maker.make(loaded)
         if self._tensors is not None:
             self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
         else:
@@ -246,45 +246,10 @@ class Servable:
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
-        count = len(instances) if self._streams is None and loaded.lane != "process" else loaded.instances
-        model.placement = Placement(loaded.lane, count, loaded.max_batch_size, loaded.reason)
+        model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, WorkerPool) else model.config.decoupled
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
         model.queue = self._queue
-
-    def _instances(self, loaded: Loaded) -> list[Instance]:
-        if isinstance(loaded.model, StreamingModel):
-            model = self.model
-            if model.statistics.responses is None:
-                model.statistics.responses = ResponseStatistics()
-            self._streams = StreamPool(
-                model.name,
-                model.version,
-                loaded.model,
-                asyncio.get_running_loop(),
-                threads=loaded.instances,
-                statistics=model.statistics.responses,
-            )
-            return list(self._streams.instances)
-        if isinstance(loaded.model, WorkerPool):
-            loaded.model.on_available = self._on_workers
-            self.model.statistics.responses = loaded.model.responses
-            return list(loaded.model.instances())
-        assert self._execute is not None, "it is loaded"
-        if loaded.lane == "inline" and not self._moved:
-            on_slow = self._move_to_threads if self.model.config.lane is None else None
-            return [InlineInstance(self._execute, on_slow)]
-        return self._threads(loaded.instances if loaded.lane == "thread" else self._spare())
-
-    def _threads(self, count: int) -> list[Instance]:
-        assert self._execute is not None, "it is loaded"
-        loop = asyncio.get_running_loop()
-        return [ThreadInstance(self._execute, loop, f"{self.model.name}-{number}") for number in range(count)]
-
-    def _spare(self) -> int:
-        assert self._loaded is not None, "it is loaded"
-        assert not isinstance(self._loaded.model, StreamingModel), "streams have threads of their own"
-        return spare_instances(usable_cores(), self._loaded.model.threads_per_run)
 
     def _on_workers(self, reason: str) -> None:
         """There is no worker process for the model any more, for a reason, or there is one again."""
@@ -314,16 +279,16 @@ class Servable:
         """Takes a configuration that differs in what needs no load."""
         assert self._loaded is not None, "only what is loaded is updated"
         assert self._queue is not None, "what is loaded has a queue"
+        assert self._maker is not None, "what is loaded has instances"
+        groups = self.model.config.instance_groups
         before, self.model.config = self._loaded, config
         loaded = self._loaded = place_again(before, config)
         instances = None
-        if (loaded.lane, loaded.instances) != (before.lane, before.instances):
-            instances = self._instances(loaded)
+        if (loaded.lane, loaded.instances) != (before.lane, before.instances) or config.instance_groups != groups:
+            instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
         if instances is not None:
-            lane = "inline" if isinstance(instances[0], InlineInstance) else "thread"
-            count = len(instances) if self._streams is None else loaded.instances
-            self.model.placement = Placement(lane, count, loaded.max_batch_size, loaded.reason)
+            self.model.placement = self._maker.placement(loaded, instances)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Its load has failed, and is tried again at `retry_at` if that is a time."""
@@ -342,23 +307,23 @@ class Servable:
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
         if self._queue is not None:
-            ending = None if self._streams is None else asyncio.get_running_loop().call_later(limit, self._end_streams)
+            streams = None if self._maker is None else self._maker.streams
+            ending = None if streams is None else asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
             await self._queue.drain(limit)
             if ending is not None:
                 ending.cancel()
         if self._loaded is not None:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
-        self._loaded = self._execute = None
+        self._loaded = self._maker = None
         self.model.queue = self.model.check = self.model.sequences = None
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = "unloaded"
         self.model.memory_bytes = 0
 
-    def _end_streams(self) -> None:
+    def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that go on for longer than a drain may take: they may have no end."""
-        if self._streams is not None:
-            self._streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
+        streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
 
     def _move_to_threads(self) -> None:
         """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
@@ -366,13 +331,14 @@ class Servable:
             return
         assert self._loaded is not None, "what is ready is loaded"
         assert self._queue is not None, "what is ready has a queue"
-        self._moved = True
+        assert self._maker is not None, "what is ready has instances"
         model = self.model
-        count = self._spare()
-        self._queue.replace_instances(self._threads(count))
+        instances = self._maker.move_to_threads(self._loaded)
+        self._queue.replace_instances(instances)
         moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
         log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
-        model.placement = Placement("thread", count, self._loaded.max_batch_size, f"{self._loaded.reason}; {moved}")
+        placement = self._maker.placement(self._loaded, instances)
+        model.placement = replace(placement, reason=f"{placement.reason}; {moved}")
 
 
 def _check(config: ModelConfig, loaded: Loaded) -> Check:
@@ -380,12 +346,6 @@ def _check(config: ModelConfig, loaded: Loaded) -> Check:
     if loaded.joining is None:
         return check
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
-
-
-def _execution(model: Model, loaded: LoadedModel, how: Loaded) -> Execution:
-    if how.joiner is None:
-        return Execution(model.name, model.version, loaded, batched=how.max_batch_size > 0)
-    return JoinedExecution(model.name, model.version, loaded, how.joiner, how.signature)
 
 
 def _refuse_cached_streams(config: ModelConfig, loaded: Loaded) -> None:

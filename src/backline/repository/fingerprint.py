@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
 
+from backline.engine.instance_group import InstanceGroup
 from backline.engine.model_config import ModelConfig
 from backline.repository.listing import FileEntry
 
@@ -46,6 +47,9 @@ def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple) and value and isinstance(value[0], InstanceGroup):
+        # How many instances there are is applied without a load, as `instance_count`; what each takes is not.
+        return tuple((group.resources, group.priority) for group in value if group.limited)
     return sorted(value.items()) if isinstance(value, Mapping) else value
 
 

@@ -35,6 +35,7 @@ SUPPORTED: Final = frozenset(
         "instance_group.name",
         "instance_group.count",
         "instance_group.kind",
+        "instance_group.rate_limiter",
         "dynamic_batching",
         "ensemble_scheduling.step",
         "ensemble_scheduling.max_inflight_requests",

@@ -10,6 +10,7 @@ from typing import Any
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import BacklineError
+from backline.engine.instance_group import InstanceGroup, Resource
 from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy, WarmUpInput, WarmUpSample
 from backline.engine.signature import TensorSpec
 from backline.repository.configuration import native
@@ -57,6 +58,7 @@ class _Reader:
             inputs=tuple(self._input(tensor) for tensor in message.input),
             outputs=tuple(self._output(index, tensor) for index, tensor in enumerate(message.output)),
             instance_count=self._instance_count(),
+            instance_groups=tuple(map(_instance_group, message.instance_group)),
             dynamic_batching=True if message.HasField("dynamic_batching") else None,
             preferred_batch_sizes=tuple(batching.preferred_batch_size),
             max_queue_delay_us=batching.max_queue_delay_microseconds,
@@ -188,6 +190,12 @@ class _Reader:
                 source = file.removeprefix("warmup/")
             inputs.append(WarmUpInput(name, data_type(given), tuple(given.dims), source))
         return WarmUpSample(sample.name, sample.batch_size, max(sample.count, 1), tuple(inputs))
+
+
+def _instance_group(given: Any) -> InstanceGroup:
+    limiter = given.rate_limiter
+    resources = tuple(Resource(resource.name, resource.count, getattr(resource, "global")) for resource in limiter.resources)
+    return InstanceGroup(given.count or 1, resources, limiter.priority)
 
 
 def _step(given: Any) -> EnsembleStep:

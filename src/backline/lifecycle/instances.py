@@ -1,0 +1,97 @@
+"""The instances of one load of a version: how many there are, and where they run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from backline.backends.backend import LoadedModel, StreamingModel
+from backline.engine.engine import Model, Placement
+from backline.engine.errors import BacklineError
+from backline.engine.response_statistics import ResponseStatistics
+from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.loader import Loaded
+from backline.lifecycle.run_time import spare_instances
+from backline.schedule.permits import Permits
+from backline.schedule.permitted_instance import PermittedInstance
+from backline.schedule.rate_limits import Claim, claim_of
+from backline.workers.execution import Execution, JoinedExecution
+from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.workers.process.pool import WorkerPool
+from backline.workers.streaming import StreamPool
+
+
+class InstanceMaker:
+    """Makes the instances of one load, again when their number or their lane changes. Lives on the event loop.
+
+    `on_slow` is called when a model keeps the loop longer than was measured, `on_workers` when its worker processes are gone or back.
+    """
+
+    def __init__(self, model: Model, permits: Permits | None, *, on_slow: Callable[[], None], on_workers: Callable[[str], None]) -> None:
+        self._model = model
+        self._permits = permits
+        self._on_slow = on_slow
+        self._on_workers = on_workers
+        self._loop = asyncio.get_running_loop()
+        self._execute: Execution | None = None
+        self._moved = False
+        #: Of a model that gives any number of responses.
+        self.streams: StreamPool | None = None
+
+    def make(self, loaded: Loaded) -> list[Instance]:
+        """The instances of a model that was loaded. Raises InvalidArgument when one of them asks for more than the server has."""
+        instances = self._make(loaded)
+        try:
+            return self._permitted(instances)
+        except BacklineError:
+            for instance in instances:
+                instance.close()
+            raise
+
+    def move_to_threads(self, loaded: Loaded) -> list[Instance]:
+        """The instances of a model that is not run on the event loop any more."""
+        self._moved = True
+        return self.make(loaded)
+
+    def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
+        """What is told of them."""
+        count = len(instances) if self.streams is None and loaded.lane != "process" else loaded.instances
+        return Placement("thread" if self._moved else loaded.lane, count, loaded.max_batch_size, loaded.reason)
+
+    def _make(self, loaded: Loaded) -> list[Instance]:
+        model = loaded.model
+        if isinstance(model, StreamingModel):
+            return self._places_for_streams(model, loaded.instances)
+        if isinstance(model, WorkerPool):
+            model.on_available = self._on_workers
+            self._model.statistics.responses = model.responses
+            return list(model.instances())
+        if self._execute is None:
+            self._execute = _execution(self._model, model, loaded)
+        if loaded.lane == "inline" and not self._moved:
+            return [InlineInstance(self._execute, self._on_slow if self._model.config.lane is None else None)]
+        count = loaded.instances if loaded.lane == "thread" else spare_instances(usable_cores(), model.threads_per_run)
+        return [ThreadInstance(self._execute, self._loop, f"{self._model.name}-{number}") for number in range(count)]
+
+    def _places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
+        statistics = self._model.statistics
+        if statistics.responses is None:
+            statistics.responses = ResponseStatistics()
+        self.streams = StreamPool(
+            self._model.name, self._model.version, model, self._loop, threads=threads, statistics=statistics.responses
+        )
+        return list(self.streams.instances)
+
+    def _permitted(self, instances: list[Instance]) -> list[Instance]:
+        if self._permits is None:
+            return instances
+        # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
+        claims = [claim_of(group) for group in self._model.config.instance_groups for _ in range(group.count)] or [Claim()]
+        permits = self._permits.register([claims[index % len(claims)] for index in range(len(instances))])
+        return [PermittedInstance(instance, permit, self._loop) for instance, permit in zip(instances, permits, strict=True)]
+
+
+def _execution(model: Model, loaded: LoadedModel, how: Loaded) -> Execution:
+    if how.joiner is None:
+        return Execution(model.name, model.version, loaded, batched=how.max_batch_size > 0)
+    return JoinedExecution(model.name, model.version, loaded, how.joiner, how.signature)

@@ -1,0 +1,120 @@
+"""An instance that runs when it is its turn, where the server limits the rate of executions."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic, monotonic_ns
+from typing import ClassVar
+
+from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded
+from backline.engine.messages import InferRequest
+from backline.schedule.permits import Permit
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished, Instance
+
+
+class PermittedInstance:
+    """An instance before which each batch waits for a permit. Lives on the event loop.
+
+    A batch that nobody waits for any more leaves at once, a request whose deadline passes meanwhile is not run.
+    """
+
+    beside_loop: ClassVar[bool] = True
+
+    def __init__(self, instance: Instance, permit: Permit, loop: asyncio.AbstractEventLoop) -> None:
+        self._instance = instance
+        self._permit = permit
+        self._loop = loop
+        self._closing = False
+        self._busy = False
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        """See Instance."""
+        self._busy = True
+        waiting = _Waiting(self, batch, finished)
+        batch.on_abandon = waiting.abandoned
+        self._permit.ask(waiting.granted)
+
+    def close(self) -> None:
+        """See Instance."""
+        self._closing = True
+        if not self._busy:
+            self._close()
+
+    def start(self, batch: Batch, finished: Finished) -> None:
+        """Its turn has come. A run on the event loop lets the sockets have their turn first."""
+        if self._instance.beside_loop:
+            self._instance.run(batch, finished)
+        else:
+            self._loop.call_soon(self._instance.run, batch, finished)
+
+    def ended(self, batch: Batch, finished: Finished, *, ran: bool) -> None:
+        """The batch has its outcomes."""
+        self._busy = False
+        self._permit.give_back(ran=ran)
+        if self._closing:
+            self._close()
+        finished(self, batch)
+
+    def _close(self) -> None:
+        self._permit.close()
+        self._instance.close()
+
+
+class _Waiting:
+    """A batch that waits for its turn, and then runs."""
+
+    def __init__(self, instance: PermittedInstance, batch: Batch, finished: Finished) -> None:
+        self._instance = instance
+        self._batch = batch
+        self._finished = finished
+
+    def abandoned(self) -> None:
+        """Nobody waits for the answers any more."""
+        self._batch.outcomes = [Cancelled("nobody waits for the answer any more") for _ in self._batch.requests]
+        self._end(ran=False)
+
+    def granted(self) -> None:
+        batch = self._batch
+        now = monotonic()
+        batch.on_abandon = None
+        batch.started_ns = monotonic_ns()
+        live = [request for request in batch.requests if request.deadline is None or request.deadline > now]
+        if len(live) == len(batch.requests):
+            self._instance.start(batch, lambda _, ran: self._end(ran=True))
+        elif live:
+            self._start_without_the_late(live)
+        else:
+            batch.outcomes = [_late(request) for request in batch.requests]
+            self._end(ran=False)
+
+    def _start_without_the_late(self, live: list[InferRequest]) -> None:
+        whole = self._batch
+        part = Batch(live, sum(request.batch_size for request in live), whole.started_ns, beside_loop=True)
+        whole.on_abandon = part.abandon
+        self._instance.start(part, lambda _, ran: self._put_together(part))
+
+    def _put_together(self, part: Batch) -> None:
+        whole = self._batch
+        whole.on_abandon = None
+        whole.parts = [*(part.parts or (part,))]
+        outcomes = dict(zip(part.requests, part.outcomes, strict=True))
+        for request in whole.requests:
+            if request not in outcomes:
+                late = Batch([request], request.batch_size, whole.started_ns)
+                late.ended_ns = part.ended_ns
+                outcomes[request] = error = _late(request)
+                late.outcomes = [error]
+                whole.parts.append(late)
+        whole.outcomes = [outcomes[request] for request in whole.requests]
+        whole.gathered_ns, whole.ran_ns = part.gathered_ns, part.ran_ns
+        self._end(ran=True)
+
+    def _end(self, *, ran: bool) -> None:
+        batch = self._batch
+        batch.ended_ns = batch.ended_ns or monotonic_ns()
+        self._instance.ended(batch, self._finished, ran=ran)
+
+
+def _late(request: InferRequest) -> BacklineError:
+    return DeadlineExceeded("The deadline of the request passed while it waited for resources of the server")

@@ -1,0 +1,177 @@
+"""The rate limiter on a real server: resources that several models share, priorities, and models that ask for more than there is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from backline.cli.serve import command
+from backline.engine.datatypes import DataType
+from backline.engine.errors import DeadlineExceeded
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline.server import Embedded
+from support.server import serve
+
+#: A run notes when it begins and ends, in a file that all instances share, and takes a moment.
+RECORDING = """
+import time
+from pathlib import Path
+
+from backline.model import FP32
+
+
+class Model:
+    def predict(self, x: FP32[1]) -> FP32[1]:
+        name = Path(__file__).parents[1].name
+        begun = time.monotonic()
+        time.sleep(0.02)
+        with open(Path(__file__).parents[2] / "runs", "a") as runs:
+            runs.write(f"{name} {begun} {time.monotonic()}\\n")
+        return x
+"""
+
+
+def identity(repository: Path, name: str, *, delay: int = 20, groups: str, lane: str = "thread") -> None:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(
+        f"""
+        backend: "identity"
+        input {{ name: "x" data_type: TYPE_FP32 dims: [ 1 ] }}
+        output {{ name: "output" data_type: TYPE_FP32 dims: [ 1 ] }}
+        {groups}
+        parameters {{ key: "execute_delay_ms" value {{ string_value: "{delay}" }} }}
+        parameters {{ key: "backline.lane" value {{ string_value: "{lane}" }} }}
+        """
+    )
+
+
+def python(repository: Path, name: str, *, groups: str) -> None:
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "1" / "model.py").write_text(RECORDING)
+    (repository / name / "config.pbtxt").write_text(groups)
+
+
+def limiter(name: str, count: int, *, instances: int = 1, priority: int = 1, everywhere: bool = False) -> str:
+    resource = f'resources [ {{ name: "{name}" count: {count} global: {str(everywhere).lower()} }} ]'
+    return f"instance_group [ {{ count: {instances} rate_limiter {{ {resource} priority: {priority} }} }} ]"
+
+
+async def started(folder: Path, *resources: str) -> Embedded:
+    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", rate_limit=resources)
+    program = Embedded([folder / "models"], options)
+    await program.start()
+    return program
+
+
+def ask(program: Embedded, model: str, *, deadline: float | None = None) -> asyncio.Future[InferResponse]:
+    done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+
+    def complete(_: InferRequest, response: InferResponse | None, error: Exception | None) -> None:
+        done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
+
+    x = Tensor("x", DataType.FP32, (1,), np.ones(1, np.float32))
+    program.engine.submit(InferRequest(model, {"x": x}, complete, deadline=deadline))
+    return done
+
+
+def test_models_that_share_a_resource_run_in_turn(tmp_path: Path) -> None:
+    async def scenario() -> float:
+        identity(tmp_path / "models", "one", groups=limiter("a", 2, instances=2))
+        identity(tmp_path / "models", "other", groups=limiter("a", 2, instances=2), lane="inline")
+        program = await started(tmp_path)
+        began = time.monotonic()
+        await asyncio.gather(*(ask(program, model) for model in ("one", "other") * 4))
+        took = time.monotonic() - began
+        await program.stop()
+        return took
+
+    assert asyncio.run(scenario()) >= 8 * 0.02
+
+
+def test_worker_processes_take_their_resources_too(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        for name in ("one", "other"):
+            python(tmp_path / "models", name, groups=limiter("gpu", 1, instances=2, everywhere=True))
+        program = await started(tmp_path, "gpu:2")
+        (tmp_path / "models" / "runs").write_text("")
+        await asyncio.gather(*(ask(program, model) for model in ("one", "other") * 6))
+        await program.stop()
+
+    asyncio.run(scenario())
+
+    runs = [line.split() for line in (tmp_path / "models" / "runs").read_text().splitlines()]
+    spans = [(float(begun), float(ended)) for _, begun, ended in runs]
+    assert len(spans) == 12
+    at_once = max(sum(begun <= moment < ended for begun, ended in spans) for moment, _ in spans)
+    assert at_once == 2
+
+
+def test_priorities_weigh_the_turns(tmp_path: Path) -> None:
+    async def scenario() -> tuple[int, int]:
+        identity(tmp_path / "models", "first", delay=2, groups=limiter("a", 1))
+        identity(tmp_path / "models", "second", delay=2, groups=limiter("a", 1, priority=3))
+        program = await started(tmp_path)
+        rest = [ask(program, model) for model in ("first", "second") * 60]
+        await asyncio.gather(*rest[::2])  # until the first one has had all its turns
+        counts = [program.engine.find(model).statistics.execution_count for model in ("first", "second")]
+        await asyncio.gather(*rest)
+        await program.stop()
+        return counts[0], counts[1]
+
+    first, second = asyncio.run(scenario())
+
+    assert first == 60
+    assert 17 <= second <= 23
+
+
+def test_a_deadline_that_passes_while_another_model_has_the_resource_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        identity(tmp_path / "models", "long", delay=150, groups=limiter("a", 1))
+        identity(tmp_path / "models", "quick", delay=0, groups=limiter("a", 1))
+        program = await started(tmp_path)
+        running = ask(program, "long")
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            await ask(program, "quick", deadline=time.monotonic() + 0.03)
+        await running
+        assert program.engine.find("quick").statistics.execution_count == 0
+        await program.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_asks_for_more_than_there_is_does_not_load(tmp_path: Path) -> None:
+    identity(tmp_path / "models", "greedy", groups=limiter("a", 5))
+    identity(tmp_path / "models", "modest", groups=limiter("a", 3))
+    options = ("--rate-limit", "execution_count", "--rate-limit-resource", "a:3")
+
+    with serve(tmp_path / "models", tmp_path / "log", *options, ready=False) as server:
+        server.wait_started()
+
+        reason = 'Resource count for "a" is limited to 3 which will prevent scheduling of one or more model instances, the minimum'
+        assert reason in server.output
+        assert "loaded modest" in server.output
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--rate-limit-resource", "a:3"), "--rate-limit-resource needs --rate-limit execution_count"),
+        (
+            ("--rate-limit", "execution_count", "--rate-limit-resource", "a"),
+            "'a' is not a resource: expected NAME:COUNT or NAME:COUNT:DEVICE",
+        ),
+    ],
+)
+def test_resources_that_make_no_sense_are_refused(options: tuple[str, ...], reason: str) -> None:
+    result = CliRunner().invoke(command, ["models", *options])
+
+    assert result.exit_code == 2
+    assert reason in result.output
