@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from backline.engine.control import STABLE, Control
-from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
 from backline.engine.responses import Responses
@@ -181,20 +181,6 @@ class Engine:
         except InvalidArgument:
             model.statistics.rejected_invalid += 1
             raise
-
-    def submit_call(self, request: InferRequest) -> None:
-        """`submit` for a request of models that wait for its answer, its `callers`. Raises Internal when one of them is asked.
-
-        With another instance it could answer, but not when as many such requests come at once as it has instances: then all wait for ever.
-        """
-        if request.callers:
-            called = self.find_ready(request.model_name, request.model_version)
-            key = (called.name, called.version)
-            if key in request.callers:
-                circle = [*request.callers[request.callers.index(key) :], key]
-                way = " -> ".join(f"'{name}' version {version}" for name, version in circle)
-                raise Internal(f"a circle of calls, which would wait for itself: {way}")
-        self.submit(request)
 
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
         """The version that goes on with the sequence of a request: the one it would get anyway, or one that is on its way out."""

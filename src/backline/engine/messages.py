@@ -76,7 +76,7 @@ class InferRequest:
     sets `on_response` and `flow`; of others a model that gives many refuses the request. `outputs` names the outputs wanted, None for
     all. `deadline` is in seconds of time.monotonic(); a request that has not started by then is refused. `timeout` is the seconds that it
     wants to wait in a queue at most, as far as the model's queue policy lets it choose. `priority` 0 is the model's default, 1 the highest.
-    `callers` are the models (name and version) that cannot answer before it is answered, outermost first.
+    `waits_until` is the deadline of the one who asked: a queue with a timeout may set an earlier `deadline`.
     `batch_size`, `batch_key` and `on_cancel` are the scheduler's notes.
     """
 
@@ -84,7 +84,6 @@ class InferRequest:
         "arrived_ns",
         "batch_key",
         "batch_size",
-        "callers",
         "cancelled",
         "context",
         "deadline",
@@ -101,6 +100,7 @@ class InferRequest:
         "priority",
         "sequence",
         "timeout",
+        "waits_until",
     )
 
     def __init__(
@@ -120,7 +120,6 @@ class InferRequest:
         sequence: SequenceStep | None = None,
         on_response: OnResponse | None = None,
         flow: ResponseFlow | None = None,
-        callers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self.model_name = model_name
         self.model_version = model_version
@@ -129,13 +128,12 @@ class InferRequest:
         self.outputs = outputs
         self.parameters = parameters
         self.priority = priority
-        self.deadline = deadline
+        self.deadline = self.waits_until = deadline
         self.timeout = timeout
         self.on_complete = on_complete
         self.sequence = sequence
         self.on_response = on_response
         self.flow = flow
-        self.callers = callers
         #: Whatever the caller needs to answer; the engine does not look at it.
         self.context = context
         #: Nobody waits for the answer any more; see `cancel`.

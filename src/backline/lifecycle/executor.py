@@ -16,6 +16,7 @@ from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.budget import Tenant
+from backline.lifecycle.call_graph import CallGraph
 from backline.lifecycle.composed import ComposedServable, composed_of
 from backline.lifecycle.ensemble_steps import unanswered_step
 from backline.lifecycle.load_threads import LoadThreads
@@ -93,6 +94,7 @@ class Executor:
         self._residency = Residency(memory_budget, tenants=self._tenants, put_to_sleep=self._put_to_sleep)
         self._threads = LoadThreads()
         self._keys = count(1)
+        self._call_graph = CallGraph()
         self._models: dict[str, ServedModel] = {}
         self._loading = 0
         #: Why versions that are being unloaded were put to sleep, by key.
@@ -246,7 +248,7 @@ class Executor:
             at_start=not self._started,
             trust_pickle=self._trust_pickle,
             refresh=self._engine.refresh,
-            calls=partial(ModelCalls, self._engine),
+            calls=partial(ModelCalls, self._engine, self._call_graph),
             environments=self._environments,
             may_run_code=self._trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from backline.engine.control import Control, Overrides
 from backline.engine.engine import Engine, Model
-from backline.engine.errors import Unsupported
+from backline.engine.errors import Internal, Unsupported
 from backline.engine.messages import InferRequest
 from backline.engine.signature import TensorSpec
+from backline.lifecycle.call_graph import CallGraph, Node, Wait
 from backline.workers.process.calls import Outcome
 from backline.workers.process.protocol import Described, Spec
 
@@ -16,17 +17,44 @@ from backline.workers.process.protocol import Described, Spec
 class ModelCalls:
     """The calls of one model version; fits workers.process.calls.Calls. Lives on the event loop."""
 
-    def __init__(self, engine: Engine, caller: Model) -> None:
+    def __init__(self, engine: Engine, graph: CallGraph, caller: Model) -> None:
         self._engine = engine
+        self._graph = graph
         self._caller = caller
+        self._waits: dict[InferRequest, list[Wait]] = {}
 
     def submit(self, request: InferRequest) -> None:
-        """See Calls."""
-        self._engine.submit_call(request)
+        """See Calls. Raises Internal for a circle.
 
-    def record(self, called: str, outcome: Outcome, ns: int) -> None:
+        Models of several instances could go round a circle, but not when as many requests come at once: then all wait for ever. What is an
+        error under load is better always one.
+        """
+        called = self._engine.find_ready(request.model_name, request.model_version)
+        waits = [((self._caller.name, self._caller.version), _node(called)), *self._steps(called, set())]
+        circle = self._graph.circle(waits)
+        if circle:
+            way = " -> ".join(f"'{name}' version {version}" for name, version in circle)
+            raise Internal(f"a circle of calls, which would wait for itself: {way}")
+        self._graph.add(waits)
+        self._waits[request] = waits
+        self._engine.submit(request)
+
+    def _steps(self, model: Model, seen: set[Node]) -> list[Wait]:
+        """For whom an ensemble waits."""
+        ensemble = model.config.ensemble
+        if ensemble is None or _node(model) in seen:
+            return []
+        seen.add(_node(model))
+        waits = []
+        for step in ensemble.steps:
+            awaited = self._engine.find_ready(step.model, step.version)
+            waits += [(_node(model), _node(awaited)), *self._steps(awaited, seen)]
+        return waits
+
+    def ended(self, request: InferRequest, outcome: Outcome, ns: int) -> None:
         """See Calls."""
-        self._caller.statistics.record_call(called, outcome, ns)
+        self._graph.remove(self._waits.pop(request, ()))
+        self._caller.statistics.record_call(request.model_name, outcome, ns)
 
     def is_ready(self, model: str, version: str) -> bool:
         """See Calls."""
@@ -61,6 +89,10 @@ class ModelCalls:
     @property
     def _who(self) -> str:
         return f"model '{self._caller.name}' version {self._caller.version}"
+
+
+def _node(model: Model) -> Node:
+    return model.name, model.version
 
 
 def _specs(specs: Iterable[TensorSpec]) -> list[Spec]:

@@ -213,6 +213,8 @@ class CachedQueue:
                 if first.deadline is None:  # the queue has set one for the run
                     first.deadline = run.deadline
                 run.deadline = None if request.deadline is None else max(run.deadline, request.deadline)
+            if run is not None and run.waits_until is not None:
+                run.waits_until = None if request.waits_until is None else max(run.waits_until, request.waits_until)
             for waiting in (*flight.waiting, request):
                 if waiting.deadline is not None and waiting not in flight.timers:
                     pause = max(0.0, waiting.deadline - monotonic())

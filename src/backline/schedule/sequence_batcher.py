@@ -188,6 +188,7 @@ class SequenceBatcher:
             on_response=self._responded if request.on_response is not None else None,
             flow=request.flow,
         )
+        inner.waits_until = request.waits_until
         inner.arrived_ns = request.arrived_ns
         inner.batch_size = request.batch_size
         inner.batch_key = request.batch_key

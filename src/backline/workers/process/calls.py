@@ -47,10 +47,10 @@ class Calls(Protocol):
     """What a model in a worker process may ask of the server. Lives on the event loop; every method raises BacklineError."""
 
     def submit(self, request: InferRequest) -> None:
-        """Engine.submit, which refuses a call to one of the request's `callers`, as it could wait for itself."""
+        """Engine.submit, which refuses what could wait for itself."""
 
-    def record(self, called: str, outcome: Outcome, ns: int) -> None:
-        """Counts a call of a model that has ended after so many nanoseconds."""
+    def ended(self, request: InferRequest, outcome: Outcome, ns: int) -> None:
+        """A call has ended after so many nanoseconds."""
 
     def is_ready(self, model: str, version: str) -> bool:
         """Whether a model can answer, or without a name the server is ready."""
@@ -74,20 +74,15 @@ class _Open:
 
 
 class CallChannel:
-    """Answers the calls of one worker. Lives on the event loop.
-
-    `open_requests` gives those of the numbers that the worker has not answered; all of them for None.
-    """
+    """Answers the calls of one worker. Lives on the event loop. `open_requests` gives those of the numbers that it has not answered."""
 
     def __init__(
         self,
         calls: Calls | None,
-        caller: tuple[str, str],
-        open_requests: Callable[[Sequence[int] | None], list[InferRequest]],
+        open_requests: Callable[[Sequence[int]], list[InferRequest]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._calls = calls
-        self._caller = caller
         self._open_requests = open_requests
         self._loop = loop
         self._reader = FrameReader()
@@ -167,12 +162,12 @@ class CallChannel:
         if self._calls is None:
             self._fail(number, Unsupported(f"model '{message.model}' cannot be called: this model runs without a server"))
             return
-        asked = self._open_requests(message.requests or None)
+        asked = self._open_requests(message.requests)
         if message.requests and all(request.cancelled for request in asked):
             self._fail(number, Cancelled(_NOBODY_WAITS.format(message.model)))
             return
         request = self._request(message, inputs, asked)
-        one = self._open[number] = _Open(request, asked if message.requests else (), monotonic_ns())
+        one = self._open[number] = _Open(request, asked, monotonic_ns())
         if request.deadline is not None:
             one.timer = self._loop.call_later(max(request.deadline - monotonic(), 0), self._expire, number)
         try:
@@ -183,14 +178,11 @@ class CallChannel:
     def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]) -> InferRequest:
         """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
         note = message.note
-        callers = dict.fromkeys(caller for request in asked for caller in request.callers)
         limits = [monotonic() + note.timeout] if note.timeout else []
-        priority = note.priority
-        if message.requests:
-            deadlines = [request.deadline for request in asked]
-            if None not in deadlines:
-                limits.append(max(deadline for deadline in deadlines if deadline is not None))
-            priority = priority or min((request.priority for request in asked if request.priority), default=0)
+        waiting = [request.waits_until for request in asked]
+        if waiting and None not in waiting:
+            limits.append(max(deadline for deadline in waiting if deadline is not None))
+        priority = note.priority or min((request.priority for request in asked if request.priority), default=0)
         number = message.number
         return InferRequest(
             message.model,
@@ -206,7 +198,6 @@ class CallChannel:
             sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end) if note.sequence else None,
             on_response=partial(self._responded, number) if message.stream else None,
             flow=ResponseFlow() if message.stream else None,
-            callers=(*callers, self._caller),
         )
 
     def _responded(self, number: int, request: InferRequest, response: InferResponse) -> None:
@@ -269,7 +260,7 @@ class CallChannel:
         if one.timer is not None:
             one.timer.cancel()
         assert self._calls is not None, "there are no calls without it"
-        self._calls.record(one.request.model_name, outcome, monotonic_ns() - one.began_ns)
+        self._calls.ended(one.request, outcome, monotonic_ns() - one.began_ns)
 
     # questions
 
@@ -284,7 +275,7 @@ class CallChannel:
         except BacklineError as error:
             self._fail(message.number, error)
         except Exception as error:
-            log.exception("'%s' of model '%s', asked for by a worker of model '%s', failed", message.what, message.model, self._caller[0])
+            log.exception("'%s' of model '%s', which a worker asked for, failed", message.what, message.model)
             self._fail(message.number, Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"))
         else:
             self._say(Kind.ENDED, Ended(message.number, value=value))

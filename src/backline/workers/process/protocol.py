@@ -16,8 +16,8 @@ RESULT. The control channel is read by a thread of its own on the worker's side,
 
 On the third channel it is the worker that asks, from any thread: CALL has another model of the server answer, ASK is about models. The
 server answers with RESPONSE, each the last one or not, and with ENDED where there is no response to come; DROP and MORE are the worker's
-CANCEL and CREDIT. A call is for requests of the worker that are open: their deadline and priority hold for it, it ends with the last of
-them that somebody waits for, and it may not come back to a model that waits for its answer.
+CANCEL and CREDIT. A call is for requests of the worker that are open: their deadline and priority hold for it, and it ends when nobody
+waits for them any more.
 
 Tensors travel in parts: the tensors of several requests that have equal names, datatypes and trailing shapes are one column each, so that
 a model which takes a batch gets it without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES:
@@ -220,9 +220,9 @@ class Numbers(msgspec.Struct, array_like=True):
 class Call(msgspec.Struct, array_like=True):
     """Another model of the server is to answer; `number` is the call's own as long as the worker lives.
 
-    `requests` are those of the worker for which it is made, empty where that is not known: then it is for all that are open, but does not
-    end with them. `stream` says that any number of responses is welcome. `note` is about the call alone; `queue_timeout` are the seconds
-    that it may wait in a queue, 0 for what the model says. `returned` are blocks of the server that the worker needs no more.
+    `requests` are those of the worker for which it is made, empty where that is not known. `stream` says that any number of responses is
+    welcome. `note` is about the call alone; `queue_timeout` are the seconds that it may wait in a queue, 0 for what the model says.
+    `returned` are blocks of the server that the worker needs no more.
     """
 
     number: int

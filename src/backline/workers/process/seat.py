@@ -56,8 +56,7 @@ class Seat:
     async def start(self) -> Loaded:
         """Starts a process here. Raises Internal with the reason when it cannot load the model."""
         pool = self._pool
-        load = pool.command.load
-        calls = CallChannel(pool.calls, (load.name, load.version), self._open_requests, pool.loop)
+        calls = CallChannel(pool.calls, self._open_requests, pool.loop)
         self.process = process = WorkerProcess(pool.command_for(self._index), pool.loop, self._result, self._ended, calls)
         loaded = await process.start()
         self.usable = True
@@ -193,10 +192,10 @@ class Seat:
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
 
-    def _open_requests(self, numbers: Sequence[int] | None) -> list[InferRequest]:
-        """Those of the numbers, or all, that have no outcome."""
+    def _open_requests(self, numbers: Sequence[int]) -> list[InferRequest]:
+        """Those of the numbers that have no outcome."""
         jobs = self._open
-        return [jobs[one].run.batch.requests[jobs[one].by_number[one]] for one in (jobs if numbers is None else numbers) if one in jobs]
+        return [jobs[one].run.batch.requests[jobs[one].by_number[one]] for one in numbers if one in jobs]
 
     # when it does not come back
 
@@ -234,7 +233,7 @@ def _says_something(request: InferRequest) -> bool:
         or request.parameters
         or request.outputs is not None
         or request.sequence is not None
-        or request.deadline is not None
+        or request.waits_until is not None
         or request.priority
     )
 
@@ -245,7 +244,7 @@ def _note(request: InferRequest) -> Note:
         request.id,
         request.parameters or {},
         None if request.outputs is None else list(request.outputs),
-        timeout=0.0 if request.deadline is None else max(request.deadline - monotonic(), 0.001),
+        timeout=0.0 if request.waits_until is None else max(request.waits_until - monotonic(), 0.001),
         priority=request.priority,
     )
     if step is not None:

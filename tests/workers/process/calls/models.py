@@ -1,18 +1,10 @@
-"""Python models that call other models of the server: answers, streams, errors, deadlines, and calls that nobody waits for any more."""
+"""Python models that call each other."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-import backline
-from backline.engine.errors import Internal, InvalidArgument, NotFound
 from support.repositories import put
-from support.server import ServerProcess, serve
 
 DOUBLE = """
 from backline.model import FP32
@@ -135,9 +127,12 @@ class Model:
 """
 #: Two steps, one after the other; `how` says by what kind of function.
 STEPS = """
+import os
+from pathlib import Path
 from backline.model import Models
 
 def steps(gate: str, models: Models) -> str:
+    Path(__file__).with_name("pid").write_text(str(os.getpid()))
     models["gated"]([gate.encode()])
     return models["after"]([gate.encode()])["output"][0].decode()
 """
@@ -196,6 +191,75 @@ from backline.model import Models
 def ping(x: str, models: Models) -> str:
     return models["pong"]([x.encode()])["output"][0].decode()
 """
+#: Asks an ensemble that asks it.
+IN_ENSEMBLE = """
+from backline.model import Models
+
+def in_ensemble(x: str, models: Models) -> str:
+    return models["around"]([x.encode()])["y"][0].decode()
+"""
+AROUND = """
+platform: "ensemble"
+input { name: "x" data_type: TYPE_STRING dims: [ 1 ] }
+output { name: "y" data_type: TYPE_STRING dims: [ 1 ] }
+ensemble_scheduling { step { model_name: "in_ensemble" model_version: -1
+  input_map { key: "x" value: "x" } output_map { key: "output" value: "y" } } }
+"""
+VERSION_1 = """
+def predict(x: str) -> str:
+    return f"one of {x}"
+"""
+VERSION_2 = """
+from backline.model import Models
+
+def predict(x: str, models: Models) -> str:
+    return f"two of {models.model('versions', 1)([x.encode()])['output'][0].decode()}"
+"""
+#: One request at a time, of two priorities; each waits for its gate.
+SERIAL = """
+import time
+from pathlib import Path
+from backline.model import BYTES
+
+HERE = Path(__file__).parent
+
+class Model:
+    max_batch_size = 1
+
+    def predict(self, gate: BYTES[1]) -> BYTES[1]:
+        name = gate[0, 0].decode()
+        with (HERE / "order").open("a") as order:
+            order.write(name)
+        while not (HERE / f"open-{name}").exists():
+            time.sleep(0.005)
+        return gate
+"""
+SERIAL_CONFIG = """
+backend: "python"
+max_batch_size: 1
+dynamic_batching { priority_levels: 2 default_priority_level: 2 }
+"""
+URGENT = """
+from backline.model import Models
+
+def urgent(gate: str, models: Models) -> str:
+    return models["serial"]([[gate.encode()]])["output"][0, 0].decode()
+"""
+#: Takes responses until it is cancelled.
+WATCHING = """
+from collections.abc import Iterator
+from pathlib import Path
+from backline.model import BacklineError, Models
+
+def watching(gate: str, models: Models) -> Iterator[str]:
+    yield "begun"
+    try:
+        models["gated"]([gate.encode()])
+    except BacklineError as error:
+        Path(__file__).with_name(f"told-{gate}").write_text(type(error).__name__)
+        raise
+    yield "over"
+"""
 LEFT = """
 import asyncio
 from backline.model import Models
@@ -252,111 +316,23 @@ MODELS = {
     "self_async": SELF_ASYNC,
     "ping": PING,
     "pong": PING.replace("pong", "ping").replace("def ping", "def pong"),
+    "in_ensemble": IN_ENSEMBLE,
+    "serial": SERIAL,
+    "urgent": URGENT,
+    "watching": WATCHING,
     "left": LEFT,
     "limited": LIMITED,
     "changing": CHANGING,
 }
 
 
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
+def put_models(folder: Path) -> None:
+    """Makes a repository of them."""
     for name, text in MODELS.items():
         put(folder / name / "1" / "model.py", text)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    with serve(repository, log, "--model-control-mode", "explicit", "--load-model", "*", "--trust-remote-code") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[backline.client.Client]:
-    with backline.connect(server.url) as client:
-        yield client
-
-
-def text(value: str) -> np.ndarray:
-    return np.array([value.encode()], object)
-
-
-def until(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("columns", [4, 100_000], ids=["in frames", "in shared memory"])
-@pytest.mark.parametrize(("model", "times"), [("fourfold", 4), ("join", 6), ("threads", 16)])
-def test_a_model_calls_others_by_functions_coroutines_and_threads(
-    client: backline.client.Client, model: str, times: int, columns: int
-) -> None:
-    x = np.random.default_rng(0).random((2, columns)).astype(np.float32)
-    for _ in range(3):
-        np.testing.assert_allclose(client[model](x)["output"], x * times, rtol=1e-6)
-
-
-def test_a_model_of_batches_calls_others_with_its_batch(client: backline.client.Client) -> None:
-    x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(client["batched"](x)["output"], x * 2 + 1)
-
-
-@pytest.mark.parametrize("model", ["streamed", "streamed_async"])
-def test_responses_of_a_called_model_come_one_by_one(client: backline.client.Client, model: str) -> None:
-    assert [int(part["output"][0]) for part in client[model].stream([100])] == list(range(0, 1000, 10))
-
-
-def test_a_called_model_waits_while_its_responses_are_not_taken(client: backline.client.Client) -> None:
-    assert client["held"]([1_000_000])["output"][0] < 100
-
-
-def test_a_stream_that_is_closed_ends_the_called_model(client: backline.client.Client) -> None:
-    assert client["first"]([1_000_000])["output"][0] == 0
-    assert client["first"]([1_000_000])["output"][0] == 0
-
-
-def test_errors_of_a_called_model_have_their_class(client: backline.client.Client) -> None:
-    def caught(model: str, how: str) -> str:
-        return client["catching"](text(model), text(how))["output"][0].decode()
-
-    assert caught("failing", "invalid") == "InvalidArgument: how is no way"
-    assert caught("failing", "x") == "Internal: model 'failing' version 1 failed: ValueError: too loud (model.py, line 7, in failing)"
-    assert caught("nobody", "x") == "NotFound: Request for unknown model: 'nobody' is not found"
-    assert caught("counting", "x").startswith("InvalidArgument")
-
-
-@pytest.mark.parametrize(
-    ("model", "how", "kind", "told"),
-    [
-        ("failing", "invalid", InvalidArgument, "how is no way"),
-        ("failing", "x", Internal, "model 'calling' version 1 failed: model 'failing' version 1 failed: ValueError: too loud"),
-        ("nobody", "x", NotFound, "'nobody' is not found"),
-    ],
-)
-def test_an_error_that_is_not_caught_is_the_answer(
-    client: backline.client.Client, model: str, how: str, kind: type[Exception], told: str
-) -> None:
-    with pytest.raises(kind, match=told):
-        client["calling"](text(model), text(how))
-
-
-@pytest.mark.parametrize("model", ["self", "self_async", "ping"])
-def test_a_circle_of_calls_is_an_error_and_no_wait(client: backline.client.Client, model: str) -> None:
-    with pytest.raises(Internal, match=f"a circle of calls, which would wait for itself: '{model}' version 1 -> .*'{model}' version 1"):
-        client[model](text("x"), timeout=5)
-
-
-def test_a_model_loads_and_unloads_others(client: backline.client.Client) -> None:
-    def change(what: str, name: str) -> str:
-        return client["changing"](text(what), text(name))["output"][0].decode()
-
-    assert change("unload", "after") == "False"
-    assert change("load", "after") == "True"
-    assert change("load", "nobody").startswith("NotFound: failed to load 'nobody'")
-    assert change("bring", "brought") == "True"
-    assert client["brought"](text("n"))["output"][0] == b"nn"
-    assert "model 'changing' version 1" in {change.who for change in client.history("after")}
+    put(folder / "around" / "config.pbtxt", AROUND)
+    (folder / "around" / "1").mkdir(parents=True)
+    put(folder / "serial" / "config.pbtxt", SERIAL_CONFIG)
+    put(folder / "versions" / "1" / "model.py", VERSION_1)
+    put(folder / "versions" / "2" / "model.py", VERSION_2)
+    put(folder / "versions" / "config.pbtxt", "version_policy { all {} }")

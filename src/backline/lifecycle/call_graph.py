@@ -1,0 +1,63 @@
+"""Which models wait for which, by the calls that are under way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+#: A model's name and version.
+Node: TypeAlias = tuple[str, str]
+#: Who waits, and for whom.
+Wait: TypeAlias = tuple[Node, Node]
+
+
+class CallGraph:
+    """Kept without circles: then some model waits for no other, and all come to their end, however few instances they have."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Node, Counter[Node]] = {}
+
+    def circle(self, waits: Sequence[Wait]) -> list[Node]:
+        """The circle that these would close together with those that are there, its first model once more at its end; empty for none."""
+        new: dict[Node, list[Node]] = {}
+        for waiting, awaited in waits:
+            new.setdefault(waiting, []).append(awaited)
+        for waiting, awaited in waits:
+            way = self._way(awaited, waiting, new)
+            if way:
+                return [waiting, *way]
+        return []
+
+    def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
+        """The models from one to another, both included; empty where there is no way."""
+        before: dict[Node, Node | None] = {start: None}
+        reached = [start]
+        for node in reached:
+            if node == end:
+                way: list[Node] = []
+                step: Node | None = node
+                while step is not None:
+                    way.append(step)
+                    step = before[step]
+                return way[::-1]
+            for further in (*self._waits.get(node, ()), *new.get(node, ())):
+                if further not in before:
+                    before[further] = node
+                    reached.append(further)
+        return []
+
+    def add(self, waits: Iterable[Wait]) -> None:
+        """These wait from now on; the same may wait several times."""
+        for waiting, awaited in waits:
+            self._waits.setdefault(waiting, Counter())[awaited] += 1
+
+    def remove(self, waits: Iterable[Wait]) -> None:
+        """These wait once less."""
+        for waiting, awaited in waits:
+            counts = self._waits[waiting]
+            counts[awaited] -= 1
+            if not counts[awaited]:
+                del counts[awaited]
+                if not counts:
+                    del self._waits[waiting]

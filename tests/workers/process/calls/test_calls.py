@@ -1,0 +1,91 @@
+"""Python models that call others: answers, streams, errors, circles, and changes of the models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backline.client import Client
+from backline.engine.errors import Internal, InvalidArgument, NotFound
+from workers.process.calls.running import text
+
+
+@pytest.mark.parametrize("columns", [4, 100_000], ids=["in frames", "in shared memory"])
+@pytest.mark.parametrize(("model", "times"), [("fourfold", 4), ("join", 6), ("threads", 16)])
+def test_a_model_calls_others_by_functions_coroutines_and_threads(client: Client, model: str, times: int, columns: int) -> None:
+    x = np.random.default_rng(0).random((2, columns)).astype(np.float32)
+    for _ in range(3):
+        np.testing.assert_allclose(client[model](x)["output"], x * times, rtol=1e-6)
+
+
+def test_a_model_of_batches_calls_others_with_its_batch(client: Client) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(client["batched"](x)["output"], x * 2 + 1)
+
+
+@pytest.mark.parametrize("model", ["streamed", "streamed_async"])
+def test_responses_of_a_called_model_come_one_by_one(client: Client, model: str) -> None:
+    assert [int(part["output"][0]) for part in client[model].stream([100])] == list(range(0, 1000, 10))
+
+
+def test_a_called_model_waits_while_its_responses_are_not_taken(client: Client) -> None:
+    assert client["held"]([1_000_000])["output"][0] < 100
+
+
+def test_a_stream_that_is_closed_ends_the_called_model(client: Client) -> None:
+    assert client["first"]([1_000_000])["output"][0] == 0
+    assert client["first"]([1_000_000])["output"][0] == 0
+
+
+def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
+    def caught(model: str, how: str) -> str:
+        return client["catching"](text(model), text(how))["output"][0].decode()
+
+    assert caught("failing", "invalid") == "InvalidArgument: how is no way"
+    assert caught("failing", "x") == "Internal: model 'failing' version 1 failed: ValueError: too loud (model.py, line 7, in failing)"
+    assert caught("nobody", "x") == "NotFound: Request for unknown model: 'nobody' is not found"
+    assert caught("counting", "x").startswith("InvalidArgument")
+
+
+@pytest.mark.parametrize(
+    ("model", "how", "kind", "told"),
+    [
+        ("failing", "invalid", InvalidArgument, "how is no way"),
+        ("failing", "x", Internal, "model 'calling' version 1 failed: model 'failing' version 1 failed: ValueError: too loud"),
+        ("nobody", "x", NotFound, "'nobody' is not found"),
+    ],
+)
+def test_an_error_that_is_not_caught_is_the_answer(client: Client, model: str, how: str, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=told):
+        client["calling"](text(model), text(how))
+
+
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        ("self", "'self' version 1 -> 'self' version 1"),
+        ("self_async", "'self_async' version 1 -> 'self_async' version 1"),
+        ("ping", "'pong' version 1 -> 'ping' version 1 -> 'pong' version 1"),
+        ("in_ensemble", "'in_ensemble' version 1 -> 'around' version 1 -> 'in_ensemble' version 1"),
+        ("around", "'in_ensemble' version 1 -> 'around' version 1 -> 'in_ensemble' version 1"),
+    ],
+)
+def test_a_circle_of_calls_is_an_error_and_no_wait(client: Client, model: str, way: str) -> None:
+    with pytest.raises(Internal, match=f"a circle of calls, which would wait for itself: {way}"):
+        client[model](text("x"), timeout=5)
+
+
+def test_another_version_of_a_model_is_another_model(client: Client) -> None:
+    assert client["versions"](text("x"), version=2)["output"][0] == b"two of one of x"
+
+
+def test_a_model_loads_and_unloads_others(client: Client) -> None:
+    def change(what: str, name: str) -> str:
+        return client["changing"](text(what), text(name))["output"][0].decode()
+
+    assert change("unload", "after") == "False"
+    assert change("load", "after") == "True"
+    assert change("load", "nobody").startswith("NotFound: failed to load 'nobody'")
+    assert change("bring", "brought") == "True"
+    assert client["brought"](text("n"))["output"][0] == b"nn"
+    assert "model 'changing' version 1" in {change.who for change in client.history("after")}

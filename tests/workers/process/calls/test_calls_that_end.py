@@ -1,0 +1,160 @@
+"""Calls that nobody waits for any more, and calls whose models come to an end."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from backline.client import Client
+from backline.engine.errors import Unavailable
+from support.server import ServerProcess
+from workers.process.calls.running import Gate, executions, until, waiting
+
+
+@pytest.mark.parametrize("model", ["steps", "steps_async"])
+def test_cancelling_a_request_cancels_its_call_and_stops_the_steps_that_remain(
+    client: Client, stock: triton.InferenceServerClient, repository: Path, model: str
+) -> None:
+    gate = Gate(repository, f"cancel-{model}")
+    before = executions(client, "after")
+    answers: queue.Queue[Any] = queue.Queue()
+
+    call = stock.async_infer(model, [gate.input], lambda result, error: answers.put(error))
+    gate.wait()
+    call.cancel()
+
+    gate.wait("cancelled")
+    gate.open()
+    assert client[model]([gate.name.encode()])["output"][0] == gate.name.encode()  # the witness
+    assert executions(client, "after") == before + 1
+    assert "CANCELLED" in str(answers.get(timeout=10))
+
+
+@pytest.mark.parametrize("model", ["steps", "steps_async"])
+def test_the_deadline_of_a_request_is_that_of_its_calls(
+    client: Client, stock: triton.InferenceServerClient, repository: Path, model: str
+) -> None:
+    gate = Gate(repository, f"deadline-{model}")
+    before = executions(client, "after")
+
+    with pytest.raises(InferenceServerException, match=r"(?i)deadline"):
+        stock.infer(model, [gate.input], client_timeout=0.5)
+
+    gate.wait("cancelled")
+    gate.open()
+    client[model]([gate.name.encode()])
+    assert executions(client, "after") == before + 1
+
+
+def test_a_client_that_leaves_a_stream_ends_the_call_that_its_model_waits_for(
+    stock: triton.InferenceServerClient, repository: Path
+) -> None:
+    gate = Gate(repository, "stream")
+    answers: queue.Queue[Any] = queue.Queue()
+
+    stock.start_stream(lambda result, error: answers.put(result or error))
+    stock.async_stream_infer("watching", [gate.input])
+    assert answers.get(timeout=10).as_numpy("output")[0] == b"begun"
+    gate.wait()
+    stock.stop_stream(cancel_requests=True)
+
+    gate.wait("cancelled")
+    told = repository / "watching" / "1" / "told-stream"
+    until(told.exists)
+    until(lambda: told.read_text() == "Cancelled")
+
+
+def test_a_call_that_waits_in_a_queue_is_never_run_when_the_client_is_gone(
+    server: ServerProcess, client: Client, stock: triton.InferenceServerClient, repository: Path
+) -> None:
+    first, second = Gate(repository, "1", "serial"), Gate(repository, "2", "serial")
+    second.open()
+    order = repository / "serial" / "1" / "order"
+    with ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(client["serial"], [[b"1"]])
+        until(lambda: order.exists() and order.read_text() == "1")
+
+        call = stock.async_infer("urgent", [second.input], lambda result, error: None)
+        until(lambda: waiting(server, "serial") == 1)
+        call.cancel()
+        until(lambda: waiting(server, "serial") == 0)
+        first.open()
+        busy.result()
+
+    assert client["urgent"]([b"2"])["output"][0] == b"2"
+    assert order.read_text() == "12"
+
+
+def test_the_priority_of_a_request_is_that_of_its_calls(server: ServerProcess, client: Client, repository: Path) -> None:
+    gates = {name: Gate(repository, name, "serial") for name in "abc"}
+    gates["b"].open()
+    gates["c"].open()
+    order = repository / "serial" / "1" / "order"
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(client["serial"], [[b"a"]])]
+        until(lambda: order.read_text().endswith("a"))
+        asked.append(threads.submit(client["serial"], [[b"b"]]))
+        until(lambda: waiting(server, "serial") == 1)
+        asked.append(threads.submit(client["urgent"], [b"c"], parameters={"priority": 1}))
+        until(lambda: waiting(server, "serial") == 2)
+        gates["a"].open()
+        for one in asked:
+            one.result()
+
+    assert order.read_text().endswith("acb")
+
+
+def test_a_call_may_have_a_shorter_limit_of_its_own(client: Client, repository: Path) -> None:
+    told = client["limited"]([b"limited"])["output"][0].decode()
+
+    assert told.startswith("DeadlineExceeded: model 'gated' gave no answer in the ")
+    Gate(repository, "limited").wait("cancelled")
+
+
+def test_calls_that_a_request_leaves_under_way_end_with_it(client: Client, repository: Path) -> None:
+    assert client["left"]([b"left"])["output"][0] == b"answered"
+
+    Gate(repository, "left").wait("cancelled")
+
+
+# what happens meanwhile
+
+
+def test_a_worker_that_is_killed_takes_its_calls_along_and_its_request_is_run_again(client: Client, repository: Path) -> None:
+    gate = Gate(repository, "kill")
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(client["steps"], [b"kill"])
+        gate.wait()
+        gate.forget()
+
+        os.kill(int((repository / "steps" / "1" / "pid").read_text()), signal.SIGKILL)
+
+        gate.wait("cancelled")
+        gate.wait()
+        gate.open()
+        assert asked.result(timeout=20)["output"][0] == b"kill"
+
+
+def test_a_called_model_that_is_unloaded_meanwhile_answers_what_it_has(client: Client, repository: Path) -> None:
+    gate = Gate(repository, "unload")
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(client["steps"], [b"unload"])
+        gate.wait()
+
+        client.unload("gated")
+        client.unload("after")
+        gate.open()
+
+        with pytest.raises(Unavailable, match="'after' version 1 is not at ready state"):
+            asked.result(timeout=20)
+    client.load("gated")
+    client.load("after")
+    assert client["steps"]([b"unload"])["output"][0] == b"unload"
