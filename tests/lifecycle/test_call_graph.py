@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from graphlib import CycleError, TopologicalSorter
 
 from hypothesis import given
@@ -37,7 +38,7 @@ def test_a_circle_is_found_exactly_when_there_would_be_one(turns: list[tuple[lis
         assert bool(circle) == is_circular([*there, *waits])
         if circle:
             assert circle[0] == circle[-1]
-            assert set(zip(circle, circle[1:], strict=False)) <= {*there, *waits}
+            assert set(itertools.pairwise(circle)) <= {*there, *waits}
         else:
             graph.add(waits)
             under_way.append(waits)
