@@ -217,3 +217,20 @@ def test_with_a_reach_nothing_is_lost_and_each_key_keeps_its_order(
 
 def _size(one: InferRequest) -> int:
     return one.batch_size
+
+
+def test_while_the_first_wait_for_company_those_of_another_key_run() -> None:
+    queue = queued(request(key="a"), request(key="b"), request(key="b"))
+    policy = BatchPolicy(2, delay_ns=SECOND, reach=8)
+
+    formed = form_batch(queue, policy, 0)
+    waiting = form_batch(queue, policy, 0)
+
+    assert [one.batch_key for one in formed.requests] == ["b", "b"]
+    assert (waiting.requests, waiting.wait_until, waiting.lacking, waiting.key) == ([], SECOND, 1, "a")
+
+
+def test_with_a_reach_a_request_of_any_key_may_end_the_wait() -> None:
+    waiting = form_batch(queued(request(key="a"), request(key="b", arrived=0.5)), BatchPolicy(8, delay_ns=SECOND, reach=8), SECOND // 2)
+
+    assert (waiting.requests, waiting.wait_until, waiting.lacking) == ([], SECOND, 1)

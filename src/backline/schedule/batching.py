@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from backline.engine.messages import InferRequest
@@ -54,6 +55,24 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     now = now_ns / 1e9
     if policy.takes_all:
         return Formed(*queue.take(policy.max_items, now))
+    seen: list[InferRequest] = []
+    formed = _choose(_draw(queue, now, seen), policy, now_ns)
+    if formed.wait_until and policy.reach:
+        formed = _choose_another(formed, seen, policy, now_ns)
+    if len(formed.requests) < len(seen):
+        taken = set(map(id, formed.requests))
+        queue.put_back([request for request in seen if id(request) not in taken], now)
+    return formed
+
+
+def _draw(queue: Queue, now: float, seen: list[InferRequest]) -> Iterator[InferRequest]:
+    while (request := queue.next(now)) is not None:
+        seen.append(request)
+        yield request
+
+
+def _choose(waiting: Iterable[InferRequest], policy: BatchPolicy, now_ns: int) -> Formed:
+    """What is to run of those that wait, in their order; no more of them are looked at than matter."""
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
     requests: list[InferRequest] = []
@@ -63,19 +82,18 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     complete = False
     oldest = now_ns
     passed = 0
-    seen: list[InferRequest] = []
-    while (request := queue.next(now)) is not None:
-        seen.append(request)
+    for request in waiting:
         size = request.batch_size
         if requests:
-            other = request.batch_key != requests[0].batch_key
-            if other and passed < policy.reach and request.priority == requests[0].priority:
+            first = requests[0]
+            other = request.batch_key != first.batch_key
+            if other and passed < policy.reach and request.priority == first.priority:
                 passed += 1
                 continue
             if not best and items + size > largest:
                 best, best_items = len(requests), items
             # Who is passed over may not be passed over for the sake of a lower level.
-            if items + size > policy.max_items or other or (passed and request.priority != requests[0].priority):
+            if items + size > policy.max_items or other or (passed and request.priority != first.priority):
                 complete = True
                 break
         requests.append(request)
@@ -89,19 +107,20 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
         return Formed(requests)
     delay_over = policy.delay_ns > 0 and now_ns - oldest >= policy.delay_ns
     if best and not delay_over:
-        _put_back(queue, seen, requests[:best], now)
         return Formed(requests[:best], best_items)
-    if complete or passed or delay_over or not policy.delay_ns or items >= largest:
-        _put_back(queue, seen, requests, now)
+    if complete or delay_over or not policy.delay_ns or items >= largest:
         return Formed(requests, items)
-    queue.put_back(requests, now)
     lacking = min(size for size in sizes if size > items) - items
     return Formed([], wait_until=oldest + policy.delay_ns, lacking=lacking, key=requests[0].batch_key)
 
 
-def _put_back(queue: Queue, seen: list[InferRequest], taken: list[InferRequest], now: float) -> None:
-    """Puts those back that were seen and are not taken."""
-    if len(taken) == len(seen):
-        return
-    gone = set(map(id, taken))
-    queue.put_back([request for request in seen if id(request) not in gone], now)
+def _choose_another(formed: Formed, seen: list[InferRequest], policy: BatchPolicy, now_ns: int) -> Formed:
+    """While the first requests wait for company, those of another key may run; a request of any key may change that."""
+    others = seen
+    until = formed.wait_until
+    while others := [request for request in others if request.batch_key != formed.key]:
+        formed = _choose(others, policy, now_ns)
+        if formed.requests:
+            return formed
+        until = min(until, formed.wait_until)
+    return Formed([], wait_until=until, lacking=1 if len(seen) > 1 else formed.lacking, key=formed.key)
