@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import tritonclient.grpc
-import tritonclient.http
 from onnx import TensorProto, helper
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 import backline
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve
+from support.stock_clients import Ask, Counts, counts, over_grpc, over_http
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
 #: A batch runs when it is full: the requests of a test are one, however slowly they come.
@@ -117,55 +114,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-Answer = Mapping[str, np.ndarray]
-Ask = Callable[[str, Sequence[Mapping[str, np.ndarray]]], list[Answer]]
-
-
 @pytest.fixture(params=["http", "grpc"])
 def ask(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Ask]:
-    """Sends requests at once and gives their answers in order."""
-    yield from _over_http(server) if request.param == "http" else _over_grpc(server)
-
-
-def _over_http(server: ServerProcess) -> Iterator[Ask]:
-    def ask(model: str, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Answer]:
-        asked = [client.async_infer(model, _inputs(tritonclient.http, request)) for request in requests]
-        results = [one.get_result() for one in asked]
-        return [{output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]} for result in results]
-
-    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://"), concurrency=16) as client:
-        yield ask
-
-
-def _over_grpc(server: ServerProcess) -> Iterator[Ask]:
-    def infer(model: str, request: Mapping[str, np.ndarray]) -> Answer:
-        result = client.infer(model, _inputs(tritonclient.grpc, request))
-        return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
-
-    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(16) as threads:
-        client.is_server_live()  # the channel is connected
-        yield lambda model, requests: list(threads.map(infer, [model] * len(requests), requests))
-
-
-def _inputs(library: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
-    inputs = []
-    for name, array in arrays.items():
-        inputs.append(library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
-        inputs[-1].set_data_from_numpy(array)
-    return inputs
-
-
-def counts(server: ServerProcess, model: str) -> tuple[int, int, dict[int, int]]:
-    """Requests that succeeded, runs, and runs by batch size."""
-    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://")) as client:
-        (stats,) = client.get_inference_statistics(model)["model_stats"]
-    sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in stats["batch_stats"]}
-    return stats["inference_stats"]["success"]["count"], stats["execution_count"], sizes
-
-
-def since(before: tuple[int, int, dict[int, int]], now: tuple[int, int, dict[int, int]]) -> tuple[int, int, dict[int, int]]:
-    sizes = {size: count - before[2].get(size, 0) for size, count in now[2].items()}
-    return now[0] - before[0], now[1] - before[1], {size: count for size, count in sizes.items() if count}
+    yield from over_http(server) if request.param == "http" else over_grpc(server)
 
 
 def ramps(*lengths: int, rows: int = 1) -> list[dict[str, np.ndarray]]:
@@ -182,7 +133,7 @@ def test_ragged_requests_run_as_one(server: ServerProcess, ask: Ask, model: str)
 
     output = "y" if model == "sums" else "output"
     assert [answer[output].tolist() for answer in answers] == [[[request["x"].sum()]] for request in requests]
-    assert since(before, counts(server, model)) == (4, 1, {4: 1})
+    assert counts(server, model).since(before) == Counts(4, 0, 4, 1, {4: 1})
 
 
 def test_outputs_are_scattered_by_the_shape_of_the_input(server: ServerProcess, ask: Ask) -> None:
@@ -194,7 +145,7 @@ def test_outputs_are_scattered_by_the_shape_of_the_input(server: ServerProcess, 
     for request, answer in zip(requests, answers, strict=True):
         np.testing.assert_array_equal(answer["y"], request["x"] * 2)
         assert answer["s"].tolist() == [[request["x"].shape[1]]] * len(request["x"])
-    assert since(before, counts(server, "twice")) == (4, 1, {6: 1})
+    assert counts(server, "twice").since(before) == Counts(4, 0, 6, 1, {6: 1})
 
 
 def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(server: ServerProcess, ask: Ask) -> None:
@@ -208,7 +159,8 @@ def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(serve
     requests[2]["x"] = -requests[2]["x"]
     with pytest.raises(InferenceServerException, match="negative"):
         ask("twice_py", requests)
-    assert since(before, counts(server, "twice_py"))[0] == 3
+    got = counts(server, "twice_py").since(before)
+    assert (got.succeeded, got.failed) == (3, 1)
 
 
 @pytest.mark.parametrize("model", ["sums", "sums_py"])
@@ -227,7 +179,7 @@ def test_only_requests_with_the_same_optional_inputs_run_together(server: Server
     answers = ask("optional", [{"x": x}, {"x": x}, {"x": x, "bias": x}, {"x": x, "bias": x}])
 
     assert [answer["output"].tolist() for answer in answers] == [[[1, 1]], [[1, 1]], [[2, 2]], [[2, 2]]]
-    requests, runs, sizes = since(before, counts(server, "optional"))
-    assert requests == 4
-    assert runs >= 2
-    assert max(sizes) <= 2
+    got = counts(server, "optional").since(before)
+    assert got.succeeded == 4
+    assert got.runs >= 2
+    assert max(got.sizes) <= 2

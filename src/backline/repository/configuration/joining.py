@@ -55,23 +55,27 @@ def _first(output: str, given: Mapping[str, Any]) -> str:
 def _check(document: Document, name: str, joining: Joining, settings: Mapping[str, Any]) -> None:
     message = document.message
     for setting in (setting for setting, value in settings.items() if value is not False):
-        path = next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
         if message.max_batch_size < 1:
-            raise document.error(f"{setting} is for models that take batches: set max_batch_size for {name}", path)
+            reason = f"{setting} is for models that take batches: set max_batch_size for {name}"
+            raise document.error(reason, _path(document, setting))
         for section in ("sequence_batching", "ensemble_scheduling"):
             if message.HasField(section):
-                raise document.error(f"{setting} cannot be joined with {section} for {name}", path)
+                raise document.error(f"{setting} cannot be joined with {section} for {name}", _path(document, setting))
     sizes = joining.allowed_batch_sizes
     if sizes and sizes[-1] != message.max_batch_size:
-        path = f"parameters[{parameter('allowed_batch_sizes')}]"
-        raise document.error(f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for {name}", path)
+        reason = f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for {name}"
+        raise document.error(reason, _path(document, "allowed_batch_sizes"))
     inputs = [tensor.name for tensor in message.input]
-    for key in joining.padding:
-        if key in joining.ragged:
-            raise document.error(f"input '{key}' cannot be padded and ragged at once for {name}")
     for where, key in (
         *((f"padding.{key}", key) for key in joining.padding),
         *((f"cut.{output}.to", cut.to) for output, cut in joining.cuts.items()),
     ):
         if inputs and key not in inputs:
-            raise document.error(f"{where} names '{key}', which is no input{suggest(key, inputs)}")
+            raise document.error(f"{where} names '{key}', which is no input{suggest(key, inputs)}", _path(document, where))
+        if key in joining.ragged:
+            raise document.error(f"{where} names '{key}', which is ragged for {name}", _path(document, where))
+
+
+def _path(document: Document, setting: str) -> str:
+    """The path of a setting, or of the first of its parameters."""
+    return next((path for path in document.places if path.startswith(f"parameters[{parameter(setting)}")), "")
