@@ -35,6 +35,8 @@ EXTRAS = {
     "redis": "redis",
     "uv": "envs",
 }
+#: Extras that bring what others bring alone.
+SEVERAL = {"torchserve"}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_the_metadata_lead_to_licence_page_and_command(wheel: zipfile.ZipFile) -
 
     assert metadata["License-Expression"] == "Apache-2.0"
     assert str(metadata.get_payload()).startswith("# Backline")
-    assert set(metadata.get_all("Provides-Extra", [])) == set(EXTRAS.values())
+    assert set(metadata.get_all("Provides-Extra", [])) == set(EXTRAS.values()) | SEVERAL
     assert f"{folder}/licenses/LICENSE" in wheel.namelist()
     assert b"backline = backline.cli.main:main" in wheel.read(f"{folder}/entry_points.txt")
 

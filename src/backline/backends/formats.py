@@ -21,6 +21,8 @@ CATBOOST = ModelFormat("catboost", ("model.cbm",), (".cbm",))
 SKLEARN = ModelFormat("sklearn", ("model.skops", "model.joblib", "model.pkl"), (".skops", ".joblib", ".pkl", ".pickle"))
 MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
 PYTHON = ModelFormat("python", ("model.py",))
+TORCHSERVE = ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",))
+TORCHSERVE_FOLDER = ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True)
 #: Without names: the model is the folder of the version, whatever it holds. Never recognised, only configured.
 IDENTITY = ModelFormat("identity", (), folder=True)
 REPEAT = ModelFormat("repeat", (), folder=True)
@@ -29,6 +31,7 @@ SQUARE = ModelFormat("square", (), folder=True)
 #: What is looked for where a configuration names no backend, in order of preference. A folder's format comes before those of the files that
 #: may lie in it.
 FORMATS: tuple[ModelFormat, ...] = (
+    TORCHSERVE_FOLDER,
     MLFLOW,
     SAVED_MODEL,
     ONNX,
@@ -41,6 +44,7 @@ FORMATS: tuple[ModelFormat, ...] = (
     CATBOOST,
     SKLEARN,
     PYTHON,
+    TORCHSERVE,
     IDENTITY,
     REPEAT,
     SQUARE,

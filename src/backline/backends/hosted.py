@@ -20,3 +20,5 @@ class HostedModel:
     adapter: str
     python: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    #: Of a `path` that is an archive: the folder in it ("" for all of it) to be unpacked, which takes its place.
+    packed: str | None = None

@@ -45,6 +45,7 @@ BACKENDS: tuple[Entry, ...] = (
     Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
     Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
     Entry("python", "python", "python", "Python", hosted=True),
+    Entry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
     Entry("identity", "identity", "identity", "Identity"),
     Entry("repeat", "repeat", "repeat", "Repeat"),
     Entry("square", "square", "square", "Square"),
@@ -86,10 +87,15 @@ def _names() -> str:
     return ", ".join(f"'{entry.name}'" for entry in BACKENDS)
 
 
+def _is_in(folder: Path, filename: str) -> bool:
+    """Whether a folder is that of a model by one of its files, whose name may begin with that of the folder."""
+    return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
+
+
 def _format_of(path: Path) -> ModelFormat | None:
     """By the whole name first, then by the suffix: model.json says more than .json."""
     if path.is_dir():
-        return next((f for f in FORMATS if f.folder and any((path / name).is_file() for name in f.filenames)), None)
+        return next((f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None)
     for format in FORMATS:
         if any(name.rpartition("/")[2] == path.name for name in format.filenames):
             return format

@@ -57,6 +57,8 @@ class Loaded:
     #: How requests are joined, where it is not enough to put them one after the other; and what does it, where the model does not.
     joining: Joining | None = None
     joiner: Joiner | None = None
+    #: How long a batch may wait for more, in microseconds, where the configuration does not say.
+    max_queue_delay_us: int = 0
 
 
 def load(
@@ -231,6 +233,7 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         measured=Measured(None, RunTimes({})),
         warnings=pool.warnings,
         joining=joining,
+        max_queue_delay_us=loaded.max_queue_delay_us or 0,
     )
 
 

@@ -16,6 +16,7 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.repository.unpacked import unpacked
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environment, Environments, User
 from backline.workers.environments.uv import OnBytes, Uv
@@ -72,6 +73,8 @@ class WorkerStarter:
                 f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought"
                 " files along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
             )
+        if hosted.packed is not None:
+            hosted = replace(hosted, path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed))
         config = self._config
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
         pool = WorkerPool(self._command(hosted, self._environment(hosted)), options, self._loop, self._calls)

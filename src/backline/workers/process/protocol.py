@@ -118,6 +118,7 @@ class Loaded(msgspec.Struct, array_like=True):
     execution_timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     joins: bool = False
+    max_queue_delay_us: int | None = None
 
 
 class Failed(msgspec.Struct, array_like=True):

@@ -1,0 +1,72 @@
+"""Model archives of TorchServe (`.mar`): their handlers run in worker processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from backline.backends.hosted import HostedModel
+from backline.backends.mar_file import MANIFEST, MarFile
+from backline.backends.model_file import read_start
+from backline.backends.runtime import import_runtime, one_line
+from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
+
+#: What makes the model in the worker, and the variable by which that gets what model-config.yaml says.
+ADAPTER = "backline.workers.process.torchserve_model:load"
+SETTINGS_VARIABLE = "BACKLINE_TORCHSERVE_SETTINGS"
+
+
+class TorchServe:
+    """The backend for model archives: zip files, gzipped tar files, and folders with MAR-INF/MANIFEST.json."""
+
+    name: ClassVar[str] = "torchserve"
+    platform: ClassVar[str] = "torchserve"
+
+    def load(self, path: Path, config: ModelConfig) -> HostedModel:
+        """Reads manifest and settings; nothing of the archive is executed here.
+
+        Raises InvalidArgument for what is no archive, or names files that it does not hold.
+        """
+        if path.is_dir():
+            path = path.parent if path.name == "MAR-INF" else path
+        else:
+            read_start(path)
+        with MarFile.opened(path) as archive:
+            model = _model_of(archive)
+            settings = _settings(archive, model.get("configFile"))
+            packed = None if path.is_dir() else archive.root
+        return HostedModel(path, ADAPTER, environment={SETTINGS_VARIABLE: json.dumps(settings)}, packed=packed)
+
+
+def _model_of(archive: MarFile) -> Mapping[str, Any]:
+    """The manifest's description of the model. Raises InvalidArgument."""
+    try:
+        manifest = json.loads(archive.read(MANIFEST))
+    except ValueError as error:
+        raise InvalidArgument(f"'{archive.path}': {MANIFEST} is no JSON: {error}") from None
+    model = manifest.get("model") if isinstance(manifest, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("handler"), str) or not model["handler"]:
+        raise InvalidArgument(f"'{archive.path}': {MANIFEST} names no handler; expected {{'model': {{'handler': ...}}}}")
+    for key in ("serializedFile", "modelFile", "configFile"):
+        name = model.get(key)
+        if name is not None and not (isinstance(name, str) and archive.holds(name)):
+            raise InvalidArgument(f"'{archive.path}': its {key} '{name}' is not in the archive; pack it again with torch-model-archiver")
+    return model
+
+
+def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
+    """What model-config.yaml says. Raises InvalidArgument."""
+    if name is None:
+        return {}
+    yaml = import_runtime("yaml", what="The settings of model archives need PyYAML", extra="torchserve")
+    try:
+        settings = yaml.safe_load(archive.read(name))
+        json.dumps(settings)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise InvalidArgument(f"'{archive.path}': {name} cannot be read: {one_line(error)}") from None
+    if settings is not None and not isinstance(settings, dict):
+        raise InvalidArgument(f"'{archive.path}': {name} must hold keys and values")
+    return settings or {}

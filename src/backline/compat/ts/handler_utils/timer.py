@@ -1,0 +1,24 @@
+"""The time of a handler's steps, where its archive asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def timed(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of a handler whose time is the metric `ts_handler_<step>`, with `handler: {profile: true}` in model-config.yaml."""
+
+    @wraps(step)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        settings = self.context.model_yaml_config.get("handler") if self.context else None
+        if not (isinstance(settings, dict) and settings.get("profile")):
+            return step(self, *args, **kwargs)
+        began = time.perf_counter()
+        result = step(self, *args, **kwargs)
+        self.context.metrics.add_time(f"ts_handler_{step.__name__}", (time.perf_counter() - began) * 1000)
+        return result
+
+    return run

@@ -1,0 +1,11 @@
+"""Kinds of metrics."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class MetricTypes(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"

@@ -1,0 +1,24 @@
+"""Classes of the pixels of images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torchvision import transforms
+
+from backline.compat.ts.handler_utils.timer import timed
+
+from .image_classifier import NORMALIZE
+from .vision_handler import VisionHandler
+
+
+class ImageSegmenter(VisionHandler):
+    """For each image [height, width, 2]: the best class of each pixel, and its probability."""
+
+    image_processing = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE])
+
+    @timed
+    def postprocess(self, data: Any) -> Any:
+        best = torch.max(torch.softmax(data["out"], dim=1), dim=1)
+        return torch.stack([best.indices.to(best.values.dtype), best.values], dim=3).tolist()

@@ -1,0 +1,44 @@
+"""Objects in images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchvision import transforms
+
+from backline.compat.ts.handler_utils.timer import timed
+from backline.compat.ts.utils.util import map_class_to_label
+
+from .vision_handler import VisionHandler
+
+
+class ObjectDetector(VisionHandler):
+    """For each image a list of {name: box, "score": score}, of the objects whose score is at least `threshold`."""
+
+    threshold = 0.5
+    image_processing = transforms.Compose([transforms.ToTensor()])
+
+    @timed
+    def preprocess(self, data: Any) -> Any:
+        """A list: detectors take images of different sizes."""
+        return [self._tensor(row.get("data") or row.get("body")).to(self.device) for row in data]
+
+    @timed
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            found = self.model(data, *args, **kwargs)
+        return found[1] if isinstance(found, tuple) else found  # in TorchScript: losses, detections
+
+    @timed
+    def postprocess(self, data: Any) -> Any:
+        return [self._objects(row) for row in data]
+
+    def _objects(self, row: Any) -> list[dict[str, Any]]:
+        kept = row["scores"] >= self.threshold
+        boxes, classes, scores = (row[key][kept].tolist() for key in ("boxes", "labels", "scores"))
+        return [
+            {**map_class_to_label([[box]], self.mapping, [[number]])[0], "score": score}
+            for box, number, score in zip(boxes, classes, scores, strict=True)
+        ]

@@ -1,0 +1,37 @@
+"""`{"instances": [...]}` in, `{"predictions": [...]}` out, as TensorFlow Serving's REST API has it."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from typing import Any
+
+from .base import BaseEnvelope, json_of
+
+
+class JSONEnvelope(BaseEnvelope):
+    """The instances of all requests are one batch. `{"b64": "..."}` stands for bytes."""
+
+    _lengths: list[int]
+
+    def parse_input(self, data: Any) -> Any:
+        batches = [[_decoded(instance) for instance in json_of(row)["instances"]] for row in data]
+        self._lengths = list(map(len, batches))
+        return [instance for batch in batches for instance in batch]
+
+    def format_output(self, data: Any) -> Any:
+        answers, start = [], 0
+        for length in self._lengths:
+            answers.append(json.dumps({"predictions": data[start : start + length]}))
+            start += length
+        return answers
+
+
+def _decoded(instance: Any) -> Any:
+    if not isinstance(instance, dict):
+        return instance
+    if list(instance) == ["b64"]:
+        return b64decode(instance["b64"])
+    return {
+        key: b64decode(value["b64"]) if isinstance(value, dict) and list(value) == ["b64"] else value for key, value in instance.items()
+    }

@@ -1,0 +1,37 @@
+"""Classes of texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from backline.compat.ts.handler_utils.timer import timed
+from backline.compat.ts.utils.util import map_class_to_label
+
+from .text_handler import TextHandler
+
+
+class TextClassifier(TextHandler):
+    """The probabilities of all classes by name. The model takes numbers of words and of pairs of words, and offsets; one text at a time."""
+
+    ngrams = 2
+
+    @timed
+    def preprocess(self, data: Any) -> Any:
+        """The numbers of the words of the first row, and the words. Raises KeyError for a word without a number."""
+        text = data[0].get("data") or data[0].get("body")
+        if isinstance(text, (bytes, bytearray)):
+            text = text.decode("utf-8")
+        text = self._expand_contractions(self._remove_html_tags(text).lower())
+        words = self._tokenize(self._remove_punctuation(self._remove_accented_characters(text)))
+        pairs = [" ".join(words[start : start + size]) for size in range(1, self.ngrams + 1) for start in range(len(words) - size + 1)]
+        return torch.as_tensor([self.source_vocab[word] for word in pairs], device=self.device), words
+
+    @timed
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().inference(data[0], torch.as_tensor([0], device=self.device))
+
+    @timed
+    def postprocess(self, data: Any) -> Any:
+        return map_class_to_label(torch.softmax(data, dim=-1).tolist(), self.mapping)

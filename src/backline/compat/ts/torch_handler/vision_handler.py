@@ -1,0 +1,33 @@
+"""The base of handlers of images."""
+
+from __future__ import annotations
+
+import abc
+import base64
+import io
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+
+from backline.compat.ts.handler_utils.timer import timed
+
+from .base_handler import BaseHandler
+
+
+class VisionHandler(BaseHandler, abc.ABC):
+    """A row is an image file, the same in base64, or nested lists of numbers. `image_processing` makes a tensor of an image."""
+
+    image_processing: ClassVar[Callable[[Any], Any]]
+
+    @timed
+    def preprocess(self, data: Any) -> Any:
+        return torch.stack([self._tensor(row.get("data") or row.get("body")) for row in data]).to(self.device)
+
+    def _tensor(self, image: Any) -> Any:
+        if isinstance(image, str):
+            image = base64.b64decode(image)
+        if isinstance(image, (bytes, bytearray)):
+            return type(self).image_processing(Image.open(io.BytesIO(image)).convert("RGB"))
+        return torch.tensor(image, dtype=torch.float32)

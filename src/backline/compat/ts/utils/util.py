@@ -1,0 +1,59 @@
+"""Names of classes, and classes of modules."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class PredictionException(Exception):
+    """What a handler raises to answer all requests of its batch with a message and an HTTP status."""
+
+    def __init__(self, message: str, error_code: int = 500) -> None:
+        super().__init__(message)
+        self.message = message
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        return f"{self.message} : {self.error_code}"
+
+
+def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
+    """The classes that a module defines, all or those below another."""
+    own = [found for _, found in inspect.getmembers(module, inspect.isclass) if found.__module__ == module.__name__]
+    return own if parent_class is None else [found for found in own if issubclass(found, parent_class)]
+
+
+def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
+    """The names of classes by their number as text, from an index_to_name.json; None without the file.
+
+    A name is a text or the last one of a list; older files are {"object_type_names": [...]}. Raises ValueError for others.
+    """
+    path = Path(mapping_file_path)
+    if not path.is_file():
+        return None
+    mapping = json.loads(path.read_text("utf-8"))
+    if isinstance(mapping, dict) and isinstance(mapping.get("object_type_names"), list):
+        mapping = dict(enumerate(mapping["object_type_names"]))
+    if not isinstance(mapping, dict):
+        raise ValueError(f"{path.name} must be an object of numbers of classes and their names")
+    names = {str(number): name[-1] if isinstance(name, list) and name else name for number, name in mapping.items()}
+    wrong = next((number for number, name in names.items() if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{path.name}: the name of class {wrong} must be a text, or a list of texts")
+    return names
+
+
+def map_class_to_label(
+    probs: Sequence[Sequence[Any]], mapping: dict[str, str] | None = None, lbl_classes: Sequence[Sequence[int]] | None = None
+) -> list[dict[str, Any]]:
+    """For each row the values by the names of their classes; `lbl_classes` are the classes, counted from 0 without it."""
+    rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
+    return [
+        {(str(number) if mapping is None else mapping[str(number)]): value for number, value in zip(numbers, values, strict=False)}
+        for numbers, values in zip(rows, probs, strict=False)
+    ]

@@ -1,0 +1,98 @@
+"""Models that come as one archive, unpacked once for all who run them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+from backline.engine.errors import InvalidArgument, Unavailable
+from backline.repository.unpack import Limits, members
+
+#: Seconds after its last use by a load for which an unpacked archive is kept.
+_KEPT = 24 * 3600.0
+_PIECE = 1 << 20
+
+
+def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None = None) -> Path:
+    """The folder with what an archive (zip, gzipped tar) holds, or the folder `root` in it; below `cache`, the same for the same file.
+
+    What was not used for a day, and is not held by `hold`, goes. Raises InvalidArgument for an archive that is not to be unpacked, see
+    `unpack.members`, and Unavailable where there is no place for it.
+    """
+    status = archive.stat()
+    identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"
+    folder = cache / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not folder.is_dir():
+            _prune(cache)
+            _unpack(archive, folder, root, limits or Limits())
+        os.utime(folder)
+    except OSError as error:
+        raise Unavailable(f"'{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
+    return folder
+
+
+def hold(folder: Path) -> int:
+    """Keeps an unpacked archive from going as long as this process, or what it gives the descriptor to, lives."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    _lock(descriptor, shared=True)
+    return descriptor
+
+
+def _unpack(archive: Path, folder: Path, root: str, limits: Limits) -> None:
+    """All or nothing, also for somebody who does the same."""
+    kind = "zip" if zipfile.is_zipfile(archive) else "gz"
+    place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
+    try:
+        for member in members(archive, kind, str(archive), limits):
+            if not member.path.startswith(root):
+                continue
+            file = place / member.path.removeprefix(root)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            written = 0
+            with file.open("xb") as target:
+                while piece := member.content.read(_PIECE):
+                    written += len(piece)
+                    if written > member.size:
+                        raise InvalidArgument(f"archive '{archive}' is damaged: '{member.path}' is larger than it says")
+                    target.write(piece)
+        with contextlib.suppress(FileExistsError):
+            place.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another one was faster
+            raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _prune(cache: Path) -> None:
+    for folder in cache.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - folder.stat().st_mtime < _KEPT:
+                continue
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                if _lock(descriptor, shared=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, *, shared: bool) -> bool:
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,243 @@
+"""Model archives of TorchServe in a worker process: a handler gets rows of requests, and gives an answer for each."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backline import compat
+from backline.compat.ts import __version__ as compatible_version
+from backline.compat.ts.context import Context, RequestProcessor
+from backline.compat.ts.metrics.metrics_store import MetricsStore
+from backline.compat.ts.utils.util import list_classes_from_module
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable, Unsupported
+from backline.engine.tensor import Tensor
+from backline.repository.unpacked import hold
+from backline.workers.process.caller import Caller
+from backline.workers.process.protocol import Load, Loaded, Spec
+from backline.workers.process.requests import RequestBatch, WorkerRequest
+from backline.workers.process.torchserve_settings import Settings
+from backline.workers.process.worker_model import WorkerModel
+
+INPUT, OUTPUT = "data", "output"
+_BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")
+_ENVELOPES = ("body", "json", "kserve", "kservev2")
+#: Those that understand one request at a time.
+_ALONE = ("kserve", "kservev2")
+_ERRORS: Mapping[int, type[BacklineError]] = {404: NotFound, 413: PayloadTooLarge, 501: Unsupported, 503: Unavailable}
+
+Handle = Callable[[list[dict[str, Any]], Context], Any]
+
+
+def load(message: Load, _: Caller) -> WorkerModel:
+    """Imports and initialises the handler of an unpacked archive. Raises what that raises, InvalidArgument for what is no handler."""
+    folder = Path(message.path)
+    if sys.platform != "win32":
+        hold(folder)
+    sys.path.insert(0, str(folder))
+    if find_spec("ts") is None:  # TorchServe itself is not there
+        sys.path.append(str(Path(compat.__file__).parent))
+    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))
+    settings = Settings(json.loads(os.environ["BACKLINE_TORCHSERVE_SETTINGS"]))
+    batch = settings.batch_size if message.max_batch_size is None else message.max_batch_size
+    context = Context(
+        message.name,
+        str(folder),
+        manifest,
+        max(batch, 1),
+        None,
+        compatible_version,
+        metrics=MetricsStore(None, message.name),
+        model_yaml_config=settings.document,
+    )
+    return TorchServeModel(_handler(manifest["model"]["handler"], folder, context), context, message, settings, batch)
+
+
+def _handler(name: str, folder: Path, context: Context) -> Handle:
+    """The function that handles batches, initialised: of a module's function, or of its only class."""
+    module_name, _, function = name.partition(":")
+    module_name = module_name.rpartition("/")[2].removesuffix(".py")
+    if (folder / f"{module_name}.py").is_file() or (folder / module_name).is_dir():
+        module = importlib.import_module(module_name)
+    else:
+        module = _built_in(module_name)
+    entry = getattr(module, function or "handle", None)
+    if callable(entry):
+        entry(None, context)
+        return entry  # type: ignore[no-any-return]
+    classes = [found for found in list_classes_from_module(module) if callable(getattr(found, "handle", None))]
+    if len(classes) != 1:
+        found = ", ".join(one.__name__ for one in classes) or "none"
+        raise InvalidArgument(
+            f"handler '{name}': expected a function handle(data, context), or one class with a method of that name; found {found}"
+        )
+    instance = classes[0]()
+    if callable(getattr(instance, "initialize", None)):
+        instance.initialize(context)
+    return instance.handle  # type: ignore[no-any-return]
+
+
+def _built_in(name: str) -> Any:
+    if name not in _BUILT_IN:
+        raise InvalidArgument(f"the archive does not hold its handler '{name}.py', and no built-in is called so: {', '.join(_BUILT_IN)}")
+    try:
+        return importlib.import_module(f"ts.torch_handler.{name}")
+    except ModuleNotFoundError as error:
+        raise InvalidArgument(f"the built-in handler '{name}' needs the package '{error.name}', which is not installed") from None
+
+
+class TorchServeModel:
+    """A handler, and the tensors that are its rows and answers."""
+
+    def __init__(self, handle: Handle, context: Context, message: Load, settings: Settings, batch: int) -> None:
+        envelope = message.parameters.get("service_envelope", "")
+        if envelope:
+            handle = _in_envelope(envelope, handle)
+        self._handle = handle
+        self._context = context
+        self._together = batch > 0 and envelope not in _ALONE
+        inputs = message.inputs or [Spec(INPUT, DataType.BYTES.name, [1])]
+        outputs = message.outputs or [Spec(OUTPUT, DataType.BYTES.name, [1])]
+        if len(outputs) != 1 or outputs[0].datatype != DataType.BYTES.name:
+            raise InvalidArgument("the configuration of a model archive may name one output, of TYPE_STRING: what the handler gives")
+        self._output = outputs[0].name
+        self._batched = batch > 0
+        self.loaded = Loaded(
+            inputs,
+            outputs,
+            batch,
+            platform="torchserve",
+            warnings=settings.warnings,
+            instances=settings.workers,
+            execution_timeout_seconds=settings.response_timeout,
+            max_queue_delay_us=settings.max_queue_delay_us,
+        )
+
+    def execute(self, batch: RequestBatch) -> None:
+        """See WorkerModel: all requests at once; if that fails and there are several, one after the other."""
+        if self._together and len(batch.requests) > 1:
+            try:
+                self._answer(batch.requests)
+                return
+            except Exception as error:
+                print(f"a batch of {len(batch.requests)} failed, its requests are tried alone: {error!r}", file=sys.stderr, flush=True)
+        for request in batch.requests:
+            if not request.answered:
+                try:
+                    self._answer([request])
+                except Exception as error:
+                    if len(batch.requests) == 1:
+                        raise
+                    request.fail(error if isinstance(error, BacklineError) else Internal(f"{type(error).__name__}: {error}"))
+
+    def _answer(self, requests: Sequence[WorkerRequest]) -> None:
+        rows: list[dict[str, Any]] = []
+        processors: list[RequestProcessor] = []
+        ids: dict[int, str] = {}
+        for request in requests:
+            header = {name: str(value) for name, value in request.parameters.items()}
+            count = request.rows if self._batched else 1
+            for row in range(count):
+                ids[len(rows)] = request.id or str(request.number)
+                rows.append({name: value for tensor in request.inputs.values() for name, value in self._fields(tensor, row, header)})
+                processors.append(RequestProcessor(header))
+        context = self._context
+        context.request_ids = context.metrics.request_ids = ids
+        context.request_processor = processors
+        answers = self._run(rows)
+        start = 0
+        for request in requests:
+            end = start + (request.rows if self._batched else 1)
+            self._complete(request, answers[start:end], processors[start:end])
+            start = end
+
+    def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
+        """A row's part of a tensor by its names: a text is what its content type says, numbers are an array."""
+        data = tensor.data[row] if self._batched else tensor.data
+        if tensor.datatype is not DataType.BYTES:
+            return [(tensor.name, data)]
+        value: Any = data.reshape(-1)[0] if data.size == 1 else data.tolist()
+        if tensor.name != INPUT:
+            return [(tensor.name, value)]
+        value = _decoded(value, header)
+        return [(INPUT, value), ("body", value)]
+
+    def _run(self, rows: list[dict[str, Any]]) -> list[Any]:
+        try:
+            answers = self._handle(rows, self._context)
+        except Exception as error:
+            code = getattr(error, "error_code", None)
+            if type(error).__name__ == "PredictionException" and isinstance(code, int):
+                raise _error(code, str(getattr(error, "message", error))) from error
+            raise
+        if not isinstance(answers, list):
+            raise Internal(f"the handler gave a {type(answers).__name__}, expected a list with an answer for each of {len(rows)} requests")
+        if len(answers) != len(rows):
+            raise Internal(f"the handler gave {len(answers)} answers to {len(rows)} requests")
+        return answers
+
+    def _complete(self, request: WorkerRequest, answers: Sequence[Any], processors: Sequence[RequestProcessor]) -> None:
+        encoded = [_encoded(answer) for answer in answers]
+        for content, processor in zip(encoded, processors, strict=True):
+            status = processor.get_response_status_code()
+            if status >= 400:
+                request.fail(_error(status, processor.get_response_status_phrase() or content.decode("utf-8", "replace")))
+                return
+        data = np.empty(len(encoded), np.object_)
+        data[:] = encoded
+        shape = (len(encoded), 1) if self._batched else (1,)
+        request.answer([Tensor(self._output, DataType.BYTES, shape, data.reshape(shape))], processors[0].get_response_headers())
+
+    def close(self) -> None:
+        """See WorkerModel: handlers have no end."""
+
+
+def _in_envelope(name: str, handle: Handle) -> Handle:
+    if name not in _ENVELOPES:
+        raise InvalidArgument(f"parameter 'service_envelope' is '{name}', expected one of {', '.join(_ENVELOPES)}")
+    module = importlib.import_module(f"ts.torch_handler.request_envelope.{name}")
+    (envelope,) = list_classes_from_module(module)
+    return envelope(handle).handle  # type: ignore[no-any-return]
+
+
+def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
+    """A body as its content type says: JSON, text, else the bytes. Raises InvalidArgument for what is not that."""
+    kind = next((text for name, text in header.items() if name.lower() == "content-type"), "").partition(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            return json.loads(value)
+        return value.decode() if kind.startswith("text/") else value
+    except ValueError as error:
+        raise InvalidArgument(f"input '{INPUT}' is not {kind}: {error}") from None
+
+
+def _encoded(answer: Any) -> bytes:
+    """An answer as TorchServe sends it: bytes and texts as they are, everything else as JSON. Raises Internal for what has none."""
+    if isinstance(answer, (bytes, bytearray)):
+        return bytes(answer)
+    if isinstance(answer, str):
+        return answer.encode()
+    try:
+        return json.dumps(answer, ensure_ascii=False, default=_plain).encode()
+    except (TypeError, ValueError) as error:
+        raise Internal(f"the handler gave a {type(answer).__name__} that is neither bytes, text nor JSON: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Arrays, tensors and their numbers as lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _error(status: int, message: str) -> BacklineError:
+    return _ERRORS.get(status, InvalidArgument if status < 500 else Internal)(message)
