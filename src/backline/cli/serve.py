@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
+from backline.cli.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
 from backline.cli.event_loop import run
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError, InvalidArgument
@@ -78,6 +80,8 @@ Examples:
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --allow-client-shm=true
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
+  backline serve models/ --debug tagger
+  backline serve --debug tagger/
 
 A repository is a folder or URL with <model>/<version>/<file>, for example models/add1/1/model.onnx.
 Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
@@ -182,6 +186,13 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     default=False,
     help="Let clients of this machine register shared memory for inputs and outputs (Linux).",
 )
+@click.option(
+    "--debug",
+    metavar="MODEL",
+    envvar="BACKLINE_DEBUG_MODEL",
+    show_envvar=True,
+    help="Run this Python model in the server's process: breakpoints work, nothing times out, edits reload it. Without REPO, a path.",
+)
 @_option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="warning", help="What the log on stderr holds.")
 def command(
     repositories: Sequence[str],
@@ -227,6 +238,7 @@ def command(
     exit_timeout_secs: float,
     not_ready_status: str,
     allow_client_shm: bool,
+    debug: str | None,
     log_level: str,
 ) -> int:
     """Serve the models of one or more repositories.
@@ -235,7 +247,7 @@ def command(
     ends.
     """
     paths = (*repositories, *model_repository)
-    if not paths:
+    if not paths and debug is None:
         raise click.UsageError("No repository was given. Name a folder of models: backline serve models/")
     _check_ports(
         {
@@ -290,6 +302,11 @@ def command(
         allow_client_shm=allow_client_shm,
     )
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if debug is not None:
+        options = debugged_options(options, debug)
+        with kept_terminal():
+            status = run(serve(options))
+        os._exit(status)  # a thread may stand at a breakpoint, which nothing ends
     status = run(serve(options))
     if loads_running():
         print("A load has not ended by itself, and ends with the server", file=sys.stderr, flush=True)
@@ -358,6 +375,8 @@ async def serve(options: ServerOptions) -> int:
         report.close()
         if starting.done():
             starting.result()
+            if options.lifecycle.debugged_model:
+                check_debugged(server.engine, options.lifecycle.debugged_model)
             print_report(server, options, monotonic() - began)
             await waiting
         print("Stopping: requests in flight are finished", flush=True)
@@ -371,7 +390,10 @@ async def serve(options: ServerOptions) -> int:
         if not starting.done():
             starting.cancel()
             await asyncio.wait((starting,))
-        await server.stop()
+        # A request at a breakpoint of a model that is debugged has no end of its own.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOPPED_WITHIN if options.lifecycle.debugged_model else None):
+                await server.stop()
     print("Stopped", flush=True)
     return 0
 

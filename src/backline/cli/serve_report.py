@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from backline.cli.debugging import banner
 from backline.cli.table import print_table
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine, LoadProgress, Model, ModelState
@@ -135,6 +136,8 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
     if options.lifecycle.response_cache is not None:
         say(f"\nResponse cache: {_where_answers_are(options.lifecycle.response_cache)}, {_who_is_cached(models)}")
+    if options.lifecycle.debugged_model:
+        say(f"\n{click.style(banner(options.lifecycle.debugged_model), bold=True)}")
     _print_samples(server, options, models)
     waiting = sum(model.on_demand for model in models)
     ready = sum(model.state is ModelState.READY for model in models)

@@ -74,6 +74,7 @@ class Executor:
         response_cache: ResponseCache | None,
         state_folder: Path,
         environments: Environments,
+        debugged_model: str,
         on_step: Callable[[Step], None],
     ) -> None:
         self._engine = engine
@@ -85,6 +86,7 @@ class Executor:
         self._trust_remote_code = trust_remote_code
         self._state_folder = state_folder
         self._environments = environments
+        self._debugged_model = debugged_model
         self._total = QueueTotal(max_queued_requests)
         self._permits = permits
         #: Outlives the loads of versions, so that sequences go on with the next one.
@@ -250,6 +252,7 @@ class Executor:
             refresh=self._engine.refresh,
             calls=partial(ModelCalls, self._engine, self._call_graph),
             environments=self._environments,
+            debugged=served.name == self._debugged_model,
             may_run_code=self._trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )

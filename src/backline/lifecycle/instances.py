@@ -55,7 +55,7 @@ class InstanceMaker:
 
     def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
         """What is told of them."""
-        count = len(instances) if self.streams is None and loaded.lane != "process" else loaded.instances
+        count = len(instances) if self.streams is None and not isinstance(loaded.model, WorkerPool) else loaded.instances
         return Placement("thread" if self._moved else loaded.lane, count, loaded.max_batch_size, loaded.reason)
 
     def _make(self, loaded: Loaded) -> list[Instance]:

@@ -83,6 +83,7 @@ class Lifecycle:
             permits=None if options.rate_limit is None else Permits(RateLimits(parse_resources(options.rate_limit))),
             response_cache=self._cache,
             state_folder=folder,
+            debugged_model=options.debugged_model,
             environments=Environments(options.environments_folder or default_folder()),
             on_step=self._on_step,
         )

@@ -49,7 +49,7 @@ class Loaded:
     signature: Signature
     max_batch_size: int
     batch_limit: int
-    lane: Lane | Literal["process"]
+    lane: Lane | Literal["process", "debug"]
     instances: int
     reason: str
     measured: Measured
@@ -227,9 +227,9 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         _with_labels(as_clients_see(pool.signature, config), config),
         max_batch_size=loaded.max_batch_size,
         batch_limit=loaded.max_batch_size,
-        lane="process",
+        lane="debug" if pool.debugged else "process",
         instances=count,
-        reason=f"in {count} worker process{'es' if count > 1 else ''}" + _of_environment(pool),
+        reason=_place_of(pool, count),
         measured=Measured(None, RunTimes({})),
         warnings=pool.warnings,
         joining=joining,
@@ -237,9 +237,12 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
     )
 
 
-def _of_environment(pool: WorkerPool) -> str:
+def _place_of(pool: WorkerPool, count: int) -> str:
+    if pool.debugged:
+        return "in the server's process, to be debugged"
     folder = pool.command.environment.get("VIRTUAL_ENV")
-    return f" of the environment '{folder}'" if folder else ""
+    environment = f" of the environment '{folder}'" if folder else ""
+    return f"in {count} worker process{'es' if count > 1 else ''}{environment}"
 
 
 def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:

@@ -47,6 +47,8 @@ class LifecycleOptions:
     rate_limit: tuple[str, ...] | None = None
     #: Where answers are kept for the models that ask for it; None for nowhere.
     response_cache: CacheOptions | None = None
+    #: The Python model that runs in the server's process, without any limit of time, so that it can be debugged; empty for none.
+    debugged_model: str = ""
     #: Where environments of models are kept; None for a folder of the user's.
     environments_folder: Path | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.

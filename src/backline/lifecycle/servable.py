@@ -64,6 +64,7 @@ class Servable:
         fetch: Fetch,
         *,
         environments: Environments,
+        debugged: bool = False,
         statistics: ModelStatistics | None = None,
         total: QueueTotal | None = None,
         permits: Permits | None = None,
@@ -118,6 +119,7 @@ class Servable:
         self._may_run_code = may_run_code
         self._calls = None if calls is None else calls(self.model)
         self._environments = environments
+        self._debugged = debugged
         self._fetch = fetch
         self._loaded: Loaded | None = None
         self._queue: VersionQueue | None = None
@@ -150,6 +152,7 @@ class Servable:
             on_phase=self._on_phase,
             on_bytes=on_bytes,
             calls=self._calls,
+            debugged=self._debugged,
         )
         loading = loop.run_in_executor(threads, self._load, fetched, known, starter)
         try:

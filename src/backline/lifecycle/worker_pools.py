@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,10 +18,12 @@ from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.repository.unpacked import unpacked
+from backline.workers.environments.borrowed import borrow
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environment, Environments, User
 from backline.workers.environments.uv import OnBytes, Uv
 from backline.workers.process.calls import Calls
+from backline.workers.process.debugged import DebuggedWorker
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Load, Spec
@@ -37,7 +40,7 @@ class WorkerStarter:
     """Starts the workers of one version, in an environment of the model's own where it asks for one.
 
     `folder` is the model's, above its versions. `on_phase` is called with "environment" when one has to be built, `on_bytes` while its
-    packages are downloaded.
+    packages are downloaded. A `debugged` model runs in this process.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class WorkerStarter:
         on_phase: Callable[[str], None],
         on_bytes: OnBytes,
         calls: Calls | None = None,
+        debugged: bool = False,
     ) -> None:
         self._config = config
         self._version = version
@@ -61,6 +65,7 @@ class WorkerStarter:
         self._cancelled = False
         self._may_run_code = may_run_code
         self._calls = calls
+        self._debugged = debugged
         self._environments = environments
         self._on_phase = on_phase
         self._on_bytes = on_bytes
@@ -77,8 +82,13 @@ class WorkerStarter:
             hosted = replace(hosted, path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed))
         config = self._config
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
-        pool = WorkerPool(self._command(hosted, self._environment(hosted)), options, self._loop, self._calls)
-        starting = asyncio.run_coroutine_threadsafe(pool.start(config.instance_count, default_instances=DEFAULT_INSTANCES), self._loop)
+        instances = config.instance_count
+        environment = self._environment(hosted)
+        if self._debugged:
+            self._check_debugged(hosted, environment)
+            options, instances = PoolOptions(inf, idempotent=False, worker=DebuggedWorker), 1
+        pool = WorkerPool(self._command(hosted, environment), options, self._loop, self._calls)
+        starting = asyncio.run_coroutine_threadsafe(pool.start(instances, default_instances=DEFAULT_INSTANCES), self._loop)
         self._starting = starting
         if self._cancelled:
             starting.cancel()
@@ -95,6 +105,16 @@ class WorkerStarter:
             self._starting.cancel()
         if self._uv is not None:
             self._uv.cancel()
+
+    def _check_debugged(self, hosted: HostedModel, environment: Environment | None) -> None:
+        label = f"model '{self._config.name}'"
+        if hosted.python is not None:
+            raise InvalidArgument(f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's process")
+        others = [] if environment is None else borrow(environment)
+        if others:
+            log.warning(
+                "%s is debugged with packages of the server that its environment has in other versions: %s", label, ", ".join(others)
+            )
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
         """The environment that the files beside the model ask for, built if need be; None where they ask for none."""

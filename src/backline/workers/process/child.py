@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from importlib import import_module
 from inspect import isawaitable
 from socket import SHUT_RD, socket
@@ -27,13 +28,9 @@ _RECEIVE = 1 << 18
 
 def main(data: int, control: int, calls: int, arena: int) -> None:
     """Runs one worker until the server says STOP or goes away. Never returns."""
-    channel = socket(fileno=data)
-    connection = Connection(channel, Arena(arena, lower=False))
-    os.close(arena)
-    worker = Worker(channel, connection, Caller(socket(fileno=calls), connection))
+    # The channel ends when the server is gone, or the model has closed what is not its own.
+    worker = make_worker(data, control, calls, arena, on_end=lambda: os._exit(1))
     pid = os.getpid()
-    watcher = Control(socket(fileno=control), connection, worker.stop)
-    threading.Thread(target=watcher.serve, name="backline-control", daemon=True).start()
     os.register_at_fork(after_in_child=lambda: _forked(data, control, calls))
     try:
         worker.serve()
@@ -45,6 +42,17 @@ def main(data: int, control: int, calls: int, arena: int) -> None:
     sys.stderr.flush()
     # Threads of the model, which nobody knows how to end, are not waited for.
     os._exit(0)
+
+
+def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Callable[[], None]) -> Worker:
+    """The worker at these descriptors, which it takes over. `on_end` is called on a thread when the control channel was closed."""
+    channel = socket(fileno=data)
+    connection = Connection(channel, Arena(arena, lower=False))
+    os.close(arena)
+    worker = Worker(channel, connection, Caller(socket(fileno=calls), connection))
+    watcher = Control(socket(fileno=control), connection, worker.stop, on_end)
+    threading.Thread(target=watcher.serve, name="backline-control", daemon=True).start()
+    return worker
 
 
 def _forked(*descriptors: int) -> None:
@@ -68,10 +76,11 @@ def end_with_parent() -> None:
 class Control:
     """The control channel, on a thread of its own."""
 
-    def __init__(self, control: socket, connection: Connection, stop: Any) -> None:
+    def __init__(self, control: socket, connection: Connection, stop: Callable[[], None], on_end: Callable[[], None]) -> None:
         self._socket = control
         self._connection = connection
         self._stop = stop
+        self._on_end = on_end
         self._reader = FrameReader()
 
     def serve(self) -> None:
@@ -80,8 +89,9 @@ class Control:
                 received = self._socket.recv(_RECEIVE)
             except OSError:
                 received = b""
-            if not received:  # the server is gone, or the model has closed what is not its own
-                os._exit(1)
+            if not received:
+                self._on_end()
+                return
             for kind, message, _ in self._reader.feed(received):
                 self._take(kind, message)
 

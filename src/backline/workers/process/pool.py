@@ -23,8 +23,9 @@ from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 from backline.workers.process.calls import Calls
+from backline.workers.process.debugged import DebuggedWorker
 from backline.workers.process.job import Job, Run
-from backline.workers.process.process import WorkerCommand
+from backline.workers.process.process import WorkerCommand, WorkerProcess
 from backline.workers.process.protocol import Loaded
 from backline.workers.process.seat import Seat
 
@@ -51,6 +52,8 @@ class PoolOptions:
 
     execution_timeout: float | None = None
     idempotent: bool | None = None
+    #: Where each worker lives: in a process of its own, unless it is debugged.
+    worker: type[WorkerProcess] = WorkerProcess
 
 
 class ProcessInstance:
@@ -102,6 +105,16 @@ class WorkerPool:
         self._unavailable = ""
         self._alone: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def worker(self) -> type[WorkerProcess]:
+        """See PoolOptions."""
+        return self.options.worker
+
+    @property
+    def debugged(self) -> bool:
+        """Whether the model runs in this process, where a person looks at it."""
+        return issubclass(self.options.worker, DebuggedWorker)
 
     @property
     def label(self) -> str:

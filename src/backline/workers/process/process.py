@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -48,9 +48,8 @@ HEARTBEAT = 1.0
 HEARTBEAT_TIMEOUT = 30.0
 #: Seconds between two looks at the memory of a worker that has a limit.
 _MEMORY_LOOK = 0.1
-#: Seconds that a worker has to say where it hangs before it is killed, and to end when it is told to.
+#: Seconds that a worker has to say where it hangs before it is killed.
 _LAST_WORDS = 0.3
-_FAREWELL = 5.0
 _START = Path(__file__).with_name("start.py")
 #: Workers are killed by the system when the thread that started them ends: this one lives as long as the process.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
@@ -78,6 +77,9 @@ class WorkerProcess:
     `on_result` gets each RESULT with its payload, `on_exit` is called once when the process has ended, with the reason ("was killed by
     SIGSEGV ..."); what the worker said before has been handed over by then.
     """
+
+    #: Seconds that it has to end when it is told to.
+    farewell: ClassVar[float] = 5.0
 
     def __init__(
         self,
@@ -136,8 +138,7 @@ class WorkerProcess:
         try:
             self.arena = Arena(descriptor, lower=True)
             self._kills = out_of_memory_kills()
-            passed = (data.fileno(), control.fileno(), calls.fileno(), descriptor)
-            self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, *passed)
+            await self._launch(data.fileno(), control.fileno(), calls.fileno(), descriptor)
         except OSError as error:
             self._data.close()
             self._control.close()
@@ -148,7 +149,9 @@ class WorkerProcess:
             control.close()
             calls.close()
             os.close(descriptor)
-        self._attend()
+        for channel, readable in ((self._data, self._data_readable), (self._control, self._control_readable)):
+            channel.setblocking(False)
+            self._loop.add_reader(channel.fileno(), readable)
         self._calls.attend(own_calls, self)
         self._send_data(frame(Kind.LOAD, self.command.load))
         try:
@@ -156,6 +159,11 @@ class WorkerProcess:
         except asyncio.CancelledError:
             self.kill("was not needed any more")
             raise
+
+    async def _launch(self, *descriptors: int) -> None:
+        """Starts what serves at the other end of these: data, control, calls, arena. Raises OSError."""
+        self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
+        self._attend()
 
     def _spawn(self, *descriptors: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -178,9 +186,6 @@ class WorkerProcess:
         self._stderr = Output(os.dup(self._process.stderr.fileno()), label, logging.WARNING, loop)
         self._process.stdout.close()
         self._process.stderr.close()
-        for channel, readable in ((self._data, self._data_readable), (self._control, self._control_readable)):
-            channel.setblocking(False)
-            loop.add_reader(channel.fileno(), readable)
         if hasattr(os, "pidfd_open"):
             self._pidfd = os.pidfd_open(self._process.pid)
             loop.add_reader(self._pidfd, self._look_for_end)
@@ -362,7 +367,7 @@ class WorkerProcess:
             return
         self._why = self._why or "was stopped"
         self._send_control(Kind.STOP, Empty())
-        self._later("farewell", _FAREWELL, self.kill, "was stopped")
+        self._later("farewell", self.farewell, self.kill, "was stopped")
         await asyncio.shield(self._ended)
 
     def _look_for_end(self) -> None:
@@ -372,7 +377,13 @@ class WorkerProcess:
             if self._pidfd < 0:
                 self._later("end", 0.05, self._look_for_end)
             return
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
         self._take_rest()
+        for output in (self._stdout, self._stderr):
+            output.read()
+            output.close()
         lines = [line for line in self._stderr.tail if line.strip()]
         reason = self._reason(status, lines)
         self._ended.set_result(None)
@@ -387,9 +398,6 @@ class WorkerProcess:
         """Hears what was said before the end, and closes everything."""
         for timer in self._timers.values():
             timer.cancel()
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
         while self._data.fileno() >= 0:
             try:
                 received = self._data.recv(_RECEIVE)
@@ -406,9 +414,6 @@ class WorkerProcess:
             self._loop.remove_writer(channel.fileno())
             channel.close()
         self._calls.close()
-        for output in (self._stdout, self._stderr):
-            output.read()
-            output.close()
 
     def _reason(self, status: int, lines: list[str]) -> str:
         oom = status == -signal.SIGKILL and not self._why and out_of_memory_kills() > self._kills

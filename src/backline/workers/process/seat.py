@@ -57,7 +57,7 @@ class Seat:
         """Starts a process here. Raises Internal with the reason when it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
-        self.process = process = WorkerProcess(pool.command_for(self._index), pool.loop, self._result, self._ended, calls)
+        self.process = process = pool.worker(pool.command_for(self._index), pool.loop, self._result, self._ended, calls)
         loaded = await process.start()
         self.usable = True
         return loaded

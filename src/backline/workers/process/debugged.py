@@ -1,0 +1,87 @@
+"""A worker on a thread of the server's own process, so that its model can be debugged: the same channels, nothing that ends it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+from backline.engine.errors import Internal
+from backline.workers.process.child import make_worker
+from backline.workers.process.process import WorkerProcess
+
+#: What was imported, and where from, before any model was: it is nobody's to import again.
+_OWN_MODULES = frozenset(sys.modules)
+_OWN_PATH = frozenset(sys.path)
+
+
+class DebuggedWorker(WorkerProcess):
+    """Has no process of its own: it does not time out, is not killed, and prints where the server prints. Lives on the event loop.
+
+    A thread cannot be ended. One that stands at a breakpoint when the worker is stopped is left alone after a moment.
+    """
+
+    farewell: ClassVar[float] = 0.5
+    _thread: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and not self._ended.done()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Cannot be told apart from the server's."""
+        return 0
+
+    async def _launch(self, *descriptors: int) -> None:
+        forget_modules(Path(self.command.load.folder))
+        own = [os.dup(descriptor) for descriptor in descriptors]
+        self._thread = threading.Thread(target=self._serve, args=own, name=f"debug {self.command.load.name}", daemon=True)
+        self._thread.start()
+
+    def _serve(self, data: int, control: int, calls: int, arena: int) -> None:
+        try:
+            make_worker(data, control, calls, arena, on_end=lambda: None).serve()
+        finally:
+            with suppress(RuntimeError):  # the server has ended, and its loop is closed
+                self._loop.call_soon_threadsafe(self._finish)
+
+    def _beat(self) -> None:
+        """No heart: whoever stands at a breakpoint does not answer, and need not."""
+
+    def _look_at_memory(self) -> None:
+        """The memory is the server's."""
+
+    def hang(self, why: str) -> None:
+        """It may take as long as it likes."""
+
+    def kill(self, why: str) -> None:
+        self._why = self._why or why
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._ended.done():
+            return
+        self._take_rest()
+        self._ended.set_result(None)
+        if not self._loading.done():
+            self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: it {self._why or 'ended'}"))
+        self._on_exit(self, self._why or "ended")
+
+
+def forget_modules(folder: Path) -> None:
+    """Modules that models have imported from below a folder are read from their files again when they are imported next."""
+    sys.dont_write_bytecode = True  # compiled files are told apart by seconds and size, which an edit may leave as they were
+    root = str(folder.resolve()) + os.sep
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if name not in _OWN_MODULES and not name.startswith("backline.") and file.startswith(root) and "site-packages" not in file:
+            del sys.modules[name]
+    sys.path[:] = [place for place in sys.path if place in _OWN_PATH or not (place + os.sep).startswith(root)]
