@@ -18,6 +18,7 @@ from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.splitting import SplittingQueue
 from backline.schedule.total import QueueTotal
 from backline.workers.execution import Execution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
@@ -61,6 +62,7 @@ class Bench:
         instances: int = 1,
         preserve_ordering: bool = False,
         total: QueueTotal | None = None,
+        split_at: int = 0,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.model = Doubler()
@@ -76,6 +78,7 @@ class Bench:
             preserve_ordering=preserve_ordering,
             total=total,
         )
+        self.queue = SplittingQueue(self.scheduler, split_at, self.statistics) if split_at else self.scheduler
 
     def ask(
         self, *values: float, deadline: float | None = None, timeout: float | None = None, priority: int = 0
@@ -92,7 +95,7 @@ class Bench:
         request = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, complete)
         request.deadline, request.timeout, request.priority = deadline, timeout, priority
         request.batch_size = len(values)
-        self.scheduler.submit(request)
+        self.queue.submit(request)
         return request, answer
 
 

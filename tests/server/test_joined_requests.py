@@ -108,6 +108,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     output = 'output { name: "output" data_type: TYPE_FP32 dims: -1 }'
     put(repository / "twice_py" / "config.pbtxt", f"{RAGGED} {output} {SCATTERED % 'output'} {TOGETHER % 4}")
     put(repository / "optional" / "1" / "model.py", OPTIONAL_IN_PYTHON)
+    for name, setting in (("add1", "false"), ("split", "true")):
+        models.add1(repository, name)
+        put(repository / name / "model.toml", f"max_batch_size = 8\ndynamic_batching = {{}}\nenable_large_batch_splitting = {setting}")
     batching = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
     put(repository / "optional" / "config.pbtxt", f"max_batch_size: 8 {batching}")
     with serve(repository, tmp_path_factory.mktemp("log") / "server.log") as running:
@@ -170,6 +173,21 @@ def test_clients_do_not_see_what_is_made_up(server: ServerProcess, model: str) -
 
         assert [(spec.name, list(spec.shape)) for spec in inputs] == [("x", [-1, -1])]
         assert client[model].config()["batch_input"][0]["target_name"] == ["bounds"]
+
+
+def test_a_request_of_more_items_than_a_batch_is_answered_as_one(server: ServerProcess, ask: Ask) -> None:
+    large = np.arange(20 * 16, dtype=np.float32).reshape(20, 16)
+    before = counts(server, "split")
+
+    (answer,) = ask("split", [{"INPUT0": large}])
+
+    np.testing.assert_array_equal(answer["OUTPUT0"], large + 1)
+    assert counts(server, "split").since(before) == Counts(1, 0, 20, 3, {8: 2, 4: 1})
+
+
+def test_without_the_setting_it_is_refused(server: ServerProcess, ask: Ask) -> None:
+    with pytest.raises(InferenceServerException, match="inference request batch-size must be <= 8 for 'add1'"):
+        ask("add1", [{"INPUT0": np.zeros((20, 16), np.float32)}])
 
 
 def test_only_requests_with_the_same_optional_inputs_run_together(server: ServerProcess, ask: Ask) -> None:

@@ -102,6 +102,8 @@ class ModelConfig:
     priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=lambda: MappingProxyType({}))
     #: Of a model whose requests may be joined although their shapes differ, or whose batches have sizes of their own.
     joining: Joining | None = None
+    #: Whether a request of more than `max_batch_size` items is run in several parts; otherwise it is refused.
+    split_large_batches: bool = False
     #: Of a model whose requests belong to sequences.
     sequence: SequenceBatching | None = None
     #: The dimension that is the batch, by tensor, where it is not the first.

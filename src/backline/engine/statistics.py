@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import time
 from typing import TYPE_CHECKING, Literal
 
@@ -149,6 +150,20 @@ class ModelStatistics:
         if found is None:
             found = self.calls[called] = CallStatistics()
         getattr(found, outcome).add(1, ns)
+
+    def record_in_parts(self, arrived: int, started: int, ended: int, compute: Sequence[int]) -> None:
+        """Counts a request that was run in several parts, whose items and runs are counted already.
+
+        It arrived, its first part was taken from the queue and its last one ended at these moments of time.monotonic_ns(); `compute` are
+        the nanoseconds of input, inference and output, each of all its parts.
+        """
+        self.last_inference_ms = int(time() * 1000)
+        self.success.add(1, ended - arrived)
+        self.queue.add(1, started - arrived)
+        for duration, ns in zip((self.compute_input, self.compute_infer, self.compute_output), compute, strict=True):
+            duration.add(1, ns)
+        self.latency[((ended - arrived) // 1000).bit_length()] += 1
+        self.queueing[((started - arrived) // 1000).bit_length()] += 1
 
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
         """Counts a request that was answered without a run: it is a success, but no inference and no execution.

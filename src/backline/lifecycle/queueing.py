@@ -19,6 +19,7 @@ from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
 from backline.schedule.sequence_slots import SlotLane, SlotPolicy
 from backline.schedule.sequence_tensors import SequenceTensors
+from backline.schedule.splitting import SplittingQueue
 from backline.schedule.state_store import StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.instance import Instance
@@ -62,7 +63,7 @@ def build_queue(
     config = model.config
     settings = settings_of(config, loaded)
     loop = asyncio.get_running_loop()
-    queue = Scheduler(
+    scheduler = Scheduler(
         model.name,
         settings,
         instances,
@@ -71,6 +72,9 @@ def build_queue(
         preserve_ordering=config.preserve_ordering,
         total=total,
     )
+    queue: VersionQueue = scheduler
+    if config.split_large_batches:
+        queue = SplittingQueue(scheduler, loaded.max_batch_size, model.statistics)
     if cache is None or not config.response_cache:
         return queue
     keys = RequestKeys(model.name, model.version, fingerprint)

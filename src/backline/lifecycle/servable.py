@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as Threads
@@ -345,7 +346,8 @@ class Servable:
 
 
 def _check(config: ModelConfig, loaded: Loaded) -> Check:
-    check = RequestCheck(config.name, loaded.signature, loaded.max_batch_size, strict=config.max_batch_size is not None)
+    limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
+    check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
     if loaded.joining is None:
         return check
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic, monotonic_ns
@@ -45,6 +45,7 @@ class Scheduler:
     """
 
     __slots__ = (
+        "_aside",
         "_busy",
         "_company_at",
         "_company_timer",
@@ -90,6 +91,8 @@ class Scheduler:
         #: What runs beside the loop, by instance.
         self._busy: dict[Instance, Batch] = {}
         self._statistics = statistics
+        #: Requests that others count, who are told of their runs.
+        self._aside: dict[InferRequest, Callable[[Batch], None]] = {}
         self._loop = loop
         self._order = AnswerOrder() if preserve_ordering else None
         self._total = total if total is not None and total.limit is not None else None
@@ -139,6 +142,14 @@ class Scheduler:
                     return
             self._scheduled = True
             self._loop.call_soon(self._dispatch)
+
+    def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
+        """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""
+        self._aside[request] = ran
+
+    def take_back(self, request: InferRequest) -> None:
+        """A request that was set aside does not come."""
+        self._aside.pop(request, None)
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are.
@@ -285,13 +296,26 @@ class Scheduler:
     def _record(self, batch: Batch) -> None:
         """Counts a run. All its requests have succeeded, or its only one has failed, or nobody waited for it."""
         outcome = batch.outcomes[0]
+        requests = batch.requests
+        if self._aside:
+            requests = self._counted_here(batch)
         if isinstance(outcome, InferResponse) or outcome is None:
-            arrivals = [request.arrived_ns for request in batch.requests]
+            arrivals = [request.arrived_ns for request in requests]
             self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
         elif isinstance(outcome, Cancelled):
-            self._statistics.cancelled += len(batch.requests)
-        else:
-            self._statistics.fail.add(1, batch.ended_ns - batch.requests[0].arrived_ns)
+            self._statistics.cancelled += len(requests)
+        elif requests:
+            self._statistics.fail.add(1, batch.ended_ns - requests[0].arrived_ns)
+
+    def _counted_here(self, batch: Batch) -> list[InferRequest]:
+        counted = []
+        for request in batch.requests:
+            ran = self._aside.pop(request, None)
+            if ran is None:
+                counted.append(request)
+            else:
+                ran(batch)
+        return counted
 
     def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         if request.cancelled:
@@ -320,10 +344,14 @@ class Scheduler:
 
     def _left(self, request: InferRequest) -> None:
         """A request in the queue was cancelled."""
-        self._statistics.cancelled += 1
+        self._count_cancelled(request)
         self._leave(1)
         if self._drained is not None:
             self._look_at_rest()
+
+    def _count_cancelled(self, request: InferRequest) -> None:
+        if self._aside.pop(request, None) is None:
+            self._statistics.cancelled += 1
 
     def _cancelled_running(self, request: InferRequest) -> None:
         """A request of a batch that runs beside the loop was cancelled."""
@@ -358,8 +386,9 @@ class Scheduler:
         self._leave(len(expired))
         for request in expired:
             if request.cancelled:
-                self._statistics.cancelled += 1
+                self._count_cancelled(request)
                 continue
+            self._aside.pop(request, None)
             self._statistics.expired += 1
             where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
             if self._queue.timed_out(request, now):

@@ -161,6 +161,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("memory_limit_bytes", _bytes, (int,)),
             Setting("python", _python, (str,)),
             Setting("allowed_batch_sizes", _ascending, (list,)),
+            Setting("enable_large_batch_splitting", _truth, (bool,)),
             Setting("pad_variable_length_inputs", _truth, (bool,)),
             Setting(
                 "padding",
@@ -204,7 +205,7 @@ _AS_THEY_ARE: Final = (
     "python",
 )
 #: Settings of how requests are joined.
-_OF_JOINING: Final = ("allowed_batch_sizes", "pad_variable_length_inputs", "padding", "cut")
+_OF_JOINING: Final = ("allowed_batch_sizes", "enable_large_batch_splitting", "pad_variable_length_inputs", "padding", "cut")
 
 
 def parameter(path: str) -> str:
@@ -263,6 +264,8 @@ def _known(entry: str) -> list[str]:
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
+    if "enable_large_batch_splitting" in given:
+        fields["split_large_batches"] = given["enable_large_batch_splitting"]
     if "load" in given:
         fields["on_demand"] = given["load"] == "on_demand"
     if "labels" in given:

@@ -1,0 +1,171 @@
+"""Requests with more items than a batch may have: run in parts, answered as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from backline.engine.errors import BacklineError, Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+
+if TYPE_CHECKING:
+    from backline.schedule.scheduler import Scheduler, Settings
+    from backline.workers.batch import Batch
+    from backline.workers.instance import Instance
+
+
+class SplittingQueue:
+    """Hands requests on to a scheduler, those of more than `limit` items in parts. Lives on the event loop.
+
+    The parts queue and are joined like any requests. Their answers are put together in order; the first that fails, expires or is refused
+    ends the whole, and what has not run of it never does. The whole is counted as one request, its parts as runs.
+    """
+
+    def __init__(self, queue: Scheduler, limit: int, statistics: ModelStatistics) -> None:
+        self._queue = queue
+        self._limit = limit
+        self._statistics = statistics
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait, parts for each."""
+        return self._queue.pending
+
+    @property
+    def running(self) -> int:
+        return self._queue.running
+
+    def submit(self, request: InferRequest) -> None:
+        """Queues a request or its parts. Raises Unavailable when there is no room for all of them."""
+        if request.batch_size <= self._limit:
+            self._queue.submit(request)
+            return
+        whole = _Whole(request, split(request, self._limit), self._statistics)
+        for part in whole.parts:
+            part.on_complete = whole.part_done
+            self._queue.set_aside(part, whole.part_ran)
+        try:
+            for part in whole.parts:
+                self._queue.submit(part)
+        except BacklineError:
+            whole.end()
+            for part in whole.parts:
+                self._queue.take_back(part)
+            raise
+        request.on_cancel = whole.cancelled
+
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
+        self._queue.update(settings, instances=instances)
+
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
+        self._queue.replace_instances(instances)
+
+    async def drain(self, limit: float) -> None:
+        await self._queue.drain(limit)
+
+
+def split(request: InferRequest, limit: int) -> list[InferRequest]:
+    """Requests of `limit` items and one of the rest, which share the memory of the whole."""
+    parts = []
+    for start in range(0, request.batch_size, limit):
+        end = min(start + limit, request.batch_size)
+        part = InferRequest(
+            request.model_name,
+            {name: _rows(tensor, start, end) for name, tensor in request.inputs.items()},
+            request.on_complete,
+            model_version=request.model_version,
+            id=request.id,
+            outputs=request.outputs,
+            parameters=request.parameters,
+            priority=request.priority,
+            deadline=request.deadline,
+            timeout=request.timeout,
+        )
+        part.arrived_ns, part.batch_size, part.batch_key = request.arrived_ns, end - start, request.batch_key
+        parts.append(part)
+    return parts
+
+
+def put_together(request: InferRequest, responses: Sequence[InferResponse]) -> InferResponse:
+    """The answer to a request of those to its parts, in order. Raises Internal when their outputs do not fit each other."""
+    first = responses[0]
+    outputs = []
+    for place, tensor in enumerate(first.outputs):
+        arrays = [response.outputs[place].data for response in responses]
+        if any(array.shape[1:] != tensor.shape[1:] for array in arrays):
+            shapes = ", ".join(str(list(array.shape)) for array in arrays)
+            raise Internal(f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes} for the parts of one request")
+        data = np.concatenate(arrays)
+        outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))
+    return InferResponse(first.model_name, first.model_version, request.id, outputs, first.parameters)
+
+
+def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
+    data = tensor.data[start:end]
+    return Tensor(tensor.name, tensor.datatype, data.shape, data)
+
+
+class _Whole:
+    """A request, and what has become of its parts."""
+
+    def __init__(self, request: InferRequest, parts: list[InferRequest], statistics: ModelStatistics) -> None:
+        self.parts = parts
+        self._request = request
+        self._statistics = statistics
+        self._answers: dict[InferRequest, InferResponse] = {}
+        self._over = False
+        self._failed = False
+        self._started: list[int] = []
+        self._ended = 0
+        self._compute = [0, 0, 0]
+
+    def part_ran(self, batch: Batch) -> None:
+        """A batch with a part of it has run."""
+        outcome = batch.outcomes[0]
+        if isinstance(outcome, InferResponse):
+            self._started.append(batch.started_ns)
+            self._ended = max(self._ended, batch.ended_ns)
+            moments = (batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+            for place in range(3):
+                self._compute[place] += moments[place + 1] - moments[place]
+        elif not self._over and not self._failed:
+            self._failed = True
+            self._statistics.fail.add(1, batch.ended_ns - self._request.arrived_ns)
+
+    def part_done(self, part: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        """A part has its answer."""
+        if response is not None:
+            self._answers[part] = response
+            if len(self._answers) < len(self.parts):
+                return
+            response, error = self._answer()
+        self.end()
+        self._request.on_cancel = None
+        self._request.on_complete(self._request, response, error)
+
+    def _answer(self) -> tuple[InferResponse | None, BacklineError | None]:
+        request = self._request
+        try:
+            response = put_together(request, [self._answers[part] for part in self.parts])
+        except Internal as unlike:
+            self._statistics.fail.add(1, self._ended - request.arrived_ns)
+            return None, unlike
+        started = min(self._started)
+        self._statistics.record_in_parts(request.arrived_ns, started, self._ended, self._compute)
+        return response, None
+
+    def cancelled(self, request: InferRequest) -> None:
+        """Nobody waits for it any more."""
+        self._statistics.cancelled += 1
+        self.end()
+
+    def end(self) -> None:
+        """What has not run of it is not run any more."""
+        self._over = True
+        for part in self.parts:
+            if part not in self._answers and not part.cancelled:
+                part.cancel()
