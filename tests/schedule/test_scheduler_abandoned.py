@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from backline.backends.backend import CancellableModel, Run
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
@@ -24,30 +22,15 @@ from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.execution import Execution
 from backline.workers.instance import ThreadInstance
-from support.networks import FLOAT, INT64, build
+from support import networks
 
 #: Rounds that take minutes.
 ENDLESS = 2**40
 
 
 def looping(path: Path) -> OnnxModel:
-    """Y = X, FP32 [N], after as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says."""
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
-        "body",
-        [
-            helper.make_tensor_value_info("round", INT64, []),
-            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", FLOAT, None),
-        ],
-        [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), helper.make_tensor_value_info("y", FLOAT, None)],
-    )
-    nodes = [
-        helper.make_node("ReduceMax", ["ROUNDS"], ["most"], keepdims=0),
-        helper.make_node("Loop", ["most", "", "X"], ["Y"], body=body),
-    ]
-    build(path, nodes, [("X", FLOAT, ("N",)), ("ROUNDS", INT64, ("N",))], [("Y", FLOAT, ("N",))])
-    onnx.checker.check_model(str(path))
+    """See networks.looping."""
+    networks.looping(path)
     return OnnxRuntime().load(path, ModelConfig("m", source="config.pbtxt"))
 
 

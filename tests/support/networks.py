@@ -50,3 +50,23 @@ def floats(*shape: int, seed: int = 0) -> np.ndarray:
 
 def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
+
+
+def looping(path: Path) -> None:
+    """Writes a model: Y = X, FP32 [N], after as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info("round", INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", FLOAT, None),
+        ],
+        [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), helper.make_tensor_value_info("y", FLOAT, None)],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["ROUNDS"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "", "X"], ["Y"], body=body),
+    ]
+    build(path, nodes, [("X", FLOAT, ("N",)), ("ROUNDS", INT64, ("N",))], [("Y", FLOAT, ("N",))])
+    onnx.checker.check_model(str(path))

@@ -12,7 +12,7 @@ ANY_VERSION: Final = "*"
 #: The label that a request without a version follows, where a model has it; `promote` and `rollback` move it.
 STABLE: Final = "stable"
 
-Action = Literal["load", "unload", "label", "unlabel", "promote", "rollback", "reload", "add", "remove", "fail"]
+Action = Literal["load", "unload", "label", "unlabel", "promote", "rollback", "reload", "add", "remove", "fail", "replace"]
 
 
 @dataclass(frozen=True, slots=True)

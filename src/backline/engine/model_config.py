@@ -126,7 +126,7 @@ class ModelConfig:
     on_demand: bool = False
     #: Seconds without a request after which a version is unloaded until the next one comes; None for never.
     idle_unload_seconds: float | None = None
-    #: Of models in worker processes: seconds that a batch may take, whether requests are run again when their worker ends, and the resident
+    #: Seconds that a batch may take; whether requests are run again when their worker ends or their run took too long; and the resident
     #: memory of a worker at most; None is what the model says of itself.
     execution_timeout_seconds: float | None = None
     idempotent: bool | None = None

@@ -57,7 +57,8 @@ class ModelStatistics:
 
     Requests that were never run: `rejected_invalid` did not fit the model, `rejected_full` found its queue full and `rejected_total` those
     of all models together, `expired` waited there past their timeout or deadline, and of `cancelled` nobody waited for the answer any more;
-    these count too when their run was ended early for it.
+    these count too when their run was ended early for it. `timed_out` runs took longer than they may, `stuck` is how many of them go on
+    now because the runtime cannot end them.
 
     `calls` are those of other models that this one has made to answer, by the other's name.
     """
@@ -84,7 +85,9 @@ class ModelStatistics:
         "rejected_invalid",
         "rejected_total",
         "responses",
+        "stuck",
         "success",
+        "timed_out",
     )
 
     def __init__(self) -> None:
@@ -107,6 +110,8 @@ class ModelStatistics:
         self.rejected_total = 0
         self.expired = 0
         self.cancelled = 0
+        self.timed_out = 0
+        self.stuck = 0
         self.load_seconds = 0.0
         self.calls: dict[str, CallStatistics] = {}
         #: Of a model that gives any number of responses to a request.

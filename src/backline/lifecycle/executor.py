@@ -46,9 +46,9 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something became of a version; `reason` is why it failed, or was put to sleep."""
+    """Something became of a version, or with "replaced" of one of its instances; `reason` is why it failed, or was put to sleep."""
 
-    kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded"]
+    kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
     model: Model
     reason: str = ""
     #: Whether a load that failed is tried again.
@@ -250,6 +250,7 @@ class Executor:
             at_start=not self._started,
             trust_pickle=self._trust_pickle,
             refresh=self._engine.refresh,
+            on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
             calls=partial(ModelCalls, self._engine, self._call_graph),
             environments=self._environments,
             debugged=served.name == self._debugged_model,

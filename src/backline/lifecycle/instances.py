@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.engine import Model, Placement
@@ -19,21 +20,33 @@ from backline.workers.execution import Execution, JoinedExecution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 from backline.workers.process.pool import WorkerPool
 from backline.workers.streaming import StreamPool
+from backline.workers.timed import RunLimit, TimedInstance
 
 
 class InstanceMaker:
     """Makes the instances of one load, again when their number or their lane changes. Lives on the event loop.
 
-    `on_slow` is called when a model keeps the loop longer than was measured, `on_workers` when its worker processes are gone or back.
+    `on_slow` is called when a model keeps the loop longer than was measured; `on_available` when nothing can run it for a reason, or can
+    again (""); `on_given_up` when an instance was given up and replaced, with the reason.
     """
 
-    def __init__(self, model: Model, permits: Permits | None, *, on_slow: Callable[[], None], on_workers: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        permits: Permits | None,
+        *,
+        on_slow: Callable[[], None],
+        on_available: Callable[[str], None],
+        on_given_up: Callable[[str], None],
+    ) -> None:
         self._model = model
         self._permits = permits
         self._on_slow = on_slow
-        self._on_workers = on_workers
+        self._on_available = on_available
+        self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
         self._execute: Execution | None = None
+        self._limit: RunLimit | None = None
         self._moved = False
         #: Of a model that gives any number of responses.
         self.streams: StreamPool | None = None
@@ -53,6 +66,11 @@ class InstanceMaker:
         self._moved = True
         return self.make(loaded)
 
+    @property
+    def stuck(self) -> int:
+        """Runs that do not end, on threads that were left alone."""
+        return 0 if self._limit is None else self._limit.stuck
+
     def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
         """What is told of them."""
         count = len(instances) if self.streams is None and not isinstance(loaded.model, WorkerPool) else loaded.instances
@@ -63,7 +81,7 @@ class InstanceMaker:
         if isinstance(model, StreamingModel):
             return self._places_for_streams(model, loaded.instances)
         if isinstance(model, WorkerPool):
-            model.on_available = self._on_workers
+            model.on_available = self._on_available
             self._model.statistics.responses = model.responses
             return list(model.instances())
         if self._execute is None:
@@ -71,7 +89,23 @@ class InstanceMaker:
         if loaded.lane == "inline" and not self._moved:
             return [InlineInstance(self._execute, self._on_slow if self._model.config.lane is None else None)]
         count = loaded.instances if loaded.lane == "thread" else spare_instances(usable_cores(), model.threads_per_run)
-        return [ThreadInstance(self._execute, self._loop, f"{self._model.name}-{number}") for number in range(count)]
+        return [self._thread(self._execute, number) for number in range(count)]
+
+    def _thread(self, execute: Execution, number: int) -> Instance:
+        make = partial(ThreadInstance, execute, self._loop, f"{self._model.name}-{number}")
+        config = self._model.config
+        if config.execution_timeout_seconds is None:
+            return make()
+        if self._limit is None:
+            self._limit = RunLimit(
+                f"model '{self._model.name}' version {self._model.version}",
+                config.execution_timeout_seconds,
+                self._model.statistics,
+                idempotent=config.idempotent is not False,
+                on_given_up=self._on_given_up,
+                on_available=self._on_available,
+            )
+        return TimedInstance(make, self._loop, self._limit)
 
     def _places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
         statistics = self._model.statistics

@@ -37,6 +37,7 @@ log = logging.getLogger("backline.lifecycle")
 #: In the audit log, who changed what nobody asked for by name: a change in a repository, a request to a version that was on demand, ...
 REPOSITORY = "repository"
 REQUEST = "request"
+SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
 #: Characters of a name in a request that are repeated in an answer.
 _LONGEST_NAME = 256
@@ -411,6 +412,9 @@ class Lifecycle:
 
     def _on_step(self, step: Step) -> None:
         model = step.model
+        if step.kind == "replaced":
+            self._audit.append(Change(time.time(), SERVER, "replace", model.name, model.version, before=model.version, detail=step.reason))
+            return
         if step.kind == "failed":
             log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
         else:

@@ -172,7 +172,8 @@ def _place(
         measured.times,
         cores=usable_cores(),
         threads_per_run=model.threads_per_run,
-        lane=config.lane,
+        # The event loop can neither be left alone in a run that takes too long.
+        lane=config.lane or ("thread" if config.execution_timeout_seconds is not None else None),
         instances=config.instance_count,
         max_batch=max_batch_size,
     )
@@ -207,8 +208,14 @@ def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, pla
         instances=config.instance_count or model.streams_at_once,
         reason="a request gets any number of responses, which are made on a thread",
         measured=Measured(None, RunTimes({})),
-        warnings=model.warnings,
+        warnings=model.warnings + _untimed(config),
     )
+
+
+def _untimed(config: ModelConfig) -> tuple[str, ...]:
+    if config.execution_timeout_seconds is None:
+        return ()
+    return (f"{config.source or config.name}: execution_timeout_seconds has no effect on a model of the backend {config.backend}",)
 
 
 def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loaded:

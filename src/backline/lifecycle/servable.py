@@ -78,6 +78,7 @@ class Servable:
         at_start: bool = False,
         trust_pickle: bool = False,
         refresh: Callable[[], None] = lambda: None,
+        on_given_up: Callable[[Model, str], None] = lambda _, reason: None,
         may_run_code: bool = True,
         calls: Callable[[Model], Calls] | None = None,
     ) -> None:
@@ -117,6 +118,8 @@ class Servable:
         self._trust_pickle = trust_pickle
         #: Called when the state of the model has changed by itself.
         self._refresh = refresh
+        #: Called when an instance was given up and replaced.
+        self._on_given_up = on_given_up
         self._may_run_code = may_run_code
         self._calls = None if calls is None else calls(self.model)
         self._environments = environments
@@ -240,7 +243,13 @@ class Servable:
         model = self.model
         self._loaded = loaded
         self.measured = loaded.measured
-        self._maker = maker = InstanceMaker(model, self._permits, on_slow=self._move_to_threads, on_workers=self._on_workers)
+        self._maker = maker = InstanceMaker(
+            model,
+            self._permits,
+            on_slow=self._move_to_threads,
+            on_available=self._on_available,
+            on_given_up=lambda reason: self._on_given_up(model, reason),
+        )
         instances = maker.make(loaded)
         if self._tensors is not None:
             self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
@@ -255,8 +264,8 @@ class Servable:
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
         model.queue = self._queue
 
-    def _on_workers(self, reason: str) -> None:
-        """There is no worker process for the model any more, for a reason, or there is one again."""
+    def _on_available(self, reason: str) -> None:
+        """Nothing can run the model any more, for a reason, or something can again."""
         if self.phase is Phase.READY:
             self.model.state = ModelState.UNAVAILABLE if reason else ModelState.READY
             self.model.reason = reason
@@ -316,7 +325,9 @@ class Servable:
             await self._queue.drain(limit)
             if ending is not None:
                 ending.cancel()
-        if self._loaded is not None:
+        if self._maker is not None and self._maker.stuck:
+            log.error("the memory of model '%s' version %s is not given back: runs of it do not end", self.model.name, self.model.version)
+        elif self._loaded is not None:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
         self._loaded = self._maker = None

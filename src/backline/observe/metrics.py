@@ -68,14 +68,18 @@ class EngineCollector:
         loading = GaugeMetricFamily("nv_model_load_duration_secs", "Time the model took to load, in seconds", labels=("model", "version"))
         ready = GaugeMetricFamily("backline_model_ready", "Whether the model version can answer", labels=("model", "version"))
         batches = CounterMetricFamily("backline_executions", "Executions by batch size", labels=("model", "version", "batch_size"))
+        late = CounterMetricFamily("backline_execution_timeouts", "Runs that took longer than they may", labels=("model", "version"))
+        stuck = GaugeMetricFamily("backline_stuck_runs", "Such runs that cannot be ended and go on", labels=("model", "version"))
         for model in models:
             key = (model.name, model.version)
+            late.add_metric(key, model.statistics.timed_out)
+            stuck.add_metric(key, model.statistics.stuck)
             pending.add_metric(key, model.queue.pending if model.queue else 0)
             loading.add_metric(key, model.statistics.load_seconds)
             ready.add_metric(key, model.answers)
             for size, batch in sorted(model.statistics.batches.items()):
                 batches.add_metric((*key, str(size)), batch.compute_infer.count)
-        yield from (pending, loading, ready, batches)
+        yield from (pending, loading, ready, batches, late, stuck)
         yield from self._lifecycle()
         for name, text, buckets, total in _HISTOGRAMS:
             histogram = HistogramMetricFamily(name, text, labels=("model", "version"))

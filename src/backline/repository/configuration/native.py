@@ -263,6 +263,11 @@ def _known(entry: str) -> list[str]:
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
+    if given.get("lane") == "inline" and "execution_timeout_seconds" in given:
+        raise document.error(
+            "lane inline and execution_timeout_seconds contradict each other: a run on the event loop cannot be given up",
+            f"parameters[{parameter('execution_timeout_seconds')}]",
+        )
     fields: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
     if "enable_large_batch_splitting" in given:
         fields["split_large_batches"] = given["enable_large_batch_splitting"]

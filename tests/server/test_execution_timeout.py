@@ -1,0 +1,192 @@
+"""Models in this process whose runs take too long: ended by the runtime, or given up with their thread."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backline.engine.control import Change
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline.server import Embedded
+from backline.workers.timed import MAX_STUCK
+from support.networks import looping
+from support.server import serve
+
+#: Rounds that take minutes, and hardly any time.
+ENDLESS, QUICK = 2**40, 3
+
+
+def put_looping(repository: Path, *, timeout: float = 0.3, idempotent: bool = True) -> None:
+    """A model whose runs ONNX Runtime can end; requests that come together run together."""
+    (repository / "loop" / "1").mkdir(parents=True)
+    looping(repository / "loop" / "1" / "model.onnx")
+    (repository / "loop" / "model.toml").write_text(
+        f"max_batch_size = 8\nexecution_timeout_seconds = {timeout}\nidempotent = {str(idempotent).lower()}\n[instance_group]\ncount = 1\n"
+    )
+
+
+def put_sleeping(repository: Path, *, seconds: float, timeout: float = 0.1, instances: int = 1) -> None:
+    """A model whose runs nobody can end."""
+    (repository / "sleep" / "1").mkdir(parents=True)
+    (repository / "sleep" / "config.pbtxt").write_text(
+        f"""
+        backend: "identity"
+        input {{ name: "X" data_type: TYPE_FP32 dims: [ 1 ] }}
+        output {{ name: "Y" data_type: TYPE_FP32 dims: [ 1 ] }}
+        instance_group {{ count: {instances} }}
+        parameters {{ key: "execute_delay_ms" value {{ string_value: "{round(seconds * 1000)}" }} }}
+        parameters {{ key: "backline.execution_timeout_seconds" value {{ string_value: "{timeout}" }} }}
+        """
+    )
+
+
+class Program:
+    """The models of a folder, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", drain_seconds=0.1)
+        self.embedded = Embedded([folder / "models"], options)
+
+    def ask(self, model: str, **inputs: float) -> asyncio.Future[InferResponse]:
+        done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+
+        def complete(_: InferRequest, response: InferResponse | None, error: Exception | None) -> None:
+            done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
+
+        tensors = {}
+        for name, value in inputs.items():
+            datatype = DataType.INT64 if name == "ROUNDS" else DataType.FP32
+            tensors[name] = Tensor(name, datatype, (1,), np.array([value], datatype.dtype))
+        self.embedded.engine.submit(InferRequest(model, tensors, complete))
+        return done
+
+    def history(self) -> list[Change]:
+        control = self.embedded.engine.control
+        assert control is not None
+        return control.history()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110  # nothing tells when a thread that was left alone ends
+        await asyncio.sleep(0.02)
+
+
+def run(folder: Path, scenario: Callable[[Program], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        program = Program(folder)
+        await program.embedded.start()
+        try:
+            await scenario(program)
+        finally:
+            await program.embedded.stop()
+
+    asyncio.run(asyncio.wait_for(whole(), 30))
+
+
+def test_a_run_that_the_runtime_can_end_is_ended_and_tried_once_more(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        with pytest.raises(Internal) as error:
+            await program.ask("loop", X=1, ROUNDS=ENDLESS)
+        assert error.value.message == ("model 'loop' version 1 did not finish within 0.3 s, and neither did it when it was tried again")
+        answer = await program.ask("loop", X=1, ROUNDS=QUICK)
+        assert answer.outputs[0].data.tolist() == [-1]
+        counted = program.embedded.engine.find("loop").statistics
+        assert (counted.timed_out, counted.stuck, counted.fail.count, counted.success.count) == (2, 0, 1, 1)
+
+    put_looping(tmp_path / "models")
+    run(tmp_path, scenario)
+
+
+def test_who_runs_together_with_it_is_answered(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        endless, quick = program.ask("loop", X=1, ROUNDS=ENDLESS), program.ask("loop", X=2, ROUNDS=QUICK)
+        assert (await quick).outputs[0].data.tolist() == [-2]
+        with pytest.raises(Internal, match="neither did it when it was tried again"):
+            await endless
+        counted = program.embedded.engine.find("loop").statistics
+        assert (counted.timed_out, counted.execution_count) == (2, 1)
+
+    put_looping(tmp_path / "models")
+    run(tmp_path, scenario)
+
+
+def test_a_model_that_is_not_idempotent_is_not_tried_again(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        with pytest.raises(Internal, match=r"within 0\.3 s; it is not tried again: the model is not idempotent"):
+            await program.ask("loop", X=1, ROUNDS=ENDLESS)
+        assert program.embedded.engine.find("loop").statistics.timed_out == 1
+
+    put_looping(tmp_path / "models", idempotent=False)
+    run(tmp_path, scenario)
+
+
+def test_a_thread_that_cannot_be_interrupted_is_left_alone_and_replaced(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        with pytest.raises(Internal, match=r"model 'sleep' version 1 did not finish within 0\.1 s, and neither did it"):
+            await program.ask("sleep", X=1)
+        counted = program.embedded.engine.find("sleep").statistics
+        assert (counted.timed_out, counted.stuck) == (2, 2)
+        told = [change for change in program.history() if change.action == "replace"]
+        assert [(change.who, change.model, change.version) for change in told] == [("server", "sleep", "1")] * 2
+        assert "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)" in told[0].detail
+        await until(lambda: not counted.stuck)  # they end after a second
+
+    put_sleeping(tmp_path / "models", seconds=0.8)
+    run(tmp_path, scenario)
+
+
+def test_with_many_runs_that_do_not_end_it_takes_no_requests_until_one_does(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        asked = [program.ask("sleep", X=1) for _ in range(3 * MAX_STUCK)]
+        errors = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(error) for error in errors} == {Internal, Unavailable}
+        model = program.embedded.engine.find("sleep")
+        assert MAX_STUCK <= model.statistics.stuck < MAX_STUCK + 4  # those of other instances were under way
+        with pytest.raises(Unavailable, match="runs that do not end; it is available again when one of them does"):
+            program.ask("sleep", X=1)
+        await until(lambda: model.answers)
+        assert model.statistics.stuck < MAX_STUCK
+
+    put_sleeping(tmp_path / "models", seconds=1.0, instances=4)
+    run(tmp_path, scenario)
+
+
+def test_a_cancelled_run_is_not_one_that_took_too_long(tmp_path: Path) -> None:
+    async def scenario(program: Program) -> None:
+        tensors = {
+            "X": Tensor("X", DataType.FP32, (1,), np.ones(1, np.float32)),
+            "ROUNDS": Tensor("ROUNDS", DataType.INT64, (1,), np.array([ENDLESS])),
+        }
+        request = InferRequest("loop", tensors, lambda *_: None)
+        program.embedded.engine.submit(request)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        request.cancel()
+        assert (await program.ask("loop", X=1, ROUNDS=QUICK)).outputs[0].data.tolist() == [-1]
+        counted = program.embedded.engine.find("loop").statistics
+        assert (counted.timed_out, counted.cancelled) == (0, 1)
+
+    put_looping(tmp_path / "models", timeout=20)
+    run(tmp_path, scenario)
+
+
+def test_the_metrics_count_what_took_too_long(tmp_path: Path) -> None:
+    put_sleeping(tmp_path / "models", seconds=0.6)
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        body = b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1],"data":[1]}]}'
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}/v2/models/sleep/infer", body)
+        assert refused.value.code == 500
+        metrics = urllib.request.urlopen(f"{server.url}/metrics").read().decode()
+        assert 'backline_execution_timeouts_total{model="sleep",version="1"} 2.0' in metrics
+        assert 'backline_stuck_runs{model="sleep",version="1"}' in metrics
