@@ -93,7 +93,8 @@ def twice(repository: Path) -> None:
         repository / "twice" / "config.pbtxt",
         f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: -1 }} output {{ name: "s" data_type: TYPE_INT32 dims: 1 }}'
         'batch_input { kind: BATCH_ITEM_SHAPE target_name: "shapes" data_type: TYPE_INT32 source_input: "x" }'
-        f"{SCATTERED % 'y'} {TOGETHER % 6}",
+        f"{SCATTERED % 'y'} {TOGETHER % 6}"
+        'model_warmup { name: "w" batch_size: 2 count: 3 inputs { key: "x" value { data_type: TYPE_FP32 dims: 5 random_data: true } } }',
     )
 
 

@@ -28,6 +28,11 @@ buckets = [8000, 16000]
 to = "audio"
 hop = {audio_models.HOP}
 window = {audio_models.WINDOW}
+
+[[model_warmup]]
+name = "short"
+batch_size = 1
+inputs.audio = {{ data_type = "FP32", dims = [1000], random_data = true }}
 """
 RECURRENT = f"""
 max_batch_size = 8

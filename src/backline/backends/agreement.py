@@ -29,8 +29,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
     inputs = _merge(where, path, "input", file.inputs, config.inputs, config)
     outputs = _merge(where, path, "output", file.outputs, config.outputs, config)
     named = {spec.name for spec in config.inputs}
-    hidden = config.joining.hidden_inputs if config.joining is not None else frozenset()
-    missing = [spec.name for spec in file.inputs if spec.name not in named and spec.name not in hidden]
+    missing = [spec.name for spec in file.inputs if spec.name not in named]
     if named and missing:
         raise InvalidArgument(f"{where}: '{path}' needs input{_list(missing)}, which {config.source} does not name")
     for spec in config.inputs:
@@ -47,8 +46,11 @@ def _merge(
 ) -> tuple[TensorSpec, ...]:
     by_name = {spec.name: spec for spec in file}
     flat = _flat(kind, config)
+    hidden = config.joining.hidden_inputs if config.joining is not None and kind == "input" else frozenset()
     for spec in given:
         actual = by_name.get(spec.name)
+        if spec.name in hidden:  # it is made for the model as it is
+            continue
         if actual is None:
             raise InvalidArgument(
                 f"{where}: {config.source} names the {kind} '{spec.name}', which '{path}' does not have; it has{_list(list(by_name))}"

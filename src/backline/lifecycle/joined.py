@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
 import numpy as np
 
 from backline.backends.backend import LoadedModel
+from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
@@ -49,6 +50,32 @@ def joining_of_workers(config: ModelConfig, pool: WorkerPool) -> Joining | None:
     padding = {name: replace(padding, lengths="", mask="") for name, padding in joining.padding.items()}
     kinds = Joining(ragged=joining.ragged, pad_all=joining.pad_all, padding=padding)
     return Joiner(where, kinds, pool.signature, {}, batched=True).joining
+
+
+def as_the_model_sees(config: ModelConfig) -> ModelConfig:
+    """The configuration as the backend needs it, which joins nothing: flat tensors have one dimension, hidden inputs are among the others.
+
+    Lengths and masks are of the datatype of the model's file; where that says none they are INT64 and BOOL.
+    """
+    joining = config.joining
+    if joining is None:
+        return config
+    # A backend puts the batch in front of every shape, where there is one.
+    flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
+
+    def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
+        return tuple(replace(spec, shape=flat) if spec.name in flattened else spec for spec in specs)
+
+    hidden = [
+        TensorSpec(target, given.datatype, table if given.kind == "BATCH_ITEM_SHAPE" else flat)
+        for given in joining.batch_inputs
+        for target in given.targets
+    ]
+    for padding in joining.padding.values():
+        hidden += [TensorSpec(padding.lengths, DataType.INT64, flat)] if padding.lengths else []
+        hidden += [TensorSpec(padding.mask, DataType.BOOL, table)] if padding.mask else []
+    inputs = (*seen(config.inputs, joining.ragged), *hidden) if config.inputs else ()
+    return replace(config, inputs=inputs, outputs=seen(config.outputs, joining.scattered))
 
 
 def as_clients_see(signature: Signature, config: ModelConfig) -> Signature:

@@ -18,7 +18,7 @@ from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.cores import usable_cores
-from backline.lifecycle.joined import JoinedModel, as_clients_see, joining_of_workers, make_joiner, probe_joining
+from backline.lifecycle.joined import JoinedModel, as_clients_see, as_the_model_sees, joining_of_workers, make_joiner, probe_joining
 from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
 from backline.lifecycle.sequence_states import visible, with_hidden_tensors
 from backline.lifecycle.worker_pools import StartWorkers
@@ -80,7 +80,7 @@ def load(
     if is_arranged(config):
         model: LoadedModel | StreamingModel | HostedModel = _arranged(path, backend, config)
     else:
-        model = backend.load(path, with_hidden_tensors(config))
+        model = backend.load(path, as_the_model_sees(with_hidden_tensors(config)))
     if isinstance(model, HostedModel):
         if start_workers is None:
             raise InvalidArgument(f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here")
@@ -130,7 +130,7 @@ def _arranged(path: Path, backend: Backend, config: ModelConfig) -> LoadedModel:
         raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which streams do not take")
     try:
         arranged = ArrangedModel(model, config)
-        arranged.signature = agree(path, arranged.signature, with_hidden_tensors(config))
+        arranged.signature = agree(path, arranged.signature, as_the_model_sees(with_hidden_tensors(config)))
     except BacklineError:
         model.close()
         raise
