@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import queue
 import shutil
 from collections.abc import Iterator
@@ -21,12 +20,8 @@ from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
+from support.listening import DETECTOR, MELODY, RECOGNISER, hear, melody, put_networks
 from support.server import ServerProcess, serve
-
-RATE = 22050
-SAMPLES = 43844
-#: MIDI numbers of the notes that are played, one every quarter of a second.
-MELODY = (57, 64, 60, 69, 62, 65, 59)
 
 #: The crop step: each onset that basic-pitch is sure of becomes a quarter of a second of audio at 16 kHz, which is what swift-f0 takes.
 CROP = """
@@ -54,12 +49,6 @@ class Model:
             clip = np.interp(moments, np.arange(len(audio)) / 22050, audio[:, 0]).astype(np.float32)
             yield Cut(clip[None], np.array([begin], np.float32))
 """
-RECOGNISE = """
-max_batch_size: 0
-version_policy { all {} }
-parameters { key: "backline.constant_input.fmin" value { string_value: "46.875" } }
-parameters { key: "backline.constant_input.fmax" value { string_value: "2093.75" } }
-"""
 LISTEN = """
 platform: "ensemble"
 input { name: "audio" data_type: TYPE_FP32 dims: [ 43844, 1 ] }
@@ -82,41 +71,15 @@ ensemble_scheduling {
 """
 
 
-def package(name: str) -> Path:
-    """The folder of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.submodule_search_locations is None:
-        pytest.skip(f"{name} is not installed", allow_module_level=True)
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-DETECTOR = package("basic_pitch") / "saved_models" / "icassp_2022" / "nmp.onnx"
-RECOGNISER = package("swift_f0") / "model.onnx"
-
-
 def put_listening(repository: Path) -> Path:
     """Adds the ensemble listen and the models that it asks; of recognise there is a newer version than the one it pins."""
-    for model, version, file in (("detect", "1", DETECTOR), ("recognise", "1", RECOGNISER), ("recognise", "2", RECOGNISER)):
-        folder = repository / model / version
-        folder.mkdir(parents=True)
-        shutil.copy(file, folder / "model.onnx")
-    (repository / "recognise" / "config.pbtxt").write_text(RECOGNISE)
+    put_networks(repository)
+    shutil.copytree(repository / "recognise" / "1", repository / "recognise" / "2")
     (repository / "crop" / "1").mkdir(parents=True)
     (repository / "crop" / "1" / "model.py").write_text(CROP)
     (repository / "listen" / "1").mkdir(parents=True)
     (repository / "listen" / "config.pbtxt").write_text(LISTEN)
     return repository
-
-
-def melody() -> np.ndarray:
-    """The notes, each with a few harmonics and a decay: [SAMPLES, 1]."""
-    seconds = np.arange(SAMPLES) / RATE
-    wave = np.zeros(SAMPLES)
-    for index, note in enumerate(MELODY):
-        own = seconds - 0.1 - index / 4
-        tone = sum(np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * (n + 1) * own) / (n + 1) ** 2 for n in range(4))
-        wave += np.where((own >= 0) & (own < 0.24), tone * np.exp(-4 * own), 0)
-    return (0.4 * wave[:, None]).astype(np.float32)
 
 
 def heard_here(audio: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -168,12 +131,6 @@ def test_the_stream_of_notes_is_what_the_networks_give_in_process(server: Server
     assert by_version["1"] == len(notes)  # pinned, although there is a newer one
     assert by_version["2"] == 0
     client.close()
-
-
-def hear(pitch: np.ndarray, confidence: np.ndarray) -> int:
-    """The MIDI number of the note that was heard."""
-    heard = float(np.median(pitch[confidence > 0.5]))
-    return round(69 + 12 * np.log2(heard / 440))
 
 
 def statistics(client: triton.InferenceServerClient) -> list[dict[str, Any]]:

@@ -41,12 +41,12 @@ class BatchStatistics:
 class CallStatistics:
     """The calls that one model has made of another, from the call to the last response, by what came of them."""
 
-    __slots__ = ("cancelled", "failure", "success")
+    __slots__ = ("cancel", "fail", "success")
 
     def __init__(self) -> None:
         self.success = Duration()
-        self.failure = Duration()
-        self.cancelled = Duration()
+        self.fail = Duration()
+        self.cancel = Duration()
 
 
 class ModelStatistics:
@@ -149,7 +149,7 @@ class ModelStatistics:
         batch.compute_infer.add(1, compute_infer)
         batch.compute_output.add(1, compute_output)
 
-    def record_call(self, called: str, outcome: Literal["success", "failure", "cancelled"], ns: int) -> None:
+    def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
         """Counts a call of another model that has ended."""
         found = self.calls.get(called)
         if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from backline.engine.engine import Engine, Model, ModelState
@@ -80,6 +80,7 @@ class EngineCollector:
             for size, batch in sorted(model.statistics.batches.items()):
                 batches.add_metric((*key, str(size)), batch.compute_infer.count)
         yield from (pending, loading, ready, batches, late, stuck)
+        yield from _calls(models)
         yield from self._lifecycle()
         for name, text, buckets, total in _HISTOGRAMS:
             histogram = HistogramMetricFamily(name, text, labels=("model", "version"))
@@ -116,6 +117,22 @@ class EngineCollector:
             loads.add_metric((name, "failure"), counts.failed)
             seconds.add_metric((name,), counts.seconds)
         yield from (states, memory, labels, loads, seconds)
+
+
+def _calls(models: Sequence[Model]) -> Iterator[Any]:
+    """The calls that Python models have made of others: the steps of pipelines."""
+    from prometheus_client.core import CounterMetricFamily
+
+    labels = ("model", "version", "called", "outcome")
+    calls = CounterMetricFamily("backline_model_calls", "Calls that the model made of another one, by outcome", labels=labels)
+    seconds = CounterMetricFamily("backline_model_call_seconds", "Time of these calls, to their last response", labels=labels)
+    for model in models:
+        for called, counts in sorted(model.statistics.calls.items()):
+            for outcome, duration in (("success", counts.success), ("failure", counts.fail), ("cancelled", counts.cancel)):
+                key = (model.name, model.version, called, outcome)
+                calls.add_metric(key, duration.count)
+                seconds.add_metric(key, duration.ns / 1e9)
+    yield from (calls, seconds)
 
 
 class Metrics:

@@ -98,6 +98,21 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
         print()
         columns = ("version", "inferences", "executions", "failed", "queue us", "compute us", "request us")
         print_table(columns, [_counters(entry) for entry in ran], right=columns[1:])
+    calls = [row for entry in statistics for row in _calls(entry)]
+    if calls:
+        print()
+        columns = ("version", "calls", "answered", "failed", "cancelled", "mean us")
+        print_table(columns, calls, right=columns[2:])
+
+
+def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The calls that a version has made of other models: the steps of a pipeline."""
+    rows = []
+    for called, counts in entry.get("call_stats", {}).items():
+        answered = int(counts["success"]["count"])
+        mean = f"{int(counts['success']['ns']) / answered / 1000:.1f}" if answered else "-"
+        rows.append((str(entry["version"]), called, str(answered), str(counts["fail"]["count"]), str(counts["cancel"]["count"]), mean))
+    return rows
 
 
 def _counters(entry: dict[str, Any]) -> tuple[str, ...]:

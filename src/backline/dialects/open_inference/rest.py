@@ -100,7 +100,7 @@ class RestService:
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
-        respond_json(request, model_statistics(self._engine, name, version))
+        respond_json(request, model_statistics(self._engine, name, version, calls=True))
 
 
 def _unsupported(what: str) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The statistics extension. Plain data in the shape of inference.ModelStatistics, the same for REST and gRPC."""
+"""The statistics extension. Plain data in the shape of inference.ModelStatistics, the same for REST and gRPC; REST tells of calls, too."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from backline.engine.errors import NotFound
 from backline.engine.statistics import Duration, ModelStatistics
 
 
-def model_statistics(engine: Engine, name: str, version: str) -> dict[str, Any]:
+def model_statistics(engine: Engine, name: str, version: str, *, calls: bool = False) -> dict[str, Any]:
     """Counters of one version, of all versions of a model (empty `version`), or of all models (empty `name`). Times in nanoseconds.
 
-    Versions that were never ready have none. Raises NotFound for an unknown model or version.
+    Versions that were never ready have none. With `calls`, those that call other models have `call_stats`, which the message of gRPC does
+    not know. Raises NotFound for an unknown model or version.
     """
     if name:
         asked = engine.find(name, version)
@@ -21,7 +22,8 @@ def model_statistics(engine: Engine, name: str, version: str) -> dict[str, Any]:
         raise NotFound(f"statistics of version {version} were asked for without the name of a model")
     else:
         models = list(engine.models())
-    return {"model_stats": [_statistics(model) for model in models if model.state is ModelState.READY or model.statistics.execution_count]}
+    shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
+    return {"model_stats": [_statistics(model) | (_call_statistics(model.statistics) if calls else {}) for model in shown]}
 
 
 def _statistics(model: Model) -> dict[str, Any]:
@@ -55,6 +57,15 @@ def _statistics(model: Model) -> dict[str, Any]:
         ],
         "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}] if model.memory_bytes else [],
     }
+
+
+def _call_statistics(counters: ModelStatistics) -> dict[str, Any]:
+    """By the name of the model that was called; nothing where none was."""
+    called = {
+        name: {"success": _duration(calls.success), "fail": _duration(calls.fail), "cancel": _duration(calls.cancel)}
+        for name, calls in sorted(counters.calls.items())
+    }
+    return {"call_stats": called} if called else {}
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:

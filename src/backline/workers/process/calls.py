@@ -40,7 +40,7 @@ _RECEIVE = 1 << 18
 _MAX_HELD = 1 << 28
 _NOBODY_WAITS = "nobody waits for the answer of the model that called '{}' any more"
 
-Outcome: TypeAlias = Literal["success", "failure", "cancelled"]
+Outcome: TypeAlias = Literal["success", "fail", "cancel"]
 
 
 class Calls(Protocol):
@@ -244,13 +244,13 @@ class CallChannel:
         except Internal as too_large:
             error = too_large
             self._fail(number, error)
-        self._close(number, "success" if error is None else "failure")
+        self._close(number, "success" if error is None else "fail")
 
     def _give_up(self, number: int) -> None:
         """Nobody waits for a call, or the end of a load or unload, any more; the latter goes on."""
         one = self._open.get(number)
         if one is not None:
-            self._close(number, "cancelled")
+            self._close(number, "cancel")
             one.request.cancel()
             if one.request.flow is not None:
                 one.request.flow.resume()
