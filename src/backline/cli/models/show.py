@@ -107,7 +107,7 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
     """The calls that a version has made of other models: the steps of a pipeline."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for called, counts in entry.get("call_stats", {}).items():
         answered = int(counts["success"]["count"])
         mean = f"{int(counts['success']['ns']) / answered / 1000:.1f}" if answered else "-"
