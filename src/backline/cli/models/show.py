@@ -17,6 +17,8 @@ from backline.client.sync import Client, Model
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.signature import TensorSpec
 
+_CALL_COUNTS = ("answered", "failed", "cancelled", "mean us")
+
 
 @click.command("show", epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json")
 @click.argument("name")
@@ -101,8 +103,7 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
     calls = [row for entry in statistics for row in _calls(entry)]
     if calls:
         print()
-        columns = ("version", "calls", "answered", "failed", "cancelled", "mean us")
-        print_table(columns, calls, right=columns[2:])
+        print_table(("version", "calls", *_CALL_COUNTS), calls, right=_CALL_COUNTS)
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
