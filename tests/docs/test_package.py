@@ -33,6 +33,8 @@ EXTRAS = {
     "watchfiles": "watch",
     "obstore": "cloud",
     "redis": "redis",
+    "PIL": "image",
+    "soundfile": "audio",
     "uv": "envs",
 }
 #: Extras that bring what others bring alone.

@@ -10,6 +10,7 @@ Needs NumPy and nothing else of Backline, so that a model can be used in a noteb
 from __future__ import annotations
 
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.model.audio import Audio
 from backline.model.hints import (
     BF16,
     BOOL,
@@ -28,6 +29,7 @@ from backline.model.hints import (
     Models,
     Request,
 )  # fmt: skip
+from backline.model.image import Image
 
 __all__ = [
     "BF16",
@@ -44,7 +46,9 @@ __all__ = [
     "UINT16",
     "UINT32",
     "UINT64",
+    "Audio",
     "BacklineError",
+    "Image",
     "InvalidArgument",
     "Models",
     "Request",

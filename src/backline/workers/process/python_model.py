@@ -18,6 +18,7 @@ from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidAr
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.model.hints import Models, Request
+from backline.model.media import DECODED_LIMIT
 from backline.workers.joiner import Joiner
 from backline.workers.process.caller import Caller
 from backline.workers.process.model_code import ModelCode, find_model, import_file
@@ -92,6 +93,7 @@ class PythonModel:
     def _read_hints(self, code: ModelCode) -> None:
         predict = code.predict
         hints = typing.get_type_hints(predict)
+        limit = getattr(code.settings, "decoded_limit_bytes", DECODED_LIMIT)
         self._inputs: dict[str, TypedValue] = {}
         self._request_argument = self._models_argument = ""
         for parameter in code.parameters:
@@ -104,7 +106,7 @@ class PythonModel:
                 self._models_argument = parameter.name
             else:
                 optional = parameter.default is not parameter.empty
-                self._inputs[parameter.name] = TypedValue.of(parameter.name, hint, self._where, optional=optional)
+                self._inputs[parameter.name] = TypedValue.of(parameter.name, hint, self._where, optional=optional, limit=limit)
         answer = hints.get("return")
         self._asynchronous = inspect.iscoroutinefunction(predict) or inspect.isasyncgenfunction(predict)
         self._stream = get_origin(answer) in _STREAMS
@@ -118,9 +120,9 @@ class PythonModel:
         """The outputs by the hint of what is returned, and whether it is one value rather than a class of several."""
         is_class = typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         if not (isinstance(answer, type) and is_class):
-            return [TypedValue.of("output", answer, self._where)], True
+            return [TypedValue.of("output", answer, self._where, output=True)], True
         hints = typing.get_type_hints(answer)
-        return [TypedValue.of(name, hint, self._where) for name, hint in hints.items()], False
+        return [TypedValue.of(name, hint, self._where, output=True) for name, hint in hints.items()], False
 
     # running
 

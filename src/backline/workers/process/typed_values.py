@@ -1,4 +1,4 @@
-"""Python values of a model's type hints as tensors, and back: arrays, text, bytes, numbers, JSON."""
+"""Python values of a model's type hints as tensors, and back: arrays, text, bytes, numbers, JSON, images, sounds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any, get_origin
 import numpy as np
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.tensor import Tensor
+from backline.model.audio import audio_hint
 from backline.model.hints import array_hint
+from backline.model.image import image_hint
+from backline.model.media import DECODED_LIMIT, Media
 from backline.workers.process.protocol import Spec
 
 _SINGLE: Mapping[type, DataType] = {
@@ -28,17 +31,31 @@ _SINGLE: Mapping[type, DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class TypedValue:
-    """An input or output by its hint. `kind` is the Python type of a single value, None for an array."""
+    """An input or output by its hint. `kind` is the Python type of a single value, None for an array.
+
+    `media` decodes and encodes the file that the bytes of a value are; `limit` is what it may become, in bytes.
+    """
 
     name: str
     kind: type | None
     datatype: DataType
     shape: tuple[int, ...]
     optional: bool = False
+    media: Media | None = None
+    limit: int = DECODED_LIMIT
 
     @classmethod
-    def of(cls, name: str, hint: Any, where: str, *, optional: bool = False) -> TypedValue:
-        """Raises InvalidArgument for a hint that says nothing."""
+    def of(
+        cls, name: str, hint: Any, where: str, *, optional: bool = False, output: bool = False, limit: int = DECODED_LIMIT
+    ) -> TypedValue:
+        """Raises InvalidArgument for a hint that says nothing, Internal for one whose library is missing."""
+        try:
+            media: Media | None = image_hint(hint) or audio_hint(hint)
+            if media is not None:
+                media.check(output=output)
+                return cls(name, bytes, DataType.BYTES, (1,), optional, media, limit)
+        except BacklineError as error:
+            raise type(error)(f"{where}: '{name}': {error.message}") from None
         if (array := array_hint(hint)) is not None:
             return cls(name, None, array.datatype, array.shape, optional)
         kind = get_origin(hint) or hint
@@ -46,7 +63,7 @@ class TypedValue:
             return cls(name, kind, _SINGLE[kind], (1,), optional)
         raise InvalidArgument(
             f"{where}: the type hint of '{name}' is {hint!r}; expected FP32[16] or another datatype of backline.model, str, bytes,"
-            " int, float, bool, dict or list"
+            " int, float, bool, dict, list, Image or Audio[16000]"
         )
 
     @property
@@ -54,10 +71,15 @@ class TypedValue:
         return Spec(self.name, self.datatype.name, list(self.shape), self.optional)
 
     def to_python(self, tensor: Tensor) -> Any:
-        """What the model gets. Raises InvalidArgument for text and JSON that are none."""
+        """What the model gets. Raises InvalidArgument for text, JSON, images and sounds that are none."""
         if self.kind is None:
             return tensor.data
         value = tensor.data.reshape(-1)[0]
+        if self.media is not None:
+            try:
+                return self.media.decode(value, self.limit)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"input '{self.name}': {error.message}") from None
         try:
             if self.kind is bytes:
                 return value
@@ -77,7 +99,9 @@ class TypedValue:
         """What the model gave, with `rows` in a batch or None. Raises TypeError or ValueError for what the hint does not promise."""
         if self.kind is None:
             return self._array(value, rows)
-        if self.kind in (dict, list):
+        if self.media is not None:
+            value = self._file(self.media, value)
+        elif self.kind in (dict, list):
             value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         elif self.kind is str:
             if not isinstance(value, str):
@@ -90,6 +114,12 @@ class TypedValue:
         data = np.empty(1, self.datatype.dtype)
         data[0] = value
         return Tensor(self.name, self.datatype, (1,), data)
+
+    def _file(self, media: Media, value: Any) -> bytes:
+        try:
+            return media.encode(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"output '{self.name}': {error}") from None
 
     def to_flat(self, value: Any) -> Tensor:
         """What the model gave for several requests, all elements in one dimension. Raises TypeError as `to_tensor`."""

@@ -1,0 +1,113 @@
+"""The type hint for sounds."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from backline.engine.errors import InvalidArgument
+from backline.model.media import DECODED_LIMIT, library
+
+if TYPE_CHECKING:
+    _Array = np.ndarray
+else:
+    _Array = object
+
+_WRITTEN: Final = ("WAV", "FLAC", "OGG")
+_ITEM = np.dtype(np.float32).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class AudioHint:
+    """Sound at `rate` samples a second. `format` is that of the file of an output, "" for WAV."""
+
+    rate: int
+    channels: int = 1
+    format: str = ""
+
+    def check(self, *, output: bool) -> None:
+        """See Media."""
+        _soundfile(), _soxr()
+        if self.format and not output:
+            raise InvalidArgument(f"a sound of an input is whatever its file is (WAV, FLAC, OGG, MP3...); leave '{self.format}' out")
+
+    def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
+        """The sound of a file, mixed and resampled: FP32 [samples], or [channels, samples] for more than one channel."""
+        soundfile = _soundfile()
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as file:
+                rate = file.samplerate
+                _check_size(file.frames * file.channels * _ITEM, limit)
+                _check_size(file.frames * self.rate // rate * self.channels * _ITEM, limit)
+                samples = file.read(dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError, ValueError, OverflowError) as error:
+            reason = str(error).rpartition("': ")[2].rpartition(">: ")[2] or str(error)
+            raise InvalidArgument(f"the sound cannot be decoded: {reason}") from None
+        samples = self._mixed(samples)
+        if rate != self.rate and len(samples):
+            samples = _soxr().resample(samples, rate, self.rate)
+        return np.ascontiguousarray(samples[:, 0] if self.channels == 1 else samples.T)
+
+    def _mixed(self, samples: np.ndarray) -> np.ndarray:
+        """All channels as one, or one as all."""
+        found = samples.shape[1]
+        if found == self.channels:
+            return samples
+        if self.channels == 1:
+            return samples.mean(axis=1, keepdims=True, dtype=np.float32)  # type: ignore[no-any-return]
+        if found == 1:
+            return np.repeat(samples, self.channels, axis=1)
+        raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
+
+    def encode(self, value: Any) -> bytes:
+        """A file of 16 bits a sample, of an array of floats from -1 to 1 ([samples], or [channels, samples])."""
+        array = np.asarray(value)
+        if array.dtype.kind != "f":
+            raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")
+        expected = 1 if self.channels == 1 else 2
+        if array.ndim != expected or (expected == 2 and array.shape[0] != self.channels):
+            shape = "[samples]" if expected == 1 else f"[{self.channels}, samples]"
+            raise ValueError(f"a sound with {self.channels} channel{'s' * (expected - 1)} has the shape {shape}, got {list(array.shape)}")
+        if not np.isfinite(array).all():
+            raise ValueError("a sound has no infinite samples, and none that are not a number")
+        content = io.BytesIO()
+        _soundfile().write(content, array.astype(np.float32).T, self.rate, format=self.format or "WAV")
+        return content.getvalue()
+
+
+class Audio(_Array):
+    """Sound: a file in the request (WAV, FLAC, OGG, MP3 and what else libsndfile reads), FP32 in the model.
+
+    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` are two, [2, samples]. An output becomes a WAV file, or with
+    `Audio[44100, 2, "FLAC"]` what is named. `Audio[16000].decode(data)` is what a model gets.
+    """
+
+    def __class_getitem__(cls, given: int | tuple[Any, ...]) -> Any:
+        rate, *more = given if isinstance(given, tuple) else (given,)
+        channels, format = (*more, *(1, "")[len(more) :]) if len(more) <= 2 else (0, "")
+        if not (isinstance(rate, int) and rate > 0 and isinstance(channels, int) and channels > 0 and format in ("", *_WRITTEN)):
+            raise TypeError(f"Audio[{given!r}]: expected a rate, channels, and for an output one of {', '.join(_WRITTEN)}")
+        return AudioHint(rate, channels, format)
+
+
+def audio_hint(hint: Any) -> AudioHint | None:
+    """What a hint of this module stands for; None for any other. Raises InvalidArgument for one without a rate."""
+    if hint is Audio:
+        raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
+    return hint if isinstance(hint, AudioHint) else None
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise InvalidArgument(f"the sound has {size} bytes when it is decoded, more than {limit}")
+
+
+def _soundfile() -> Any:
+    return library("soundfile", "a sound", "soundfile", "audio")
+
+
+def _soxr() -> Any:
+    return library("soxr", "a sound", "soxr", "audio")
