@@ -126,9 +126,9 @@ def test_a_resource_is_of_devices_or_of_the_server() -> None:
 
 
 def test_the_claim_of_a_group_is_of_its_device_or_of_the_server() -> None:
-    claim = claim_of(InstanceGroup(2, (Resource("a", 3), Resource("c", 1, everywhere=True)), 0))
+    claim = claim_of(InstanceGroup(2, (Resource("a", 3), Resource("c", 1, everywhere=True)), 2))
 
-    assert (dict(claim.resources), claim.priority) == ({("0", "a"): 3, (EVERYWHERE, "c"): 1}, 1)
+    assert (dict(claim.resources), claim.priority) == ({("0", "a"): 3, (EVERYWHERE, "c"): 1}, 2)
 
 
 @pytest.mark.parametrize("text", ["a", "a:", ":1", "a:x", "a:1:2:3", "a:-1", "a:1:"])

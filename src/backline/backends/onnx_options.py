@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TypeVar
@@ -70,9 +70,13 @@ def read_settings(config: ModelConfig) -> SessionSettings:
         except (KeyError, ValueError):
             raise InvalidArgument(f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}") from None
 
-    session_entries = {**default.session_entries, **{key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}}
+    threads = read("intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one a core")
+    if config.cpus and threads == 0:
+        threads = len(config.cpus)
+    own = {key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}
+    session_entries = {**default.session_entries, **_affinities(config.cpus, threads), **own}
     return SessionSettings(
-        intra_op_threads=read("intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one a core"),
+        intra_op_threads=threads,
         inter_op_threads=read("inter_op_thread_count", _count, default.inter_op_threads, "a number of threads, 0 for one a core"),
         execution_mode=read("execution_mode", _EXECUTION_MODES.__getitem__, default.execution_mode, "0 (sequential) or 1 (parallel)"),
         graph_optimization_level=read(
@@ -87,6 +91,14 @@ def read_settings(config: ModelConfig) -> SessionSettings:
         run_entries=MappingProxyType({key: given[key] for key in _RUN_KEYS if key in given}),
         warnings=tuple(_unknown(config.name, key) for key in given if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)),
     )
+
+
+def _affinities(cores: Sequence[int], threads: int) -> dict[str, str]:
+    """Keeps the threads that help the one of a run to some cores, which ONNX Runtime counts from 1 (its session options config keys)."""
+    if not cores or threads < 2:
+        return {}
+    group = ",".join(str(core + 1) for core in cores)
+    return {"session.intra_op_thread_affinities": ";".join([group] * (threads - 1))}
 
 
 def _count(text: str) -> int:

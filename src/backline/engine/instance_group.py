@@ -18,7 +18,7 @@ class Resource:
 class InstanceGroup:
     """So many instances. `resources` and `priority` have an effect where the server limits the rate of executions.
 
-    An instance of priority 2 gets half the turns of one of priority 1, which is also what 0 means.
+    An instance of priority 2 gets half the turns of one of priority 1.
     """
 
     count: int

@@ -88,6 +88,8 @@ class ModelConfig:
     #: What the instances of `instance_count` take, group by group; empty where the server decides how many there are.
     instance_groups: tuple[InstanceGroup, ...] = ()
     lane: Lane | None = None
+    #: The cores that its threads or worker processes are kept to; empty for all.
+    cpus: tuple[int, ...] = ()
     dynamic_batching: bool | None = None
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0

@@ -92,7 +92,7 @@ class InstanceMaker:
         return [self._thread(self._execute, number) for number in range(count)]
 
     def _thread(self, execute: Execution, number: int) -> Instance:
-        make = partial(ThreadInstance, execute, self._loop, f"{self._model.name}-{number}")
+        make = partial(ThreadInstance, execute, self._loop, f"{self._model.name}-{number}", self._model.config.cpus)
         config = self._model.config
         if config.execution_timeout_seconds is None:
             return make()

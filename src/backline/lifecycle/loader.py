@@ -22,6 +22,7 @@ from backline.lifecycle.joined import JoinedModel, as_clients_see, as_the_model_
 from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
 from backline.lifecycle.sequence_states import visible, with_hidden_tensors
 from backline.lifecycle.worker_pools import StartWorkers
+from backline.workers.affinity import format_cores
 from backline.workers.joiner import Joiner
 from backline.workers.process.pool import WorkerPool
 
@@ -170,10 +171,10 @@ def _place(
 ) -> Loaded:
     chosen = plan(
         measured.times,
-        cores=usable_cores(),
+        cores=len(config.cpus) or usable_cores(),
         threads_per_run=model.threads_per_run,
-        # The event loop can neither be left alone in a run that takes too long.
-        lane=config.lane or ("thread" if config.execution_timeout_seconds is not None else None),
+        # The event loop can neither be left alone in a run that takes too long, nor be kept to some cores.
+        lane=config.lane or ("thread" if config.execution_timeout_seconds is not None or config.cpus else None),
         instances=config.instance_count,
         max_batch=max_batch_size,
     )
@@ -187,7 +188,7 @@ def _place(
         max_batch_size if config.dynamic_batching or config.sequence else chosen.batch_limit,
         chosen.lane,
         chosen.instances,
-        f"{why_batched}; {chosen.reason}",
+        f"{why_batched}; {chosen.reason}{_kept_to(config)}",
         measured,
         warnings,
         None if joiner is None else joiner.joining,
@@ -210,6 +211,10 @@ def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, pla
         measured=Measured(None, RunTimes({})),
         warnings=model.warnings + _untimed(config),
     )
+
+
+def _kept_to(config: ModelConfig) -> str:
+    return f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}" if config.cpus else ""
 
 
 def _untimed(config: ModelConfig) -> tuple[str, ...]:
@@ -236,7 +241,7 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         batch_limit=loaded.max_batch_size,
         lane="debug" if pool.debugged else "process",
         instances=count,
-        reason=_place_of(pool, count),
+        reason=_place_of(pool, count) + _kept_to(config),
         measured=Measured(None, RunTimes({})),
         warnings=pool.warnings,
         joining=joining,

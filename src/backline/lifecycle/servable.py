@@ -40,6 +40,7 @@ from backline.schedule.permits import Permits
 from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
+from backline.workers.affinity import check_cores, pinned
 from backline.workers.environments.store import Environments
 from backline.workers.instance import InlineInstance
 from backline.workers.process.calls import Calls
@@ -186,7 +187,8 @@ class Servable:
     def _load(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, Check, int]:
         """On a thread. The last of the results is the memory that it took, in bytes."""
         content = self._content(fetched)
-        with self._meter.measure(self.file_bytes) as measured:
+        check_cores(self.model.name, self.model.config.cpus)
+        with self._meter.measure(self.file_bytes) as measured, pinned(self.model.config.cpus):
             loaded, check = self._load_and_warm_up(fetched, known, starter)
         if content is not None and content.unchanged:
             self._answers_of = f"{load_key(self.model.config)} {content.digest}"

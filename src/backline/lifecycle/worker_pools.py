@@ -162,7 +162,7 @@ class WorkerStarter:
         variables = hosted.environment
         if environment is not None:
             python, variables = str(environment.python), {**environment.variables, **variables}
-        return WorkerCommand(load, python, variables, config.memory_limit_bytes)
+        return WorkerCommand(load, python, variables, config.memory_limit_bytes, config.cpus)
 
 
 def _sendable(joining: Joining | None) -> Joining | None:

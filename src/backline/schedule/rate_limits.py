@@ -43,7 +43,7 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
     resources = {
         (EVERYWHERE if resource.everywhere else device, resource.name): resource.count for resource in group.resources if resource.count
     }
-    return Claim(MappingProxyType(resources), max(group.priority, 1))
+    return Claim(MappingProxyType(resources), group.priority)
 
 
 class Turn:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from queue import SimpleQueue
 from time import thread_time_ns
 from typing import ClassVar, Protocol, TypeAlias
 
+from backline.workers.affinity import pin
 from backline.workers.batch import Batch
 
 Execute: TypeAlias = Callable[[Batch], None]
@@ -83,9 +84,11 @@ class ThreadInstance:
 
     beside_loop: ClassVar[bool] = True
 
-    def __init__(self, execute: Execute, loop: asyncio.AbstractEventLoop, name: str) -> None:
+    def __init__(self, execute: Execute, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()) -> None:
+        """`cores` are those that the thread is kept to; without any it runs where it likes."""
         self._execute = execute
         self._loop = loop
+        self._cores = cores
         self._work: SimpleQueue[tuple[Batch, Finished] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
@@ -97,6 +100,7 @@ class ThreadInstance:
         self._work.put(None)
 
     def _serve(self) -> None:
+        pin(self._cores)
         while (work := self._work.get()) is not None:
             batch, finished = work
             self._execute(batch)

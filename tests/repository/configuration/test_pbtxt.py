@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.instance_group import InstanceGroup, Resource
 from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.repository.configuration import read
@@ -55,7 +56,10 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] }, { name: "s" data_type: TYPE_STRING dims: [ 1 ] optional: true } ]
         output { name: "y" data_type: TYPE_BF16 dims: 2 label_filename: "labels.txt" }
         version_policy { specific { versions: [ 3, 1 ] } }
-        instance_group [ { count: 2 kind: KIND_CPU }, { kind: KIND_AUTO } ]
+        instance_group [
+          { count: 2 kind: KIND_CPU },
+          { kind: KIND_AUTO rate_limiter { resources [ { name: "a" count: 3 }, { name: "b" count: 1 global: true } ] priority: 2 } }
+        ]
         dynamic_batching {
           preferred_batch_size: [ 4, 8 ]
           max_queue_delay_microseconds: 100
@@ -76,6 +80,7 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         outputs=(TensorSpec("y", DataType.BF16, (2,), labels=("cat", "dög")),),
         version_policy=VersionPolicy(latest=None, specific=("3", "1")),
         instance_count=3,
+        instance_groups=(InstanceGroup(2), InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2)),
         lane="thread",
         dynamic_batching=True,
         preferred_batch_sizes=(4, 8),

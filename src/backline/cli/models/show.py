@@ -83,7 +83,7 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
         ("instances", str(sum(int(group.get("count", 1)) for group in groups)) if groups else "?"),
     ]
     chosen = config.get("parameters") or {}
-    for label, key in (("lane", "backline.lane"), ("because", "backline.placement")):
+    for label, key in (("lane", "backline.lane"), ("cores", "backline.cpus"), ("because", "backline.placement")):
         if key in chosen:
             facts.append((label, chosen[key]["string_value"]))
     for label, value in facts:

@@ -55,6 +55,20 @@ def _bytes(text: str) -> int:
     return int(text)
 
 
+def _cores(text: str) -> tuple[int, ...]:
+    """As taskset takes them: 0,2 or 0-3,6."""
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        if not all(end.isascii() and end.isdigit() and int(end) < 4096 for end in ends):
+            raise ValueError("expected numbers of cores, as 0,2 or 0-3")
+        cores.update(range(int(ends[0]), int(ends[1]) + 1))
+    if not cores:
+        raise ValueError("expected numbers of cores, as 0,2 or 0-3")
+    return tuple(sorted(cores))
+
+
 def _python(text: str) -> str:
     if not _PYTHON.fullmatch(text):
         raise ValueError("expected a version of Python such as 3.13")
@@ -148,6 +162,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
         setting.name: setting
         for setting in (
             Setting("lane", _choice(*get_args(Lane)), (str,)),
+            Setting("cpus", _cores, (int, str, list)),
             Setting("versions", _versions, (list,)),
             Setting("labels", _version, (str, int), by_key=True),
             Setting("batch_axis", _axis, (int,), by_key=True),
@@ -196,6 +211,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
 #: Settings that are fields of ModelConfig by the same name.
 _AS_THEY_ARE: Final = (
     "lane",
+    "cpus",
     "pinned",
     "idle_unload_seconds",
     "load_retries",
@@ -203,6 +219,11 @@ _AS_THEY_ARE: Final = (
     "idempotent",
     "memory_limit_bytes",
     "python",
+)
+#: Settings that need a thread, or a process.
+_NOT_INLINE: Final = (
+    ("execution_timeout_seconds", "a run on the event loop cannot be given up"),
+    ("cpus", "the event loop runs where it likes"),
 )
 #: Settings of how requests are joined.
 _OF_JOINING: Final = ("allowed_batch_sizes", "enable_large_batch_splitting", "pad_variable_length_inputs", "padding", "cut")
@@ -263,11 +284,9 @@ def _known(entry: str) -> list[str]:
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
-    if given.get("lane") == "inline" and "execution_timeout_seconds" in given:
-        raise document.error(
-            "lane inline and execution_timeout_seconds contradict each other: a run on the event loop cannot be given up",
-            f"parameters[{parameter('execution_timeout_seconds')}]",
-        )
+    for name, why in _NOT_INLINE:
+        if given.get("lane") == "inline" and name in given:
+            raise document.error(f"lane inline and {name} contradict each other: {why}", f"parameters[{parameter(name)}]")
     fields: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
     if "enable_large_batch_splitting" in given:
         fields["split_large_batches"] = given["enable_large_batch_splitting"]

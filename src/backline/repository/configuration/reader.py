@@ -195,7 +195,7 @@ class _Reader:
 def _instance_group(given: Any) -> InstanceGroup:
     limiter = given.rate_limiter
     resources = tuple(Resource(resource.name, resource.count, getattr(resource, "global")) for resource in limiter.resources)
-    return InstanceGroup(given.count or 1, resources, limiter.priority)
+    return InstanceGroup(given.count or 1, resources, limiter.priority or 1)
 
 
 def _step(given: Any) -> EnsembleStep:

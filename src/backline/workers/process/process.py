@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.engine.errors import BacklineError, Internal
+from backline.workers.affinity import pinned
 from backline.workers.process import arena
 from backline.workers.process.arena import Arena
 from backline.workers.process.calls import CallChannel
@@ -64,6 +65,8 @@ class WorkerCommand:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Resident bytes above which it is killed; None for what the model says when it is loaded.
     memory_limit_bytes: int | None = None
+    #: The cores that it is kept to; empty for all.
+    cores: tuple[int, ...] = ()
 
     @property
     def label(self) -> str:
@@ -166,15 +169,16 @@ class WorkerProcess:
         self._attend()
 
     def _spawn(self, *descriptors: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [self.command.python, str(_START), *map(str, descriptors), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=descriptors,
-            start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self.command.environment},
-        )
+        with pinned(self.command.cores):  # which it inherits
+            return subprocess.Popen(
+                [self.command.python, str(_START), *map(str, descriptors), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=descriptors,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **self.command.environment},
+            )
 
     def _attend(self) -> None:
         assert self._process is not None, "it was started"

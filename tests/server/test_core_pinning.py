@@ -1,0 +1,122 @@
+"""Models that are kept to some cores: their threads, those of ONNX Runtime, their worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backline.engine.errors import InvalidArgument
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline.server import Embedded
+from backline.workers.affinity import check_cores, format_cores
+from support import models
+from support.server import serve
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be pinned here")
+CORE = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+PYTHON = """
+import os
+
+from backline.model import INT64
+
+
+class Model:
+    def predict(self, x: INT64[1]) -> INT64[-1]:
+        return sorted(os.sched_getaffinity(0))
+"""
+
+
+def put_add1(repository: Path, settings: str) -> None:
+    models.add1(repository)
+    (repository / "add1" / "model.toml").write_text(settings)
+
+
+def run(folder: Path, look: Callable[[Embedded], None]) -> None:
+    """Looks at the models of a folder once they are loaded in this process, or have failed."""
+
+    async def whole() -> None:
+        options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state")
+        program = Embedded([folder / "models"], options)
+        await program.start()
+        look(program)
+        await program.stop()
+
+    asyncio.run(whole())
+
+
+def reason(folder: Path) -> str:
+    """Why the only model of a folder is not served."""
+    told = []
+    run(folder, lambda program: told.extend(model.reason for model in program.engine.models()))
+    return told[0]
+
+
+def kept() -> Counter[frozenset[int]]:
+    """How many threads of this process are kept to which cores."""
+    return Counter(frozenset(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task"))
+
+
+def test_the_threads_of_a_model_and_of_its_runtime_are_kept_to_its_cores(tmp_path: Path) -> None:
+    put_add1(tmp_path / "models", f"cpus = [{CORE}]\n[instance_group]\ncount = 2\n[parameters]\nintra_op_thread_count = 3\n")
+    before = kept()
+
+    def look(program: Embedded) -> None:
+        own = [thread for thread in threading.enumerate() if thread.name.startswith("add1-")]
+        assert [os.sched_getaffinity(thread.native_id or 0) for thread in own] == [{CORE}, {CORE}]
+        if len(os.sched_getaffinity(0)) > 1:
+            assert kept()[frozenset({CORE})] - before[frozenset({CORE})] == 2 + 2  # two of ours, two that help ONNX Runtime's
+        placement = program.engine.find("add1").placement
+        assert placement is not None
+        assert (placement.lane, placement.instances) == ("thread", 2)
+        assert placement.reason.endswith(f"; kept to core {CORE}")
+
+    run(tmp_path, look)
+
+
+def test_worker_processes_are_kept_to_their_cores_and_models_show_tells(tmp_path: Path) -> None:
+    (tmp_path / "models" / "where" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "where" / "1" / "model.py").write_text(PYTHON)
+    (tmp_path / "models" / "where" / "model.toml").write_text(f'cpus = "{CORE}"\n')
+
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        command = [sys.executable, "-m", "backline", "models", "show", "where", "--url", server.url]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        answer = urllib.request.urlopen(f"{server.url}/v2/models/where/generate", b'{"x": 1}').read()
+
+    assert f"cores          {CORE}\n" in shown
+    assert json.loads(answer)["output"] == CORE
+
+
+def test_a_core_that_there_is_not_is_told(tmp_path: Path) -> None:
+    put_add1(tmp_path / "models", "cpus = [4000]\n")
+
+    there = format_cores(os.sched_getaffinity(0))
+    assert reason(tmp_path) == f"model 'add1': cpus names 4000, but this process may use the cores {there} only"
+
+
+def test_the_event_loop_is_kept_nowhere(tmp_path: Path) -> None:
+    put_add1(tmp_path / "models", 'cpus = [0]\nlane = "inline"\n')
+
+    assert "lane inline and cpus contradict each other: the event loop runs where it likes" in reason(tmp_path)
+
+
+def test_where_threads_cannot_be_pinned_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity")
+
+    with pytest.raises(InvalidArgument, match="model 'm': cpus cannot be kept on this system"):
+        check_cores("m", (0,))
+
+
+@pytest.mark.parametrize(("cores", "text"), [({0}, "0"), ({3, 0, 1, 2, 6}, "0-3, 6"), ({1, 3}, "1, 3")])
+def test_cores_are_told_as_ranges(cores: set[int], text: str) -> None:
+    assert format_cores(cores) == text
