@@ -183,6 +183,15 @@ def test_what_does_not_fit_the_model_is_refused(joining: Joining, reason: str) -
         joiner(joining, ROWS)
 
 
+def test_what_is_told_of_an_optional_input_is_left_out_with_it() -> None:
+    specs = (TensorSpec("w", FP32, (-1,)), ROWS, TensorSpec("n", INT32, (-1,)))
+    made = joiner(Joining(padding={"x": Padding(lengths="n")}, cuts={"y": Cut("x")}), *specs)
+    without = [{"w": np.ones(2, np.float32)}]
+
+    assert list(made.join(without, [2])) == ["w"]
+    assert made.split(without, [2], ["y"], [np.ones((2, 3))])[0][0].shape == (2, 3)
+
+
 def test_too_few_elements_are_an_error() -> None:
     made = joiner(Joining(ragged=("x",), scattered={"y": "x"}), FLAT)
 

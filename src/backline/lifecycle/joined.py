@@ -113,25 +113,38 @@ class JoinedModel:
         arrays = self._model.run(self._joiner.join(requests, rows), outputs)
         return self._joiner.split(requests, rows, outputs, arrays)
 
+    def not_filled_up(self) -> JoinedModel:
+        """The model when requests are neither padded to buckets nor batches filled up."""
+        return JoinedModel(self._model, self._joiner.not_filled_up(), self.signature)
+
+    def may_differ(self, name: str, axis: int) -> bool:
+        """Whether requests that run together may differ in this dimension of an input."""
+        joining = self._joiner.joining
+        return name in joining.ragged or (name in joining.padding and axis in joining.padding[name].axes)
+
     def close(self) -> None:
         """See LoadedModel."""
         self._model.close()
 
 
 def probe_joining(model: JoinedModel) -> BatchProbe:
-    """Whether requests get the same answers joined as alone: a few of one item each, of different lengths where lengths may differ."""
-    trial = find_trial(model, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
+    """Whether requests get the same answers joined as alone: a few of one item each, of different lengths where lengths may differ.
+
+    Alone they reach the model as they are, not filled up.
+    """
+    apart = model.not_filled_up()
+    trial = find_trial(apart, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
     if trial is None:
         return BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
     names = [spec.name for spec in model.signature.outputs]
-    free = free_dimensions(model.signature, batched=True)
+    varying = [(name, axis) for name, axis in free_dimensions(model.signature, batched=True) if model.may_differ(name, axis)]
     requests: list[Arrays] = []
     alone: list[list[np.ndarray]] = []
     for number, family in enumerate((trial.family, *(other for other in FAMILIES if other is not trial.family))):
-        sizes: Sizes = {place: max(1, trial.sizes[place] - (number if place in free else 0)) for place in trial.sizes}
+        sizes: Sizes = {place: max(1, trial.sizes[place] - (number if place in varying else 0)) for place in trial.sizes}
         request = make_inputs(model.signature, sizes, 1, family, number + 1)
         try:
-            outputs = model.run(request, names)
+            outputs = apart.run(request, names)
         except BacklineError:  # a length or a value that the model does not take
             continue
         requests.append(request)

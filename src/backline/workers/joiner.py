@@ -12,11 +12,11 @@ import numpy as np
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.joining import BatchInput, Cut, Joining, Padding
+from backline.engine.joining import Cut, Joining, Padding
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape, element_count
+from backline.workers.told_inputs import BATCH_INPUTS, Arrays, Told, lengths, mask
 
-Arrays: TypeAlias = Mapping[str, np.ndarray]
 #: The arrays of one input in all requests, as one.
 Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
@@ -30,34 +30,44 @@ class Joiner:
     """
 
     def __init__(self, where: str, joining: Joining, signature: Signature, scattered: Mapping[str, Shape], *, batched: bool) -> None:
+        self._made_of = (where, signature, scattered)
         specs = {spec.name: spec for spec in signature.inputs}
         _check_names(where, joining, signature)
         self.joining = replace(joining, pad_all=False, padding=_padding(where, joining, signature))
         self._columns: dict[str, Column] = dict.fromkeys(joining.ragged, _end_to_end)
-        self._made: list[tuple[str, Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]]] = []
+        #: Inputs that are made, and of which.
+        self._made: list[tuple[str, str, Told]] = []
         for name, padding in self.joining.padding.items():
             self._columns[name] = partial(_pad, padding, _fill_value(where, specs[name], padding.value))
             if padding.lengths:
                 dtype = _told(where, specs[padding.lengths], 1)
-                self._made.append((padding.lengths, partial(_lengths, name, padding.axes[0], dtype)))
+                self._made.append((padding.lengths, name, partial(lengths, name, padding.axes[0], dtype)))
             if padding.mask:
                 dtype = _told(where, specs[padding.mask], 2)
-                self._made.append((padding.mask, partial(_mask, name, padding.axes[0], dtype)))
+                self._made.append((padding.mask, name, partial(mask, name, padding.axes[0], dtype)))
         for batch_input in joining.batch_inputs:
             rank = 2 if batch_input.kind == "BATCH_ITEM_SHAPE" else 1
             for target in batch_input.targets:
                 dtype = _told(where, specs[target], rank, batch_input.datatype)
-                self._made.append((target, partial(_KINDS[batch_input.kind], batch_input, dtype)))
+                self._made.append((target, batch_input.source, partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)))
         self._batched = batched
         self._scattered = {name: (source, scattered[name]) for name, source in joining.scattered.items()}
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
+
+    def not_filled_up(self) -> Joiner:
+        """One that leaves a request that is alone as it is: without buckets and sizes to fill up to."""
+        where, signature, scattered = self._made_of
+        padding = {name: replace(padding, buckets=()) for name, padding in self.joining.padding.items()}
+        joining = replace(self.joining, allowed_batch_sizes=(), padding=padding)
+        return Joiner(where, joining, signature, scattered, batched=self._batched)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """The inputs of the model, of requests that have so many rows each; see `JoiningCheck` for which may be joined."""
         requests, rows = self._filled_up(requests, rows)
         inputs = {name: self._columns.get(name, _one_after_the_other)([request[name] for request in requests]) for name in requests[0]}
-        for name, make in self._made:
-            inputs[name] = make(requests, rows, inputs)
+        for name, source, make in self._made:
+            if source in inputs:  # it may be optional
+                inputs[name] = make(requests, rows, inputs)
         return inputs
 
     def _filled_up(self, requests: Sequence[Arrays], rows: Sequence[int]) -> tuple[Sequence[Arrays], Sequence[int]]:
@@ -99,6 +109,8 @@ class Joiner:
 
     def _in_shapes(self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape) -> list[np.ndarray]:
         """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a dimension that varies in the output is the one at the same place of the source."""
+        if source not in requests[0]:
+            raise Internal(f"output '{name}' is divided by the shape of input '{source}', which the request does not have")
         shapes = [tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape)) for request in requests]
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
@@ -133,67 +145,12 @@ def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.nd
     return padded
 
 
-# what the model is told of them
-
-
-def _lengths(name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays) -> np.ndarray:
-    return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
-
-
-def _mask(name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays) -> np.ndarray:
-    lengths = _lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
-    return (np.arange(inputs[name].shape[axis]) < lengths[:, np.newaxis]).astype(dtype)
-
-
-def _element_counts(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[int]:
-    return [request[batch_input.source].size for request in requests]
-
-
-def _element_count(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
-    return np.array(_element_counts(batch_input, requests), dtype)
-
-
-def _accumulated(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
-    return np.cumsum(_element_counts(batch_input, requests)).astype(dtype)
-
-
-def _accumulated_with_zero(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
-    return np.array([0, *accumulate(_element_counts(batch_input, requests))], dtype)
-
-
-def _max_as_shape(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
-    """Only the shape says something."""
-    return np.zeros(max(_element_counts(batch_input, requests)), dtype)
-
-
-def _item_shape(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
-    """A row for each item of the batch, not for each request."""
-    return np.concatenate([np.tile(np.array(source.shape[1:], dtype), (len(source), 1)) for source in _sources(batch_input, requests)])
-
-
-def _item_shape_flat(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
-    return _item_shape(batch_input, dtype, requests).reshape(-1)
-
-
-def _sources(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[np.ndarray]:
-    return [request[batch_input.source] for request in requests]
-
-
-#: What a batch input of each kind is made of (backend/src/backend_input_collector.cc).
-_KINDS: Mapping[str, Callable[..., np.ndarray]] = {
-    "BATCH_ELEMENT_COUNT": _element_count,
-    "BATCH_ACCUMULATED_ELEMENT_COUNT": _accumulated,
-    "BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO": _accumulated_with_zero,
-    "BATCH_MAX_ELEMENT_COUNT_AS_SHAPE": _max_as_shape,
-    "BATCH_ITEM_SHAPE": _item_shape,
-    "BATCH_ITEM_SHAPE_FLATTEN": _item_shape_flat,
-}
-
-
 # the outputs
 
 
 def _cut(cut: Cut, axis: int, part: np.ndarray, request: Arrays) -> np.ndarray:
+    if cut.to not in request:
+        return part
     return part[(*[slice(None)] * cut.axis, slice(cut.length(request[cut.to].shape[axis])))]
 
 

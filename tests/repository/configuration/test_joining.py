@@ -102,6 +102,10 @@ def test_without_any_of_it_nothing_is_joined_in_another_way(written: str) -> Non
         ("max_batch_size = 8\ncut.y.hop = 2", "2:7: cut.y does not say which input the output is cut to"),
         ("max_batch_size = 8\nsequence_batching.direct = {}\npadding.x.value = 1", "3:11: padding cannot be joined with sequence_batching"),
         (
+            "sequence_batching.direct = {}\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true",
+            "1:1: ragged inputs cannot be joined with sequence_batching for m",
+        ),
+        (
             "max_batch_size = 8\npadding.z.value = 1\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]",
             "2:11: padding.z names 'z', which is no input",
         ),

@@ -61,6 +61,8 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
         for section in ("sequence_batching", "ensemble_scheduling"):
             if message.HasField(section):
                 raise document.error(f"{setting} cannot be joined with {section} for {name}", _path(document, setting))
+    if message.HasField("sequence_batching") and (joining.ragged or joining.batch_inputs or joining.scattered):
+        raise document.error(f"ragged inputs cannot be joined with sequence_batching for {name}", "sequence_batching")
     sizes = joining.allowed_batch_sizes
     if sizes and sizes[-1] != message.max_batch_size:
         reason = f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for {name}"

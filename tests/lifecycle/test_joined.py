@@ -1,0 +1,61 @@
+"""What is found out about joining when a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from onnx import TensorProto, helper
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.joining import Cut, Joining, Padding
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import TensorSpec
+from backline.lifecycle.loader import Loaded, load
+from support import models
+
+FLOAT = TensorProto.FLOAT
+
+
+def loaded(path: Path, joining: Joining, **settings: object) -> Loaded:
+    return load(path, ModelConfig("m", max_batch_size=8, joining=joining, source="model.toml", **settings))  # type: ignore[arg-type]
+
+
+def doubler(folder: Path) -> Path:
+    """y = 2 x over [N, T, F], both of which vary."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
+    return models.save(folder / "model.onnx", nodes, [("x", FLOAT, ["N", "T", "F"])], [("y", FLOAT, ["N", "T", "F"])])
+
+
+def test_requests_that_are_answered_as_alone_are_proved(tmp_path: Path) -> None:
+    found = loaded(doubler(tmp_path), Joining(padding={"x": Padding(axes=(1,))}, cuts={"y": Cut("x")}))
+
+    assert found.warnings == ()
+    assert "requests of different lengths got the same answers together as alone (4 requests)" in found.reason
+
+
+def test_an_output_that_is_not_cut_is_a_warning_with_both_shapes(tmp_path: Path) -> None:
+    found = loaded(doubler(tmp_path), Joining(padding={"x": Padding(axes=(1,))}))
+
+    assert "output 'y' of a request has shape [1, 3, 4] alone, but [1, 4, 4] together with others" in found.warnings[0]
+
+
+def test_a_wrong_window_is_a_warning(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Unsqueeze", ["x", "one"], ["u"]), helper.make_node("MaxPool", ["u"], ["y"], kernel_shape=[3], strides=[2])]
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    path = models.save(tmp_path / "model.onnx", nodes, [("x", FLOAT, ["N", "T"])], [("y", FLOAT, ["N", 1, "F"])], [one])
+
+    right = loaded(path, Joining(padding={"x": Padding(buckets=(32,))}, cuts={"y": Cut("x", axis=2, hop=2, window=3)}))
+    wrong = loaded(path, Joining(padding={"x": Padding(buckets=(32,))}, cuts={"y": Cut("x", axis=2, hop=2, window=1)}))
+
+    assert right.warnings == ()
+    assert "joining requests changes answers" in wrong.warnings[0]
+
+
+def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: Path) -> None:
+    inputs = (TensorSpec("x", DataType.FP32, (-1, -1)),)
+
+    expected = r"configuration expects model provides input with shape \[-1\] for ragged input 'x', model provides \[-1, -1, -1\]"
+    with pytest.raises(InvalidArgument, match=expected):
+        loaded(doubler(tmp_path), Joining(ragged=("x",)), inputs=inputs)
