@@ -27,10 +27,11 @@ from backline.server import Embedded
 class InprocTransport(Transport):
     """An engine of its own, on the client's event loop. Loading is not under any timeout."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, embedded: Embedded | None = None) -> None:
+        """Of the repository at the address, or of an engine that is there."""
         self._url = address.url
         # All models are loaded, and the program may change them.
-        self._embedded = Embedded([address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,)))
+        self._embedded = embedded or Embedded([address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,)))
         self._engine = self._embedded.engine
         self._closed = False
         self._control = InprocControl(self._engine)

@@ -10,19 +10,23 @@ from typing import Any
 import click
 import numpy as np
 
+from backline.cli.input_file import read_file, read_files_inputs
 from backline.client.records import ModelMetadata
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.signature import TensorSpec
 
-FORMS = "JSON like [[1, 2]], @file.npy, @file.json, @file (bytes), random, zeros, or random:1,16 with a shape"
+FORMS = "JSON like [[1, 2]], @FILE (.npy, .json, text, an image, audio), random, zeros, or random:1,16 with a shape"
 
 
 def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]:
-    """The values of NAME=VALUE items by input name; for a model with one input NAME= may be left out."""
+    """The values of NAME=VALUE items by input name; for a model with one input NAME= may be left out. Items may be files, too."""
     specs = {spec.name: spec for spec in metadata.inputs}
     values: dict[str, Any] = {}
     for item in given:
+        if item.partition("=")[0] not in specs and is_file(item):
+            values.update(read_files_inputs(metadata, Path(item.removeprefix("@"))))
+            continue
         name, equals, text = item.partition("=")
         if name not in specs:
             if len(specs) != 1 or (equals and name.isidentifier()):
@@ -35,6 +39,14 @@ def read_inputs(metadata: ModelMetadata, given: Sequence[str]) -> dict[str, Any]
     if missing:
         raise InvalidArgument(f"no value for {', '.join(missing)}. {usage(metadata)}")
     return values
+
+
+def is_file(item: str) -> bool:
+    """Whether an item is the path of a file rather than a value."""
+    try:
+        return Path(item.removeprefix("@")).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def usage(metadata: ModelMetadata) -> str:
@@ -54,7 +66,7 @@ def read_value(spec: TensorSpec, text: str) -> Any:
     if kind in ("random", "zeros"):
         return generate(spec, kind, _shape(spec, dims))
     if text.startswith("@"):
-        return _read_file(spec, Path(text[1:]))
+        return read_file(spec, Path(text[1:]))
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -108,19 +120,13 @@ def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarr
     return np.asarray(generator.integers(0, 10, shape)).astype(datatype.dtype)
 
 
-def _read_file(spec: TensorSpec, path: Path) -> Any:
-    try:
-        if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        if spec.datatype is DataType.BYTES:
-            return np.full(tuple(1 if dim < 0 else dim for dim in spec.shape), path.read_bytes(), object)
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read '{path}' for input '{spec.name}': {error}") from None
-    raise InvalidArgument(f"'{path}' for input '{spec.name}' is neither .npy nor .json. Write {FORMS}")
-
-
 def input_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --input to a command, which gets `inputs`, a tuple of NAME=VALUE."""
-    return click.option("--input", "-i", "inputs", multiple=True, metavar="NAME=VALUE", help=f"An input: {FORMS}.")(function)
+    return click.option(
+        "--input",
+        "-i",
+        "inputs",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help=f"An input: {FORMS}; or a file for the only input, a .npz for all.",
+    )(function)

@@ -1,0 +1,78 @@
+"""Answers on the terminal and in files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from backline.client.result import InferResult
+
+SUFFIXES = (".npz", ".npy", ".json")
+
+
+def check_destination(path: Path | None, param_hint: str, *, folders: bool = False) -> None:
+    """Raises BadParameter for a file of no known kind, before anything is run."""
+    if path is None or path.suffix in SUFFIXES or (folders and not path.suffix):
+        return
+    others = " or a folder" if folders else ""
+    raise click.BadParameter(f"'{path}' ends neither with .npz nor with .npy or .json{others}", param_hint=param_hint)
+
+
+def save(path: Path, result: InferResult) -> None:
+    """Writes outputs: all into .npz or .json, the only one into .npy, each as <name>.npy into a folder.
+
+    Raises UsageError where a .npy should hold several.
+    """
+    if path.suffix == ".npz":
+        np.savez(path, allow_pickle=False, **{name: _storable(array) for name, array in result.items()})
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(document(result)))
+    elif path.suffix == ".npy":
+        if len(result) != 1:
+            names = ", ".join(result)
+            raise click.UsageError(f"the model has {len(result)} outputs ({names}): save them as .npz, or choose one with --output")
+        np.save(path, _storable(next(iter(result.values()))), allow_pickle=False)
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        for name, array in result.items():
+            np.save(path / f"{name.replace('/', '_')}.npy", _storable(array), allow_pickle=False)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """BYTES as numpy's fixed-width bytes, which need no pickle."""
+    return array.astype("S") if array.dtype == object and array.size else array.astype("S1") if array.dtype == object else array
+
+
+def document(result: InferResult) -> dict[str, Any]:
+    """An answer as JSON."""
+    outputs = {
+        name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _plain(array.tolist())} for name, array in result.items()
+    }
+    found: dict[str, Any] = {"model": result.model_name, "version": result.model_version, "outputs": outputs}
+    if result.parameters:
+        found["parameters"] = result.parameters
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def show(results: Sequence[InferResult]) -> None:
+    """Prints outputs with their datatypes, shapes and ranges; long ones are cut."""
+    colour = sys.stdout.isatty()
+    for result in results:
+        for name, array in result.items():
+            title = f"{name}: {'bytes' if array.dtype == object else array.dtype} {list(array.shape)}"
+            if array.size and array.dtype.kind in "iuf":
+                title += f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean(dtype=np.float64):.6g}"
+            print(click.style(title, bold=True) if colour else title)
+            print(np.array2string(array, threshold=64, edgeitems=3, precision=6, suppress_small=True, max_line_width=120))

@@ -1,0 +1,154 @@
+"""`backline run`: a model is loaded, asked once, and gone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from difflib import get_close_matches
+from math import inf
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from backline.cli.event_loop import run
+from backline.cli.input_value import input_option, read_inputs
+from backline.cli.model_folder import open_models
+from backline.cli.result_files import check_destination, document, save, show
+from backline.client.aio import AsyncClient
+from backline.client.options import ClientOptions
+from backline.client.result import InferResult
+from backline.engine.errors import InvalidArgument, NotFound
+from backline.inproc import InprocTransport
+from backline.lifecycle.options import LifecycleOptions
+from backline.server import Embedded
+
+_URL = "inproc:once"
+_EPILOG = """\b
+Examples:
+  backline run models/add1 --input x=[[1,2,3,4]]
+  backline run model.onnx --input x=random:1,16 --output outputs.npz
+  backline run tagger/ --input text=hello
+  backline run models/basic_pitch --input song.wav --output notes/
+  backline run models/pipeline --with tagger --input text=hello
+  backline run s3://bucket/models/add1 --input @x.npy --json"""
+
+
+@click.command(epilog=_EPILOG)
+@click.argument("model")
+@input_option
+@click.option("--model-version", default="", help="A version; the newest without it.")
+@click.option("--output", "-o", "destination", type=click.Path(path_type=Path), help="Write .npz, .json, .npy for one output, or a folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
+@click.option("--with", "beside", multiple=True, metavar="NAME", help="A further model of the same repository, which this one calls.")
+@click.option("--trust-pickle", is_flag=True, help="Load a model that can execute code when it is loaded: a pickle, machine code.")
+@click.option("--trust-remote-code", is_flag=True, help="Run a Python model of a remote repository.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), envvar="BACKLINE_CACHE_DIR", show_envvar=True, help="As of `backline serve`.")
+def command(
+    model: str,
+    inputs: tuple[str, ...],
+    model_version: str,
+    destination: Path | None,
+    as_json: bool,
+    beside: tuple[str, ...],
+    trust_pickle: bool,
+    trust_remote_code: bool,
+    cache_dir: Path | None,
+) -> None:
+    """Run MODEL once, without a server, and show its outputs.
+
+    MODEL is the folder of a model (also one in a repository: models/add1), a model's file, or a URL as of `backline serve`. A model with
+    many responses shows all of them.
+    """
+    check_destination(destination, "-o", folders=True)
+    logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    repository, name = find_model(model, whole=bool(beside))
+    with tempfile.TemporaryDirectory(prefix="backline-") as state:
+        options = LifecycleOptions(
+            mode="explicit", trust_pickle=trust_pickle, trust_remote_code=trust_remote_code, state_folder=Path(state)
+        )
+        embedded = Embedded([repository], options, cache_folder=cache_dir)
+        results, loaded, answered = run(_run(embedded, name, beside, model_version, inputs))
+    if destination is not None:
+        for index, result in enumerate(results):
+            save(_numbered(destination, index) if index else destination, result)
+    if as_json:
+        documents = [document(result) for result in results]
+        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+    else:
+        show(results)
+    responses = "" if len(results) == 1 else f" with {len(results)} responses"
+    version = results[0].model_version if results else model_version
+    print(
+        f"{name} version {version or '?'} was loaded in {loaded:.2f} s and answered{responses} in {answered * 1000:.2f} ms", file=sys.stderr
+    )
+
+
+def find_model(model: str, *, whole: bool) -> tuple[str, str]:
+    """The repository to open, and the model in it; "" where the repository is the model, whatever it is called.
+
+    With `whole`, or for an ensemble, it is the one that the model's folder lies in. Raises BacklineError where there is no such model.
+    """
+    if "://" in model or model.startswith("hf:"):
+        return model, ""
+    path = Path(model).absolute()
+    if not path.exists():
+        raise NotFound(f"there is no '{model}'{_near(path)}")
+    try:
+        found = open_models(path)
+    except InvalidArgument:  # an ensemble may have a configuration and nothing else
+        if all(one.config.ensemble is None for one in open_models(path.parent) if one.folder == path.name):
+            raise
+        return str(path.parent), path.name
+    names = ", ".join(f"'{Path(model) / one.name}'" for one in found[:8])
+    if len(found) != 1:
+        raise InvalidArgument(f"'{model}' is a repository, not a model; name one of it: {names or 'it holds none'}")
+    (only,) = found
+    if only.folder and path.is_dir():
+        return str(path), only.name
+    if whole or only.config.ensemble is not None:
+        return str(path.parent), path.name
+    return str(path), only.name
+
+
+def _near(path: Path) -> str:
+    near = get_close_matches(path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1)
+    return f". Did you mean '{path.parent / near[0]}'?" if near else ""
+
+
+async def _run(
+    embedded: Embedded, name: str, beside: Sequence[str], version: str, inputs: Sequence[str]
+) -> tuple[list[InferResult], float, float]:
+    """The responses, and the seconds that the load and they took."""
+    client = AsyncClient(_URL, ClientOptions(timeout=inf))
+    transport = InprocTransport(client.address, embedded)
+    began = perf_counter()
+    try:
+        await transport.open()
+        client = client.through(transport)
+        name = name or await _only(client)
+        for each in (*beside, name):
+            await client.load(each, version if each == name else None)
+        loaded = perf_counter()
+        handle = client.model(name, version)
+        values = read_inputs(await handle.metadata(), inputs)
+        asked = perf_counter()
+        results = [result async for result in handle.stream(values)]
+        return results, loaded - began, perf_counter() - asked
+    finally:
+        await transport.close()
+
+
+async def _only(client: AsyncClient) -> str:
+    names = sorted({entry.name for entry in await client.models()})
+    if len(names) != 1:
+        raise InvalidArgument(f"the repository is not one model, it holds {', '.join(names) or 'none'}; add the name of one to the URL")
+    return names[0]
+
+
+def _numbered(path: Path, index: int) -> Path:
+    """Where a further response goes: outputs.npz, outputs-1.npz, ..."""
+    return path.with_name(f"{path.stem}-{index}{path.suffix}")

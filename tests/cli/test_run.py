@@ -1,0 +1,175 @@
+"""`backline run`: models of several kinds, inputs of all forms, each once and without a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support import models
+from support.repositories import put
+
+PYTHON = """
+from collections.abc import Iterator
+from backline.model import FP32, UINT8, Models
+
+class Model:
+    def predict(self, text: str, times: int = 1) -> str:
+        return text.upper() * times
+"""
+WORDS = """
+from collections.abc import Iterator
+
+class Model:
+    def predict(self, text: str) -> Iterator[str]:
+        yield from text.split()
+"""
+PICTURE = """
+from backline.model import UINT8
+
+class Model:
+    def predict(self, image: UINT8[8, 8, 3]) -> UINT8[3]:
+        return image.reshape(-1, 3).max(axis=0)
+"""
+SONG = """
+from backline.model import FP32
+
+class Model:
+    def predict(self, samples: FP32[-1]) -> float:
+        return float(abs(samples).max())
+"""
+CALLER = """
+from backline.model import Models
+
+class Model:
+    def predict(self, text: str, models: Models) -> str:
+        return models["shout"](text)["output"].item().decode() + "!"
+"""
+TENSOR = '{ name: "%s" data_type: TYPE_STRING dims: [ 1 ] }'
+ENSEMBLE = f"""
+platform: "ensemble"
+input {TENSOR % "a"}
+output {TENSOR % "b"}
+ensemble_scheduling {{
+  step {{
+    model_name: "loud" model_version: -1
+    input_map {{ key: "text" value: "a" }}
+    output_map {{ key: "output" value: "b" }}
+  }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    models.add1(folder)
+    texts = {"shout": PYTHON, "words": WORDS, "picture": PICTURE, "song": SONG, "caller": CALLER, "loud": PYTHON}
+    for name, text in texts.items():
+        put(folder / name / "1" / "model.py", text)
+    put(folder / "both" / "config.pbtxt", ENSEMBLE)
+    (folder / "both" / "1").mkdir()
+    return folder
+
+
+def outputs(run) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    assert run.returncode == 0, run.stderr
+    return {name: output["data"] for name, output in json.loads(run.stdout)["outputs"].items()}
+
+
+def test_a_model_of_a_repository_answers_and_tells_how_long_it_took(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+    run = backline("run", repository / "shout", "--input", "text=hello", "--input", "times=2", "--json")
+
+    assert outputs(run) == {"output": ["HELLOHELLO"]}
+    assert "shout version 1 was loaded in" in run.stderr
+
+
+def test_a_model_s_file_is_enough(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+    run = backline("run", repository / "add1" / "1" / "model.onnx", "--input", "zeros:1,16")
+
+    assert run.stdout.startswith("OUTPUT0: float32 [1, 16], from 1 to 1")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".json"])
+def test_arrays_come_from_files_and_go_into_files(backline, repository: Path, tmp_path: Path, suffix: str) -> None:  # type: ignore[no-untyped-def]
+    sent = np.arange(16, dtype=np.float32).reshape(1, 16)
+    given = tmp_path / f"given{suffix}"
+    if suffix == ".npy":
+        np.save(given, sent)
+    elif suffix == ".npz":
+        np.savez(given, INPUT0=sent)
+    else:
+        put(given, json.dumps(sent.tolist()))
+
+    run = backline("run", repository / "add1", "--input", given, "--output", tmp_path / "out.npz")
+
+    assert run.returncode == 0, run.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["OUTPUT0"], sent + 1)
+
+
+def test_the_inputs_of_a_json_are_found_by_their_names_and_outputs_go_into_a_folder(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    put(tmp_path / "in.json", '{"text": ["ab"], "times": [3]}')
+
+    run = backline("run", repository / "shout", "--input", tmp_path / "in.json", "--output", tmp_path / "answers")
+
+    assert run.returncode == 0, run.stderr
+    assert np.load(tmp_path / "answers" / "output.npy").tolist() == [b"ABABAB"]
+
+
+def test_a_text_is_the_only_input(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert outputs(backline("run", repository / "shout", "--input", put(tmp_path / "letter.txt", "dear"), "--json")) == {"output": ["DEAR"]}
+
+
+def test_an_image_is_decoded_to_the_shape_that_is_wanted(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    image.new("RGB", (20, 10), (1, 2, 3)).save(tmp_path / "photo.png")
+
+    run = backline("run", repository / "picture", "--input", tmp_path / "photo.png", "--json")
+
+    assert outputs(run) == {"output": [1, 2, 3]}
+    assert "photo.png: RGB, values from 0 to 255, resized from 20x10 to 8x8" in run.stderr
+
+
+def test_audio_is_decoded_to_samples(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
+    soundfile.write(tmp_path / "tone.wav", np.full((800, 2), 0.5, np.float32), 8000)
+
+    run = backline("run", repository / "song", "--input", tmp_path / "tone.wav", "--json")
+
+    assert outputs(run) == {"output": [0.5]}
+    assert "tone.wav: 800 samples at 8000 Hz, mixed from 2 channels" in run.stderr
+
+
+def test_all_responses_of_a_model_of_many_are_shown(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+    run = backline("run", repository / "words", "--input", "text=one two", "--json")
+
+    assert [one["outputs"]["output"]["data"] for one in json.loads(run.stdout)] == [["one"], ["two"]]
+    assert "answered with 2 responses" in run.stderr
+
+
+def test_models_that_it_calls_are_loaded_with_it(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+    assert outputs(backline("run", repository / "caller", "--with", "shout", "--input", "text=hey", "--json")) == {"output": ["HEY!"]}
+
+
+def test_an_ensemble_brings_its_steps(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
+    assert outputs(backline("run", repository / "both", "--input", "a=hey", "--json")) == {"b": ["HEY"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("",), "is a repository, not a model; name one of it:"),
+        (("shuot",), "Did you mean '"),
+        (("shout", "--input", "txt=a"), "has no input 'txt'. It expects text BYTES[1]"),
+        (("shout",), "no value for text"),
+        (("shout", "--input", "text=a", "--output", "x.txt"), "ends neither with .npz"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_what_to_do(backline, repository: Path, arguments: tuple[str, ...], told: str) -> None:  # type: ignore[no-untyped-def]
+    name, *options = arguments
+    run = backline("run", repository / name, *options)
+
+    assert run.returncode in (1, 2)
+    assert told in run.stderr
