@@ -16,6 +16,7 @@ from backline.engine.errors import BacklineError
 #: The commands and what they do; each is the object `command` of the module backline.cli.<name>.
 COMMANDS = {
     "serve": "Serve the models of one or more repositories.",
+    "new": "Write a Python model to begin with.",
     "run": "Run a model once, without a server.",
     "infer": "Run a model of a server once.",
     "models": "Show, load, unload and label the models of a server.",

@@ -1,0 +1,15 @@
+import numpy as np
+
+from backline.model import FP32
+
+
+class Model:
+    """A linear layer. Requests that wait are joined: `x` has a row for each, up to 32, and so has what is returned."""
+
+    max_batch_size = 32
+
+    def load(self) -> None:
+        self.weights = np.linspace(-1, 1, 4, dtype=np.float32)
+
+    def predict(self, x: FP32[4]) -> FP32[1]:
+        return (x @ self.weights)[:, np.newaxis]

@@ -1,0 +1,16 @@
+import json
+from pathlib import Path
+from runpy import run_path
+
+import numpy as np
+
+Model = run_path(str(Path(__file__).with_name("model.py")))["Model"]
+
+
+def words(text: str) -> dict[str, np.ndarray]:
+    """Stands for the model of this name on the server."""
+    return {"output": np.array([json.dumps(text.split()).encode()], object)}
+
+
+def test_the_longest_word_is_the_first() -> None:
+    assert Model().predict("a longer text", {"words": words}) == ["longer", "text", "a"]

@@ -1,0 +1,59 @@
+"""`backline new`: what it writes is served, answers, and passes its own tests."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backline.cli.new import TEMPLATES
+from support.server import serve
+
+ANSWERS = {
+    "model": '"output":"{\\"Backline\\": \\"name\\", \\"serves\\": \\"verb\\", \\"models\\": \\"noun\\"}"',
+    "batch": '"data":[3.333',
+    "stream": '"output":"THREE"',
+    "pipeline": '"output":"[\\"longest\\", \\"words\\", \\"first\\", \\"the\\"]"',
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_what_is_written_answers_the_request_that_is_printed(backline, tmp_path: Path, template: str) -> None:  # type: ignore[no-untyped-def]
+    made = backline("new", tmp_path / "my-model", "--template", template)
+    assert made.returncode == 0, made.stderr
+    curl = shlex.split(re.findall(r"curl .*", made.stdout)[0])
+
+    with serve(tmp_path / "my-model", tmp_path / "log") as server:
+        curl[1] = curl[1].replace("localhost:8000", server.url)
+        answer = subprocess.run([curl[0], "-s", *curl[1:]], capture_output=True, text=True, check=True).stdout
+
+    assert ANSWERS[template] in answer
+
+
+def test_the_tests_of_all_templates_pass_together_and_without_a_server(backline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for template in TEMPLATES:
+        backline("new", tmp_path / f"{template}.v1", "--template", template)
+
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", tmp_path], capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert f"{len(TEMPLATES)} passed" in run.stdout
+
+
+def test_required_packages_are_written_down(backline, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    backline("new", tmp_path / "m", "--requires", "pillow", "--requires", "tinydb==4.8.0")
+
+    assert (tmp_path / "m" / "requirements.txt").read_text() == "pillow\ntinydb==4.8.0\n"
+
+
+@pytest.mark.parametrize(("name", "told"), [("there", "exists already"), ("no good", "is no good name for a model")])
+def test_nothing_is_overwritten_and_names_are_checked(backline, tmp_path: Path, name: str, told: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "there").mkdir()
+
+    made = backline("new", tmp_path / name)
+
+    assert made.returncode == 1
+    assert told in made.stderr
