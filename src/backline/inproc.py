@@ -14,13 +14,14 @@ from backline.client.address import Address
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
-from backline.dialects.open_inference.configuration import configuration_json, model_configuration
+from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.metadata import server_metadata
 from backline.dialects.open_inference.parameters import take_sequence
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.messages import InferRequest, InferResponse
 from backline.inproc_control import InprocControl
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline.repository.configuration.json_form import configuration_json
 from backline.server import Embedded
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from backline.dialects.open_inference.configuration import complete, configuration_json, describe
+from backline.dialects.open_inference.configuration import complete, describe
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Model, Placement
 from backline.engine.signature import Signature, TensorSpec
 from backline.repository.configuration import read
+from backline.repository.configuration.json_form import configuration_json
 from backline.repository.listing import FileEntry, Listing
 
 

@@ -10,10 +10,11 @@ import click
 
 from backline.cli.model_folder import ModelFolder, loaded_model, open_model, open_models, unloaded_model
 from backline.cli.table import print_table
-from backline.dialects.open_inference.configuration import complete, configuration_json, describe
+from backline.dialects.open_inference.configuration import complete, describe
 from backline.engine.errors import BacklineError
 from backline.repository.configuration import text, toml, toml_text
 from backline.repository.configuration.document import Document
+from backline.repository.configuration.json_form import configuration_json
 from backline.repository.configuration.origins import Value, origins
 from backline.repository.repository import FoundModel
 

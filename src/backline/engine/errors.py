@@ -11,6 +11,7 @@
 | Cancelled          | 499  | 1 CANCELLED           | the caller went away                                   |
 | Unsupported        | 501  | 12 UNIMPLEMENTED      | the server does not do this                            |
 | Internal           | 500  | 13 INTERNAL           | a fault of the server or of the model                  |
+| Unknown            | 400  | 2 UNKNOWN             | a model says that something went wrong, not what       |
 
 The statuses are those of Triton's HTTP and gRPC front ends, except 404 for an unknown model (Triton: 400 or 404, by its history),
 413 for a large body (Triton: 400), 504 and 499.
@@ -86,3 +87,12 @@ class DecoupledModel(Unsupported):
 class Internal(BacklineError):
     http_status = 500
     grpc_code = 13
+
+
+class ModelFailed(Internal):
+    """The model says itself what went wrong: its text is passed on as it is."""
+
+
+class Unknown(BacklineError):
+    http_status = 400
+    grpc_code = 2

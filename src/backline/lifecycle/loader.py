@@ -236,7 +236,7 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         pool,
         backend,
         loaded.platform,
-        _with_labels(as_clients_see(pool.signature, config), config),
+        _with_labels(as_clients_see(visible(pool.signature, config), config), config),
         max_batch_size=loaded.max_batch_size,
         batch_limit=loaded.max_batch_size,
         lane="debug" if pool.debugged else "process",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.lifecycle.sequence_states import with_hidden_tensors
+from backline.protos import message
+from backline.repository.configuration.defaults import fill_defaults
+from backline.repository.configuration.json_form import configuration_json
 from backline.repository.unpacked import unpacked
 from backline.workers.environments.borrowed import borrow
 from backline.workers.environments.requirements import Requirements, find_requirements
@@ -34,6 +39,7 @@ log = logging.getLogger("backline.lifecycle")
 StartWorkers: TypeAlias = Callable[[HostedModel], WorkerPool]
 #: Instances of a model that says nothing: each takes a process' memory.
 DEFAULT_INSTANCES = 1
+_BACKEND = "python"
 
 
 class WorkerStarter:
@@ -144,7 +150,7 @@ class WorkerStarter:
         self._on_phase("load")
 
     def _command(self, hosted: HostedModel, environment: Environment | None) -> WorkerCommand:
-        config = self._config
+        config = with_hidden_tensors(self._config)
         load = Load(
             hosted.adapter,
             config.name,
@@ -155,7 +161,7 @@ class WorkerStarter:
             inputs=[_spec(spec) for spec in config.inputs],
             outputs=[_spec(spec) for spec in config.outputs],
             parameters=dict(config.parameters),
-            declared=config.declared,
+            configuration=_whole(config, hosted.path.name),
             joining=_sendable(config.joining),
         )
         python = hosted.python or sys.executable
@@ -173,3 +179,12 @@ def _sendable(joining: Joining | None) -> Joining | None:
 
 def _spec(spec: TensorSpec) -> Spec:
     return Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional)
+
+
+def _whole(config: ModelConfig, filename: str) -> str:
+    """The configuration with its defaults, as JSON."""
+    whole = message("inference.ModelConfig").FromString(config.declared)
+    whole.backend = config.backend or _BACKEND
+    whole.max_batch_size = config.max_batch_size or 0
+    fill_defaults(whole, config.name, filename)
+    return json.dumps(configuration_json(whole), ensure_ascii=False)

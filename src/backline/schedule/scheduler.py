@@ -88,8 +88,8 @@ class Scheduler:
         self._queue.on_left = self._left
         self._instances = tuple(instances)
         self._idle = list(instances)
-        #: What runs beside the loop, by instance.
-        self._busy: dict[Instance, Batch] = {}
+        #: What runs beside the loop.
+        self._busy: set[Batch] = set()
         self._statistics = statistics
         #: Requests that others count, who are told of their runs.
         self._aside: dict[InferRequest, Callable[[Batch], None]] = {}
@@ -240,7 +240,8 @@ class Scheduler:
         batch = Batch(requests, formed.items, now)
         if instance.beside_loop:
             batch.beside_loop = True
-            self._busy[instance] = batch
+            batch.on_vacated = self._vacated
+            self._busy.add(batch)
             for request in requests:
                 request.on_cancel = self._cancelled_running
         instance.run(batch, self._finished)
@@ -261,13 +262,19 @@ class Scheduler:
 
     # from the instances to those who asked
 
+    def _vacated(self, instance: Instance, batch: Batch) -> None:
+        """An instance takes the next batch, while the answers of this one are still to come."""
+        if instance in self._instances:
+            self._idle.append(instance)
+            self._schedule()
+
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        if instance in self._instances:  # else it was replaced while it ran
+        if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):  # else it was replaced while it ran
             self._idle.append(instance)
         requests = batch.requests
         self._running -= len(requests)
         if batch.beside_loop:
-            self._busy.pop(instance, None)
+            self._busy.discard(batch)
             for request in requests:
                 request.on_cancel = None
             if self._queue.size and not self._scheduled:
@@ -355,7 +362,7 @@ class Scheduler:
 
     def _cancelled_running(self, request: InferRequest) -> None:
         """A request of a batch that runs beside the loop was cancelled."""
-        for batch in self._busy.values():
+        for batch in self._busy:
             if request in batch.requests:
                 if all(other.cancelled for other in batch.requests):
                     batch.abandon()

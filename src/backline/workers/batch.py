@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
+
+if TYPE_CHECKING:
+    from backline.workers.instance import Instance
 
 
 class Batch:
@@ -24,6 +28,7 @@ class Batch:
         "gathered_ns",
         "items",
         "on_abandon",
+        "on_vacated",
         "outcomes",
         "parts",
         "ran_ns",
@@ -46,6 +51,8 @@ class Batch:
         self.abandoned = False
         #: Ends the run early; set by whoever runs the batch, on its thread, where the runtime can do it.
         self.on_abandon: Callable[[], None] | None = None
+        #: Says that the instance can take another batch before this one has all outcomes; None when that was said, or must not be.
+        self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:
         """Nobody waits for any of the answers: the run need not be finished. Called on the event loop."""

@@ -12,12 +12,12 @@ import pytest
 
 from backline import connect
 from backline.client import Client
-from backline.dialects.open_inference.configuration import configuration_json
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.protos import message
 from backline.repository.configuration import read, read_override
 from backline.repository.configuration.defaults import fill_defaults
+from backline.repository.configuration.json_form import configuration_json
 from backline.repository.listing import FileEntry, Listing
 from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS
 from support.server import serve

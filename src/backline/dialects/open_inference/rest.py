@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.changes import Changes
-from backline.dialects.open_inference.configuration import configuration_json, model_configuration
+from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.generate import Generate
 from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
 from backline.dialects.open_inference.rest_inference import RestInference
@@ -16,6 +16,7 @@ from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
+from backline.repository.configuration.json_form import configuration_json
 from backline.wire.application import HttpRequest
 
 _MODEL = "/v2/models/{}"

@@ -34,7 +34,7 @@ _TO_ESCAPE = re.compile(rb"[^\x20-\x24\x26-\x7e]")
 
 def escape(message: str) -> bytes:
     """grpc-message: percent-encoded UTF-8."""
-    text = message.encode("utf-8", "replace")[:MAX_MESSAGE].strip()
+    text = message.encode("utf-8", "replace")[:MAX_MESSAGE].strip(b" ")
     return _TO_ESCAPE.sub(lambda match: b"%%%02X" % match[0][0], text)
 
 

@@ -179,7 +179,7 @@ class Worker:
         return self._model.loaded.max_batch_size > 0
 
     def _check_answered(self, batch: RequestBatch) -> None:
-        if self._model.loaded.decoupled:
+        if self._model.loaded.decoupled or self._model.loaded.deferred:
             return
         for request in batch.requests:
             if not request.answered:

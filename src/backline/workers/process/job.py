@@ -69,10 +69,16 @@ class Run:
         else:
             statistics.succeeded(index, started, now, now, empty=not outcome.outputs)
 
+    def vacate(self) -> None:
+        """Its instance may have the next batch before this one has all outcomes."""
+        vacate, self.batch.on_vacated = self.batch.on_vacated, None
+        if vacate is not None and self._instance is not None:
+            vacate(self._instance, self.batch)
+
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
         """The outcome of one request."""
         self.outcomes[position] = outcome
-        if isinstance(outcome, BacklineError):
+        if outcome is not None:
             self._count(position, outcome)
         self.remaining -= 1
         if not self.remaining:

@@ -34,14 +34,16 @@ class ModelCode:
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """The module in a file; it may import what lies beside it, and in the model's folder."""
+    """The module in a file; it may import what lies beside it, also relatively, and in the model's folder."""
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
-    spec = spec_from_file_location("model", path)
+    package = ModuleType(path.parent.name if path.parent.name.isdecimal() else "_model")  # as in Triton: a number is nobody else's name
+    package.__path__ = [str(path.parent)]
+    spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InvalidArgument(f"'{path}' is no Python file")
     module = module_from_spec(spec)
-    sys.modules["model"] = module
+    sys.modules[package.__name__], sys.modules[spec.name], sys.modules["model"] = package, module, module
     spec.loader.exec_module(module)
     return module
 

@@ -156,7 +156,7 @@ class WorkerPool:
 
     def instances(self) -> list[ProcessInstance]:
         """A place for each batch that the workers take at once."""
-        each = _OPEN_STREAMS if self.loaded.decoupled else self.loaded.concurrency
+        each = _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         # The scheduler takes the last that is free: so that each worker gets its share, they alternate.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 

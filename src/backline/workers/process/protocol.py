@@ -81,7 +81,7 @@ class Load(msgspec.Struct, array_like=True):
     """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
 
     `path` is the model's file, `folder` the model's folder above its versions; `inputs`, `outputs` and `max_batch_size` are those of the
-    configuration, None where it has none. `declared` is the whole configuration as a serialised inference.ModelConfig, empty without one.
+    configuration, None where it has none. `configuration` is all of it with its defaults, the JSON of an inference.ModelConfig.
     With `joining` each request comes as a part of its own; a model that wants them joined does it by these rules and says that it `joins`.
     """
 
@@ -95,15 +95,16 @@ class Load(msgspec.Struct, array_like=True):
     inputs: list[Spec] = []
     outputs: list[Spec] = []
     parameters: dict[str, str] = {}
-    declared: bytes = b""
+    configuration: str = "{}"
     joining: Joining | None = None
 
 
 class Loaded(msgspec.Struct, array_like=True):
     """What a worker has loaded. `shape`s are without the batch dimension where `max_batch_size` is above 0.
 
-    `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. The fields after `warnings` are
-    what the model says of itself, None where it says nothing.
+    `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. A `deferred` model may answer
+    requests after it is done with their batch, while it has the next one. The fields after `warnings` are what the model says of itself,
+    None where it says nothing.
     """
 
     inputs: list[Spec]
@@ -119,6 +120,7 @@ class Loaded(msgspec.Struct, array_like=True):
     memory_limit_bytes: int | None = None
     joins: bool = False
     max_queue_delay_us: int | None = None
+    deferred: bool = False
 
 
 class Failed(msgspec.Struct, array_like=True):
@@ -142,7 +144,10 @@ class Column(msgspec.Struct, array_like=True):
 
 
 class Note(msgspec.Struct, array_like=True, omit_defaults=True):
-    """What a request says beside its tensors. `timeout` are the seconds left until nobody waits for it, 0 for no such moment."""
+    """What a request says beside its tensors. `timeout` are the seconds left until nobody waits for it, 0 for no such moment.
+
+    `queue_timeout_us` are the microseconds that it wants to wait in a queue at most, 0 for any time.
+    """
 
     id: str = ""
     parameters: dict[str, Parameter] = {}
@@ -152,6 +157,7 @@ class Note(msgspec.Struct, array_like=True, omit_defaults=True):
     sequence_end: bool = False
     timeout: float = 0.0
     priority: int = 0
+    queue_timeout_us: int = 0
 
 
 class Part(msgspec.Struct, array_like=True):

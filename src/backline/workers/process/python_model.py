@@ -25,17 +25,28 @@ from backline.workers.process.model_code import ModelCode, find_model, import_fi
 from backline.workers.process.protocol import Load, Loaded
 from backline.workers.process.requests import RequestBatch, WorkerRequest
 from backline.workers.process.tracebacks import details, reason
+from backline.workers.process.triton import worker
 from backline.workers.process.typed_values import TypedValue
 from backline.workers.process.worker_model import WorkerModel
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
 #: Batches that an asynchronous model takes at once.
 _CONCURRENCY = 64
+#: The class of a model of Triton's Python backend, and where the module is that it imports.
+_TRITON_CLASS = "TritonPythonModel"
+_TRITON_API = Path(__file__).parent / "triton" / "importable"
 
 
 def load(message: Load, caller: Caller) -> WorkerModel:
     """Imports a model's file and makes its model. Raises what the file raises, and InvalidArgument for a file that is no model."""
+    worker.begin(message, caller)
+    # Before everything else: a copy of Triton's module beside the model is for editors.
+    sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
+    if hasattr(module, _TRITON_CLASS):
+        from backline.workers.process.triton.model import TritonModel
+
+        return TritonModel(getattr(module, _TRITON_CLASS), message)
     return PythonModel(find_model(module, message.path), message, caller)
 
 

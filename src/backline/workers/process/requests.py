@@ -97,6 +97,11 @@ class WorkerRequest:
         """Seconds that were left when it came here, 0 for no limit."""
         return self._note.timeout
 
+    @property
+    def queue_timeout_us(self) -> int:
+        """Microseconds that it wanted to wait in a queue at most, 0 for any time."""
+        return self._note.queue_timeout_us
+
     def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
         """The only, or the last, response."""
         self._batch.answer((self,), outputs, parameters)

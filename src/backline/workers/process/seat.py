@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Bytes of shared memory that answers under way may hold of one worker; answers beyond it are copied.
 _MAX_HELD = 1 << 28
+#: Requests without a last answer that a worker may have beside the batch that it runs.
+_OPEN_REQUESTS = 1024
 
 
 class Seat:
@@ -135,6 +137,13 @@ class Seat:
             self._failure(failure)
         for number in result.ended:
             self._end(number)
+        if result.done and job is not None and job.open and self._pool.loaded.deferred:
+            self._vacate(job)
+
+    def _vacate(self, job: Job) -> None:
+        """The worker is done with a batch, some answers of which are still to come: unless too many are, the next batch may come."""
+        if len(self._open) < _OPEN_REQUESTS:
+            job.run.vacate()
 
     def _part(self, part: Part, tensors: dict[str, Tensor]) -> None:
         start = 0
@@ -152,16 +161,17 @@ class Seat:
                 outputs = [tensor for tensor in outputs if tensor.name in request.outputs]
             load = self._pool.command.load
             response = InferResponse(load.name, load.version, request.id, outputs, dict(part.parameters) or None)
-            if part.more or self._pool.loaded.decoupled:
-                self._respond(job, number, request, response, last=not part.more)
+            if part.more:
+                self._respond(job, number, request, response)
+            elif self._pool.loaded.decoupled and request.cancelled:
+                self._end(number)
             else:
                 self._settle(number, response)
 
-    def _respond(self, job: Job, number: int, request: InferRequest, response: InferResponse, *, last: bool) -> None:
+    def _respond(self, job: Job, number: int, request: InferRequest, response: InferResponse) -> None:
+        """One of many, after which more may come."""
         job.run.respond(job.by_number[number], response)
-        if last:
-            self._end(number)
-        elif self.process is not None and (request.flow is None or not request.flow.paused):
+        if self.process is not None and (request.flow is None or not request.flow.paused):
             self.process.credit(number, 1)
         else:
             self._owed[number] = self._owed.get(number, 0) + 1
@@ -235,6 +245,7 @@ def _says_something(request: InferRequest) -> bool:
         or request.sequence is not None
         or request.waits_until is not None
         or request.priority
+        or request.timeout
     )
 
 
@@ -246,6 +257,7 @@ def _note(request: InferRequest) -> Note:
         None if request.outputs is None else list(request.outputs),
         timeout=0.0 if request.waits_until is None else max(request.waits_until - monotonic(), 0.001),
         priority=request.priority,
+        queue_timeout_us=round((request.timeout or 0.0) * 1e6),
     )
     if step is not None:
         note.sequence, note.sequence_start, note.sequence_end = step.id, step.start, step.end

@@ -16,7 +16,8 @@ class WorkerModel(Protocol):
     loaded: Loaded
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
-        """Runs a batch and answers its requests, now or later (see WorkerRequest): all are answered when this returns, unless `decoupled`.
+        """Runs a batch and answers its requests, now or later (see WorkerRequest): all are answered when this returns, unless it is
+        `decoupled` or `deferred`.
 
         A model whose `loaded.concurrency` is above 1 returns an awaitable, which runs on the worker's event loop; its next batch may come
         before it has ended. What it raises is the failure of all requests without an answer.

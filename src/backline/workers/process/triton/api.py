@@ -1,0 +1,63 @@
+"""Everything that a model finds in `triton_python_backend_utils`."""
+
+from __future__ import annotations
+
+from backline.workers.process.triton.by_name import (
+    get_input_config_by_name,
+    get_input_tensor_by_name,
+    get_output_config_by_name,
+    get_output_tensor_by_name,
+    using_decoupled_model_transaction_policy,
+)
+from backline.workers.process.triton.byte_tensors import deserialize_bytes_tensor, serialize_byte_tensor
+from backline.workers.process.triton.datatypes import (
+    TRITON_STRING_TO_NUMPY,
+    numpy_to_triton_type,
+    triton_string_to_numpy,
+    triton_to_numpy_type,
+)
+from backline.workers.process.triton.errors import TritonError, TritonModelException
+from backline.workers.process.triton.memory import TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU, MemoryType, PreferredMemory
+from backline.workers.process.triton.model_config import ModelConfig
+from backline.workers.process.triton.requests import RELEASE_ALL as TRITONSERVER_REQUEST_RELEASE_ALL
+from backline.workers.process.triton.requests import RELEASE_RESCHEDULE as TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
+from backline.workers.process.triton.requests import SEQUENCE_END as TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+from backline.workers.process.triton.requests import SEQUENCE_START as TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
+from backline.workers.process.triton.requests import InferenceRequest
+from backline.workers.process.triton.responses import FINAL as TRITONSERVER_RESPONSE_COMPLETE_FINAL
+from backline.workers.process.triton.responses import InferenceResponse, InferenceResponseSender
+from backline.workers.process.triton.tensor import Tensor
+from backline.workers.process.triton.trace import InferenceTrace
+from backline.workers.process.triton.worker import get_model_dir
+
+__all__ = [
+    "TRITONSERVER_MEMORY_CPU",
+    "TRITONSERVER_MEMORY_GPU",
+    "TRITONSERVER_REQUEST_FLAG_SEQUENCE_END",
+    "TRITONSERVER_REQUEST_FLAG_SEQUENCE_START",
+    "TRITONSERVER_REQUEST_RELEASE_ALL",
+    "TRITONSERVER_REQUEST_RELEASE_RESCHEDULE",
+    "TRITONSERVER_RESPONSE_COMPLETE_FINAL",
+    "TRITON_STRING_TO_NUMPY",
+    "InferenceRequest",
+    "InferenceResponse",
+    "InferenceResponseSender",
+    "InferenceTrace",
+    "MemoryType",
+    "ModelConfig",
+    "PreferredMemory",
+    "Tensor",
+    "TritonError",
+    "TritonModelException",
+    "deserialize_bytes_tensor",
+    "get_input_config_by_name",
+    "get_input_tensor_by_name",
+    "get_model_dir",
+    "get_output_config_by_name",
+    "get_output_tensor_by_name",
+    "numpy_to_triton_type",
+    "serialize_byte_tensor",
+    "triton_string_to_numpy",
+    "triton_to_numpy_type",
+    "using_decoupled_model_transaction_policy",
+]

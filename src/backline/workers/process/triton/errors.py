@@ -1,0 +1,83 @@
+"""Errors as a model makes and gets them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar, Final
+
+from backline.engine.errors import (
+    AlreadyExists,
+    BacklineError,
+    Cancelled,
+    InvalidArgument,
+    ModelFailed,
+    NotFound,
+    Unavailable,
+    Unknown,
+    Unsupported,
+)
+
+
+class TritonModelException(Exception):
+    """What the functions and methods of the API raise."""
+
+
+class ErrorCode(IntEnum):
+    """The kinds of errors, in Triton's order."""
+
+    UNKNOWN = 0
+    INTERNAL = 1
+    NOT_FOUND = 2
+    INVALID_ARG = 3
+    UNAVAILABLE = 4
+    UNSUPPORTED = 5
+    ALREADY_EXISTS = 6
+    CANCELLED = 7
+
+
+_CLASSES: Final[dict[ErrorCode, type[BacklineError]]] = {
+    ErrorCode.UNKNOWN: Unknown,
+    ErrorCode.INTERNAL: ModelFailed,
+    ErrorCode.NOT_FOUND: NotFound,
+    ErrorCode.INVALID_ARG: InvalidArgument,
+    ErrorCode.UNAVAILABLE: Unavailable,
+    ErrorCode.UNSUPPORTED: Unsupported,
+    ErrorCode.ALREADY_EXISTS: AlreadyExists,
+    ErrorCode.CANCELLED: Cancelled,
+}
+
+
+class TritonError:
+    """The error of a response. It is no exception: a model returns it, or raises an exception of its own."""
+
+    UNKNOWN: ClassVar = ErrorCode.UNKNOWN
+    INTERNAL: ClassVar = ErrorCode.INTERNAL
+    NOT_FOUND: ClassVar = ErrorCode.NOT_FOUND
+    INVALID_ARG: ClassVar = ErrorCode.INVALID_ARG
+    UNAVAILABLE: ClassVar = ErrorCode.UNAVAILABLE
+    UNSUPPORTED: ClassVar = ErrorCode.UNSUPPORTED
+    ALREADY_EXISTS: ClassVar = ErrorCode.ALREADY_EXISTS
+    CANCELLED: ClassVar = ErrorCode.CANCELLED
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
+        if not isinstance(message, str):
+            raise TypeError(f"TritonError: the message is a {type(message).__name__}, expected a str")
+        self._message = message
+        self._code = ErrorCode(code)
+
+    def code(self) -> ErrorCode:
+        return self._code
+
+    def message(self) -> str:
+        return self._message
+
+
+def to_backline(error: TritonError) -> BacklineError:
+    """The failure of a request that is answered with this error."""
+    return _CLASSES[error.code()](error.message())
+
+
+def to_triton(error: BacklineError) -> TritonError:
+    """The error that a model gets which has asked another one."""
+    code = next((code for code, kind in _CLASSES.items() if isinstance(error, kind)), ErrorCode.INTERNAL)
+    return TritonError(error.message, code)

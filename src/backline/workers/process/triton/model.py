@@ -1,0 +1,120 @@
+"""A class TritonPythonModel in a worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from backline.engine.errors import Internal
+from backline.workers.process.protocol import Load, Loaded
+from backline.workers.process.requests import RequestBatch
+from backline.workers.process.tracebacks import details
+from backline.workers.process.triton.arguments import arguments
+from backline.workers.process.triton.background import BackgroundLoop
+from backline.workers.process.triton.failures import failure
+from backline.workers.process.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
+from backline.workers.process.triton.responses import FINAL, InferenceResponse
+
+
+class TritonModel:
+    """A WorkerModel that runs a TritonPythonModel: one batch at a time, whose responses may come later."""
+
+    def __init__(self, model: Any, message: Load) -> None:
+        """Raises Internal, with what the model raised, when it cannot be initialised."""
+        config = json.loads(message.configuration)
+        self._name = message.name
+        self._version = int(message.version) if message.version.isdecimal() else -1
+        self._folder = message.folder
+        self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled", False))
+        self._outputs = frozenset(output["name"] for output in config["output"])
+        self._loop = BackgroundLoop()
+        given = arguments(message, config)
+        self._instance = given["model_instance_name"]
+        if not callable(getattr(model, "execute", None)):
+            raise Internal(f"Python model file '{message.path}' does not implement `execute` method.")
+        try:
+            self._object = model()
+            if hasattr(self._object, "initialize"):
+                self._object.initialize(given)
+        except BaseException as error:
+            print(details(error), file=sys.stderr, flush=True)
+            raise Internal(failure(error, self._folder)) from None
+        self.loaded = Loaded(
+            message.inputs,
+            message.outputs,
+            config["max_batch_size"],
+            decoupled=self._decoupled,
+            deferred=True,
+        )
+
+    def execute(self, batch: RequestBatch) -> None:
+        """See WorkerModel."""
+        requests = [
+            InferenceRequest.received(request, self._name, self._version, self._outputs, decoupled=self._decoupled)
+            for request in batch.requests
+        ]
+        try:
+            answer = self._object.execute(requests)
+            if asyncio.iscoroutine(answer):
+                running = self._loop.start(answer)
+                if self._decoupled:
+                    running.add_done_callback(lambda ended: self._ended(requests, ended))
+                    return
+                answer = running.result()
+            self._take(requests, answer)
+        except BaseException as error:
+            self._fail(requests, error)
+
+    def _take(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
+        """What `execute` has returned. Raises TritonModelException, with Triton's texts, for what it must not."""
+        if answer is None:
+            return
+        if self._decoupled:
+            raise _Returned(f"Python model '{self._instance}' is using the decoupled mode and the execute function must return None.")
+        if not isinstance(answer, list):
+            raise _Returned(f"Expected a list in the execute return, found type '{type(answer)}'.")
+        if len(answer) != len(requests):
+            raise _Returned(
+                "Number of InferenceResponse objects do not match the number of InferenceRequest objects."
+                f" InferenceRequest(s) size is:{len(requests)}, and InferenceResponse(s) size is:{len(answer)}\n"
+            )
+        for request, response in zip(requests, answer, strict=True):
+            if response is None:
+                continue
+            if request._release_flags == RELEASE_RESCHEDULE:
+                raise _Returned(
+                    f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."
+                )
+            if not isinstance(response, InferenceResponse):
+                raise _Returned(
+                    f"Expected an 'InferenceResponse' object in the execute function return list, found type '{type(response)}'."
+                )
+            request.get_response_sender().send(response, FINAL)
+
+    def _ended(self, requests: Sequence[InferenceRequest], ended: Future[Any]) -> None:
+        """The coroutine of a batch of a decoupled model has."""
+        try:
+            self._take(requests, ended.result())
+        except BaseException as error:
+            self._fail(requests, error)
+
+    def _fail(self, requests: Sequence[InferenceRequest], error: BaseException) -> None:
+        if not isinstance(error, _Returned):
+            print(details(error), file=sys.stderr, flush=True)
+        said = str(error) if isinstance(error, _Returned) else failure(error, self._folder)
+        text = f"Failed to process the request(s) for model '{self._instance}', message: {said}"
+        for request in requests:
+            request.get_response_sender().fail(text)
+
+    def close(self) -> None:
+        """See WorkerModel."""
+        if hasattr(self._object, "finalize"):
+            self._object.finalize()
+
+
+class _Returned(Exception):
+    """What `execute` returned is not what it must return."""

@@ -1,0 +1,157 @@
+"""Requests: those that a model gets, and those that it makes to ask other models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from backline.workers.process.protocol import Parameter
+from backline.workers.process.requests import WorkerRequest
+from backline.workers.process.triton.errors import TritonModelException
+from backline.workers.process.triton.memory import PreferredMemory
+from backline.workers.process.triton.parameters import as_json, read_parameters
+from backline.workers.process.triton.responses import InferenceResponseSender
+from backline.workers.process.triton.tensor import Tensor
+from backline.workers.process.triton.trace import InferenceTrace
+
+#: In `flags`.
+SEQUENCE_START: Final = 1
+SEQUENCE_END: Final = 2
+#: In `set_release_flags`.
+RELEASE_ALL: Final = 1
+RELEASE_RESCHEDULE: Final = 2
+
+
+class InferenceRequest:
+    """A request. `correlation_id` is the sequence that it belongs to, a number or a text; 0 for none. `timeout` is in microseconds."""
+
+    __slots__ = (
+        "_correlation_id",
+        "_flags",
+        "_id",
+        "_inputs",
+        "_model_name",
+        "_model_version",
+        "_outputs",
+        "_parameters",
+        "_release_flags",
+        "_request",
+        "_sender",
+        "_timeout",
+        "_trace",
+    )
+
+    def __init__(
+        self,
+        request_id: str = "",
+        correlation_id: int | str = 0,
+        inputs: Sequence[Tensor] | None = None,
+        requested_output_names: Sequence[str] | None = None,
+        model_name: str | None = None,
+        model_version: int = -1,
+        flags: int = 0,
+        timeout: int = 0,
+        preferred_memory: PreferredMemory | None = None,
+        trace: InferenceTrace | None = None,
+        parameters: Any = None,
+    ) -> None:
+        """A request to the model `model_name`; -1 is the version that the server chooses.
+
+        Raises TypeError when `inputs`, `requested_output_names` or `model_name` are missing, TritonModelException for what cannot be.
+        """
+        if inputs is None or requested_output_names is None or model_name is None:
+            raise TypeError("InferenceRequest: inputs, requested_output_names and model_name must be given")
+        if type(correlation_id) not in (int, str):
+            raise TritonModelException("Correlation ID must be integer or string")
+        where = f"for request with id '{request_id}' and model name '{model_name}' should not be empty."
+        if any(tensor is None for tensor in inputs):
+            raise TritonModelException(f"Input tensor {where}")
+        if any(not isinstance(name, str) for name in requested_output_names):
+            raise TypeError(f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected texts")
+        if not all(requested_output_names):
+            raise TritonModelException(f"Requested output name {where}")
+        self._id = request_id
+        self._correlation_id = correlation_id
+        self._inputs: list[Tensor] | None = list(inputs)
+        self._outputs = frozenset(requested_output_names)
+        self._model_name = model_name
+        self._model_version = int(model_version)
+        self._flags = flags
+        self._timeout = int(timeout)
+        self._trace = trace or InferenceTrace()
+        self._parameters: dict[str, Parameter] = read_parameters(parameters)
+        self._release_flags = RELEASE_ALL
+        self._request: WorkerRequest | None = None
+        self._sender: InferenceResponseSender | None = None
+
+    @classmethod
+    def received(cls, request: WorkerRequest, model: str, version: int, outputs: frozenset[str], *, decoupled: bool) -> InferenceRequest:
+        """A request that this model is to answer; `outputs` are all that it has."""
+        made = cls.__new__(cls)
+        made._id = request.id
+        made._correlation_id = request.sequence
+        made._inputs = None
+        made._outputs = outputs if request.wanted is None else frozenset(request.wanted)
+        made._model_name = model
+        made._model_version = version
+        made._flags = SEQUENCE_START * request.sequence_start | SEQUENCE_END * request.sequence_end
+        made._timeout = request.queue_timeout_us
+        made._trace = InferenceTrace()
+        made._parameters = dict(request.parameters)
+        made._release_flags = RELEASE_ALL
+        made._request = request
+        made._sender = InferenceResponseSender(request, made._outputs, decoupled=decoupled)
+        return made
+
+    def inputs(self) -> list[Tensor]:
+        if self._inputs is None:
+            assert self._request is not None, "it was received"
+            self._inputs = [Tensor.of(tensor) for tensor in self._request.inputs.values()]
+        return self._inputs
+
+    def request_id(self) -> str:
+        return self._id
+
+    def correlation_id(self) -> int | str:
+        return self._correlation_id
+
+    def flags(self) -> int:
+        """TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, added."""
+        return self._flags
+
+    def set_flags(self, flags: int) -> None:
+        self._flags = flags
+
+    def timeout(self) -> int:
+        """Microseconds that the request wants to wait in a queue at most, 0 for any time."""
+        return self._timeout
+
+    def parameters(self) -> str:
+        """JSON of an object, "" without any."""
+        return as_json(self._parameters)
+
+    def trace(self) -> InferenceTrace:
+        return self._trace
+
+    def requested_output_names(self) -> set[str]:
+        """The outputs that are asked for: all where the request names none."""
+        return set(self._outputs)
+
+    def model_name(self) -> str:
+        return self._model_name
+
+    def get_response_sender(self) -> InferenceResponseSender:
+        """What answers the request, instead of a response that `execute` returns."""
+        if self._sender is None:
+            raise TritonModelException("only a request that `execute` was called with has a response sender")
+        return self._sender
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self._request is not None and self._request.cancelled
+
+    def set_release_flags(self, flags: int) -> None:
+        """TRITONSERVER_REQUEST_RELEASE_RESCHEDULE has the request run once more, TRITONSERVER_REQUEST_RELEASE_ALL is so anyway."""
+        if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
+            raise TritonModelException(f"set_release_flags: {flags} is neither RELEASE_ALL nor RELEASE_RESCHEDULE")
+        self._release_flags = flags

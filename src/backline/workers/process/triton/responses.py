@@ -1,0 +1,129 @@
+"""Responses, and how a request is answered with them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+from backline.engine import tensor as engine
+from backline.engine.errors import ModelFailed
+from backline.workers.process.requests import WorkerRequest
+from backline.workers.process.triton.errors import TritonError, TritonModelException, to_backline
+from backline.workers.process.triton.parameters import as_json, read_parameters
+from backline.workers.process.triton.tensor import Tensor
+
+#: The last response, in the flags of `InferenceResponseSender.send`.
+FINAL: Final = 1
+
+
+class InferenceResponse:
+    """Output tensors, or an error."""
+
+    __slots__ = ("_error", "_outputs", "_parameters")
+
+    def __init__(self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None, parameters: Any = None) -> None:
+        for tensor in output_tensors:
+            if tensor is None:
+                raise TritonModelException("Output tensor for inference response should not be empty.")
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"InferenceResponse: an output tensor is a {type(tensor).__name__}, expected a pb_utils.Tensor")
+        if error is not None and not isinstance(error, TritonError):
+            raise TypeError(f"InferenceResponse: the error is a {type(error).__name__}, expected a pb_utils.TritonError")
+        self._outputs = list(output_tensors)
+        self._error = error
+        self._parameters = read_parameters(parameters)
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._outputs
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+    def parameters(self) -> str:
+        """JSON of an object, "" without any."""
+        return as_json(self._parameters)
+
+
+class InferenceResponseSender:
+    """Answers one request, from any thread, also after `execute` has returned.
+
+    Until the last response the request is open. When nobody holds its sender any more it has failed: nobody could answer it.
+    """
+
+    __slots__ = ("_closed", "_decoupled", "_lock", "_outputs", "_request", "_sent")
+
+    def __init__(self, request: WorkerRequest, outputs: AbstractSet[str], *, decoupled: bool) -> None:
+        self._request = request
+        self._outputs = outputs
+        self._decoupled = decoupled
+        self._lock = threading.Lock()
+        self._sent = 0
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the last response was sent."""
+        return self._closed
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for responses any more."""
+        return self._request.cancelled
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        """Sends a response; with TRITONSERVER_RESPONSE_COMPLETE_FINAL it is the last one, or without a response there is no further one.
+
+        Waits while the one who asked takes no more responses. Raises TritonModelException, with Triton's texts, for what cannot be sent.
+        """
+        if flags not in (0, FINAL):
+            raise TritonModelException("Unable to send response. Unsupported flag provided.")
+        if flags == 0 and response is None:
+            raise TritonModelException("Inference Response object must be provided when the response flags is set to zero.")
+        if response is not None and not isinstance(response, InferenceResponse):
+            raise TypeError(f"send: the response is a {type(response).__name__}, expected a pb_utils.InferenceResponse")
+        with self._lock:
+            self._check(response, flags)
+            self._sent += response is not None
+            self._closed = flags == FINAL
+        if self._request.answered or self._request.cancelled:
+            if flags == FINAL and not self._request.answered:
+                self._request.end()
+            return
+        if response is None:
+            self._request.end()
+        elif response._error is not None:
+            self._request.fail(to_backline(response._error))
+        elif self._decoupled and flags == 0:
+            self._request.send(self._tensors(response), response._parameters)
+        else:
+            self._request.answer(self._tensors(response), response._parameters)
+
+    def _check(self, response: InferenceResponse | None, flags: int) -> None:
+        if not self._decoupled:
+            if response is not None and self._sent:
+                raise TritonModelException("Unable to send response. Non-decoupled model cannot send more than one response.")
+            if response is None and flags == FINAL and not self._sent:
+                raise TritonModelException(
+                    "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
+                )
+        if self._closed:
+            raise TritonModelException("Unable to send response. Response sender has been closed.")
+
+    def _tensors(self, response: InferenceResponse) -> list[engine.Tensor]:
+        """Those that were asked for."""
+        return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
+
+    def fail(self, text: str) -> None:
+        """The request has failed, unless it has had its last response."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed and not self._request.answered:
+            self._request.fail(ModelFailed(text))
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.fail("the model gave no final response to the request and does not hold its response sender any more")

@@ -1,0 +1,83 @@
+"""A named tensor, as models make and get it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from backline.engine import tensor as engine
+from backline.engine.datatypes import DataType
+from backline.workers.process.triton import dlpack
+from backline.workers.process.triton.datatypes import NUMBERS, numpy_datatype
+from backline.workers.process.triton.errors import TritonModelException
+
+
+class Tensor:
+    """An array with a name, in the processor's memory. BYTES are object arrays of `bytes`; BF16 comes and goes by DLPack only."""
+
+    __slots__ = ("_array", "_datatype", "_name")
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        """Raises TypeError for what is no array, TritonModelException for a dtype that Triton has not."""
+        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+            raise TypeError(f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and {type(array).__name__}")
+        datatype = numpy_datatype(array.dtype)
+        if datatype is None:
+            raise TritonModelException("NumPy dtype is not supported.")
+        self._set(name, datatype, array if array.flags.c_contiguous else np.ascontiguousarray(array))
+
+    def _set(self, name: str, datatype: DataType, array: np.ndarray) -> None:
+        if not name:
+            raise TritonModelException("Tensor name cannot be an empty string.")
+        self._name = name
+        self._datatype = datatype
+        self._array = array
+
+    @classmethod
+    def of(cls, tensor: engine.Tensor) -> Tensor:
+        """The tensor of a request."""
+        made = cls.__new__(cls)
+        made._name, made._datatype, made._array = tensor.name, tensor.datatype, tensor.data
+        return made
+
+    def to_engine(self) -> engine.Tensor:
+        """The tensor of a response or a call."""
+        return engine.Tensor(self._name, self._datatype, self._array.shape, self._array)
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> np.ndarray:
+        """The array itself, no copy. Raises TritonModelException for BF16."""
+        if self._datatype is DataType.BF16:
+            raise TritonModelException("Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead.")
+        return self._array
+
+    def triton_dtype(self) -> int:
+        """The number of the datatype, as `numpy_to_triton_type` gives it; 14 for BF16."""
+        return NUMBERS[self._datatype]
+
+    def shape(self) -> list[int]:
+        return list(self._array.shape)
+
+    def is_cpu(self) -> bool:
+        """True: workers have no other memory."""
+        return True
+
+    def to_dlpack(self) -> Any:
+        """A DLPack capsule that shares the tensor's memory."""
+        return dlpack.to_capsule(self._datatype, self._array)
+
+    @staticmethod
+    def from_dlpack(name: str, tensor: Any) -> Tensor:
+        """A tensor that shares the memory of a DLPack capsule, or of an object with `__dlpack__`."""
+        made = Tensor.__new__(Tensor)
+        made._set(name, *dlpack.from_object(tensor))
+        return made
+
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        return self.to_dlpack()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CPU

@@ -1,0 +1,39 @@
+"""The worker process that the API's functions speak for: there is one model in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backline.workers.process.caller import Caller
+from backline.workers.process.protocol import Load
+
+_OUTSIDE = "triton_python_backend_utils works in worker processes of a server only"
+
+
+class _Worker:
+    load: Load | None = None
+    caller: Caller | None = None
+
+
+def begin(load: Load, caller: Caller) -> None:
+    """The model of this message is about to be imported."""
+    _Worker.load, _Worker.caller = load, caller
+
+
+def current() -> Load:
+    """What this worker has loaded. Raises RuntimeError outside of one."""
+    if _Worker.load is None:
+        raise RuntimeError(_OUTSIDE)
+    return _Worker.load
+
+
+def caller() -> Caller:
+    """What this worker asks the server with. Raises RuntimeError outside of one."""
+    if _Worker.caller is None:
+        raise RuntimeError(_OUTSIDE)
+    return _Worker.caller
+
+
+def get_model_dir() -> str:
+    """The folder of the model's version, with its files."""
+    return str(Path(current().path).parent)

@@ -1,0 +1,41 @@
+"""Models of Triton's Python backend, asked by stock clients: the answers are those that Triton 2.51 gave, see record_triton.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.server import serve
+from workers.process.triton.asking import Ask
+from workers.process.triton.cases import CASES
+from workers.process.triton.differences import DIFFERENCES, expect
+from workers.process.triton.repository import write_repository
+
+RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("triton_2_51.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+    folder = tmp_path_factory.mktemp("triton")
+    repository = write_repository(folder)
+    with serve(repository, folder / "log", "--model-control-mode", "explicit", "--log-level", "debug") as server:
+        asking = Ask(server.http_port, server.grpc_port, server.metrics_port)
+        yield asking
+        asking.close()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_answer_is_that_of_triton(ask: Ask, name: str) -> None:
+    """Or differs from it as `differences.py` lists."""
+    expected, reason = expect(name, RECORDED[name])
+    given = json.loads(json.dumps(CASES[name](ask)))
+    assert given == expected, reason
+
+
+def test_what_is_listed_differs() -> None:
+    for name in DIFFERENCES:
+        assert expect(name, RECORDED[name])[0] != RECORDED[name], name
