@@ -44,6 +44,19 @@ class Model:
             raise ValueError("negative")
         return x * 2
 """
+#: Each request says how many there were in its `execute`.
+COMPANY_IN_TRITON = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        shapes = [pb_utils.get_input_tensor_by_name(request, "x").shape() for request in requests]
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("y", np.full((shape[0], 2), [len(requests), shape[1]], np.int32))])
+            for shape in shapes
+        ]
+"""
 OPTIONAL_IN_PYTHON = """
 from backline.model import FP32
 
@@ -109,6 +122,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     output = 'output { name: "output" data_type: TYPE_FP32 dims: -1 }'
     put(repository / "twice_py" / "config.pbtxt", f"{RAGGED} {output} {SCATTERED % 'output'} {TOGETHER % 4}")
     put(repository / "optional" / "1" / "model.py", OPTIONAL_IN_PYTHON)
+    counted = f'backend: "python" output {{ name: "y" data_type: TYPE_INT32 dims: 2 }} {BOUNDS} {TOGETHER % 4}'
+    put(repository / "company" / "1" / "model.py", COMPANY_IN_TRITON)
+    put(repository / "company" / "config.pbtxt", f"{RAGGED} {counted}")
     for name, setting in (("add1", "false"), ("split", "true")):
         models.add1(repository, name)
         put(repository / name / "model.toml", f"max_batch_size = 8\ndynamic_batching = {{}}\nenable_large_batch_splitting = {setting}")
@@ -165,6 +181,24 @@ def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(serve
         ask("twice_py", requests)
     got = counts(server, "twice_py").since(before)
     assert (got.succeeded, got.failed) == (3, 1)
+
+
+def test_a_model_of_tritons_gets_each_by_itself(server: ServerProcess, ask: Ask) -> None:
+    """As Triton 2.51 does: `batch_input` is for backends that lay requests end to end, which its Python backend does not."""
+    before = counts(server, "company")
+
+    answers = ask("company", ramps(3, 1, 7, 4))
+
+    assert [answer["y"].tolist() for answer in answers] == [[[4, length]] for length in (3, 1, 7, 4)]
+    assert counts(server, "company").since(before) == Counts(4, 0, 4, 1, {4: 1})
+
+
+def test_ragged_tensors_that_are_large_go_through_shared_memory(server: ServerProcess) -> None:
+    requests = ramps(100_000, 50_000, 1, 200_000)
+
+    for ask in over_http(server):  # over gRPC a connection's first large requests are let in two by two
+        for request, answer in zip(requests, ask("twice_py", requests), strict=True):
+            np.testing.assert_array_equal(answer["output"], request["x"] * 2)
 
 
 @pytest.mark.parametrize("model", ["sums", "sums_py"])
