@@ -375,13 +375,12 @@ def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
 
 def _tensors(metadata: ModelMetadata, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, ...]:
     specs = {spec.name: spec for spec in metadata.inputs}
-    expected = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
     values: dict[str, Any] = {}
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         values.update(inputs[0])
     else:
         if len(inputs) > len(specs):
-            raise InvalidArgument(f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. It expects {expected}")
+            raise InvalidArgument(f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expected_inputs(metadata)}")
         values.update(zip(specs, inputs, strict=False))
     for name, value in named.items():
         if name in values:
@@ -389,8 +388,13 @@ def _tensors(metadata: ModelMetadata, inputs: tuple[Any, ...], named: Mapping[st
         values[name] = value
     for name in values:
         if name not in specs:
-            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. It expects {expected}")
+            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}")
     # A missing input is the server's to refuse: only it knows which are optional.
     if not values and specs:
-        raise InvalidArgument(f"model '{metadata.name}' was called without inputs. It expects {expected}")
+        raise InvalidArgument(f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}")
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
+
+
+def _expected_inputs(metadata: ModelMetadata) -> str:
+    expected = ", ".join(f"{spec.name} {spec.datatype.name}{list(spec.shape)}" for spec in metadata.inputs)
+    return f"It expects {expected}"

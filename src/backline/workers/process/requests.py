@@ -321,7 +321,7 @@ class Connection:
         """The blocks of the server that it is told of now; called on several threads."""
         taken: list[int] = []
         with suppress(IndexError):
-            while True:
+            while self.let_go:
                 taken.append(self.let_go.popleft())
         return taken
 
