@@ -6,6 +6,7 @@ It knows both sides, so it stands above the client and the workers; a worker loo
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any, TypeVar
 
@@ -94,7 +95,7 @@ class WorkerTransport(Transport):
         plan = InferPlan(())
         apply_parameters(plan, call.parameters or {})
         note = Note(
-            call.id,
+            call.id or (self._requests[0].id if len(self._requests) == 1 else ""),
             plan.parameters or {},
             None if call.outputs is None else list(call.outputs),
             timeout=call.timeout if whole and isfinite(call.timeout) else 0.0,
@@ -112,7 +113,7 @@ class WorkerTransport(Transport):
 
     async def ask(self, question: Question, timeout: float) -> Any:
         """What the server says, after at most so many seconds."""
-        return await self._caller.ask_async(question, timeout)
+        return await self._caller.ask_async(replace(question, requests=self._requests), timeout)
 
     async def server_live(self, timeout: float) -> bool:
         return True
@@ -155,7 +156,7 @@ class BlockingTransport(WorkerTransport):
             responses.close()
 
     async def ask(self, question: Question, timeout: float) -> Any:
-        return self._caller.ask(question, timeout)
+        return self._caller.ask(replace(question, requests=self._requests), timeout)
 
 
 class WorkerControl(ModelControl):

@@ -65,7 +65,7 @@ class Question:
 
     "ready": whether the model can answer, or without a name the server is ready. "describe": protocol.Described, as plain lists. "load" and
     "unload": None when it is done; `config` (a configuration as JSON) and `files` (contents by path below the model's folder) replace
-    the repository's, `dependents` unloads an ensemble's steps, too.
+    the repository's, `dependents` unloads an ensemble's steps, too. `requests` are those for which it is asked, as in ModelCall.
     """
 
     what: Literal["ready", "describe", "load", "unload"]
@@ -74,6 +74,7 @@ class Question:
     config: str | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     dependents: bool = False
+    requests: Sequence[WorkerRequest] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ _Deliver: TypeAlias = Callable[[_Heard], object]
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """Who waits for the answer to a call, and for which requests it is."""
+    """Who waits for an answer, and for which requests."""
 
     deliver: _Deliver
     requests: Sequence[WorkerRequest] = ()
@@ -181,8 +182,18 @@ class Caller:
         number = next(self._numbers)
         contents = {path: np.frombuffer(content, np.uint8) for path, content in question.files.items()}
         columns, payload, block = self._pack([Tensor(path, DataType.UINT8, data.shape, data) for path, data in contents.items()])
-        message = Ask(number, question.what, question.model, question.version, question.config, columns, block, question.dependents)
-        self._begin(number, _Waiting(deliver), frame(Kind.ASK, message, payload))
+        message = Ask(
+            number,
+            question.what,
+            question.model,
+            question.version,
+            question.config,
+            columns,
+            block,
+            question.dependents,
+            [request.number for request in question.requests],
+        )
+        self._begin(number, _Waiting(deliver, question.requests), frame(Kind.ASK, message, payload))
         return number
 
     def _pack(self, tensors: Sequence[Tensor]) -> tuple[list[Column], list[Buffer], int]:

@@ -38,7 +38,7 @@ log = logging.getLogger("backline.workers")
 _RECEIVE = 1 << 18
 #: Bytes of shared memory that calls under way may hold of one worker; inputs beyond it are copied.
 _MAX_HELD = 1 << 28
-_NOBODY_WAITS = "nobody waits for the answer of the model that called '{}' any more"
+_NOBODY_WAITS = "nobody waits for the answer of the calling model any more"
 
 Outcome: TypeAlias = Literal["success", "fail", "cancel"]
 
@@ -87,7 +87,9 @@ class CallChannel:
         self._loop = loop
         self._reader = FrameReader()
         self._open: dict[int, _Open] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        #: The requests that questions are for, by the numbers of the questions.
+        self._questions: dict[int, Sequence[InferRequest]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def attend(self, channel: socket, process: WorkerProcess) -> None:
         """Answers on this socket from now on."""
@@ -102,15 +104,19 @@ class CallChannel:
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._channel.close()
+        self._questions.clear()
         for number in tuple(self._open):
             self._give_up(number)
 
     def abandoned(self) -> None:
         """Nobody waits for some of the worker's requests any more: the calls that were only for such end."""
         for number, one in tuple(self._open.items()):
-            if one.asked and all(request.cancelled for request in one.asked):
+            if _is_for_nobody(one.asked):
                 self._give_up(number)
-                self._fail(number, Cancelled(_NOBODY_WAITS.format(one.request.model_name)))
+                self._fail(number, Cancelled(_NOBODY_WAITS))
+        for number, asked in tuple(self._questions.items()):
+            if _is_for_nobody(asked):
+                self._tell(number, Cancelled(_NOBODY_WAITS))
 
     # what is heard
 
@@ -164,7 +170,7 @@ class CallChannel:
             return
         asked = self._open_requests(message.requests)
         if message.requests and all(request.cancelled for request in asked):
-            self._fail(number, Cancelled(_NOBODY_WAITS.format(message.model)))
+            self._fail(number, Cancelled(_NOBODY_WAITS))
             return
         request = self._request(message, inputs, asked)
         one = self._open[number] = _Open(request, asked, monotonic_ns())
@@ -247,7 +253,8 @@ class CallChannel:
         self._close(number, "success" if error is None else "fail")
 
     def _give_up(self, number: int) -> None:
-        """Nobody waits for a call, or the end of a load or unload, any more; the latter goes on."""
+        """Nobody waits for a call any more, or for the answer to a question."""
+        self._questions.pop(number, None)
         one = self._open.get(number)
         if one is not None:
             self._close(number, "cancel")
@@ -265,20 +272,30 @@ class CallChannel:
     # questions
 
     def _ask(self, message: Ask, files: Mapping[str, Tensor]) -> None:
+        self._questions[message.number] = self._open_requests(message.requests)
         task = self._loop.create_task(self._answer(message, files))
-        self._tasks[message.number] = task
-        task.add_done_callback(lambda _: self._tasks.pop(message.number, None))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, message: Ask, files: Mapping[str, Tensor]) -> None:
         try:
             value = await self._value(message, files)
         except BacklineError as error:
-            self._fail(message.number, error)
+            self._tell(message.number, error)
         except Exception as error:
             log.exception("'%s' of model '%s', which a worker asked for, failed", message.what, message.model)
-            self._fail(message.number, Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"))
+            self._tell(message.number, Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"))
         else:
-            self._say(Kind.ENDED, Ended(message.number, value=value))
+            self._tell(message.number, value)
+
+    def _tell(self, number: int, found: Any) -> None:
+        """Answers a question, unless it was answered before or nobody waits."""
+        if self._questions.pop(number, None) is None:
+            return
+        if isinstance(found, BacklineError):
+            self._fail(number, found)
+        else:
+            self._say(Kind.ENDED, Ended(number, value=found))
 
     async def _value(self, message: Ask, files: Mapping[str, Tensor]) -> Any:
         calls, model, version = self._calls, message.model, message.version
@@ -322,3 +339,8 @@ class CallChannel:
     def _say(self, kind: Kind, message: Response | Ended, payload: Iterable[Any] = ()) -> None:
         if self._channel.fileno() >= 0:
             self._outbox.send(frame(kind, message, list(payload)))
+
+
+def _is_for_nobody(asked: Sequence[InferRequest]) -> bool:
+    """Whether nobody waits for these requests any more; of calls that are for none it is not known."""
+    return bool(asked) and all(request.cancelled for request in asked)

@@ -248,7 +248,8 @@ class Ask(msgspec.Struct, array_like=True):
     """Something about models, answered by ENDED.
 
     `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load, `config` replaces the
-    configuration, and `files` are the contents of all files of the model by path, as columns of UINT8.
+    configuration, and `files` are the contents of all files of the model by path, as columns of UINT8. `requests` as in Call: when nobody
+    waits for them any more, neither does the worker; what was to be loaded or unloaded still is.
     """
 
     number: int
@@ -259,6 +260,7 @@ class Ask(msgspec.Struct, array_like=True):
     files: list[Column] = []
     block: int = -1
     dependents: bool = False
+    requests: list[int] = []
 
 
 class Response(msgspec.Struct, array_like=True):

@@ -148,11 +148,13 @@ def after(gate: str) -> str:
     return gate
 """
 FAILING = """
-from backline.model import InvalidArgument
+from backline.model import InvalidArgument, Unavailable
 
 def failing(how: str) -> str:
     if how == "invalid":
         raise InvalidArgument("how is no way")
+    if how == "busy":
+        raise Unavailable("too busy for now", retry_after=7)
     raise ValueError("too loud")
 """
 CALLING = """
@@ -160,6 +162,40 @@ from backline.model import Models
 
 def calling(model: str, how: str, models: Models) -> str:
     return models[model]([how.encode()])["output"][0].decode()
+"""
+#: Tells what the request says beside its inputs.
+TOLD = """
+from backline.model import Request
+
+def told(x: str, request: Request) -> dict:
+    sequence = [request.sequence, request.sequence_start, request.sequence_end]
+    return {"id": request.id, "parameters": dict(request.parameters), "sequence": sequence}
+"""
+TELLING = """
+from backline.model import Models
+
+def telling(x: str, models: Models) -> str:
+    with models["told"].sequence(7) as sequence:
+        sequence(x=[b""], end=True)
+        options = {"loud": True, "priority": 1, "timeout": 5_000_000, "sequence_id": 8, "sequence_start": True}
+        told = models["told"]([b""], parameters=options)
+    return told["output"][0].decode()
+"""
+#: Is loaded when it is asked, which takes until its gate is open.
+SLEEPING = """
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+class Model:
+    def load(self):
+        (HERE / "began-load").touch()
+        while not (HERE / "open-load").exists():
+            time.sleep(0.005)
+
+    def predict(self, x: str) -> str:
+        return f"awake for {x}"
 """
 CATCHING = """
 from backline.model import BacklineError, Models
@@ -311,6 +347,9 @@ MODELS = {
     "after": AFTER,
     "failing": FAILING,
     "calling": CALLING,
+    "told": TOLD,
+    "telling": TELLING,
+    "sleeping": SLEEPING,
     "catching": CATCHING,
     "self": SELF,
     "self_async": SELF_ASYNC,
@@ -333,6 +372,7 @@ def put_models(folder: Path) -> None:
     put(folder / "around" / "config.pbtxt", AROUND)
     (folder / "around" / "1").mkdir(parents=True)
     put(folder / "serial" / "config.pbtxt", SERIAL_CONFIG)
+    put(folder / "sleeping" / "model.toml", 'load = "on_demand"')
     put(folder / "versions" / "1" / "model.py", VERSION_1)
     put(folder / "versions" / "2" / "model.py", VERSION_2)
     put(folder / "versions" / "config.pbtxt", "version_policy { all {} }")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import urllib.error
+import urllib.request
+
 import numpy as np
 import pytest
 
 from backline.client import Client
 from backline.engine.errors import Internal, InvalidArgument, NotFound
+from support.server import ServerProcess
 from workers.process.calls.running import text
 
 
@@ -42,7 +47,7 @@ def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
         return client["catching"](text(model), text(how))["output"][0].decode()
 
     assert caught("failing", "invalid") == "InvalidArgument: how is no way"
-    assert caught("failing", "x") == "Internal: model 'failing' version 1 failed: ValueError: too loud (model.py, line 7, in failing)"
+    assert caught("failing", "x") == "Internal: model 'failing' version 1 failed: ValueError: too loud (model.py, line 9, in failing)"
     assert caught("nobody", "x") == "NotFound: Request for unknown model: 'nobody' is not found"
     assert caught("counting", "x").startswith("InvalidArgument")
 
@@ -73,6 +78,20 @@ def test_an_error_that_is_not_caught_is_the_answer(client: Client, model: str, h
 def test_a_circle_of_calls_is_an_error_and_no_wait(client: Client, model: str, way: str) -> None:
     with pytest.raises(Internal, match=f"a circle of calls, which would wait for itself: {way}"):
         client[model](text("x"), timeout=5)
+
+
+def test_when_to_try_again_is_told_with_the_error(server: ServerProcess) -> None:
+    body = b'{"model": "failing", "how": "busy"}'
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(f"{server.url}/v2/models/calling/generate", body, timeout=10)
+
+    assert (raised.value.code, raised.value.headers["Retry-After"]) == (503, "7")
+
+
+def test_a_call_says_what_a_client_may_say_and_has_the_id_of_the_request(client: Client) -> None:
+    told = json.loads(client["telling"](text("x"), request_id="mine")["output"][0])
+
+    assert told == {"id": "mine", "parameters": {"loud": True}, "sequence": [8, True, False]}
 
 
 def test_another_version_of_a_model_is_another_model(client: Client) -> None:

@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException
 from backline.client import Client
 from backline.engine.errors import Unavailable
 from support.server import ServerProcess
-from workers.process.calls.running import Gate, executions, until, waiting
+from workers.process.calls.running import Gate, executions, text, until, waiting
 
 
 @pytest.mark.parametrize("model", ["steps", "steps_async"])
@@ -91,6 +91,24 @@ def test_a_call_that_waits_in_a_queue_is_never_run_when_the_client_is_gone(
 
     assert client["urgent"]([b"2"])["output"][0] == b"2"
     assert order.read_text() == "12"
+
+
+def test_who_waits_for_a_model_on_demand_is_free_when_the_client_is_gone(
+    client: Client, stock: triton.InferenceServerClient, repository: Path
+) -> None:
+    gate = Gate(repository, "load", "sleeping")
+    asked = [triton.InferInput(name, [1], "BYTES") for name in ("model", "how")]
+    for given, value in zip(asked, ("sleeping", "you"), strict=True):
+        given.set_data_from_numpy(text(value))
+
+    call = stock.async_infer("calling", asked, lambda result, error: None)
+    gate.wait()
+    call.cancel()
+    other = client["calling"](text("after"), text("x"))  # by the same worker, which takes one request at a time
+    gate.open()
+
+    assert other["output"][0] == b"x"
+    assert client["calling"](text("sleeping"), text("you"))["output"][0] == b"awake for you"
 
 
 def test_the_priority_of_a_request_is_that_of_its_calls(server: ServerProcess, client: Client, repository: Path) -> None:
