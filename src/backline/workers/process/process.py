@@ -26,6 +26,7 @@ from backline.workers.process import arena
 from backline.workers.process.arena import Arena
 from backline.workers.process.calls import CallChannel
 from backline.workers.process.exits import describe_exit, fault_place, out_of_memory_kills
+from backline.workers.process.outbox import Outbox
 from backline.workers.process.output import Output
 from backline.workers.process.protocol import (
     Empty,
@@ -102,7 +103,6 @@ class WorkerProcess:
         self._loading: asyncio.Future[Loaded] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._process: subprocess.Popen[bytes] | None = None
-        self._unsent = b""
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pidfd = -1
         self._memory_limit = command.memory_limit_bytes
@@ -156,7 +156,8 @@ class WorkerProcess:
             channel.setblocking(False)
             self._loop.add_reader(channel.fileno(), readable)
         self._calls.attend(own_calls, self)
-        self._send_data(frame(Kind.LOAD, self.command.load))
+        self._outbox = Outbox(self._data, self._loop)
+        self._outbox.send(frame(Kind.LOAD, self.command.load))
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
@@ -206,7 +207,7 @@ class WorkerProcess:
         """Sends a batch."""
         if self._unused:
             message.returned = self.take_unused()
-        self._send_data(frame(Kind.EXECUTE, message, payload))
+        self._outbox.send(frame(Kind.EXECUTE, message, payload))
 
     def cancel(self, numbers: list[int]) -> None:
         """Nobody waits for these requests any more."""
@@ -230,31 +231,6 @@ class WorkerProcess:
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]
-
-    def _send_data(self, message: bytes) -> None:
-        if self._unsent:
-            self._unsent += message
-            return
-        try:
-            sent = self._data.send(message)
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # it has ended, which is told by other means
-            return
-        if sent < len(message):
-            self._unsent = message[sent:]
-            self._loop.add_writer(self._data.fileno(), self._data_writable)
-
-    def _data_writable(self) -> None:
-        try:
-            sent = self._data.send(self._unsent)
-        except BlockingIOError:
-            return
-        except OSError:
-            sent = len(self._unsent)
-        self._unsent = self._unsent[sent:]
-        if not self._unsent:
-            self._loop.remove_writer(self._data.fileno())
 
     def _send_control(self, kind: Kind, message: Any) -> None:
         # Small and few: a channel that takes no more of them belongs to a worker that does not answer heartbeats either.
