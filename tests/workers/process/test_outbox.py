@@ -8,7 +8,11 @@ import socket
 from backline.workers.process.outbox import Outbox
 
 
-async def test_messages_that_do_not_fit_arrive_whole_and_in_order() -> None:
+def test_messages_that_do_not_fit_arrive_whole_and_in_order() -> None:
+    asyncio.run(send_more_than_fits())
+
+
+async def send_more_than_fits() -> None:
     loop = asyncio.get_running_loop()
     here, there = socket.socketpair()
     for one in (here, there):
@@ -29,7 +33,11 @@ async def test_messages_that_do_not_fit_arrive_whole_and_in_order() -> None:
     there.close()
 
 
-async def test_nothing_is_raised_when_the_other_end_is_gone() -> None:
+def test_nothing_is_raised_when_the_other_end_is_gone() -> None:
+    asyncio.run(send_to_nobody())
+
+
+async def send_to_nobody() -> None:
     here, there = socket.socketpair()
     here.setblocking(False)
     outbox = Outbox(here, asyncio.get_running_loop())
