@@ -7,14 +7,35 @@ which is what overload means. Latencies of the open loop count from when a reque
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 CLOSE = re.compile(rb"\r\nconnection: *close\r\n", re.IGNORECASE)
+
+
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    """The moments, from 0 on, of events that come independently of each other, `rate` a second on average."""
+    chance = random.Random(seed)
+    moments: list[float] = []
+    moment = chance.expovariate(rate)
+    while moment < seconds:
+        moments.append(moment)
+        moment += chance.expovariate(rate)
+    return moments
+
+
+async def send_at(send: Callable[[float], None], dues: Iterable[float]) -> None:
+    """Calls `send` at each of these moments of time.monotonic(), which are in order, with the moment."""
+    for due in dues:
+        # Behind what came meanwhile, also when it is late; the loop's timers may be a little early, which does not matter.
+        await asyncio.sleep(max(0.0, due - monotonic()))
+        send(due)
 
 
 @dataclass(slots=True)
@@ -184,6 +205,10 @@ class Clients:
                 self.send(started + sent / rate)
                 sent += 1
             await asyncio.sleep(0.001)
+
+    async def send_at(self, dues: Iterable[float]) -> None:
+        """Sends a request at each of these moments of time.monotonic(), which are in order; returns when the last has been sent."""
+        await send_at(self.send, dues)
 
     async def settle(self, seconds: float) -> int:
         """Waits until every request has met its fate, at most `seconds`; returns how many have not."""

@@ -113,11 +113,17 @@ def test_every_setting_is_told_for_both_files() -> None:
     told = {code(row["key in `model.toml`"])[0]: code(row["parameter in `config.pbtxt`"])[0] for row in table(PAGE, "key in `model.toml`")}
 
     plain = {name: re.sub(r"\.[A-Z]+$", ".KEY", parameter) for name, parameter in told.items()}
-    assert plain == {name: native.parameter(name) + (".KEY" if setting.by_key else "") for name, setting in native.SETTINGS.items()}
+    expected = {}
+    for setting in native.SETTINGS.values():
+        for key in setting.keys:
+            expected[f"{setting.name}.{key}"] = native.parameter(f"{setting.name}.{key}")
+        if not setting.keys:
+            expected[setting.name] = native.parameter(setting.name) + (".KEY" if setting.by_key else "")
+    assert plain == expected
 
 
-def test_the_example_of_model_toml_is_read_without_a_warning() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", read(PAGE), re.DOTALL)
+@pytest.mark.parametrize("example", re.findall(r"```toml\n(.*?)```", read(PAGE), re.DOTALL))
+def test_the_examples_of_model_toml_are_read_without_a_warning(example: str) -> None:
     contents = {"model.toml": example.encode()}
     listing = Listing("m", {path: FileEntry(0, "") for path in contents}, frozenset(), contents.__getitem__)
 

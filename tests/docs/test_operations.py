@@ -80,10 +80,13 @@ def test_every_metric_is_told(server: ServerProcess, port: str) -> None:
 
 
 def test_the_reasons_of_failures_are_told(server: ServerProcess) -> None:
-    reasons = set(re.findall(r'reason="(\w+)"', _get(f"{server.url}/metrics")[1]))
-    (row,) = (row for row in table(PAGE, "metric") if "failure" in row["metric"])
-
-    assert reasons == set(re.findall(r"[A-Z]{3,}", row["what it is"]))
+    text = _get(f"{server.url}/metrics")[1]
+    for row in table(PAGE, "metric"):
+        (metric, *_) = code(row["metric"])
+        reasons = set(re.findall(rf'^{metric}{{.*reason="(\w+)"', text, re.MULTILINE))
+        if reasons:
+            told = re.findall(r"[A-Z]{3,}", row["what it is"]) or code(row["what it is"])[1:]
+            assert reasons == set(told)
 
 
 def test_health_is_no_while_a_model_is_broken(tmp_path: Path) -> None:

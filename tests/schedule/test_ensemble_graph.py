@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.schedule.ensemble_graph import plan_ensemble
 
@@ -15,6 +18,47 @@ DIAMOND = Ensemble(
         EnsembleStep("first", "", {"x": "a"}, {"y": "m"}),
     )
 )
+
+
+graphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=8)
+
+
+@given(graphs, st.data())
+def test_every_step_that_is_needed_runs_once_behind_those_whose_tensors_it_takes(graph: list[list[int]], data: st.DataObject) -> None:
+    """Step n makes tensor tn of an input or of tensors of earlier steps."""
+    made = [
+        EnsembleStep(
+            f"m{number}",
+            "",
+            {f"i{place}": f"t{taken}" if taken < number else "x" for place, taken in enumerate(takes)},
+            {"o": f"t{number}"},
+        )
+        for number, takes in enumerate(graph)
+    ]
+    outputs = data.draw(st.lists(st.sampled_from([f"t{number}" for number in range(len(graph))]), min_size=1, unique=True))
+    plan = plan_ensemble(Ensemble(tuple(made)), outputs)
+
+    needed: set[str] = set()
+    for step in reversed(made):
+        if step.outputs["o"] in outputs or step.outputs["o"] in needed:
+            needed |= {step.outputs["o"], *step.inputs.values()}
+    assert [planned.step for planned in plan.steps] == [step for step in made if step.outputs["o"] in needed]
+
+    waits = list(plan.waits)
+    there = {"x"}
+    runnable = [number for number, count in enumerate(waits) if not count]
+    ran: list[int] = []
+    while runnable:
+        number = runnable.pop(data.draw(st.integers(0, len(runnable) - 1)))
+        assert set(plan.steps[number].step.inputs.values()) <= there
+        ran.append(number)
+        for _, tensor in plan.steps[number].outputs:
+            there.add(tensor)
+            for consumer in plan.consumers.get(tensor, ()):
+                waits[consumer] -= 1
+                if not waits[consumer]:
+                    runnable.append(consumer)
+    assert sorted(ran) == list(range(len(plan.steps)))
 
 
 def test_only_steps_run_that_an_output_needs() -> None:

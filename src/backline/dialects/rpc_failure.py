@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from math import ceil
 
 from backline.dialects.answers import hidden_error
 from backline.engine.errors import BacklineError
 from backline.wire.application import Buffer, RpcError, UnaryCall
 
 UnaryHandler = Callable[[UnaryCall, Buffer], None]
+
+
+def fail(call: UnaryCall, error: BacklineError) -> None:
+    """Ends a call with an error; where trying again makes sense it says when, as gRPC's clients that retry by themselves understand it."""
+    if error.retry_after is None:
+        call.fail(error.grpc_code, error.message)
+    else:
+        call.fail(error.grpc_code, error.message, ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),))
 
 
 def guarded(handler: UnaryHandler) -> UnaryHandler:
@@ -22,7 +31,7 @@ def guarded(handler: UnaryHandler) -> UnaryHandler:
         except RpcError as error:
             call.fail(error.code, error.message)
         except BacklineError as error:
-            call.fail(error.grpc_code, error.message)
+            fail(call, error)
         except Exception as error:
             hidden = hidden_error("a gRPC call", error)
             call.fail(hidden.grpc_code, hidden.message)

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from backline.engine.control import STABLE, Control
+from backline.engine.deadline import unwatch, watch
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
@@ -182,6 +183,15 @@ class Engine:
             model.statistics.rejected_invalid += 1
             raise
 
+    def submit_until(self, request: InferRequest, deadline: float) -> None:
+        """As `submit`; what is not done at `deadline`, of time.monotonic(), is answered with DeadlineExceeded then, and cancelled."""
+        watch(request, deadline)
+        try:
+            self.submit(request)
+        except BaseException:
+            unwatch(request)
+            raise
+
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
         """The version that goes on with the sequence of a request: the one it would get anyway, or one that is on its way out."""
         if routed is not None and routed.sequences is not None and routed.sequences.holds(request):
@@ -215,16 +225,20 @@ class Engine:
             request.cancel()
             raise
 
-    def stream(self, request: InferRequest) -> Responses:
+    def stream(self, request: InferRequest, deadline: float | None = None) -> Responses:
         """Submits a request whose responses are taken one by one; the model waits while they are not. Of any model: most give one.
 
-        Raises BacklineError when it is refused at once. Who does not take all responses closes the iterator, which cancels the request:
+        Raises BacklineError when it is refused at once. `deadline` is as of `submit_until`. Who does not take all responses closes the
+        iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
         """
         responses = Responses(request)
-        self.submit(request)
+        if deadline is None:
+            self.submit(request)
+        else:
+            self.submit_until(request, deadline)
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from backline.engine.errors import BacklineError
 from backline.engine.tensor import Tensor
+
+if TYPE_CHECKING:
+    from backline.engine.deadline import Watch
 
 Parameter: TypeAlias = str | int | float | bool
 
@@ -101,6 +104,7 @@ class InferRequest:
         "sequence",
         "timeout",
         "waits_until",
+        "watch",
     )
 
     def __init__(
@@ -140,6 +144,8 @@ class InferRequest:
         self.cancelled = False
         #: Called once by `cancel`: set by whoever holds the request while it is not done.
         self.on_cancel: Callable[[InferRequest], None] | None = None
+        #: What ends the request at its deadline, if anything does.
+        self.watch: Watch | None = None
         self.arrived_ns = monotonic_ns()
         self.batch_size = 1
         self.batch_key: object = None
@@ -150,6 +156,8 @@ class InferRequest:
         Called on the event loop; of no effect on a request that is done.
         """
         self.cancelled = True
+        if self.watch is not None:
+            self.watch.stop()
         on_cancel = self.on_cancel
         if on_cancel is not None:
             self.on_cancel = None

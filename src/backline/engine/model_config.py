@@ -106,6 +106,10 @@ class ModelConfig:
     joining: Joining | None = None
     #: Whether a request of more than `max_batch_size` items is run in several parts; otherwise it is refused.
     split_large_batches: bool = False
+    #: Seconds from the arrival of a request to its answer that are to be kept, by refusing at once what cannot be answered in time.
+    objective_seconds: float | None = None
+    #: Seconds to the deadline of requests that bring none, or a later one.
+    default_deadline_seconds: float | None = None
     #: Of a model whose requests belong to sequences.
     sequence: SequenceBatching | None = None
     #: The dimension that is the batch, by tensor, where it is not the first.

@@ -33,6 +33,11 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    def is_fixed(self, *, batched: bool) -> bool:
+        """Whether the inputs of all requests have the same shapes, but for the batch."""
+        first = 1 if batched else 0
+        return all(not spec.optional and dim >= 0 for spec in self.inputs for dim in (0, *spec.shape[first:]))
+
 
 class RequestCheck:
     """Whether a request fits a model: names, datatypes, shapes, batch size. Notes `batch_size` and `batch_key` on the request.
@@ -51,7 +56,7 @@ class RequestCheck:
         self._names = frozenset(spec.name for spec in signature.inputs)
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
         first = 1 if max_batch_size else 0
-        self._fixed = all(dim >= 0 for spec in signature.inputs for dim in spec.shape[first:]) and len(self._required) == len(self._names)
+        self._fixed = signature.is_fixed(batched=max_batch_size > 0)
         self._items = [(spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs]
 
     def __call__(self, request: InferRequest) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from time import time
+from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from backline.engine.messages import InferRequest
     from backline.engine.response_statistics import ResponseStatistics
 
 #: The histogram has one bucket for each power of two of microseconds: bucket i counts durations below 2**i us, and not below 2**(i-1).
@@ -55,10 +56,11 @@ class ModelStatistics:
     `inference_count` counts items (a request of batch size 8 counts 8), `execution_count` runs. `success`, `fail`, `queue` and `compute_*`
     count requests. `latency` is a histogram of request durations, `queueing` of the time in the queue (see HISTOGRAM_BUCKETS).
 
-    Requests that were never run: `rejected_invalid` did not fit the model, `rejected_full` found its queue full and `rejected_total` those
-    of all models together, `expired` waited there past their timeout or deadline, and of `cancelled` nobody waited for the answer any more;
-    these count too when their run was ended early for it. `timed_out` runs took longer than they may, `stuck` is how many of them go on
-    now because the runtime cannot end them.
+    Requests that were not answered, and not counted as `fail`: `rejected_invalid` did not fit the model, `rejected_full` found its queue
+    full and `rejected_total` those of all models together, `rejected_late` could not be answered within the model's objective or their own
+    deadline, and were not run; of `expired` the timeout or the deadline passed, and of `cancelled` nobody waited for the answer any more,
+    in the queue or while they ran. `timed_out` runs took longer than they may, `stuck` is how many of them go
+    on now because the runtime cannot end them.
 
     `calls` are those of other models that this one has made to answer, by the other's name.
     """
@@ -75,6 +77,7 @@ class ModelStatistics:
         "execution_count",
         "expired",
         "fail",
+        "given_up",
         "inference_count",
         "last_inference_ms",
         "latency",
@@ -83,6 +86,7 @@ class ModelStatistics:
         "queueing",
         "rejected_full",
         "rejected_invalid",
+        "rejected_late",
         "rejected_total",
         "responses",
         "stuck",
@@ -96,6 +100,8 @@ class ModelStatistics:
         self.execution_count = 0
         self.success = Duration()
         self.fail = Duration()
+        #: Of `expired` and `cancelled`: how long they had been there.
+        self.given_up = Duration()
         self.queue = Duration()
         self.compute_input = Duration()
         self.compute_infer = Duration()
@@ -107,6 +113,7 @@ class ModelStatistics:
         self.queueing = [0] * HISTOGRAM_BUCKETS
         self.rejected_full = 0
         self.rejected_invalid = 0
+        self.rejected_late = 0
         self.rejected_total = 0
         self.expired = 0
         self.cancelled = 0
@@ -169,6 +176,19 @@ class ModelStatistics:
             duration.add(1, ns)
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((started - arrived) // 1000).bit_length()] += 1
+
+    def record_cancelled(self, request: InferRequest) -> None:
+        """Counts a request that its caller has given up: as expired when that was for its deadline, which is over."""
+        if request.waits_until is not None and request.waits_until <= monotonic():
+            self.record_expired(request)
+        else:
+            self.cancelled += 1
+            self.given_up.add(1, monotonic_ns() - request.arrived_ns)
+
+    def record_expired(self, request: InferRequest) -> None:
+        """Counts a request whose timeout or deadline has passed."""
+        self.expired += 1
+        self.given_up.add(1, monotonic_ns() - request.arrived_ns)
 
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
         """Counts a request that was answered without a run: it is a success, but no inference and no execution.

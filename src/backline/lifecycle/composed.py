@@ -15,6 +15,7 @@ from backline.lifecycle.ensemble_steps import check_steps, composed_signature, s
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.servable import Servable
+from backline.schedule.deadline_queue import with_deadline
 from backline.schedule.ensemble import EnsembleQueue
 from backline.schedule.step_model import StepModel
 
@@ -57,7 +58,7 @@ class ComposedServable(Servable):
         model.backend = ""
         model.signature = signature
         model.max_batch_size = config.max_batch_size or 0
-        model.queue = self._composed
+        model.queue = with_deadline(self._composed, config.default_deadline_seconds)
         model.progress = None
         self._take_models(step_models(self._engine, config.ensemble))
         self.phase = Phase.LOADED

@@ -146,9 +146,9 @@ class OnDemandQueue:
         self._total.waiting -= len(held)
         return held
 
-    def _left(self, _: InferRequest) -> None:
+    def _left(self, request: InferRequest) -> None:
         self._total.waiting -= 1
-        self._model.statistics.cancelled += 1
+        self._model.statistics.record_cancelled(request)
 
     def _wait_for(self, deadline: float) -> None:
         if self._timer is not None:
@@ -164,8 +164,8 @@ class OnDemandQueue:
             self._wait_for(nearest)
         expired, self._held.expired = self._held.expired, []
         self._total.waiting -= len(expired)
-        self._model.statistics.expired += len(expired)
         for request in expired:
+            self._model.statistics.record_expired(request)
             where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in which model '{self._model.name}' was being loaded"
             if self._held.timed_out(request, now):
                 self._complete(request, Unavailable(f"Request timeout expired {where}"))

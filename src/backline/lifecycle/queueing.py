@@ -14,6 +14,7 @@ from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache import ResponseCache
 from backline.schedule.cache_key import RequestKeys
 from backline.schedule.cache_queue import CachedQueue
+from backline.schedule.objective_scheduler import ObjectiveScheduler
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
@@ -63,15 +64,7 @@ def build_queue(
     config = model.config
     settings = settings_of(config, loaded)
     loop = asyncio.get_running_loop()
-    scheduler = Scheduler(
-        model.name,
-        settings,
-        instances,
-        model.statistics,
-        loop=loop,
-        preserve_ordering=config.preserve_ordering,
-        total=total,
-    )
+    scheduler = _scheduler(model, loaded, settings, instances, total)
     queue: VersionQueue = scheduler
     if config.split_large_batches:
         queue = SplittingQueue(scheduler, loaded.max_batch_size, model.statistics)
@@ -79,6 +72,27 @@ def build_queue(
         return queue
     keys = RequestKeys(model.name, model.version, fingerprint)
     return CachedQueue(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
+
+
+def _scheduler(model: Model, loaded: Loaded, settings: Settings, instances: Sequence[Instance], total: QueueTotal | None) -> Scheduler:
+    config = model.config
+    loop = asyncio.get_running_loop()
+    ordered = config.preserve_ordering
+    if config.objective_seconds is None:
+        return Scheduler(model.name, settings, instances, model.statistics, loop=loop, preserve_ordering=ordered, total=total)
+    times = loaded.measured.times
+    return ObjectiveScheduler(
+        model.name,
+        settings,
+        instances,
+        model.statistics,
+        objective=config.objective_seconds,
+        seconds=times.seconds,
+        size=0 if loaded.signature.is_fixed(batched=loaded.max_batch_size > 0) else times.elements,
+        loop=loop,
+        preserve_ordering=ordered,
+        total=total,
+    )
 
 
 def build_sequence_queue(

@@ -46,10 +46,12 @@ class RunTimes:
     """`seconds` of a run by batch size, the copy that gathers the batch included: 1, then powers of two as far as it was worth measuring.
 
     Empty when no input that was tried could be run. `grown` is the longest run with larger sizes of the dimensions that vary, else 0.
+    `elements` is how many elements the inputs of one item had.
     """
 
     seconds: dict[int, float]
     grown: float = 0.0
+    elements: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ def measure(model: LoadedModel, max_batch: int, trial: Trial | None = None) -> R
         grown = _time_grown(model, trial, batched=batched) if seconds[1] <= INLINE_RUN else 0.0
     except BacklineError:
         return RunTimes({})
-    return RunTimes(seconds, grown)
+    item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
+    return RunTimes(seconds, grown, sum(array.size for array in item.values()))
 
 
 def plan(

@@ -36,6 +36,7 @@ from backline.lifecycle.worker_pools import WorkerStarter
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.cache import ResponseCache
+from backline.schedule.deadline_queue import with_deadline
 from backline.schedule.permits import Permits
 from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
@@ -212,7 +213,7 @@ class Servable:
         config = self.model.config
         loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase, starter.start)
         try:
-            _refuse_cached_streams(config, loaded)
+            _refuse_streams(config, loaded)
             check = _check(config, loaded)
             self._on_phase("warm-up")
             samples = warm_up_samples(
@@ -264,7 +265,7 @@ class Servable:
         model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, WorkerPool) else model.config.decoupled
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
-        model.queue = self._queue
+        model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
 
     def _on_available(self, reason: str) -> None:
         """Nothing can run the model any more, for a reason, or something can again."""
@@ -366,10 +367,14 @@ def _check(config: ModelConfig, loaded: Loaded) -> Check:
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
 
 
-def _refuse_cached_streams(config: ModelConfig, loaded: Loaded) -> None:
-    """Of a model whose file says so, and not its configuration, which is checked when it is read. The words are Triton's."""
+def _refuse_streams(config: ModelConfig, loaded: Loaded) -> None:
+    """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
     model = loaded.model
-    if config.response_cache and (isinstance(model, StreamingModel) or (isinstance(model, WorkerPool) and model.loaded.decoupled)):
+    if not isinstance(model, StreamingModel) and not (isinstance(model, WorkerPool) and model.loaded.decoupled):
+        return
+    if config.objective_seconds is not None:
+        raise InvalidArgument(f"model '{config.name}' gives any number of responses, which have no end that an objective could be for")
+    if config.response_cache:  # the words are Triton's
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."
             " Please disable the response cache."

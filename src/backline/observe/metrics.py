@@ -28,10 +28,21 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], float]], ...] = (
 )
 
 _FAILURES: tuple[tuple[str, Callable[[ModelStatistics], int]], ...] = (
-    ("REJECTED", lambda s: s.rejected_full + s.rejected_total + s.expired),
+    ("REJECTED", lambda s: s.rejected_full + s.rejected_total + s.rejected_late + s.expired),
     ("CANCELED", lambda s: s.cancelled),
     ("BACKEND", lambda s: s.fail.count),
     ("OTHER", lambda s: s.rejected_invalid),
+)
+
+#: The same, finer.
+_REASONS: tuple[tuple[str, Callable[[ModelStatistics], int]], ...] = (
+    ("queue_full", lambda s: s.rejected_full),
+    ("total_limit", lambda s: s.rejected_total),
+    ("too_late", lambda s: s.rejected_late),
+    ("expired", lambda s: s.expired),
+    ("cancelled", lambda s: s.cancelled),
+    ("failed", lambda s: s.fail.count),
+    ("invalid", lambda s: s.rejected_invalid),
 )
 
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelStatistics], list[int]], Callable[[ModelStatistics], int]], ...] = (
@@ -64,6 +75,11 @@ class EngineCollector:
             for reason, count in _FAILURES:
                 failures.add_sample("nv_inference_request_failure", {**_labels(model), "reason": reason}, count(model.statistics))
         yield failures
+        reasons = CounterMetricFamily("backline_request_failures", "Requests that failed", labels=("model", "version", "reason"))
+        for model in models:
+            for reason, count in _REASONS:
+                reasons.add_metric((model.name, model.version, reason), count(model.statistics))
+        yield reasons
         pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests waiting in the queue", labels=("model", "version"))
         loading = GaugeMetricFamily("nv_model_load_duration_secs", "Time the model took to load, in seconds", labels=("model", "version"))
         ready = GaugeMetricFamily("backline_model_ready", "Whether the model version can answer", labels=("model", "version"))

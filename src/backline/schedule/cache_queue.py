@@ -186,7 +186,7 @@ class CachedQueue:
 
     def _answer_from_cache(self, flight: _Flight, request: InferRequest, outputs: Sequence[Tensor]) -> None:
         if request.cancelled:
-            self._statistics.cancelled += 1
+            self._statistics.record_cancelled(request)
             return
         self._statistics.record_cache_hit(request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns())
         self._complete(request, self._response(request, outputs), None)
@@ -299,7 +299,7 @@ class CachedQueue:
         if timer is not None:
             timer.cancel()
         if flight.waiting or flight.run is None:
-            self._statistics.cancelled += 1
+            self._statistics.record_cancelled(request)
         if not flight.waiting:
             self._forget(flight)
             if flight.run is not None:
@@ -311,7 +311,7 @@ class CachedQueue:
             return
         flight.waiting.remove(request)
         request.on_cancel = None
-        self._statistics.expired += 1
+        self._statistics.record_expired(request)
         now = monotonic()
         where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
         policy = self._settings.policies.get(self._level(request), self._settings.policy)

@@ -195,7 +195,7 @@ class EnsembleRun:
     def cancelled(self, _: InferRequest) -> None:
         """Nobody waits for the answer any more: no further step begins, and those under way are cancelled."""
         if not self._over:
-            self._queue.statistics.cancelled += 1
+            self._queue.statistics.record_cancelled(self._request)
             self._give_up()
 
     def _complete(self, response: InferResponse | None, error: BacklineError | None) -> None:

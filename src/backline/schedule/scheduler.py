@@ -14,7 +14,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
 from backline.schedule.ordering import AnswerOrder
-from backline.schedule.queue import QueueSettings
+from backline.schedule.queue import Queue, QueueSettings
 from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
@@ -52,6 +52,7 @@ class Scheduler:
         "_drained",
         "_expiry",
         "_expiry_timer",
+        "_gone",
         "_idle",
         "_idle_again",
         "_instances",
@@ -84,12 +85,13 @@ class Scheduler:
         self._name = name
         self._settings = settings
         self._policy = settings.batch
-        self._queue = settings.queue.make()
-        self._queue.on_left = self._left
+        self._queue = self._make_queue(settings)
         self._instances = tuple(instances)
         self._idle = list(instances)
         #: What runs beside the loop.
         self._busy: set[Batch] = set()
+        #: Requests that run beside the loop although nobody waits for them any more; they are counted.
+        self._gone: set[InferRequest] = set()
         self._statistics = statistics
         #: Requests that others count, who are told of their runs.
         self._aside: dict[InferRequest, Callable[[Batch], None]] = {}
@@ -157,8 +159,7 @@ class Scheduler:
         What waits stays, also when there are more than the new limits allow.
         """
         if settings.queue != self._settings.queue:
-            before, self._queue = self._queue, settings.queue.make()
-            self._queue.on_left = self._left
+            before, self._queue = self._queue, self._make_queue(settings)
             for request in before.clear():
                 self._queue.add(request)
         self._settings = settings
@@ -201,6 +202,11 @@ class Scheduler:
             await self._idle_again
         for instance in self._instances:
             instance.close()
+
+    def _make_queue(self, settings: Settings) -> Queue:
+        queue = settings.queue.make()
+        queue.on_left = self._left
+        return queue
 
     # from the queue to the instances
 
@@ -306,11 +312,15 @@ class Scheduler:
         requests = batch.requests
         if self._aside:
             requests = self._counted_here(batch)
+        if self._gone:
+            requests = [request for request in requests if request not in self._gone]
+            self._gone.difference_update(batch.requests)
         if isinstance(outcome, InferResponse) or outcome is None:
             arrivals = [request.arrived_ns for request in requests]
             self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
         elif isinstance(outcome, Cancelled):
-            self._statistics.cancelled += len(requests)
+            for request in requests:
+                self._statistics.record_cancelled(request)
         elif requests:
             self._statistics.fail.add(1, batch.ended_ns - requests[0].arrived_ns)
 
@@ -358,10 +368,13 @@ class Scheduler:
 
     def _count_cancelled(self, request: InferRequest) -> None:
         if self._aside.pop(request, None) is None:
-            self._statistics.cancelled += 1
+            self._statistics.record_cancelled(request)
 
     def _cancelled_running(self, request: InferRequest) -> None:
         """A request of a batch that runs beside the loop was cancelled."""
+        if request not in self._aside:
+            self._statistics.record_cancelled(request)
+            self._gone.add(request)
         for batch in self._busy:
             if request in batch.requests:
                 if all(other.cancelled for other in batch.requests):
@@ -396,9 +409,12 @@ class Scheduler:
                 self._count_cancelled(request)
                 continue
             self._aside.pop(request, None)
-            self._statistics.expired += 1
-            where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
-            if self._queue.timed_out(request, now):
-                self._complete(request, None, Unavailable(f"Request timeout expired {where}"))
-            else:
-                self._complete(request, None, DeadlineExceeded(f"The deadline of the request passed {where}"))
+            self._complete(request, None, self._expiry_of(request, now))
+
+    def _expiry_of(self, request: InferRequest, now: float) -> BacklineError:
+        """What a request is told that the queue gave up, which is counted here."""
+        self._statistics.record_expired(request)
+        where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
+        if self._queue.timed_out(request, now):
+            return Unavailable(f"Request timeout expired {where}")
+        return DeadlineExceeded(f"The deadline of the request passed {where}")

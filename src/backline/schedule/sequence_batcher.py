@@ -301,7 +301,7 @@ class SequenceBatcher:
 
     def _cancelled(self, sequence: Sequence, request: InferRequest) -> None:
         """A request that waits was cancelled."""
-        self._statistics.cancelled += 1
+        self._statistics.record_cancelled(request)
         self._drop(sequence, request)
 
     def _drop(self, sequence: Sequence, request: InferRequest) -> None:
@@ -341,7 +341,7 @@ class SequenceBatcher:
             if request not in sequence.waiting:  # it was refused together with the one that was to begin its sequence
                 continue
             self._drop(sequence, request)
-            self._statistics.expired += 1
+            self._statistics.record_expired(request)
             self._complete(request, None, self._expiry(request, now))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:

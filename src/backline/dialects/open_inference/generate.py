@@ -14,6 +14,7 @@ from backline.dialects.open_inference.generate_json import read_generate, write_
 from backline.dialects.open_inference.json_data import LARGE
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.request_timeout import deadline_of
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
 from backline.dialects.open_inference.sse import EventStreams
@@ -71,20 +72,23 @@ class Generate:
 
     def _submit(self, model: str, version: str, request: HttpRequest, read: Read, answer: Answer) -> None:
         """Reads and submits a request, a large one beside the event loop. Raises BacklineError when it is refused at once."""
+        deadline = deadline_of(request.headers)
         if len(request.body) > LARGE:
-            self._beside.run(read, partial(self._read_done, model, version, request, answer))
+            self._beside.run(read, partial(self._read_done, model, version, request, deadline, answer))
         else:
-            self._ask(model, version, answer, read())
+            self._ask(model, version, deadline, answer, read())
 
-    def _read_done(self, model: str, version: str, request: HttpRequest, answer: Answer, read: asyncio.Future[Decoded]) -> None:
+    def _read_done(
+        self, model: str, version: str, request: HttpRequest, deadline: float | None, answer: Answer, read: asyncio.Future[Decoded]
+    ) -> None:
         try:
-            self._ask(model, version, answer, read.result())
+            self._ask(model, version, deadline, answer, read.result())
         except BacklineError as error:
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
 
-    def _ask(self, model: str, version: str, answer: Answer, decoded: Decoded) -> None:
+    def _ask(self, model: str, version: str, deadline: float | None, answer: Answer, decoded: Decoded) -> None:
         plan, id, inputs = decoded
         asked = InferRequest(
             model,
@@ -98,7 +102,7 @@ class Generate:
             timeout=plan.timeout,
             sequence=plan.sequence,
         )
-        answer(plan, self._engine.stream(asked))
+        answer(plan, self._engine.stream(asked, deadline=deadline))
 
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)

@@ -8,6 +8,7 @@ from backline.dialects.answers import hidden_error
 from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
 from backline.dialects.open_inference.grpc_response import ResponseWriter
 from backline.dialects.open_inference.outputs import wanted_outputs
+from backline.dialects.rpc_failure import fail
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import Completion, InferRequest, InferResponse
@@ -75,7 +76,7 @@ class GrpcInference:
         except DecoupledModel:
             call.fail(Unsupported.grpc_code, _DECOUPLED)
         except BacklineError as failure:
-            call.fail(failure.grpc_code, failure.message)
+            fail(call, failure)
         except Exception as failure:
             hidden = hidden_error(f"the answer of model '{asked.model_name}'", failure)
             call.fail(hidden.grpc_code, hidden.message)

@@ -11,6 +11,7 @@ from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.json_data import LARGE, PIECE
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
+from backline.dialects.open_inference.request_timeout import ENVOY, GRPC, deadline_of
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
 from backline.engine.engine import Engine
@@ -36,24 +37,27 @@ class RestInference:
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
         """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
-        header_length = request.headers.get(HEADER_LENGTH)
+        headers = request.headers
+        header_length = headers.get(HEADER_LENGTH)
+        deadline = deadline_of(headers) if GRPC in headers or ENVOY in headers else None
         if len(request.body) > LARGE and header_length is None:
-            self._beside.run(partial(self._read, request.body, None, model, version), partial(self._read_done, model, version, request))
+            read = partial(self._read, request.body, None, model, version)
+            self._beside.run(read, partial(self._read_done, model, version, request, deadline))
             return
         if header_length == b"0" and self._engine.is_unknown(model, version):  # a raw request is read by the model's own input
             self._changes.when_known(model, version, request, partial(self.infer, model, version, request))
             return
-        self._ask(model, version, request, self._read(request.body, header_length, model, version))
+        self._ask(model, version, request, deadline, self._read(request.body, header_length, model, version))
 
-    def _read_done(self, model: str, version: str, request: HttpRequest, read: asyncio.Future[Decoded]) -> None:
+    def _read_done(self, model: str, version: str, request: HttpRequest, deadline: float | None, read: asyncio.Future[Decoded]) -> None:
         try:
-            self._ask(model, version, request, read.result())
+            self._ask(model, version, request, deadline, read.result())
         except BacklineError as error:
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
 
-    def _ask(self, model: str, version: str, request: HttpRequest, decoded: Decoded) -> None:
+    def _ask(self, model: str, version: str, request: HttpRequest, deadline: float | None, decoded: Decoded) -> None:
         plan, id, inputs = decoded
         asked = InferRequest(
             model,
@@ -70,7 +74,10 @@ class RestInference:
         )
         request.on_disconnect = partial(_cancel, asked)
         try:
-            self._submit(asked)
+            if deadline is None:
+                self._submit(asked)
+            else:
+                self._engine.submit_until(asked, deadline)
         except DecoupledModel:
             raise Unsupported(_DECOUPLED) from None
 

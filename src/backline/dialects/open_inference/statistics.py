@@ -37,7 +37,7 @@ def _statistics(model: Model) -> dict[str, Any]:
         "execution_count": counters.execution_count,
         "inference_stats": {
             "success": _duration(counters.success),
-            "fail": _duration(counters.fail),
+            "fail": _failed(counters),
             "queue": _duration(counters.queue),
             "compute_input": _duration(counters.compute_input),
             "compute_infer": compute_infer,
@@ -92,6 +92,12 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
         }
         for index, one in enumerate(counters.responses.counters)
     }
+
+
+def _failed(counters: ModelStatistics) -> dict[str, int]:
+    """As in Triton also those that were given up: cancelled, or out of time. Who was not let into the queue is in the metrics alone."""
+    failed, given_up = counters.fail, counters.given_up
+    return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 
 
 def _duration(duration: Duration) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.ensemble_checks import ensemble_faults
+from backline.repository.configuration.objective_checks import objective_faults
 from backline.repository.configuration.sequence_checks import sequence_faults
 
 #: What is wrong, and the path of the field.
@@ -58,6 +59,7 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
     if message.HasField("sequence_batching"):
         yield from sequence_faults(message.sequence_batching, limit, name)
     yield from _ensemble_faults(message, name)
+    yield from objective_faults(message, name)
     if message.response_cache.enable and message.HasField("sequence_batching"):
         reason = f"Response Cache does not currently support model {name} with sequence batching scheduler."
         yield f"{reason} Please disable the response cache.", "response_cache"

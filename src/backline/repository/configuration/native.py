@@ -43,6 +43,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _milliseconds(text: str) -> float:
+    try:
+        return _seconds(text) / 1000
+    except ValueError:
+        raise ValueError("expected milliseconds above 0") from None
+
+
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > 1000:
         raise ValueError("expected a number from 0 to 1000")
@@ -138,7 +145,7 @@ class Setting:
     """A setting. `read` makes its value of the text of a parameter, or raises ValueError with what it expects.
 
     `plain` are the types that model.toml may give it in. Where `by_key`, it is a table: each entry is a parameter `backline.<name>.<key>`.
-    With `fields` each entry is a table again, whose entries are parameters `backline.<name>.<key>.<field>`.
+    Any key is taken, or with `keys` those only. With `fields` each entry is a table again, whose entries are parameters `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -146,10 +153,18 @@ class Setting:
     plain: tuple[type, ...]
     by_key: bool = False
     fields: tuple[Setting, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def field(self, name: str) -> Setting | None:
         """One of its fields."""
         return next((field for field in self.fields if field.name == name), None)
+
+    def paths(self, entry: str = "KEY") -> list[str]:
+        """What may be set, `entry` standing for any key."""
+        if not self.by_key:
+            return [self.name]
+        names = [f"{self.name}.{key}" for key in self.keys or (entry,)]
+        return [f"{name}.{field.name}" for name in names for field in self.fields] or names
 
     @property
     def expected(self) -> str:
@@ -172,6 +187,8 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
             Setting("idle_unload_seconds", _seconds, (int, float)),
             Setting("load_retries", _count, (int,)),
             Setting("execution_timeout_seconds", _seconds, (int, float)),
+            Setting("objective", _milliseconds, (int, float), by_key=True, keys=("p99_ms",)),
+            Setting("default_deadline_seconds", _seconds, (int, float)),
             Setting("idempotent", _truth, (bool,)),
             Setting("memory_limit_bytes", _bytes, (int,)),
             Setting("python", _python, (str,)),
@@ -219,6 +236,7 @@ _AS_THEY_ARE: Final = (
     "idempotent",
     "memory_limit_bytes",
     "python",
+    "default_deadline_seconds",
 )
 #: Settings that need a thread, or a process.
 _NOT_INLINE: Final = (
@@ -256,7 +274,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
         inner = ""
         if setting is not None and setting.fields:
             entry, _, inner = entry.rpartition(".")
-        if setting is None or setting.by_key != bool(entry) or (setting.fields and setting.field(inner) is None):
+        if setting is None or setting.by_key != bool(entry) or (setting.keys and entry not in setting.keys) or (setting.fields and setting.field(inner) is None):
             raise document.error(f"unknown parameter '{key}'{suggest(key, _known(entry or 'KEY'))}", path)
         if inner:
             setting = setting.field(inner)
@@ -276,11 +294,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _known(entry: str) -> list[str]:
     """All parameters, for an entry of those that have several."""
-    known = []
-    for setting in SETTINGS.values():
-        name = f"{setting.name}.{entry}" if setting.by_key else setting.name
-        known += [parameter(f"{name}.{field.name}") for field in setting.fields] or [parameter(name)]
-    return known
+    return [parameter(path) for setting in SETTINGS.values() for path in setting.paths(entry)]
 
 
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
@@ -292,6 +306,8 @@ def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
         fields["split_large_batches"] = given["enable_large_batch_splitting"]
     if "load" in given:
         fields["on_demand"] = given["load"] == "on_demand"
+    if "objective" in given:
+        fields["objective_seconds"] = given["objective"]["p99_ms"]
     if "labels" in given:
         fields["labels"] = MappingProxyType(given["labels"])
     for name, field in (("batch_axis", "batch_axes"), ("constant_input", "constant_inputs")):

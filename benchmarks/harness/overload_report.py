@@ -1,0 +1,200 @@
+"""What came of loads that are above a server's capacity, as a page with a table and a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.open_loop import Fate
+
+ANSWERED = ("200", "OK")
+#: A server that is told to be late is not worse than one that refuses.
+REFUSED = ("503", "504", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+NAMES = {"plain": "Backline", "objective": "Backline, objective", "triton": "Triton, tuned"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one load: requests per second that were offered, answered, and answered within the objective; latencies in milliseconds.
+
+    `refusal_p99` is how long refusals took, `lateness_p99` how late the generator itself was.
+    """
+
+    offered: float
+    answered: float
+    goodput: float
+    p50: float
+    p99: float
+    refused: float
+    refusal_p99: float
+    lateness_p99: float
+    others: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        words = [
+            f"{self.goodput:.1f}/s in time of {self.answered:.1f} answered and {self.offered:.1f} offered",
+            f"p50 {self.p50:.0f}, p99 {self.p99:.0f} ms",
+            f"refusals p99 {self.refusal_p99:.1f} ms",
+            f"generator late by {self.lateness_p99:.1f} ms at p99",
+            *([str(self.others)] if self.others else []),
+        ]
+        return ", ".join(words)
+
+
+def outcome_of(fates: Sequence[Fate], lost: int, seconds: float, objective: float) -> Outcome:
+    """`lost` are the requests without a fate."""
+    answered = [fate.ended - fate.due for fate in fates if fate.what in ANSWERED]
+    refused = [fate.ended - fate.due for fate in fates if fate.what in REFUSED]
+    others = Counter(fate.what for fate in fates if fate.what not in ANSWERED + REFUSED)
+    if lost:
+        others["no answer"] = lost
+    return Outcome(
+        len(fates) / seconds,
+        len(answered) / seconds,
+        sum(latency <= objective for latency in answered) / seconds,
+        _quantile(answered, 0.5),
+        _quantile(answered, 0.99),
+        len(refused) / seconds,
+        _quantile(refused, 0.99),
+        _quantile([fate.sent - fate.due for fate in fates], 0.99),
+        dict(others),
+    )
+
+
+def _quantile(seconds: Sequence[float], share: float) -> float:
+    return float(np.quantile(seconds, share) * 1000) if len(seconds) else float("nan")
+
+
+@dataclass
+class Report:
+    """Outcomes by protocol, load and mode. The objective and the time of each load are in seconds."""
+
+    objective: float
+    seconds: float
+    outcomes: dict[tuple[str, float, str], Outcome] = field(default_factory=dict)
+
+    def add(self, protocol: str, times: float, mode: str, outcome: Outcome) -> None:
+        self.outcomes[protocol, times, mode] = outcome
+
+    @property
+    def protocols(self) -> list[str]:
+        return list(dict.fromkeys(protocol for protocol, _, _ in self.outcomes))
+
+    @property
+    def modes(self) -> list[str]:
+        return list(dict.fromkeys(mode for _, _, mode in self.outcomes))
+
+    def loads(self, protocol: str) -> list[float]:
+        return sorted({times for other, times, _ in self.outcomes if other == protocol})
+
+    def best(self, protocol: str) -> float:
+        """The best goodput of any server at any load."""
+        return max(outcome.goodput for (other, _, _), outcome in self.outcomes.items() if other == protocol)
+
+    def claims(self, mode: str, loads: Sequence[float]) -> list[tuple[bool, str]]:
+        """Whether the goodput of a mode is near the best, and its answers are within the objective."""
+        made = []
+        for protocol in self.protocols:
+            best = self.best(protocol)
+            for times, least in ((1.1, 0.95), (4.0, 0.9)):
+                if times in loads:
+                    share = self.outcomes[protocol, times, mode].goodput / best
+                    made.append((share >= least, f"{protocol}, {times:g} times: {share:.1%} of the best goodput (at least {least:.0%})"))
+            for times in loads:
+                p99 = self.outcomes[protocol, times, mode].p99
+                objective = self.objective * 1000
+                made.append((p99 <= objective, f"{protocol}, {times:g} times: p99 of the answered {p99:.0f} ms (at most {objective:g} ms)"))
+        return made
+
+    def as_json(self) -> list[dict[str, Any]]:
+        return [{"protocol": p, "times": times, "mode": mode, **asdict(outcome)} for (p, times, mode), outcome in self.outcomes.items()]
+
+    def write(
+        self, page: Path, *, about: Mapping[str, str], versions: Mapping[str, Mapping[str, str]], tried: Sequence[str], objective_mode: str
+    ) -> None:
+        """Writes the page, and the picture beside it."""
+        page.parent.mkdir(parents=True, exist_ok=True)
+        picture = page.with_suffix(".png")
+        self.draw(picture)
+        lines = [
+            "# Under overload",
+            "",
+            "Written by `python benchmarks/objective.py`; what it does is in",
+            "[benchmarks/README.md](../../benchmarks/README.md#objectivepy).",
+            "",
+            f"Requests come at random (Poisson) at a multiple of the capacity, for {self.seconds:g} s each, whatever the server does;",
+            "a latency counts from when its request was due. Goodput is what is answered within",
+            f"{self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM layers, in batches of up to 8 on one instance;",
+            "load generator and servers share the machine, and take turns.",
+            "",
+            f"![Goodput and p99 over the load]({picture.name})",
+            "",
+            *(f"- {name}: {value}" for name, value in about.items()),
+            *(f"- {NAMES[mode]}: {', '.join(f'{name} {version}' for name, version in found.items())}" for mode, found in versions.items()),
+            "",
+        ]
+        for protocol in self.protocols:
+            lines += self._table(protocol)
+        lines += ["What was claimed, and whether it held:", ""]
+        claims = self.claims(objective_mode, self.loads(self.protocols[0]))
+        lines += [f"- {'yes' if holds else '**no**'}: {words}" for holds, words in claims]
+        if tried:
+            lines += ["", "Queue policies of Triton that were tried over HTTP, of which the best one (the sum of both) took part:", ""]
+            lines += [f"- {words}" for words in tried]
+        page.write_text("\n".join([*lines, ""]))
+
+    def _table(self, protocol: str) -> list[str]:
+        best = self.best(protocol)
+        head = ["load", "server", "goodput", "of the best", "answered", "p50", "p99", "refusals p99", "generator late p99"]
+        lines = [f"## {'HTTP' if protocol == 'http' else 'gRPC'}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        for times in self.loads(protocol):
+            for mode in self.modes:
+                one = self.outcomes[protocol, times, mode]
+                cells = [f"{times:g}x, {one.offered:.0f}/s", NAMES[mode], f"{one.goodput:.0f}/s", f"{one.goodput / best:.1%}"]
+                cells += [f"{one.answered:.0f}/s", _ms(one.p50), _ms(one.p99), _ms(one.refusal_p99), _ms(one.lateness_p99)]
+                lines.append("| " + " | ".join(cells) + " |")
+        others = {(times, mode): one.others for (p, times, mode), one in self.outcomes.items() if p == protocol and one.others}
+        lines += [
+            "",
+            *(f"At {times:g} times, {NAMES[mode]}: {found}." for (times, mode), found in others.items()),
+            *([""] if others else []),
+        ]
+        return lines
+
+    def draw(self, path: Path) -> None:
+        """Writes a PNG: for each protocol the goodput, and the p99 of what was answered, over the load."""
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(2, len(self.protocols), figsize=(4.6 * len(self.protocols), 6.2), squeeze=False, sharex=True)
+        for column, protocol in enumerate(self.protocols):
+            loads = self.loads(protocol)
+            for mode in self.modes:
+                outcomes = [self.outcomes[protocol, times, mode] for times in loads]
+                axes[0][column].plot(loads, [one.goodput for one in outcomes], marker="o", label=NAMES[mode])
+                axes[1][column].plot(loads, [one.p99 for one in outcomes], marker="o", label=NAMES[mode])
+            axes[0][column].set_title("HTTP" if protocol == "http" else "gRPC")
+            axes[0][column].set_ylim(bottom=0)
+            axes[1][column].axhline(self.objective * 1000, color="black", linewidth=1, linestyle="--")
+            axes[1][column].set_yscale("log")
+            axes[1][column].set_xlabel("load, times the capacity")
+            axes[1][column].set_xticks(loads, [f"{times:g}" for times in loads])
+        axes[0][0].set_ylabel("answered within the objective, 1/s")
+        axes[1][0].set_ylabel("p99 of the answered, ms")
+        axes[0][-1].legend(fontsize=8)
+        for axis in axes.flat:
+            axis.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+def _ms(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"

@@ -1,0 +1,70 @@
+"""A network that gains by batches: the speaker encoder of the resemblyzer package (Apache-2.0), three LSTM layers over 1.6 s of speech."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from harness.environment import CannotRun
+from harness.folders import BENCH
+from harness.model import Model
+
+NAME = "voice_encoder"
+FRAMES, CHANNELS = 160, 40
+
+
+def write_voice_encoder(path: Path) -> Model:
+    """Takes the weights out of the wheel, which is not installed, and writes them as an ONNX file, unless it is there. Needs torch."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _export(_weights(), path)
+    return Model(NAME, path, "mels", (1, FRAMES, CHANNELS), 7.0)
+
+
+def _weights() -> Path:
+    folder = BENCH / "resemblyzer"
+    found = next(folder.rglob("pretrained.pt"), None)
+    if found is None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+        done = subprocess.run([*command, "--target", str(folder), "resemblyzer==0.1.4"], capture_output=True, text=True, check=False)
+        found = next(folder.rglob("pretrained.pt"), None)
+        if found is None:
+            words = done.stderr.strip().splitlines() or ["no pretrained.pt in it"]
+            raise CannotRun(f"resemblyzer 0.1.4 cannot be fetched: {words[-1]}")
+    return found
+
+
+def _export(weights: Path, path: Path) -> None:
+    try:
+        import torch
+    except ImportError as error:
+        raise CannotRun("PyTorch is not installed, which the model is exported with (pip install 'backline[torch]')") from error
+
+    class Encoder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(CHANNELS, 256, 3, batch_first=True)
+            self.linear = torch.nn.Linear(256, 256)
+
+        def forward(self, mels: torch.Tensor) -> torch.Tensor:
+            _, (hidden, _) = self.lstm(mels)
+            embedding = torch.relu(self.linear(hidden[-1]))
+            return embedding / torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
+
+    encoder = Encoder()
+    encoder.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model_state"], strict=False)
+    encoder.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            encoder,
+            (torch.zeros(2, FRAMES, CHANNELS),),
+            str(path),
+            input_names=["mels"],
+            output_names=["embedding"],
+            dynamic_axes={"mels": {0: "N"}, "embedding": {0: "N"}},
+            opset_version=17,
+            dynamo=False,
+        )

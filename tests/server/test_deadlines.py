@@ -1,0 +1,190 @@
+"""Deadlines and latency objectives of a real server with real clients: what is told, when, and how it is counted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from support.server import ServerProcess, serve
+
+MODEL = """
+import time
+
+class Model:
+    def predict(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+"""
+CONFIGURATIONS = {
+    "sleeper": "",
+    "cancelled": "",
+    "hurried": "default_deadline_seconds = 0.2\n",
+    "prompt": "[objective]\np99_ms = 300\n",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    repository = tmp_path_factory.mktemp("models")
+    for name, configuration in CONFIGURATIONS.items():
+        path = Path(repository, name, "1", "model.py")
+        path.parent.mkdir(parents=True)
+        path.write_text(MODEL)
+        (repository / name / "model.toml").write_text(configuration)
+    with serve(repository, repository.parent / "log") as running:
+        running.wait_ready()
+        yield running
+
+
+def ask(server: ServerProcess, model: str, seconds: float, **headers: str) -> tuple[int, dict[str, Any], dict[str, str], float]:
+    """Status, body and fields of an answer over HTTP, and the seconds that it took."""
+    body = json.dumps({"inputs": [{"name": "seconds", "datatype": "FP64", "shape": [1], "data": [seconds]}]})
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    began = time.monotonic()
+    connection.request("POST", f"/v2/models/{model}/infer", body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    document = json.loads(answer.read())
+    took = time.monotonic() - began
+    connection.close()
+    return answer.status, document, dict(answer.getheaders()), took
+
+
+def stats(server: ServerProcess, model: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{server.url}/v2/models/{model}/stats", timeout=10) as answer:
+        (found,) = json.load(answer)["model_stats"]
+    return found  # type: ignore[no-any-return]
+
+
+def failures(server: ServerProcess, model: str) -> dict[str, int]:
+    """By reason, in Triton's and in finer ones; those without any are left out."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    pattern = (
+        rf'^(?:nv_inference_request_failure|backline_request_failures_total){{model="{model}",(?:version="1",)?reason="(\w+)".*}} (\S+)$'
+    )
+    return {reason: int(float(count)) for reason, count in re.findall(pattern, text, re.MULTILINE) if float(count)}
+
+
+def until_running(server: ServerProcess, model: str, executions: int) -> None:
+    end = time.monotonic() + 10
+    while stats(server, model)["execution_count"] < executions:
+        assert time.monotonic() < end, server.output
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("grpc_timeout", "100m"), ("grpc_timeout", "100000u"), ("x_envoy_expected_rq_timeout_ms", "100")]
+)
+def test_a_request_that_runs_at_the_deadline_of_its_header_field_gets_504_then(server: ServerProcess, field: str, value: str) -> None:
+    status, document, _, took = ask(server, "sleeper", 0.4, **{field: value})
+    assert status == 504
+    assert re.fullmatch(r"The deadline of the request passed \d+ ms after it came, before model 'sleeper' had answered", document["error"])
+    assert 0.1 <= took < 0.35
+
+
+def test_the_earlier_of_two_fields_counts_and_in_time_they_change_nothing(server: ServerProcess) -> None:
+    assert ask(server, "sleeper", 0.5, grpc_timeout="20S", x_envoy_expected_rq_timeout_ms="100")[0] == 504
+    assert ask(server, "sleeper", 0.0, grpc_timeout="20S", x_envoy_expected_rq_timeout_ms="20000")[0] == 200
+
+
+def test_a_request_that_waits_at_its_deadline_never_runs(server: ServerProcess) -> None:
+    until_running(server, "sleeper", 1)
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(ask, server, "cancelled", 0.6)
+        time.sleep(0.1)
+        status, _, _, took = ask(server, "cancelled", 0.0, grpc_timeout="100m")
+        assert (status, took < 0.4) == (504, True)
+        assert running.result()[0] == 200
+    assert stats(server, "cancelled")["execution_count"] == 1
+    assert failures(server, "cancelled") == {"REJECTED": 1, "expired": 1}
+    assert stats(server, "cancelled")["inference_stats"]["fail"]["count"] == 1  # as Triton's
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        ("grpc_timeout", "soon", 400),
+        ("grpc_timeout", "1000000000S", 400),
+        ("grpc_timeout", "0m", 504),
+        ("x_envoy_expected_rq_timeout_ms", "0.5", 400),
+        ("x_envoy_expected_rq_timeout_ms", "0", 504),
+    ],
+)
+def test_a_field_that_is_no_time_is_an_error_and_one_that_is_over_is_late(
+    server: ServerProcess, field: str, value: str, status: int
+) -> None:
+    assert ask(server, "sleeper", 0.0, **{field: value})[0] == status
+
+
+def test_generate_keeps_to_the_deadline_too(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    connection.request("POST", "/v2/models/sleeper/generate", '{"seconds": 0.5}', {"grpc-timeout": "100m"})
+    assert connection.getresponse().status == 504
+    connection.close()
+
+
+def test_the_deadline_of_the_model_counts_for_requests_without_an_earlier_one(server: ServerProcess) -> None:
+    status, _, _, took = ask(server, "hurried", 0.6)
+    assert (status, 0.2 <= took < 0.55) == (504, True)
+    with triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client:
+        began = time.monotonic()
+        with pytest.raises(triton.InferenceServerException, match="deadline of the request passed"):
+            client.infer("hurried", [_input(0.6)])
+        assert 0.2 <= time.monotonic() - began < 0.55
+        assert failures(server, "hurried") == {"REJECTED": 2, "expired": 2}
+        # The worker is still asleep for the sake of nobody; behind it everything is as before.
+        time.sleep(0.6)
+        assert client.infer("hurried", [_input(0.0)]).as_numpy("output").tolist() == [0.0]
+
+
+def _input(seconds: float) -> Any:
+    value = triton.InferInput("seconds", [1], "FP64")
+    value.set_data_from_numpy(np.array([seconds]))
+    return value
+
+
+def test_with_an_objective_who_cannot_be_answered_in_time_is_refused_at_once(server: ServerProcess) -> None:
+    for _ in range(5):
+        assert ask(server, "prompt", 0.05)[0] == 200
+    with ThreadPoolExecutor(40) as threads:
+        asked: list[Future[tuple[int, dict[str, Any], dict[str, str], float]]] = [
+            threads.submit(ask, server, "prompt", 0.05) for _ in range(40)
+        ]
+        answers = [one.result() for one in asked]
+    answered = [took for status, _, _, took in answers if status == 200]
+    refused = [(document["error"], fields["retry-after"]) for status, document, fields, _ in answers if status == 503]
+    assert len(answered) + len(refused) == 40
+    assert 1 <= len(answered) <= 6
+    words = r"model 'prompt' has too much to do to answer within its objective of 300 ms, try again in \S+ s"
+    assert all(re.fullmatch(words, error) for error, _ in refused)
+    assert {retry for _, retry in refused} == {"1"}
+    assert failures(server, "prompt") == {"REJECTED": len(refused), "too_late": len(refused)}
+
+
+def test_a_refusal_over_grpc_says_when_to_come_again(server: ServerProcess) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        request = triton.service_pb2.ModelInferRequest(model_name="prompt")
+        tensor = request.inputs.add(name="seconds", datatype="FP64", shape=[1])
+        tensor.contents.fp64_contents.append(0.05)
+        calls = [infer.future(request.SerializeToString()) for _ in range(20)]
+        refused = [call for call in calls if call.exception() is not None]
+        assert refused
+        assert {call.code() for call in refused} == {grpc.StatusCode.UNAVAILABLE}
+        assert all(int(dict(call.trailing_metadata())["grpc-retry-pushback-ms"]) >= 1 for call in refused)
+
+
+def test_an_objective_leaves_a_request_alone_that_finds_nobody_before_it(server: ServerProcess) -> None:
+    assert ask(server, "prompt", 0.4)[0] == 200  # late, but nobody is served by a refusal
