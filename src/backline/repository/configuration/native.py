@@ -145,7 +145,8 @@ class Setting:
     """A setting. `read` makes its value of the text of a parameter, or raises ValueError with what it expects.
 
     `plain` are the types that model.toml may give it in. Where `by_key`, it is a table: each entry is a parameter `backline.<name>.<key>`.
-    Any key is taken, or with `keys` those only. With `fields` each entry is a table again, whose entries are parameters `backline.<name>.<key>.<field>`.
+    Any key is taken, or with `keys` those only. With `fields` each entry is a table again, whose entries are parameters
+    `backline.<name>.<key>.<field>`.
     """
 
     name: str
@@ -274,7 +275,12 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
         inner = ""
         if setting is not None and setting.fields:
             entry, _, inner = entry.rpartition(".")
-        if setting is None or setting.by_key != bool(entry) or (setting.keys and entry not in setting.keys) or (setting.fields and setting.field(inner) is None):
+        if (
+            setting is None
+            or setting.by_key != bool(entry)
+            or (setting.keys and entry not in setting.keys)
+            or (setting.fields and setting.field(inner) is None)
+        ):
             raise document.error(f"unknown parameter '{key}'{suggest(key, _known(entry or 'KEY'))}", path)
         if inner:
             setting = setting.field(inner)
