@@ -121,11 +121,12 @@ def test_the_answer_is_expected_behind_what_waits_on_all_instances(free: list[fl
     st.integers(1, 16),
     st.integers(1, 16),
 )
-def test_the_answer_is_expected_between_no_loss_at_all_and_one_instance_alone(
+def test_the_answer_is_expected_when_what_waits_before_it_has_begun_and_not_much_later(
     free: list[float], ahead: int, usual: int, first: int
 ) -> None:
     expected = finish(LINE, free, ahead, 1, usual=usual, first=min(first, usual))
-    assert expected >= free[0] + LINE.a * (ahead + 1) / len(free) - 1e-9
+    assert expected >= free[0] + LINE.seconds(1) - 1e-9
+    assert expected >= free[0] + LINE.a * (ahead + 1 - usual * len(free)) / len(free) - 1e-9  # when it begins, all before it has begun
     assert expected <= free[-1] + (ahead / usual + 3) * LINE.seconds(usual)
 
 
