@@ -212,13 +212,13 @@ def test_requests_in_flight_keep_their_version(home: Homes, repository: Path) ->
         configure(repository, 'parameters { key: "backline.lane" value { string_value: "thread" } }')
         async with home(repository, mode="poll") as server:
             old = server.engine.find("add1")
-            run, gate = old.queue._instances[0]._execute._model.run, threading.Event()
+            run, gate = old.queue._instances[0]._execute._execute._model.run, threading.Event()
 
             def run_when_told(*arguments: Any) -> Any:
                 gate.wait(10)
                 return run(*arguments)
 
-            old.queue._instances[0]._execute._model.run = run_when_told
+            old.queue._instances[0]._execute._execute._model.run = run_when_told
             waiting = [asyncio.ensure_future(server.answer()) for _ in range(5)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)

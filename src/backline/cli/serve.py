@@ -133,6 +133,12 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     help="Keeps answers of models with response_cache, as local,size=64MiB or redis,host=HOST,port=6379; may be spread over several.",
 )
 @_option(
+    "--compute-threads",
+    type=click.IntRange(0),
+    metavar="COUNT",
+    help="Threads that compute at once, of all models in this process; default: as many as there are cores; 0: any number.",
+)
+@_option(
     "--rate-limit",
     type=click.Choice(("off", "execution_count")),
     default="off",
@@ -213,6 +219,7 @@ def command(
     memory_budget: int | None,
     max_queued_requests: int | None,
     cache_config: Sequence[str],
+    compute_threads: int | None,
     rate_limit: str,
     rate_limit_resource: Sequence[str],
     state_dir: Path | None,
@@ -275,6 +282,7 @@ def command(
             memory_budget=memory_budget,
             max_queued_requests=max_queued_requests,
             response_cache=_response_cache(cache_config),
+            compute_threads=compute_threads,
             rate_limit=_resources(rate_limit, rate_limit_resource),
             state_folder=state_dir,
         ),

@@ -35,6 +35,7 @@ from backline.schedule.cache import ResponseCache
 from backline.schedule.permits import Permits
 from backline.schedule.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
+from backline.workers.core_budget import CoreBudget
 from backline.workers.environments.store import Environments
 
 log = logging.getLogger("backline.lifecycle")
@@ -70,6 +71,7 @@ class Executor:
         trust_remote_code: bool,
         memory_budget: int | None,
         max_queued_requests: int | None,
+        cores: CoreBudget | None,
         permits: Permits | None,
         response_cache: ResponseCache | None,
         state_folder: Path,
@@ -89,6 +91,7 @@ class Executor:
         self._debugged_model = debugged_model
         self._total = QueueTotal(max_queued_requests)
         self._permits = permits
+        self._cores = cores
         #: Outlives the loads of versions, so that sequences go on with the next one.
         self._states = MemoryStateStore()
         self._cache = response_cache
@@ -242,6 +245,7 @@ class Executor:
             statistics=served.statistics(version.version),
             total=self._total,
             permits=self._permits,
+            cores=self._cores,
             states=self._states,
             cache=self._cache,
             meter=self._residency.meter,

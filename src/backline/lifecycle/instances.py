@@ -16,8 +16,9 @@ from backline.lifecycle.run_time import spare_instances
 from backline.schedule.permits import Permits
 from backline.schedule.permitted_instance import PermittedInstance
 from backline.schedule.rate_limits import Claim, claim_of
+from backline.workers.core_budget import BudgetedExecution, CoreBudget
 from backline.workers.execution import Execution, JoinedExecution
-from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.workers.instance import Execute, InlineInstance, Instance, ThreadInstance
 from backline.workers.process.pool import WorkerPool
 from backline.workers.streaming import StreamPool
 from backline.workers.timed import RunLimit, TimedInstance
@@ -34,6 +35,7 @@ class InstanceMaker:
         self,
         model: Model,
         permits: Permits | None,
+        cores: CoreBudget | None,
         *,
         on_slow: Callable[[], None],
         on_available: Callable[[str], None],
@@ -41,12 +43,14 @@ class InstanceMaker:
     ) -> None:
         self._model = model
         self._permits = permits
+        self._cores = cores
         self._on_slow = on_slow
         self._on_available = on_available
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
         self._execute: Execution | None = None
         self._limit: RunLimit | None = None
+        self._budgeted: BudgetedExecution | None = None
         self._moved = False
         #: Of a model that gives any number of responses.
         self.streams: StreamPool | None = None
@@ -89,10 +93,14 @@ class InstanceMaker:
         if loaded.lane == "inline" and not self._moved:
             return [InlineInstance(self._execute, self._on_slow if self._model.config.lane is None else None)]
         count = loaded.instances if loaded.lane == "thread" else spare_instances(usable_cores(), model.threads_per_run)
-        return [self._thread(self._execute, number) for number in range(count)]
+        run: Execute = self._execute
+        # A model that mostly waits, for a device or for somebody else, takes no core from others.
+        if self._cores is not None and not loaded.measured.times.waits:
+            self._budgeted = run = BudgetedExecution(run, self._cores, model.threads_per_run)
+        return [self._thread(run, number) for number in range(count)]
 
-    def _thread(self, execute: Execution, number: int) -> Instance:
-        make = partial(ThreadInstance, execute, self._loop, f"{self._model.name}-{number}", self._model.config.cpus)
+    def _thread(self, run: Execute, number: int) -> Instance:
+        make = partial(ThreadInstance, run, self._loop, f"{self._model.name}-{number}", self._model.config.cpus)
         config = self._model.config
         if config.execution_timeout_seconds is None:
             return make()
@@ -105,7 +113,9 @@ class InstanceMaker:
                 on_given_up=self._on_given_up,
                 on_available=self._on_available,
             )
-        return TimedInstance(make, self._loop, self._limit)
+        if self._budgeted is None:
+            return TimedInstance(make, self._loop, self._limit)
+        return TimedInstance(make, self._loop, self._limit, self._budgeted.release)
 
     def _places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
         statistics = self._model.statistics

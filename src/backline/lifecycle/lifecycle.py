@@ -15,6 +15,7 @@ from backline.engine.engine import Engine, ModelState, version_order
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.audit import AuditLog
 from backline.lifecycle.composed import composed_of
+from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.executor import Executor, Step
 from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.labels import LabelStore
@@ -30,6 +31,7 @@ from backline.repository.repository import Repository
 from backline.schedule.cache_config import open_cache
 from backline.schedule.permits import Permits
 from backline.schedule.rate_limits import RateLimits, parse_resources
+from backline.workers.core_budget import CoreBudget
 from backline.workers.environments.store import Environments, default_folder
 
 log = logging.getLogger("backline.lifecycle")
@@ -60,6 +62,11 @@ class LoadEvent:
 OnEvent = Callable[[LoadEvent], None]
 
 
+def _core_budget(threads: int | None) -> CoreBudget | None:
+    count = usable_cores() if threads is None else threads
+    return CoreBudget(count) if count else None
+
+
 class Lifecycle:
     """The models of some repositories, in one engine: implements engine.control.Control. Lives on the engine's event loop."""
 
@@ -81,6 +88,7 @@ class Lifecycle:
             trust_remote_code=options.trust_remote_code,
             memory_budget=options.memory_budget,
             max_queued_requests=options.max_queued_requests,
+            cores=_core_budget(options.compute_threads),
             permits=None if options.rate_limit is None else Permits(RateLimits(parse_resources(options.rate_limit))),
             response_cache=self._cache,
             state_folder=folder,

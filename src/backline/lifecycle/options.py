@@ -43,6 +43,8 @@ class LifecycleOptions:
     memory_budget: int | None = None
     #: Requests that may wait in the queues of all models together; None for any number.
     max_queued_requests: int | None = None
+    #: Threads that compute at once, of all models in this process; None for as many as there are cores, 0 for any number.
+    compute_threads: int | None = None
     #: Whether instances take their resources before they run, and the resources there are, NAME:COUNT[:DEVICE] each; None for no limit.
     rate_limit: tuple[str, ...] | None = None
     #: Where answers are kept for the models that ask for it; None for nowhere.

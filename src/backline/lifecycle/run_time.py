@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 
@@ -39,6 +39,8 @@ _SECONDS_PER_SIZE = 0.01
 #: A run this long, in seconds, needs no warm-up run before it that is not counted.
 _NO_WARM_UP = 0.01
 _GROWTH = (4, 16)
+#: A run for which the process computes for less than this share of its time waits for something else.
+_WAITING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class RunTimes:
     seconds: dict[int, float]
     grown: float = 0.0
     elements: int = 0
+    #: Whether a run computes nothing in this process for most of its time.
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +79,12 @@ def measure(model: LoadedModel, max_batch: int, trial: Trial | None = None) -> R
     if trial is None:
         return RunTimes({})
     try:
-        seconds = _time_batches(model, trial, max_batch, started)
+        seconds, share = _time_batches(model, trial, max_batch, started)
         grown = _time_grown(model, trial, batched=batched) if seconds[1] <= INLINE_RUN else 0.0
     except BacklineError:
         return RunTimes({})
     item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
-    return RunTimes(seconds, grown, sum(array.size for array in item.values()))
+    return RunTimes(seconds, grown, sum(array.size for array in item.values()), share < _WAITING)
 
 
 def plan(
@@ -132,10 +136,13 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
     return min(size for size, cost in allowed.items() if cost * (1 - gain) <= best)
 
 
-def _time_batches(model: LoadedModel, trial: Trial, max_batch: int, started: float) -> dict[int, float]:
+def _time_batches(model: LoadedModel, trial: Trial, max_batch: int, started: float) -> tuple[dict[int, float], float]:
+    """The times, and the share of a run of one item for which this process computed."""
     names = [spec.name for spec in model.signature.outputs]
     item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
+    begun, computed = perf_counter(), process_time()
     seconds = {1: _time(lambda: model.run(item, names))}
+    share = (process_time() - computed) / max(perf_counter() - begun, 1e-9)
     size, idle = 2, 0
     while size <= min(max_batch, LARGEST_BATCH):
         parts = {name: [array] * size for name, array in item.items()}
@@ -146,7 +153,7 @@ def _time_batches(model: LoadedModel, trial: Trial, max_batch: int, started: flo
         if idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET):
             break
         size *= 2
-    return seconds
+    return seconds, share
 
 
 def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:

@@ -42,6 +42,7 @@ from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.affinity import check_cores, pinned
+from backline.workers.core_budget import CoreBudget
 from backline.workers.environments.store import Environments
 from backline.workers.instance import InlineInstance
 from backline.workers.process.calls import Calls
@@ -71,6 +72,7 @@ class Servable:
         statistics: ModelStatistics | None = None,
         total: QueueTotal | None = None,
         permits: Permits | None = None,
+        cores: CoreBudget | None = None,
         states: StateStore | None = None,
         cache: ResponseCache | None = None,
         meter: LoadMeter | None = None,
@@ -112,6 +114,7 @@ class Servable:
         self._recorded = recorded
         self._total = total
         self._permits = permits
+        self._cores = cores
         self._states = states or MemoryStateStore()
         self._cache = cache
         #: What answers are kept for: this load, until it is known what its files hold.
@@ -249,6 +252,7 @@ class Servable:
         self._maker = maker = InstanceMaker(
             model,
             self._permits,
+            self._cores,
             on_slow=self._move_to_threads,
             on_available=self._on_available,
             on_given_up=lambda reason: self._on_given_up(model, reason),

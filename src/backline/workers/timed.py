@@ -88,18 +88,27 @@ class TimedInstance:
 
     beside_loop: ClassVar[bool] = True
 
-    def __init__(self, make_thread: Callable[[], ThreadInstance], loop: asyncio.AbstractEventLoop, limit: RunLimit) -> None:
+    def __init__(
+        self,
+        make_thread: Callable[[], ThreadInstance],
+        loop: asyncio.AbstractEventLoop,
+        limit: RunLimit,
+        leave: Callable[[Batch], None] = lambda _: None,
+    ) -> None:
+        """`leave` is called with a batch whose thread is left alone in it."""
         self.limit = limit
         self.loop = loop
         self._make_thread = make_thread
+        self._leave = leave
         self.thread = make_thread()
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""
         _TimedRun(self, batch, finished).begin()
 
-    def replace_thread(self) -> None:
-        """Goes on with another thread; the present one ends with its run."""
+    def replace_thread(self, running: Batch) -> None:
+        """Goes on with another thread; the present one ends with the batch that it runs."""
+        self._leave(running)
         self.thread.close()
         self.thread = self._make_thread()
 
@@ -157,7 +166,7 @@ class _TimedRun:
             self._give_up()
 
     def _give_up(self) -> None:
-        self._instance.replace_thread()
+        self._instance.replace_thread(self._running)
         self._limit.given_up()
         self._took_too_long()
 
