@@ -220,15 +220,20 @@ class PythonModel:
             request.answer(self._tensors(answer, request.rows if self._batched else None))
 
     async def _execute_async(self, batch: RequestBatch) -> None:
-        if self._takes_all(batch):
-            try:
-                self._answer_batch(batch, await self._predict(**self._batch_arguments(batch)))
-            except BaseException as error:
-                if len(batch.requests) == 1 or not self._may_repeat:
-                    raise
-                del error
-        await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests if not request.answered))
-        self._end_calls(batch)
+        try:
+            if self._takes_all(batch):
+                await self._execute_batch_async(batch)
+            await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests if not request.answered))
+        finally:
+            self._end_calls(batch)
+
+    async def _execute_batch_async(self, batch: RequestBatch) -> None:
+        try:
+            self._answer_batch(batch, await self._predict(**self._batch_arguments(batch)))
+        except BaseException as error:
+            if len(batch.requests) == 1 or not self._may_repeat:
+                raise
+            del error
 
     async def _execute_alone_async(self, request: WorkerRequest) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
