@@ -85,6 +85,7 @@ def split(request: InferRequest, limit: int) -> list[InferRequest]:
             deadline=request.deadline,
             timeout=request.timeout,
         )
+        part.waits_until = request.waits_until
         part.arrived_ns, part.batch_size, part.batch_key = request.arrived_ns, end - start, request.batch_key
         parts.append(part)
     return parts

@@ -11,7 +11,8 @@ from socket import socket
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, Unsupported
+from backline.engine.deadline import unwatch, watch
+from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
 from backline.engine.tensor import Tensor
 from backline.workers.process.columns import pack_columns, unpack_columns
@@ -70,7 +71,6 @@ class _Open:
     asked: Sequence[InferRequest]
     began_ns: int
     unread: int = 0
-    timer: asyncio.TimerHandle | None = None
 
 
 class CallChannel:
@@ -173,12 +173,13 @@ class CallChannel:
             self._fail(number, Cancelled(_NOBODY_WAITS))
             return
         request = self._request(message, inputs, asked)
-        one = self._open[number] = _Open(request, asked, monotonic_ns())
+        self._open[number] = _Open(request, asked, monotonic_ns())
         if request.deadline is not None:
-            one.timer = self._loop.call_later(max(request.deadline - monotonic(), 0), self._expire, number)
+            watch(request, request.deadline)
         try:
             self._calls.submit(request)
         except BacklineError as error:
+            unwatch(request)
             self._end(number, error)
 
     def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]) -> InferRequest:
@@ -231,13 +232,6 @@ class CallChannel:
         if number in self._open:
             self._end(number, error, response)
 
-    def _expire(self, number: int) -> None:
-        one = self._open[number]
-        one.timer = None
-        one.request.cancel()
-        waited = (monotonic_ns() - one.began_ns) / 1e6
-        self._end(number, DeadlineExceeded(f"model '{one.request.model_name}' gave no answer in the {waited:.0f} ms until the deadline"))
-
     def _end(self, number: int, error: BacklineError | None, response: InferResponse | None = None) -> None:
         """The call has its answer."""
         try:
@@ -264,8 +258,6 @@ class CallChannel:
 
     def _close(self, number: int, outcome: Outcome) -> None:
         one = self._open.pop(number)
-        if one.timer is not None:
-            one.timer.cancel()
         assert self._calls is not None, "there are no calls without it"
         self._calls.ended(one.request, outcome, monotonic_ns() - one.began_ns)
 
