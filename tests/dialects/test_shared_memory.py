@@ -550,6 +550,32 @@ def test_a_request_may_read_no_more_than_it_may_bring(client, created) -> None:
     assert caught.value.status() in ("413", "StatusCode.RESOURCE_EXHAUSTED")
 
 
+def test_large_tensors_are_copied_beside_the_event_loop(tmp_path: Path, created) -> None:
+    models.add1(tmp_path / "models")
+    rows = np.random.default_rng(0).standard_normal((100_000, 16)).astype(np.float32)
+    handles = [created(rows.nbytes) for _ in range(2)]
+    shm.set_shared_memory_region(handles[0][0], [rows])
+    with serve(tmp_path / "models", tmp_path / "log", "--allow-client-shm=true") as running:
+        for module, port in ((triton_http, running.http_port), (triton_grpc, running.grpc_port)):
+            shm.set_shared_memory_region(handles[1][0], [np.zeros_like(rows)])
+            with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+                for name, (_, key) in zip(("in", "out"), handles, strict=True):
+                    client.register_system_shared_memory(name, key, rows.nbytes)
+                given = shared_input(module, size=rows.nbytes, shape=rows.shape)
+                client.infer("add1", [given], outputs=[shared_output(module, size=rows.nbytes)])
+                np.testing.assert_array_equal(shm.get_contents_as_numpy(handles[1][0], np.float32, rows.shape), rows + 1)
+                with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'nobody'"):
+                    client.infer("add1", [given], outputs=[shared_output(module, "nobody")])
+                os.truncate(path_of(handles[0][0]), 100)
+                with pytest.raises(InferenceServerException, match="has lost memory"):
+                    client.infer("add1", [given], outputs=[shared_output(module, size=rows.nbytes)])
+                os.truncate(path_of(handles[0][0]), rows.nbytes)
+                shm.set_shared_memory_region(handles[0][0], [rows])
+                client.unregister_system_shared_memory()
+                status = client.get_system_shared_memory_status()
+                assert not (status if module is triton_http else status.regions)
+
+
 def test_without_permission_everything_says_how_to_get_it(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     disabled = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."

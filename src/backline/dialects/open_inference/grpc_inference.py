@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 from backline.dialects.answers import hidden_error
+from backline.dialects.open_inference.beside_loop import BesideLoop
 from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
 from backline.dialects.open_inference.grpc_response import ResponseWriter
 from backline.dialects.open_inference.outputs import wanted_outputs
+from backline.dialects.open_inference.shared_tensors import LargeCopy
 from backline.dialects.rpc_failure import fail
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
@@ -25,10 +28,13 @@ class GrpcInference:
         self._engine = engine
         self._read = RequestReader(engine.shared_memory).read
         self._write = ResponseWriter().write
+        self._beside = BesideLoop()
 
-    def request(self, received: Buffer, deadline: float | None, completion: Completion) -> tuple[InferRequest, ModelPlan]:
-        """The request of a message; `deadline` is the call's. Raises BacklineError."""
-        plan, id, inputs = self._read(received)
+    def request(
+        self, received: Buffer, deadline: float | None, completion: Completion, *, on_loop: bool = False
+    ) -> tuple[InferRequest, ModelPlan]:
+        """The request of a message; `deadline` is the call's. Raises BacklineError, and LargeCopy as RequestReader.read."""
+        plan, id, inputs = self._read(received, on_loop=on_loop)
         asked = InferRequest(
             plan.model_name,
             inputs,
@@ -51,7 +57,25 @@ class GrpcInference:
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:
         """The handler of ModelInfer: the answer comes by callback. Raises BacklineError when the request is refused at once."""
-        asked, plan = self.request(received, call.deadline, self._complete)
+        try:
+            asked, plan = self.request(received, call.deadline, self._complete, on_loop=True)
+        except LargeCopy:
+            self._beside.run(partial(self.request, received, call.deadline, self._complete), partial(self._read_done, call))
+            return
+        self._ask(call, asked, plan)
+
+    def _read_done(self, call: UnaryCall, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
+        try:
+            self._ask(call, *read.result())
+        except BacklineError as failure:
+            fail(call, failure)
+        except Exception as failure:
+            hidden = hidden_error("a request in shared memory", failure)
+            fail(call, hidden)
+        finally:
+            del read  # it holds the error, whose traceback holds this frame, and with it the regions
+
+    def _ask(self, call: UnaryCall, asked: InferRequest, plan: ModelPlan) -> None:
         asked.context = (call, plan)
         call.on_cancel = partial(cancel, asked)
         try:
@@ -72,6 +96,9 @@ class GrpcInference:
             if response is None:
                 plan.release()
                 raise error  # type: ignore[misc]
+            if not plan.keeps_outputs and plan.is_large(response):
+                self._beside.run(partial(self.write, plan, response), partial(_write_done, call, asked.model_name))
+                return
             message = self.write(plan, response)
         except DecoupledModel:
             call.fail(Unsupported.grpc_code, _DECOUPLED)
@@ -79,9 +106,21 @@ class GrpcInference:
             fail(call, failure)
         except Exception as failure:
             hidden = hidden_error(f"the answer of model '{asked.model_name}'", failure)
-            call.fail(hidden.grpc_code, hidden.message)
+            fail(call, hidden)
         else:
             call.reply(message)
+
+
+def _write_done(call: UnaryCall, model: str, written: asyncio.Future[bytes]) -> None:
+    try:
+        call.reply(written.result())
+    except BacklineError as failure:
+        fail(call, failure)
+    except Exception as failure:
+        hidden = hidden_error(f"the answer of model '{model}'", failure)
+        fail(call, hidden)
+    finally:
+        del written  # as above
 
 
 def cancel(asked: InferRequest) -> None:

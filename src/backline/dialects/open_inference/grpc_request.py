@@ -72,8 +72,8 @@ class RequestReader:
         self._parse = message("inference.ModelInferRequest").FromString
         self._plans: dict[bytes, ModelPlan] = {}
 
-    def read(self, received: Buffer) -> Decoded:
-        """The request in a message. Raises InvalidArgument, Unsupported."""
+    def read(self, received: Buffer, *, on_loop: bool = False) -> Decoded:
+        """The request in a message. Raises BacklineError; LargeCopy when there is more in shared memory than is to be read `on_loop`."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
@@ -88,7 +88,7 @@ class RequestReader:
                     f"contents field must not be specified when using raw_input_contents for '{typed[0]}' for model '{plan.model_name}'"
                 )
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
-                plan = plan if plan.shared is None else plan.holding()
+                plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
                 return plan, id, {spec.name: _read_contents(spec, given) for spec, given in zip(plan.inputs, parsed.inputs, strict=True)}
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
                 if len(self._plans) >= _MAX_REMEMBERED:
@@ -100,7 +100,7 @@ class RequestReader:
             if end - start == spec.size:
                 return plan, id, {spec.name: spec.read(received, start, end)}
         if plan.shared is not None:
-            plan = plan.holding()
+            plan = plan.holding(on_loop=on_loop)
             places = _with_shared(plan, places)
         specs = plan.inputs
         if len(places) != len(specs):

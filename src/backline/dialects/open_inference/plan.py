@@ -9,7 +9,7 @@ import numpy as np
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import Parameter, SequenceStep
+from backline.engine.messages import InferResponse, Parameter, SequenceStep
 from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
 if TYPE_CHECKING:
@@ -106,12 +106,19 @@ class InferPlan:
         self.keeps_outputs = False
         self.single = None
 
-    def holding(self) -> Self:
-        """The plan for one request that has tensors in shared memory: their regions stay until it goes. Raises BacklineError."""
+    def holding(self, *, on_loop: bool) -> Self:
+        """The plan for one request that has tensors in shared memory: their regions stay until it goes.
+
+        Raises BacklineError; LargeCopy when there is more to read than may be `on_loop`.
+        """
         plan = copy(self)
         if self.shared is not None:
-            plan.shared = self.shared.hold()
+            plan.shared = self.shared.hold(on_loop=on_loop)
         return plan
+
+    def is_large(self, response: InferResponse) -> bool:
+        """Whether a response is too large to be written on the event loop."""
+        return self.shared is not None and self.shared.is_large(response)
 
     def release(self) -> None:
         """The request has failed: lets go of regions at once, as the traceback may keep the plan for a while."""

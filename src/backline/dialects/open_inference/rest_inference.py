@@ -14,6 +14,7 @@ from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.request_timeout import ENVOY, GRPC, deadline_of
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
+from backline.dialects.open_inference.shared_tensors import LargeCopy
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import InferRequest, InferResponse
@@ -47,7 +48,13 @@ class RestInference:
         if header_length == b"0" and self._engine.is_unknown(model, version):  # a raw request is read by the model's own input
             self._changes.when_known(model, version, request, partial(self.infer, model, version, request))
             return
-        self._ask(model, version, request, deadline, self._read(request.body, header_length, model, version))
+        try:
+            decoded = self._read(request.body, header_length, model, version, on_loop=True)
+        except LargeCopy:
+            read = partial(self._read, request.body, header_length, model, version)
+            self._beside.run(read, partial(self._read_done, model, version, request, deadline))
+            return
+        self._ask(model, version, request, deadline, decoded)
 
     def _read_done(self, model: str, version: str, request: HttpRequest, deadline: float | None, read: asyncio.Future[Decoded]) -> None:
         try:
@@ -56,6 +63,8 @@ class RestInference:
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
+        finally:
+            del read  # it holds the error, whose traceback holds this frame, and with it regions of shared memory
 
     def _ask(self, model: str, version: str, request: HttpRequest, deadline: float | None, decoded: Decoded) -> None:
         plan, id, inputs = decoded
@@ -94,7 +103,13 @@ class RestInference:
             if response is None:
                 plan.release()
                 raise error  # type: ignore[misc]
-            outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
+            if plan.keeps_outputs:
+                outputs = response.outputs
+            elif plan.is_large(response):
+                self._beside.run(partial(self._finish, plan, response), partial(self._write_done, asked.model_name, request))
+                return
+            else:
+                outputs = wanted_outputs(self._engine, plan, response)
             if any(tensor.data.size > PIECE and not plan.is_binary(tensor.name) for tensor in outputs):
                 self._beside.run(partial(self._write, plan, response, outputs), partial(self._write_done, asked.model_name, request))
                 return
@@ -108,6 +123,9 @@ class RestInference:
         else:
             request.respond(200, fields, body)
 
+    def _finish(self, plan: InferPlan, response: InferResponse) -> tuple[Fields, list[Buffer]]:
+        return self._write(plan, response, wanted_outputs(self._engine, plan, response))
+
     def _write_done(self, model: str, request: HttpRequest, written: asyncio.Future[tuple[Fields, list[Buffer]]]) -> None:
         try:
             fields, body = written.result()
@@ -117,6 +135,8 @@ class RestInference:
             respond_error(request, hidden_error(f"the answer of model '{model}'", failure))
         else:
             request.respond(200, fields, body)
+        finally:
+            del written  # as above
 
 
 def _cancel(asked: InferRequest) -> None:

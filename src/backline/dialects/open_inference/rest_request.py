@@ -56,15 +56,18 @@ class RequestReader:
         self._decoder = msgspec.json.Decoder(RequestDocument)
         self._plans: dict[bytes, InferPlan] = {}
 
-    def read(self, body: Buffer, header_length: bytes | None, model: str, version: str) -> Decoded:
-        """The request in `body`, whose first `header_length` bytes are JSON. Raises InvalidArgument, NotFound, Unsupported."""
+    def read(self, body: Buffer, header_length: bytes | None, model: str, version: str, *, on_loop: bool = False) -> Decoded:
+        """The request in `body`, whose first `header_length` bytes are JSON. Raises BacklineError.
+
+        Raises LargeCopy when there is more in shared memory than is to be read `on_loop`.
+        """
         total = size = len(body)
         if header_length is not None:
             size = _parse_length(header_length, total)
             if size == 0:
                 return self._read_raw(body, model, version)
         if size > _MAX_REMEMBERED_SIZE:
-            return self._read_document(memoryview(body)[:size], body, size, model)
+            return self._read_document(memoryview(body)[:size], body, size, model, on_loop)
         header = bytes(body[:size])
         id = ""
         plan = self._plans.get(header)
@@ -73,20 +76,20 @@ class RequestReader:
             if id:
                 plan = self._plans.get(key)
             if plan is None:
-                return self._read_document(header, body, size, model)
+                return self._read_document(header, body, size, model, on_loop)
         if plan.single is not None:
             spec = plan.single
             if size + spec.size == total:
                 return plan, id, {spec.name: spec.read(body, size, total)}
         if plan.shared is not None:
-            plan = plan.holding()
+            plan = plan.holding(on_loop=on_loop)
         return plan, id, _read_binary(plan, body, size, model)
 
-    def _read_document(self, header: Buffer, body: Buffer, size: int, model: str) -> Decoded:
+    def _read_document(self, header: Buffer, body: Buffer, size: int, model: str, on_loop: bool) -> Decoded:
         document = self._decode(header)
         plan = kept = make_plan(document, model, self._engine.shared_memory)
         if plan.shared is not None:
-            plan = plan.holding()
+            plan = plan.holding(on_loop=on_loop)
         if None not in plan.declared:
             tensors = _read_binary(plan, body, size, model)
             if size <= _MAX_REMEMBERED_SIZE:

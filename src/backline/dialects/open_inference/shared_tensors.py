@@ -10,12 +10,19 @@ import numpy as np
 
 from backline.dialects.open_inference.plan import InputPlan, size_mismatch
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.messages import InferResponse
 from backline.engine.shared_memory import Region, SharedMemory
 from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, encode_tensor
 
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 REGION = "shared_memory_region"
+#: Bytes of a request, or of its response, above which they are not copied on the event loop: others would wait for a millisecond and more.
+LARGE_COPY = 4 << 20
 _NOTHING = np.empty(0, np.uint8)
+
+
+class LargeCopy(Exception):
+    """A request has more in shared memory than is to be read on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +86,35 @@ class StoredTensor(Tensor):
 class SharedTensors:
     """What a request has in shared memory. Remembered with its plan; `held` are the regions of one request, which stay while it lives."""
 
-    __slots__ = ("_memory", "_outputs", "_regions", "held")
+    __slots__ = ("_memory", "_outputs", "_regions", "held", "large")
 
     def __init__(self, memory: SharedMemory, inputs: list[SharedInput], outputs: dict[str, Place]) -> None:
         """Raises PayloadTooLarge when the inputs are more than a request may bring."""
-        memory.check_size(sum(spec.place.size for spec in inputs))
+        size = sum(spec.place.size for spec in inputs)
+        memory.check_size(size)
+        #: Whether the inputs are more than is to be read on the event loop.
+        self.large = size > LARGE_COPY
         self._memory = memory
         self._regions = {spec.place.region for spec in inputs} | {place.region for place in outputs.values()}
         self._outputs = outputs
         self.held: dict[str, Region] = {}
 
-    def hold(self) -> SharedTensors:
-        """The same for one request. Raises NotFound for a region that there is not, InvalidArgument for an output outside of its own."""
+    def hold(self, *, on_loop: bool) -> SharedTensors:
+        """The same for one request.
+
+        Raises NotFound for a region that there is not, InvalidArgument for an output outside of its own, LargeCopy.
+        """
+        if on_loop and self.large:
+            raise LargeCopy
         held = SharedTensors(self._memory, [], self._outputs)
         held.held = {name: self._memory.region(name) for name in sorted(self._regions)}
         for place in self._outputs.values():
             held.held[place.region].check(place.offset, place.size)
         return held
+
+    def is_large(self, response: InferResponse) -> bool:
+        """Whether the outputs are more than is to be written on the event loop."""
+        return sum(tensor.data.nbytes for tensor in response.outputs if tensor.name in self._outputs) > LARGE_COPY
 
     def store(self, outputs: list[Tensor]) -> list[Tensor]:
         """Writes outputs to where they belong. Raises InvalidArgument when one is too large for its place."""
