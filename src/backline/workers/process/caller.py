@@ -251,7 +251,7 @@ class Caller:
             self._connection.take_back(message.returned)
             self._hear(message.number, self._read(message, payload), last=False)
             if message.last:
-                self._hear(message.number, End(), last=True)
+                self._hear(message.number, End(alone=False), last=True)
         elif kind is Kind.ENDED:
             self._hear(message.number, failure_of(message) if message.kind else End(message.value), last=True)
         else:
@@ -296,7 +296,12 @@ class CallStream:
     def close(self) -> None:
         """Takes no more responses: the call is cancelled. May be called on another thread, where `next` waits."""
         self._credit.close()
-        self._heard.put(End())
+        self._heard.put(End(alone=False))
+
+    @property
+    def ended_alone(self) -> bool:
+        """Whether the end was told by itself, after the last response."""
+        return self._credit.ended_alone
 
 
 class AsyncCallStream:
@@ -333,12 +338,14 @@ class _Credit:
         self._number = number
         self._taken = 0
         self.over = False
+        self.ended_alone = False
 
     def taken(self, heard: Heard) -> InferResponse | None:
         if not isinstance(heard, InferResponse):
             self.over = True
             if isinstance(heard, BacklineError):
                 raise heard
+            self.ended_alone = heard.alone
             return None
         self._taken += 1
         if self._taken >= WINDOW // 2:

@@ -18,9 +18,10 @@ from backline.workers.process.protocol import Ended
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """No further response; of a question, its answer."""
+    """No further response; of a question, its answer. `alone` says that the last response did not come together with it."""
 
     value: Any = None
+    alone: bool = True
 
 
 Heard: TypeAlias = InferResponse | BacklineError | End
