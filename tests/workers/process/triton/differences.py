@@ -94,8 +94,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     ),
     "load without_execute": (
         {
-            (): "load failed for model 'without_execute': version 1 is at UNAVAILABLE state: Python model file '1/model.py' does not"
-            " implement `execute` method.;\n"
+            (): "load failed for model 'without_execute': version 1 is at UNAVAILABLE state: Python model file '1/model.py'"
+            " does not implement `execute` method.;\n"
         },
         "Triton says so when the first request comes",
     ),
