@@ -86,8 +86,8 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "completion unknown datatype": (
         {
             (): {
-                "error": "load failed for model 'completing': version 1 is at UNAVAILABLE state: auto_complete_config of model 'completing':"
-                " input[0].data_type: unknown value 'TYPE_FP33', did you mean 'TYPE_FP32'?;\n"
+                "error": "load failed for model 'completing': version 1 is at UNAVAILABLE state: auto_complete_config of model"
+                " 'completing': input[0].data_type: unknown value 'TYPE_FP33', did you mean 'TYPE_FP32'?;\n"
             }
         },
         "Triton loads the model without inputs and outputs",
