@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.joining import Cut, Joining, Padding
+from backline.engine.joining import Cut, Joining, JoiningCheck, Padding
+from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import TensorSpec
+from backline.engine.signature import RequestCheck, TensorSpec
+from backline.engine.tensor import Tensor
+from backline.lifecycle.joined import JoinedModel
 from backline.lifecycle.loader import Loaded, load
 from backline.lifecycle.queueing import settings_of
 from support import models
@@ -71,3 +75,40 @@ def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: P
     expected = r"configuration expects model provides input with shape \[-1\] for ragged input 'x', model provides \[-1, -1, -1\]"
     with pytest.raises(InvalidArgument, match=expected):
         loaded(doubler(tmp_path), Joining(ragged=("x",)), inputs=inputs)
+
+
+def one_length(folder: Path) -> Path:
+    """The running sum of x over [N, 6], which takes no other length."""
+    axis = helper.make_tensor("axis", TensorProto.INT32, [], [1])
+    nodes = [helper.make_node("CumSum", ["x", "axis"], ["y"])]
+    return models.save(folder / "model.onnx", nodes, [("x", FLOAT, ["N", 6])], [("y", FLOAT, ["N", 6])], [axis])
+
+
+def test_a_model_of_one_length_takes_shorter_inputs(tmp_path: Path) -> None:
+    joining = Joining(padding={"x": Padding(axes=(1,))}, cuts={"y": Cut("x")})
+    found = loaded(one_length(tmp_path), joining)
+    assert found.joiner is not None
+    assert found.joining is not None
+
+    requests = [{"x": np.ones((1, length), np.float32)} for length in (2, 6)]
+    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(requests, ["y"])  # type: ignore[arg-type]
+
+    assert [answer[0].tolist() for answer in answers] == [[[1, 2]], [[1, 2, 3, 4, 5, 6]]]
+    assert found.signature.inputs[0].shape == found.signature.outputs[0].shape == (-1, -1)
+    assert found.warnings == ()
+
+
+def test_a_model_of_one_length_takes_no_longer_ones(tmp_path: Path) -> None:
+    found = loaded(one_length(tmp_path), Joining(padding={"x": Padding(axes=(1,))}))
+    assert found.joining is not None
+    check = JoiningCheck(RequestCheck("m", found.signature, 8, strict=True), found.joining, ("x",))
+    data = np.zeros((1, 7), np.float32)
+
+    with pytest.raises(InvalidArgument, match=r"input 'x' of model 'm' has shape \[1, 7\], but it may have at most 6 in dimension 1"):
+        check(InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None))
+
+
+@pytest.mark.parametrize("padding", [Padding(), Padding(axes=(1,), buckets=(4, 6)), Padding(axes=(2,))])
+def test_a_model_of_one_length_has_no_others_to_choose_from(tmp_path: Path, padding: Padding) -> None:
+    with pytest.raises(InvalidArgument, match="no dimension beside the batch varies"):
+        loaded(one_length(tmp_path), Joining(padding={"x": padding}))

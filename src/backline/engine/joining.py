@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.signature import RequestCheck
 from backline.engine.tensor import Shape
@@ -39,7 +40,8 @@ class Padding:
 
     `axes` are the dimensions that vary, with the batch as 0; empty for all that vary in the model. `value` is the text of what is filled
     in, empty for zero. `buckets` are the lengths to choose from, ascending; without them it is the longest of the batch, and requests are
-    only joined that are less than twice as long as each other. The model's inputs `lengths` and `mask` are told what is real.
+    only joined that are less than twice as long as each other. The model's inputs `lengths` and `mask` are told what is real. A model that
+    only takes one length has that as `most`, and as its bucket.
     """
 
     axes: tuple[int, ...] = ()
@@ -47,6 +49,7 @@ class Padding:
     buckets: tuple[int, ...] = ()
     lengths: str = ""
     mask: str = ""
+    most: int = 0
 
     def length(self, longest: int) -> int:
         """The length that the inputs of a batch get, the longest of which has this length."""
@@ -117,12 +120,19 @@ class JoiningCheck:
         self._check = check
         self._ragged = frozenset(joining.ragged)
         self._padding = joining.padding
+        self._limits = [(name, padding.axes[0], padding.most) for name, padding in joining.padding.items() if padding.most]
         self._inputs = inputs
 
     def __call__(self, request: InferRequest) -> None:
         """See RequestCheck."""
         self._check(request)
         inputs = request.inputs
+        for name, axis, most in self._limits:
+            if name in inputs and inputs[name].shape[axis] > most:
+                raise InvalidArgument(
+                    f"[request id: {request.id or '<id_unknown>'}] input '{name}' of model '{request.model_name}' has shape"
+                    f" {list(inputs[name].shape)}, but it may have at most {most} in dimension {axis}"
+                )
         request.batch_key = tuple((name, self._kind(name, inputs[name].shape)) for name in self._inputs if name in inputs)
 
     def _kind(self, name: str, shape: Shape) -> Shape:

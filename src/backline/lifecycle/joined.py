@@ -14,6 +14,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import Shape
 from backline.lifecycle.batch_probe import BatchProbe, equal_rows
 from backline.lifecycle.trial_inputs import FAMILIES, Arrays, Sizes, find_trial, free_dimensions, make_inputs
 from backline.workers.joiner import Joiner
@@ -87,8 +88,14 @@ def as_clients_see(signature: Signature, config: ModelConfig) -> Signature:
     shapes = {spec.name: (*batch, *spec.shape) for spec in (*config.inputs, *config.outputs)}
     flat = {name: shapes[name] for name in (*joining.ragged, *joining.scattered)}
 
+    def shape(spec: TensorSpec) -> Shape:
+        padding, cut = joining.padding.get(spec.name), joining.cuts.get(spec.name)
+        axes = padding.axes if padding is not None else (cut.axis,) if cut is not None else ()
+        # What is filled up, and cut again, may be shorter than the model's.
+        return flat.get(spec.name) or tuple(-1 if axis in axes else dim for axis, dim in enumerate(spec.shape))
+
     def seen(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(replace(spec, shape=flat.get(spec.name, spec.shape)) for spec in specs if spec.name not in joining.hidden_inputs)
+        return tuple(replace(spec, shape=shape(spec)) for spec in specs if spec.name not in joining.hidden_inputs)
 
     return Signature(seen(signature.inputs), seen(signature.outputs))
 

@@ -57,7 +57,9 @@ class Joiner:
     def not_filled_up(self) -> Joiner:
         """One that leaves a request that is alone as it is: without buckets and sizes to fill up to."""
         where, signature, scattered = self._made_of
-        padding = {name: replace(padding, buckets=()) for name, padding in self.joining.padding.items()}
+        padding = {
+            name: replace(padding, buckets=padding.buckets if padding.most else ()) for name, padding in self.joining.padding.items()
+        }
         joining = replace(self.joining, allowed_batch_sizes=(), padding=padding)
         return Joiner(where, joining, signature, scattered, batched=self._batched)
 
@@ -182,7 +184,7 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
             continue
         varying = tuple(axis for axis, dim in enumerate(spec.shape) if dim < 0 and axis)
         axes = padding.axes if padding is not None and padding.axes else varying
-        if padding is not None and (not axes or not set(axes) <= set(varying)):
+        if padding is not None and (padding := _to_fixed_length(padding, spec.shape)) is None:
             raise InvalidArgument(
                 f"{where} pads input '{spec.name}' along {list(axes)}, but of its shape {list(spec.shape)} {_vary(varying)}"
             )
@@ -201,6 +203,17 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
         if shape and not 0 < cut.axis < len(shape):
             raise InvalidArgument(f"{where} cuts output '{name}' along axis {cut.axis}, but its shape is {list(shape)}")
     return given
+
+
+def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
+    """The padding of an input of this shape, with the one length that the model takes where that is so; None where it cannot be padded."""
+    varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
+    if set(padding.axes or varying) <= varying:
+        return padding if varying else None
+    if len(padding.axes) == 1 and 0 < padding.axes[0] < len(shape) and padding.buckets in ((), (shape[padding.axes[0]],)):
+        length = shape[padding.axes[0]]
+        return replace(padding, buckets=(length,), most=length)
+    return None
 
 
 def _vary(axes: Sequence[int]) -> str:
