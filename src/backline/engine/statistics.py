@@ -130,10 +130,14 @@ class ModelStatistics:
         `arrivals` are the requests' arrival times, `items` the batch size; the moments, all of time.monotonic_ns(), are those at which the
         batch was taken from the queue, its inputs were gathered, the run ended and the outputs were split.
         """
+        self.record_answers(arrivals, items, started, gathered, ran, ended)
+        self.record_execution(items, started, gathered, ran, ended)
+
+    def record_answers(self, arrivals: list[int], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+        """Counts the requests of an execution that have succeeded; `items` is the sum of their batch sizes."""
         count = len(arrivals)
         self.last_inference_ms = int(time() * 1000)
         self.inference_count += items
-        self.execution_count += 1
         latency = self.latency
         queueing = self.queueing
         waited = 0
@@ -149,12 +153,18 @@ class ModelStatistics:
         self.compute_input.add(count, compute_input * count)
         self.compute_infer.add(count, compute_infer * count)
         self.compute_output.add(count, compute_output * count)
+
+    def record_execution(self, items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+        """Counts a run of the model, whatever has become of its requests; one that failed may not have come to all moments (0)."""
+        self.execution_count += 1
         batch = self.batches.get(items)
         if batch is None:
             batch = self.batches[items] = BatchStatistics()
-        batch.compute_input.add(1, compute_input)
-        batch.compute_infer.add(1, compute_infer)
-        batch.compute_output.add(1, compute_output)
+        gathered = gathered or started
+        ran = ran or ended
+        batch.compute_input.add(1, gathered - started)
+        batch.compute_infer.add(1, ran - gathered)
+        batch.compute_output.add(1, ended - ran)
 
     def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
         """Counts a call of another model that has ended."""

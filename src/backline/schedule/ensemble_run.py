@@ -45,6 +45,7 @@ class EnsembleRun:
         try:
             self._advance()
         except BacklineError:
+            self._count_failure()
             self._give_up()
             raise
 
@@ -189,8 +190,11 @@ class EnsembleRun:
         """Answers with an error, and gives up the steps that are under way."""
         if self._over:
             return
-        self._queue.statistics.fail.add(1, monotonic_ns() - self._request.arrived_ns)
+        self._count_failure()
         self._complete(None, error)
+
+    def _count_failure(self) -> None:
+        self._queue.statistics.fail.add(1, monotonic_ns() - self._request.arrived_ns)
 
     def cancelled(self, _: InferRequest) -> None:
         """Nobody waits for the answer any more: no further step begins, and those under way are cancelled."""

@@ -13,6 +13,7 @@ from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, U
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
+from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.schedule.ordering import AnswerOrder
 from backline.schedule.queue import Queue, QueueSettings
 from backline.schedule.total import QueueTotal
@@ -290,6 +291,7 @@ class Scheduler:
         else:
             for part in batch.parts:
                 self._record(part)
+            record_shared_execution(self._statistics, batch.parts)
         answer = self._complete if self._order is None else self._complete_in_order
         for request, outcome in zip(requests, batch.outcomes, strict=True):
             if isinstance(outcome, InferResponse):
@@ -307,7 +309,7 @@ class Scheduler:
             self._complete(answer.request, answer.response, answer.error)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run. All its requests have succeeded, or its only one has failed, or nobody waited for it."""
+        """Counts a run, or a part of one. All its requests have succeeded, or all have failed, or nobody waited for it."""
         outcome = batch.outcomes[0]
         requests = batch.requests
         if self._aside:
@@ -317,12 +319,13 @@ class Scheduler:
             self._gone.difference_update(batch.requests)
         if isinstance(outcome, InferResponse) or outcome is None:
             arrivals = [request.arrived_ns for request in requests]
-            self._statistics.record_batch(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
-        elif isinstance(outcome, Cancelled):
+            record = self._statistics.record_answers if batch.shared else self._statistics.record_batch
+            record(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+        elif isinstance(outcome, Cancelled) and all(request.cancelled for request in batch.requests):
             for request in requests:
                 self._statistics.record_cancelled(request)
-        elif requests:
-            self._statistics.fail.add(1, batch.ended_ns - requests[0].arrived_ns)
+        else:
+            record_failure(self._statistics, batch, requests)
 
     def _counted_here(self, batch: Batch) -> list[InferRequest]:
         counted = []

@@ -32,6 +32,10 @@ _SHORTEST_WAIT = 0.002
 class Lane(Protocol):
     """What runs the requests of the sequences that have a place on one instance."""
 
+    @property
+    def pending(self) -> int:
+        """Requests that wait, without those that run."""
+
     def submit(self, request: InferRequest) -> None:
         """Queues a request, one of a sequence at a time."""
 
@@ -101,8 +105,8 @@ class SequenceBatcher:
 
     @property
     def pending(self) -> int:
-        """Requests that wait for their place or for the one before them."""
-        return self._table.waiting
+        """Requests that wait: for their place, for the one before them, or for a run of their lane."""
+        return self._table.waiting + sum(lane.pending for lane in self._lanes)
 
     @property
     def running(self) -> int:

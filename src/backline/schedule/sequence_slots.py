@@ -11,6 +11,7 @@ from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
@@ -138,17 +139,19 @@ class SlotLane:
             self._rest.set_result(None)
 
     def _record(self, batch: Batch) -> None:
-        """Counts a run, without the places that had no request."""
+        """Counts a run: its batch is as large as its places, also those without a request."""
         for part in batch.parts or (batch,):
             asked = [request for request in part.requests if request.on_complete is not _ignore]
             if not asked:
                 continue
-            arrivals = [request.arrived_ns for request in asked]
             if part.outcomes[0] is None or isinstance(part.outcomes[0], InferResponse):
                 moments = part.started_ns, part.gathered_ns, part.ran_ns, part.ended_ns
-                self._statistics.record_batch(arrivals, len(asked), *moments)
+                self._statistics.record_answers([request.arrived_ns for request in asked], len(asked), *moments)
+                if not part.shared:
+                    self._statistics.record_execution(part.items, *moments)
             else:
-                self._statistics.fail.add(1, part.ended_ns - arrivals[0])
+                record_failure(self._statistics, part, asked)
+        record_shared_execution(self._statistics, batch.parts or ())
 
 
 def _ignore(request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:

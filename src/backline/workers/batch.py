@@ -17,14 +17,15 @@ class Batch:
 
     `items` is the sum of their batch sizes. `outcomes` has one entry a request, in order, once the batch has run;
     None where the responses were given one by one. The moments are of
-    time.monotonic_ns(): taken from the queue, inputs gathered, run ended, outputs split. `parts` are the batches of one request each that
-    were run instead, with moments of their own, when the whole had failed.
+    time.monotonic_ns(): taken from the queue, inputs gathered, run ended, outputs split. `parts` are batches of one request each: those
+    that were run instead, with moments of their own, when the whole had failed; or the `shared` run's, where some requests failed.
     """
 
     __slots__ = (
         "abandoned",
         "beside_loop",
         "ended_ns",
+        "executed",
         "gathered_ns",
         "items",
         "on_abandon",
@@ -33,6 +34,7 @@ class Batch:
         "parts",
         "ran_ns",
         "requests",
+        "shared",
         "started_ns",
     )
 
@@ -47,6 +49,10 @@ class Batch:
         self.ended_ns = 0
         self.outcomes: list[InferResponse | BacklineError | None] = []
         self.parts: list[Batch] | None = None
+        #: Whether the model was asked to run it, with whatever outcome.
+        self.executed = False
+        #: Whether it is a part that has not run by itself: the parts of one run count as one execution.
+        self.shared = False
         #: Nobody waits for any of the answers.
         self.abandoned = False
         #: Ends the run early; set by whoever runs the batch, on its thread, where the runtime can do it.

@@ -78,6 +78,7 @@ class Execution:
             inputs = {name: np.concatenate([request.inputs[name].data for request in requests]) for name in first.inputs}
         names = self._wanted(requests)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
+        batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
         if alone:
@@ -146,6 +147,7 @@ class JoinedExecution(Execution):
         inputs = self._joiner.join(given, rows)
         names = self._wanted(requests)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
+        batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
         outputs = self._joiner.split(given, rows, names, arrays)

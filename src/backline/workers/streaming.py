@@ -262,6 +262,7 @@ class _Stream:
         request, pool = self._request, self._pool
         inputs = {name: tensor.data for name, tensor in request.inputs.items()}
         self._batch.gathered_ns = self._began = monotonic_ns()
+        self._batch.executed = True
         self._responses = pool.model.stream(inputs, request.outputs or pool.outputs, request.parameters or {})
         self._started = self._began
 

@@ -100,7 +100,7 @@ class Run:
         batch = self.batch
         part = Batch([request], request.batch_size, batch.started_ns)
         part.gathered_ns, part.ran_ns, part.ended_ns = batch.gathered_ns, batch.ran_ns, batch.ended_ns
-        part.outcomes = [outcome]
+        part.outcomes, part.executed, part.shared = [outcome], batch.executed, True
         return part
 
 

@@ -92,6 +92,7 @@ class Seat:
             parts = [Part([number], [], own) for number, own in zip(numbers, packed, strict=True)]
         else:
             parts = [Part(numbers, [request.batch_size for request in requests] if len(requests) > 1 else [], packed[0])]
+        job.run.batch.executed = True
         self._batches += 1
         batch = self._batches
         notes = [_note(request) for request in requests] if any(map(_says_something, requests)) else []
