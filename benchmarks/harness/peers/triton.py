@@ -30,17 +30,18 @@ class Triton(Peer):
     def start(self, models: list[Model]) -> None:
         self.start_repository(self._write_repository(models))
 
-    def start_repository(self, repository: Path) -> None:
-        """Installs the server if need be and starts it with a model repository; returns when it is ready."""
+    def start_repository(self, repository: Path, *options: str) -> None:
+        """Installs the server if need be and starts it with a model repository and further options; returns when it is ready."""
         folder = environment(self.name, REQUIREMENTS)
         server = next(folder.glob("lib/python3.*/site-packages/pytriton/tritonserver"), None)
         if server is None:
             raise CannotRun("the nvidia-pytriton wheel for this machine carries no tritonserver")
         self._place_stub(server)
-        self.http_port, self.grpc_port, metrics_port = free_ports(3)
-        ports = {"http-port": self.http_port, "grpc-port": self.grpc_port, "metrics-port": metrics_port}
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        ports = {"http-port": self.http_port, "grpc-port": self.grpc_port, "metrics-port": self.metrics_port}
         command = [str(server / "bin" / "tritonserver"), f"--model-repository={repository}"]
-        command += [f"--backend-directory={server / 'backends'}", *(f"--{name}={port}" for name, port in ports.items())]
+        command += [f"--backend-directory={server / 'backends'}", f"--cache-directory={server / 'caches'}"]
+        command += [*(f"--{name}={port}" for name, port in ports.items()), *options]
         libraries = [str(sysconfig.get_config_var("LIBDIR")), str(server / "external_libs"), os.environ.get("LD_LIBRARY_PATH", "")]
         # The stub process takes the first python on PATH for its own.
         settings = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
