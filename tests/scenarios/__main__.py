@@ -1,0 +1,101 @@
+"""Runs the scenarios against real Triton, which is recorded, and against Backline: `python -m scenarios --against both`, in tests/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from scenarios.differences import DIFFERENCES, gone, unlisted
+from scenarios.runner import compare, record, recorded, run
+from scenarios.scenario import Scenario
+from scenarios.servers import backline, triton
+from scenarios.themes import MODELS, SCENARIOS
+
+
+def main() -> int:
+    """The number of scenarios that failed, or differ although no difference is listed."""
+    arguments = _arguments()
+    chosen = [one for one in SCENARIOS if any(text in f"{one.theme}: {one.name}" for text in arguments.only or [""])]
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.against != "backline":
+            with triton(Path(folder) / "triton", MODELS) as server:
+                _record(chosen, {one: _try(one, server) for one in chosen}, complete=not arguments.only)
+        answers: dict[Scenario, Any] = {}
+        if arguments.against != "triton":
+            with backline(Path(folder) / "backline", MODELS) as server:
+                answers = {one: _try(one, server) for one in chosen}
+    return _show(chosen, answers)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m scenarios", description=__doc__)
+    parser.add_argument("--against", choices=("triton", "backline", "both"), default="backline")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only scenarios with TEXT in 'theme: title [way]'; can be repeated")
+    return parser.parse_args()
+
+
+def _try(scenario: Scenario, server: Any) -> Any:
+    try:
+        return run(scenario, server)
+    except Exception as error:
+        traceback.print_exc()
+        return {"failed": str(error)}
+
+
+def _record(chosen: list[Scenario], results: dict[Scenario, Any], *, complete: bool) -> None:
+    for theme in {one.theme for one in chosen}:
+        before = {} if complete else recorded(theme)
+        now = {one.name: results[one] for one in chosen if one.theme == theme}
+        for name in before.keys() & now.keys():
+            for deviation in compare(before[name], now[name]):
+                print(f"Triton itself differs from before: {theme}: {name}: {deviation}")
+        record(theme, {**before, **now})
+
+
+def _show(chosen: list[Scenario], answers: dict[Scenario, Any]) -> int:
+    table = Table("scenario", "Triton", "Backline", "same")
+    remarks = []
+    for scenario in chosen:
+        expected = recorded(scenario.theme).get(scenario.name)
+        got = answers.get(scenario)
+        verdict = ""
+        if got is not None:
+            deviations = list(compare(expected, got))
+            new = unlisted(scenario, deviations)
+            reasons = sorted({d.reason for d in DIFFERENCES if d.applies(scenario)})
+            verdict = "NO" if new or gone(scenario, deviations) else ", ".join(reasons) or "yes"
+            remarks += [f"{scenario.theme}: {scenario.name}: {path}: Triton {one!r}, Backline {other!r}" for path, one, other in new]
+            remarks += [f"{scenario.theme}: {scenario.name}: no longer differs: {d.reason}" for d in gone(scenario, deviations)]
+        table.add_row(f"{scenario.theme}: {scenario.name}", _summary(expected), _summary(got), verdict)
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
+    print(*remarks, sep="\n")
+    return len(remarks)
+
+
+def _summary(result: Any) -> str:
+    """In few words: how many were answered, the statuses of the others, and the sizes of the batches that ran."""
+    if result is None or "failed" in result:
+        return "" if result is None else "failed"
+    events = result["seen"].get("events", ()) if isinstance(result.get("seen"), dict) else result.get("seen", ())
+    told = [one for one in (*result["answers"], *(events if isinstance(events, (list, tuple)) else ())) if isinstance(one, dict)]
+    statuses = Counter(str(one.get("status") or "error").removeprefix("StatusCode.") for one in told if "error" in one)
+    answered = sum("error" not in one for one in told)
+    batches = Counter()
+    for counted in result["statistics"].values():
+        for size, count in counted.get("batches", {}).items():
+            batches[int(size)] += count
+    runs = " ".join(f"{count}x{size}" for size, count in sorted(batches.items()))
+    errors = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    return "; ".join(filter(None, (f"{answered} answered" if answered else "", errors, f"batches {runs}" if runs else "")))
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main() else 0)

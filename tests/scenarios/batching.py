@@ -1,0 +1,227 @@
+"""Which requests run together."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scenarios.repository import Served, worker
+from scenarios.scenario import Seen, scenario
+from scenarios.session import Session
+
+MODELS: dict[str, Served] = {
+    "joined": worker("dynamic_batching { }\n"),
+    "preferred": worker("dynamic_batching { preferred_batch_size: [ 3, 5 ] }\n"),
+    "patient": worker("dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 600000 }\n"),
+    "expectant": worker("dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 60000000 }\n"),
+    "unjoined": worker(),
+    "unbatched": worker(max_batch_size=0),
+    "shapes": worker("dynamic_batching { }\n", dims="-1", plus=True),
+    "pair": worker("dynamic_batching { }\n", max_batch_size=1, instances=2),
+    "ordered": worker("dynamic_batching { preserve_ordering: true }\n", max_batch_size=1, instances=2),
+}
+
+
+#: Without RUN: which of two instances takes a request is chance.
+COMPANY = ("OUT", "COMPANY")
+
+
+def rows(*values: int) -> np.ndarray:
+    return np.array(values, np.int32).reshape(-1, 1)
+
+
+@scenario("http", "grpc")
+def a_request_alone_is_a_batch(session: Session) -> None:
+    session.infer("joined", 5)
+
+
+@scenario("http", "grpc")
+def what_waits_behind_a_busy_instance_is_one_batch(session: Session) -> None:
+    with session.busy("joined"):
+        for value in range(1, 6):
+            session.queue("joined", value)
+
+
+@scenario("http", "grpc")
+def no_batch_is_above_the_maximum(session: Session) -> None:
+    with session.busy("joined"):
+        for value in range(1, 12):
+            session.queue("joined", value)
+
+
+@scenario("http", "grpc")
+def requests_may_bring_batches_themselves(session: Session) -> None:
+    with session.busy("joined"):
+        for batch in (rows(1, 2, 3), rows(4, 5, 6), rows(7, 8, 9)):
+            session.queue("joined", batch)
+
+
+@scenario("http", "grpc")
+def a_full_batch_runs_beside_nobody(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1)
+        session.queue("joined", rows(*range(11, 19)))
+        session.queue("joined", 2)
+
+
+@scenario("http", "grpc")
+def a_request_above_the_maximum_is_refused(session: Session) -> None:
+    session.infer("joined", rows(*range(9)))
+
+
+@scenario("http", "grpc")
+def a_request_without_rows_is_refused(session: Session) -> None:
+    session.infer("joined", np.zeros((0, 1), np.int32))
+
+
+@scenario("http", "grpc")
+def without_dynamic_batching_nothing_is_joined(session: Session) -> None:
+    with session.busy("unjoined"):
+        for value in (rows(1), rows(2, 3), rows(4)):
+            session.queue("unjoined", value)
+
+
+@scenario("http", "grpc")
+def without_a_batch_dimension_nothing_is_joined(session: Session) -> None:
+    with session.busy("unbatched", value=np.array([0], np.int32)):
+        for value in (1, 2, 3):
+            session.queue("unbatched", np.array([value], np.int32))
+
+
+@scenario("http", "grpc")
+def a_batch_for_a_model_without_batches_is_refused(session: Session) -> None:
+    session.infer("unbatched", rows(1))
+
+
+@scenario("http", "grpc")
+def the_largest_preferred_size_is_taken(session: Session) -> None:
+    with session.busy("preferred"):
+        for value in range(1, 10):
+            session.queue("preferred", value)
+
+
+@scenario("http", "grpc")
+def less_than_a_preferred_size_does_not_wait(session: Session) -> None:
+    with session.busy("preferred"):
+        for value in (1, 2):
+            session.queue("preferred", value)
+
+
+@scenario("http", "grpc")
+def batches_of_requests_add_up_to_a_preferred_size(session: Session) -> None:
+    with session.busy("preferred"):
+        for batch in (rows(1, 2), rows(3, 4, 5), rows(6, 7)):
+            session.queue("preferred", batch)
+
+
+@scenario("http", "grpc")
+def company_is_awaited_for_the_queue_delay(session: Session) -> None:
+    for value in (1, 2, 3):
+        session.queue("patient", value)
+
+
+@scenario("http", "grpc")
+def a_preferred_size_ends_the_wait(session: Session) -> None:
+    for value in (1, 2, 3):
+        session.queue("expectant", value)
+    session.ask("expectant", 4)
+
+
+@scenario("http", "grpc")
+def only_equal_shapes_run_together(session: Session) -> None:
+    with session.busy("shapes"):
+        for value in ([[1, 1]], [[2, 2]], [[3, 3, 3]], [[4, 4]], [[5, 5]]):
+            session.queue("shapes", value)
+
+
+@scenario("http", "grpc")
+def only_the_same_optional_inputs_run_together(session: Session) -> None:
+    plus = {"PLUS": np.array([[100]], np.int32)}
+    with session.busy("shapes"):
+        session.queue("shapes", 1)
+        session.queue("shapes", 2, inputs=plus)
+        session.queue("shapes", 3, inputs=plus)
+        session.queue("shapes", 4)
+
+
+@scenario("http", "grpc")
+def a_missing_required_input_is_refused(session: Session) -> None:
+    session.send(session.request("shapes", 1, inputs={"PLUS": np.array([[1]], np.int32)}).without("IN"))
+
+
+@scenario("http", "grpc")
+def an_unknown_input_is_refused(session: Session) -> None:
+    session.infer("joined", 1, inputs={"OTHER": np.array([[1]], np.int32)})
+
+
+@scenario("http", "grpc")
+def another_datatype_is_refused(session: Session) -> None:
+    session.infer("joined", 1, inputs={"IN": np.array([[1]], np.float32)})
+
+
+@scenario("http", "grpc")
+def another_shape_is_refused(session: Session) -> None:
+    session.infer("joined", [[1, 2]])
+
+
+@scenario("http", "grpc")
+def only_requested_outputs_are_answered(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1, outputs=("OUT",))
+        session.queue("joined", 2, outputs=("COMPANY", "OUT"))
+
+
+@scenario("http", "grpc")
+def an_unknown_output_is_refused(session: Session) -> None:
+    session.infer("joined", 1, outputs=("OTHER",))
+
+
+@scenario("http", "grpc")
+def one_request_of_a_batch_may_fail(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1)
+        session.queue("joined", 2, parameters={"fail": "no twos"})
+        session.queue("joined", 3)
+
+
+@scenario("http", "grpc")
+def an_error_has_the_kind_that_the_model_says(session: Session) -> None:
+    for code in ("INTERNAL", "NOT_FOUND", "INVALID_ARG", "UNAVAILABLE", "UNSUPPORTED", "ALREADY_EXISTS", "CANCELLED", "UNKNOWN"):
+        session.infer("joined", 1, parameters={"fail": f"it is {code}", "code": code})
+
+
+@scenario("http", "grpc")
+def an_exception_fails_the_batch(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1)
+        session.queue("joined", 2, parameters={"raise": "no twos"})
+
+
+@scenario("http", "grpc")
+def two_instances_run_side_by_side(session: Session) -> None:
+    with session.busy("pair", instances=2, outputs=COMPANY):
+        for value in (1, 2, 3):
+            session.queue("pair", value, outputs=COMPANY)
+
+
+@scenario("http", "grpc")
+def answers_leave_as_they_come(session: Session) -> Seen:
+    gate = session.gate()
+    session.ask("pair", 1, outputs=COMPANY, parameters={"gate": gate.name})
+    gate.wait_entered()
+    session.infer("pair", 2, outputs=COMPANY)
+    gate.open()
+    session.wait_all()
+    return session.order
+
+
+@scenario("http", "grpc")
+def ordered_answers_leave_in_the_order_of_the_requests(session: Session) -> Seen:
+    first, second = session.gate(), session.gate()
+    session.ask("ordered", 1, outputs=COMPANY, parameters={"gate": first.name})
+    first.wait_entered()
+    later = session.ask("ordered", 2, outputs=COMPANY, parameters={"gate": second.name})
+    second.wait_entered()
+    second.open()
+    early = later.done_within(0.1)
+    first.open()
+    return {"the second before the first": early}

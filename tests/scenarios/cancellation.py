@@ -1,0 +1,101 @@
+"""Requests that nobody waits for any more."""
+
+from __future__ import annotations
+
+import http.client
+
+import tritonclient.http
+
+from scenarios.gate import PATIENCE
+from scenarios.repository import Served
+from scenarios.requests import Request
+from scenarios.scenario import scenario
+from scenarios.session import Session
+
+MODELS: dict[str, Served] = {}
+
+
+def post(session: Session, request: Request) -> http.client.HTTPConnection:
+    """Sends a request as tritonclient does, on a connection that can be closed; its client cannot."""
+    arguments = request.arguments(tritonclient.http)
+    body, length = tritonclient.http.InferenceServerClient.generate_request_body(arguments["inputs"])
+    connection = http.client.HTTPConnection(session.server.http, timeout=PATIENCE)
+    connection.request("POST", f"/v2/models/{request.model}/infer", body, {"Inference-Header-Content-Length": str(length)})
+    return connection
+
+
+@scenario("grpc")
+def a_request_that_is_cancelled_in_the_queue_is_not_run(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1)
+        session.queue("joined", 2).cancel()
+        session.pause()
+        session.ask("joined", 3)
+        session.pause()
+
+
+@scenario("grpc")
+def a_request_that_is_cancelled_leaves_its_place(session: Session) -> None:
+    with session.busy("limited"):
+        session.queue("limited", 1).cancel()
+        session.pause()
+        for value in (2, 3):
+            session.ask("limited", value)
+            session.pause()
+
+
+@scenario("http")
+def a_client_that_goes_away_is_not_answered(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1)
+        connection = post(session, session.request("joined", 2))
+        session.wait_pending("joined", 2)
+        connection.close()
+        session.pause()
+    session.wait_all()
+
+
+@scenario("grpc")
+def a_run_is_told_that_nobody_waits(session: Session) -> None:
+    gate = session.gate()
+    asked = session.ask("joined", 1, parameters={"gate": gate.name})
+    gate.wait_entered()
+    asked.cancel()
+    gate.wait_cancelled()
+    gate.open()
+
+
+@scenario("grpc", watch=("first", "second"))
+def no_step_begins_after_a_cancellation(session: Session) -> None:
+    gate = session.gate()
+    asked = session.ask("chain", 1, parameters={"gate": gate.name, "at": "first"})
+    gate.wait_entered()
+    asked.cancel()
+    session.pause()
+    gate.open()
+    session.pause()
+
+
+@scenario("grpc", watch=("first", "second"))
+def a_step_that_is_cancelled_in_the_queue_is_not_run(session: Session) -> None:
+    with session.busy("first"):
+        session.queue("chain", 1, at="first").cancel()
+        session.pause()
+
+
+@scenario("grpc")
+def a_request_of_a_sequence_that_is_cancelled_in_the_queue(session: Session) -> None:
+    session.infer("oldest", 1, sequence_id=2, sequence_start=True)
+    with session.busy("oldest", sequence_id=1, sequence_start=True, sequence_end=True):
+        session.queue("oldest", 10, sequence_id=2)
+        session.queue("oldest", 100, sequence_id=2).cancel()
+        session.pause()
+        session.ask("oldest", 1000, sequence_id=2, sequence_end=True)
+        session.pause()
+
+
+@scenario("grpc")
+def who_waits_no_longer_than_the_client_allows(session: Session) -> None:
+    with session.busy("joined"):
+        session.queue("joined", 1, client_timeout=0.05).result()
+        session.pause()

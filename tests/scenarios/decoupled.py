@@ -1,0 +1,256 @@
+"""Models that give any number of responses to a request."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+
+from scenarios.ensembles import ensemble, step
+from scenarios.repository import Served, instance_group, tensor, tensors
+from scenarios.requests import Request, plain_text
+from scenarios.scenario import Seen, scenario
+from scenarios.session import Session
+
+_IN, _OUT = tensor("IN", dims="-1"), tensor("OUT")
+MODELS: dict[str, Served] = {
+    "many": Served(
+        f"max_batch_size: 0\n{tensors([_IN], [_OUT])}{instance_group()}model_transaction_policy {{ decoupled: true }}\n", "decoupled"
+    ),
+    "many_steps": ensemble([_IN], [_OUT], step("many", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=0),
+}
+
+
+def values(*of: int) -> np.ndarray:
+    return np.array(of, np.int32)
+
+
+def many(session: Session, *of: int, model: str = "many", **options: Any) -> Request:
+    return session.request(model, values(*of), **options)
+
+
+def streamed(session: Session, request: Request, *, empty_final: bool = False) -> list[dict[str, Any]]:
+    """All responses to one request on a stream."""
+    stream = session.stream()
+    stream.send(request, empty_final=empty_final)
+    return stream.close()
+
+
+@scenario("stream")
+def one_response(session: Session) -> Seen:
+    return streamed(session, many(session, 5))
+
+
+@scenario("stream")
+def several_responses(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, 7, request_id="a"))
+
+
+@scenario("stream")
+def no_response(session: Session) -> Seen:
+    return streamed(session, many(session))
+
+
+@scenario("stream")
+def an_empty_final_response(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, request_id="a"), empty_final=True)
+
+
+@scenario("stream")
+def only_an_empty_final_response(session: Session) -> Seen:
+    return streamed(session, many(session, request_id="a"), empty_final=True)
+
+
+@scenario("stream")
+def the_last_response_may_be_the_final_one(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, parameters={"final": True}), empty_final=True)
+
+
+@scenario("stream")
+def an_error_among_the_responses(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, 7, parameters={"fail_at": 1}))
+
+
+@scenario("stream")
+def an_error_as_the_only_response(session: Session) -> Seen:
+    return streamed(session, many(session, 5, parameters={"fail_at": 0}), empty_final=True)
+
+
+@scenario("stream")
+def an_exception_before_any_response(session: Session) -> Seen:
+    return streamed(session, many(session, 5, parameters={"raise": "no"}), empty_final=True)
+
+
+@scenario("stream")
+def a_request_that_does_not_fit(session: Session) -> Seen:
+    return streamed(session, session.request("many", inputs={"IN": np.array([1.0], np.float32)}), empty_final=True)
+
+
+@scenario("stream")
+def an_unknown_model(session: Session) -> Seen:
+    return streamed(session, Request("nobody", {"IN": values(1)}))
+
+
+@scenario("stream")
+def strict_errors_end_the_stream(session: Session) -> Seen:
+    stream = session.stream({"triton_grpc_error": "true"})
+    stream.send(session.request("joined", 1, parameters={"fail": "no"}))
+    return stream.take(1)
+
+
+@scenario("stream")
+def requests_on_one_stream_are_answered_in_turn(session: Session) -> Seen:
+    stream = session.stream()
+    for number in (1, 2, 3):
+        stream.send(many(session, 10 * number, 10 * number + 1, request_id=str(number)))
+    return stream.close()
+
+
+@scenario("stream")
+def a_model_with_one_response_on_a_stream(session: Session) -> Seen:
+    stream = session.stream()
+    for number in (1, 2, 3):
+        stream.send(session.request("limited", number, outputs=("OUT",), request_id=str(number)), empty_final=number == 3)
+    return stream.close()
+
+
+@scenario("stream")
+def an_error_of_a_model_with_one_response_on_a_stream(session: Session) -> Seen:
+    stream = session.stream()
+    stream.send(session.request("limited", 1, outputs=("OUT",), parameters={"fail": "no"}))
+    stream.send(session.request("limited", 2, outputs=("OUT",)))
+    return stream.close()
+
+
+@scenario("stream")
+def both_kinds_of_models_on_a_stream(session: Session) -> Seen:
+    """A decoupled model that stands still holds nobody up."""
+    gate = session.gate()
+    stream = session.stream()
+    stream.send(many(session, 5, 6, request_id="many", parameters={"gate": gate.name, "at": 1}))
+    first = stream.take(1)
+    gate.wait_entered()
+    stream.send(session.request("joined", 1, outputs=("OUT",), request_id="one"))
+    second = stream.take(1)
+    gate.open()
+    return first + second + stream.close()
+
+
+@scenario("stream")
+def a_sequence_on_a_stream(session: Session) -> Seen:
+    stream = session.stream()
+    for number, value in enumerate((1, 2, 3)):
+        place = {"sequence_id": 9, "sequence_start": number == 0, "sequence_end": number == 2}
+        stream.send(session.request("oldest", value, outputs=("OUT", "SEEN"), **place))
+    return stream.close()
+
+
+@scenario("http", "grpc")
+def one_response_is_refused(session: Session) -> None:
+    session.send(many(session, 5))
+
+
+@scenario("stream", watch=("many",))
+def a_decoupled_step_of_an_ensemble(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, model="many_steps"), empty_final=True)
+
+
+@scenario("stream", watch=("many",))
+def an_error_in_a_decoupled_step_of_an_ensemble(session: Session) -> Seen:
+    return streamed(session, many(session, 5, 6, 7, model="many_steps", parameters={"fail_at": 1}))
+
+
+@scenario("stream", watch=("many",))
+def no_response_of_a_decoupled_step_of_an_ensemble(session: Session) -> Seen:
+    return streamed(session, many(session, model="many_steps"), empty_final=True)
+
+
+def generate(session: Session, route: str, model: str, document: dict[str, Any]) -> dict[str, Any]:
+    """What the generate extension answers; events as a list of what they hold."""
+    url = f"http://{session.server.http}/v2/models/{model}/{route}"
+    request = urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            status, kind, body = answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except urllib.error.HTTPError as error:
+        status, kind, body = error.code, error.headers["Content-Type"], error.read().decode()
+    events = [json.loads(event.removeprefix("data: ")) for event in body.split("\n\n") if event]
+    for event in events:
+        event.pop("RUN", None)  # it counts all scenarios
+        if "error" in event:
+            event["error"] = plain_text(event["error"])
+    return {"status": status, "type": kind, "events": events}
+
+
+@scenario("http")
+def generate_with_one_response(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate", "many", {"IN": [5], "id": "a"})
+
+
+@scenario("http")
+def generate_with_several_responses(session: Session) -> Seen:
+    return generate(session, "generate", "many", {"IN": [5, 6]})
+
+
+@scenario("http")
+def generate_with_no_response(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate", "many", {"IN": []})
+
+
+@scenario("http")
+def generate_with_an_error(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate", "many", {"IN": [5], "fail_at": 0})
+
+
+@scenario("http")
+def generate_stream_with_several_responses(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate_stream", "many", {"IN": [5, 6], "id": "a"})
+
+
+@scenario("http")
+def generate_stream_with_no_response(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate_stream", "many", {"IN": []})
+
+
+@scenario("http")
+def generate_stream_with_an_error_among_the_responses(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate_stream", "many", {"IN": [5, 6, 7], "fail_at": 1})
+
+
+@scenario("http")
+def generate_stream_with_an_error_first(session: Session) -> Seen:
+    session.watch("many")
+    return generate(session, "generate_stream", "many", {"IN": [5, 6], "fail_at": 0})
+
+
+@scenario("http")
+def generate_of_a_model_with_one_response(session: Session) -> Seen:
+    session.watch("joined")
+    return generate(session, "generate", "joined", {"IN": 5})
+
+
+@scenario("http")
+def generate_without_an_input(session: Session) -> Seen:
+    session.watch("joined")
+    return generate(session, "generate", "joined", {"other": 5})
+
+
+@scenario("stream")
+def a_stream_that_is_left_ends_its_requests(session: Session) -> Seen:
+    gate = session.gate()
+    stream = session.stream()
+    stream.send(many(session, 5, 6, 7, parameters={"gate": gate.name, "at": 1}))
+    first = stream.take(1)
+    gate.wait_entered()
+    stream.close(cancel=True)
+    gate.wait_cancelled()
+    return first

@@ -1,0 +1,303 @@
+"""Where Backline differs from Triton on purpose: which fields of which scenarios, what they hold, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from scenarios.runner import Deviation
+from scenarios.scenario import Scenario
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """In each of the scenarios (by title, or by title and way) some fields differ whose paths match one of `paths`.
+
+    `holds` says of what Triton and Backline gave whether it is the difference that is meant. `reason` is a row of the table in
+    docs/differences-from-triton.md.
+    """
+
+    reason: str
+    scenarios: tuple[str, ...]
+    paths: tuple[str, ...]
+    holds: Callable[[Any, Any], bool]
+
+    def applies(self, scenario: Scenario) -> bool:
+        return scenario.title in self.scenarios or scenario.name in self.scenarios
+
+    def covers(self, deviation: Deviation) -> bool:
+        matches = any(fnmatchcase(deviation.path, path) for path in self.paths)
+        return matches and self.holds(deviation.triton, deviation.backline)
+
+
+def unlisted(scenario: Scenario, deviations: list[Deviation]) -> list[Deviation]:
+    """The deviations that no difference covers."""
+    listed = [difference for difference in DIFFERENCES if difference.applies(scenario)]
+    return [deviation for deviation in deviations if not any(difference.covers(deviation) for difference in listed)]
+
+
+def gone(scenario: Scenario, deviations: list[Deviation]) -> list[Difference]:
+    """The differences that are listed for the scenario but are no longer there."""
+    listed = [difference for difference in DIFFERENCES if difference.applies(scenario)]
+    return [difference for difference in listed if not any(difference.covers(deviation) for deviation in deviations)]
+
+
+def words(triton: Any, backline: Any) -> bool:
+    """Backline's message has Triton's words in their order, and more or fewer of its own."""
+    if not isinstance(triton, str) or not isinstance(backline, str):
+        return False
+    shorter, longer = sorted((_words(triton), _words(backline)), key=len)
+    rest = iter(longer)
+    return all(word in rest for word in shorter)
+
+
+def _words(text: str) -> list[str]:
+    return text.replace("[request id: <id_unknown>] ", "").replace(",", " ").replace(".", " ").split()
+
+
+def less(triton: Any, backline: Any) -> bool:
+    """Backline counts less."""
+    return (backline or 0) < (triton or 0)
+
+
+def more(triton: Any, backline: Any) -> bool:
+    """Backline counts more."""
+    return (backline or 0) > (triton or 0)
+
+
+def any_value(triton: Any, backline: Any) -> bool:
+    """What follows from another difference of the scenario."""
+    return True
+
+
+def is_gone(triton: Any, backline: Any) -> bool:
+    """Backline has no such field."""
+    return backline is None
+
+
+def is_new(triton: Any, backline: Any) -> bool:
+    """Triton has no such field."""
+    return triton is None
+
+
+def became(triton: Any, backline: Any) -> Callable[[Any, Any], bool]:
+    """Backline gives the one where Triton gives the other."""
+    return lambda one, other: (one, other) == (triton, backline)
+
+
+#: Counts of requests that were answered: those that Backline does not count among them it counts as failed.
+_OF_ANSWERS = tuple(f"statistics.*.{name}" for name in ("compute_*", "inference_count", "queue", "success"))
+_COUNTS = ("statistics.*",)
+_FEWER_RUNS = (*_OF_ANSWERS, "statistics.*.execution_count", "statistics.*.batches*")
+
+#: Requests whose own answer is an error of the model.
+_ANSWERED_WITH_ERRORS = (
+    "one_request_of_a_batch_may_fail",
+    "an_error_has_the_kind_that_the_model_says",
+    "an_error_of_the_first_step",
+    "an_error_of_the_last_step",
+    "an_error_in_a_branch",
+    "an_error_among_the_responses",
+    "an_error_as_the_only_response",
+    "an_error_of_a_model_with_one_response_on_a_stream",
+    "an_error_in_a_decoupled_step_of_an_ensemble",
+    "strict_errors_end_the_stream",
+    "generate_with_an_error",
+    "generate_stream_with_an_error_first",
+    "generate_stream_with_an_error_among_the_responses",
+)
+_ENSEMBLES = (
+    "a_chain_of_two",
+    "a_batch_passes_as_one",
+    "a_fork_and_a_join",
+    "an_ensemble_in_an_ensemble",
+    "steps_are_joined_with_other_requests",
+    "ensembles_answer_with_requested_outputs",
+    "steps_that_nobody_needs",
+    "optional_inputs_of_steps",
+    "the_priority_is_the_steps_too",
+    "the_sequence_is_the_steps_too",
+    "an_id_is_given_back",
+    "a_step_of_an_ensemble_is_a_hit",
+    "a_decoupled_step_of_an_ensemble",
+    "an_error_in_a_decoupled_step_of_an_ensemble",
+)
+
+DIFFERENCES: tuple[Difference, ...] = (
+    # what runs together
+    Difference(
+        "joined without dynamic_batching",
+        ("without_dynamic_batching_nothing_is_joined",),
+        ("answers.*.COMPANY*", "answers.*.RUN*", "statistics.unjoined.batches.*", "statistics.unjoined.execution_count"),
+        any_value,
+    ),
+    Difference(
+        "batches are formed when an instance is free",
+        ("the_largest_preferred_size_is_taken",),
+        ("answers.*.COMPANY", "answers.*.RUN"),
+        any_value,
+    ),
+    # requests that do not fit
+    Difference(
+        "messages say more",
+        (
+            "a_batch_for_a_model_without_batches_is_refused",
+            "another_shape_is_refused",
+            "an_unknown_output_is_refused",
+            "a_request_that_does_not_fit_counts_nowhere",
+            "a_level_has_a_limit_of_its_own",
+            "the_default_limit_is_of_each_level",
+            "a_full_queue_refuses",
+            "a_full_queue_of_a_model_with_batches_refuses",
+            "a_full_queue_with_levels_refuses",
+            "requests_count_and_not_their_rows",
+            "a_queue_takes_again_when_it_has_room",
+            "a_level_has_a_timeout_of_its_own",
+            "who_has_waited_for_too_long_is_refused",
+            "a_request_may_ask_for_less_than_the_default",
+            "a_request_may_not_ask_for_more_than_the_default",
+            "a_full_queue_of_a_step",
+            "a_timeout_in_a_step",
+            "an_error_of_the_first_step",
+            "an_error_of_the_last_step",
+            "an_error_in_a_branch",
+            "an_error_in_a_decoupled_step_of_an_ensemble",
+            "an_exception_in_a_step",
+        ),
+        ("answers.*.error", "seen.*.error"),
+        words,
+    ),
+    Difference(
+        "what is wrong with the inputs is said",
+        ("a_request_without_rows_is_refused", "an_unknown_input_is_refused", "a_missing_required_input_is_refused"),
+        ("answers.0.error",),
+        any_value,
+    ),
+    Difference(
+        "what is wrong with the inputs is said",
+        ("a_missing_required_input_is_refused",),
+        ("answers.0.status", "statistics.shapes.*"),
+        any_value,
+    ),
+    # errors
+    Difference("answers that are errors have failed", _ANSWERED_WITH_ERRORS, _OF_ANSWERS, less),
+    Difference(
+        "answers that are errors have failed",
+        _ANSWERED_WITH_ERRORS,
+        ("statistics.*.fail",),
+        more,
+    ),
+    Difference("a cancellation is 499", ("an_error_has_the_kind_that_the_model_says [http]",), ("answers.6.status",), became("400", "499")),
+    Difference(
+        "an error is the last response",
+        ("an_error_among_the_responses", "an_error_as_the_only_response"),
+        ("seen",),
+        lambda triton, backline: triton[: len(backline)] == backline and "error" in backline[-1],
+    ),
+    Difference(
+        "an error is the last response",
+        ("generate_stream_with_an_error_first", "generate_stream_with_an_error_among_the_responses"),
+        ("seen.events",),
+        lambda triton, backline: triton[: len(backline)] == backline and "error" in backline[-1],
+    ),
+    Difference(
+        "generate says it by the status",
+        ("generate_with_no_response", "generate_with_several_responses"),
+        ("seen.status",),
+        became(200, 500),
+    ),
+    Difference(
+        "the kind of an error is kept over generate",
+        ("generate_with_an_error", "generate_stream_with_an_error_first"),
+        ("seen.status",),
+        became(400, 500),
+    ),
+    # time
+    Difference(
+        "a request's own timeout counts",
+        ("a_request_may_ask_where_there_is_no_default", "a_request_asks_in_vain_without_a_queue_policy"),
+        ("answers.*", "statistics.*"),
+        any_value,
+    ),
+    # ensembles
+    Difference("ensembles answer without a sequence", _ENSEMBLES, ("answers.*.parameters", "seen.*.parameters.sequence_*"), is_gone),
+    Difference(
+        "a failed ensemble has failed once",
+        (
+            "an_error_of_the_first_step",
+            "an_error_of_the_last_step",
+            "an_exception_in_a_step",
+            "a_full_queue_of_a_step",
+            "a_timeout_in_a_step",
+            "the_sequence_is_the_steps_too",
+        ),
+        ("statistics.*.fail",),
+        became(2, 1),
+    ),
+    Difference(
+        "what nobody needs is not run",
+        ("an_error_in_a_branch",),
+        ("statistics.first.*",),
+        any_value,
+    ),
+    # cancellation
+    Difference(
+        "who is gone is not run",
+        (
+            "a_request_that_is_cancelled_in_the_queue_is_not_run",
+            "a_client_that_goes_away_is_not_answered",
+            "a_step_that_is_cancelled_in_the_queue_is_not_run",
+            "no_step_begins_after_a_cancellation",
+            "who_waits_no_longer_than_the_client_allows",
+            "a_run_is_told_that_nobody_waits",
+            "a_stream_that_is_left_ends_its_requests",
+        ),
+        ("answers.*.COMPANY", *_COUNTS),
+        any_value,
+    ),
+    Difference(
+        "who is gone leaves the queue at once",
+        ("a_request_that_is_cancelled_leaves_its_place",),
+        ("answers.3.*", *_COUNTS),
+        any_value,
+    ),
+    Difference(
+        "a sequence goes on after a cancellation",
+        ("a_request_of_a_sequence_that_is_cancelled_in_the_queue",),
+        ("answers.4.*", *_COUNTS),
+        any_value,
+    ),
+    # sequences
+    Difference(
+        "ids that are texts",
+        ("ids_may_be_texts", "a_number_for_a_text_id_input"),
+        ("answers.*", *_COUNTS),
+        lambda triton, backline: triton is None or backline is None,
+    ),
+    Difference(
+        "ids that do not fit are refused",
+        ("a_text_for_a_numeric_id_input", "an_id_that_does_not_fit_its_input"),
+        ("answers.0.*", *_COUNTS),
+        lambda triton, backline: triton is None or backline is None,
+    ),
+    Difference("states are kept", ("the_server_keeps_the_state",), ("answers.*.OUT",), more),
+    # cache
+    Difference(
+        "outputs and parameters are part of the key",
+        ("fewer_outputs_after_all", "more_outputs_after_some", "parameters_do_not_matter"),
+        ("answers.1.*", *_COUNTS),
+        any_value,
+    ),
+    Difference("errors are not kept", ("errors_are_not_kept",), ("answers.1.*", *_COUNTS), any_value),
+    Difference("the same twice at once is one run", ("the_same_twice_at_once",), ("answers.*.COMPANY", *_COUNTS), any_value),
+    # statistics
+    Difference("404", ("an_unknown_model_in_statistics", "an_unknown_version"), ("seen.status", "seen.error"), any_value),
+    Difference(
+        "statistics of responses",
+        ("the_fields_of_a_model", "the_responses_of_a_decoupled_model"),
+        ("seen", "seen.response_stats*"),
+        lambda triton, backline: triton in (None, "NoneType"),
+    ),
+)

@@ -1,0 +1,170 @@
+"""Models that consist of others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scenarios.batching import rows
+from scenarios.repository import Served, tensor, tensors, worker
+from scenarios.scenario import scenario
+from scenarios.session import Session
+from scenarios.timeouts import OVER
+
+
+def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
+    """A step: the model's inputs and outputs with the tensors of the ensemble."""
+    pairs = [*(("input", *pair) for pair in inputs.items()), *(("output", *pair) for pair in outputs.items())]
+    maps = [f'{kind}_map {{ key: "{name}" value: "{tensor}" }}' for kind, name, tensor in pairs]
+    return f'step {{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
+
+
+def ensemble(inputs: list[str], outputs: list[str], *steps: str, max_batch_size: int = 8) -> Served:
+    return Served(
+        f'platform: "ensemble"\nmax_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}ensemble_scheduling {{ {" ".join(steps)} }}\n'
+    )
+
+
+_IN, _OUT = tensor("IN"), tensor("OUT")
+MODELS: dict[str, Served] = {
+    "first": worker("dynamic_batching { }\n"),
+    "second": worker("dynamic_batching { }\n"),
+    "adding": worker("dynamic_batching { }\n", plus=True),
+    "chain": ensemble(
+        [_IN],
+        [_OUT, tensor("COMPANY1", "STRING"), tensor("COMPANY2", "STRING")],
+        step("first", {"IN": "IN"}, {"OUT": "middle", "COMPANY": "COMPANY1"}),
+        step("second", {"IN": "middle"}, {"OUT": "OUT", "COMPANY": "COMPANY2"}),
+    ),
+    "fork": ensemble(
+        [_IN],
+        [_OUT, tensor("LEFT")],
+        step("first", {"IN": "IN"}, {"OUT": "LEFT"}),
+        step("second", {"IN": "IN"}, {"OUT": "right"}),
+        step("adding", {"IN": "LEFT", "PLUS": "right"}, {"OUT": "OUT"}),
+    ),
+    "optional": ensemble(
+        [_IN, tensor("PLUS", extra="optional: true ")],
+        [_OUT],
+        step("first", {"IN": "IN"}, {"OUT": "middle"}),
+        step("adding", {"IN": "middle", "PLUS": "PLUS"}, {"OUT": "OUT"}),
+    ),
+    "by_levels": ensemble(
+        [_IN], [_OUT, tensor("COMPANY", "STRING")], step("levels", {"IN": "IN"}, {"OUT": "OUT", "COMPANY": "COMPANY"}), max_batch_size=2
+    ),
+    "by_limited": ensemble([_IN], [_OUT], step("limited_levels", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=4),
+    "by_timeout": ensemble([_IN], [_OUT], step("rejecting", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=1),
+    "in_sequence": ensemble(
+        [_IN], [_OUT, tensor("SEEN", "STRING")], step("oldest", {"IN": "IN"}, {"OUT": "OUT", "SEEN": "SEEN"}), max_batch_size=4
+    ),
+    "nested": ensemble([_IN], [_OUT], step("chain", {"IN": "IN"}, {"OUT": "middle"}), step("first", {"IN": "middle"}, {"OUT": "OUT"})),
+}
+STEPS = ("first", "second")
+
+
+@scenario("http", "grpc", watch=STEPS)
+def a_chain_of_two(session: Session) -> None:
+    session.infer("chain", 1)
+
+
+@scenario("http", "grpc", watch=STEPS)
+def a_batch_passes_as_one(session: Session) -> None:
+    session.infer("chain", rows(1, 2, 3))
+
+
+@scenario("http", "grpc", watch=(*STEPS, "adding"))
+def a_fork_and_a_join(session: Session) -> None:
+    session.infer("fork", 10)
+
+
+@scenario("http", "grpc", watch=(*STEPS, "chain"))
+def an_ensemble_in_an_ensemble(session: Session) -> None:
+    session.infer("nested", 1)
+
+
+@scenario("http", "grpc", watch=STEPS)
+def steps_are_joined_with_other_requests(session: Session) -> None:
+    with session.busy("second"):
+        with session.busy("first"):
+            session.queue("first", 1)
+            session.queue("chain", 2, at="first")
+            session.queue("chain", 3, at="first")
+        session.wait_pending("second", 2)
+
+
+@scenario("http", "grpc", watch=STEPS)
+def ensembles_answer_with_requested_outputs(session: Session) -> None:
+    session.infer("chain", 1, outputs=("OUT", "COMPANY1"))
+
+
+@scenario("http", "grpc", watch=STEPS)
+def steps_that_nobody_needs(session: Session) -> None:
+    session.infer("chain", 1, outputs=("COMPANY1",))
+
+
+@scenario("http", "grpc", watch=("first", "adding"))
+def optional_inputs_of_steps(session: Session) -> None:
+    session.infer("optional", 1)
+    session.infer("optional", 1, inputs={"PLUS": np.array([[100]], np.int32)})
+
+
+@scenario("http", "grpc", watch=STEPS)
+def an_error_of_the_first_step(session: Session) -> None:
+    session.infer("chain", 1, parameters={"fail": "no", "at": "first", "code": "INVALID_ARG"})
+
+
+@scenario("http", "grpc", watch=STEPS)
+def an_error_of_the_last_step(session: Session) -> None:
+    session.infer("chain", 1, parameters={"fail": "no", "at": "second", "code": "UNAVAILABLE"})
+
+
+@scenario("http", "grpc", watch=STEPS)
+def an_exception_in_a_step(session: Session) -> None:
+    session.infer("chain", 1, parameters={"raise": "no", "at": "second"})
+
+
+@scenario("http", "grpc", watch=(*STEPS, "adding"))
+def an_error_in_a_branch(session: Session) -> None:
+    with session.busy("first"):
+        session.ask("fork", 1, parameters={"fail": "no", "at": "second"})
+        session.wait_executions("second", 1)
+        session.pause()
+
+
+@scenario("http", "grpc")
+def more_rows_than_the_ensemble_takes_are_refused(session: Session) -> None:
+    session.infer("chain", rows(*range(9)))
+
+
+@scenario("http", "grpc", watch=("limited_levels",))
+def a_full_queue_of_a_step(session: Session) -> None:
+    with session.busy("limited_levels"):
+        session.queue("limited_levels", 1)
+        session.queue("limited_levels", 2)
+        session.infer("by_limited", 3)
+
+
+@scenario("http", "grpc", watch=("rejecting",))
+def a_timeout_in_a_step(session: Session) -> None:
+    with session.busy("rejecting"):
+        session.queue("by_timeout", 1, at="rejecting")
+        session.pause(OVER)
+
+
+@scenario("http", "grpc", watch=("levels",))
+def the_priority_is_the_steps_too(session: Session) -> None:
+    with session.busy("levels"):
+        for value in (1, 2):
+            session.queue("levels", value, priority=2)
+        session.queue("by_levels", 3, at="levels", priority=1)
+
+
+@scenario("http", "grpc", watch=("oldest",))
+def the_sequence_is_the_steps_too(session: Session) -> None:
+    session.infer("in_sequence", 1, sequence_id=7, sequence_start=True)
+    session.infer("in_sequence", 2, sequence_id=7, sequence_end=True)
+    session.infer("in_sequence", 3, sequence_id=7)
+
+
+@scenario("http", "grpc")
+def an_id_is_given_back(session: Session) -> None:
+    session.infer("chain", 1, request_id="mine")

@@ -1,0 +1,87 @@
+"""Levels of priority: who goes first, and what each level allows."""
+
+from __future__ import annotations
+
+from scenarios.repository import Served, worker
+from scenarios.scenario import scenario
+from scenarios.session import Session
+from scenarios.timeouts import OVER
+
+MODELS: dict[str, Served] = {
+    "levels": worker("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", max_batch_size=2),
+    "policies": worker(
+        "dynamic_batching { priority_levels: 3 default_priority_level: 2\n"
+        "  default_queue_policy { max_queue_size: 3 }\n"
+        "  priority_queue_policy { key: 1 value { max_queue_size: 1 } }\n"
+        "  priority_queue_policy { key: 3 value { default_timeout_microseconds: 30000 } } }\n",
+        max_batch_size=1,
+    ),
+}
+
+
+@scenario("http", "grpc")
+def a_higher_level_goes_first(session: Session) -> None:
+    with session.busy("levels"):
+        for value, level in ((1, 3), (2, 3), (3, 2), (4, 2), (5, 1), (6, 1)):
+            session.queue("levels", value, priority=level)
+
+
+@scenario("http", "grpc")
+def within_a_level_it_is_first_come_first_served(session: Session) -> None:
+    with session.busy("levels"):
+        for value, level in ((1, 2), (2, 1), (3, 2), (4, 1), (5, 2), (6, 1)):
+            session.queue("levels", value, priority=level)
+
+
+@scenario("http", "grpc")
+def a_batch_may_have_several_levels(session: Session) -> None:
+    with session.busy("levels"):
+        for value, level in ((1, 3), (2, 2), (3, 1)):
+            session.queue("levels", value, priority=level)
+
+
+@scenario("http", "grpc")
+def who_names_no_level_has_the_default_one(session: Session) -> None:
+    with session.busy("levels"):
+        session.queue("levels", 1, priority=3)
+        session.queue("levels", 2)
+        session.queue("levels", 3)
+        session.queue("levels", 4, priority=1)
+
+
+@scenario("http", "grpc")
+def a_level_that_there_is_not_is_the_default_one(session: Session) -> None:
+    with session.busy("levels"):
+        session.queue("levels", 1, priority=3)
+        session.queue("levels", 2, priority=99)
+        session.queue("levels", 3, priority=1)
+
+
+@scenario("http", "grpc")
+def a_model_without_levels_takes_any(session: Session) -> None:
+    session.infer("joined", 1, priority=7)
+
+
+@scenario("http", "grpc")
+def a_level_has_a_limit_of_its_own(session: Session) -> None:
+    with session.busy("policies"):
+        session.queue("policies", 1, priority=1)
+        session.infer("policies", 2, priority=1)
+        session.queue("policies", 3, priority=2)
+
+
+@scenario("http", "grpc")
+def the_default_limit_is_of_each_level(session: Session) -> None:
+    with session.busy("policies"):
+        for value in (1, 2, 3):
+            session.queue("policies", value, priority=2)
+        session.infer("policies", 4, priority=2)
+        session.queue("policies", 5, priority=1)
+
+
+@scenario("http", "grpc")
+def a_level_has_a_timeout_of_its_own(session: Session) -> None:
+    with session.busy("policies"):
+        session.queue("policies", 1, priority=3)
+        session.queue("policies", 2, priority=2)
+        session.pause(OVER)

@@ -1,0 +1,57 @@
+"""Runs scenarios and compares what they saw, field by field, with what was recorded of Triton."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scenarios.scenario import Scenario
+from scenarios.session import Server, Session
+
+RECORDED = Path(__file__).with_name("recorded")
+
+
+class Deviation(NamedTuple):
+    """A field, by the names and numbers that lead to it, and what it holds at each; None where it is not there."""
+
+    path: str
+    triton: Any
+    backline: Any
+
+
+def run(scenario: Scenario, server: Server) -> dict[str, Any]:
+    """All answers of a scenario, what the models' statistics counted, and what the scenario itself tells. Raises what goes wrong."""
+    session = Session(server, scenario.title, scenario.way, scenario.watched)
+    try:
+        seen = scenario.run(session)
+        answers, counted = session.finish()
+    finally:
+        session.close()
+    told = {"answers": answers, "statistics": counted, **({} if seen is None else {"seen": seen})}
+    return json.loads(json.dumps(told))  # type: ignore[no-any-return]  # tuples are lists, and keys texts, as in a recording
+
+
+def compare(triton: Any, backline: Any, path: str = "") -> Iterator[Deviation]:
+    """Every field that is not the same."""
+    if isinstance(triton, dict) and isinstance(backline, dict):
+        for name in sorted(triton.keys() | backline.keys()):
+            yield from compare(triton.get(name), backline.get(name), f"{path}.{name}".lstrip("."))
+    elif isinstance(triton, list) and isinstance(backline, list) and len(triton) == len(backline):
+        for number, (one, other) in enumerate(zip(triton, backline, strict=True)):
+            yield from compare(one, other, f"{path}.{number}".lstrip("."))
+    elif triton != backline:
+        yield Deviation(path, triton, backline)
+
+
+def recorded(theme: str) -> dict[str, Any]:
+    """What Triton answered in a theme, by the names of the scenarios; empty when it was never recorded."""
+    file = RECORDED / f"{theme}.json"
+    return json.loads(file.read_text()) if file.exists() else {}  # type: ignore[no-any-return]
+
+
+def record(theme: str, results: dict[str, Any]) -> None:
+    """Keeps what Triton answered."""
+    lines = [f"{json.dumps(name)}: {json.dumps(result)}" for name, result in sorted(results.items())]
+    (RECORDED / f"{theme}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

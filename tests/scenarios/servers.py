@@ -1,0 +1,48 @@
+"""The two servers, with the same models."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from scenarios.repository import Served, write
+from scenarios.session import Server
+from support.server import serve
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+OPTIONS = ("--cache-config=local,size=4194304",)
+
+
+@contextmanager
+def backline(folder: Path, models: Mapping[str, Served]) -> Iterator[Server]:
+    """`backline serve` with its repository in `folder`, until the block ends."""
+    repository, gates = _write(folder, models)
+    with serve(repository, folder / "backline.log", *OPTIONS) as running:
+        yield Server(
+            "backline", f"127.0.0.1:{running.http_port}", f"127.0.0.1:{running.grpc_port}", f"127.0.0.1:{running.metrics_port}", gates
+        )
+
+
+@contextmanager
+def triton(folder: Path, models: Mapping[str, Served]) -> Iterator[Server]:
+    """Real Triton, installed on first use, with its repository in `folder`, until the block ends. Raises CannotRun where there is none."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from harness.peers.triton import Triton
+
+    repository, gates = _write(folder, models)
+    running = Triton()
+    try:
+        running.start_repository(repository, *OPTIONS)
+        ports = (running.http_port, running.grpc_port, running.metrics_port)
+        yield Server("triton", *(f"127.0.0.1:{port}" for port in ports), gates, settle=0.01)
+    finally:
+        if running.process is not None:
+            running.process.end()
+
+
+def _write(folder: Path, models: Mapping[str, Served]) -> tuple[Path, Path]:
+    gates = folder / "gates"
+    gates.mkdir(parents=True)
+    return write(folder / "models", models, gates), gates

@@ -1,0 +1,236 @@
+"""One scenario at one server: it asks, knows what waits, holds runs at gates, and tells what the statistics say of it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+import time
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.http
+
+from scenarios.gate import PATIENCE, Gate
+from scenarios.requests import Grpc, Http, Pending, Request, Stream, Way
+
+_COUNTED = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+_gates = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server answers, and the folder of the gates in its models.
+
+    `settle` are seconds after which it has surely done what a request that was noticed, or an answer that was given, still makes it do.
+    """
+
+    name: str
+    http: str
+    grpc: str
+    metrics: str
+    gates: Path
+    settle: float = 0.0
+
+
+class Session:
+    """What a scenario is given. `answers` are all answers in the order in which they came."""
+
+    def __init__(self, server: Server, scenario: str, way: str, watched: tuple[str, ...] = ()) -> None:
+        self.server = server
+        self.way = way
+        #: A value that no other scenario asks for, so that no answer to it is in a cache.
+        self.fresh = 1_000_000 + 2 * (zlib.crc32(f"{scenario} {way}".encode()) % 100_000_000)
+        self._client: Way = Http(server.http) if way == "http" else Grpc(server.grpc)
+        self._streams: list[Stream] = []
+        self._gates: list[Gate] = []
+        self._statistics = tritonclient.http.InferenceServerClient(server.http)
+        self._before: dict[str, dict[str, Any]] = {}
+        self._sent: list[Pending] = []
+        self._order: list[Pending] = []
+        self._lock = threading.Lock()
+        #: The requests that were sent, by the model in whose queue they wait, and how many of them are held at gates.
+        self._at: dict[str, list[Pending]] = {}
+        self._held: dict[str, int] = {}
+        for model in watched:
+            self.watch(model)
+
+    # asking
+
+    def request(self, model: str, value: Any = 0, *, outputs: tuple[str, ...] | None = None, **options: Any) -> Request:
+        """A request with `value` as the input IN: one number, or an array as it is; `inputs` are further ones, `parameters` the model's."""
+        given = np.asarray(value, np.int32)
+        inputs = {"IN": given.reshape(1, 1) if given.ndim == 0 else given, **options.pop("inputs", {})}
+        self.watch(model)
+        return Request(model, inputs, outputs, options)
+
+    def send(self, request: Request, *, at: str = "") -> Pending:
+        """Sends a request without waiting for anything."""
+        pending = Pending(request, self._done)
+        self._sent.append(pending)
+        self._at.setdefault(at or request.model, []).append(pending)
+        self._client.send(pending)
+        return pending
+
+    def ask(self, model: str, value: Any = 0, *, at: str = "", **options: Any) -> Pending:
+        """Sends a request without waiting for anything. `at` is the model in whose queue it waits, if that is another one."""
+        return self.send(self.request(model, value, **options), at=at)
+
+    def infer(self, model: str, value: Any = 0, **options: Any) -> dict[str, Any]:
+        """Sends a request and waits for its answer."""
+        return self.ask(model, value, **options).result()
+
+    def queue(self, model: str, value: Any = 0, *, at: str = "", **options: Any) -> Pending:
+        """Sends a request and waits until it is in the queue, or refused."""
+        pending = self.ask(model, value, at=at, **options)
+        self.wait_queued(at or model)
+        return pending
+
+    def stream(self, headers: dict[str, str] | None = None) -> Stream:
+        """A new stream; it is closed when the scenario ends."""
+        stream = Stream(self.server.grpc, headers)
+        self._streams.append(stream)
+        return stream
+
+    def wait_all(self) -> None:
+        """Waits for the answers of all that was asked so far."""
+        for pending in self._sent:
+            pending.result()
+
+    def _done(self, pending: Pending) -> None:
+        with self._lock:
+            self._order.append(pending)
+
+    @property
+    def order(self) -> list[Any]:
+        """The inputs of the requests in the order in which their answers came."""
+        return [int(pending.request.inputs["IN"].reshape(-1)[0]) for pending in self._order]
+
+    # gates
+
+    def gate(self) -> Gate:
+        """A gate that no other scenario has."""
+        gate = Gate(self.server.gates, f"g{next(_gates)}")
+        self._gates.append(gate)
+        return gate
+
+    @contextmanager
+    def busy(self, model: str, *, instances: int = 1, value: Any = 0, **options: Any) -> Iterator[None]:
+        """Keeps the instances of a model busy with a request each, until the block ends."""
+        gates = [self.gate() for _ in range(instances)]
+        for gate in gates:
+            self.ask(model, value, parameters={"gate": gate.name}, **options)
+            gate.wait_entered()
+        self._held[model] = instances
+        try:
+            yield
+        finally:
+            self._held[model] = 0
+            for gate in gates:
+                gate.open()
+
+    def pause(self, seconds: float = 0.05) -> None:
+        """Gives the server time for what it does without telling: a cancellation, a timeout, a count after an answer."""
+        time.sleep(seconds)
+
+    def wait_queued(self, model: str) -> None:
+        """Waits until every request that was sent to the model runs at a gate, is in the queue, or is answered as it was refused."""
+        sent, held = self._at[model], self._held.get(model, 0)
+        self._wait(
+            lambda: sum(not pending.done for pending in sent) - self.pending(model) == held,
+            f"{len(sent)} requests for model '{model}' that run, wait or are answered",
+        )
+
+    def wait_pending(self, model: str, count: int) -> None:
+        """Waits until as many requests wait for the model, whoever sent them."""
+        self._wait(lambda: self.pending(model) == count, f"{count} requests waiting for model '{model}'")
+
+    def wait_executions(self, model: str, count: int) -> None:
+        """Waits until the model has run so many times in this scenario."""
+        self.watch(model)
+        end = self._before[model].get("execution_count", 0) + count
+        self._wait(lambda: self._read(model).get("execution_count", 0) >= end, f"{count} executions of model '{model}'")
+
+    def _wait(self, happened: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + PATIENCE
+        while not happened():
+            if time.monotonic() > end:
+                raise TimeoutError(f"there were not {what}")
+            time.sleep(0.001)
+        time.sleep(self.server.settle)
+
+    def pending(self, model: str) -> int:
+        """The requests that wait for the model, as the metrics tell."""
+        with urllib.request.urlopen(f"http://{self.server.metrics}/metrics", timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+        found = re.search(rf'^nv_inference_pending_request_count{{model="{model}",version="1"}} (\d+)', text, re.MULTILINE)
+        return int(found[1]) if found else 0
+
+    # the end
+
+    def finish(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """All answers in the order of their requests, and what the statistics of each model have counted."""
+        answers = [pending.result() for pending in self._sent]
+        self._count_runs_from_zero()
+        return answers, {model: _difference(self._settled(model), before) for model, before in self._before.items()}
+
+    def close(self) -> None:
+        """Opens all gates, and leaves."""
+        for gate in self._gates:
+            gate.open()
+        for stream in self._streams:
+            stream.close(cancel=True)
+        self._client.close()
+        self._statistics.close()
+
+    def _count_runs_from_zero(self) -> None:
+        """The first run of each model in this scenario is its number 0."""
+        models = {pending.request.model for pending in self._sent}
+        for model in models:
+            outcomes = [pending.outcome for pending in self._sent if pending.request.model == model]
+            for name in {name for outcome in outcomes for name in outcome if name.startswith("RUN")}:
+                first = min(int(np.min(outcome[name])) for outcome in outcomes if name in outcome)
+                for outcome in outcomes:
+                    if name in outcome:
+                        outcome[name] = (np.asarray(outcome[name]) - first).tolist()
+
+    def watch(self, model: str) -> None:
+        """Compares the statistics of a model from now on."""
+        if model not in self._before:
+            self._before[model] = self._read(model)
+
+    def _read(self, model: str) -> dict[str, Any]:
+        (counted,) = self._statistics.get_inference_statistics(model)["model_stats"]
+        return counted  # type: ignore[no-any-return]
+
+    def _settled(self, model: str) -> dict[str, Any]:
+        """The statistics once nothing changes any more: a server may count after it has answered."""
+        counted = self._read(model)
+        while self.server.settle:
+            time.sleep(4 * self.server.settle)
+            again = self._read(model)
+            if again == counted:
+                break
+            counted = again
+        return counted
+
+
+def _difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """What was counted, without durations; batches by their size, and nothing that is 0."""
+    counted: dict[str, Any] = {key: after.get(key, 0) - before.get(key, 0) for key in ("inference_count", "execution_count")}
+    for name in _COUNTED:
+        counted[name] = _count(after["inference_stats"], name) - _count(before["inference_stats"], name)
+    earlier = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in before.get("batch_stats", ())}
+    later = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in after.get("batch_stats", ())}
+    counted["batches"] = {str(size): count - earlier.get(size, 0) for size, count in sorted(later.items()) if count != earlier.get(size, 0)}
+    return {name: count for name, count in counted.items() if count}
+
+
+def _count(statistics: dict[str, Any], name: str) -> int:
+    return int(statistics.get(name, {}).get("count", 0))

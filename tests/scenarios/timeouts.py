@@ -1,0 +1,97 @@
+"""How long a request may wait, and what becomes of it then."""
+
+from __future__ import annotations
+
+from scenarios.repository import Served, worker
+from scenarios.scenario import scenario
+from scenarios.session import Session
+
+#: Microseconds that a request waits behind a busy instance and not before a free one, and that none ever does.
+SHORT, LONG = 30_000, 60_000_000
+#: Seconds after which SHORT is over.
+OVER = 0.1
+
+
+def queue_policy(policy: str) -> str:
+    return f"dynamic_batching {{ default_queue_policy {{ {policy} }} }}\n"
+
+
+MODELS: dict[str, Served] = {
+    "rejecting": worker(queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT}"), max_batch_size=1),
+    "rejecting_early": worker(
+        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {LONG} allow_timeout_override: true"), max_batch_size=1
+    ),
+    "rejecting_late": worker(
+        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT} allow_timeout_override: true"), max_batch_size=1
+    ),
+    "overridden": worker(queue_policy("timeout_action: REJECT allow_timeout_override: true"), max_batch_size=1),
+    "unmoved": worker(queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {LONG}"), max_batch_size=1),
+    "delaying": worker(
+        queue_policy(f"timeout_action: DELAY default_timeout_microseconds: {LONG} allow_timeout_override: true"), max_batch_size=1
+    ),
+    "delaying_levels": worker(
+        "dynamic_batching { priority_levels: 2 default_priority_level: 1\n"
+        f"  default_queue_policy {{ timeout_action: DELAY default_timeout_microseconds: {LONG} allow_timeout_override: true }} }}\n",
+        max_batch_size=1,
+    ),
+}
+
+
+def wait_behind(session: Session, model: str, *timeouts: int | None, priorities: tuple[int, ...] = ()) -> None:
+    """Queues requests with these timeouts of their own behind a busy instance, until the short ones are over."""
+    with session.busy(model):
+        for number, timeout in enumerate(timeouts):
+            options = {} if timeout is None else {"timeout": timeout}
+            if priorities:
+                options["priority"] = priorities[number]
+            session.queue(model, number + 1, **options)
+        session.pause(OVER)
+
+
+@scenario("http", "grpc")
+def who_has_waited_for_too_long_is_refused(session: Session) -> None:
+    wait_behind(session, "rejecting", None, None)
+
+
+@scenario("http", "grpc")
+def a_request_may_ask_for_less_than_the_default(session: Session) -> None:
+    wait_behind(session, "rejecting_early", SHORT, None)
+
+
+@scenario("http", "grpc")
+def a_request_may_not_ask_for_more_than_the_default(session: Session) -> None:
+    wait_behind(session, "rejecting_late", LONG)
+
+
+@scenario("http", "grpc")
+def a_request_may_ask_where_there_is_no_default(session: Session) -> None:
+    wait_behind(session, "overridden", SHORT, None)
+
+
+@scenario("http", "grpc")
+def a_request_may_not_ask_where_it_is_not_allowed(session: Session) -> None:
+    wait_behind(session, "unmoved", SHORT)
+
+
+@scenario("http", "grpc")
+def a_request_asks_in_vain_without_a_queue_policy(session: Session) -> None:
+    wait_behind(session, "joined", SHORT)
+
+
+@scenario("http", "grpc")
+def who_is_delayed_runs_behind_the_others(session: Session) -> None:
+    wait_behind(session, "delaying", SHORT, None, SHORT, None)
+
+
+@scenario("http", "grpc")
+def who_is_delayed_is_not_behind_lower_levels(session: Session) -> None:
+    wait_behind(session, "delaying_levels", SHORT, None, None, priorities=(1, 1, 2))
+
+
+@scenario("http", "grpc")
+def a_timeout_does_not_end_a_run(session: Session) -> None:
+    gate = session.gate()
+    session.ask("overridden", 1, timeout=SHORT, parameters={"gate": gate.name})
+    gate.wait_entered()
+    session.pause(OVER)
+    gate.open()

@@ -1,3 +1,0 @@
-class Other:
-    def execute(self, requests):
-        return []
