@@ -48,10 +48,10 @@ class Sources:
         """
         await asyncio.gather(*(self._scan(location, repository, first) for location, repository in self._repositories.items()))
         sources: dict[str, list[Source]] = {}
-        for location, found in self._found.items():
-            for model in found:
+        for location, repository in self._repositories.items():  # in their order, whichever was scanned first
+            for model in self._found.get(location, ()):
                 name = self._prefixes[location] + model.name
-                sources.setdefault(name, []).append(Source(name, model, self._repositories[location]))
+                sources.setdefault(name, []).append(Source(name, model, repository))
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
     async def _scan(self, location: str, repository: Repository, first: bool) -> None:
