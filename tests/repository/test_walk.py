@@ -102,3 +102,10 @@ def test_a_link_may_lead_to_another_model_of_the_repository(tmp_path: Path) -> N
     listing = walk(tmp_path)
 
     assert listing.files["b/1/model.onnx"] == listing.files["a/1/model.onnx"]
+
+
+def test_the_one_file_with_a_dot_that_belongs_to_a_model_is_seen(tmp_path: Path) -> None:
+    put(tmp_path / "m" / ".python-version", "3.13")
+    put(tmp_path / "m" / ".hidden", "")
+
+    assert set(walk(tmp_path).files) == {"m/.python-version"}

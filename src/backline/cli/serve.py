@@ -375,7 +375,7 @@ async def serve(options: ServerOptions) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    report = LoadReport(server.engine)
+    report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
     starting = asyncio.create_task(server.start(report.on_event))
     waiting = asyncio.create_task(stopping.wait())
     try:

@@ -36,7 +36,8 @@ class LoadReport:
     long, with the phases of the loads that are under way.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, bar: bool = True) -> None:
+        """Without `bar` there are only lines: somebody may have to type meanwhile."""
         self._engine = engine
         self._built: set[tuple[str, str]] = set()
         self._bar: Any = None
@@ -46,7 +47,7 @@ class LoadReport:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._looking = self._loop.call_later(PROGRESS_EVERY, self._look_at_loads)
-        if sys.stdout.isatty():
+        if bar and sys.stdout.isatty():
             self._timer = self._loop.call_later(PROGRESS_AFTER, self._open_bar)
 
     def on_event(self, event: LoadEvent) -> None:

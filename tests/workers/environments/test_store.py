@@ -111,6 +111,23 @@ def test_a_failed_build_says_what_uv_said(store: Environments, model: Path) -> N
     assert store.entries() == []
 
 
+@pytest.mark.parametrize("locked", [False, True], ids=["pyproject.toml", "uv.lock"])
+def test_a_project_s_packages_are_installed_in_the_versions_of_its_lock(store: Environments, tmp_path: Path, *, locked: bool) -> None:
+    model = tmp_path / "project"
+    text = '[project]\nname = "model"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["tinydb%s"]\n'
+    put(model / "pyproject.toml", text % "==4.7.0")
+    if locked:
+        Uv().run("lock", folder=model)
+        put(model / "pyproject.toml", text % "")
+
+    build(store, model)
+
+    (entry,) = store.entries()
+    assert entry.about.file == ("uv.lock" if locked else "pyproject.toml")
+    assert "tinydb==4.7.0" in entry.about.packages
+    assert not any(package.startswith("model==") for package in entry.about.packages)
+
+
 def test_without_uv_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uv", None)
     monkeypatch.setenv("PATH", "")
