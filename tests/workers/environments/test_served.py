@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -87,7 +86,7 @@ def test_a_further_load_takes_less_than_100_ms_more_than_one_without_an_environm
                 client.load(name)
                 seconds.append(time.perf_counter() - began)
 
-    more = statistics.median(took["same"]) - statistics.median(took["plain"])
+    more = min(took["same"]) - min(took["plain"])  # what others do on the machine is not meant
     assert more < 0.1, took
 
 
