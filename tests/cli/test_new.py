@@ -16,6 +16,7 @@ from support.server import serve
 ANSWERS = {
     "model": '"output":"{\\"Backline\\": \\"name\\", \\"serves\\": \\"verb\\", \\"models\\": \\"noun\\"}"',
     "batch": '"data":[3.333',
+    "triton": '"data":[3.333',
     "stream": '"output":"THREE"',
     "pipeline": '"output":"[\\"longest\\", \\"words\\", \\"first\\", \\"the\\"]"',
 }

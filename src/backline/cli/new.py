@@ -34,6 +34,11 @@ TEMPLATES = {
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
     "stream": Template("a request gets any number of responses", "generate_stream", '{"text": "one two three"}'),
+    "triton": Template(
+        "a class and a configuration of Triton's Python backend",
+        "infer",
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
+    ),
     "pipeline": Template("a model that asks another one of the server", "generate", '{"text": "the longest words first"}'),
 }
 _EPILOG = """\b
@@ -77,7 +82,7 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
 def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
     """The files of a template, by path below the new folder."""
     root = _TEMPLATES / template
-    for file in sorted(root.rglob("*.py")):
+    for file in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         relative = file.relative_to(root)
         # The name of a test is that of a module, and its own: tests of many models run together.
         file_name = relative.name.replace(_NAME, re.sub(r"\W", "_", name))
