@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
+import shutil
 import sys
+import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -111,11 +112,13 @@ LABELS = {str(number): [f"n{number}", f"class {number}"] for number in range(10)
 
 
 def archive(folder: Path, name: str, handler: str, *, format: str = "default", **options: str | Path) -> Path:
-    """What `torch-model-archiver` makes; its options with "_" for "-"."""
-    given = [part for key, value in options.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", name, "--version", "1.0", "--handler", handler]
-    command += ["--export-path", str(folder), "--archive-format", format, "--force", *given]
-    subprocess.run(command, check=True, capture_output=True)
+    """What `torch-model-archiver` makes, with its further options."""
+    from model_archiver.model_archiver import ModelArchiver
+    from model_archiver.model_archiver_config import ModelArchiverConfig
+
+    given = {key: str(value) for key, value in options.items()}
+    asked = ModelArchiverConfig(name, handler, "1.0", export_path=str(folder), archive_format=format, force=True, **given)
+    ModelArchiver.generate_model_archive(asked)
     return folder / name if format == "no-archive" else folder / f"{name}.{'tar.gz' if format == 'tgz' else 'mar'}"
 
 
@@ -387,6 +390,37 @@ def test_the_text_classifier_reads_words_and_pairs_of_words(built_in: tuple[Serv
     numbers = torch.tensor([0, 1, 2, 3, 4, 5, 6])
     expected = torch.softmax(torch.jit.load(made / "text_classifier.pt")(numbers, torch.tensor([0])), 1)[0].tolist()
     np.testing.assert_allclose([answer["0"], answer["1"]], expected, rtol=1e-5)
+
+
+# environments and debugging
+
+
+@pytest.mark.skipif(shutil.which("uv") is None and find_spec("uv") is None, reason="uv is not installed")
+def test_requirements_in_an_archive_give_it_an_environment(tmp_path: Path) -> None:
+    source = "def handle(data, context):\n    import six\n    return data and [six.__version__]\n"
+    files = {"MAR-INF/MANIFEST.json": manifest(handler="h"), "h.py": source, "requirements.txt": "six==1.16.0\n"}
+    mar(tmp_path / "models" / "six" / "1" / "model.mar", files)
+    with (
+        serve(tmp_path / "models", tmp_path / "log", "--cache-dir", str(tmp_path / "cache")) as server,
+        backline.connect(server.url) as client,
+    ):
+        assert client["six"](np.array([b"x"], object))["output"][0] == b"1.16.0"
+
+
+def test_a_handler_is_debugged_in_the_servers_process_and_loaded_again(tmp_path: Path) -> None:
+    def write(answer: str) -> None:
+        source = f"import os\n\ndef handle(data, context):\n    return data and [{{'pid': os.getpid(), 'answer': '{answer}'}}]\n"
+        mar(tmp_path / "models" / "h" / "1" / "model.mar", {"MAR-INF/MANIFEST.json": manifest(handler="h"), "h.py": source})
+
+    write("first")
+    options = ("--debug", "h", "--cache-dir", str(tmp_path / "cache"))
+    with serve(tmp_path / "models", tmp_path / "log", *options) as server:
+        assert ask(server, "h", "x") == {"pid": server.process.pid, "answer": "first"}
+        write("second")
+        end = time.monotonic() + 30
+        while ask(server, "h", "x")["answer"] != "second":
+            assert time.monotonic() < end, server.output
+            time.sleep(0.05)
 
 
 # archives that are none

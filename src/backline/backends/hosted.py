@@ -22,3 +22,5 @@ class HostedModel:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Of a `path` that is an archive: the folder in it ("" for all of it) to be unpacked, which takes its place.
     packed: str | None = None
+    #: What the adapter gets beside the parameters of the configuration.
+    parameters: Mapping[str, str] = field(default_factory=dict)

@@ -14,9 +14,9 @@ from backline.backends.runtime import import_runtime, one_line
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
-#: What makes the model in the worker, and the variable by which that gets what model-config.yaml says.
+#: What makes the model in the worker, and the parameter by which that gets what model-config.yaml says, as JSON.
 ADAPTER = "backline.workers.process.torchserve_model:load"
-SETTINGS_VARIABLE = "BACKLINE_TORCHSERVE_SETTINGS"
+SETTINGS = "model-config"
 
 
 class TorchServe:
@@ -38,7 +38,7 @@ class TorchServe:
             model = _model_of(archive)
             settings = _settings(archive, model.get("configFile"))
             packed = None if path.is_dir() else archive.root
-        return HostedModel(path, ADAPTER, environment={SETTINGS_VARIABLE: json.dumps(settings)}, packed=packed)
+        return HostedModel(path, ADAPTER, packed=packed, parameters={SETTINGS: json.dumps(settings)})
 
 
 def _model_of(archive: MarFile) -> Mapping[str, Any]:

@@ -160,7 +160,7 @@ class WorkerStarter:
             max_batch_size=config.max_batch_size,
             inputs=[_spec(spec) for spec in config.inputs],
             outputs=[_spec(spec) for spec in config.outputs],
-            parameters=dict(config.parameters),
+            parameters={**config.parameters, **hosted.parameters},
             configuration=_whole(config, hosted.path.name),
             joining=_sendable(config.joining),
         )

@@ -43,11 +43,14 @@ def load(message: Load, _: Caller) -> WorkerModel:
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
+    for name, module in list(sys.modules.items()):  # of a model that is debugged: what another archive of it was unpacked to
+        if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
+            del sys.modules[name]
     sys.path.insert(0, str(folder))
     if find_spec("ts") is None:  # TorchServe itself is not there
         sys.path.append(str(Path(compat.__file__).parent))
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))
-    settings = Settings(json.loads(os.environ["BACKLINE_TORCHSERVE_SETTINGS"]))
+    settings = Settings(json.loads(message.parameters["model-config"]))
     batch = settings.batch_size if message.max_batch_size is None else message.max_batch_size
     context = Context(
         message.name,
