@@ -14,6 +14,7 @@ import tritonclient.http as http_client
 from onnx import TensorProto, helper, numpy_helper
 
 from backline.engine.datatypes import DataType
+from backline.engine.engine import ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
@@ -309,4 +310,65 @@ async def test_an_ensemble_that_does_not_fit_its_models_is_refused(tmp_path: Pat
         await control.load("read", who="test")
 
     assert program.engine.served_versions("read") == ["1"]
+    await program.stop()
+
+
+async def test_a_step_that_begins_to_give_many_responses_makes_the_ensemble_decoupled(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    (repository / "cut" / "1").mkdir(parents=True)
+    one = "from backline.model import FP32\n\n\nclass Model:\n    def predict(self, x: FP32[1]) -> FP32[1]:\n        return x\n"
+    (repository / "cut" / "1" / "model.py").write_text(one)
+    (repository / "whole" / "1").mkdir(parents=True)
+    (repository / "whole" / "config.pbtxt").write_text(
+        """
+        platform: "ensemble"
+        input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }
+        output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
+        ensemble_scheduling { step { model_name: "cut" model_version: -1
+          input_map { key: "x" value: "x" } output_map { key: "output" value: "y" } } }
+        """
+    )
+    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=tmp_path / "state")
+    program = Embedded([repository], options)
+    await program.start()
+    control = program.engine.control
+    assert control is not None
+    before = program.engine.find("whole").decoupled
+
+    many = one.replace("import FP32", "import FP32\nfrom collections.abc import Iterator").replace("-> FP32[1]", "-> Iterator[FP32[1]]")
+    (repository / "cut" / "1" / "model.py").write_text(many.replace("return x", "yield x\n        yield -x"))
+    await control.load("cut", who="test")
+    x = Tensor("x", DataType.FP32, (1,), np.ones(1, np.float32))
+    request = InferRequest("whole", {"x": x}, lambda *_: None)
+    values = [float(response.outputs[0].data[0]) async for response in program.engine.stream(request)]
+
+    assert (before, program.engine.find("whole").decoupled, values) == (False, True, [1.0, -1.0])
+    await program.stop()
+
+
+async def test_a_step_that_was_put_to_sleep_still_gets_its_batch_of_one(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    recogniser(repository)
+    (repository / "recognise" / "model.toml").write_text("idle_unload_seconds = 0.1\n")
+    (repository / "alone" / "1").mkdir(parents=True)
+    (repository / "alone" / "config.pbtxt").write_text(
+        f"""
+        platform: "ensemble"
+        input {{ name: "cut" data_type: TYPE_FP32 dims: [ {CUT} ] }}
+        output {{ name: "text" data_type: TYPE_FP32 dims: [ 2 ] }}
+        ensemble_scheduling {{ step {{ model_name: "recognise" model_version: -1
+          input_map {{ key: "crop" value: "cut" }} output_map {{ key: "classes" value: "text" }} }} }}
+        """
+    )
+    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=tmp_path / "state")
+    program = Embedded([repository], options)
+    await program.start()
+    asleep = asyncio.Event()
+    program.engine.watch(lambda: asleep.set() if program.engine.find("recognise").state is not ModelState.READY else None)
+    await asleep.wait()
+
+    cut = Tensor("cut", DataType.FP32, (CUT,), np.ones(CUT, np.float32))
+    response = await program.engine.infer(InferRequest("alone", {"cut": cut}, lambda *_: None))
+
+    assert response.outputs[0].shape == (2,)
     await program.stop()

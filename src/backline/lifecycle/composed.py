@@ -83,8 +83,10 @@ class ComposedServable(Servable):
         if self.phase is Phase.FAILED:
             return not reason
         if not reason and self._composed is not None:
-            models = step_models(self._engine, config.ensemble)
-            if models != self._composed.models:
+            known = self._composed.models
+            # Of a model that was put to sleep nothing is known but what was.
+            models = tuple(new if new.ranks else old for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True))
+            if models != known:
                 try:
                     check_steps(self._engine, config, config.ensemble)
                     self._take_models(models)
