@@ -209,6 +209,14 @@ def test_a_key_that_names_no_object_is_refused(client, key: str) -> None:
     assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
 
 
+def test_a_name_has_a_length_that_can_be_repeated(client, created) -> None:
+    _, key = created(64)
+    with pytest.raises(InferenceServerException, match="the name of a shared memory region has 1 to 255 characters, this one has 300"):
+        client[0].register_system_shared_memory("n" * 300, key, 64)
+    with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '//////"):
+        client[0].register_system_shared_memory("slashes", "/" * 1000 + key, 64)
+
+
 def test_what_is_no_plain_file_is_refused(client, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(64))

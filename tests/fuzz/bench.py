@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import hpack
 from onnx import TensorProto
 
 from backline.dialects.application import build_application
+from backline.engine.engine import Engine
+from backline.engine.shared_memory import FOLDER, SharedMemory
 from backline.server import Embedded
 from backline.wire.connection import Wire
 from backline.wire.limits import Limits
@@ -201,11 +204,22 @@ class Faults(logging.Handler):
         return text
 
 
+def share_memory(engine: Engine) -> None:
+    """Clients may share memory: "region" has 4096 bytes, where the system keeps such memory."""
+    engine.shared_memory = memory = SharedMemory(1 << 20, 1 << 26)
+    if FOLDER.is_dir():
+        path = FOLDER / f"backline-fuzz-{os.getpid()}"
+        path.write_bytes(bytes(4096))
+        memory.register("region", path.name, 0, 4096)
+        path.unlink()
+
+
 class Bench:
     """Feeds inputs, one connection each, and checks what becomes of them."""
 
     def __init__(self, embedded: Embedded, faults: Faults) -> None:
         self._loop = asyncio.get_running_loop()
+        share_memory(embedded.engine)
         self._application = build_application(embedded.engine, lambda: (b"text/plain", b""))
         self._renew()
         self._faults = faults

@@ -82,6 +82,12 @@ def tensor_json(name: str = "INPUT0", datatype: str = "FP32", shape: tuple[int, 
     return {"name": name, "datatype": datatype, "shape": list(shape), "data": [0] * size if data is None else data}
 
 
+def in_memory(tensor: dict[str, Any], size: int, offset: int = 0) -> dict[str, Any]:
+    """An input or output in the shared memory of the bench."""
+    place = {"shared_memory_region": "region", "shared_memory_byte_size": size, "shared_memory_offset": offset}
+    return {**{key: value for key, value in tensor.items() if key != "data"}, "parameters": place}
+
+
 #: Model and its inference as JSON: one for each model that the fuzzer serves.
 INFERENCES: list[tuple[str, dict[str, Any]]] = [
     ("add1", {"inputs": [tensor_json()]}),
@@ -89,6 +95,8 @@ INFERENCES: list[tuple[str, dict[str, Any]]] = [
     ("add1", {"inputs": [tensor_json()], "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 3}}]}),
     ("add1", {"inputs": [tensor_json()], "parameters": {"binary_data_output": True, "priority": 1, "timeout": 1000000}}),
     ("add1", {"inputs": [tensor_json(data=[[float(n) for n in range(16)]])], "parameters": {"sequence_id": 7, "sequence_start": True}}),
+    ("add1", {"inputs": [in_memory(tensor_json(), 64)], "outputs": [in_memory({"name": "OUTPUT0"}, 64, 64)]}),
+    ("bytes", {"inputs": [in_memory(tensor_json(datatype="BYTES", shape=(1024,)), 4096)]}),
     ("bytes", {"inputs": [tensor_json(datatype="BYTES", shape=(2, 2), data=["a", "", "h\u00e9", "\u0000"])]}),
     ("int64", {"inputs": [tensor_json(datatype="INT64", shape=(1, 3), data=[1, -(2**63), 2**63 - 1])]}),
     ("uint8", {"inputs": [tensor_json(datatype="UINT8", shape=(1, 3), data=[0, 255, 7])]}),
@@ -153,6 +161,8 @@ def http1_requests() -> list[Http1]:
         replace(plain, fields=[("Content-Encoding", "deflate")], body=zlib.compress(plain.body), framing="chunked"),
         replace(plain, version="HTTP/1.0"),
         Http1("POST", "/v2/models/add1/infer", [("Inference-Header-Content-Length", "0")], bytes(64)),
+        Http1("POST", "/v2/systemsharedmemory/region/other/register", [], b'{"key": "/nobody", "offset": 0, "byte_size": 64}'),
+        Http1("GET", "/v2/systemsharedmemory/region/region/status"),
         Http1("POST", "/v2/repository/index", [], b'{"ready":true}'),
         Http1("HEAD", "/v2"),
         Http1("OPTIONS", "/v2"),

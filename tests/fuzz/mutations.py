@@ -48,7 +48,8 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 KEYS = [
     "id", "name", "datatype", "shape", "data", "parameters", "inputs", "outputs", "binary_data_size", "binary_data", "classification",
-    "binary_data_output", "priority", "timeout", "sequence_id", "sequence_start", "shared_memory_region", "triton_x", "headers", "x", "",
+    "binary_data_output", "priority", "timeout", "sequence_id", "sequence_start", "shared_memory_region", "shared_memory_offset",
+    "shared_memory_byte_size", "region", "key", "offset", "byte_size", "triton_x", "headers", "x", "",
 ]  # fmt: skip
 TOKENS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"-1", b"18446744073709551616", b"chunked", b"gzip",

@@ -103,8 +103,8 @@ class SharedMemory:
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Opens the object that is called `key` (a name for shm_open). Raises BacklineError."""
-        if not name:
-            raise InvalidArgument("the name of the shared memory region is empty")
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise InvalidArgument(f"the name of a shared memory region has 1 to {_LONGEST_NAME} characters, this one has {len(name)}")
         if name in self._regions or name in self._leaving:
             raise AlreadyExists(f"shared memory region '{name}' already in manager")
         if len(self._regions) + len(self._leaving) >= MAX_REGIONS:
@@ -161,7 +161,7 @@ class SharedMemory:
 
 def _open(name: str, key: str) -> int:
     """The object of a key, opened. The rules of a key are those of shm_open(3): leading slashes, and no other."""
-    bare = key.lstrip("/")
+    bare = key.lstrip("/") if len(key) <= 2 * _LONGEST_NAME else ""
     if bare.startswith(RESERVED_PREFIX):
         raise InvalidArgument(
             f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix '{RESERVED_PREFIX}'"
