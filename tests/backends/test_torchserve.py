@@ -102,6 +102,17 @@ class Net(torch.nn.Module):
     def forward(self, x):
         return x * self.scale
 """
+STREAM = """
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+def handle(data, context):
+    if data is None:
+        return
+    words = data[0]["data"].decode().split()
+    for word in words[:-1]:
+        send_intermediate_predict_response([word], context.request_ids, "Intermediate", 200, context)
+    return [words[-1]]
+"""
 ENVELOPED = """
 def handle(data, context):
     if data is None:
@@ -162,6 +173,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
     program = made / "twice.pt2"
     torch.export.save(torch.export.export(Twice(), (torch.ones(1, 3),)), program)
     place(archive(made, "program", str(base), serialized_file=program), models, "program")
+    for name, policy in (("stream", "model_transaction_policy { decoupled: True }\n"), ("no_stream", "")):
+        place(archive(made, name, str(put(made / "stream.py", STREAM))), models, name)
+        put(models / name / "config.pbtxt", f'backend: "torchserve"\n{policy}')
     for envelope in ("json", "kserve", "kservev2", "body"):
         place(archive(made, envelope, str(put(made / "enveloped.py", ENVELOPED))), models, envelope)
         put(
@@ -286,6 +300,22 @@ def test_a_subclass_of_base_handler(archives: ServerProcess, name: str, factor: 
 )
 def test_envelopes(archives: ServerProcess, name: str, body: Any, answer: Any) -> None:
     assert ask(archives, name, json.dumps(body), **({"content-type": "application/json"} if name == "body" else {})) == answer
+
+
+def test_responses_before_the_last_one_are_a_stream(archives: ServerProcess) -> None:
+    with backline.connect(archives.grpc_url) as client:
+        parts = [part["output"][0] for part in client["stream"].stream(np.array([b"one two three"], object))]
+    assert parts == [b"one", b"two", b"three"]
+
+
+def test_a_stream_ends_with_the_handlers_error(archives: ServerProcess) -> None:
+    with backline.connect(archives.grpc_url) as client, pytest.raises(BacklineError, match="IndexError"):
+        list(client["stream"].stream(np.array([b""], object)))
+
+
+def test_a_stream_of_a_model_that_is_not_decoupled_says_what_to_set(archives: ServerProcess) -> None:
+    with pytest.raises(BacklineError, match=r"set model_transaction_policy { decoupled: True }"):
+        ask(archives, "no_stream", "one two")
 
 
 # built-in handlers

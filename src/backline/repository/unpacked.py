@@ -93,6 +93,6 @@ def _lock(descriptor: int, *, shared: bool) -> bool:
 
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:  # held by another one, or a file system without locks
         return False
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -40,6 +40,10 @@ class RequestProcessor:
         return self._response_header.get(key)
 
 
+def _refuse(_: Any) -> None:
+    raise RuntimeError("this model gives one response: set model_transaction_policy { decoupled: True } in its config.pbtxt")
+
+
 class Context:
     """`idx` is the place of a request in the batch. `model_yaml_config` is what the archive's model-config.yaml says."""
 
@@ -69,6 +73,8 @@ class Context:
         }
         self.request_ids: dict[int, str] | None = None
         self.request_processor: Sequence[RequestProcessor] = []
+        #: Sends a response that is not the last one, of a model that may give several.
+        self.send_intermediate: Callable[[Any], None] = _refuse
 
     def get_request_id(self, idx: int = 0) -> str | None:
         return None if self.request_ids is None else self.request_ids.get(idx)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from backline.compat.ts.context import Context, RequestProcessor
 from backline.compat.ts.metrics.metrics_store import MetricsStore
 from backline.compat.ts.utils.util import list_classes_from_module
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable, Unsupported
+from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable, Unsupported
 from backline.engine.tensor import Tensor
 from backline.repository.unpacked import hold
 from backline.workers.process.caller import Caller
@@ -114,10 +115,14 @@ class TorchServeModel:
             raise InvalidArgument("the configuration of a model archive may name one output, of TYPE_STRING: what the handler gives")
         self._output = outputs[0].name
         self._batched = batch > 0
+        self._decoupled = bool(json.loads(message.configuration or "{}").get("model_transaction_policy", {}).get("decoupled"))
+        if self._decoupled and self._batched:
+            raise InvalidArgument("a model archive that is decoupled takes one request at a time: set max_batch_size to 0")
         self.loaded = Loaded(
             inputs,
             outputs,
             batch,
+            decoupled=self._decoupled,
             platform="torchserve",
             warnings=settings.warnings,
             instances=settings.workers,
@@ -154,6 +159,8 @@ class TorchServeModel:
                 rows.append({name: value for tensor in request.inputs.values() for name, value in self._fields(tensor, row, header)})
                 processors.append(RequestProcessor(header))
         context = self._context
+        if self._decoupled:
+            context.send_intermediate = partial(self._send, requests[0])
         context.request_ids = context.metrics.request_ids = ids
         context.request_processor = processors
         answers = self._run(rows)
@@ -195,10 +202,24 @@ class TorchServeModel:
             if status >= 400:
                 request.fail(_error(status, processor.get_response_status_phrase() or content.decode("utf-8", "replace")))
                 return
+        parameters = processors[0].get_response_headers()
+        if self._decoupled:
+            request.send([self._tensor(encoded)], parameters)
+            request.end()
+        else:
+            request.answer([self._tensor(encoded)], parameters)
+
+    def _send(self, request: WorkerRequest, answer: Any) -> None:
+        """A response that is not the last one. Raises Cancelled when nobody waits for it, which ends the handler."""
+        if request.cancelled:
+            raise Cancelled("nobody waits for the answer any more")
+        request.send([self._tensor([_encoded(answer)])])
+
+    def _tensor(self, encoded: Sequence[bytes]) -> Tensor:
         data = np.empty(len(encoded), np.object_)
         data[:] = encoded
         shape = (len(encoded), 1) if self._batched else (1,)
-        request.answer([Tensor(self._output, DataType.BYTES, shape, data.reshape(shape))], processors[0].get_response_headers())
+        return Tensor(self._output, DataType.BYTES, shape, data.reshape(shape))
 
     def close(self) -> None:
         """See WorkerModel: handlers have no end."""
