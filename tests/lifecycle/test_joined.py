@@ -17,6 +17,7 @@ from backline.engine.signature import RequestCheck, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.lifecycle.joined import JoinedModel
 from backline.lifecycle.loader import Loaded, load
+from backline.lifecycle.queueing import settings_of
 from support import models
 
 FLOAT = TensorProto.FLOAT
@@ -55,6 +56,17 @@ def test_a_wrong_window_is_a_warning(tmp_path: Path) -> None:
 
     assert right.warnings == ()
     assert "joining requests changes answers" in wrong.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "passed_over"), [({}, True), ({"preserve_ordering": True}, False), ({"objective_seconds": 0.1}, False)]
+)
+def test_requests_of_other_lengths_are_passed_over_unless_the_order_is_another_ones(
+    tmp_path: Path, settings: dict[str, object], passed_over: bool
+) -> None:
+    config = ModelConfig("m", max_batch_size=8, joining=Joining(padding={"x": Padding(axes=(1,))}), **settings)  # type: ignore[arg-type]
+
+    assert (settings_of(config, load(doubler(tmp_path), config)).batch.reach > 0) is passed_over
 
 
 def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ class Executor:
         strict_readiness: bool,
         trust_pickle: bool,
         trust_remote_code: bool,
+        may_complete: bool,
         memory_budget: int | None,
         max_queued_requests: int | None,
         cores: CoreBudget | None,
@@ -86,6 +87,7 @@ class Executor:
         self._strict_readiness = strict_readiness
         self._trust_pickle = trust_pickle
         self._trust_remote_code = trust_remote_code
+        self._may_complete = may_complete
         self._state_folder = state_folder
         self._environments = environments
         self._debugged_model = debugged_model
@@ -258,6 +260,7 @@ class Executor:
             calls=partial(ModelCalls, self._engine, self._call_graph),
             environments=self._environments,
             debugged=served.name == self._debugged_model,
+            may_complete=self._may_complete,
             may_run_code=self._trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
         )

@@ -86,6 +86,7 @@ class Lifecycle:
             strict_readiness=options.strict_readiness,
             trust_pickle=options.trust_pickle,
             trust_remote_code=options.trust_remote_code,
+            may_complete=not options.complete_configs,
             memory_budget=options.memory_budget,
             max_queued_requests=options.max_queued_requests,
             cores=_core_budget(options.compute_threads),

@@ -85,7 +85,8 @@ def load(
     if isinstance(model, HostedModel):
         if start_workers is None:
             raise InvalidArgument(f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here")
-        return _place_workers(config, start_workers(model), backend.name)
+        pool, config = start_workers(model)
+        return _place_workers(config, pool, backend.name)
     if isinstance(model, StreamingModel):
         return _place_streams(config, model, backend.name, backend.platform)
     try:

@@ -159,6 +159,7 @@ def _batch_policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
     if not loaded.max_batch_size:
         return BatchPolicy()
     preferred = config.preferred_batch_sizes
-    mixed = loaded.joining is not None and loaded.joining.padded and not config.preserve_ordering
+    padded = loaded.joining is not None and loaded.joining.padded
+    mixed = padded and not config.preserve_ordering and config.objective_seconds is None
     largest = max(loaded.batch_limit, *preferred, 1)
     return BatchPolicy(largest, preferred, (config.max_queue_delay_us or loaded.max_queue_delay_us) * 1000, reach=REACH if mixed else 0)

@@ -22,6 +22,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
+from backline.lifecycle.completion import Completion
 from backline.lifecycle.content import Content
 from backline.lifecycle.instances import InstanceMaker
 from backline.lifecycle.joined import JoinedModel
@@ -84,6 +85,7 @@ class Servable:
         refresh: Callable[[], None] = lambda: None,
         on_given_up: Callable[[Model, str], None] = lambda _, reason: None,
         may_run_code: bool = True,
+        may_complete: bool = True,
         calls: Callable[[Model], Calls] | None = None,
     ) -> None:
         self.key = key
@@ -106,6 +108,10 @@ class Servable:
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
         self.model = Model(config.name, version.version, config)
+        #: Without what the model has completed.
+        self._config = config
+        self._completion: Completion | None = None
+        self._may_complete = may_complete
         self.model.state = ModelState.LOADING
         if statistics is not None:
             self.model.statistics = statistics
@@ -137,7 +143,7 @@ class Servable:
     def held(self) -> Held:
         """What the planner sees."""
         model = self.model
-        return Held(self.key, model.name, model.version, self.fingerprint, self.phase, model.config, self.retry_at)
+        return Held(self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at)
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
         """Fetches, loads and warms up; `known` is what an earlier load of the same files measured. Raises BacklineError with the reason."""
@@ -152,7 +158,7 @@ class Servable:
         fetched = await self._fetch(on_bytes)
         loop = asyncio.get_running_loop()
         starter = WorkerStarter(
-            self.model.config,
+            self._config,
             self.model.version,
             fetched.model_folder,
             loop,
@@ -162,6 +168,7 @@ class Servable:
             on_bytes=on_bytes,
             calls=self._calls,
             debugged=self._debugged,
+            may_complete=self._may_complete,
         )
         loading = loop.run_in_executor(threads, self._load, fetched, known, starter)
         try:
@@ -170,6 +177,8 @@ class Servable:
             starter.cancel()
             loading.add_done_callback(_discard)  # a runtime cannot be interrupted
             raise
+        if (completion := starter.completion) is not None:
+            self._completion, self.model.config = completion, completion.apply(self._config)
         for warning in loaded.warnings:
             log.warning("%s", warning)
         if self.model.config.response_cache and self._cache is None:
@@ -213,8 +222,10 @@ class Servable:
             return None
 
     def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, Check]:
-        config = self.model.config
+        config = self._config
         loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase, starter.start)
+        if starter.completion is not None:
+            config = starter.completion.apply(config)
         try:
             _refuse_streams(config, loaded)
             check = _check(config, loaded)
@@ -301,6 +312,9 @@ class Servable:
         assert self._queue is not None, "what is loaded has a queue"
         assert self._maker is not None, "what is loaded has instances"
         groups = self.model.config.instance_groups
+        self._config = config
+        if self._completion is not None:
+            config = self._completion.apply(config)
         before, self.model.config = self._loaded, config
         loaded = self._loaded = place_again(before, config)
         instances = None

@@ -18,11 +18,13 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.lifecycle.completion import Completion, read_completion
 from backline.lifecycle.sequence_states import with_hidden_tensors
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults
 from backline.repository.configuration.json_form import configuration_json
 from backline.repository.unpacked import unpacked
+from backline.repository.walk import walk
 from backline.workers.environments.borrowed import borrow
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environment, Environments, User
@@ -35,8 +37,9 @@ from backline.workers.process.protocol import Load, Spec
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Starts the workers of a model and returns when they have loaded it. Called on a thread. Raises BacklineError with the reason.
-StartWorkers: TypeAlias = Callable[[HostedModel], WorkerPool]
+#: Starts the workers of a model and returns when they have loaded it, with the configuration that it has, which the model may have
+#: completed. Called on a thread. Raises BacklineError with the reason.
+StartWorkers: TypeAlias = Callable[[HostedModel], tuple[WorkerPool, ModelConfig]]
 #: Instances of a model that says nothing: each takes a process' memory.
 DEFAULT_INSTANCES = 1
 _BACKEND = "python"
@@ -62,8 +65,12 @@ class WorkerStarter:
         on_bytes: OnBytes,
         calls: Calls | None = None,
         debugged: bool = False,
+        may_complete: bool = True,
     ) -> None:
         self._config = config
+        self._may_complete = may_complete
+        #: What the model has added to its configuration.
+        self.completion: Completion | None = None
         self._version = version
         self._folder = folder
         self._loop = loop
@@ -77,8 +84,11 @@ class WorkerStarter:
         self._on_bytes = on_bytes
         self._uv: Uv | None = None
 
-    def start(self, hosted: HostedModel) -> WorkerPool:
-        """See StartWorkers. Raises InvalidArgument where the model's code is not to be run."""
+    def start(self, hosted: HostedModel) -> tuple[WorkerPool, ModelConfig]:
+        """See StartWorkers. Raises InvalidArgument where the model's code is not to be run.
+
+        A model completes its configuration in a worker that ends then.
+        """
         if not self._may_run_code:
             raise InvalidArgument(
                 f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought"
@@ -93,7 +103,16 @@ class WorkerStarter:
         if self._debugged:
             self._check_debugged(hosted, environment)
             options, instances = PoolOptions(inf, idempotent=False, worker=DebuggedWorker), 1
-        pool = WorkerPool(self._command(hosted, environment), options, self._loop, self._calls)
+        pool = self._start(self._command(hosted, environment, complete=self._may_complete), options, instances)
+        if not pool.loaded.completed:
+            return pool, config
+        pool.close()
+        self.completion = read_completion(pool.loaded.completed, config.name, walk(self._folder))
+        self._config = config = self.completion.apply(config)
+        return self._start(self._command(hosted, environment), options, instances), config
+
+    def _start(self, command: WorkerCommand, options: PoolOptions, instances: int | None) -> WorkerPool:
+        pool = WorkerPool(command, options, self._loop, self._calls)
         starting = asyncio.run_coroutine_threadsafe(pool.start(instances, default_instances=DEFAULT_INSTANCES), self._loop)
         self._starting = starting
         if self._cancelled:
@@ -149,7 +168,7 @@ class WorkerStarter:
             self._uv = None
         self._on_phase("load")
 
-    def _command(self, hosted: HostedModel, environment: Environment | None) -> WorkerCommand:
+    def _command(self, hosted: HostedModel, environment: Environment | None, *, complete: bool = False) -> WorkerCommand:
         config = with_hidden_tensors(self._config)
         load = Load(
             hosted.adapter,
@@ -161,7 +180,8 @@ class WorkerStarter:
             inputs=[_spec(spec) for spec in config.inputs],
             outputs=[_spec(spec) for spec in config.outputs],
             parameters={**config.parameters, **hosted.parameters},
-            configuration=_whole(config, hosted.path.name),
+            configuration=_whole(self._config, hosted.path.name),
+            complete=complete,
             joining=_sendable(config.joining),
         )
         python = hosted.python or sys.executable

@@ -161,7 +161,7 @@ class _Whole:
 
     def cancelled(self, request: InferRequest) -> None:
         """Nobody waits for it any more."""
-        self._statistics.cancelled += 1
+        self._statistics.record_cancelled(request)
         self.end()
 
     def end(self) -> None:

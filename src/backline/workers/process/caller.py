@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from math import inf, isfinite
-from queue import Empty, SimpleQueue
+from math import inf
 from socket import socket
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self
 
 import numpy as np
 
-from backline.engine import errors
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, Unavailable
+from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.tensor import Tensor
 from backline.workers.process.arena import when_unused
 from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
 from backline.workers.process.protocol import (
     WINDOW,
     Ask,
     Buffer,
     Call,
     Column,
-    Ended,
     FrameReader,
     Kind,
     Note,
@@ -78,21 +75,10 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _End:
-    """No further response; of a question, its answer."""
-
-    value: Any = None
-
-
-_Heard: TypeAlias = InferResponse | BacklineError | _End
-_Deliver: TypeAlias = Callable[[_Heard], object]
-
-
-@dataclass(frozen=True, slots=True)
 class _Waiting:
     """Who waits for an answer, and for which requests."""
 
-    deliver: _Deliver
+    deliver: Deliver
     requests: Sequence[WorkerRequest] = ()
 
 
@@ -112,55 +98,55 @@ class Caller:
 
     def infer(self, call: ModelCall) -> InferResponse:
         """The response of a model that gives one; waits for it."""
-        heard = _Mailbox()
+        heard = Mailbox()
         number = self._call(call, heard.put)
         try:
-            return _response(heard.get(inf))
+            return response_of(heard.get(inf))
         finally:
             self.drop(number)
 
     async def infer_async(self, call: ModelCall) -> InferResponse:
         """`infer` for coroutines: others run while it waits. Cancelling it cancels the call."""
-        heard = _AsyncMailbox()
+        heard = AsyncMailbox()
         number = self._call(call, heard.put)
         try:
-            return _response(await heard.get(inf))
+            return response_of(await heard.get(inf))
         finally:
             self.drop(number)
 
     def stream(self, call: ModelCall) -> CallStream:
         """The responses of a model one by one; most models give one. The call begins now."""
-        heard = _Mailbox()
+        heard = Mailbox()
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
 
     def stream_async(self, call: ModelCall) -> AsyncCallStream:
         """`stream` for coroutines."""
-        heard = _AsyncMailbox()
+        heard = AsyncMailbox()
         return AsyncCallStream(self, self._call(call, heard.put, stream=True), heard)
 
     # questions
 
     def ask(self, question: Question, timeout: float = inf) -> Any:
         """See Question; waits for the answer. Raises DeadlineExceeded after so many seconds; a load or unload goes on."""
-        heard = _Mailbox()
+        heard = Mailbox()
         number = self._ask(question, heard.put)
         try:
-            return _value(heard.get(timeout))
+            return value_of(heard.get(timeout))
         finally:
             self.drop(number)
 
     async def ask_async(self, question: Question, timeout: float = inf) -> Any:
         """`ask` for coroutines. A load or unload goes on when it is cancelled."""
-        heard = _AsyncMailbox()
+        heard = AsyncMailbox()
         number = self._ask(question, heard.put)
         try:
-            return _value(await heard.get(timeout))
+            return value_of(await heard.get(timeout))
         finally:
             self.drop(number)
 
     # what is said
 
-    def _call(self, call: ModelCall, deliver: _Deliver, *, stream: bool = False) -> int:
+    def _call(self, call: ModelCall, deliver: Deliver, *, stream: bool = False) -> int:
         number = next(self._numbers)
         columns, payload, block = self._pack(call.inputs)
         message = Call(
@@ -178,7 +164,7 @@ class Caller:
         self._begin(number, _Waiting(deliver, call.requests), frame(Kind.CALL, message, payload))
         return number
 
-    def _ask(self, question: Question, deliver: _Deliver) -> int:
+    def _ask(self, question: Question, deliver: Deliver) -> int:
         number = next(self._numbers)
         contents = {path: np.frombuffer(content, np.uint8) for path, content in question.files.items()}
         columns, payload, block = self._pack([Tensor(path, DataType.UINT8, data.shape, data) for path, data in contents.items()])
@@ -265,13 +251,13 @@ class Caller:
             self._connection.take_back(message.returned)
             self._hear(message.number, self._read(message, payload), last=False)
             if message.last:
-                self._hear(message.number, _End(), last=True)
+                self._hear(message.number, End(alone=False), last=True)
         elif kind is Kind.ENDED:
-            self._hear(message.number, _failure(message) if message.kind else _End(message.value), last=True)
+            self._hear(message.number, failure_of(message) if message.kind else End(message.value), last=True)
         else:
             raise ProtocolError(f"a frame of kind {kind.name}")
 
-    def _hear(self, number: int, heard: _Heard, *, last: bool) -> None:
+    def _hear(self, number: int, heard: Heard, *, last: bool) -> None:
         waiting = self._waiting.pop(number, None) if last else self._waiting.get(number)
         if waiting is not None:
             waiting.deliver(heard)
@@ -290,7 +276,7 @@ class Caller:
 class CallStream:
     """The responses to a call, an iterator; the model waits while they are not taken. Who does not take all closes it."""
 
-    def __init__(self, caller: Caller, number: int, heard: _Mailbox) -> None:
+    def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
         self._heard = heard
         self._credit = _Credit(caller, number)
 
@@ -310,13 +296,18 @@ class CallStream:
     def close(self) -> None:
         """Takes no more responses: the call is cancelled. May be called on another thread, where `next` waits."""
         self._credit.close()
-        self._heard.put(_End())
+        self._heard.put(End(alone=False))
+
+    @property
+    def ended_alone(self) -> bool:
+        """Whether the end was told by itself, after the last response."""
+        return self._credit.ended_alone
 
 
 class AsyncCallStream:
     """CallStream for coroutines, an asynchronous iterator."""
 
-    def __init__(self, caller: Caller, number: int, heard: _AsyncMailbox) -> None:
+    def __init__(self, caller: Caller, number: int, heard: AsyncMailbox) -> None:
         self._heard = heard
         self._credit = _Credit(caller, number)
 
@@ -336,7 +327,7 @@ class AsyncCallStream:
     def close(self) -> None:
         """Takes no more responses: the call is cancelled."""
         self._credit.close()
-        self._heard.put(_End())
+        self._heard.put(End())
 
 
 class _Credit:
@@ -347,12 +338,14 @@ class _Credit:
         self._number = number
         self._taken = 0
         self.over = False
+        self.ended_alone = False
 
-    def taken(self, heard: _Heard) -> InferResponse | None:
+    def taken(self, heard: Heard) -> InferResponse | None:
         if not isinstance(heard, InferResponse):
             self.over = True
             if isinstance(heard, BacklineError):
                 raise heard
+            self.ended_alone = heard.alone
             return None
         self._taken += 1
         if self._taken >= WINDOW // 2:
@@ -363,57 +356,3 @@ class _Credit:
     def close(self) -> None:
         self.over = True
         self._caller.drop(self._number)
-
-
-class _Mailbox:
-    """What one thread waits for, put there by another one."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[_Heard] = SimpleQueue()
-        self.put = self._queue.put
-
-    def get(self, timeout: float) -> _Heard:
-        try:
-            return self._queue.get(timeout=timeout if isfinite(timeout) else None)
-        except Empty:
-            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
-
-
-class _AsyncMailbox:
-    """What one coroutine waits for, put there by any thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[_Heard] = asyncio.Queue()
-
-    def put(self, heard: _Heard) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
-
-    async def get(self, timeout: float) -> _Heard:
-        try:
-            async with asyncio.timeout(timeout if isfinite(timeout) else None):
-                return await self._queue.get()
-        except TimeoutError:
-            raise DeadlineExceeded(f"the server gave no answer within {timeout:.3g} s") from None
-
-
-def _response(heard: _Heard) -> InferResponse:
-    if isinstance(heard, InferResponse):
-        return heard
-    raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
-
-
-def _value(heard: _Heard) -> Any:
-    if isinstance(heard, _End):
-        return heard.value
-    raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
-
-
-def _failure(message: Ended) -> BacklineError:
-    kind = getattr(errors, message.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
-        kind = Internal
-    error: BacklineError = kind(message.message)
-    error.retry_after = message.retry_after
-    return error

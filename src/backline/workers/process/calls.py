@@ -11,6 +11,7 @@ from socket import socket
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from backline.engine.datatypes import DataType
 from backline.engine.deadline import unwatch, watch
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
@@ -137,17 +138,22 @@ class CallChannel:
             self._process.kill(f"broke the protocol: {error}")
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
+        if kind in (Kind.CALL, Kind.ASK) and (message.number in self._open or message.number in self._questions):
+            raise ProtocolError(f"a second {kind.name} with number {message.number}")
         if kind is Kind.CALL:
             for at in message.returned:
                 self._process.arena.give_back(at)
             self._call(message, self._tensors(message.columns, message.block, payload))
         elif kind is Kind.ASK:
+            if any(file.datatype != DataType.UINT8.name for file in message.files):
+                raise ProtocolError("a file that is no column of UINT8")
             self._ask(message, self._tensors(message.files, message.block, payload))
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
         elif kind is Kind.MORE:
-            self._more(*message.numbers)
+            number, count = message.numbers
+            self._more(number, count)
         else:
             raise ProtocolError(f"a frame of kind {kind.name}")
 
@@ -181,6 +187,10 @@ class CallChannel:
         except BacklineError as error:
             unwatch(request)
             self._end(number, error)
+        except Exception as error:
+            log.exception("a call of model '%s' could not be submitted", message.model)
+            unwatch(request)
+            self._end(number, Internal(f"the call of model '{message.model}' failed: {type(error).__name__}"))
 
     def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]) -> InferRequest:
         """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""

@@ -132,6 +132,8 @@ class WorkerPool:
         self._seats.append(first)
         try:
             self.loaded = await first.start()
+            if self.loaded.completed:
+                return
             self._take_signature(self.loaded)
             wanted = instances or self.loaded.instances or default_instances
             self._seats += [Seat(self, index) for index in range(1, wanted)]

@@ -81,7 +81,8 @@ class Load(msgspec.Struct, array_like=True):
     """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
 
     `path` is the model's file, `folder` the model's folder above its versions; `inputs`, `outputs` and `max_batch_size` are those of the
-    configuration, None where it has none. `configuration` is all of it with its defaults, the JSON of an inference.ModelConfig.
+    configuration, None where it has none. `configuration` is all of it with its defaults, the JSON of an inference.ModelConfig; with
+    `complete` a model that can add to it does so first, and is loaded by another worker then.
     With `joining` each request comes as a part of its own; a model that wants them joined does it by these rules and says that it `joins`.
     """
 
@@ -96,6 +97,7 @@ class Load(msgspec.Struct, array_like=True):
     outputs: list[Spec] = []
     parameters: dict[str, str] = {}
     configuration: str = "{}"
+    complete: bool = False
     joining: Joining | None = None
 
 
@@ -103,7 +105,8 @@ class Loaded(msgspec.Struct, array_like=True):
     """What a worker has loaded. `shape`s are without the batch dimension where `max_batch_size` is above 0.
 
     `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. A `deferred` model may answer
-    requests after it is done with their batch, while it has the next one. The fields after `warnings` are what the model says of itself,
+    requests after it is done with their batch, while it has the next one. `completed` is the configuration of a model that was
+    only asked to complete it, and runs nothing. The fields after `warnings` are what the model says of itself,
     None where it says nothing.
     """
 
@@ -121,6 +124,7 @@ class Loaded(msgspec.Struct, array_like=True):
     joins: bool = False
     max_queue_delay_us: int | None = None
     deferred: bool = False
+    completed: str = ""
 
 
 class Failed(msgspec.Struct, array_like=True):

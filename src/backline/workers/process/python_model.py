@@ -44,9 +44,9 @@ def load(message: Load, caller: Caller) -> WorkerModel:
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):
-        from backline.workers.process.triton.model import TritonModel
+        from backline.workers.process.triton.model import load_class
 
-        return TritonModel(getattr(module, _TRITON_CLASS), message)
+        return load_class(getattr(module, _TRITON_CLASS), message)
     return PythonModel(find_model(module, message.path), message, caller)
 
 

@@ -305,6 +305,28 @@ async def left(gate: str, models: Models) -> str:
     await models["after"]([gate.encode()])
     return "answered"
 """
+#: Says on its channel for calls what nobody should.
+RUDE = """
+import gc
+from backline.model import Models
+from backline.workers.process.caller import Caller
+from backline.workers.process.protocol import Ask, Call, Column, Kind, Note, Response, frame
+
+SAID = {
+    "noise": b"\\xff" * 100,
+    "response": frame(Kind.RESPONSE, Response(1, "m", "1", "", [])),
+    "memory": frame(Kind.CALL, Call(9, [], "double", "", [Column("x", "FP32", [4], 16, 0)], Note(), 0)),
+    "file": frame(Kind.ASK, Ask(9, "load", "double", files=[Column("1/model.py", "BYTES", [0], 0)])),
+}
+
+class Model:
+    idempotent = False
+
+    def predict(self, what: str, models: Models) -> str:
+        caller = next(found for found in gc.get_objects() if isinstance(found, Caller))
+        caller._channel.sendall(SAID[what])
+        return models["after"]([what.encode()])["output"][0].decode()
+"""
 LIMITED = """
 from backline.model import BacklineError, Models
 
@@ -360,6 +382,7 @@ MODELS = {
     "urgent": URGENT,
     "watching": WATCHING,
     "left": LEFT,
+    "rude": RUDE,
     "limited": LIMITED,
     "changing": CHANGING,
 }

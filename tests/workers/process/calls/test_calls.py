@@ -94,6 +94,21 @@ def test_a_call_says_what_a_client_may_say_and_has_the_id_of_the_request(client:
     assert told == {"id": "mine", "parameters": {"loud": True}, "sequence": [8, True, False]}
 
 
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("noise", "a frame of kind 255"),
+        ("response", "a frame of kind RESPONSE"),
+        ("memory", "not in the memory that the other side may write to"),
+        ("file", "a file that is no column of UINT8"),
+    ],
+)
+def test_a_worker_that_says_what_it_may_not_costs_its_own_request(client: Client, what: str, told: str) -> None:
+    with pytest.raises(Internal, match=f"its worker process broke the protocol: .*{told}"):
+        client["rude"](text(what))
+    assert client["after"](text("fine"))["output"][0] == b"fine"
+
+
 def test_another_version_of_a_model_is_another_model(client: Client) -> None:
     assert client["versions"](text("x"), version=2)["output"][0] == b"two of one of x"
 

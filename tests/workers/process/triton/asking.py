@@ -39,7 +39,7 @@ class Ask:
         if model in self._loaded and config is None:
             return self._loaded[model]
         status, answer = self.post(f"/v2/repository/models/{model}/load", {"parameters": {"config": json.dumps(config)}} if config else {})
-        self._loaded[model] = None if status == 200 else plain_text(answer["error"])
+        self._loaded[model] = None if status == 200 else load_error(answer["error"])
         return self._loaded[model]
 
     def infer(self, model: str, inputs: Arrays, outputs: Sequence[str] | None = None, *, by: str = "http", **options: Any) -> Any:
@@ -108,6 +108,12 @@ def plain_text(text: str) -> str:
     """With the model's files as this server tells them: Triton tells the whole path, and the frames of Python's own files, too."""
     text = re.sub(r"^  <frozen .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"(/[\w.-]+)+/models/\w+/", "", text)
+
+
+def load_error(text: str) -> str:
+    """Without the kind of the error and Triton's own frames, and the name of the model that this server tells once more."""
+    text = re.sub(r"UNAVAILABLE state: (Internal: |model '\w+' version 1 cannot be loaded: )", "UNAVAILABLE state: ", text)
+    return plain_text(re.sub(r"^  /tmp/.*/triton_python_backend_utils.py.*\n", "", text, flags=re.MULTILINE))
 
 
 def text(value: str) -> np.ndarray:

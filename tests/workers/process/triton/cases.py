@@ -145,3 +145,89 @@ case(
         one["outputs"]["y"][2] for one in ask.stream("coroutine_decoupled", *({"x": np.array([x], np.int32)} for x in (1, 2)))
     ),
 )
+
+# sequences
+
+
+def _sequence(ask: Ask, by: str, identity: int = 5) -> Any:
+    told = []
+    for index in range(3):
+        answer = ask.infer(
+            "sequence",
+            {"x": np.array([[index + 1]], np.int32)},
+            by=by,
+            sequence_id=identity,
+            sequence_start=index == 0,
+            sequence_end=index == 2,
+        )
+        told.append([answer["outputs"]["sum"], json.loads(answer["outputs"]["told"][2][0])] if "outputs" in answer else answer)
+    return told
+
+
+for _by in ("http", "grpc"):
+    case(f"sequence by {_by}", partial(_sequence, by=_by))
+case("sequence without an id", lambda ask: ask.infer("sequence", {"x": np.array([[1]], np.int32)}))
+
+# requests to other models
+
+
+def _calls(how: str, ask: Ask) -> Any:
+    for model in ("answers", "decoupled", "functions", "sequence", "around"):
+        ask.load(model)
+    answer = ask.infer("caller", {"how": text(how)})
+    return json.loads(answer["outputs"]["told"][2][0]) if "outputs" in answer else answer
+
+
+CALLS = (
+    "once", "some_outputs", "version", "failed", "raised", "unknown", "wrong_input", "told", "beside_each_other", "from_threads", "many",
+    "many_with_flag", "many_failed", "many_async", "many_as_one", "many_as_one_async", "one_as_many", "endless", "sequence", "ready",
+    "loads", "loads_with_configuration", "loads_nobody", "unloads_nobody", "itself", "around",
+)  # fmt: skip
+for _how in CALLS:
+    case(f"call {_how}", partial(_calls, _how))
+
+# configurations that the model completes, and loads that fail
+
+_X = {"name": "x", "data_type": "TYPE_FP32", "dims": [4]}
+_Y = {"name": "y", "data_type": "TYPE_FP32", "dims": [4]}
+
+
+def _completed(how: str, ask: Ask, **given: Any) -> Any:
+    """What the configuration is then, or why the load fails."""
+    error = ask.load("completing", {"backend": "python", "parameters": {"how": {"string_value": how}}, **given})
+    if error is not None:
+        return {"error": error}
+    config = ask.get("/v2/models/completing/config")[1]
+    return {name: config.get(name) for name in ("max_batch_size", "input", "output", "dynamic_batching", "model_transaction_policy")}
+
+
+_SEQUENCES = {"sequence_batching": {"max_sequence_idle_microseconds": 5000}, "max_batch_size": 4, "input": [_X], "output": [_Y]}
+COMPLETIONS: dict[str, dict[str, Any]] = {
+    "everything": {}, "everything of what is there": {"input": [_X], "output": [_Y], "max_batch_size": 2},
+    "smaller batch": {"max_batch_size": 9},
+    "dynamic batching": {}, "dynamic batching of sequences": _SEQUENCES, "decoupled": {},
+    "not decoupled": {"model_transaction_policy": {"decoupled": True}},
+    "other policy": {}, "input without name": {}, "input without datatype": {}, "input without dims": {}, "input with more": {},
+    "output without name": {}, "output without datatype": {}, "output without dims": {}, "output with more": {},
+    "other datatype of input": {"input": [_X]}, "other dims of input": {"input": [_X]}, "other datatype of output": {"output": [_Y]},
+    "other dims of output": {"output": [_Y]}, "optional input": {}, "no longer optional": {"input": [{**_X, "optional": True}]},
+    "unknown datatype": {}, "nothing returned": {}, "dict returned": {}, "raised": {}, "read": {"input": [_X]},
+    "nothing": {"input": [_X], "output": [_Y]},
+}  # fmt: skip
+for _how, _given in COMPLETIONS.items():
+    case(f"completion {_how}", partial(_completed, _how, **_given))
+case(
+    "completion serves",
+    lambda ask: (_completed("everything", ask), ask.infer("completing", {"x": np.ones((1, 4), np.float32)}))[1],
+)
+
+
+def _failed_load(how: str, ask: Ask) -> Any:
+    tensors = {"input": [_X], "output": [_Y]}
+    return ask.load("failing", {"backend": "python", "parameters": {"how": {"string_value": how}}, **tensors})
+
+
+for _how in ("raised", "raised_of_triton", "fine"):
+    case(f"load {_how}", partial(_failed_load, _how))
+for _model in ("without_execute", "without_class", "with_syntax_error"):
+    case(f"load {_model}", lambda ask, model=_model: ask.load(model))

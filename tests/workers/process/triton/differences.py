@@ -9,6 +9,8 @@ from typing import Any
 Changes = dict[tuple[str | int, ...], Any]
 
 _FINE = {"id": "", "outputs": {"told": ["BYTES", [1], ["fine"]], "number": ["INT32", [1], [7]]}}
+_CODE = "the code of the error is that of the other model, in Triton always INTERNAL"
+_CIRCLE = "a circle of calls is refused, as it waits for itself when as many requests come as there are instances"
 _TWICE = "TritonModelException: Unable to send response. Non-decoupled model cannot send more than one response."
 
 DIFFERENCES: dict[str, tuple[Changes, str]] = {
@@ -39,6 +41,70 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             "  1/model.py(15): answer\n  1/model.py(9): execute\n"
         },
         "the frame that awaited is told, too",
+    ),
+    "call version": (
+        {(1,): {"error": "Request for unknown model: 'answers' version 2 is not found", "code": "NOT_FOUND"}},
+        "what the server says of the request is the error",
+    ),
+    "call unknown": (
+        {(): {"error": "Request for unknown model: 'nobody' is not found", "code": "NOT_FOUND"}},
+        "what the server says of the request is the error",
+    ),
+    "call wrong_input": (
+        {
+            (): {
+                "error": "[request id: <id_unknown>] inference input 'how' data-type is 'FP32', but model 'answers' expects 'BYTES'",
+                "code": "INVALID_ARG",
+            }
+        },
+        "what the server says of the request is the error",
+    ),
+    "call failed": ({("code",): "NOT_FOUND"}, _CODE),
+    "call many_failed": ({(0, "code"): "NOT_FOUND"}, _CODE),
+    "call endless": (
+        {(): [{"number": [str(number)], "told": ["b'fine'"]} for number in range(3)]},
+        "Triton 2.51 has no `cancel` yet",
+    ),
+    "call itself": (
+        {(): {"error": "a circle of calls, which would wait for itself: 'caller' version 1 -> 'caller' version 1", "code": "INTERNAL"}},
+        _CIRCLE,
+    ),
+    "call around": (
+        {
+            (): {
+                "error": "a circle of calls, which would wait for itself: 'around' version 1 -> 'caller' version 1 -> 'around' version 1",
+                "code": "INTERNAL",
+            }
+        },
+        _CIRCLE,
+    ),
+    "call loads_nobody": ({(): "failed to load 'nobody', failed to poll from model repository"}, "Triton's server ends"),
+    "call unloads_nobody": (
+        {(): "failed to unload 'nobody'"},
+        "a model that there is not cannot be unloaded",
+    ),
+    "completion unknown datatype": (
+        {
+            (): {
+                "error": "load failed for model 'completing': version 1 is at UNAVAILABLE state: auto_complete_config of model"
+                " 'completing': input[0].data_type: unknown value 'TYPE_FP33', did you mean 'TYPE_FP32'?;\n"
+            }
+        },
+        "Triton loads the model without inputs and outputs",
+    ),
+    "load without_execute": (
+        {
+            (): "load failed for model 'without_execute': version 1 is at UNAVAILABLE state: Python model file '1/model.py'"
+            " does not implement `execute` method.;\n"
+        },
+        "Triton says so when the first request comes",
+    ),
+    "load without_class": (
+        {
+            (): "load failed for model 'without_class': version 1 is at UNAVAILABLE state: InvalidArgument: '1/model.py': expected a class"
+            " with a method predict, or a public function with type hints, found none;\n"
+        },
+        "the file may be another kind of Python model here",
     ),
 }
 

@@ -10,6 +10,7 @@ from backline.workers.process.triton.by_name import (
     using_decoupled_model_transaction_policy,
 )
 from backline.workers.process.triton.byte_tensors import deserialize_bytes_tensor, serialize_byte_tensor
+from backline.workers.process.triton.calls import ResponseIterator, is_model_ready, load_model, unload_model
 from backline.workers.process.triton.datatypes import (
     TRITON_STRING_TO_NUMPY,
     numpy_to_triton_type,
@@ -46,6 +47,7 @@ __all__ = [
     "MemoryType",
     "ModelConfig",
     "PreferredMemory",
+    "ResponseIterator",
     "Tensor",
     "TritonError",
     "TritonModelException",
@@ -55,9 +57,12 @@ __all__ = [
     "get_model_dir",
     "get_output_config_by_name",
     "get_output_tensor_by_name",
+    "is_model_ready",
+    "load_model",
     "numpy_to_triton_type",
     "serialize_byte_tensor",
     "triton_string_to_numpy",
     "triton_to_numpy_type",
+    "unload_model",
     "using_decoupled_model_transaction_policy",
 ]

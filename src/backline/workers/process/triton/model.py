@@ -9,22 +9,54 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from backline.engine.errors import Internal
+from backline.engine.errors import ModelFailed
 from backline.workers.process.protocol import Load, Loaded
 from backline.workers.process.requests import RequestBatch
 from backline.workers.process.tracebacks import details
 from backline.workers.process.triton.arguments import arguments
 from backline.workers.process.triton.background import BackgroundLoop
 from backline.workers.process.triton.failures import failure
+from backline.workers.process.triton.model_config import ModelConfig
 from backline.workers.process.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
 from backline.workers.process.triton.responses import FINAL, InferenceResponse
+from backline.workers.process.worker_model import WorkerModel
+
+
+def load_class(model: Any, message: Load) -> WorkerModel:
+    """Makes a model of a TritonPythonModel, or lets it complete its configuration, where it is to and can.
+
+    Raises ModelFailed with what the model raised.
+    """
+    if message.complete and hasattr(model, "auto_complete_config"):
+        return CompletedModel(model, message)
+    return TritonModel(model, message)
+
+
+class CompletedModel:
+    """A model that has completed its configuration and is loaded elsewhere."""
+
+    def __init__(self, model: Any, message: Load) -> None:
+        try:
+            config = model.auto_complete_config(ModelConfig(message.configuration))
+        except BaseException as error:
+            print(details(error), file=sys.stderr, flush=True)
+            raise ModelFailed(failure(error, message.folder)) from None
+        if not isinstance(config, ModelConfig):
+            raise ModelFailed(f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object.")
+        self.loaded = Loaded([], [], completed=json.dumps(config.as_dict()))
+
+    def execute(self, batch: RequestBatch) -> None:
+        """See WorkerModel: it gets none."""
+
+    def close(self) -> None:
+        """See WorkerModel."""
 
 
 class TritonModel:
     """A WorkerModel that runs a TritonPythonModel: one batch at a time, whose responses may come later."""
 
     def __init__(self, model: Any, message: Load) -> None:
-        """Raises Internal, with what the model raised, when it cannot be initialised."""
+        """Raises ModelFailed, with what the model raised, when it cannot be initialised."""
         config = json.loads(message.configuration)
         self._name = message.name
         self._version = int(message.version) if message.version.isdecimal() else -1
@@ -36,14 +68,14 @@ class TritonModel:
         given = arguments(message, config)
         self._instance = given["model_instance_name"]
         if not callable(getattr(model, "execute", None)):
-            raise Internal(f"Python model file '{message.path}' does not implement `execute` method.")
+            raise ModelFailed(f"Python model file '{message.path}' does not implement `execute` method.")
         try:
             self._object = model()
             if hasattr(self._object, "initialize"):
                 self._object.initialize(given)
         except BaseException as error:
             print(details(error), file=sys.stderr, flush=True)
-            raise Internal(failure(error, self._folder)) from None
+            raise ModelFailed(failure(error, self._folder)) from None
         self.loaded = Loaded(
             message.inputs,
             message.outputs,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from backline.workers.process.protocol import Parameter
+from backline.workers.process.caller import ModelCall
+from backline.workers.process.protocol import Note, Parameter
 from backline.workers.process.requests import WorkerRequest
+from backline.workers.process.triton import calls
 from backline.workers.process.triton.errors import TritonModelException
 from backline.workers.process.triton.memory import PreferredMemory
 from backline.workers.process.triton.parameters import as_json, read_parameters
-from backline.workers.process.triton.responses import InferenceResponseSender
+from backline.workers.process.triton.responses import InferenceResponse, InferenceResponseSender
 from backline.workers.process.triton.tensor import Tensor
 from backline.workers.process.triton.trace import InferenceTrace
 
@@ -149,6 +151,31 @@ class InferenceRequest:
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the answer any more."""
         return self._request is not None and self._request.cancelled
+
+    # to another model
+
+    def exec(self, decoupled: bool = False) -> InferenceResponse | calls.ResponseIterator:
+        """Asks the model, and waits for its response; with `decoupled` the responses one by one. A failure is a response with an error."""
+        return calls.stream(self._call()) if decoupled else calls.infer(self._call())
+
+    async def async_exec(self, decoupled: bool = False) -> InferenceResponse | calls.ResponseIterator:
+        """`exec` for coroutines: others run while the response is waited for."""
+        return calls.stream(self._call()) if decoupled else await calls.infer_async(self._call())
+
+    def _call(self) -> ModelCall:
+        note = Note(
+            self._id,
+            self._parameters,
+            list(self._outputs),
+            sequence=self._correlation_id,
+            sequence_start=bool(self._flags & SEQUENCE_START),
+            sequence_end=bool(self._flags & SEQUENCE_END),
+        )
+        version = str(self._model_version) if self._model_version > 0 else ""
+        inputs = [tensor.to_engine() for tensor in self.inputs()]
+        return ModelCall(self._model_name, inputs, version, note=note, queue_timeout=self._timeout / 1e6)
+
+    # how it ends
 
     def set_release_flags(self, flags: int) -> None:
         """TRITONSERVER_REQUEST_RELEASE_RESCHEDULE has the request run once more, TRITONSERVER_REQUEST_RELEASE_ALL is so anyway."""
