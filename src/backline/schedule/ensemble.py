@@ -50,6 +50,8 @@ class EnsembleQueue:
         self.itself = StepModel(batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs})
         self._ensemble = ensemble
         self._outputs = tuple(spec.name for spec in signature.outputs)
+        #: Whether only some of its models have batches, so that tensors have to be fitted in between.
+        self.mixed = False
         self._decoupled: frozenset[int] = frozenset()
         self._plans: dict[tuple[str, ...], EnsemblePlan] = {}
         self._runs: set[EnsembleRun] = set()
@@ -68,6 +70,7 @@ class EnsembleQueue:
     def update(self, models: tuple[StepModel, ...]) -> None:
         """From now on requests are planned for these models; those under way go on as they were."""
         self.models = models
+        self.mixed = len({model.batched for model in (*models, self.itself)}) > 1
         self._decoupled = frozenset(index for index, model in enumerate(models) if model.decoupled)
         self._plans.clear()
 

@@ -13,20 +13,18 @@ from backline.engine.errors import InvalidArgument
 class PlannedStep:
     """A step that runs, and the `outputs` of its model that somebody needs: (the model's name, the ensemble's tensor).
 
-    `index` is its place in the file. `level` counts the decoupled steps before it: at level 0 it runs once, behind a decoupled step once
+    `index` is its place in the file. `names` are the outputs to be asked for, `answers` counts those of them that are outputs of the
+    ensemble. `level` counts the decoupled steps before it: at level 0 it runs once, behind a decoupled step once
     for each of its responses.
     """
 
     index: int
     step: EnsembleStep
     outputs: tuple[tuple[str, str], ...]
-    level: int = 0
-    decoupled: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The outputs to be asked for."""
-        return tuple(name for name, _ in self.outputs)
+    names: tuple[str, ...]
+    answers: int
+    level: int
+    decoupled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +67,13 @@ def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collect
             needed_steps.add(index)
             open_tensors.extend(ensemble.steps[index].inputs.values())
     levels = {tensor: len(steps) for tensor, steps in origins(ensemble, decoupled).items()} if decoupled else {}
-    chosen = [
-        PlannedStep(
-            index,
-            step,
-            tuple((name, tensor) for name, tensor in step.outputs.items() if tensor in needed_tensors),
-            max(levels.get(tensor, 0) for tensor in step.inputs.values()),
-            index in decoupled,
-        )
-        for index, step in enumerate(ensemble.steps)
-        if index in needed_steps
-    ]
+    chosen = []
+    for index in sorted(needed_steps):
+        step = ensemble.steps[index]
+        asked = {name: tensor for name, tensor in step.outputs.items() if tensor in needed_tensors}
+        answers = sum(tensor in outputs for tensor in asked.values())
+        level = max(levels.get(tensor, 0) for tensor in step.inputs.values())
+        chosen.append(PlannedStep(index, step, tuple(asked.items()), tuple(asked), answers, level, index in decoupled))
     made = {tensor for planned in chosen for tensor in planned.step.outputs.values()}
     consumers: dict[str, list[int]] = {}
     waits = []

@@ -102,23 +102,23 @@ class EnsembleProgress:
 
     def responded(self, asked: Round, number: int, tensors: Tensors) -> None:
         """A step has given a response, which may be the first of many, to a round."""
-        planned = self._plan.steps[number]
+        plan = self._plan
+        planned = plan.steps[number]
         target = self._begin(asked.level + 1, {}) if planned.decoupled else asked
-        target.tensors.update(tensors)
-        final = target.level == self._plan.depth
-        consumers = self._plan.consumers
-        for tensor in tensors:
-            if final and tensor in self._plan.outputs:
-                target.lacks -= 1
-            for consumer in consumers.get(tensor, ()):
-                target.waits[consumer] -= 1
-                if not target.waits[consumer]:
+        own, waits, consumers = target.tensors, target.waits, plan.consumers
+        for name, tensor in tensors.items():
+            own[name] = tensor
+            for consumer in consumers.get(name, ()):
+                waits[consumer] -= 1
+                if not waits[consumer]:
                     self._start(target, consumer)
-        if final and not target.lacks:
-            self._complete[target.number] = target
+        if planned.answers:
+            target.lacks -= planned.answers
+            if not target.lacks:
+                self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """A step gives no more responses to a round."""
+        """A step gives no more responses to a round. Of no interest where no step is decoupled."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1
@@ -141,6 +141,9 @@ class EnsembleProgress:
 
     def _start(self, begun: Round, number: int) -> None:
         """The tensors of a step are there."""
+        if not self._turns:  # there is but one round
+            self.ready.append((begun, number))
+            return
         turn = self._turns.get(number)
         if turn is not None:
             turn.early[begun.number] = begun

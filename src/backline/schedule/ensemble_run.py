@@ -65,7 +65,7 @@ class EnsembleRun:
                     break
         finally:
             self._advancing = False
-        if not self._over:
+        if self._plan.chain and not self._over:  # else it is over with its only answer
             if progress.finished:
                 self._finish(None)
             else:
@@ -74,13 +74,13 @@ class EnsembleRun:
     def _submit(self, begun: Round, number: int) -> None:
         planned = self._plan.steps[number]
         step = planned.step
-        model = self._queue.models[planned.index]
+        model, mixed = self._queue.models[planned.index], self._queue.mixed
         asked = self._request
         inputs = {}
         for name, tensor in step.inputs.items():
             given = begun.tensors.get(tensor)
             if given is not None:  # else an optional input of the ensemble; whether it is one of the step's, its model knows
-                inputs[name] = model.fit(name, given)
+                inputs[name] = model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
         request = InferRequest(
             step.model,
             inputs,
@@ -139,7 +139,8 @@ class EnsembleRun:
             return
         if planned.decoupled:
             del self._flows[planned.level + 1]
-        self._progress.ended(begun, number)
+        if self._plan.chain:
+            self._progress.ended(begun, number)
         self._go_on()
 
     def _take(self, begun: Round, number: int, response: InferResponse) -> bool:
@@ -171,7 +172,7 @@ class EnsembleRun:
         for name in self._plan.outputs:
             tensor = answered.tensors.get(name)
             if tensor is not None:
-                outputs.append(queue.itself.fit(name, tensor))
+                outputs.append(queue.itself.fit(name, tensor) if queue.mixed else Tensor(name, tensor.datatype, tensor.shape, tensor.data))
         response = InferResponse(queue.name, queue.version, asked.id, outputs)
         if not self._plan.depth:
             self._finish(response)
