@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 HISTOGRAM_BUCKETS = 48
 
 
+#: Seconds that a timer may be early that ends a request at its deadline.
+_EARLY = 0.002
+
+
 class Duration:
     """A count and the sum of as many durations, in nanoseconds."""
 
@@ -189,7 +193,7 @@ class ModelStatistics:
 
     def record_cancelled(self, request: InferRequest) -> None:
         """Counts a request that its caller has given up: as expired when that was for its deadline, which is over."""
-        if request.waits_until is not None and request.waits_until <= monotonic():
+        if request.waits_until is not None and request.waits_until <= monotonic() + _EARLY:
             self.record_expired(request)
         else:
             self.cancelled += 1
