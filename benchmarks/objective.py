@@ -114,7 +114,7 @@ def tune(model: Model, capacity: float, objective: float, seconds: float) -> tup
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--objective-ms", type=click.FloatRange(1), default=100.0, help="The objective.")
+@click.option("--objective-ms", type=click.FloatRange(1), default=150.0, help="The objective.")
 @click.option("--seconds", type=click.FloatRange(1), default=10.0, help="How long each load is measured.")
 @click.option("--loads", default="0.7,1.1,2,4", help="Times the capacity, with commas between.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
