@@ -18,6 +18,7 @@ from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailab
 from backline.engine.messages import InferResponse
 from backline.engine.tensor import Tensor
 from backline.workers.process.arena import when_unused
+from backline.workers.process.channel_reader import ChannelReader
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
 from backline.workers.process.protocol import (
@@ -26,7 +27,6 @@ from backline.workers.process.protocol import (
     Buffer,
     Call,
     Column,
-    FrameReader,
     Kind,
     Note,
     Numbers,
@@ -36,7 +36,7 @@ from backline.workers.process.protocol import (
 )
 from backline.workers.process.requests import Connection, WorkerRequest
 
-_RECEIVE = 1 << 18
+_CLOSED = "the connection of this worker to the server is closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Caller:
         self._waiting: dict[int, _Waiting] = {}
         #: Held while something is said, so that frames do not mix.
         self._lock = threading.Lock()
-        self._listening = False
+        self._reader = ChannelReader(channel, self._take, self._ended, lambda: bool(self._waiting))
 
     # calls
 
@@ -101,12 +101,14 @@ class Caller:
         heard = Mailbox()
         number = self._call(call, heard.put)
         try:
+            self._reader.wait(heard)
             return response_of(heard.get(inf))
         finally:
             self.drop(number)
 
     async def infer_async(self, call: ModelCall) -> InferResponse:
         """`infer` for coroutines: others run while it waits. Cancelling it cancels the call."""
+        self._reader.listen()
         heard = AsyncMailbox()
         number = self._call(call, heard.put)
         try:
@@ -116,11 +118,13 @@ class Caller:
 
     def stream(self, call: ModelCall) -> CallStream:
         """The responses of a model one by one; most models give one. The call begins now."""
+        self._reader.listen()
         heard = Mailbox()
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
 
     def stream_async(self, call: ModelCall) -> AsyncCallStream:
         """`stream` for coroutines."""
+        self._reader.listen()
         heard = AsyncMailbox()
         return AsyncCallStream(self, self._call(call, heard.put, stream=True), heard)
 
@@ -128,15 +132,21 @@ class Caller:
 
     def ask(self, question: Question, timeout: float = inf) -> Any:
         """See Question; waits for the answer. Raises DeadlineExceeded after so many seconds; a load or unload goes on."""
+        alone = timeout == inf  # who reads cannot look at the clock
+        if not alone:
+            self._reader.listen()
         heard = Mailbox()
         number = self._ask(question, heard.put)
         try:
+            if alone:
+                self._reader.wait(heard)
             return value_of(heard.get(timeout))
         finally:
             self.drop(number)
 
     async def ask_async(self, question: Question, timeout: float = inf) -> Any:
         """`ask` for coroutines. A load or unload goes on when it is cancelled."""
+        self._reader.listen()
         heard = AsyncMailbox()
         number = self._ask(question, heard.put)
         try:
@@ -191,11 +201,9 @@ class Caller:
         return packed[0], payload, block
 
     def _begin(self, number: int, waiting: _Waiting, message: bytes) -> None:
+        if self._reader.ended:
+            raise Unavailable(_CLOSED)
         self._waiting[number] = waiting
-        with self._lock:
-            if not self._listening:
-                self._listening = True
-                threading.Thread(target=self._listen, name="backline-calls", daemon=True).start()
         try:
             self._say(message)
         except BacklineError:
@@ -229,22 +237,9 @@ class Caller:
 
     # what is heard
 
-    def _listen(self) -> None:
-        reader = FrameReader()
-        try:
-            while received := self._receive():
-                # A bytearray, so that a model may write to what it got.
-                for kind, message, payload in reader.feed(bytearray(received)):
-                    self._take(kind, message, payload)
-        finally:
-            for number in tuple(self._waiting):
-                self._hear(number, Unavailable("the connection of this worker to the server is closed"), last=True)
-
-    def _receive(self) -> bytes:
-        try:
-            return self._channel.recv(_RECEIVE)
-        except OSError:
-            return b""
+    def _ended(self) -> None:
+        for number in tuple(self._waiting):
+            self._hear(number, Unavailable(_CLOSED), last=True)
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
         if kind is Kind.RESPONSE:

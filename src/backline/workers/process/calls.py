@@ -151,6 +151,7 @@ class CallChannel:
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
+                self._fail(number, Cancelled("the answer is not wanted any more"))  # for the thread that reads, if it was its own call
         elif kind is Kind.MORE:
             number, count = message.numbers
             self._more(number, count)

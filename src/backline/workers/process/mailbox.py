@@ -35,6 +35,10 @@ class Mailbox:
         self._queue: SimpleQueue[Heard] = SimpleQueue()
         self.put = self._queue.put
 
+    @property
+    def empty(self) -> bool:
+        return self._queue.empty()
+
     def get(self, timeout: float) -> Heard:
         """What comes next. Raises DeadlineExceeded when nothing has come after so many seconds."""
         try:

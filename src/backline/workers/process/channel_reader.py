@@ -1,0 +1,76 @@
+"""The reading half of a channel on which several threads wait for answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from socket import socket
+from typing import Any, TypeAlias
+
+from backline.workers.process.mailbox import Mailbox
+from backline.workers.process.protocol import FrameReader, Kind
+
+_RECEIVE = 1 << 18
+Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
+
+
+class ChannelReader:
+    """Read by the thread that waits, as long as it is the only one, which saves a change of threads; else by a thread of its own.
+
+    `take` gets each frame, `on_end` is called when no more will come, `awaited` tells whether anybody waits. They are called on the thread
+    that reads.
+    """
+
+    def __init__(self, channel: socket, take: Take, on_end: Callable[[], None], awaited: Callable[[], bool]) -> None:
+        self._channel = channel
+        self._take = take
+        self._on_end = on_end
+        self._awaited = awaited
+        self._frames = FrameReader()
+        #: Held by whoever reads.
+        self._reading = threading.Lock()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.ended = False
+
+    def wait(self, heard: Mailbox) -> None:
+        """Returns when there is something in a mailbox, or another thread reads and will put it there."""
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
+            while heard.empty and not self.ended:
+                self._read()
+        finally:
+            self._reading.release()
+            if self._awaited():  # by those who found that this thread was reading
+                self.listen()
+
+    def listen(self) -> None:
+        """From now on a thread reads, whether somebody waits or not."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._listen, name="backline-calls", daemon=True)
+                self._thread.start()
+
+    def _listen(self) -> None:
+        with self._reading:
+            while not self.ended:
+                self._read()
+
+    def _read(self) -> None:
+        try:
+            received = self._channel.recv(_RECEIVE)
+            # A bytearray, so that a model may write to what it got.
+            for kind, message, payload in self._frames.feed(bytearray(received)):
+                self._take(kind, message, payload)
+        except OSError:
+            received = b""
+        except BaseException:
+            self._end()
+            raise
+        if not received:
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._on_end()
