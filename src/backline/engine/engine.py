@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from backline.engine.control import STABLE, Control
+from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import unwatch, watch
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
@@ -153,6 +154,8 @@ class Engine:
         self.control: Control | None = None
         #: What clients have registered, where they may.
         self.shared_memory: SharedMemory | None = None
+        #: What models count themselves.
+        self.custom_metrics = CustomMetrics()
         self._labels: dict[str, Mapping[str, str]] = {}
         #: The loads of each model since the start, for the metrics.
         self.loads: dict[str, LoadStatistics] = {}

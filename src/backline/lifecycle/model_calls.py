@@ -11,7 +11,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.call_graph import CallGraph, Node, Wait
 from backline.workers.process.calls import Outcome
-from backline.workers.process.protocol import Described, Spec
+from backline.workers.process.protocol import Described, Measure, Spec
 
 
 class ModelCalls:
@@ -78,6 +78,28 @@ class ModelCalls:
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
         """See Calls."""
         await self._control.unload(model, version, dependents=dependents, who=self._who)
+
+    def measure(self, message: Measure) -> float | None:
+        """See Calls."""
+        metrics = self._engine.custom_metrics
+        match message.action:
+            case "declare":
+                metrics.declare(self, message.name, message.kind, message.description)  # type: ignore[arg-type]  # msgspec has checked it
+            case "create":
+                metrics.sample(message.name, message.labels, message.bounds)
+            case "increment":
+                metrics.increment(message.name, message.labels, message.value)
+            case "set":
+                metrics.set(message.name, message.labels, message.value)
+            case "observe":
+                metrics.observe(message.name, message.labels, message.bounds, message.value)
+            case "value":
+                return metrics.sample(message.name, message.labels).value
+        return None
+
+    def forget(self) -> None:
+        """See Calls."""
+        self._engine.custom_metrics.forget(self)
 
     @property
     def _control(self) -> Control:

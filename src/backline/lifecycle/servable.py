@@ -327,6 +327,8 @@ class Servable:
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Its load has failed, and is tried again at `retry_at` if that is a time."""
         self.phase = Phase.FAILED
+        if self._calls is not None:
+            self._calls.forget()
         self.retry_at = retry_at
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = reason
@@ -352,6 +354,8 @@ class Servable:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
         self._loaded = self._maker = None
+        if self._calls is not None:
+            self._calls.forget()
         self.model.queue = self.model.check = self.model.sequences = None
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = "unloaded"

@@ -30,6 +30,7 @@ from backline.model.hints import (
     Request,
 )  # fmt: skip
 from backline.model.image import Image
+from backline.model.metrics import Counter, Gauge, Histogram
 
 __all__ = [
     "BF16",
@@ -48,6 +49,9 @@ __all__ = [
     "UINT64",
     "Audio",
     "BacklineError",
+    "Counter",
+    "Gauge",
+    "Histogram",
     "Image",
     "InvalidArgument",
     "Models",

@@ -8,6 +8,7 @@ from typing import Any
 
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.statistics import ModelStatistics
+from backline.observe.custom_metrics import exposed, without_total
 
 #: Triton's counters have no `_total`, which the exposition library adds to the comment lines of every counter.
 _COUNTER_COMMENT = re.compile(rb"^(# (?:HELP|TYPE) nv_\w+?)_total\b", re.MULTILINE)
@@ -98,6 +99,7 @@ class EngineCollector:
         yield from (pending, loading, ready, batches, late, stuck)
         yield from _calls(models)
         yield from self._lifecycle()
+        yield from map(exposed, self._engine.custom_metrics)
         for name, text, buckets, total in _HISTOGRAMS:
             histogram = HistogramMetricFamily(name, text, labels=("model", "version"))
             for model in models:
@@ -157,6 +159,7 @@ class Metrics:
     def __init__(self, engine: Engine) -> None:
         from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+        self._engine = engine
         self._registry = CollectorRegistry()
         self._registry.register(EngineCollector(engine))
         ProcessCollector(registry=self._registry)
@@ -166,7 +169,9 @@ class Metrics:
         """The content type, and the text in Prometheus' format."""
         from prometheus_client import generate_latest
 
-        return b"text/plain; version=0.0.4; charset=utf-8", _COUNTER_COMMENT.sub(rb"\1", generate_latest(self._registry))
+        return b"text/plain; version=0.0.4; charset=utf-8", without_total(
+            _COUNTER_COMMENT.sub(rb"\1", generate_latest(self._registry)), self._engine.custom_metrics
+        )
 
 
 def _labels(model: Model) -> dict[str, str]:

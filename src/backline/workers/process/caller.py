@@ -28,6 +28,8 @@ from backline.workers.process.protocol import (
     Call,
     Column,
     Kind,
+    Log,
+    Measure,
     Note,
     Numbers,
     ProtocolError,
@@ -153,6 +155,22 @@ class Caller:
             return value_of(await heard.get(timeout))
         finally:
             self.drop(number)
+
+    # metrics and the log
+
+    def measure(self, message: Measure) -> Any:
+        """Says something of a metric, and waits for what the server says to it."""
+        heard = Mailbox()
+        message.number = number = next(self._numbers)
+        self._begin(number, _Waiting(heard.put), frame(Kind.MEASURE, message))
+        try:
+            return value_of(heard.get(inf))
+        finally:
+            self._waiting.pop(number, None)
+
+    def tell(self, kind: Kind, message: Measure | Log) -> None:
+        """Says something that has no answer."""
+        self._say(frame(kind, message))
 
     # what is said
 

@@ -27,6 +27,7 @@ from backline.workers.process.protocol import (
     Ended,
     FrameReader,
     Kind,
+    Measure,
     ProtocolError,
     Response,
     frame,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from backline.workers.process.process import WorkerProcess
 
 log = logging.getLogger("backline.workers")
+model_log = logging.getLogger("backline.model")
 
 _RECEIVE = 1 << 18
 #: Bytes of shared memory that calls under way may hold of one worker; inputs beyond it are copied.
@@ -62,6 +64,12 @@ class Calls(Protocol):
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None: ...
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None: ...
+
+    def measure(self, message: Measure) -> float | None:
+        """A metric of the model itself; the answer is the value that was asked for."""
+
+    def forget(self) -> None:
+        """The model is unloaded: nobody counts for it any more."""
 
 
 @dataclass(slots=True)
@@ -155,8 +163,26 @@ class CallChannel:
         elif kind is Kind.MORE:
             number, count = message.numbers
             self._more(number, count)
+        elif kind is Kind.MEASURE:
+            self._measure(message)
+        elif kind is Kind.LOG:
+            model_log.log(message.level, "%s: %s", self._process.command.label, message.text)
         else:
             raise ProtocolError(f"a frame of kind {kind.name}")
+
+    def _measure(self, message: Measure) -> None:
+        try:
+            if self._calls is None:
+                raise Unsupported("there is no page of metrics: this model runs without a server")
+            value = self._calls.measure(message)
+        except BacklineError as error:
+            if message.number:
+                self._fail(message.number, error)
+            else:
+                model_log.warning("%s: %s", self._process.command.label, error.message)
+        else:
+            if message.number:
+                self._say(Kind.ENDED, Ended(message.number, value=value))
 
     def _tensors(self, columns: Sequence[Column], at: int, payload: memoryview) -> dict[str, Tensor]:
         if at < 0:

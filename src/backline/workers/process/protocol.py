@@ -66,6 +66,8 @@ class Kind(IntEnum):
     MORE = 35
     RESPONSE = 36
     ENDED = 37
+    MEASURE = 38
+    LOG = 39
 
 
 class Spec(msgspec.Struct, array_like=True):
@@ -267,6 +269,29 @@ class Ask(msgspec.Struct, array_like=True):
     requests: list[int] = []
 
 
+class Measure(msgspec.Struct, array_like=True):
+    """A metric of the model's own: `action` is "declare", "create", "increment", "set", "observe" or "value".
+
+    With a `number` it is answered by ENDED. `bounds` are the upper ones of a histogram's buckets.
+    """
+
+    action: str
+    name: str
+    labels: dict[str, str] = {}
+    bounds: list[float] = []
+    value: float = 0.0
+    kind: str = ""
+    description: str = ""
+    number: int = 0
+
+
+class Log(msgspec.Struct, array_like=True):
+    """A line of the log, at a level of Python's logging."""
+
+    level: int
+    text: str
+
+
 class Response(msgspec.Struct, array_like=True):
     """A response to a call. `returned` are blocks of the worker that the server needs no more."""
 
@@ -321,6 +346,8 @@ STRUCTS: dict[Kind, type[msgspec.Struct]] = {
     Kind.MORE: Numbers,
     Kind.RESPONSE: Response,
     Kind.ENDED: Ended,
+    Kind.MEASURE: Measure,
+    Kind.LOG: Log,
 }
 _DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
 _KINDS = {kind.value: kind for kind in Kind}

@@ -17,10 +17,12 @@ import numpy as np
 from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.model import metrics
 from backline.model.hints import Models, Request
 from backline.model.media import DECODED_LIMIT
 from backline.workers.joiner import Joiner
 from backline.workers.process.caller import Caller
+from backline.workers.process.measures import Measures
 from backline.workers.process.model_code import ModelCode, find_model, import_file
 from backline.workers.process.protocol import Load, Loaded
 from backline.workers.process.requests import RequestBatch, WorkerRequest
@@ -40,6 +42,7 @@ _TRITON_API = Path(__file__).parent / "triton" / "importable"
 def load(message: Load, caller: Caller) -> WorkerModel:
     """Imports a model's file and makes its model. Raises what the file raises, and InvalidArgument for a file that is no model."""
     worker.begin(message, caller)
+    metrics.connect(Measures(caller), model=message.name, version=message.version)
     # Before everything else: a copy of Triton's module beside the model is for editors.
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))

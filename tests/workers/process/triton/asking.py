@@ -7,7 +7,7 @@ import queue
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class Ask:
         self._grpc = f"127.0.0.1:{grpc_port}"
         self.grpc_api = grpc_client.InferenceServerClient(self._grpc)
         self._loaded: dict[str, Any] = {}
+        #: What the server has logged.
+        self.log: Callable[[], str] = str
 
     def close(self) -> None:
         self.http_api.close()
@@ -90,7 +92,8 @@ class Ask:
     def metrics(self, prefix: str) -> list[str]:
         """The lines of the metrics page with names that begin so."""
         _, text = self._http("metrics", "/metrics", None)
-        return [line for line in text.splitlines() if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(prefix)]
+        lines = [line for line in text.splitlines() if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(prefix)]
+        return sorted(re.sub(r"\.0$", "", line) for line in lines)
 
     def _http(self, port: str, path: str, data: bytes | None) -> tuple[int, Any]:
         try:

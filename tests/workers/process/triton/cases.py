@@ -231,3 +231,22 @@ for _how in ("raised", "raised_of_triton", "fine"):
     case(f"load {_how}", partial(_failed_load, _how))
 for _model in ("without_execute", "without_class", "with_syntax_error"):
     case(f"load {_model}", lambda ask, model=_model: ask.load(model))
+
+# metrics and the log
+
+
+def _metrics(how: str, ask: Ask, prefix: str = "") -> Any:
+    answer = ask.infer("metrics", {"how": text(how)})
+    told = json.loads(answer["outputs"]["told"][2][0]) if "outputs" in answer else answer
+    return [told, ask.metrics(prefix)] if prefix else told
+
+
+SHOWN = {"counter": "requests_seen", "counter_with_total": "words_total", "gauge": "queue_seen", "histogram": "length_seen"}
+for _how, _prefix in SHOWN.items():
+    case(f"metric {_how}", partial(_metrics, _how, prefix=_prefix))
+for _how in (
+    "same_labels", "counter_below", "counter_set", "counter_observed", "histogram_value", "histogram_set", "histogram_incremented",
+    "histogram_without_buckets", "histogram_of_disorder", "counter_with_buckets", "labels_of_numbers", "other_kind", "odd_name", "logged",
+    "logged_number",
+):  # fmt: skip
+    case(f"metric {_how}" if "logged" not in _how else _how, partial(_metrics, _how))

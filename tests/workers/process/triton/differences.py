@@ -106,6 +106,14 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         },
         "the file may be another kind of Python model here",
     ),
+    "metric odd_name": (
+        {
+            ("text",): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', message:"
+            " Invalid metric name: 'odd name' cannot be the name of a model's metric: it has letters, digits, _ and :, and begins with none"
+            " of nv_, backline_, process_, python_"
+        },
+        "it is said which names can be",
+    ),
 }
 
 

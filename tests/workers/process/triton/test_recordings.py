@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     repository = write_repository(folder)
     with serve(repository, folder / "log", "--model-control-mode", "explicit", "--log-level", "debug") as server:
         asking = Ask(server.http_port, server.grpc_port, server.metrics_port)
+        asking.log = lambda: server.output
         yield asking
         asking.close()
 
@@ -39,3 +41,12 @@ def test_the_answer_is_that_of_triton(ask: Ask, name: str) -> None:
 def test_what_is_listed_differs() -> None:
     for name in DIFFERENCES:
         assert expect(name, RECORDED[name])[0] != RECORDED[name], name
+
+
+def test_what_a_model_logs_is_in_the_log_with_its_place_and_level(ask: Ask) -> None:
+    CASES["logged"](ask)
+
+    logged = re.findall(r"(\w+) backline.model: model 'metrics' version 1: model.py:\d+: told (.*)", ask.log())
+    levels = {"as info": "INFO", "as warning": "WARNING", "as error": "ERROR", "as verbose": "DEBUG"}
+    levels |= {"as it is": "INFO", "at a level": "ERROR"}
+    assert {text: level for level, text in logged} == levels

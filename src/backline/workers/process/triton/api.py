@@ -18,7 +18,9 @@ from backline.workers.process.triton.datatypes import (
     triton_to_numpy_type,
 )
 from backline.workers.process.triton.errors import TritonError, TritonModelException
+from backline.workers.process.triton.logger import Logger
 from backline.workers.process.triton.memory import TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU, MemoryType, PreferredMemory
+from backline.workers.process.triton.metrics import Metric, MetricFamily, MetricKind
 from backline.workers.process.triton.model_config import ModelConfig
 from backline.workers.process.triton.requests import RELEASE_ALL as TRITONSERVER_REQUEST_RELEASE_ALL
 from backline.workers.process.triton.requests import RELEASE_RESCHEDULE as TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
@@ -44,7 +46,11 @@ __all__ = [
     "InferenceResponse",
     "InferenceResponseSender",
     "InferenceTrace",
+    "Logger",
     "MemoryType",
+    "Metric",
+    "MetricFamily",
+    "MetricKind",
     "ModelConfig",
     "PreferredMemory",
     "ResponseIterator",

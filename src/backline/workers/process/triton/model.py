@@ -13,6 +13,7 @@ from backline.engine.errors import ModelFailed
 from backline.workers.process.protocol import Load, Loaded
 from backline.workers.process.requests import RequestBatch
 from backline.workers.process.tracebacks import details
+from backline.workers.process.triton import worker
 from backline.workers.process.triton.arguments import arguments
 from backline.workers.process.triton.background import BackgroundLoop
 from backline.workers.process.triton.failures import failure
@@ -67,6 +68,7 @@ class TritonModel:
         self._loop = BackgroundLoop()
         given = arguments(message, config)
         self._instance = given["model_instance_name"]
+        worker.name_instance(self._instance)
         if not callable(getattr(model, "execute", None)):
             raise ModelFailed(f"Python model file '{message.path}' does not implement `execute` method.")
         try:

@@ -13,6 +13,7 @@ _OUTSIDE = "triton_python_backend_utils works in worker processes of a server on
 class _Worker:
     load: Load | None = None
     caller: Caller | None = None
+    instance: str = ""
 
 
 def begin(load: Load, caller: Caller) -> None:
@@ -32,6 +33,16 @@ def caller() -> Caller:
     if _Worker.caller is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.caller
+
+
+def name_instance(name: str) -> None:
+    """What Triton calls this instance in its texts."""
+    _Worker.instance = name
+
+
+def instance() -> str:
+    """What Triton calls this instance in its texts."""
+    return _Worker.instance
 
 
 def get_model_dir() -> str:

@@ -1,0 +1,108 @@
+"""Metrics that a model keeps itself, on the server's page of metrics with the labels `model` and `version`.
+
+>>> words = Counter("words_read", "Words of all texts")
+>>> words.increment(3, language="en")
+>>> words.value(language="en")
+3.0
+
+Values are those of all worker processes together there, and outlive them. Without a server they are only kept here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+_Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+#: Upper bounds of a histogram that names none: from 5 ms to 10 s, where it counts seconds.
+DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Page(Protocol):
+    """Where metrics are shown."""
+
+    def declare(self, name: str, kind: _Kind, description: str) -> None:
+        """Raises InvalidArgument for a name that cannot be, AlreadyExists for one of another kind."""
+
+    def record(self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()) -> None:
+        """`action` is increment, set or observe."""
+
+
+class _Server:
+    page: Page | None = None
+    labels: Mapping[str, str] = {}
+
+
+def connect(page: Page, **labels: str) -> None:
+    """What is counted from now on is shown there, with these labels besides; for the worker process that runs the model."""
+    _Server.page, _Server.labels = page, labels
+
+
+class _Metric:
+    kind: ClassVar[_Kind]
+
+    def __init__(self, name: str, description: str) -> None:
+        self.name = name
+        self._lock = threading.Lock()
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
+        if _Server.page is not None:
+            _Server.page.declare(name, self.kind, description)
+
+    def value(self, **labels: str) -> float:
+        """What this process has counted: of a histogram the number of observations."""
+        return self._values.get(tuple(sorted(labels.items())), 0.0)
+
+    def _keep(self, labels: Mapping[str, str], value: float, *, add: bool) -> None:
+        key = tuple(sorted(labels.items()))
+        with self._lock:
+            self._values[key] = value + (self._values.get(key, 0.0) if add else 0.0)
+
+    def _show(self, action: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()) -> None:
+        if _Server.page is not None:
+            _Server.page.record(action, self.name, {**_Server.labels, **{key: str(text) for key, text in labels.items()}}, value, bounds)
+
+
+class Counter(_Metric):
+    """A number that only grows."""
+
+    kind = "counter"
+
+    def increment(self, value: float = 1.0, **labels: str) -> None:
+        """Raises ValueError for less than nothing."""
+        if value < 0:
+            raise ValueError(f"counter '{self.name}' cannot be incremented by {value}: it only grows; take a Gauge")
+        self._keep(labels, value, add=True)
+        self._show("increment", labels, value)
+
+
+class Gauge(_Metric):
+    """A number that goes up and down. Of several worker processes the one that has set it last decides."""
+
+    kind = "gauge"
+
+    def set(self, value: float, **labels: str) -> None:
+        self._keep(labels, value, add=False)
+        self._show("set", labels, value)
+
+    def increment(self, value: float = 1.0, **labels: str) -> None:
+        self._keep(labels, value, add=True)
+        self._show("increment", labels, value)
+
+
+class Histogram(_Metric):
+    """How observations are spread over `buckets`, which are upper bounds in ascending order."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, description: str, buckets: Sequence[float] = DEFAULT_BUCKETS) -> None:
+        """Raises ValueError for buckets that do not ascend."""
+        if not buckets or any(later <= earlier for earlier, later in pairwise(buckets)):
+            raise ValueError(f"histogram '{name}': buckets are {list(buckets)}, expected numbers in ascending order")
+        self.buckets = tuple(map(float, buckets))
+        super().__init__(name, description)
+
+    def observe(self, value: float, **labels: str) -> None:
+        self._keep(labels, 1.0, add=True)
+        self._show("observe", labels, value, self.buckets)

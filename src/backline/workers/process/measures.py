@@ -1,0 +1,41 @@
+"""How a model in a worker process counts: what it says goes to the server, which keeps the values of all workers together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backline.engine.custom_metrics import MetricKind
+from backline.engine.errors import Unavailable
+from backline.workers.process.caller import Caller
+from backline.workers.process.protocol import Kind, Measure
+
+
+class Measures:
+    """May be used on any thread. What is counted is there before any answer that is given afterwards."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def declare(self, name: str, kind: MetricKind, description: str) -> None:
+        """Waits for the server. Raises InvalidArgument or AlreadyExists for what cannot be."""
+        self._caller.measure(Measure("declare", name, kind=kind, description=description))
+
+    def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
+        """A combination of labels, which is shown from now on."""
+        self._tell(Measure("create", name, dict(labels), list(bounds)))
+
+    def record(self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()) -> None:
+        """`action` is increment, set or observe."""
+        self._tell(Measure(action, name, dict(labels), list(bounds), value))
+
+    def value(self, name: str, labels: Mapping[str, str]) -> float:
+        """The value at the server, of all workers. Waits for it."""
+        value: Any = self._caller.measure(Measure("value", name, dict(labels)))
+        return float(value)
+
+    def _tell(self, message: Measure) -> None:
+        try:
+            self._caller.tell(Kind.MEASURE, message)
+        except Unavailable:  # the server is gone, or this is a process that the model has forked
+            return

@@ -1,0 +1,73 @@
+"""The server's log, for models."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import suppress
+from enum import IntEnum
+from typing import ClassVar
+
+from backline.engine.errors import Unavailable
+from backline.workers.process.protocol import Kind, Log
+from backline.workers.process.triton import worker
+
+
+class LogLevel(IntEnum):
+    """Triton's numbers."""
+
+    INFO = 0
+    WARNING = 1
+    ERROR = 2
+    VERBOSE = 3
+
+
+_LEVELS = {
+    LogLevel.INFO: logging.INFO,
+    LogLevel.WARNING: logging.WARNING,
+    LogLevel.ERROR: logging.ERROR,
+    LogLevel.VERBOSE: logging.DEBUG,
+}
+
+
+class Logger:
+    """Writes lines to the server's log, with the model, its version, and the file and line of who calls."""
+
+    INFO: ClassVar = LogLevel.INFO
+    WARNING: ClassVar = LogLevel.WARNING
+    ERROR: ClassVar = LogLevel.ERROR
+    VERBOSE: ClassVar = LogLevel.VERBOSE
+
+    @staticmethod
+    def log(message: str, level: LogLevel = LogLevel.INFO) -> None:
+        _log(message, level)
+
+    @staticmethod
+    def log_info(message: str) -> None:
+        _log(message, LogLevel.INFO)
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        _log(message, LogLevel.WARNING)
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        _log(message, LogLevel.ERROR)
+
+    @staticmethod
+    def log_verbose(message: str) -> None:
+        """Shown with `--log-level debug`."""
+        _log(message, LogLevel.VERBOSE)
+
+
+def _log(message: str, level: LogLevel) -> None:
+    if not isinstance(message, str):
+        raise TypeError(f"Logger: the message is a {type(message).__name__}, expected a str")
+    code, line = sys._getframe(2).f_code, sys._getframe(2).f_lineno
+    text = f"{os.path.basename(code.co_filename)}:{line}: {message}"
+    with suppress(Unavailable):  # the server is gone, or this is a process that the model has forked
+        worker.caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
+
+
+Logger.LogLevel = LogLevel  # type: ignore[attr-defined]  # where Triton has it; above, it would hide the class from its annotations
