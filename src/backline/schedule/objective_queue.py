@@ -99,13 +99,13 @@ class ObjectiveQueue:
         self._joined = 0.0
         #: The part of the objective that a batch may take, and whether anybody was refused since the last one was taken.
         self._share = _LEAST_SHARE
+        self._refused = False
         #: The line that the next batches are planned by: the largest that leaves to those who come while it runs the time for another one,
         #: the seconds that answers may be later than expected, and those of the largest batch of all, with these.
         self._planned: Line | None = None
         self._usual = 1
         self._margin = 0.0
         self._longest = 0.0
-        self._refused = False
         self._on_cancel = self._cancelled
         self.on_left: Callable[[InferRequest], None] | None = None
         self.expired: list[InferRequest] = []
