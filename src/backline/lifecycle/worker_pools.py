@@ -26,6 +26,7 @@ from backline.repository.configuration.json_form import configuration_json
 from backline.repository.unpacked import unpacked
 from backline.repository.walk import walk
 from backline.workers.environments.borrowed import borrow
+from backline.workers.environments.packed import PARAMETER, packed_environment
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environment, Environments, User
 from backline.workers.environments.uv import OnBytes, Uv
@@ -96,6 +97,9 @@ class WorkerStarter:
             )
         if hosted.packed is not None:
             hosted = replace(hosted, path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed))
+        if given := self._config.parameters.get(PARAMETER):
+            packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
+            hosted = replace(hosted, python=str(packed.python), environment={**packed.variables, **hosted.environment})
         config = self._config
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
         instances = config.instance_count

@@ -1,0 +1,108 @@
+"""Environments that come with a model, as Triton's Python backend takes them: a folder or an archive, of conda-pack or of a venv."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from backline.engine.errors import InvalidArgument, Unavailable
+
+#: The parameter of the configuration, and what stands for the model's folder in it.
+PARAMETER: Final = "EXECUTION_ENV_PATH"
+_MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
+_ASK: Final = (
+    "import sys, importlib.util as u\n"
+    "print('.'.join(map(str, sys.version_info[:2])), *(name for name in ('numpy', 'msgspec') if u.find_spec(name) is None))"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEnvironment:
+    """An environment in `folder`: its interpreter, and the variables that a worker in it needs."""
+
+    folder: Path
+    python: Path
+    variables: Mapping[str, str]
+
+
+def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnvironment:
+    """The environment at a path, which may begin with $$TRITON_MODEL_DIRECTORY, or be relative to the model's folder.
+
+    An archive is unpacked below `cache`, once for each content. What is in it is run: it is as trusted as the model. Raises InvalidArgument
+    for what is no environment, or has not what a worker needs.
+    """
+    path = model_folder / given.replace(_MODEL_FOLDER, str(model_folder))
+    if not path.exists():
+        raise InvalidArgument(f"{PARAMETER}: there is no '{path}'")
+    folder = path if path.is_dir() else _unpacked(path, cache)
+    python = next((found for name in ("python", "python3") if (found := folder / "bin" / name).exists()), None)
+    if python is None:
+        raise InvalidArgument(f"{PARAMETER}: '{path}' holds no bin/python that is there, so it is no environment with an interpreter")
+    variables = {"PATH": f"{folder / 'bin'}:{os.environ.get('PATH', '')}"}
+    if (folder / "conda-meta").is_dir():
+        variables["LD_LIBRARY_PATH"] = f"{folder / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    return PackedEnvironment(folder, python, {**variables, **_lent(path, python, variables, cache)})
+
+
+def _unpacked(archive: Path, cache: Path) -> Path:
+    """The folder with what an archive holds."""
+    with archive.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = cache / digest[:32]
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(place, filter="tar")
+        _relocate(place)
+        place.rename(folder)
+    except tarfile.TarError as error:
+        raise InvalidArgument(f"{PARAMETER}: '{archive}' is no tar archive that can be unpacked: {error}") from None
+    except OSError as error:
+        if not folder.is_dir():  # else another one was faster
+            raise Unavailable(f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return folder
+
+
+def _relocate(place: Path) -> None:
+    """conda-pack leaves a script that writes the new paths into an environment."""
+    script, python = place / "bin" / "conda-unpack", place / "bin" / "python"
+    if script.exists() and python.exists():
+        subprocess.run([str(python), str(script)], check=False, capture_output=True)
+
+
+def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """What a worker needs and the environment has not: the server's msgspec fits if the Python is of its version."""
+    asked = subprocess.run([str(python), "-c", _ASK], capture_output=True, text=True, check=False, env={**os.environ, **variables})
+    if asked.returncode:
+        last = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
+        raise InvalidArgument(f"{PARAMETER}: the Python of '{path}' does not run: {last}")
+    version, *missing = asked.stdout.split()
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    if missing == ["msgspec"] and version == own:
+        spec = find_spec("msgspec")
+        assert spec is not None and spec.origin is not None, "the server has it"  # noqa: PT018
+        lent = cache / f"lent-{own}"
+        lent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        link = lent / "msgspec"
+        if not link.exists():
+            link.unlink(missing_ok=True)
+            link.symlink_to(Path(spec.origin).parent)
+        return {"PYTHONPATH": os.pathsep.join(filter(None, (str(lent), os.environ.get("PYTHONPATH"))))}
+    if missing:
+        raise InvalidArgument(f"{PARAMETER}: '{path}' (Python {version}) lacks {' and '.join(missing)}, which every worker needs")
+    return {}
