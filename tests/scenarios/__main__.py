@@ -36,7 +36,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scenarios", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m scenarios", description=__doc__, epilog="example: python -m scenarios --against backline --only timeouts"
+    )
     parser.add_argument("--against", choices=("triton", "backline", "both"), default="backline")
     parser.add_argument("--only", action="append", metavar="TEXT", help="only scenarios with TEXT in 'theme: title [way]'; can be repeated")
     return parser.parse_args()
@@ -75,7 +77,7 @@ def _show(chosen: list[Scenario], answers: dict[Scenario, Any]) -> int:
             remarks += [f"{scenario.theme}: {scenario.name}: {path}: Triton {one!r}, Backline {other!r}" for path, one, other in new]
             remarks += [f"{scenario.theme}: {scenario.name}: no longer differs: {d.reason}" for d in gone(scenario, deviations)]
         table.add_row(f"{scenario.theme}: {scenario.name}", _summary(expected), _summary(got), verdict)
-    Console(width=None if sys.stdout.isatty() else 220).print(table)
+    Console(width=None if sys.stdout.isatty() else 220, markup=False).print(table)
     print(*remarks, sep="\n")
     return len(remarks)
 

@@ -41,6 +41,15 @@ def what_waits_behind_a_busy_instance_is_one_batch(session: Session) -> None:
             session.queue("joined", value)
 
 
+@scenario("grpc")
+def a_new_connection_asks_much_at_once(session: Session) -> None:
+    with session.busy("joined"):
+        session.connect_again()
+        for value in (1, 2, 3):
+            session.ask("joined", value)
+        session.pause(0.2)
+
+
 @scenario("http", "grpc")
 def no_batch_is_above_the_maximum(session: Session) -> None:
     with session.busy("joined"):
@@ -115,8 +124,8 @@ def batches_of_requests_add_up_to_a_preferred_size(session: Session) -> None:
 
 @scenario("http", "grpc")
 def company_is_awaited_for_the_queue_delay(session: Session) -> None:
-    for value in (1, 2, 3):
-        session.queue("patient", value)
+    for _ in range(3):
+        session.ask("patient", 1)
 
 
 @scenario("http", "grpc")

@@ -113,15 +113,15 @@ def requests_on_one_stream_are_answered_in_turn(session: Session) -> Seen:
 def a_model_with_one_response_on_a_stream(session: Session) -> Seen:
     stream = session.stream()
     for number in (1, 2, 3):
-        stream.send(session.request("limited", number, outputs=("OUT",), request_id=str(number)), empty_final=number == 3)
+        stream.send(session.request("unmoved", number, outputs=("OUT",), request_id=str(number)), empty_final=number == 3)
     return stream.close()
 
 
 @scenario("stream")
 def an_error_of_a_model_with_one_response_on_a_stream(session: Session) -> Seen:
     stream = session.stream()
-    stream.send(session.request("limited", 1, outputs=("OUT",), parameters={"fail": "no"}))
-    stream.send(session.request("limited", 2, outputs=("OUT",)))
+    stream.send(session.request("unmoved", 1, outputs=("OUT",), parameters={"fail": "no"}))
+    stream.send(session.request("unmoved", 2, outputs=("OUT",)))
     return stream.close()
 
 

@@ -152,11 +152,14 @@ class Http:
 
 
 class Grpc:
-    """tritonclient.grpc."""
+    """tritonclient.grpc, on a connection that something was asked on before, as programs do, unless `asked` is false."""
 
-    def __init__(self, address: str) -> None:
-        self._client = tritonclient.grpc.InferenceServerClient(address)
-        self._client.is_server_live()  # connected before the first request
+    def __init__(self, address: str, *, asked: bool = True) -> None:
+        # Without an argument of its own a channel may share its connection with others to the same address.
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        self._client = tritonclient.grpc.InferenceServerClient(address, channel_args=own)
+        if asked:
+            self._client.is_server_live()
 
     def send(self, pending: Pending) -> None:
         def done(result: Any, error: InferenceServerException | None) -> None:

@@ -47,7 +47,8 @@ class Session:
         self.way = way
         #: A value that no other scenario asks for, so that no answer to it is in a cache.
         self.fresh = 1_000_000 + 2 * (zlib.crc32(f"{scenario} {way}".encode()) % 100_000_000)
-        self._client: Way = Http(server.http) if way == "http" else Grpc(server.grpc)
+        #: The last one is asked.
+        self._clients: list[Way] = [Http(server.http) if way == "http" else Grpc(server.grpc)]
         self._streams: list[Stream] = []
         self._gates: list[Gate] = []
         self._statistics = tritonclient.http.InferenceServerClient(server.http)
@@ -63,6 +64,10 @@ class Session:
 
     # asking
 
+    def connect_again(self) -> None:
+        """What is asked from now on over gRPC goes over a connection that nothing was asked on before."""
+        self._clients.append(Grpc(self.server.grpc, asked=False))
+
     def request(self, model: str, value: Any = 0, *, outputs: tuple[str, ...] | None = None, **options: Any) -> Request:
         """A request with `value` as the input IN: one number, or an array as it is; `inputs` are further ones, `parameters` the model's."""
         given = np.asarray(value, np.int32)
@@ -75,7 +80,7 @@ class Session:
         pending = Pending(request, self._done)
         self._sent.append(pending)
         self._at.setdefault(at or request.model, []).append(pending)
-        self._client.send(pending)
+        self._clients[-1].send(pending)
         return pending
 
     def ask(self, model: str, value: Any = 0, *, at: str = "", **options: Any) -> Pending:
@@ -186,7 +191,8 @@ class Session:
             gate.open()
         for stream in self._streams:
             stream.close(cancel=True)
-        self._client.close()
+        for client in self._clients:
+            client.close()
         self._statistics.close()
 
     def _count_runs_from_zero(self) -> None:
