@@ -83,7 +83,10 @@ def _value(value: Any) -> Any:
 
 def failed(error: InferenceServerException) -> dict[str, Any]:
     """An error as plain data: its status and its message, without what is different at every run."""
-    return {"status": error.status(), "error": plain_text(error.message() or "")}
+    status, text = error.status(), plain_text(error.message() or "")
+    if status == "StatusCode.DEADLINE_EXCEEDED":  # the client and the server say it in words of their own, whoever notices first
+        text = "the deadline passed"
+    return {"status": status, "error": text}
 
 
 def plain_text(text: str) -> str:
