@@ -28,7 +28,7 @@ LAYERS = 200
 AT_ONCE = 4
 
 
-def put_models(repository: Path, count: int) -> None:
+def put_models(repository: Path, count: int, threads: int) -> None:
     """Copies of one model under different names; each load has weights of its own."""
     shutil.rmtree(repository, ignore_errors=True)
     first = repository / "model0" / "1" / "model.onnx"
@@ -38,7 +38,7 @@ def put_models(repository: Path, count: int) -> None:
         (folder / "1").mkdir(parents=True, exist_ok=True)
         if index:
             shutil.copy(first, folder / "1" / "model.onnx")
-        (folder / "model.toml").write_text('lane = "thread"\nmax_batch_size = 0\n')
+        (folder / "model.toml").write_text(f'lane = "thread"\nmax_batch_size = 0\nparameters.intra_op_thread_count = {threads}\n')
 
 
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
@@ -83,11 +83,12 @@ def in_its_own_process(repository: Path, seconds: float, compute_threads: int | 
 
 @click.command()
 @click.option("--models", default="1,8,32", help="Numbers of models.")
+@click.option("--threads", default=1, help="Threads that one run computes on.")
 @click.option("--seconds", default=4.0, help="Of each measurement.")
 @click.option("--rounds", default=3)
 @click.option("--alone", hidden=True)
 @click.option("--limit", default="", hidden=True)
-def main(models: str, seconds: float, rounds: int, alone: str | None, limit: str) -> None:
+def main(models: str, threads: int, seconds: float, rounds: int, alone: str | None, limit: str) -> None:
     """Measure throughput and latency with and without the limit."""
     if alone:
         print(json.dumps(asyncio.run(measure(Path(alone), seconds, int(limit) if limit else None))))
@@ -96,11 +97,11 @@ def main(models: str, seconds: float, rounds: int, alone: str | None, limit: str
     click.echo(f"{'models':>6} {'limit':>8} {'requests/s':>11} {'CPU ms each':>11} {'p50 ms':>8} {'p99 ms':>8}")
     for count in map(int, models.split(",")):
         repository = BENCH / "oversubscription" / "models"
-        put_models(repository, count)
+        put_models(repository, count, threads)
         ways: dict[str, list[dict[str, float]]] = {"cores": [], "none": []}
         for _ in range(rounds):
-            for way, threads in (("cores", None), ("none", 0)):
-                ways[way].append(in_its_own_process(repository, seconds, threads))
+            for way, limited_to in (("cores", None), ("none", 0)):
+                ways[way].append(in_its_own_process(repository, seconds, limited_to))
         medians = {way: {key: median(one[key] for one in ran) for key in ran[0]} for way, ran in ways.items()}
         for way, found in medians.items():
             click.echo(f"{count:>6} {way:>8} {found['a second']:>11.0f} {found['cpu ms']:>11.2f} {found['p50']:>8.1f} {found['p99']:>8.1f}")

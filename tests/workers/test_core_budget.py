@@ -31,26 +31,26 @@ def start(work) -> threading.Thread:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize(("cores", "each"), [(1, 1), (2, 1), (3, 2), (2, 0)])
-def test_no_more_cores_are_computed_on_than_there_are(cores: int, each: int) -> None:
+@pytest.mark.parametrize(("cores", "threads", "at_once"), [(1, 1, 1), (2, 1, 2), (2, 2, 2), (4, 4, 2), (4, 0, 2), (3, 3, 1), (2, 8, 2)])
+def test_no_more_cores_are_computed_on_than_there_are(cores: int, threads: int, at_once: int) -> None:
     lock = threading.Lock()
     now = most = 0
 
     def run(_: Batch) -> None:
         nonlocal now, most
         with lock:
-            now += each or cores
+            now += 1
             most = max(most, now)
         time.sleep(0.001)
         with lock:
-            now -= each or cores
+            now -= 1
 
-    execution = BudgetedExecution(run, CoreBudget(cores), each)
-    threads = [start(lambda: [execution(Batch([], 0, 0)) for _ in range(20)]) for _ in range(6)]
-    for thread in threads:
-        thread.join(20)
+    execution = BudgetedExecution(run, CoreBudget(cores), threads)
+    callers = [start(lambda: [execution(Batch([], 0, 0)) for _ in range(20)]) for _ in range(6)]
+    for caller in callers:
+        caller.join(20)
 
-    assert 0 < most <= cores
+    assert 0 < most <= at_once
 
 
 @pytest.mark.usefixtures("patient")

@@ -62,12 +62,12 @@ class CoreBudget:
 
 
 class BudgetedExecution:
-    """Runs batches within a budget: each takes `cores` of it, 0 for all."""
+    """Runs batches within a budget. A run on `threads`, 0 for one a core, counts as half as many cores: they are rarely all busy."""
 
-    def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, cores: int) -> None:
+    def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, threads: int) -> None:
         self._execute = execute
         self._budget = budget
-        self._cores = min(cores or budget.cores, budget.cores)
+        self._cores = (min(threads or budget.cores, budget.cores) + 1) // 2
         self._held: dict[Batch, None] = {}
 
     def __call__(self, batch: Batch) -> None:
