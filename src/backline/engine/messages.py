@@ -36,6 +36,12 @@ class InferResponse:
         self.parameters = parameters
 
 
+class Rescheduled(InferResponse):
+    """No answer: the model of an iterative sequence wants to have the request once more."""
+
+    __slots__ = ()
+
+
 #: Called once, on the event loop: with a response, or with an error; with neither when all responses were given before, one by one.
 Completion: TypeAlias = Callable[["InferRequest", InferResponse | None, BacklineError | None], None]
 #: Called on the event loop with each response of a model that gives any number of them, before the completion.

@@ -48,7 +48,7 @@ class SequenceBatching:
     "direct" keeps each sequence in one place of the batch of one instance. Such a batch is run when `minimum_slot_utilization` of its
     places have a request, or one has waited for `max_queue_delay_us`. "oldest" joins requests of `max_candidates` sequences an instance
     (0: as many as fit into a batch) like any others, the sequences that began first first. A sequence ends when no request of it came
-    for `idle_us`.
+    for `idle_us`. With `iterative` a request is a sequence of its own, which the model has again and again until it answers.
     """
 
     strategy: Strategy = "direct"
@@ -60,6 +60,7 @@ class SequenceBatching:
     max_queue_delay_us: int = 0
     minimum_slot_utilization: float = 0.0
     preserve_ordering: bool = False
+    iterative: bool = False
 
     @property
     def hidden_inputs(self) -> frozenset[str]:

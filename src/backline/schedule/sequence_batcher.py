@@ -6,13 +6,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Several
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from math import inf
 from time import monotonic, monotonic_ns
 from typing import Protocol
 
-from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.schedule.queue import limit_wait, waited_too_long
@@ -100,6 +102,7 @@ class SequenceBatcher:
         self._timer_at = inf
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
+        self._ids = count(1)
         #: Lanes that were replaced and states that are being fetched: what is under way beside.
         self._tasks: set[asyncio.Future[object]] = set()
 
@@ -127,6 +130,8 @@ class SequenceBatcher:
     def submit(self, request: InferRequest) -> None:
         """Queues a request that fits the model. Raises InvalidArgument for one that fits no sequence, Unavailable when too many wait."""
         step = request.sequence
+        if (step is None or not step.id) and self._tensors.iterative:
+            step = request.sequence = SequenceStep(self._unused_id(), start=True, end=True)
         if step is None or not step.id:
             raise InvalidArgument(f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID")
         if self._batched and request.batch_size != 1:
@@ -155,6 +160,10 @@ class SequenceBatcher:
                 self._look_at(request.deadline)
         self._look_at_idle()
 
+    def _unused_id(self) -> int:
+        """For a request that is a sequence of its own."""
+        return next(number for number in self._ids if number not in self._table.open)
+
     def _check_room(self) -> None:
         if self._total is not None and self._total.full:
             self._statistics.rejected_total += 1
@@ -175,9 +184,12 @@ class SequenceBatcher:
         if request is None:
             return
         self._leave(1)
-        step = request.sequence
-        assert step is not None, "it was checked"
         request.on_cancel = None
+        assert request.sequence is not None, "it was checked"
+        self._hand_on(sequence, request, request.sequence)
+
+    def _hand_on(self, sequence: Sequence, request: InferRequest, step: SequenceStep) -> None:
+        """Lets the instance run a request, as that step of its sequence."""
         inner = InferRequest(
             request.model_name,
             dict(request.inputs),
@@ -206,6 +218,12 @@ class SequenceBatcher:
     def _answered(self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         held: _Step = inner.context  # type: ignore[assignment]  # it was made here
         sequence, request = held.sequence, held.request
+        if isinstance(response, Rescheduled):
+            if not request.cancelled:
+                assert request.sequence is not None, "it was checked"
+                self._hand_on(sequence, request, replace(request.sequence, start=False))
+                return
+            response, error = None, Cancelled("nobody waits for the answer any more")
         if response is not None:
             try:
                 state = self._tensors.take_state(response, request.outputs)

@@ -22,6 +22,7 @@ class SequenceTensors:
     """
 
     def __init__(self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]) -> None:
+        self._iterative = batching.iterative
         self._model = model
         self._initial = initial
         self._outputs = {state.output: state.input for state in batching.states}
@@ -36,6 +37,11 @@ class SequenceTensors:
                 continue
             no, yes = (_filled(control, shape, value) for value in control.values)
             self._flags.append((control.kind, control.name, no, yes))
+
+    @property
+    def iterative(self) -> bool:
+        """Whether each request is a sequence of its own, of as many runs as the model wants."""
+        return self._iterative
 
     @property
     def has_states(self) -> bool:

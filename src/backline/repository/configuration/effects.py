@@ -42,6 +42,7 @@ SUPPORTED: Final = frozenset(
         "model_warmup",
         "sequence_batching.max_sequence_idle_microseconds",
         "sequence_batching.control_input",
+        "sequence_batching.iterative_sequence",
         "sequence_batching.state.input_name",
         "sequence_batching.state.output_name",
         "sequence_batching.state.data_type",

@@ -34,6 +34,7 @@ def sequence_batching(message: Any) -> SequenceBatching | None:
         max_queue_delay_us=chosen.max_queue_delay_microseconds,
         minimum_slot_utilization=given.direct.minimum_slot_utilization,
         preserve_ordering=given.oldest.preserve_ordering,
+        iterative=given.iterative_sequence,
     )
 
 

@@ -164,6 +164,7 @@ class Caller:
         message.number = number = next(self._numbers)
         self._begin(number, _Waiting(heard.put), frame(Kind.MEASURE, message))
         try:
+            self._reader.wait(heard)
             return value_of(heard.get(inf))
         finally:
             self._waiting.pop(number, None)

@@ -8,7 +8,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferRequest, InferResponse, Rescheduled
 from backline.engine.response_statistics import ResponseStatistics
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
@@ -78,7 +78,7 @@ class Run:
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
         """The outcome of one request."""
         self.outcomes[position] = outcome
-        if outcome is not None:
+        if outcome is not None and not isinstance(outcome, Rescheduled):
             self._count(position, outcome)
         self.remaining -= 1
         if not self.remaining:

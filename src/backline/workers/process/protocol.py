@@ -205,8 +205,9 @@ class Failure(msgspec.Struct, array_like=True):
 class Result(msgspec.Struct, array_like=True):
     """Answers. `done` says that the worker is free for the next batch: requests whose answers are still to come have later RESULTs.
 
-    `ended` are requests that get no further response. `block` is the shared memory that the columns are in, -1 for none. `kept` says that
-    the model still holds inputs in the block of the EXECUTE: a PONG gives it back. The moments are of the system's monotonic clock, in ns.
+    `ended` are requests that get no further response, `rescheduled` those of iterative sequences that the model wants to have again.
+    `block` is the shared memory of the columns, -1 for none. `kept` says that the model still holds inputs in the block of the EXECUTE: a
+    PONG gives it back. The moments are of the system's monotonic clock, in ns.
     """
 
     batch: int
@@ -218,6 +219,7 @@ class Result(msgspec.Struct, array_like=True):
     kept: bool = False
     began_ns: int = 0
     ran_ns: int = 0
+    rescheduled: list[int] = []
 
 
 class Numbers(msgspec.Struct, array_like=True):

@@ -158,6 +158,10 @@ class WorkerRequest:
         if self.on_cancel is not None:
             self.on_cancel()
 
+    def reschedule(self) -> None:
+        """The model wants to have it once more."""
+        self._batch.reschedule(self)
+
     def end(self) -> None:
         """There is no further response."""
         self._batch.end(self)
@@ -172,6 +176,13 @@ class _Answer:
     more: bool = False
 
 
+class _Again:
+    """The outcome of a request that the model wants to have once more."""
+
+
+_AGAIN = _Again()
+
+
 @dataclass(slots=True)
 class _Outcome:
     """What is to be told with the next RESULT."""
@@ -179,6 +190,7 @@ class _Outcome:
     answers: list[_Answer] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
+    rescheduled: list[int] = field(default_factory=list)
 
 
 class RequestBatch:
@@ -222,11 +234,15 @@ class RequestBatch:
         """See WorkerRequest."""
         self._add((request,), None)
 
+    def reschedule(self, request: WorkerRequest) -> None:
+        """See WorkerRequest."""
+        self._add((request,), _AGAIN)
+
     def fail(self, request: WorkerRequest, error: BacklineError) -> None:
         """See WorkerRequest."""
         self._add((request,), Failure(request.number, type(error).__name__, error.message, error.retry_after))
 
-    def _add(self, requests: Sequence[WorkerRequest], outcome: _Answer | Failure | None) -> None:
+    def _add(self, requests: Sequence[WorkerRequest], outcome: _Answer | Failure | _Again | None) -> None:
         with self._connection.lock:
             for request in requests:
                 if request.answered:
@@ -236,6 +252,8 @@ class RequestBatch:
                 self._connection.open.pop(request.number, None)
             if isinstance(outcome, _Answer):
                 self._outcome.answers.append(outcome)
+            elif isinstance(outcome, _Again):
+                self._outcome.rescheduled.extend(request.number for request in requests)
             elif outcome is not None:
                 self._outcome.failures.append(outcome)
             else:
@@ -255,7 +273,7 @@ class RequestBatch:
         if done and self._block is not None:
             payload = list(map(bytes, payload))  # which may be views of inputs
             kept = self._let_go()
-        result = Result(self._number, parts, outcome.failures, outcome.ended, done, block, kept, began, ran)
+        result = Result(self._number, parts, outcome.failures, outcome.ended, done, block, kept, began, ran, outcome.rescheduled)
         self._connection.send(frame(Kind.RESULT, result, payload))
 
     def _let_go(self) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferRequest, InferResponse, Rescheduled
 from backline.engine.tensor import Tensor
 from backline.workers.process.calls import CallChannel
 from backline.workers.process.columns import pack_columns, unpack_columns
@@ -138,6 +138,8 @@ class Seat:
             self._failure(failure)
         for number in result.ended:
             self._end(number)
+        for number in result.rescheduled:
+            self._reschedule(number)
         if result.done and job is not None and job.open and self._pool.loaded.deferred:
             self._vacate(job)
 
@@ -185,6 +187,11 @@ class Seat:
             error: BacklineError = kind(failure.message)
             error.retry_after = failure.retry_after
             self._settle(failure.number, error)
+
+    def _reschedule(self, number: int) -> None:
+        """The model wants to have a request once more."""
+        load = self._pool.command.load
+        self._settle(number, Rescheduled(load.name, load.version, "", []))
 
     def _end(self, number: int) -> None:
         """A request gets no further response."""

@@ -250,3 +250,14 @@ for _how in (
     "logged_number",
 ):  # fmt: skip
     case(f"metric {_how}" if "logged" not in _how else _how, partial(_metrics, _how))
+
+# iterative sequences
+
+
+def _iterative(ask: Ask, by: str, runs: int, **options: Any) -> Any:
+    return ask.infer("iterative", {"n": np.array([[runs]], np.int32)}, by=by, **options)
+
+
+for _runs in (1, 4):
+    case(f"iterative {_runs} runs", partial(_iterative, by="grpc", runs=_runs))
+case("iterative with an id", partial(_iterative, by="http", runs=3, sequence_id=7, sequence_start=True, sequence_end=True))

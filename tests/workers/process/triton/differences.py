@@ -114,6 +114,10 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         },
         "it is said which names can be",
     ),
+    "iterative with an id": (
+        {(): {"id": "", "outputs": {"runs": ["INT32", [1, 1], [3]], "starts": ["INT32", [1, 1], [1]]}}},
+        "Triton does not answer a rescheduled request that ends a sequence of the client's",
+    ),
 }
 
 

@@ -64,6 +64,7 @@ class TritonModel:
         self._folder = message.folder
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled", False))
         #: Also the states that the server keeps, which the configuration does not have among its outputs.
+        self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
         self._outputs = frozenset(output.name for output in message.outputs)
         self._loop = BackgroundLoop()
         given = arguments(message, config)
@@ -105,7 +106,15 @@ class TritonModel:
             self._fail(requests, error)
 
     def _take(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
-        """What `execute` has returned. Raises TritonModelException, with Triton's texts, for what it must not."""
+        """What `execute` has returned. Raises _Returned, with Triton's texts, for what it must not."""
+        self._take_responses(requests, answer)
+        for request in requests:
+            if request.release_flags == RELEASE_RESCHEDULE:
+                if not self._iterative:
+                    raise _Returned("only a request of an iterative sequence can be rescheduled: set sequence_batching.iterative_sequence")
+                request.get_response_sender().reschedule()
+
+    def _take_responses(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
         if answer is None:
             return
         if self._decoupled:
@@ -120,7 +129,7 @@ class TritonModel:
         for request, response in zip(requests, answer, strict=True):
             if response is None:
                 continue
-            if request._release_flags == RELEASE_RESCHEDULE:
+            if request.release_flags == RELEASE_RESCHEDULE:
                 raise _Returned(
                     f"Expected a None object in the execute function return list for reschduled request, found type '{type(response)}'."
                 )

@@ -182,3 +182,8 @@ class InferenceRequest:
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(f"set_release_flags: {flags} is neither RELEASE_ALL nor RELEASE_RESCHEDULE")
         self._release_flags = flags
+
+    @property
+    def release_flags(self) -> int:
+        """What `set_release_flags` was called with."""
+        return self._release_flags

@@ -117,6 +117,13 @@ class InferenceResponseSender:
         """Those that were asked for."""
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
+    def reschedule(self) -> None:
+        """Closes without a last response: the request comes once more."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed and not self._request.answered:
+            self._request.reschedule()
+
     def fail(self, text: str) -> None:
         """The request has failed, unless it has had its last response."""
         with self._lock:
