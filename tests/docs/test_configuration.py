@@ -97,7 +97,7 @@ def _read(folder: Path, text: str) -> ModelConfig:
     return config
 
 
-@pytest.mark.parametrize("field", ["sequence_batching {iterative_sequence: true}", "optimization {priority: PRIORITY_MAX}"])
+@pytest.mark.parametrize("field", ["optimization {priority: PRIORITY_MAX}"])
 def test_fields_that_are_not_supported_are_warnings(tmp_path: Path, field: str) -> None:
     config = _read(tmp_path, field)
 
