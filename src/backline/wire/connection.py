@@ -15,6 +15,7 @@ class Wire:
     """The state that all connections of a server share: what is in flight, against the limits. Lives on one event loop."""
 
     __slots__ = (
+        "answer_sizes",
         "application",
         "buffered_bytes",
         "connections",
@@ -39,6 +40,8 @@ class Wire:
         self.buffered_bytes = 0
         #: Bytes of answers that wait to be sent, over HTTP/2.
         self.held_answer_bytes = 0
+        #: The size of recent answers to each kind of requests over HTTP/2, for connections that have had none yet (see http2.admission).
+        self.answer_sizes: dict[int, int] = {}
         self.draining = False
         #: Connections whose received bytes wait, so that others are served first.
         self.turns = Turns(loop)

@@ -64,6 +64,24 @@ def test_small_answers_are_not_held_back() -> None:
         assert served.run(lambda: served.wire.held_answer_bytes) == 100_000
 
 
+def test_requests_of_a_new_connection_are_all_in_flight_where_answers_are_known_to_be_small() -> None:
+    with serve(LIMITS) as served:
+        with FrameClient(served.port) as client:
+            client.request(1, "/large?1000")
+            client.response(1)
+        with FrameClient(served.port) as client:
+            for number in range(1, 41, 2):
+                client.call(number, "/test.Test/Hold", prefixed(b""))
+            served.wait_until(lambda: len(served.handlers.held) == 20)
+
+
+def test_a_new_connection_is_held_to_the_large_answers_of_another() -> None:
+    with serve(LIMITS) as served, FrameClient(served.port, SHUT) as taught, FrameClient(served.port, SHUT) as client:
+        ask_for(taught, 1, 200_000)
+        ask_for(client, 50, 200_000)
+        assert served.run(lambda: served.wire.held_answer_bytes) <= MIB + 200_000
+
+
 def test_streams_that_are_reset_free_their_answers_and_let_others_begin() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 20, 200_000)

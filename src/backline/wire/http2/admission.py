@@ -22,9 +22,9 @@ _UNKNOWN = 2
 class Admission:
     """A client that asks for large answers and does not take them gets few: the rest of its requests waits in their streams, in order.
 
-    What a request will be answered with is not known before, so it is expected to be like the recent answers to requests of its size: of a
-    connection's first requests few are in flight until an answer is there. Requests are told apart by size because a client may mix
-    small calls and large ones. Where answers are small, nothing is counted: `passes` is the size up to which a request may go to the
+    What a request will be answered with is not known before, so it is expected to be like the recent answers to requests of its size, on
+    its connection or else on any: only of a server's first requests few are in flight until an answer is there. Requests are told apart
+    by size because a client may mix small calls and large ones. Where answers are small, nothing is counted: `passes` is the size up to which a request may go to the
     application without being offered here, which is -1 while even small requests have to be.
     """
 
@@ -57,8 +57,9 @@ class Admission:
     def learn(self, stream: Stream, size: int) -> None:
         """The request of this stream is answered with so many bytes."""
         kind = stream.kind
-        known = self._sizes.get(kind, 0)
-        self._sizes[kind] = size if size >= known else known - (known - size >> 3)
+        for sizes in (self._sizes, self._wire.answer_sizes):
+            known = sizes.get(kind, 0)
+            sizes[kind] = size if size >= known else known - (known - size >> 3)
         if not kind:
             self.passes = self._small if self._sizes[0] <= self._small else -1
         self.stir()
@@ -112,16 +113,19 @@ class Admission:
             self._pausing.append(pause)
             await pause
 
+    def _expected(self, kind: int) -> int:
+        """The bytes that a request of a kind is expected to be answered with."""
+        size = self._sizes.get(kind)
+        return size if size is not None else self._wire.answer_sizes.get(kind, self._budget // _UNKNOWN)
+
     def _fits(self, stream: Stream) -> bool:
         budget = self._room()
-        sizes = self._sizes
-        unknown = self._budget // _UNKNOWN
         held = self._output.held
         expected = 0
         for other in self._streams.values():
             if other is not stream and not (other.remote_open or other.answered or other.waiting):
-                expected += sizes.get(other.kind, unknown)
-        if expected + held + sizes.get(stream.kind, unknown) <= budget:
+                expected += self._expected(other.kind)
+        if expected + held + self._expected(stream.kind) <= budget:
             return True
         # One answer may be larger than the budget.
         return not expected and held <= budget // 2
