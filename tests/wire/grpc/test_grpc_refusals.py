@@ -136,7 +136,7 @@ def test_message_of_a_status_is_percent_encoded() -> None:
 def test_messages_are_assembled_from_pieces(piece: int) -> None:
     sent = [b"", b"a", b"b" * 50, b"", b"c" * 9]
     data = b"".join(prefixed(message) for message in sent)
-    assembler = MessageAssembler(b"identity", 100, lambda size: None)
+    assembler = MessageAssembler(b"identity", 100, lambda size, at_hand: None)
     got = []
     for begin in range(0, len(data), piece):
         end = min(begin + piece, len(data))

@@ -17,12 +17,13 @@ PREFIX_SIZE = 5
 class MessageAssembler:
     """Puts messages together out of pieces of DATA.
 
-    `announced(size)` is called as soon as a message's length is known, before anything of it is kept. It may raise RpcError.
+    `announced(size, at_hand)` is called as soon as a message's length is known, before anything of it is kept: `at_hand` bytes have been
+    received of it, or of it and what follows. It may raise RpcError.
     """
 
     __slots__ = ("_announced", "_body", "_encoding", "_flag", "_limit", "_prefix")
 
-    def __init__(self, encoding: bytes, limit: int, announced: Callable[[int], None]) -> None:
+    def __init__(self, encoding: bytes, limit: int, announced: Callable[[int, int], None]) -> None:
         self._encoding = encoding
         self._limit = limit
         self._announced = announced
@@ -49,7 +50,7 @@ class MessageAssembler:
                 return begin, None
             self._flag, size = PREFIX.unpack(self._prefix)
             check_prefix(self._flag, size, self._encoding, self._limit)
-            self._announced(size)
+            self._announced(size, end - begin)
             body = self._body = Body(size)
         take = min(body.missing, end - begin)
         body.add(data, begin, begin + take)

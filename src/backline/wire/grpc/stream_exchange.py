@@ -95,9 +95,10 @@ class StreamExchange(GrpcExchange, StreamCall):
         if ended and not self._assembler.between_messages:
             raise RpcError(status.INVALID_ARGUMENT, "the call ended in the middle of a message")
 
-    def _announced(self, size: int) -> None:
+    def _announced(self, size: int, at_hand: int) -> None:
         self.connection.expect(self, min(size, OUR_STREAM_WINDOW))
-        missing = size - max(0, self.window_in)
+        # What is there of it, or begun, is not sent again: a window for that would let the next message begin, and so on without an end.
+        missing = size - at_hand - self.connection.payload_left - max(0, self.window_in)
         if missing > 0:
             self._borrowed += missing
             self.connection.grant(self, missing)

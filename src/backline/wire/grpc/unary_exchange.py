@@ -106,7 +106,7 @@ class UnaryExchange(GrpcExchange, UnaryCall):
         except RpcError as error:
             self._refuse(error)
 
-    def _announced(self, size: int) -> None:
+    def _announced(self, size: int, _: int) -> None:
         self.connection.expect(self, size + PREFIX_SIZE)
 
     def _inflate(self, message: Buffer) -> None:

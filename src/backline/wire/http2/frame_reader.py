@@ -58,7 +58,8 @@ class FrameReader(Connection):
         #: Its last bytes did not fit into one turn.
         self._busy = False
         #: What is left of a frame whose payload goes to a stream, or nowhere, as it comes.
-        self._payload_left = 0
+        #: Bytes of the DATA frame that is being read, beyond those that were handed on.
+        self.payload_left = 0
         self._padding_left = 0
         self._payload_stream: Stream | None = None
         self._payload_ends = 0
@@ -164,9 +165,9 @@ class FrameReader(Connection):
         unpack = FRAME_HEADER.unpack_from
         needed = 9
         while True:
-            if self._payload_left or self._padding_left:
+            if self.payload_left or self._padding_left:
                 at = self._read_payload(data, at, size)
-                if self._payload_left or self._padding_left:
+                if self.payload_left or self._padding_left:
                     return
             if size - at < 9:
                 break
@@ -314,7 +315,7 @@ class FrameReader(Connection):
         ends = flags & frames.END_STREAM
         self._window_in -= length
         self._drop_payload(0)
-        self._payload_left = payload
+        self.payload_left = payload
         self._padding_left = padding
         if not payload and not ends:
             self.spend(1 + (padding >> 6))
@@ -339,24 +340,24 @@ class FrameReader(Connection):
         return begin
 
     def _drop_payload(self, length: int) -> None:
-        self._payload_left = length
+        self.payload_left = length
         self._padding_left = 0
         self._payload_stream = None
         self._payload_ends = 0
 
     def _read_payload(self, data: bytes, at: int, size: int) -> int:
-        if self._payload_left:
-            take = min(self._payload_left, size - at)
-            self._payload_left -= take
+        if self.payload_left:
+            take = min(self.payload_left, size - at)
+            self.payload_left -= take
             stream = self._payload_stream
             if stream is not None and take:
                 try:
                     if not stream.closed and stream.remote_open:
-                        stream.feed(data, at, at + take, self._payload_ends and not self._payload_left)
+                        stream.feed(data, at, at + take, self._payload_ends and not self.payload_left)
                 except StreamFailure as failure:
                     self._fail_stream(stream.number, failure)
             at += take
-        if not self._payload_left and self._padding_left:
+        if not self.payload_left and self._padding_left:
             take = min(self._padding_left, size - at)
             self._padding_left -= take
             at += take
