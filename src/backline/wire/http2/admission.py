@@ -24,8 +24,8 @@ class Admission:
 
     What a request will be answered with is not known before, so it is expected to be like the recent answers to requests of its size, on
     its connection or else on any: only of a server's first requests few are in flight until an answer is there. Requests are told apart
-    by size because a client may mix small calls and large ones. Where answers are small, nothing is counted: `passes` is the size up to which a request may go to the
-    application without being offered here, which is -1 while even small requests have to be.
+    by size because a client may mix small calls and large ones. Where answers are small, nothing is counted: `passes` is the size up to
+    which a request may go to the application without being offered here, which is -1 while even small requests have to be.
     """
 
     __slots__ = ("_budget", "_output", "_pausing", "_scheduled", "_sizes", "_small", "_streams", "_wire", "passes", "waiting")

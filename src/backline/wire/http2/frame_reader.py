@@ -58,7 +58,6 @@ class FrameReader(Connection):
         #: Its last bytes did not fit into one turn.
         self._busy = False
         #: What is left of a frame whose payload goes to a stream, or nowhere, as it comes.
-        #: Bytes of the DATA frame that is being read, beyond those that were handed on.
         self.payload_left = 0
         self._padding_left = 0
         self._payload_stream: Stream | None = None
