@@ -6,6 +6,8 @@ STAMP := $(VENV)/.stamp
 EXAMPLE := examples/music_transcription
 # The runtimes that tests use: `light`, or `all` with TensorFlow, PyTorch, JAX and CatBoost, gigabytes that not every change needs.
 BACKENDS ?= light
+# Test files that run at the same time: most of their time is waiting for processes to start.
+JOBS ?= 2
 RUNTIMES := $(STAMP)-backends-$(BACKENDS)
 export BACKENDS
 
@@ -48,7 +50,7 @@ serve: $(STAMP)-demo  ## the same server, left running on ports 8000 (HTTP), 800
 install: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## the environment for development, in .venv
 
 test: $(STAMP)-test $(STAMP)-demo $(RUNTIMES)  ## all tests (BACKENDS=all for those of the heavy runtimes too)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: $(STAMP)-test  ## format, lint, types and layers
 	$(BIN)/ruff format --check .
