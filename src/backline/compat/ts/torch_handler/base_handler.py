@@ -64,7 +64,7 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         raise RuntimeError(f"no model could be loaded: serializedFile is '{Path(path).name}', expected *.pt, *.pt2 or *.onnx")
 
     def _load_torchscript_model(self, model_pt_path: str) -> Any:
-        return torch.jit.load(model_pt_path, map_location=self.device)  # type: ignore[no-untyped-call]
+        return torch.jit.load(model_pt_path, map_location=self.device)
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
         """The only class of a module, with its weights: a state_dict, which is read without executing any pickle."""
