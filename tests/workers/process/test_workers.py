@@ -108,7 +108,7 @@ def test_tensors_of_any_size_come_back_as_they_were(server: ServerProcess, eleme
         ("_exit", "ended with exit status 4"),
         ("segfault", "SIGSEGV .* at model.py, line 15, in predict"),
         ("sleep", "did not finish within 1 s and was killed at model.py, line 17, in predict"),
-        ("close", "worker process ended"),
+        ("close", "lost its connection to the server"),
         ("type", "the type hint says str"),
     ],
 )

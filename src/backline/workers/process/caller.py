@@ -169,7 +169,7 @@ class Caller:
         finally:
             self._waiting.pop(number, None)
 
-    def tell(self, kind: Kind, message: Measure | Log) -> None:
+    def tell(self, kind: Kind, message: Measure | Log | Numbers) -> None:
         """Says something that has no answer."""
         self._say(frame(kind, message))
 

@@ -165,6 +165,8 @@ class CallChannel:
             self._more(number, count)
         elif kind is Kind.MEASURE:
             self._measure(message)
+        elif kind is Kind.LIMIT:
+            self._process.limit_memory(*message.numbers)
         elif kind is Kind.LOG:
             model_log.log(message.level, "%s: %s", self._process.command.label, message.text)
         else:

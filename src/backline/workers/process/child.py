@@ -17,6 +17,7 @@ from typing import Any
 from backline.engine.errors import BacklineError, Internal
 from backline.workers.process.arena import Arena
 from backline.workers.process.caller import Caller
+from backline.workers.process.exits import CONNECTION_LOST
 from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Numbers, frame
 from backline.workers.process.requests import Connection, RequestBatch
 from backline.workers.process.tracebacks import details, reason
@@ -29,14 +30,16 @@ _RECEIVE = 1 << 18
 def main(data: int, control: int, calls: int, arena: int) -> None:
     """Runs one worker until the server says STOP or goes away. Never returns."""
     # The channel ends when the server is gone, or the model has closed what is not its own.
-    worker = make_worker(data, control, calls, arena, on_end=lambda: os._exit(1))
+    worker = make_worker(data, control, calls, arena, on_end=lambda: os._exit(CONNECTION_LOST))
     pid = os.getpid()
     os.register_at_fork(after_in_child=lambda: _forked(data, control, calls))
     try:
         worker.serve()
-    except BaseException:
+    except BaseException as error:
         if os.getpid() != pid:  # a child that the model has forked came back to a loop that is not its own
             os._exit(0)
+        if isinstance(error, OSError):  # a channel's: what models raise is answered
+            os._exit(CONNECTION_LOST)
         raise
     sys.stdout.flush()
     sys.stderr.flush()

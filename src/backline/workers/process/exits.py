@@ -14,12 +14,16 @@ _SAID = {
     signal.SIGILL: "an illegal instruction: native code was built for another processor",
     signal.SIGFPE: "an arithmetic error in native code",
 }
+#: The exit status of a worker that cannot speak with the server any more (EX_PROTOCOL of sysexits.h).
+CONNECTION_LOST = 76
 _FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
     """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; in the past tense, after "its worker"."""
+    if status == CONNECTION_LOST:
+        return "lost its connection to the server, as it does when a model closes file descriptors that are not its own,"
     if status >= 0:
         return f"ended with exit status {status}"
     number = -status
@@ -40,6 +44,17 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
         if found and found[1].startswith(folder):
             return f"{Path(found[1]).name}, line {found[2]}, in {found[3]}"
     return ""
+
+
+def last_words(lines: Sequence[str]) -> str:
+    """What a process has printed at its end, in one line, without the stacks of Python and of faulthandler, which are for the log."""
+    printed: list[str] = []
+    for line in lines:
+        if line.startswith("Fatal Python error"):
+            break
+        if line.strip() and not line.startswith((" ", "\t", "Traceback (most recent call last)")):
+            printed.append(line)
+    return " | ".join(printed[-5:])
 
 
 def out_of_memory_kills() -> int:

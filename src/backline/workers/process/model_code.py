@@ -13,6 +13,15 @@ from typing import Any
 
 from backline.engine.errors import InvalidArgument
 
+#: Settings of a model: the types that each may have, in words, and which values.
+_SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
+    "max_batch_size": ((int,), "a whole number, 0 for no batches", lambda value: value >= 0),
+    "instances": ((int,), "a whole number above 0", lambda value: value > 0),
+    "idempotent": ((bool,), "True or False", lambda value: True),
+    "execution_timeout_seconds": ((int, float), "a number of seconds above 0", lambda value: value > 0),
+    "memory_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ModelCode:
@@ -25,6 +34,14 @@ class ModelCode:
     predict: Callable[..., Any]
     settings: object
     owner: type | None = None
+
+    def setting(self, name: str) -> Any:
+        """What the model says of itself, None where it says nothing. Raises InvalidArgument for what cannot be meant."""
+        value = getattr(self.settings, name, None)
+        types, expected, fits = _SETTINGS[name]
+        if value is None or (type(value) in types and fits(value)):
+            return value
+        raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     @property
     def parameters(self) -> list[inspect.Parameter]:

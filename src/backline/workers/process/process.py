@@ -25,7 +25,7 @@ from backline.workers.affinity import pinned
 from backline.workers.process import arena
 from backline.workers.process.arena import Arena
 from backline.workers.process.calls import CallChannel
-from backline.workers.process.exits import describe_exit, fault_place, out_of_memory_kills
+from backline.workers.process.exits import describe_exit, fault_place, last_words, out_of_memory_kills
 from backline.workers.process.outbox import Outbox
 from backline.workers.process.output import Output
 from backline.workers.process.protocol import (
@@ -64,7 +64,7 @@ class WorkerCommand:
     load: Load
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Resident bytes above which it is killed; None for what the model says when it is loaded.
+    #: Resident bytes above which it is killed; None for what the model says before it is loaded.
     memory_limit_bytes: int | None = None
     #: The cores that it is kept to; empty for all.
     cores: tuple[int, ...] = ()
@@ -267,9 +267,6 @@ class WorkerProcess:
             self._loading.set_result(message)
             self._heard = monotonic()
             self._later("heartbeat", HEARTBEAT, self._beat)
-            if self._memory_limit is None:
-                self._memory_limit = message.memory_limit_bytes
-                self._look_at_memory()
         elif kind is Kind.FAILED:
             self._fail_load(message)
         else:
@@ -309,6 +306,12 @@ class WorkerProcess:
         self._send_control(Kind.PING, Numbers(self.take_unused()))
         self._later("heartbeat", HEARTBEAT, self._beat)
 
+    def limit_memory(self, limit: int) -> None:
+        """The model says how many bytes its process may have resident; the configuration goes first."""
+        if self._memory_limit is None:
+            self._memory_limit = limit
+            self._look_at_memory()
+
     def _look_at_memory(self) -> None:
         limit = self._memory_limit
         if limit is None:
@@ -325,7 +328,8 @@ class WorkerProcess:
         """Kills a worker that does not come back; it is asked first where it is."""
         if self.alive and not self._why:
             self._why = why
-            self._signal(signal.SIGABRT)
+            with contextlib.suppress(OSError):  # what it has forked would talk in between
+                os.kill(self.pid, signal.SIGABRT)
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
 
     def kill(self, why: str) -> None:
@@ -370,7 +374,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         if not self._loading.done():
-            last = f"; its last words: {' | '.join(lines[-5:])}" if lines else ""
+            last = f"; its last words: {said}" if (said := last_words(lines)) else ""
             self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: its worker process {reason}{last}"))
         self._on_exit(self, reason)
 
@@ -394,6 +398,8 @@ class WorkerProcess:
             self._loop.remove_writer(channel.fileno())
             channel.close()
         self._calls.close()
+        # Its memory is the system's again as soon as nobody holds an answer that is in it, whenever this object goes.
+        del self.arena
 
     def _reason(self, status: int, lines: list[str]) -> str:
         oom = status == -signal.SIGKILL and not self._why and out_of_memory_kills() > self._kills

@@ -68,6 +68,7 @@ class Kind(IntEnum):
     ENDED = 37
     MEASURE = 38
     LOG = 39
+    LIMIT = 40
 
 
 class Spec(msgspec.Struct, array_like=True):
@@ -122,7 +123,6 @@ class Loaded(msgspec.Struct, array_like=True):
     instances: int | None = None
     idempotent: bool | None = None
     execution_timeout_seconds: float | None = None
-    memory_limit_bytes: int | None = None
     joins: bool = False
     max_queue_delay_us: int | None = None
     deferred: bool = False
@@ -227,6 +227,7 @@ class Numbers(msgspec.Struct, array_like=True):
 
     Of CREDIT: a request, and how many further responses of it are welcome beside the WINDOW that every request begins with. Of DROP: calls
     whose answers the worker does not want any more. Of MORE: a call, and how many further responses are welcome, as for CREDIT.
+    Of LIMIT: the bytes of memory that the worker may have resident, as its model says before it is loaded.
     """
 
     numbers: list[int]
@@ -350,6 +351,7 @@ STRUCTS: dict[Kind, type[msgspec.Struct]] = {
     Kind.ENDED: Ended,
     Kind.MEASURE: Measure,
     Kind.LOG: Log,
+    Kind.LIMIT: Numbers,
 }
 _DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
 _KINDS = {kind.value: kind for kind in Kind}

@@ -24,7 +24,7 @@ from backline.workers.joiner import Joiner
 from backline.workers.process.caller import Caller
 from backline.workers.process.measures import Measures
 from backline.workers.process.model_code import ModelCode, find_model, import_file
-from backline.workers.process.protocol import Load, Loaded
+from backline.workers.process.protocol import Kind, Load, Loaded, Numbers
 from backline.workers.process.requests import RequestBatch, WorkerRequest
 from backline.workers.process.tracebacks import details, reason
 from backline.workers.process.triton import worker
@@ -59,13 +59,14 @@ class PythonModel:
     def __init__(self, code: ModelCode, message: Load, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
         self._folder = message.folder
-        model = code.settings
-        batch = message.max_batch_size if message.max_batch_size is not None else getattr(model, "max_batch_size", 0)
+        batch = message.max_batch_size if message.max_batch_size is not None else code.setting("max_batch_size") or 0
         self._batched = batch > 0
         self._read_hints(code)
         self._joiner = self._make_joiner(message)
         self._caller = caller
         self._models = import_module("backline.inworker").ModelsOfServer(caller) if self._models_argument else None
+        if (limit := code.setting("memory_limit_bytes")) is not None:
+            caller.tell(Kind.LIMIT, Numbers([limit]))
         self._object = None if code.owner is None else code.owner()
         self._predict: Callable[..., Any] = code.predict if self._object is None else self._object.predict
         _finish(getattr(self._object, "load", None))
@@ -75,10 +76,9 @@ class PythonModel:
             batch,
             decoupled=self._stream,
             concurrency=_CONCURRENCY if self._asynchronous else 1,
-            instances=getattr(model, "instances", None),
-            idempotent=getattr(model, "idempotent", None),
-            execution_timeout_seconds=getattr(model, "execution_timeout_seconds", None),
-            memory_limit_bytes=getattr(model, "memory_limit_bytes", None),
+            instances=code.setting("instances"),
+            idempotent=code.setting("idempotent"),
+            execution_timeout_seconds=code.setting("execution_timeout_seconds"),
             joins=self._joiner is not None,
         )
 

@@ -1,0 +1,307 @@
+"""Models of every kind that misbehave, in a request and in a load, while another one is asked all the time."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import backline
+from backends.served_models import need
+from support import models, networks
+from support.repositories import put
+from support.server import ServerProcess, serve
+
+#: What a Python file does when it is told how; the same in all kinds of models.
+MISBEHAVE = """
+import ctypes, os, sys, time
+
+def misbehave(how):
+    if how == "raise":
+        raise ValueError("too loud")
+    if how == "exit":
+        sys.exit(3)
+    if how == "_exit":
+        os._exit(4)
+    if how == "segfault":
+        ctypes.string_at(0)
+    if how == "memory":
+        held = []
+        while True:
+            held.append(b"x" * (32 << 20))
+            time.sleep(0.01)
+    if how == "sleep":
+        time.sleep(1000)
+    if how == "fork" and os.fork() == 0:
+        time.sleep(1000)
+    if how == "close":
+        os.closerange(3, 100)
+"""
+NATIVE = """
+from pathlib import Path
+
+from backline.model import FP32
+
+class Model:
+    execution_timeout_seconds = 1.0
+    memory_limit_bytes = 300_000_000
+    idempotent = False
+    max_batch_size = 4
+
+    def load(self):
+        misbehave(Path(__file__).with_name("how").read_text())
+
+    def predict(self, how: FP32[1]) -> FP32[1]:
+        name = HOWS[int(how[0, 0])]
+        misbehave(name)
+        if name == "count":
+            return how[:0]
+        if name == "shape":
+            return [[1.0, 2.0]]
+        if name == "type":
+            return {"nothing": 1}
+        return how
+"""
+TRITON = """
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def initialize(self, args):
+        misbehave(Path(__file__).with_name("how").read_text())
+
+    def execute(self, requests):
+        how = pb_utils.get_input_tensor_by_name(requests[0], "how").as_numpy()
+        name = HOWS[int(how[0, 0])]
+        misbehave(name)
+        if name == "count":
+            return []
+        if name == "shape":
+            how = np.ones((1, 2), np.float32)
+        if name == "type":
+            return "nothing"
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("output", how)])]
+"""
+HANDLER = """
+from pathlib import Path
+
+class Handler:
+    def initialize(self, context):
+        misbehave((Path(context.system_properties["model_dir"]) / "how").read_text())
+
+    def handle(self, data, context):
+        how = data[0]["how"]
+        name = HOWS[int(how.reshape(-1)[0])]
+        misbehave(name)
+        if name == "count":
+            return []
+        if name == "shape":
+            return [[1.0, 2.0]]
+        if name == "type":
+            return 5
+        return [how]
+"""
+CONFIG = """
+backend: "%s"
+max_batch_size: 4
+input { name: "how" data_type: TYPE_FP32 dims: [ 1 ] }
+output { name: "output" data_type: %s dims: [ 1 ] }
+parameters { key: "backline.execution_timeout_seconds" value { string_value: "1.0" } }
+parameters { key: "backline.memory_limit_bytes" value { string_value: "300000000" } }
+parameters { key: "backline.idempotent" value { string_value: "false" } }
+"""
+MANIFEST = {"model": {"modelName": "handler", "handler": "h.py", "modelVersion": "1.0"}, "archiverVersion": "0.12"}
+FILES = {"native": ("model.py", NATIVE), "triton": ("model.py", TRITON), "handler": ("h.py", HANDLER)}
+ENDS = {
+    "raise": "ValueError: too loud",
+    "exit": r"sys\.exit\(3\)|SystemExit: 3",
+    "_exit": "worker process ended with exit status 4",
+    "segfault": r"killed by SIGSEGV .* at (model|h)\.py, line 13, in misbehave",
+    "memory": r"used \d+ MiB of memory, more than its limit of 286 MiB, and was killed",
+    "close": "lost its connection to the server, as it does when a model closes file descriptors",
+}
+IN_PREDICT = {**ENDS, "sleep": r"did not finish within 1 s and was killed at (model|h)\.py, line 20", "count": "", "shape": "", "type": ""}
+#: What returns the wrong thing is told in the words of each kind. Triton passes shapes on as they are, what a handler gives is JSON.
+RETURNED = {
+    ("native", "count"): r"output 'output' has shape \[0, 1\], but expected was \[1, 1\]",
+    ("native", "shape"): r"output 'output' has shape \[1, 2\], but expected was \[1, 1\]",
+    ("native", "type"): "output 'output' has dtype object, but the type hint says FP32",
+    ("triton", "count"): "Number of InferenceResponse objects do not match the number of InferenceRequest objects",
+    ("triton", "type"): "Expected a list in the execute return",
+    ("handler", "count"): "the handler gave 0 answers to 1 requests",
+    ("handler", "type"): "the handler gave a int, expected a list with an answer for each of 1 requests",
+}
+HOWS = [*IN_PREDICT, "fork", "fine"]
+
+
+class Neighbour:
+    """A model that has nothing to do with it, asked fifty times a second."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.failures: list[Exception] = []
+        self.seconds: list[float] = []
+        self._server = server
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+
+    def _ask(self) -> None:
+        sent = np.ones((1, 16), np.float32)
+        with backline.connect(self._server.url) as client:
+            while not self._stop.wait(0.02):
+                began = time.monotonic()
+                try:
+                    client["add1"](sent)
+                except Exception as error:
+                    self.failures.append(error)
+                self.seconds.append(time.monotonic() - began)
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Misbehaving:
+    """A server in mode explicit, and the files of its models."""
+
+    def __init__(self, server: ServerProcess, repository: Path) -> None:
+        self.server = server
+        self.process = psutil.Process(server.process.pid)
+        self._repository = repository
+
+    def write(self, kind: str, how: str, source: str = "") -> None:
+        """Makes a model misbehave when it is loaded."""
+        file, text = FILES[kind]
+        put(self._repository / kind / "1" / file, source or f"HOWS = {HOWS}\n{MISBEHAVE}\n{text}")
+        put(self._repository / kind / "1" / "how", how)
+
+    def load(self, model: str) -> tuple[int, str]:
+        return self._post(f"/v2/repository/models/{model}/load")
+
+    def unload(self, model: str) -> None:
+        self._post(f"/v2/repository/models/{model}/unload")
+
+    def ask(self, kind: str, how: str) -> tuple[int, str]:
+        inputs = [{"name": "how", "datatype": "FP32", "shape": [1, 1], "data": [HOWS.index(how)]}]
+        return self._post(f"/v2/models/{kind}/infer", json.dumps({"inputs": inputs}).encode())
+
+    def _post(self, path: str, body: bytes = b"") -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.server.url + path, body, method="POST"), timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())["error"]
+
+
+@pytest.fixture(scope="module")
+def models_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Misbehaving]:
+    repository = tmp_path_factory.mktemp("models")
+    models.add1(repository)
+    put(repository / "triton" / "config.pbtxt", CONFIG % ("python", "TYPE_FP32"))
+    put(repository / "handler" / "config.pbtxt", CONFIG % ("torchserve", "TYPE_STRING"))
+    put(repository / "handler" / "1" / "MAR-INF" / "MANIFEST.json", json.dumps(MANIFEST))
+    unknown = [networks.node("Transmogrify", ["X"], ["Y"])]
+    networks.build(repository / "operator" / "1" / "model.onnx", unknown, [("X", networks.FLOAT, ["N"])], [("Y", networks.FLOAT, ["N"])])
+    put(repository / "noise" / "1" / "model.onnx", "no protobuf at all")
+    put(repository / "pickled" / "1" / "model.pkl").write_bytes(pickle.dumps({"not": "a model"}))
+    with serve(repository, tmp_path_factory.mktemp("log") / "log", "--model-control-mode", "explicit", "--load-model", "add1") as server:
+        yield Misbehaving(server, repository)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neighbour(models_of: Misbehaving) -> Iterator[Neighbour]:
+    running = Neighbour(models_of.server)
+    yield running
+    running.stop()
+
+
+def assert_told(answer: tuple[int, str], status: int, text: str) -> None:
+    """The reason, in the model's own terms: no stack of Python, no file of the server."""
+    assert answer[0] == status, answer
+    assert re.search(text, answer[1]), answer
+    for hidden in ("Traceback", 'File "', "backline/workers"):
+        assert hidden not in answer[1]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_load_that_fails_says_why(models_of: Misbehaving, kind: str) -> None:
+    for how, text in ENDS.items():
+        models_of.write(kind, how)
+        assert_told(models_of.load(kind), 400, text)
+    for source, text in (("def x(:", "SyntaxError: "), ("import nothing_there", "No module named 'nothing_there'")):
+        models_of.write(kind, "fine", source)
+        assert_told(models_of.load(kind), 400, text)
+
+    assert models_of.process.children(recursive=True) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("memory_limit_bytes = '1GiB'", "Model.memory_limit_bytes is '1GiB', expected a whole number above 0"),
+        ("execution_timeout_seconds = -1", "Model.execution_timeout_seconds is -1, expected a number of seconds above 0"),
+    ],
+)
+def test_a_setting_that_means_nothing_is_told(models_of: Misbehaving, setting: str, text: str) -> None:
+    models_of.write("native", "fine", f"class Model:\n    {setting}\n\n    def predict(self, x: str) -> str:\n        return x\n")
+
+    assert_told(models_of.load("native"), 400, text)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_what_a_model_does_to_a_request_is_told_and_the_next_one_is_answered(models_of: Misbehaving, kind: str) -> None:
+    models_of.write(kind, "fork")  # its child goes with it
+    assert models_of.load(kind)[0] == 200
+
+    for how, text in IN_PREDICT.items():
+        if (kind, how) in RETURNED or text:
+            assert_told(models_of.ask(kind, how), 500, RETURNED.get((kind, how), text))
+        began = time.monotonic()
+        assert models_of.ask(kind, "fine")[0] == 200
+        assert time.monotonic() - began < 5  # a new process is there
+    assert models_of.ask(kind, "fork")[0] == 200
+    models_of.unload(kind)
+
+    until(lambda: not models_of.process.children(recursive=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        ("operator", "Transmogrify"),
+        ("noise", r"model\.onnx' cannot be loaded by ONNX Runtime"),
+        ("pickled", "is a pickle, which can execute anything"),
+    ],
+)
+def test_a_file_that_is_no_model_says_why(models_of: Misbehaving, model: str, text: str) -> None:
+    if model == "pickled":
+        need("sklearn")
+    assert_told(models_of.load(model), 400, text)
+
+
+def test_the_neighbour_has_noticed_nothing(models_of: Misbehaving, neighbour: Neighbour) -> None:
+    neighbour.stop()
+
+    assert neighbour.failures == []
+    assert len(neighbour.seconds) > 50
+    assert np.percentile(neighbour.seconds, 99) < 0.5
+    assert models_of.server.process.poll() is None
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it never was"
+        time.sleep(0.02)
