@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +130,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     for name, setting in (("add1", "false"), ("split", "true")):
         models.add1(repository, name)
         put(repository / name / "model.toml", f"max_batch_size = 8\ndynamic_batching = {{}}\nenable_large_batch_splitting = {setting}")
+    models.identity_of(repository, "split_free", FLOAT)
+    put(repository / "split_free" / "model.toml", "max_batch_size = 8\nenable_large_batch_splitting = true")
     batching = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
     put(repository / "optional" / "config.pbtxt", f"max_batch_size: 8 {batching}")
     with serve(repository, tmp_path_factory.mktemp("log") / "server.log") as running:
@@ -218,6 +222,15 @@ def test_a_request_of_more_items_than_a_batch_is_answered_as_one(server: ServerP
 
     np.testing.assert_array_equal(answer["OUTPUT0"], large + 1)
     assert counts(server, "split").since(before) == Counts(1, 0, 20, 3, {8: 2, 4: 1})
+
+
+def test_no_more_parts_are_made_of_a_request_than_can_be_run(server: ServerProcess) -> None:
+    body = b'{"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1099511627776, 0], "data": []}]}'
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{server.url}/v2/models/split_free/infer", body, timeout=10)
+
+    assert refused.value.code == 400
+    assert "it runs 8 at once, in at most 4096 parts" in refused.value.read().decode()
 
 
 def test_without_the_setting_it_is_refused(server: ServerProcess, ask: Ask) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from backline.schedule.scheduler import Scheduler, Settings
     from backline.workers.batch import Batch
     from backline.workers.instance import Instance
+
+
+#: Parts of a request at most: items without elements cost their sender nothing.
+MAX_PARTS = 4096
 
 
 class SplittingQueue:
@@ -40,10 +44,15 @@ class SplittingQueue:
         return self._queue.running
 
     def submit(self, request: InferRequest) -> None:
-        """Queues a request or its parts. Raises Unavailable when there is no room for all of them."""
+        """Queues a request or its parts. Raises Unavailable when there is no room for all of them, InvalidArgument for too many."""
         if request.batch_size <= self._limit:
             self._queue.submit(request)
             return
+        if request.batch_size > self._limit * MAX_PARTS:
+            raise InvalidArgument(
+                f"a request of {request.batch_size} items for model '{request.model_name}' is too large: it runs {self._limit} at once,"
+                f" in at most {MAX_PARTS} parts"
+            )
         whole = _Whole(request, split(request, self._limit), self._statistics)
         for part in whole.parts:
             part.on_complete = whole.part_done

@@ -7,14 +7,14 @@ import os
 import traceback
 from pathlib import Path
 
-from backline.engine.errors import ModelFailed
+from backline.engine.errors import BacklineError
 
 _LONGEST = 500
 
 
 def reason(error: BaseException, folder: str) -> str:
     """What was raised, and at which line of the model's own files: "ValueError: too loud (model.py, line 12, in predict)"."""
-    if isinstance(error, ModelFailed):
+    if isinstance(error, BacklineError):
         return error.message
     said = " ".join(str(error).split())
     if len(said) > _LONGEST:
