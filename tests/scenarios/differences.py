@@ -128,12 +128,6 @@ _ENSEMBLES = (
 DIFFERENCES: tuple[Difference, ...] = (
     # what runs together
     Difference(
-        "joined without dynamic_batching",
-        ("without_dynamic_batching_nothing_is_joined",),
-        ("answers.*.COMPANY*", "answers.*.RUN*", "statistics.unjoined.batches.*", "statistics.unjoined.execution_count"),
-        any_value,
-    ),
-    Difference(
         "batches are formed when an instance is free",
         ("the_largest_preferred_size_is_taken",),
         ("answers.*.COMPANY", "answers.*.RUN"),

@@ -25,6 +25,7 @@ from backline.lifecycle.worker_pools import StartWorkers
 from backline.workers.affinity import format_cores
 from backline.workers.joiner import Joiner
 from backline.workers.process.pool import WorkerPool
+from backline.workers.process.protocol import Loaded as LoadedByWorker
 
 Tried = TypeVar("Tried", bound=LoadedModel)
 
@@ -142,7 +143,8 @@ def _arranged(path: Path, backend: Backend, config: ModelConfig) -> LoadedModel:
 def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
     """The same model, run as a configuration asks for that differs from the one of its load in what needs no load: its instances."""
     if isinstance(loaded.model, WorkerPool):
-        return loaded  # as many workers as were started
+        # As many workers as were started.
+        return replace(loaded, batch_limit=_joined_by_workers(config, loaded.model.loaded))
     if isinstance(loaded.model, StreamingModel):
         return _place_streams(config, loaded.model, loaded.backend, loaded.platform)
     return _place(
@@ -239,7 +241,7 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         loaded.platform,
         _with_labels(as_clients_see(visible(pool.signature, config), config), config),
         max_batch_size=loaded.max_batch_size,
-        batch_limit=loaded.max_batch_size,
+        batch_limit=_joined_by_workers(config, loaded),
         lane="debug" if pool.debugged else "process",
         instances=count,
         reason=_place_of(pool, count) + _kept_to(config),
@@ -248,6 +250,12 @@ def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loade
         joining=joining,
         max_queue_delay_us=loaded.max_queue_delay_us or 0,
     )
+
+
+def _joined_by_workers(config: ModelConfig, loaded: LoadedByWorker) -> int:
+    """How many items the scheduler joins: a model may rely on being given one request at a time unless it asks for more."""
+    alone = loaded.joined_if_asked and not config.dynamic_batching and config.sequence is None
+    return min(1, loaded.max_batch_size) if alone else loaded.max_batch_size
 
 
 def _place_of(pool: WorkerPool, count: int) -> str:

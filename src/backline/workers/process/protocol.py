@@ -109,8 +109,8 @@ class Loaded(msgspec.Struct, array_like=True):
 
     `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. A `deferred` model may answer
     requests after it is done with their batch, while it has the next one. `completed` is the configuration of a model that was
-    only asked to complete it, and runs nothing. The fields after `warnings` are what the model says of itself,
-    None where it says nothing.
+    only asked to complete it, and runs nothing. Requests of a model that is `joined_if_asked` run together only where its configuration
+    has `dynamic_batching`. The fields after `warnings` are what the model says of itself, None where it says nothing.
     """
 
     inputs: list[Spec]
@@ -127,6 +127,7 @@ class Loaded(msgspec.Struct, array_like=True):
     max_queue_delay_us: int | None = None
     deferred: bool = False
     completed: str = ""
+    joined_if_asked: bool = False
 
 
 class Failed(msgspec.Struct, array_like=True):

@@ -85,6 +85,7 @@ class TritonModel:
             config["max_batch_size"],
             decoupled=self._decoupled,
             deferred=True,
+            joined_if_asked=True,
         )
 
     def execute(self, batch: RequestBatch) -> None:
