@@ -130,7 +130,7 @@ ENDS = {
     "_exit": "worker process ended with exit status 4",
     "segfault": r"killed by SIGSEGV .* at (model|h)\.py, line 13, in misbehave",
     "memory": r"used \d+ MiB of memory, more than its limit of 286 MiB, and was killed",
-    "close": "lost its connection to the server, as it does when a model closes file descriptors",
+    "close": r"lost its connection to the server \(a model that closes file descriptors",
 }
 IN_PREDICT = {**ENDS, "sleep": r"did not finish within 1 s and was killed at (model|h)\.py, line 20", "count": "", "shape": "", "type": ""}
 #: What returns the wrong thing is told in the words of each kind. Triton passes shapes on as they are, what a handler gives is JSON.

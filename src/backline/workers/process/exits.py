@@ -23,7 +23,7 @@ _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
     """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; in the past tense, after "its worker"."""
     if status == CONNECTION_LOST:
-        return "lost its connection to the server, as it does when a model closes file descriptors that are not its own,"
+        return "lost its connection to the server (a model that closes file descriptors which are not its own does that)"
     if status >= 0:
         return f"ended with exit status {status}"
     number = -status
