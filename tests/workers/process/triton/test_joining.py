@@ -73,6 +73,10 @@ def put(repository: Path, name: str, code: str, config: str, **values: str) -> N
     (repository / name / "config.pbtxt").write_text(config)
 
 
+def first_output(answer: client.InferResult) -> np.ndarray:
+    return answer.as_numpy(answer.get_response()["outputs"][0]["name"])
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("joining") / "models"
@@ -80,7 +84,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put(folder, "changed", TRITON, CONFIG, completion="")
     put(folder, "asking", TRITON, CONFIG + "dynamic_batching { }", completion="")
     put(folder, "completed", TRITON, CONFIG, completion=COMPLETION)
-    put(folder, "native", NATIVE, CONFIG)
+    put(folder, "native", NATIVE, "")
     return folder
 
 
@@ -114,7 +118,7 @@ def runs(repository: Path, server: ServerProcess) -> Iterator[Runs]:
                 under_way.append(asking.async_infer(model, [given]))
                 until(lambda place=place: pending(model) == place and entered.exists())
             gate.touch()
-            answers = [one.get_result().as_numpy("y") for one in under_way]
+            answers = [first_output(one.get_result()) for one in under_way]
             gate.unlink()
             entered.unlink()
             return [answer[0].tolist() for answer in answers[1:]]
