@@ -43,10 +43,12 @@ def what_waits_behind_a_busy_instance_is_one_batch(session: Session) -> None:
 
 @scenario("grpc")
 def a_new_connection_asks_much_at_once(session: Session) -> None:
+    # A server that has answered nothing yet is careful with what it lets in.
+    session.infer("joined")
     with session.busy("joined"):
         session.connect_again()
-        for value in (1, 2, 3):
-            session.ask("joined", value)
+        for _ in range(3):  # alike, as any of them may come first
+            session.ask("joined", 1)
         session.pause(0.2)
 
 

@@ -133,12 +133,6 @@ DIFFERENCES: tuple[Difference, ...] = (
         ("answers.*.COMPANY", "answers.*.RUN"),
         any_value,
     ),
-    Difference(
-        "a new connection is let in slowly",
-        ("a_new_connection_asks_much_at_once",),
-        ("answers.*.COMPANY", "answers.*.RUN", "statistics.joined.batches.*", "statistics.joined.execution_count"),
-        any_value,
-    ),
     # requests that do not fit
     Difference(
         "messages say more",
