@@ -103,6 +103,7 @@ class Model:
         "signature",
         "state",
         "statistics",
+        "unready",
         "version",
         "wake",
     )
@@ -114,6 +115,8 @@ class Model:
         self.state = ModelState.UNKNOWN
         #: Why the model is in its state, empty when there is nothing to say.
         self.reason = ""
+        #: Why the model says of itself that it is not ready, although it answers; empty when it says nothing.
+        self.unready = ""
         self.backend = config.backend
         self.platform = config.platform
         #: Whether a request gets any number of responses; callers that take one are refused then.
@@ -140,6 +143,11 @@ class Model:
     def answers(self) -> bool:
         """Whether a request to it will be answered: it is ready, or will be loaded for it."""
         return self.state is ModelState.READY or self.on_demand
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers, and says nothing else of itself."""
+        return not self.unready and self.answers
 
 
 class Engine:
@@ -300,8 +308,8 @@ class Engine:
         return self._labels.get(name, {})
 
     def is_ready(self, name: str, version: str = "") -> bool:
-        """Whether a model version can answer. Raises NotFound for an unknown one."""
-        return self.find(name, version).answers
+        """Whether a model version is ready to answer. Raises NotFound for an unknown one."""
+        return self.find(name, version).ready
 
     @property
     def live(self) -> bool:
@@ -310,7 +318,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether every version that is to be served can answer, and the server is not about to stop."""
-        return self._started and not self._stopping and all(model.answers or not model.required for model in self.models())
+        return self._started and not self._stopping and all(model.ready or not model.required for model in self.models())
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls `listener` whenever what is ready may have changed, until the function that is returned is called."""

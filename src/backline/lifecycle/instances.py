@@ -28,7 +28,8 @@ class InstanceMaker:
     """Makes the instances of one load, again when their number or their lane changes. Lives on the event loop.
 
     `on_slow` is called when a model keeps the loop longer than was measured; `on_available` when nothing can run it for a reason, or can
-    again (""); `on_given_up` when an instance was given up and replaced, with the reason.
+    again (""); `on_ready` when the model says of itself that it is not ready, or is again (""); `on_given_up` when an instance was given up
+    and replaced, with the reason.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class InstanceMaker:
         *,
         on_slow: Callable[[], None],
         on_available: Callable[[str], None],
+        on_ready: Callable[[str], None],
         on_given_up: Callable[[str], None],
     ) -> None:
         self._model = model
@@ -46,6 +48,7 @@ class InstanceMaker:
         self._cores = cores
         self._on_slow = on_slow
         self._on_available = on_available
+        self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
         self._execute: Execution | None = None
@@ -86,6 +89,8 @@ class InstanceMaker:
             return self._places_for_streams(model, loaded.instances)
         if isinstance(model, WorkerPool):
             model.on_available = self._on_available
+            model.on_ready = self._on_ready
+            self._on_ready(model.unready)
             self._model.statistics.responses = model.responses
             return list(model.instances())
         if self._execute is None:

@@ -266,6 +266,7 @@ class Servable:
             self._cores,
             on_slow=self._move_to_threads,
             on_available=self._on_available,
+            on_ready=self._on_ready,
             on_given_up=lambda reason: self._on_given_up(model, reason),
         )
         instances = maker.make(loaded)
@@ -287,6 +288,12 @@ class Servable:
         if self.phase is Phase.READY:
             self.model.state = ModelState.UNAVAILABLE if reason else ModelState.READY
             self.model.reason = reason
+            self._refresh()
+
+    def _on_ready(self, reason: str) -> None:
+        """The model says of itself that it is not ready, or is again; its requests are answered all the same."""
+        self.model.unready = reason
+        if self.phase is Phase.READY:
             self._refresh()
 
     def serve(self) -> None:

@@ -93,7 +93,7 @@ class EngineCollector:
             stuck.add_metric(key, model.statistics.stuck)
             pending.add_metric(key, model.queue.pending if model.queue else 0)
             loading.add_metric(key, model.statistics.load_seconds)
-            ready.add_metric(key, model.answers)
+            ready.add_metric(key, model.ready)
             for size, batch in sorted(model.statistics.batches.items()):
                 batches.add_metric((*key, str(size)), batch.compute_infer.count)
         yield from (pending, loading, ready, batches, late, stuck)

@@ -79,7 +79,7 @@ def model_listing(engine: Engine) -> list[dict[str, Any]]:
             "version": model.version,
             "state": model.state.value,
             "reason": model.reason,
-            "ready": model.answers,
+            "ready": model.ready,
             "default": model.answers and engine.find(model.name) is model,
             "labels": sorted(label for label, version in labels.items() if version == model.version),
             "memory_bytes": model.memory_bytes,

@@ -88,10 +88,11 @@ class RestService:
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:
         model = self._engine.find(name, version)
-        if model.answers:
+        if model.ready:
             respond_json(request, {"name": name, "ready": True})
             return
-        why = f": {model.reason}" if model.reason else ""
+        told = model.reason or model.unready
+        why = f": {told}" if told else ""
         error = f"Model version not ready: '{name}' version {model.version} is {model.state.value}{why}"
         respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)
 

@@ -167,6 +167,8 @@ class CallChannel:
             self._measure(message)
         elif kind is Kind.LIMIT:
             self._process.limit_memory(*message.numbers)
+        elif kind is Kind.READY:
+            self._process.says_ready(message.reason)
         elif kind is Kind.LOG:
             model_log.log(message.level, "%s: %s", self._process.command.label, message.text)
         else:

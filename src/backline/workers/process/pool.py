@@ -88,6 +88,10 @@ class WorkerPool:
         self.command = command
         self.options = options
         self.on_available: Callable[[str], None] = lambda _: None
+        #: Called when the model says of itself that it is not ready, with the reason, or that it is again, with "".
+        self.on_ready: Callable[[str], None] = lambda _: None
+        #: What was told last.
+        self.unready = ""
         self.loaded: Loaded
         self.signature = Signature((), ())
         self.execution_timeout = EXECUTION_TIMEOUT
@@ -223,7 +227,21 @@ class WorkerPool:
             return
         log.error("%s: its worker process %s, and is started again", self.label, reason)
         seat.failures = 0 if proved else seat.failures + 1
+        self.look_at_readiness()
         self._start_again(seat, reason)
+
+    def look_at_readiness(self) -> None:
+        """What a model says of itself may have changed: it is ready when it is so in all of its workers."""
+        reasons = [seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready]
+        unready = reasons[0] if reasons else ""
+        if unready == self.unready:
+            return
+        self.unready = unready
+        if unready:
+            log.warning("%s is not ready: %s", self.label, unready)
+        else:
+            log.info("%s is ready again", self.label)
+        self.on_ready(unready)
 
     def _start_again(self, seat: Seat, reason: str) -> None:
         pause = min(_FIRST_PAUSE * 2 ** (seat.failures - 1), _LONGEST_PAUSE) if seat.failures else 0.0

@@ -112,6 +112,9 @@ class WorkerProcess:
         #: Blocks of the worker that nobody holds any more, and their sizes; arrays may be freed on any thread.
         self._unused: deque[tuple[int, int]] = deque()
         self._held = 0
+        #: Why the model says that it is not ready; empty when it is. `on_ready` is called when that has changed.
+        self.unready = ""
+        self.on_ready: Callable[[], None] = lambda: None
         #: Whether it has answered anything.
         self.proved = False
 
@@ -305,6 +308,11 @@ class WorkerProcess:
             return
         self._send_control(Kind.PING, Numbers(self.take_unused()))
         self._later("heartbeat", HEARTBEAT, self._beat)
+
+    def says_ready(self, reason: str) -> None:
+        """The model says whether it is ready: why not, or ""."""
+        self.unready = reason
+        self.on_ready()
 
     def limit_memory(self, limit: int) -> None:
         """The model says how many bytes its process may have resident; the configuration goes first."""

@@ -23,6 +23,8 @@ Tensors travel in parts: the tensors of several requests that have equal names, 
 a model which takes a batch gets it without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES:
 a 4-byte length before each element). A column lies in the payload of its frame, or in shared memory, see `arena`.
 
+Beside calls a worker tells things there that nobody answers: MEASURE, LOG, LIMIT and READY.
+
 No message can execute anything: there is no pickle, and the server checks what a worker says as it checks what a client says.
 """
 
@@ -69,6 +71,7 @@ class Kind(IntEnum):
     MEASURE = 38
     LOG = 39
     LIMIT = 40
+    READY = 41
 
 
 class Spec(msgspec.Struct, array_like=True):
@@ -296,6 +299,12 @@ class Log(msgspec.Struct, array_like=True):
     text: str
 
 
+class Readiness(msgspec.Struct, array_like=True):
+    """Of READY: why the model says that it is not ready; empty when it is."""
+
+    reason: str
+
+
 class Response(msgspec.Struct, array_like=True):
     """A response to a call. `returned` are blocks of the worker that the server needs no more."""
 
@@ -353,6 +362,7 @@ STRUCTS: dict[Kind, type[msgspec.Struct]] = {
     Kind.MEASURE: Measure,
     Kind.LOG: Log,
     Kind.LIMIT: Numbers,
+    Kind.READY: Readiness,
 }
 _DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
 _KINDS = {kind.value: kind for kind in Kind}

@@ -60,6 +60,7 @@ class Seat:
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
         self.process = process = pool.worker(pool.command_for(self._index), pool.loop, self._result, self._ended, calls)
+        process.on_ready = pool.look_at_readiness
         loaded = await process.start()
         self.usable = True
         return loaded

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from backline.engine.errors import ModelFailed
-from backline.workers.process.protocol import Load, Loaded
+from backline.workers.process.protocol import Kind, Load, Loaded, Readiness
 from backline.workers.process.requests import RequestBatch
 from backline.workers.process.tracebacks import details
 from backline.workers.process.triton import worker
@@ -18,6 +18,7 @@ from backline.workers.process.triton.arguments import arguments
 from backline.workers.process.triton.background import BackgroundLoop
 from backline.workers.process.triton.failures import failure
 from backline.workers.process.triton.model_config import ModelConfig
+from backline.workers.process.triton.readiness import ReadinessWatch
 from backline.workers.process.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
 from backline.workers.process.triton.responses import FINAL, InferenceResponse
 from backline.workers.process.worker_model import WorkerModel
@@ -79,6 +80,10 @@ class TritonModel:
         except BaseException as error:
             print(details(error), file=sys.stderr, flush=True)
             raise ModelFailed(failure(error, self._folder)) from None
+        if callable(getattr(self._object, "is_ready", None)):
+            ReadinessWatch(
+                self._object.is_ready, self._loop, lambda reason: worker.caller().tell(Kind.READY, Readiness(reason)), self._folder
+            ).start()
         self.loaded = Loaded(
             message.inputs,
             message.outputs,

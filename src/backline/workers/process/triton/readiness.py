@@ -1,0 +1,74 @@
+"""Whether a model says itself that it is ready: its `is_ready`, asked now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from backline.workers.process.tracebacks import reason
+from backline.workers.process.triton.background import BackgroundLoop
+
+#: Seconds between two questions, and that an answer may take (Triton's limit).
+_PAUSE = 1.0
+_PATIENCE = 5.0
+
+
+class ReadinessWatch:
+    """Asks a model, and tells when its answer has changed: "" when it is ready, else why not.
+
+    It is asked on a thread of its own, beside `execute`, so that a model is not taken for unready while it computes. There is one question
+    at a time: one without an answer is waited for, and nothing else is asked meanwhile.
+    """
+
+    def __init__(self, is_ready: Callable[[], Any], loop: BackgroundLoop, tell: Callable[[str], None], folder: str) -> None:
+        self._is_ready = is_ready
+        self._loop = loop
+        self._tell = tell
+        self._folder = folder
+        self._asked: Future[Any] | None = None
+        self._told = ""
+
+    def start(self) -> None:
+        """Asks for the first time, and from then on beside everything else."""
+        self._look()
+        threading.Thread(target=self._watch, name="backline-readiness", daemon=True).start()
+
+    def _watch(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(_PAUSE):
+            self._look()
+
+    def _look(self) -> None:
+        found = self._ask()
+        if found != self._told:
+            self._told = found
+            self._tell(found)
+
+    def _ask(self) -> str:
+        if self._asked is None:
+            self._asked = Future()
+            threading.Thread(target=self._run, args=(self._asked,), name="is_ready", daemon=True).start()
+        try:
+            answer = self._asked.result(_PATIENCE)
+        except TimeoutError:
+            if not self._asked.done():
+                return f"its is_ready gave no answer within {_PATIENCE:g} s"
+            answer = self._asked.exception()
+        except BaseException as error:
+            answer = error
+        self._asked = None
+        if isinstance(answer, BaseException):
+            return f"its is_ready has failed: {reason(answer, self._folder)}"
+        if not isinstance(answer, bool):
+            return f"its is_ready returned a {type(answer).__name__}, not a bool"
+        return "" if answer else "its is_ready says that it is not"
+
+    def _run(self, asked: Future[Any]) -> None:
+        try:
+            answer = self._is_ready()
+            asked.set_result(self._loop.start(answer).result() if asyncio.iscoroutine(answer) else answer)
+        except BaseException as error:
+            asked.set_exception(error)
