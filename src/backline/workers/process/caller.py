@@ -33,6 +33,7 @@ from backline.workers.process.protocol import (
     Note,
     Numbers,
     ProtocolError,
+    Readiness,
     Response,
     frame,
 )
@@ -169,7 +170,7 @@ class Caller:
         finally:
             self._waiting.pop(number, None)
 
-    def tell(self, kind: Kind, message: Measure | Log | Numbers) -> None:
+    def tell(self, kind: Kind, message: Measure | Log | Numbers | Readiness) -> None:
         """Says something that has no answer."""
         self._say(frame(kind, message))
 
