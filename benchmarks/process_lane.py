@@ -157,7 +157,9 @@ def measure(own: list[Side], triton: Triton, repository: Path, sizes: list[int],
         for connections in CONNECTIONS:
             try:
                 triton.start_repository(repository)
-                found = take_turns([*own, Side("triton", "identity", triton.http_port, triton.running())], size, connections, seconds, rounds)
+                found = take_turns(
+                    [*own, Side("triton", "identity", triton.http_port, triton.running())], size, connections, seconds, rounds
+                )
             finally:
                 triton.end()
             ratios = {name: ratio(found["python"], found[name]) for name in names if name != "python"}
