@@ -66,7 +66,9 @@ def test_gzip_that_announces_too_much_is_what_it_is() -> None:
         inflate(b"gzip", body[:-4] + (len(BODY) + 1).to_bytes(4, "little"))
 
 
-@pytest.mark.parametrize(("coding", "packed"), [(b"gzip", gzip.compress(bytes(65 * MIB))), (b"deflate", zlib.compress(bytes(65 * MIB)))])
+@pytest.mark.parametrize(
+    ("coding", "packed"), [(b"gzip", gzip.compress(bytes(65 * MIB))), (b"deflate", zlib.compress(bytes(65 * MIB)))], ids=["gzip", "deflate"]
+)
 def test_body_above_the_limit_is_refused_before_anything_is_reserved(coding: bytes, packed: bytes) -> None:
     reserved: list[int] = []
     with pytest.raises(CodingError) as refused:

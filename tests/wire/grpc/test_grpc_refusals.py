@@ -63,7 +63,9 @@ def test_unknown_encoding_is_told_what_there_is(client: FrameClient) -> None:
     assert client.response(1)[0]["grpc-accept-encoding"] == "identity, deflate, gzip"
 
 
-@pytest.mark.parametrize(("name", "packed"), [("gzip", gzip.compress(b"abc" * 100)), ("deflate", zlib.compress(b"abc" * 100))])
+@pytest.mark.parametrize(
+    ("name", "packed"), [("gzip", gzip.compress(b"abc" * 100)), ("deflate", zlib.compress(b"abc" * 100))], ids=["gzip", "deflate"]
+)
 def test_response_to_a_compressed_request_is_compressed(client: FrameClient, name: str, packed: bytes) -> None:
     client.call(1, "/test.Test/Echo", prefixed(packed, 1), (("grpc-encoding", name), ("grpc-accept-encoding", f"identity,{name}")))
     fields, data, trailers = client.response(1)
