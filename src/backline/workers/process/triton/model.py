@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
+from inspect import signature
 from typing import Any
 
 from backline.engine.errors import ModelFailed
@@ -32,6 +33,11 @@ def load_class(model: Any, message: Load) -> WorkerModel:
     if message.complete and hasattr(model, "auto_complete_config"):
         return CompletedModel(model, message)
     return TritonModel(model, message)
+
+
+def _is_asked(is_ready: Any) -> bool:
+    """Whether it is Triton's hook: a method of the same name that wants arguments is the model's own business."""
+    return callable(is_ready) and not any(one.default is one.empty for one in signature(is_ready).parameters.values())
 
 
 class CompletedModel:
@@ -80,7 +86,7 @@ class TritonModel:
         except BaseException as error:
             print(details(error), file=sys.stderr, flush=True)
             raise ModelFailed(failure(error, self._folder)) from None
-        if callable(getattr(self._object, "is_ready", None)):
+        if _is_asked(getattr(self._object, "is_ready", None)):
             ReadinessWatch(
                 self._object.is_ready, self._loop, lambda reason: worker.caller().tell(Kind.READY, Readiness(reason)), self._folder
             ).start()
