@@ -49,6 +49,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("no")
         (version / "model.py").write_text(MODEL.format(kind=kind, says=str(folder / name)))
         (version.parent / "config.pbtxt").write_text(CONFIG)
+    own = folder / "models" / "own" / "1"
+    own.mkdir(parents=True)
+    (own / "model.py").write_text(MODEL.format(kind="def", says=str(folder / "plain")).replace("is_ready(self)", "is_ready(self, request)"))
+    (own.parent / "config.pbtxt").write_text(CONFIG)
     return folder
 
 
@@ -109,3 +113,10 @@ def test_the_server_is_ready_when_all_say_so(server: ServerProcess, folder: Path
         until_told(server, name, ready=True)
 
     assert ask(f"{server.url}/v2/health/ready")[0] == 200
+
+
+def test_a_method_of_that_name_with_arguments_is_the_models_own(server: ServerProcess, folder: Path) -> None:
+    (folder / "plain").write_text("no")
+    until_told(server, "plain", ready=False)
+
+    assert ask(f"{server.url}/v2/models/own/ready")[0] == 200
