@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.workers.batch import Batch
+from backline.workers.execution import Execution
 from support import models
 
 Homes = Callable[..., Any]
@@ -206,19 +208,20 @@ def test_polling_sees_changes_by_itself(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_requests_in_flight_keep_their_version(home: Homes, repository: Path) -> None:
+def test_requests_in_flight_keep_their_version(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute, gate = Execution.__call__, threading.Event()
+
+    def execute_when_told(execution: Execution, batch: Batch) -> None:
+        if execution._version == "1":
+            gate.wait(10)
+        execute(execution, batch)
+
     async def scenario() -> None:
         ADD1(repository)
         configure(repository, 'parameters { key: "backline.lane" value { string_value: "thread" } }')
         async with home(repository, mode="poll") as server:
             old = server.engine.find("add1")
-            run, gate = old.queue._instances[0]._execute._execute._model.run, threading.Event()
-
-            def run_when_told(*arguments: Any) -> Any:
-                gate.wait(10)
-                return run(*arguments)
-
-            old.queue._instances[0]._execute._execute._model.run = run_when_told
+            monkeypatch.setattr(Execution, "__call__", execute_when_told)
             waiting = [asyncio.ensure_future(server.answer()) for _ in range(5)]
             await asyncio.sleep(0)
             await asyncio.sleep(0)
