@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,31 @@ NAMES = {"plain": "Backline", "objective": "Backline, objective", "triton": "Tri
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Of one load: requests per second that were offered, answered, and answered within the objective; latencies in milliseconds.
+class Turn:
+    """What became of the requests that one server was sent at one load in `seconds`; `lost` are those without a fate."""
 
-    `refusal_p99` is how long refusals took, `lateness_p99` how late the generator itself was.
+    fates: Sequence[Fate]
+    lost: int
+    seconds: float
+
+    def rate(self, what: Sequence[str], within: float = float("inf")) -> float:
+        """Requests per second with one of these fates, `within` seconds after they were due."""
+        return sum(fate.what in what and fate.ended - fate.due <= within for fate in self.fates) / self.seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of all turns of one server at one load.
+
+    Requests per second that were offered, answered, refused, and answered within the objective: the medians of the turns, of the last one
+    also the least and the most. Latencies in milliseconds are those of all requests together. `refusal_p99` is how long refusals took,
+    `lateness_p99` how late the generator itself was.
     """
 
     offered: float
     answered: float
     goodput: float
+    goodputs: tuple[float, float]
     p50: float
     p99: float
     refused: float
@@ -46,20 +63,24 @@ class Outcome:
         return ", ".join(words)
 
 
-def outcome_of(fates: Sequence[Fate], lost: int, seconds: float, objective: float) -> Outcome:
-    """`lost` are the requests without a fate."""
+def outcome_of(turns: Sequence[Turn], objective: float) -> Outcome:
+    """`objective` in seconds."""
+    fates = [fate for turn in turns for fate in turn.fates]
     answered = [fate.ended - fate.due for fate in fates if fate.what in ANSWERED]
     refused = [fate.ended - fate.due for fate in fates if fate.what in REFUSED]
     others = Counter(fate.what for fate in fates if fate.what not in ANSWERED + REFUSED)
+    lost = sum(turn.lost for turn in turns)
     if lost:
         others["no answer"] = lost
+    goodputs = [turn.rate(ANSWERED, objective) for turn in turns]
     return Outcome(
-        len(fates) / seconds,
-        len(answered) / seconds,
-        sum(latency <= objective for latency in answered) / seconds,
+        median([len(turn.fates) / turn.seconds for turn in turns]),
+        median([turn.rate(ANSWERED) for turn in turns]),
+        median(goodputs),
+        (min(goodputs), max(goodputs)),
         _quantile(answered, 0.5),
         _quantile(answered, 0.99),
-        len(refused) / seconds,
+        median([turn.rate(REFUSED) for turn in turns]),
         _quantile(refused, 0.99),
         _quantile([fate.sent - fate.due for fate in fates], 0.99),
         dict(others),
@@ -72,14 +93,12 @@ def _quantile(seconds: Sequence[float], share: float) -> float:
 
 @dataclass
 class Report:
-    """Outcomes by protocol, load and mode. The objective and the time of each load are in seconds."""
+    """Outcomes by protocol, load and mode. The objective and the time of each load in each of the rounds are in seconds."""
 
     objective: float
     seconds: float
-    outcomes: dict[tuple[str, float, str], Outcome] = field(default_factory=dict)
-
-    def add(self, protocol: str, times: float, mode: str, outcome: Outcome) -> None:
-        self.outcomes[protocol, times, mode] = outcome
+    rounds: int
+    outcomes: Mapping[tuple[str, float, str], Outcome]
 
     @property
     def protocols(self) -> list[str]:
@@ -87,7 +106,9 @@ class Report:
 
     @property
     def modes(self) -> list[str]:
-        return list(dict.fromkeys(mode for _, _, mode in self.outcomes))
+        """In the order in which they are told."""
+        found = {mode for _, _, mode in self.outcomes}
+        return [mode for mode in NAMES if mode in found]
 
     def loads(self, protocol: str) -> list[float]:
         return sorted({times for other, times, _ in self.outcomes if other == protocol})
@@ -127,10 +148,13 @@ class Report:
             "Written by `python benchmarks/objective.py`; what it does is in",
             "[benchmarks/README.md](../../benchmarks/README.md#objectivepy).",
             "",
-            f"Requests come at random (Poisson) at a multiple of the capacity, for {self.seconds:g} s each, whatever the server does;",
-            "a latency counts from when its request was due. Goodput is what is answered within",
-            f"{self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM layers, in batches of up to 8 on one instance;",
-            "load generator and servers share the machine, and take turns.",
+            "Requests come at random (Poisson) at a multiple of the capacity, whatever the server does; a latency counts from when its",
+            f"request was due. Goodput is what is answered within {self.objective * 1000:g} ms. The model is a speaker encoder of three",
+            "LSTM layers, in batches of up to 8 on one instance; load generator and servers share the machine.",
+            "",
+            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in another order, because the machine itself is",
+            "faster in one minute than in the next: rates are the medians of the rounds (of goodput, the least and the most, too),",
+            "latencies those of the requests of all rounds together. The best is the highest goodput of any server at any load.",
             "",
             f"![Goodput and p99 over the load]({picture.name})",
             "",
@@ -155,7 +179,9 @@ class Report:
         for times in self.loads(protocol):
             for mode in self.modes:
                 one = self.outcomes[protocol, times, mode]
-                cells = [f"{times:g}x, {one.offered:.0f}/s", NAMES[mode], f"{one.goodput:.0f}/s", f"{one.goodput / best:.1%}"]
+                least, most = one.goodputs
+                goodput = f"{one.goodput:.0f}/s ({least:.0f} to {most:.0f})"
+                cells = [f"{times:g}x, {one.offered:.0f}/s", NAMES[mode], goodput, f"{one.goodput / best:.1%}"]
                 cells += [f"{one.answered:.0f}/s", _ms(one.p50), _ms(one.p99), _ms(one.refusal_p99), _ms(one.lateness_p99)]
                 lines.append("| " + " | ".join(cells) + " |")
         others = {(times, mode): one.others for (p, times, mode), one in self.outcomes.items() if p == protocol and one.others}

@@ -12,7 +12,7 @@ import pytest
 from harness.model import Model
 from harness.open_loop import Fate, poisson
 from harness.open_loop_h2 import H2Clients
-from harness.overload_report import Report, outcome_of
+from harness.overload_report import Report, Turn, outcome_of
 
 from support import models
 from support.server import ServerProcess, serve
@@ -55,17 +55,29 @@ def test_events_of_a_poisson_process_come_at_the_rate_and_as_irregularly_as_they
     assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
 
 
+def turn(*latencies: float, seconds: float = 1.0) -> Turn:
+    return Turn([Fate("200", 0.0, 0.0, latency) for latency in latencies], 0, seconds)
+
+
 def test_goodput_is_what_was_answered_within_the_objective() -> None:
     told = [Fate("200", 0.0, 0.01, 0.05), Fate("200", 0.0, 0.0, 0.2), Fate("503", 0.0, 0.0, 0.001), Fate("partial", 0.0, 0.0, 0.1)]
-    outcome = outcome_of(told, lost=1, seconds=2.0, objective=0.1)
+    outcome = outcome_of([Turn(told, lost=1, seconds=2.0)], objective=0.1)
     assert (outcome.offered, outcome.answered, outcome.goodput, outcome.refused) == (2.0, 1.0, 0.5, 0.5)
     assert outcome.others == {"partial": 1, "no answer": 1}
 
 
+def test_rates_are_medians_of_the_turns_and_latencies_those_of_all_requests() -> None:
+    outcome = outcome_of([turn(0.05, 0.05), turn(0.05), turn(*[0.07] * 5, 0.2)], objective=0.1)
+    assert (outcome.answered, outcome.goodput, outcome.goodputs) == (2.0, 2.0, (1.0, 5.0))
+    assert outcome.p50 == pytest.approx(70)
+
+
 def test_the_page_says_which_claims_hold(tmp_path: Path) -> None:
-    report = Report(0.1, 2.0)
-    report.add("http", 1.1, "plain", outcome_of([Fate("200", 0.0, 0.0, 0.09)] * 100, 0, 1.0, 0.1))
-    report.add("http", 1.1, "objective", outcome_of([Fate("200", 0.0, 0.0, 0.05)] * 94, 0, 1.0, 0.1))
+    outcomes = {
+        ("http", 1.1, "plain"): outcome_of([turn(*[0.09] * 100)], 0.1),
+        ("http", 1.1, "objective"): outcome_of([turn(*[0.05] * 94)], 0.1),
+    }
+    report = Report(0.1, 2.0, 1, outcomes)
     assert [holds for holds, _ in report.claims("objective", [1.1])] == [False, True]
     report.write(tmp_path / "overload.md", about={"cores": "2"}, versions={}, tried=[], objective_mode="objective")
     page = (tmp_path / "overload.md").read_text()
