@@ -199,6 +199,20 @@ def test_equal_blocks_are_decoded_once_while_the_table_stands() -> None:
     assert decoder.known[indexed] is head
 
 
+def test_equal_blocks_are_decoded_once_where_the_client_wants_no_table() -> None:
+    decoder = blocks()
+    encoder = Encoder()
+    encoder.header_table_size = 0
+    begin = encoder.encode(FIELDS)
+    assert begin.startswith(b"\x20")
+    decoder.request(begin)
+    assert decoder.known == {}  # it made the table smaller
+    head = decoder.request(begin)
+    assert decoder.known[begin] is head
+    decoder.fields(b"\x3f\xe1\x1f")
+    assert decoder.known == {}  # 4096 bytes again
+
+
 def test_changed_table_empties_the_memory() -> None:
     decoder = blocks()
     encoder = Encoder()

@@ -23,15 +23,17 @@ _DECODED = 2
 
 
 class _WatchedTable(HeaderTable):
-    """HPACK's dynamic table that notes that it was touched."""
+    """HPACK's dynamic table that notes that it was changed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.touched = False
+        self.changed = False
 
     def add(self, name: bytes, value: bytes) -> None:
-        self.touched = True
+        before = len(self.dynamic_entries)
         super().add(name, value)
+        # Clients that want no table add to one of size 0.
+        self.changed = self.changed or before > 0 or len(self.dynamic_entries) > 0
 
     @property
     def maxsize(self) -> int:
@@ -39,7 +41,7 @@ class _WatchedTable(HeaderTable):
 
     @maxsize.setter
     def maxsize(self, size: int) -> None:
-        self.touched = True
+        self.changed = self.changed or size != self._maxsize
         HeaderTable.maxsize.fset(self, size)  # type: ignore[attr-defined]
 
 
@@ -62,7 +64,7 @@ class HeaderBlocks:
         """Raises ConnectionFailure when the block cannot be decoded, StreamFailure when the request is malformed."""
         head = parse_head(self.fields(block), self._application, self._limits)
         head.exchange, head.prompt = exchange_for(head)
-        if not self._table.touched and len(block) <= _CACHED_BLOCK_SIZE:
+        if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:
                 self.known.clear()
             self.known[block] = head
@@ -71,7 +73,7 @@ class HeaderBlocks:
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Raises ConnectionFailure when the block cannot be decoded: both sides' tables would differ from here on."""
         table = self._table
-        table.touched = False
+        table.changed = False
         try:
             fields = cast(Sequence[tuple[bytes, bytes]], self._decoder.decode(block, raw=True))
         except OversizedHeaderListError:
@@ -80,6 +82,6 @@ class HeaderBlocks:
         except (HPACKError, IndexError, ValueError):
             raise ConnectionFailure(frames.COMPRESSION_ERROR, "the header block cannot be decoded") from None
         finally:
-            if table.touched:
+            if table.changed:
                 self.known.clear()
         return fields
