@@ -156,16 +156,10 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         options = self.options
-        metrics: Metrics | None = None
-
-        def render_metrics() -> tuple[bytes, bytes]:
-            nonlocal metrics
-            if metrics is None:
-                metrics = Metrics(self.engine)
-            return metrics.render()
-
         recorder = Recorder(self.engine, self._embedded.state_folder)
-        application = build_application(self.engine, render_metrics, recorder=recorder, not_ready_status=options.not_ready_status)
+        application = build_application(
+            self.engine, Metrics(self.engine).page, recorder=recorder, not_ready_status=options.not_ready_status
+        )
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
         self._heap = Heap(wire)

@@ -256,6 +256,13 @@ class Caller:
         assert answer is not None
         return answer
 
+    async def get_later(self, path: str) -> HttpAnswer:
+        """As `get`, of what is not answered at once."""
+        request = self.http("GET", path)
+        await request.answered.wait()
+        assert request.answer is not None
+        return request.answer
+
     async def post_large(self, path: str, body: Buffer) -> HttpAnswer:
         """As `post`, of a body that may be read beside the event loop."""
         request = self.http("POST", path, body)
@@ -292,5 +299,8 @@ class Caller:
 
 
 def make_caller() -> Caller:
+    async def page() -> tuple[bytes, list[bytes]]:
+        return b"text/plain; charset=utf-8", [b"metric 1\n", b"other 2\n"]
+
     engine = fill_engine()
-    return Caller(engine, build_application(engine, lambda: (b"text/plain; charset=utf-8", b"metric 1\n")))
+    return Caller(engine, build_application(engine, page))

@@ -201,7 +201,7 @@ def test_options_tell_the_methods(caller: Caller) -> None:
 
 
 def test_head_wherever_get(caller: Caller) -> None:
-    for path in ("/", "/v2", "/v2/health/live", "/v2/models/add1/ready", "/metrics"):
+    for path in ("/", "/v2", "/v2/health/live", "/v2/models/add1/ready"):
         assert caller.http("HEAD", path).answer.status == 200
 
 
@@ -222,17 +222,17 @@ def test_index_page_names_server_and_urls(caller: Caller) -> None:
     assert answer.json["urls"]["infer"] == "/v2/models/{model}/infer"
 
 
-def test_metrics(caller: Caller) -> None:
-    answer = caller.get("/metrics")
-    assert (answer.status, answer.fields[b"content-type"], answer.body) == (200, b"text/plain; charset=utf-8", b"metric 1\n")
+async def test_metrics(caller: Caller) -> None:
+    answer = await caller.get_later("/metrics")
+    assert (answer.status, answer.fields[b"content-type"], answer.body) == (200, b"text/plain; charset=utf-8", b"metric 1\nother 2\n")
 
 
-def test_metrics_that_fail_are_an_internal_error(caplog: pytest.LogCaptureFixture) -> None:
-    def fail() -> tuple[bytes, bytes]:
+async def test_metrics_that_fail_are_an_internal_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> tuple[bytes, list[bytes]]:
         raise RuntimeError("secret detail")
 
     engine = Engine()
-    answer = Caller(engine, build_application(engine, fail)).get("/metrics")
+    answer = await Caller(engine, build_application(engine, fail)).get_later("/metrics")
     assert answer.status == 500
     assert "internal error" in answer.error
     assert "secret" not in answer.error

@@ -16,6 +16,7 @@ from backline.dialects.open_inference.metadata import SERVER_NAME
 from backline.engine import errors
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
+from backline.observe.metrics import Metrics
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
 
@@ -93,7 +94,7 @@ def test_routes_that_are_not_served_say_so(server: ServerProcess, method: str, r
 
 
 def test_no_route_is_missing() -> None:
-    application = build_application(Engine(), lambda: (b"text/plain", b""))
+    application = build_application(Engine(), Metrics(Engine()).page)
     router = application.http._resolve.__self__  # type: ignore[attr-defined]
     known = {
         (method.decode(), "/" + "/".join(segments))

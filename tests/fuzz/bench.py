@@ -19,6 +19,7 @@ from onnx import TensorProto
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine
 from backline.engine.shared_memory import FOLDER, SharedMemory
+from backline.observe.metrics import Metrics
 from backline.server import Embedded
 from backline.wire.connection import Wire
 from backline.wire.limits import Limits
@@ -220,7 +221,7 @@ class Bench:
     def __init__(self, embedded: Embedded, faults: Faults) -> None:
         self._loop = asyncio.get_running_loop()
         share_memory(embedded.engine)
-        self._application = build_application(embedded.engine, lambda: (b"text/plain", b""))
+        self._application = build_application(embedded.engine, Metrics(embedded.engine).page)
         self._renew()
         self._faults = faults
         self.answers = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,8 +25,8 @@ def engine() -> Engine:
 
 def samples(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
     """The values of one metric by the values of its labels, in the order of their names."""
-    _, text = Metrics(engine).render()
-    families = text_string_to_metric_families(text.decode())
+    _, text = asyncio.run(Metrics(engine).page())
+    families = text_string_to_metric_families(b"".join(text).decode())
     return {
         tuple(value for _, value in sorted(sample.labels.items())): sample.value
         for family in families

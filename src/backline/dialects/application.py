@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from backline.dialects import health, reflection
 from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
 from backline.dialects.health import HealthService
+from backline.dialects.metrics_page import MetricsPage, Page
 from backline.dialects.open_inference import grpc_service
 from backline.dialects.open_inference.grpc_service import InferenceService
 from backline.dialects.open_inference.rest import RestService
@@ -19,20 +18,17 @@ from backline.observe.recording import Recorder
 from backline.version import __version__
 from backline.wire.application import Application, HttpRequest
 
-#: Content type and text of the metrics.
-Metrics = Callable[[], tuple[bytes, bytes]]
-
 
 def build_application(
     engine: Engine,
-    metrics: Metrics | None = None,
+    metrics: Page | None = None,
     *,
     recorder: Recorder | None = None,
     not_ready_status: int = Unavailable.http_status,
 ) -> Application:
     """The application of an engine; with a `recorder` requests can be recorded.
 
-    `metrics` gives the content type and the text that GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
+    `metrics` gives what GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
     questions whose answer is no: 503, or 400 for those who rely on Triton's.
     """
     router = Router()
@@ -41,7 +37,7 @@ def build_application(
     if recorder is not None:
         RestRecording(engine, recorder).add_routes(router)
     if metrics is not None:
-        router.add("GET", "/metrics", _metrics_page(metrics))
+        router.add("GET", "/metrics", MetricsPage(metrics))
     services = (grpc_service.SERVICE, health.SERVICE, reflection.SERVICE)
     return Application(
         http=_HttpHandler(router),
@@ -94,11 +90,3 @@ def _index_page(request: HttpRequest) -> None:
             },
         },
     )
-
-
-def _metrics_page(metrics: Metrics) -> Callable[[HttpRequest], None]:
-    def respond(request: HttpRequest) -> None:
-        content_type, text = metrics()
-        request.respond(200, [(b"content-type", content_type)], [text])
-
-    return respond

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from backline.engine.statistics import Duration
 
 #: Responses of one request are counted by their place up to this one; all later ones count there too, so that endless streams are bounded.
 MAX_INDEX = 255
+#: The buckets of the time to the first response, Triton's: each counts what took so many milliseconds or less, one more counts the rest.
+FIRST_RESPONSE_BOUNDS_MS = (100, 500, 2000, 5000)
+_BOUNDS_NS = tuple(bound * 1_000_000 for bound in FIRST_RESPONSE_BOUNDS_MS)
 
 
 class ResponseCounters:
@@ -23,16 +28,25 @@ class ResponseCounters:
 
 
 class ResponseStatistics:
-    """Counters by the index of a response in its stream: the first to every request is 0. Moments are of time.monotonic_ns()."""
+    """Counters by the index of a response in its stream: the first to every request is 0. Moments are of time.monotonic_ns().
 
-    __slots__ = ("counters",)
+    `first` is a histogram of the time from a request's arrival to its first response (see FIRST_RESPONSE_BOUNDS_MS), `first_ns` the sum.
+    """
+
+    __slots__ = ("counters", "first", "first_ns")
 
     def __init__(self) -> None:
         self.counters: list[ResponseCounters] = []
+        self.first = [0] * (len(_BOUNDS_NS) + 1)
+        self.first_ns = 0
 
-    def succeeded(self, index: int, started: int, ran: int, ended: int, *, empty: bool) -> None:
-        """Counts a response: begun when the one before was ended, computed, and made ready to be sent."""
+    def succeeded(self, index: int, arrived: int, started: int, ran: int, ended: int, *, empty: bool) -> None:
+        """Counts a response to a request that arrived at `arrived`: begun when the one before was ended, computed, and made ready."""
         counters = self._at(index)
+        if not index:
+            took = ended - arrived
+            self.first[bisect_left(_BOUNDS_NS, took)] += 1
+            self.first_ns += took
         if empty:
             counters.empty.add(1, ended - started)
             return

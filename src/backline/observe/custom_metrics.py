@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from itertools import accumulate
-from typing import Any
 
-from backline.engine.custom_metrics import CustomMetrics, Family
+from backline.engine.custom_metrics import Family, Labels, Sample
+from backline.observe.exposition import comment, label_text, number
 
-
-def exposed(family: Family) -> Any:
-    """A family in the exposition library's classes."""
-    from prometheus_client.core import HistogramMetricFamily, Metric
-
-    if family.kind != "histogram":
-        shown = Metric(family.name, family.description, family.kind)
-        for labels, sample in family.samples.items():
-            shown.add_sample(family.name, dict(labels), sample.value)
-        return shown
-    names = sorted({name for labels in family.samples for name, _ in labels})
-    histogram = HistogramMetricFamily(family.name, family.description, labels=names)
-    for labels, sample in family.samples.items():
-        given = dict(labels)
-        bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
-        buckets = list(zip(bounds, map(float, accumulate(sample.counts)), strict=True))
-        histogram.add_metric([given.get(name, "") for name in names], buckets, sum_value=sample.value)
-    return histogram
+#: What the name of a label cannot have: one model's fault must not make the page unreadable.
+_INVALID = re.compile(r"^(?=\d)|[^a-zA-Z0-9_]")
 
 
-def without_total(text: bytes, metrics: CustomMetrics) -> bytes:
-    """The page without the `_total` that the library adds to the comment lines of counters."""
-    for family in metrics:
-        if family.kind == "counter":
-            name = family.name.encode()
-            for comment in (b"# HELP ", b"# TYPE "):
-                text = text.replace(b"%b%b_total " % (comment, name), b"%b%b " % (comment, name))
-    return text
+def exposed(family: Family) -> Iterator[str]:
+    """The text of a family in pieces: its comment lines, then each sample."""
+    yield comment(family.name, family.kind, family.description)
+    write = _histogram if family.kind == "histogram" else _value
+    for labels, sample in tuple(family.samples.items()):  # there may be more of them by the next piece
+        yield write(family.name, tuple((_INVALID.sub("_", name), value) for name, value in labels), sample)
+
+
+def _value(name: str, labels: Labels, sample: Sample) -> str:
+    return f"{_labelled(name, labels)} {number(sample.value)}\n"
+
+
+def _histogram(name: str, labels: Labels, sample: Sample) -> str:
+    bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
+    buckets = [
+        f"{_labelled(f'{name}_bucket', sorted((*labels, ('le', bound))))} {count}\n"
+        for bound, count in zip(bounds, accumulate(sample.counts), strict=False)  # without buckets nothing is counted
+    ]
+    count, total = sum(sample.counts), number(sample.value)
+    return f"{''.join(buckets)}{_labelled(f'{name}_count', labels)} {count}\n{_labelled(f'{name}_sum', labels)} {total}\n"
+
+
+def _labelled(name: str, labels: Labels | list[tuple[str, str]]) -> str:
+    return f"{name}{{{label_text(labels)}}}" if labels else name

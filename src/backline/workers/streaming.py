@@ -203,7 +203,7 @@ class _Stream:
             if request.cancelled:
                 statistics.cancelled(self._index, one.started, one.ended)
             else:
-                statistics.succeeded(self._index, one.started, one.ran, one.ended, empty=one.empty)
+                statistics.succeeded(self._index, request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty)
                 self._respond(one.response)
             self._index += 1
             self._began = one.ended

@@ -62,12 +62,13 @@ class Run:
         statistics = self._statistics
         if statistics is None:
             return
-        if isinstance(outcome, Cancelled) or self.batch.requests[position].cancelled:
+        request = self.batch.requests[position]
+        if isinstance(outcome, Cancelled) or request.cancelled:
             statistics.cancelled(index, started, now)
         elif isinstance(outcome, BacklineError):
             statistics.failed(index, started, now)
         else:
-            statistics.succeeded(index, started, now, now, empty=not outcome.outputs)
+            statistics.succeeded(index, request.arrived_ns, started, now, now, empty=not outcome.outputs)
 
     def vacate(self) -> None:
         """Its instance may have the next batch before this one has all outcomes."""

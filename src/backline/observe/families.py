@@ -1,0 +1,210 @@
+"""The families of metrics that the server keeps of model versions: under Triton's names where it has one, and finer ones beside them.
+
+A family is a template for the samples of one version: its labels never change, so only numbers are written at a scrape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
+
+from backline.engine.engine import Model, ModelState
+from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS, ResponseCounters
+from backline.engine.statistics import CallStatistics, Duration, ModelStatistics
+from backline.observe.exposition import comment, label_text
+
+#: The samples of a version, whose labels are given as text.
+Write: TypeAlias = Callable[[Model, str], str]
+Read: TypeAlias = Callable[[ModelStatistics], float]
+
+#: The powers of two of microseconds shown as buckets: 32 us to 67 s.
+_BUCKETS = range(5, 27)
+_LABELS = "\0"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The comment lines of a metric, and what writes the samples of a version; of those that were never ready only if `always`."""
+
+    comment: str
+    write: Write
+    always: bool = False
+
+
+def _single(name: str, kind: str, text: str, read: Callable[[Model], float], *, always: bool = False) -> Family:
+    line = f"{name}{{%s}} %r\n"
+    return Family(comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always)
+
+
+def _counter(name: str, text: str, read: Read) -> Family:
+    line = f"{name}{{%s}} %d\n"
+    return Family(comment(name, "counter", text), lambda model, labels: line % (labels, read(model.statistics)))
+
+
+def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> Family:
+    """A sample for each value of a label."""
+    lines = "".join(f'{name}{{{_LABELS},{label}="{value}"}} %d\n' for value, _ in values)
+    reads = tuple(read for _, read in values)
+
+    def write(model: Model, labels: str) -> str:
+        statistics = model.statistics
+        return (lines % tuple([read(statistics) for read in reads])).replace(_LABELS, labels)
+
+    return Family(comment(name, kind, text), write)
+
+
+def _histogram(name: str, text: str, counts: Callable[[ModelStatistics], list[int]], total_ns: Read) -> Family:
+    bounds = [*(f"{2**i / 1e6:g}" for i in _BUCKETS), "+Inf"]
+    lines = "".join(f'{name}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in bounds)
+    lines += f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %r\n"
+
+    def write(model: Model, labels: str) -> str:
+        sums = list(accumulate(counts(model.statistics)))
+        numbers = (*sums[_BUCKETS.start : _BUCKETS.stop], sums[-1], sums[-1], total_ns(model.statistics) / 1e9)
+        return (lines % numbers).replace(_LABELS, labels)
+
+    return Family(comment(name, "histogram", text), write)
+
+
+def _first_responses() -> Family:
+    """Of decoupled models, in Triton's buckets; of others it is the time of the request."""
+    name = "nv_inference_first_response_histogram_ms"
+    bounds = [*(f"{bound:g}" for bound in FIRST_RESPONSE_BOUNDS_MS), "+Inf"]
+    lines = "".join(f'{name}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in bounds)
+    lines += f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %r\n"
+
+    def write(model: Model, labels: str) -> str:
+        responses = model.statistics.responses
+        if responses is None:
+            return ""
+        sums = list(accumulate(responses.first))
+        return (lines % (*sums, sums[-1], responses.first_ns / 1e6)).replace(_LABELS, labels)
+
+    return Family(comment(name, "histogram", "Time from arrival to the first response, in milliseconds"), write)
+
+
+_OUTCOMES: tuple[tuple[str, Callable[[ResponseCounters], Duration]], ...] = (
+    ("success", lambda r: r.success),
+    ("failure", lambda r: r.fail),
+    ("empty", lambda r: r.empty),
+    ("cancelled", lambda r: r.cancel),
+)
+
+
+def _responses() -> Family:
+    name = "backline_responses_total"
+    lines = "".join(f'{name}{{{_LABELS},outcome="{outcome}"}} %d\n' for outcome, _ in _OUTCOMES)
+
+    def write(model: Model, labels: str) -> str:
+        responses = model.statistics.responses
+        if responses is None:
+            return ""
+        return (lines % tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)).replace(_LABELS, labels)
+
+    return Family(comment(name, "counter", "Responses of models that give any number of them to a request, by outcome"), write)
+
+
+def _executions() -> Family:
+    name = "backline_executions_total"
+    line = f'{name}{{%s,batch_size="%d"}} %d\n'
+
+    def write(model: Model, labels: str) -> str:
+        batches = sorted(model.statistics.batches.items())
+        return "".join([line % (labels, size, batch.compute_infer.count) for size, batch in batches])
+
+    return Family(comment(name, "counter", "Executions by batch size"), write)
+
+
+_CALLS: tuple[tuple[str, Callable[[CallStatistics], Duration]], ...] = (
+    ("success", lambda c: c.success),
+    ("failure", lambda c: c.fail),
+    ("cancelled", lambda c: c.cancel),
+)
+
+
+def _calls(name: str, text: str, read: Callable[[Duration], float]) -> Family:
+    """The calls that Python models have made of others: the steps of pipelines."""
+    line = f"{name}{{%s,%s}} %r\n"
+
+    def write(model: Model, labels: str) -> str:
+        return "".join(
+            line % (labels, label_text((("called", called), ("outcome", outcome))), read(duration(calls)))
+            for called, calls in sorted(model.statistics.calls.items())
+            for outcome, duration in _CALLS
+        )
+
+    return Family(comment(name, "counter", text), write)
+
+
+def _states() -> Family:
+    name = "backline_model_state"
+    lines = "".join(f'{name}{{{_LABELS},state="{state.value}"}} %d\n' for state in ModelState)
+
+    def write(model: Model, labels: str) -> str:
+        return (lines % tuple([model.state is state for state in ModelState])).replace(_LABELS, labels)
+
+    return Family(comment(name, "gauge", "1 for the state that the model version is in"), write, always=True)
+
+
+#: In the order of the page.
+FAMILIES: tuple[Family, ...] = (
+    _counter("nv_inference_request_success", "Requests answered, all batch sizes", lambda s: s.success.count),
+    _by(
+        "nv_inference_request_failure",
+        "counter",
+        "Requests that failed, by reason",
+        "reason",
+        (
+            ("REJECTED", lambda s: s.rejected_full + s.rejected_total + s.rejected_late + s.expired),
+            ("CANCELED", lambda s: s.cancelled),
+            ("BACKEND", lambda s: s.fail.count),
+            ("OTHER", lambda s: s.rejected_invalid),
+        ),
+    ),
+    _by(
+        "backline_request_failures_total",
+        "counter",
+        "Requests that failed, by finer reasons",
+        "reason",
+        (
+            ("queue_full", lambda s: s.rejected_full),
+            ("total_limit", lambda s: s.rejected_total),
+            ("too_late", lambda s: s.rejected_late),
+            ("expired", lambda s: s.expired),
+            ("cancelled", lambda s: s.cancelled),
+            ("failed", lambda s: s.fail.count),
+            ("invalid", lambda s: s.rejected_invalid),
+        ),
+    ),
+    _counter("nv_inference_count", "Inferences, a request of batch size n counts n", lambda s: s.inference_count),
+    _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
+    _counter("nv_inference_request_duration_us", "Time from arrival to answer, in microseconds", lambda s: s.success.ns // 1000),
+    _counter("nv_inference_queue_duration_us", "Time in the queue, in microseconds", lambda s: s.queue.ns // 1000),
+    _counter("nv_inference_compute_input_duration_us", "Time to gather inputs, in microseconds", lambda s: s.compute_input.ns // 1000),
+    _counter("nv_inference_compute_infer_duration_us", "Time in the model, in microseconds", lambda s: s.compute_infer.ns // 1000),
+    _counter("nv_inference_compute_output_duration_us", "Time to split outputs, in microseconds", lambda s: s.compute_output.ns // 1000),
+    _counter("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda s: s.cache_hit.count),
+    _counter("nv_cache_num_misses_per_model", "Runs whose outputs were not in the response cache", lambda s: s.cache_miss.count),
+    _counter("nv_cache_hit_duration_per_model", "Time to look up what was found, in microseconds", lambda s: s.cache_hit.ns // 1000),
+    _counter(
+        "nv_cache_miss_duration_per_model",
+        "Time to look up in vain and to keep outputs, in microseconds",
+        lambda s: s.cache_miss.ns // 1000,
+    ),
+    _single("nv_inference_pending_request_count", "gauge", "Requests waiting in the queue", lambda m: m.queue.pending if m.queue else 0),
+    _single("nv_model_load_duration_secs", "gauge", "Time the model took to load, in seconds", lambda m: m.statistics.load_seconds),
+    _first_responses(),
+    _responses(),
+    _single("backline_model_ready", "gauge", "Whether the model version can answer", lambda m: int(m.ready)),
+    _executions(),
+    _counter("backline_execution_timeouts_total", "Runs that took longer than they may", lambda s: s.timed_out),
+    _single("backline_stuck_runs", "gauge", "Such runs that cannot be ended and go on", lambda m: m.statistics.stuck),
+    _calls("backline_model_calls_total", "Calls that the model made of another one, by outcome", lambda d: d.count),
+    _calls("backline_model_call_seconds_total", "Time of these calls, to their last response", lambda d: d.ns / 1e9),
+    _states(),
+    _single("backline_model_memory_bytes", "gauge", "Resident memory of the model version", lambda m: m.memory_bytes, always=True),
+    _histogram("backline_request_duration_seconds", "Time from arrival to answer", lambda s: s.latency, lambda s: s.success.ns),
+    _histogram("backline_queue_duration_seconds", "Time in the queue", lambda s: s.queueing, lambda s: s.queue.ns),
+)

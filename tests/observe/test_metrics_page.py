@@ -1,0 +1,150 @@
+"""How the page of metrics is written: in turns with everybody else, and readable whatever models are called."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic_ns, thread_time
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.model_config import ModelConfig
+from backline.engine.response_statistics import ResponseStatistics
+from backline.observe.metrics import Metrics
+
+#: Seconds of the event loop's processor time that a piece of the page may take; it is written for 0.5 ms, and then for one model more.
+LONGEST_TURN = 0.005
+
+
+def add_model(engine: Engine, name: str) -> Model:
+    model = Model(name, "1", ModelConfig(name))
+    model.state = ModelState.READY
+    engine.add(model)
+    return model
+
+
+def full_engine(models: int) -> Engine:
+    """Models that have answered, in batches of some sizes."""
+    engine = Engine()
+    for number in range(models):
+        model = add_model(engine, f"model_{number}")
+        now = monotonic_ns()
+        for size in (1, 2, 4, 8, 16):
+            model.statistics.record_batch([now - 1_000_000] * size, size, now, now, now, now)
+        engine.record_load(model.name, 0.1, succeeded=True)
+    engine.refresh()
+    return engine
+
+
+def values(text: list[bytes]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    families = text_string_to_metric_families(b"".join(text).decode())
+    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+
+
+def test_a_page_of_200_models_holds_the_event_loop_for_a_few_milliseconds_at_once() -> None:
+    """Processor time is measured, not the clock, so that other programs on the machine do not count."""
+
+    async def longest_turn() -> float:
+        metrics = Metrics(full_engine(200))
+        await metrics.page()  # the imports
+        longest = 0.0
+        page = asyncio.ensure_future(metrics.page())
+        while not page.done():
+            began = thread_time()
+            await asyncio.sleep(0)  # all that is ready has its turn, once
+            longest = max(longest, thread_time() - began)
+        assert len(b"".join(page.result()[1])) > 1_000_000
+        return longest
+
+    # The collector of garbage, or an interpreter that was interrupted at a bad moment, may spoil one attempt.
+    assert min(asyncio.run(longest_turn()) for _ in range(3)) < LONGEST_TURN
+
+
+def test_who_asks_while_a_page_is_written_gets_the_next_one() -> None:
+    """Which is one for all, and holds what was counted before they asked."""
+
+    async def ask() -> None:
+        engine = full_engine(50)
+        metrics = Metrics(engine)
+        first = asyncio.ensure_future(metrics.page())
+        await asyncio.sleep(0)
+        model = engine.find("model_0")
+        model.statistics.cancelled = 7
+        later = [asyncio.ensure_future(metrics.page()) for _ in range(3)]
+        (_, earlier), *pages = await asyncio.gather(first, *later)
+
+        assert pages[0][1] is pages[1][1] is pages[2][1]
+        assert pages[0][1] is not earlier
+        key = ("nv_inference_request_failure_total", frozenset({("model", "model_0"), ("version", "1"), ("reason", "CANCELED")}))
+        assert values(pages[0][1])[key] == 7
+
+    asyncio.run(ask())
+
+
+def test_a_page_that_fails_is_no_page_for_those_who_wait() -> None:
+    async def ask() -> None:
+        engine = full_engine(1)
+        metrics = Metrics(engine)
+        broken = engine.find("model_0")
+        broken.statistics.batches[1] = None  # type: ignore[assignment]
+        first, second = asyncio.ensure_future(metrics.page()), asyncio.ensure_future(metrics.page())
+        results = await asyncio.gather(first, second, return_exceptions=True)
+        assert [type(result) for result in results] == [AttributeError, AttributeError]
+        del broken.statistics.batches[1]
+        assert (await metrics.page())[1]
+
+    asyncio.run(ask())
+
+
+def test_names_of_any_kind_are_read_back_as_they_are() -> None:
+    engine = Engine()
+    name = 'a "model" of 100 %s\\\n{x}'
+    add_model(engine, name)
+    engine.set_labels(name, {'sta"ble': "1"})
+    engine.custom_metrics.declare(object(), "heard", "counter", "lines\nof \\ help")
+    engine.custom_metrics.increment("heard", {"my-label": name, "2nd": "x"}, float("inf"))
+    engine.custom_metrics.declare(object(), "bare", "gauge", "without labels")
+    engine.custom_metrics.set("bare", {}, -1.5)
+
+    _, text = asyncio.run(Metrics(engine).page())
+    read = values(text)
+
+    assert read["backline_model_ready", frozenset({("model", name), ("version", "1")})] == 1
+    assert read["backline_request_duration_seconds_bucket", frozenset({("model", name), ("version", "1"), ("le", "+Inf")})] == 0
+    assert read["backline_model_label", frozenset({("model", name), ("version", "1"), ("label", 'sta"ble')})] == 1
+    assert read["heard_total", frozenset({("my_label", name), ("_2nd", "x")})] == float("inf")
+    assert read["bare", frozenset()] == -1.5
+
+
+def test_responses_of_streams_are_counted_by_outcome_and_the_first_one_by_time() -> None:
+    engine = Engine()
+    model = add_model(engine, "stream")
+    responses = model.statistics.responses = ResponseStatistics()
+    second = 1_000_000_000
+    responses.succeeded(0, 0, 0, second, second, empty=False)
+    responses.succeeded(1, 0, second, 2 * second, 2 * second, empty=False)
+    responses.succeeded(2, 0, 2 * second, 2 * second, 2 * second, empty=True)
+    responses.failed(0, 0, second)
+    responses.cancelled(1, 0, second)
+    add_model(engine, "plain")
+
+    read = values(asyncio.run(Metrics(engine).page())[1])
+
+    labels = {("model", "stream"), ("version", "1")}
+    outcomes = {outcome: read["backline_responses_total", frozenset({*labels, ("outcome", outcome)})] for outcome in OUTCOMES}
+    assert outcomes == {"success": 2, "empty": 1, "failure": 1, "cancelled": 1}
+    first = "nv_inference_first_response_histogram_ms"
+    buckets = {bound: read[f"{first}_bucket", frozenset({*labels, ("le", bound)})] for bound in ("100", "500", "2000", "5000", "+Inf")}
+    assert buckets == {"100": 0, "500": 0, "2000": 1, "5000": 1, "+Inf": 1}
+    assert (read[f"{first}_count", frozenset(labels)], read[f"{first}_sum", frozenset(labels)]) == (1, 1000)
+    assert not [name for name, labels in read if name.startswith(first) and ("model", "plain") in labels]
+
+
+OUTCOMES = ("success", "empty", "failure", "cancelled")
+
+
+def test_the_machine_is_told_of_under_tritons_names() -> None:
+    read = values(asyncio.run(Metrics(Engine()).page())[1])
+
+    assert 0 <= read["nv_cpu_utilization", frozenset()] <= 1
+    assert 0 < read["nv_cpu_memory_used_bytes", frozenset()] < read["nv_cpu_memory_total_bytes", frozenset()]
