@@ -15,7 +15,8 @@ from backline.dialects.application import build_application
 from backline.engine.engine import Engine, ModelState
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.shared_memory import SharedMemory
-from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from backline.lifecycle.journal import LoadEvent
+from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
@@ -27,7 +28,6 @@ from backline.wire.heap import Heap
 from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
-from backline.workers.environments.store import default_folder
 
 #: How long a thread may hold the interpreter while another waits, in seconds: with Python's default of 5 ms the event loop waits for worker
 #: threads (docs/decisions/switch-interval.md).
@@ -90,10 +90,7 @@ class Embedded:
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
             for location in reversed(locations.values())
         ]
-        options = options or LifecycleOptions()
-        if options.environments_folder is None:
-            options = replace(options, environments_folder=default_folder(cache))
-        self._lifecycle = Lifecycle(self.engine, opened, options)
+        self._lifecycle = Lifecycle(self.engine, opened, replace(options or LifecycleOptions(), cache_folder=cache))
 
     @property
     def state_folder(self) -> Path:

@@ -15,7 +15,8 @@ from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.messages import InferRequest
 from backline.engine.tensor import Tensor
-from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from backline.lifecycle.journal import LoadEvent
+from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.local import LocalRepository
 

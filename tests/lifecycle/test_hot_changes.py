@@ -237,9 +237,9 @@ def test_requests_in_flight_keep_their_version(home: Homes, repository: Path, mo
 
 
 def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backline.lifecycle import servable
+    from backline.lifecycle import version_load
 
-    load, attempts = servable.load, []
+    load, attempts = version_load.load, []
 
     def fail_first(*arguments: Any) -> Any:
         attempts.append(arguments)
@@ -247,7 +247,7 @@ def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, reposi
             raise InvalidArgument("not yet")
         return load(*arguments)
 
-    monkeypatch.setattr(servable, "load", fail_first)
+    monkeypatch.setattr(version_load, "load", fail_first)
     monkeypatch.setattr("backline.lifecycle.executor._FIRST_PAUSE", 0.01)
 
     async def scenario() -> None:
@@ -260,9 +260,9 @@ def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, reposi
 
 
 def test_loads_run_in_parallel_up_to_the_limit(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backline.lifecycle import servable
+    from backline.lifecycle import version_load
 
-    load, lock = servable.load, threading.Lock()
+    load, lock = version_load.load, threading.Lock()
     running, most = 0, 0
 
     def counted(*arguments: Any) -> Any:
@@ -276,7 +276,7 @@ def test_loads_run_in_parallel_up_to_the_limit(home: Homes, repository: Path, mo
             with lock:
                 running -= 1
 
-    monkeypatch.setattr(servable, "load", counted)
+    monkeypatch.setattr(version_load, "load", counted)
 
     async def scenario() -> None:
         for number in range(12):
@@ -340,9 +340,9 @@ def test_namespaces_must_differ(home: Homes, tmp_path: Path) -> None:
 
 
 def test_a_load_whose_version_goes_away_is_given_up(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backline.lifecycle import servable
+    from backline.lifecycle import version_load
 
-    load, begun, go_on = servable.load, threading.Event(), threading.Event()
+    load, begun, go_on = version_load.load, threading.Event(), threading.Event()
 
     def load_when_told(*arguments: Any) -> Any:
         begun.set()
@@ -352,7 +352,7 @@ def test_a_load_whose_version_goes_away_is_given_up(home: Homes, repository: Pat
     async def scenario() -> None:
         ADD1(repository)
         async with home(repository, mode="poll") as server:
-            monkeypatch.setattr(servable, "load", load_when_told)
+            monkeypatch.setattr(version_load, "load", load_when_told)
             ADD1(repository, version="2", constant=2)
             looking = asyncio.ensure_future(server.lifecycle.refresh())
             await asyncio.to_thread(begun.wait, 10)

@@ -16,7 +16,8 @@ from backline.engine.engine import Engine, ModelState
 from backline.engine.errors import NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
-from backline.lifecycle.lifecycle import Lifecycle, LoadEvent
+from backline.lifecycle.journal import LoadEvent
+from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
 from backline.repository.local import LocalRepository
 from support import models
@@ -230,7 +231,7 @@ def test_stopping_while_models_load_does_not_wait_for_them(tmp_path: Path, monke
         go_on.wait(10)
         ended.set()
 
-    monkeypatch.setattr("backline.lifecycle.servable.load", load)
+    monkeypatch.setattr("backline.lifecycle.version_load.load", load)
 
     async def scenario() -> None:
         lifecycle = Home(tmp_path).lifecycle

@@ -10,6 +10,7 @@ import pytest
 
 from backline.engine.errors import Unavailable
 from backline.lifecycle.budget import Tenant
+from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.residency import Residency
 
 MIB = 1 << 20
@@ -26,7 +27,12 @@ class House:
         self.reasons: list[str] = []
         self.left = asyncio.Event()
         self.residency = Residency(
-            budget, tenants=lambda: list(self.tenants.values()), put_to_sleep=self.put_to_sleep, resident=self.resident, trim=lambda: None
+            budget,
+            tenants=lambda: list(self.tenants.values()),
+            put_to_sleep=self.put_to_sleep,
+            meter=LoadMeter(self.resident),
+            resident=self.resident,
+            trim=lambda: None,
         )
 
     def resident(self) -> int:

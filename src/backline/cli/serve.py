@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
@@ -23,11 +23,13 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
-from backline.schedule.cache_config import CacheOptions, parse_cache_config
 from backline.schedule.rate_limits import parse_resources
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError, TlsFiles
+
+if TYPE_CHECKING:
+    from backline.schedule.cache_config import CacheOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = Limits()
@@ -334,6 +336,10 @@ def _check_ports(ports: dict[str, int]) -> None:
 
 
 def _response_cache(texts: Sequence[str]) -> CacheOptions | None:
+    if not texts:
+        return None
+    from backline.schedule.cache_config import parse_cache_config
+
     try:
         return parse_cache_config(texts, parse_bytes)
     except InvalidArgument as error:

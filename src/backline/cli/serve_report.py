@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,9 +18,11 @@ from backline.engine.engine import Engine, LoadProgress, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
 from backline.lifecycle.budget import format_bytes
-from backline.lifecycle.lifecycle import LoadEvent
-from backline.schedule.cache_config import CacheOptions, LocalOptions
+from backline.lifecycle.journal import LoadEvent
 from backline.server import Server, ServerOptions
+
+if TYPE_CHECKING:
+    from backline.schedule.cache_config import CacheOptions
 
 #: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
 PROGRESS_AFTER = 0.7
@@ -151,6 +153,8 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
 
 
 def _where_answers_are(cache: CacheOptions) -> str:
+    from backline.schedule.cache_config import LocalOptions
+
     if isinstance(cache, LocalOptions):
         return f"{format_bytes(cache.size)} of memory"
     return f"Redis at {cache.host}:{cache.port}"

@@ -7,7 +7,6 @@ from time import monotonic
 from typing import Any
 
 from backline.engine.decoupled import DecoupledCheck
-from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
@@ -23,10 +22,10 @@ from backline.schedule.step_model import StepModel
 class ComposedServable(Servable):
     """One version of an ensemble. Nothing is read from its files and no thread is taken: loading it is a look at the models it asks."""
 
-    def __init__(self, engine: Engine, *args: Any, **options: Any) -> None:
-        """As a Servable, with the engine that the steps ask."""
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """As a Servable."""
         super().__init__(*args, **options)
-        self._engine = engine
+        self._engine = self._shared.engine
         self._composed: EnsembleQueue | None = None
         #: It does not answer because a model that it asks does not: it is tried again when that has changed.
         self.lacking = False
@@ -98,6 +97,11 @@ class ComposedServable(Servable):
         return bool(reason)
 
     @property
+    def may_come_back(self) -> bool:
+        """See Servable."""
+        return not unanswered_step(self._engine, self.model.config)
+
+    @property
     def busy(self) -> bool:
         """Whether it has requests."""
         return self._composed is not None and self._composed.running > 0
@@ -111,8 +115,3 @@ class ComposedServable(Servable):
         if self._composed is not None:
             await self._composed.drain(limit)
         await super().drain(0)
-
-
-def composed_of(config: ModelConfig) -> frozenset[str]:
-    """The names of the models that a model asks; of most, none."""
-    return config.ensemble.models if config.ensemble is not None else frozenset()

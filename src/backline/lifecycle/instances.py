@@ -19,7 +19,7 @@ from backline.schedule.rate_limits import Claim, claim_of
 from backline.workers.core_budget import BudgetedExecution, CoreBudget
 from backline.workers.execution import Execution, JoinedExecution
 from backline.workers.instance import Execute, InlineInstance, Instance, ThreadInstance
-from backline.workers.process.pool import WorkerPool
+from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
 from backline.workers.timed import RunLimit, TimedInstance
 
@@ -80,14 +80,14 @@ class InstanceMaker:
 
     def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
         """What is told of them."""
-        count = len(instances) if self.streams is None and not isinstance(loaded.model, WorkerPool) else loaded.instances
+        count = len(instances) if self.streams is None and not isinstance(loaded.model, ModelInWorkers) else loaded.instances
         return Placement("thread" if self._moved else loaded.lane, count, loaded.max_batch_size, loaded.reason)
 
     def _make(self, loaded: Loaded) -> list[Instance]:
         model = loaded.model
         if isinstance(model, StreamingModel):
             return self._places_for_streams(model, loaded.instances)
-        if isinstance(model, WorkerPool):
+        if isinstance(model, ModelInWorkers):
             model.on_available = self._on_available
             model.on_ready = self._on_ready
             self._on_ready(model.unready)

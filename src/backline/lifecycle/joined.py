@@ -18,7 +18,7 @@ from backline.engine.tensor import Shape
 from backline.lifecycle.batch_probe import BatchProbe, equal_rows
 from backline.lifecycle.trial_inputs import FAMILIES, Arrays, Sizes, find_trial, free_dimensions, make_inputs
 from backline.workers.joiner import Joiner
-from backline.workers.process.pool import WorkerPool
+from backline.workers.model_in_workers import ModelInWorkers
 
 #: Seconds for finding sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
@@ -37,7 +37,7 @@ def make_joiner(config: ModelConfig, signature: Signature) -> Joiner | None:
     return Joiner(f"model '{config.name}': {config.source}", joining, signature, scattered, batched=bool(batch))
 
 
-def joining_of_workers(config: ModelConfig, pool: WorkerPool) -> Joining | None:
+def joining_of_workers(config: ModelConfig, model: ModelInWorkers) -> Joining | None:
     """Which requests may be joined of a model in worker processes, which joins them itself, or gets them one by one.
 
     Raises InvalidArgument where the configuration asks for what cannot be done with the latter (Triton's Python backend).
@@ -46,11 +46,11 @@ def joining_of_workers(config: ModelConfig, pool: WorkerPool) -> Joining | None:
     if joining is None:
         return None
     where = f"model '{config.name}': {config.source}"
-    if not pool.loaded.joins and (joining.padded or joining.allowed_batch_sizes or joining.cuts):
+    if not model.loaded.joins and (joining.padded or joining.allowed_batch_sizes or joining.cuts):
         raise InvalidArgument(f"{where} asks for padding or allowed_batch_sizes, but this kind of Python model gets each request by itself")
     padding = {name: replace(padding, lengths="", mask="") for name, padding in joining.padding.items()}
     kinds = Joining(ragged=joining.ragged, pad_all=joining.pad_all, padding=padding)
-    return Joiner(where, kinds, pool.signature, {}, batched=True).joining
+    return Joiner(where, kinds, model.signature, {}, batched=True).joining
 
 
 def as_the_model_sees(config: ModelConfig) -> ModelConfig:

@@ -87,7 +87,7 @@ class Labelling:
                     f"label '{label}' cannot point to version {version[:_LONGEST_LABEL]} of '{model}', which does not exist;"
                     f" there {listed(versions)}"
                 )
-            added = await self._executor.bring_up(served, version)
+            added = await self._executor.changes.bring_up(served, version)
             try:
                 self._check_expected(served, label, expected)
                 async with self._storing:
@@ -120,7 +120,7 @@ class Labelling:
             return self._note("unlabel", who, model, configured, label=label, before=before)
 
     def _labelled(self, model: str) -> tuple[ServedModel, Target]:
-        served = self._executor.find(model)
+        served = self._executor.models.find(model)
         if served is None or served.target is None:
             self._engine.find(model)  # says that it is unknown, where it is
             raise Unavailable(f"model '{model}' is not loaded, so that its labels cannot be changed; load it first")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from backline.backends.agreement import agree
 from backline.backends.arrangement import ArrangedModel, is_arranged
@@ -21,13 +21,14 @@ from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.joined import JoinedModel, as_clients_see, as_the_model_sees, joining_of_workers, make_joiner, probe_joining
 from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
 from backline.lifecycle.sequence_states import visible, with_hidden_tensors
-from backline.lifecycle.worker_pools import StartWorkers
 from backline.workers.affinity import format_cores
 from backline.workers.joiner import Joiner
-from backline.workers.process.pool import WorkerPool
-from backline.workers.process.protocol import Loaded as LoadedByWorker
+from backline.workers.model_in_workers import ModelInWorkers
 
 Tried = TypeVar("Tried", bound=LoadedModel)
+#: Starts the workers of a model and returns when they have loaded it, with the configuration that it has, which the model may have
+#: completed. Called on a thread. Raises BacklineError with the reason.
+StartWorkers: TypeAlias = Callable[[HostedModel], tuple[ModelInWorkers, ModelConfig]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Loaded:
     `max_batch_size` is what requests may ask for (0: no dimension is a batch), `batch_limit` how many items the scheduler joins.
     """
 
-    model: LoadedModel | StreamingModel | WorkerPool
+    model: LoadedModel | StreamingModel | ModelInWorkers
     backend: str
     platform: str
     signature: Signature
@@ -86,8 +87,8 @@ def load(
     if isinstance(model, HostedModel):
         if start_workers is None:
             raise InvalidArgument(f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here")
-        pool, config = start_workers(model)
-        return _place_workers(config, pool, backend.name)
+        workers, config = start_workers(model)
+        return _place_workers(config, workers, backend.name)
     if isinstance(model, StreamingModel):
         return _place_streams(config, model, backend.name, backend.platform)
     try:
@@ -142,9 +143,9 @@ def _arranged(path: Path, backend: Backend, config: ModelConfig) -> LoadedModel:
 
 def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
     """The same model, run as a configuration asks for that differs from the one of its load in what needs no load: its instances."""
-    if isinstance(loaded.model, WorkerPool):
+    if isinstance(loaded.model, ModelInWorkers):
         # As many workers as were started.
-        return replace(loaded, batch_limit=_joined_by_workers(config, loaded.model.loaded))
+        return replace(loaded, batch_limit=_joined_by_workers(config, loaded.model))
     if isinstance(loaded.model, StreamingModel):
         return _place_streams(config, loaded.model, loaded.backend, loaded.platform)
     return _place(
@@ -226,44 +227,36 @@ def _untimed(config: ModelConfig) -> tuple[str, ...]:
     return (f"{config.source or config.name}: execution_timeout_seconds has no effect on a model of the backend {config.backend}",)
 
 
-def _place_workers(config: ModelConfig, pool: WorkerPool, backend: str) -> Loaded:
+def _place_workers(config: ModelConfig, model: ModelInWorkers, backend: str) -> Loaded:
     """A model in worker processes, which says itself what it takes."""
-    loaded = pool.loaded
-    count = len(pool.pids)
+    loaded = model.loaded
     try:
-        joining = joining_of_workers(config, pool)
+        joining = joining_of_workers(config, model)
     except BacklineError:
-        pool.close()
+        model.close()
         raise
     return Loaded(
-        pool,
+        model,
         backend,
         loaded.platform,
-        _with_labels(as_clients_see(visible(pool.signature, config), config), config),
+        _with_labels(as_clients_see(visible(model.signature, config), config), config),
         max_batch_size=loaded.max_batch_size,
-        batch_limit=_joined_by_workers(config, loaded),
-        lane="debug" if pool.debugged else "process",
-        instances=count,
-        reason=_place_of(pool, count) + _kept_to(config),
+        batch_limit=_joined_by_workers(config, model),
+        lane="debug" if model.debugged else "process",
+        instances=len(model.pids),
+        reason=model.where + _kept_to(config),
         measured=Measured(None, RunTimes({})),
-        warnings=pool.warnings,
+        warnings=model.warnings,
         joining=joining,
         max_queue_delay_us=loaded.max_queue_delay_us or 0,
     )
 
 
-def _joined_by_workers(config: ModelConfig, loaded: LoadedByWorker) -> int:
+def _joined_by_workers(config: ModelConfig, model: ModelInWorkers) -> int:
     """How many items the scheduler joins: a model may rely on being given one request at a time unless it asks for more."""
+    loaded = model.loaded
     alone = loaded.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, loaded.max_batch_size) if alone else loaded.max_batch_size
-
-
-def _place_of(pool: WorkerPool, count: int) -> str:
-    if pool.debugged:
-        return "in the server's process, to be debugged"
-    folder = pool.command.environment.get("VIRTUAL_ENV")
-    environment = f" of the environment '{folder}'" if folder else ""
-    return f"in {count} worker process{'es' if count > 1 else ''}{environment}"
 
 
 def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:

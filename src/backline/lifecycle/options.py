@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from backline.schedule.cache_config import CacheOptions
+if TYPE_CHECKING:
+    from backline.schedule.cache_config import CacheOptions
 
 #: Who decides what is loaded: the repositories once at the start, the repositories whenever they change, or requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
@@ -51,7 +52,7 @@ class LifecycleOptions:
     response_cache: CacheOptions | None = None
     #: The Python model that runs in the server's process, without any limit of time, so that it can be debugged; empty for none.
     debugged_model: str = ""
-    #: Where environments of models are kept; None for a folder of the user's.
-    environments_folder: Path | None = None
+    #: Where environments of models are kept, and archives unpacked; None for a folder of the user's.
+    cache_folder: Path | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
     state_folder: Path | None = None

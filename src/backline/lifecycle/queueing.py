@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from backline.engine.engine import Model, RequestQueue
 from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loader import Loaded
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache import ResponseCache
-from backline.schedule.cache_key import RequestKeys
-from backline.schedule.cache_queue import CachedQueue
-from backline.schedule.objective_scheduler import ObjectiveScheduler
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
-from backline.schedule.sequence_slots import SlotLane, SlotPolicy
-from backline.schedule.sequence_tensors import SequenceTensors
-from backline.schedule.splitting import SplittingQueue
-from backline.schedule.state_store import StateStore
 from backline.schedule.total import QueueTotal
 from backline.workers.instance import Instance
+
+# What a model must ask for is imported when one does (below).
+if TYPE_CHECKING:
+    from backline.schedule.cache import ResponseCache
+    from backline.schedule.sequence_batcher import Lane, SequenceBatcher
+    from backline.schedule.sequence_tensors import SequenceTensors
+    from backline.schedule.state_store import StateStore
 
 #: Requests that may wait for one model version, or in one of its priority levels, when its configuration does not say.
 DEFAULT_QUEUE_SIZE = 1024
@@ -67,9 +65,14 @@ def build_queue(
     scheduler = _scheduler(model, loaded, settings, instances, total)
     queue: VersionQueue = scheduler
     if config.split_large_batches:
+        from backline.schedule.splitting import SplittingQueue
+
         queue = SplittingQueue(scheduler, loaded.max_batch_size, model.statistics)
     if cache is None or not config.response_cache:
         return queue
+    from backline.schedule.cache_key import RequestKeys
+    from backline.schedule.cache_queue import CachedQueue
+
     keys = RequestKeys(model.name, model.version, fingerprint)
     return CachedQueue(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
 
@@ -80,6 +83,8 @@ def _scheduler(model: Model, loaded: Loaded, settings: Settings, instances: Sequ
     ordered = config.preserve_ordering
     if config.objective_seconds is None:
         return Scheduler(model.name, settings, instances, model.statistics, loop=loop, preserve_ordering=ordered, total=total)
+    from backline.schedule.objective_scheduler import ObjectiveScheduler
+
     times = loaded.measured.times
     return ObjectiveScheduler(
         model.name,
@@ -104,6 +109,9 @@ def build_sequence_queue(
     total: QueueTotal | None = None,
 ) -> SequenceBatcher:
     """The queue of a version whose requests belong to sequences."""
+    from backline.schedule.sequence_batcher import SequenceBatcher, slot_of
+    from backline.schedule.sequence_slots import SlotLane, SlotPolicy
+
     config = model.config
     batching = config.sequence
     assert batching is not None, "it is a model of sequences"

@@ -40,13 +40,14 @@ class Residency:
         *,
         tenants: Callable[[], Collection[Tenant]],
         put_to_sleep: Callable[[Collection[Hashable], str], Awaitable[None]],
+        meter: LoadMeter,
         resident: Callable[[], int] = resident_bytes,
         trim: Callable[[], object] = trim,
     ) -> None:
         if budget is not None:
             return_large_blocks()
         self.budget = budget
-        self.meter = LoadMeter(resident)
+        self._meter = meter
         self._tenants = tenants
         self._put_to_sleep = put_to_sleep
         self._resident = resident
@@ -63,7 +64,7 @@ class Residency:
 
         With `evict` idle versions are put to sleep for it. Raises NoRoom, with the numbers, when there is none; `what` names the model.
         """
-        needed = 0 if self.budget is None else self.meter.estimate(file_bytes)
+        needed = 0 if self.budget is None else self._meter.estimate(file_bytes)
         if self.budget is not None:
             async with self._turn:
                 await self._make_room(self.budget, what, needed, evict=evict)

@@ -4,56 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor as Threads
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
-from backline.backends.backend import StreamingModel
 from backline.engine.decoupled import DecoupledCheck
 from backline.engine.engine import LoadProgress, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.joining import JoiningCheck
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import RequestCheck
 from backline.engine.statistics import ModelStatistics
-from backline.lifecycle.completion import Completion
-from backline.lifecycle.content import Content
 from backline.lifecycle.instances import InstanceMaker
-from backline.lifecycle.joined import JoinedModel
-from backline.lifecycle.loader import Loaded, Measured, load, place_again
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.loader import Loaded, Measured, place_again
 from backline.lifecycle.plan import Held, Phase
 from backline.lifecycle.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
-from backline.lifecycle.sequence_states import FirstSteps, sequence_tensors
-from backline.lifecycle.warm_up import warm_up
-from backline.lifecycle.warm_up_samples import warm_up_samples
-from backline.lifecycle.worker_pools import WorkerStarter
-from backline.repository.fingerprint import load_key
+from backline.lifecycle.shared import Shared
+from backline.lifecycle.version_load import VersionLoad, WarmModel
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.cache import ResponseCache
 from backline.schedule.deadline_queue import with_deadline
-from backline.schedule.permits import Permits
-from backline.schedule.sequence_tensors import SequenceTensors
-from backline.schedule.state_store import MemoryStateStore, StateStore
-from backline.schedule.total import QueueTotal
-from backline.workers.affinity import check_cores, pinned
-from backline.workers.core_budget import CoreBudget
-from backline.workers.environments.store import Environments
 from backline.workers.instance import InlineInstance
-from backline.workers.process.calls import Calls
-from backline.workers.process.pool import WorkerPool
+from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
+
+if TYPE_CHECKING:
+    from backline.lifecycle.completion import Completion
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Raises InvalidArgument for a request that does not fit.
-Check: TypeAlias = Callable[[InferRequest], None]
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
 
 
@@ -67,27 +46,15 @@ class Servable:
         version: FoundVersion,
         fingerprint: str,
         fetch: Fetch,
+        shared: Shared,
         *,
-        environments: Environments,
-        debugged: bool = False,
-        statistics: ModelStatistics | None = None,
-        total: QueueTotal | None = None,
-        permits: Permits | None = None,
-        cores: CoreBudget | None = None,
-        states: StateStore | None = None,
-        cache: ResponseCache | None = None,
-        meter: LoadMeter | None = None,
-        recorded: Path | None = None,
-        attempt: int = 1,
-        beside_serving: bool = False,
-        at_start: bool = False,
-        trust_pickle: bool = False,
-        refresh: Callable[[], None] = lambda: None,
-        on_given_up: Callable[[Model, str], None] = lambda _, reason: None,
-        may_run_code: bool = True,
-        may_complete: bool = True,
-        calls: Callable[[Model], Calls] | None = None,
+        statistics: ModelStatistics | None,
+        attempt: int,
+        beside_serving: bool,
+        may_run_code: bool,
+        on_given_up: Callable[[Model, str], None],
     ) -> None:
+        """`statistics` are those of the load that this one replaces, if any; `on_given_up` is called when an instance was replaced."""
         self.key = key
         self.fingerprint = fingerprint
         self.phase = Phase.LOADING
@@ -95,7 +62,7 @@ class Servable:
         #: Whether its load began while another version of the model served.
         self.beside_serving = beside_serving
         #: Whether it belongs to what the start is to load.
-        self.at_start = at_start
+        self.at_start = not shared.started
         #: The size of its files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
         #: When it was opened to requests, of time.time().
@@ -108,34 +75,18 @@ class Servable:
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
         self.model = Model(config.name, version.version, config)
-        #: Without what the model has completed.
-        self._config = config
-        self._completion: Completion | None = None
-        self._may_complete = may_complete
         self.model.state = ModelState.LOADING
         if statistics is not None:
             self.model.statistics = statistics
+        self._shared = shared
+        #: Without what the model has completed.
+        self._config = config
         self._version = version
-        self._meter = meter or LoadMeter()
-        self._recorded = recorded
-        self._total = total
-        self._permits = permits
-        self._cores = cores
-        self._states = states or MemoryStateStore()
-        self._cache = cache
-        #: What answers are kept for: this load, until it is known what its files hold.
-        self._answers_of = f"load {uuid4()}"
-        self._tensors: SequenceTensors | None = None
-        self._trust_pickle = trust_pickle
-        #: Called when the state of the model has changed by itself.
-        self._refresh = refresh
-        #: Called when an instance was given up and replaced.
-        self._on_given_up = on_given_up
-        self._may_run_code = may_run_code
-        self._calls = None if calls is None else calls(self.model)
-        self._environments = environments
-        self._debugged = debugged
         self._fetch = fetch
+        self._may_run_code = may_run_code
+        self._on_given_up = on_given_up
+        self._load: VersionLoad | None = None
+        self._completion: Completion | None = None
         self._loaded: Loaded | None = None
         self._queue: VersionQueue | None = None
         self._maker: InstanceMaker | None = None
@@ -156,145 +107,96 @@ class Servable:
             progress.bytes_done, progress.bytes_total = done, total
 
         fetched = await self._fetch(on_bytes)
-        loop = asyncio.get_running_loop()
-        starter = WorkerStarter(
-            self._config,
-            self.model.version,
-            fetched.model_folder,
-            loop,
-            self._environments,
-            may_run_code=self._may_run_code,
-            on_phase=self._on_phase,
-            on_bytes=on_bytes,
-            calls=self._calls,
-            debugged=self._debugged,
-            may_complete=self._may_complete,
+        self._load = load = VersionLoad(
+            self._shared, self.model, self._config, self._version, fetched, known, may_run_code=self._may_run_code, on_bytes=on_bytes
         )
-        loading = loop.run_in_executor(threads, self._load, fetched, known, starter)
+        loop = asyncio.get_running_loop()
+        loading = loop.run_in_executor(threads, load.run)
         try:
-            loaded, check, self.model.memory_bytes = await asyncio.shield(loading)
+            warm = await asyncio.shield(loading)
         except asyncio.CancelledError:
-            starter.cancel()
+            load.cancel()
             loading.add_done_callback(_discard)  # a runtime cannot be interrupted
             raise
-        if (completion := starter.completion) is not None:
-            self._completion, self.model.config = completion, completion.apply(self._config)
-        for warning in loaded.warnings:
-            log.warning("%s", warning)
-        if self.model.config.response_cache and self._cache is None:
-            log.warning(
-                "model '%s' version %s asks for the response cache, but the server has none and runs every request:"
-                " start it with --cache-config local,size=64MiB",
-                self.model.name,
-                self.model.version,
-            )
         try:
-            self._start(loaded, check)
+            self._start(warm)
         except BacklineError:
-            await loop.run_in_executor(None, loaded.model.close)
+            await loop.run_in_executor(None, warm.loaded.model.close)
             raise
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
         self.phase = Phase.LOADED
 
-    def _load(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, Check, int]:
-        """On a thread. The last of the results is the memory that it took, in bytes."""
-        content = self._content(fetched)
-        check_cores(self.model.name, self.model.config.cpus)
-        with self._meter.measure(self.file_bytes) as measured, pinned(self.model.config.cpus):
-            loaded, check = self._load_and_warm_up(fetched, known, starter)
-        if content is not None and content.unchanged:
-            self._answers_of = f"{load_key(self.model.config)} {content.digest}"
-        memory = loaded.model.resident_bytes if isinstance(loaded.model, WorkerPool) else measured.memory
-        return loaded, check, memory
-
-    def _content(self, fetched: FetchedVersion) -> Content | None:
-        """What the files hold, where answers are kept that must not be another file's."""
-        if self._cache is None or not self.model.config.response_cache or self._version.path is None:
-            return None
-        root = fetched.path
-        for _ in PurePosixPath(self._version.path).parts:
-            root = root.parent
-        try:
-            return Content(root, self._version.files)
-        except OSError as error:
-            log.warning("answers of model '%s' version %s are not kept beyond this load: %s", self.model.name, self.model.version, error)
-            return None
-
-    def _load_and_warm_up(self, fetched: FetchedVersion, known: Measured | None, starter: WorkerStarter) -> tuple[Loaded, Check]:
-        config = self._config
-        loaded = load(fetched.path, replace(config, trust_pickle=self._trust_pickle), known, self._on_phase, starter.start)
-        if starter.completion is not None:
-            config = starter.completion.apply(config)
-        try:
-            _refuse_streams(config, loaded)
-            check = _check(config, loaded)
-            self._on_phase("warm-up")
-            samples = warm_up_samples(
-                config,
-                batched=loaded.max_batch_size > 0,
-                version_folder=fetched.path if fetched.path.is_dir() else fetched.path.parent,
-                model_folder=fetched.model_folder,
-                recorded=self._recorded,
-            )
-            model = loaded.model
-            if loaded.joiner is not None and not isinstance(model, (StreamingModel, WorkerPool)):
-                model = JoinedModel(model, loaded.joiner, loaded.signature)
-            if config.sequence is not None:
-                batched = loaded.max_batch_size > 0
-                self._tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=fetched.model_folder)
-                if not isinstance(model, StreamingModel):
-                    model = FirstSteps(model, self._tensors, batched=batched)
-            warm_up(config.name, model, check, samples)
-        except BaseException:
-            loaded.model.close()
-            raise
-        return loaded, check
-
-    def _on_phase(self, phase: str) -> None:
-        if self.model.progress is not None:
-            self.model.progress.phase = phase
-
-    def _start(self, loaded: Loaded, check: Check) -> None:
+    def _start(self, warm: WarmModel) -> None:
         """Puts a loaded model behind a queue."""
-        model = self.model
+        loaded = warm.loaded
+        model, shared = self.model, self._shared
+        self._completion = warm.completion
+        model.config = self._completed(self._config)
+        self._warn(loaded)
         self._loaded = loaded
         self.measured = loaded.measured
         self._maker = maker = InstanceMaker(
             model,
-            self._permits,
-            self._cores,
+            shared.permits,
+            shared.cores,
             on_slow=self._move_to_threads,
             on_available=self._on_available,
             on_ready=self._on_ready,
             on_given_up=lambda reason: self._on_given_up(model, reason),
         )
         instances = maker.make(loaded)
-        if self._tensors is not None:
-            self._queue = model.sequences = build_sequence_queue(model, loaded, instances, self._tensors, self._states, self._total)
+        if warm.tensors is not None:
+            self._queue = model.sequences = build_sequence_queue(model, loaded, instances, warm.tensors, shared.states, shared.total)
         else:
-            self._queue = build_queue(model, loaded, instances, self._total, cache=self._cache, fingerprint=self._answers_of)
+            # What nobody can tell from another load's is kept for this one only.
+            content = warm.content or f"load {uuid4()}"
+            self._queue = build_queue(model, loaded, instances, shared.total, cache=shared.cache, fingerprint=content)
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
+        model.memory_bytes = warm.memory
         model.placement = maker.placement(loaded, instances)
-        model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, WorkerPool) else model.config.decoupled
-        model.check = DecoupledCheck(model.name, check) if model.decoupled else check
+        model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, ModelInWorkers) else model.config.decoupled
+        model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
+
+    def _completed(self, config: ModelConfig) -> ModelConfig:
+        return config if self._completion is None else self._completion.apply(config)
+
+    def _warn(self, loaded: Loaded) -> None:
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        if self.model.config.response_cache and self._shared.cache is None:
+            log.warning(
+                "model '%s' version %s asks for the response cache, but the server has none and runs every request:"
+                " start it with --cache-config local,size=64MiB",
+                self.model.name,
+                self.model.version,
+            )
 
     def _on_available(self, reason: str) -> None:
         """Nothing can run the model any more, for a reason, or something can again."""
         if self.phase is Phase.READY:
             self.model.state = ModelState.UNAVAILABLE if reason else ModelState.READY
             self.model.reason = reason
-            self._refresh()
+            self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
         """The model says of itself that it is not ready, or is again; its requests are answered all the same."""
         self.model.unready = reason
         if self.phase is Phase.READY:
-            self._refresh()
+            self._shared.engine.refresh()
+
+    def review(self) -> bool:
+        """Whether others that it asks have changed so that it was taken out of service, or may be loaded again. It asks none."""
+        return False
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether one that was taken out of service by `review` has what it lacked."""
+        return False
 
     def serve(self) -> None:
         """From now on it takes requests, once the engine knows it."""
@@ -320,8 +222,7 @@ class Servable:
         assert self._maker is not None, "what is loaded has instances"
         groups = self.model.config.instance_groups
         self._config = config
-        if self._completion is not None:
-            config = self._completion.apply(config)
+        config = self._completed(config)
         before, self.model.config = self._loaded, config
         loaded = self._loaded = place_again(before, config)
         instances = None
@@ -334,8 +235,8 @@ class Servable:
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Its load has failed, and is tried again at `retry_at` if that is a time."""
         self.phase = Phase.FAILED
-        if self._calls is not None:
-            self._calls.forget()
+        if self._load is not None:
+            self._load.forget_calls()
         self.retry_at = retry_at
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = reason
@@ -361,8 +262,8 @@ class Servable:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
         self._loaded = self._maker = None
-        if self._calls is not None:
-            self._calls.forget()
+        if self._load is not None:
+            self._load.forget_calls()
         self.model.queue = self.model.check = self.model.sequences = None
         self.model.state = ModelState.UNAVAILABLE
         self.model.reason = "unloaded"
@@ -388,29 +289,7 @@ class Servable:
         model.placement = replace(placement, reason=f"{placement.reason}; {moved}")
 
 
-def _check(config: ModelConfig, loaded: Loaded) -> Check:
-    limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
-    check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
-    if loaded.joining is None:
-        return check
-    return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
-
-
-def _refuse_streams(config: ModelConfig, loaded: Loaded) -> None:
-    """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
-    model = loaded.model
-    if not isinstance(model, StreamingModel) and not (isinstance(model, WorkerPool) and model.loaded.decoupled):
-        return
-    if config.objective_seconds is not None:
-        raise InvalidArgument(f"model '{config.name}' gives any number of responses, which have no end that an objective could be for")
-    if config.response_cache:  # the words are Triton's
-        raise InvalidArgument(
-            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."
-            " Please disable the response cache."
-        )
-
-
-def _discard(loading: asyncio.Future[tuple[Loaded, Check, int]]) -> None:
+def _discard(loading: asyncio.Future[WarmModel]) -> None:
     """Closes what was loaded for nobody."""
     if not loading.cancelled() and loading.exception() is None:
-        loading.result()[0].model.close()
+        loading.result().loaded.model.close()

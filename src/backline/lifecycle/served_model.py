@@ -124,6 +124,16 @@ class ServedModel:
                 failures[goal.version] = one.model.reason
         return failures
 
+    def load_ended(self, version: str) -> str | None:
+        """None while a version is being loaded, else why it failed, empty when it is ready."""
+        if self.ready(version) is not None:
+            return ""
+        held = [one for one in self.held.values() if one.model.version == version and one.phase is not Phase.DRAINING]
+        failed = [one.model.reason for one in held if one.phase is Phase.FAILED and one.retry_at is None]
+        if failed:
+            return failed[-1]
+        return None if any(goal.version == version for goal in self.wanted()) else "it is no longer served"
+
     def ready(self, version: str) -> Servable | None:
         """What serves a version."""
         return next((one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version), None)

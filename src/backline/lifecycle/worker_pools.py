@@ -9,17 +9,20 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import cache
 from math import inf
 from pathlib import Path
-from typing import TypeAlias
 
 from backline.backends.hosted import HostedModel
+from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.completion import Completion, read_completion
+from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.sequence_states import with_hidden_tensors
+from backline.lifecycle.shared import Shared
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults
 from backline.repository.configuration.json_form import configuration_json
@@ -28,9 +31,8 @@ from backline.repository.walk import walk
 from backline.workers.environments.borrowed import borrow
 from backline.workers.environments.packed import PARAMETER, packed_environment
 from backline.workers.environments.requirements import Requirements, find_requirements
-from backline.workers.environments.store import Environment, Environments, User
+from backline.workers.environments.store import Environment, Environments, User, default_folder
 from backline.workers.environments.uv import OnBytes, Uv
-from backline.workers.process.calls import Calls
 from backline.workers.process.debugged import DebuggedWorker
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -38,9 +40,6 @@ from backline.workers.process.protocol import Load, Spec
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Starts the workers of a model and returns when they have loaded it, with the configuration that it has, which the model may have
-#: completed. Called on a thread. Raises BacklineError with the reason.
-StartWorkers: TypeAlias = Callable[[HostedModel], tuple[WorkerPool, ModelConfig]]
 #: Instances of a model that says nothing: each takes a process' memory.
 DEFAULT_INSTANCES = 1
 _BACKEND = "python"
@@ -50,43 +49,41 @@ class WorkerStarter:
     """Starts the workers of one version, in an environment of the model's own where it asks for one.
 
     `folder` is the model's, above its versions. `on_phase` is called with "environment" when one has to be built, `on_bytes` while its
-    packages are downloaded. A `debugged` model runs in this process.
+    packages are downloaded.
     """
 
     def __init__(
         self,
+        shared: Shared,
+        model: Model,
         config: ModelConfig,
-        version: str,
         folder: Path,
         loop: asyncio.AbstractEventLoop,
-        environments: Environments,
         *,
         may_run_code: bool,
         on_phase: Callable[[str], None],
         on_bytes: OnBytes,
-        calls: Calls | None = None,
-        debugged: bool = False,
-        may_complete: bool = True,
     ) -> None:
         self._config = config
-        self._may_complete = may_complete
-        #: What the model has added to its configuration.
-        self.completion: Completion | None = None
-        self._version = version
+        self._version = model.version
         self._folder = folder
         self._loop = loop
-        self._starting: Future[None] | None = None
-        self._cancelled = False
         self._may_run_code = may_run_code
-        self._calls = calls
-        self._debugged = debugged
-        self._environments = environments
+        self._may_complete = not shared.options.complete_configs
+        #: A model that is debugged runs in this process.
+        self._debugged = config.name == shared.options.debugged_model
+        self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
         self._on_bytes = on_bytes
+        self.calls = ModelCalls(shared.engine, shared.call_graph, model)
+        #: What the model has completed of its configuration, once it is started.
+        self.completion: Completion | None = None
+        self._starting: Future[None] | None = None
         self._uv: Uv | None = None
+        self._cancelled = False
 
     def start(self, hosted: HostedModel) -> tuple[WorkerPool, ModelConfig]:
-        """See StartWorkers. Raises InvalidArgument where the model's code is not to be run.
+        """See StartWorkers (loader). Raises InvalidArgument where the model's code is not to be run.
 
         A model completes its configuration in a worker that ends then.
         """
@@ -116,7 +113,7 @@ class WorkerStarter:
         return self._start(self._command(hosted, environment), options, instances), config
 
     def _start(self, command: WorkerCommand, options: PoolOptions, instances: int | None) -> WorkerPool:
-        pool = WorkerPool(command, options, self._loop, self._calls)
+        pool = WorkerPool(command, options, self._loop, self.calls)
         starting = asyncio.run_coroutine_threadsafe(pool.start(instances, default_instances=DEFAULT_INSTANCES), self._loop)
         self._starting = starting
         if self._cancelled:
@@ -193,6 +190,12 @@ class WorkerStarter:
         if environment is not None:
             python, variables = str(environment.python), {**environment.variables, **variables}
         return WorkerCommand(load, python, variables, config.memory_limit_bytes, config.cpus)
+
+
+@cache
+def _environments(folder: Path) -> Environments:
+    """The one store of this process for a folder: it keeps what the models have."""
+    return Environments(folder)
 
 
 def _sendable(joining: Joining | None) -> Joining | None:

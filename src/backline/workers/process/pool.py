@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from time import monotonic_ns
@@ -22,6 +22,7 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
+from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.process.calls import Calls
 from backline.workers.process.debugged import DebuggedWorker
 from backline.workers.process.job import Job, Run
@@ -73,32 +74,22 @@ class ProcessInstance:
         """The workers end with `WorkerPool.close`."""
 
 
-class WorkerPool:
-    """Workers that all run the same model version; what `LoadedModel` is for models in this process.
-
-    Lives on the event loop; `run` and `close` are for other threads. `on_available` is called when there has been no worker for a while
-    (with the reason), and when there is one again (with "").
-    """
-
-    threads_per_run = 1
+class WorkerPool(ModelInWorkers):
+    """Workers that all run the same model version."""
 
     def __init__(self, command: WorkerCommand, options: PoolOptions, loop: asyncio.AbstractEventLoop, calls: Calls | None = None) -> None:
         """`calls` is what answers when the model calls others; without it such calls fail."""
         self.calls = calls
         self.command = command
         self.options = options
-        self.on_available: Callable[[str], None] = lambda _: None
-        #: Called when the model says of itself that it is not ready, with the reason, or that it is again, with "".
-        self.on_ready: Callable[[str], None] = lambda _: None
-        #: What was told last.
+        self.on_available = lambda _: None
+        self.on_ready = lambda _: None
         self.unready = ""
-        self.loaded: Loaded
         self.signature = Signature((), ())
         self.execution_timeout = EXECUTION_TIMEOUT
         self.idempotent = True
-        self.warnings: tuple[str, ...] = ()
-        #: Counts the responses of a model that gives any number of them; None for others.
-        self.responses: ResponseStatistics | None = None
+        self.warnings = ()
+        self.responses = None
         self.loop = self._loop = loop
         #: Whether requests that run together may have different shapes, so that their tensors are not put into one.
         self.apart = command.load.joining is not None
@@ -117,8 +108,18 @@ class WorkerPool:
 
     @property
     def debugged(self) -> bool:
-        """Whether the model runs in this process, where a person looks at it."""
+        """See ModelInWorkers."""
         return issubclass(self.options.worker, DebuggedWorker)
+
+    @property
+    def where(self) -> str:
+        """See ModelInWorkers."""
+        if self.debugged:
+            return "in the server's process, to be debugged"
+        folder = self.command.environment.get("VIRTUAL_ENV")
+        count = len(self.pids)
+        environment = f" of the environment '{folder}'" if folder else ""
+        return f"in {count} worker process{'es' if count > 1 else ''}{environment}"
 
     @property
     def label(self) -> str:
@@ -161,19 +162,19 @@ class WorkerPool:
         self.idempotent = _first(options.idempotent, loaded.idempotent, True)
 
     def instances(self) -> list[ProcessInstance]:
-        """A place for each batch that the workers take at once."""
+        """See ModelInWorkers."""
         each = _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         # The scheduler takes the last that is free: so that each worker gets its share, they alternate.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
     @property
     def pids(self) -> list[int]:
-        """The workers that live."""
+        """See ModelInWorkers."""
         return [seat.process.pid for seat in self._seats if seat.process is not None and seat.process.alive]
 
     @property
     def resident_bytes(self) -> int:
-        """The resident memory of all workers."""
+        """See ModelInWorkers."""
         return sum(seat.process.resident_bytes for seat in self._seats if seat.process is not None and seat.process.alive)
 
     def command_for(self, index: int) -> WorkerCommand:
@@ -294,7 +295,7 @@ class WorkerPool:
     # for other threads, and the end
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel. Called on any thread but the event loop's. Of a model of many responses it gives the last one."""
+        """See ModelInWorkers."""
         datatypes = {spec.name: spec.datatype for spec in self.signature.inputs}
         tensors = {name: Tensor(name, datatypes[name], array.shape, array) for name, array in inputs.items()}
         answer = asyncio.run_coroutine_threadsafe(self._infer(tensors, tuple(outputs)), self._loop).result()
@@ -318,7 +319,7 @@ class WorkerPool:
         return [] if response is None else response.outputs
 
     def close(self) -> None:
-        """Stops the workers. On the event loop it returns at once, on other threads when they have ended."""
+        """See ModelInWorkers."""
         try:
             here = asyncio.get_running_loop() is self._loop
         except RuntimeError:

@@ -1,0 +1,145 @@
+"""What the repositories hold, and the models that are to be served because of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from backline.engine.errors import NotFound
+from backline.lifecycle.executor import Executor
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.shared import Shared
+from backline.lifecycle.sources import Sources
+from backline.lifecycle.target import Source, Target, listed
+
+log = logging.getLogger("backline.lifecycle")
+
+#: Characters of a name in a request that are repeated in an answer.
+LONGEST_NAME = 256
+
+
+class Holdings:
+    """Looks at the repositories, and aims models at what is there. `labels` gives those of a model. Lives on the event loop."""
+
+    def __init__(self, shared: Shared, sources: Sources, executor: Executor, labels: Callable[[Source], Mapping[str, str]]) -> None:
+        self._engine = shared.engine
+        self._options: LifecycleOptions = shared.options
+        self._sources = sources
+        self._executor = executor
+        self._labels = labels
+        self._known: dict[str, Source] = {}
+        self._warned: dict[str, tuple[str, ...]] = {}
+        self._scanning = asyncio.Lock()
+
+    async def open(self) -> list[str]:
+        """The first look. Returns the names of what is to be loaded at the start; all else is known to the engine by its name.
+
+        Raises BacklineError for a repository that does not exist or cannot be read.
+        """
+        self._known = await self._sources.scan(first=True)
+        chosen = self._chosen_at_start()
+        for name, source in self._known.items():
+            if name in chosen:
+                self._aim(source)
+            else:
+                self._engine.declare(name)
+        return chosen
+
+    def _chosen_at_start(self) -> list[str]:
+        options = self._options
+        if options.mode != "explicit" or ALL_MODELS in options.load_models:
+            return list(self._known)
+        for name in options.load_models:
+            if name not in self._known:
+                problem = f"failed to load '{name}', failed to poll from model repository: {self.described}"
+                self._known[name] = self._sources.missing(name, problem)
+        return list(options.load_models)
+
+    async def watch(self) -> None:
+        """Looks again whenever something may have changed; never returns."""
+        async for _ in self._sources.changes(self._options.poll_seconds):
+            try:
+                await self.look()
+            except Exception:
+                log.exception("looking for changes in the model repositories failed")
+
+    async def look(self) -> None:
+        """Aims the models at what there is now; in mode explicit it is only known from then on."""
+        async with self._scanning:
+            before, self._known = self._known, await self._sources.scan()
+        # What is as it was needs no look, which many models would notice.
+        touched = {name for name in {**before, **self._known} if before.get(name) != self._known.get(name)}
+        for name in touched:
+            source = self._known.get(name)
+            served = self._executor.models.find(name)
+            if served is not None:
+                served.known_versions = self.versions(name)
+            if source is None:
+                self._gone(name, served)
+            elif self._options.mode == "explicit":
+                self._engine.declare(name)
+            else:
+                self._aim(source)
+        self._executor.advance(touched & set(self._executor.models.names))
+
+    def _gone(self, name: str, served: ServedModel | None) -> None:
+        """The repositories no longer hold a model. One that was loaded by request goes on."""
+        if served is None:
+            self._engine.forget(name)
+        elif self._options.mode != "explicit":
+            served.target = None
+
+    def _aim(self, source: Source) -> None:
+        """A model should be served as its repository says now."""
+        served = self._executor.models[source.name]
+        old = served.target
+        if old is not None and source.found.problem and not old.source.found.problem:
+            served.target = replace(old, trouble=source.found.problem)
+            return
+        self.warn(source)
+        known = frozenset(source.versions)
+        served.target = Target(source, old.beside & known, old.without & known) if old is not None else Target(source)
+        served.known_versions = known
+        served.labels = self._labels(source)
+
+    def warn(self, source: Source) -> None:
+        """Logs what is doubtful in a model's files, once."""
+        found = source.found
+        warnings = found.warnings + tuple(
+            f"label '{label}' of {found.config.source or source.name} points to version {version}, which does not exist;"
+            f" there {listed(source.versions)}"
+            for label, version in found.config.labels.items()
+            if version not in source.versions
+        )
+        for warning in warnings:
+            if warning not in self._warned.get(source.name, ()):
+                log.warning("%s", warning)
+        self._warned[source.name] = warnings
+
+    # what is known
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._known
+
+    def find(self, model: str) -> Source | None:
+        return self._known.get(model)
+
+    def source(self, model: str) -> Source:
+        """The model that is to be loaded. Raises NotFound in Triton's words."""
+        source = self._known.get(model)
+        if source is None:
+            raise NotFound(f"failed to load '{model[:LONGEST_NAME]}', failed to poll from model repository: {self.described}")
+        return source
+
+    def versions(self, model: str) -> frozenset[str]:
+        """The versions of a model that there are; of one that there is not, none."""
+        source = self._known.get(model)
+        return frozenset(source.versions) if source is not None else frozenset()
+
+    @property
+    def described(self) -> str:
+        """For messages on what is not there."""
+        return f"no repository holds it; there {listed(sorted(self._known))}"

@@ -1,0 +1,98 @@
+"""What is said of changes: in the log, in the audit log, and while the server starts to whoever shows how far it is."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from backline.engine.control import Action, Change
+from backline.engine.engine import ModelState, version_order
+from backline.lifecycle.audit import AuditLog
+from backline.lifecycle.residency import TO_MAKE_ROOM, WHEN_IDLE
+from backline.lifecycle.served_model import ServedModel
+from backline.lifecycle.step import Step
+
+log = logging.getLogger("backline.lifecycle")
+
+#: In the audit log, who changed what nobody asked for by name: a change in a repository, a request to a version that was on demand, ...
+REPOSITORY = "repository"
+REQUEST = "request"
+SERVER = "server"
+_SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
+_AUDITED: Mapping[str, Action] = {"loaded": "add", "reloaded": "reload", "updated": "reload", "failed": "fail", "unloaded": "remove"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEvent:
+    """A model version changed its state; `done` of `total` loads of the start have ended. `seconds` is how long its load took."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str
+    seconds: float
+    done: int
+    total: int
+
+
+OnEvent: TypeAlias = Callable[[LoadEvent], None]
+
+
+class Journal:
+    """Writes down what becomes of models. With `audit_steps` steps are audited, too, as no request brings them about that is noted."""
+
+    def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
+        self._audit = audit
+        self._audit_steps = audit_steps
+        self._on_event: OnEvent | None = None
+        self._done = 0
+        self._total = 0
+
+    def starting(self, on_event: OnEvent, loads: int) -> None:
+        """So many loads are begun, each of which is an event when it ends."""
+        self._on_event = on_event
+        self._total = loads
+
+    def started(self) -> None:
+        """What comes now are changes."""
+        self._on_event = None
+
+    def note(self, action: Action, who: str, model: str, version: str, *, label: str = "", before: str = "", detail: str = "") -> Change:
+        """A change by request."""
+        change = Change(time.time(), who, action, model, version, label, before, detail)
+        self._audit.append(change)
+        log.info(
+            "%s: %s of '%s' version %s%s", who, action, model, version or "-", f", label '{label}' was at {before or '-'}" if label else ""
+        )
+        return change
+
+    def on_step(self, step: Step, served: ServedModel | None) -> None:
+        """A step of a model; None is one of which nothing is left."""
+        model = step.model
+        if step.kind == "replaced":
+            self._audit.append(Change(time.time(), SERVER, "replace", model.name, model.version, before=model.version, detail=step.reason))
+            return
+        if step.kind == "failed":
+            log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
+        else:
+            log.info("model '%s' version %s was %s", model.name, model.version, step.kind)
+        if self._on_event is not None:
+            self._done += not step.again
+            seconds = model.statistics.load_seconds
+            self._on_event(LoadEvent(model.name, model.version, model.state, model.reason, seconds, self._done, self._total))
+        elif self._audit_steps:
+            others = [] if served is None else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
+            before = model.version if step.kind in ("updated", "unloaded") else max(others, key=version_order, default="")
+            who, reason = _cause(step, served)
+            self._audit.append(Change(time.time(), who, _AUDITED[step.kind], model.name, model.version, before=before, detail=reason))
+
+
+def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
+    """Who brought a step about, and why."""
+    if step.reason in _SLEEP:
+        return _SLEEP[step.reason], step.reason
+    by_request = served is not None and step.kind in ("loaded", "failed") and step.model.version in served.awake
+    return REQUEST if by_request else REPOSITORY, step.reason

@@ -1,0 +1,63 @@
+"""All models of a server by name, and waiting for what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+
+from backline.engine.errors import Unavailable
+from backline.lifecycle.served_model import ServedModel
+
+
+class ServedModels:
+    """The models, which the executor brings to their targets. Lives on the event loop."""
+
+    def __init__(self, *, strict_readiness: bool) -> None:
+        self._strict_readiness = strict_readiness
+        self._models: dict[str, ServedModel] = {}
+        self._watchers: list[asyncio.Future[None]] = []
+        self._closed = False
+
+    def __getitem__(self, name: str) -> ServedModel:
+        """The model of a name; a new one has no target."""
+        return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        return iter(tuple(self._models.values()))
+
+    def find(self, name: str) -> ServedModel | None:
+        return self._models.get(name)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def forget(self, name: str) -> None:
+        """Nothing is left of a model."""
+        del self._models[name]
+
+    def stepped(self) -> None:
+        """Something may have become of one of them."""
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Returns when something that steps bring about has come. Raises Unavailable when the server stops before."""
+        while not reached():
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
+    async def settle(self, names: Iterable[str] | None = None) -> None:
+        """Returns when nothing more happens by itself, to some models or to all."""
+        for name in self.names if names is None else names:
+            await self.until(lambda name=name: name not in self._models or self._models[name].settled)  # type: ignore[misc]
+
+    def close(self) -> None:
+        """No more steps are taken: who waits for one is told."""
+        self._closed = True
+        self.stepped()

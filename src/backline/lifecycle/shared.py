@@ -1,0 +1,61 @@
+"""What all versions of a server have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backline.engine.engine import Engine
+from backline.lifecycle.call_graph import CallGraph
+from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.options import LifecycleOptions
+from backline.schedule.state_store import MemoryStateStore
+from backline.schedule.total import QueueTotal
+from backline.workers.core_budget import CoreBudget
+
+if TYPE_CHECKING:
+    from backline.schedule.cache import ResponseCache
+    from backline.schedule.permits import Permits
+
+
+class Shared:
+    """What the versions of one server share. Lives on the engine's event loop, but for what says otherwise."""
+
+    def __init__(self, engine: Engine, options: LifecycleOptions, state_folder: Path) -> None:
+        """Raises InvalidArgument for an option that cannot be used, or that needs what is not installed."""
+        self.engine = engine
+        self.options = options
+        self.state_folder = state_folder
+        self.total = QueueTotal(options.max_queued_requests)
+        self.cores = _core_budget(options.compute_threads)
+        self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
+        self.cache = None if options.response_cache is None else _open_cache(options)
+        #: Outlives the loads of versions, so that sequences go on with the next one.
+        self.states = MemoryStateStore()
+        self.call_graph = CallGraph()
+        #: For load threads, too.
+        self.meter = LoadMeter()
+        #: Whether what the start was to load is loaded, or has failed.
+        self.started = False
+
+
+def _core_budget(threads: int | None) -> CoreBudget | None:
+    count = usable_cores() if threads is None else threads
+    return CoreBudget(count) if count else None
+
+
+# Few servers limit rates or keep answers: the others do not import what does.
+
+
+def _permits(resources: tuple[str, ...]) -> Permits:
+    from backline.schedule.permits import Permits
+    from backline.schedule.rate_limits import RateLimits, parse_resources
+
+    return Permits(RateLimits(parse_resources(resources)))
+
+
+def _open_cache(options: LifecycleOptions) -> ResponseCache | None:
+    from backline.schedule.cache_config import open_cache
+
+    return None if options.response_cache is None else open_cache(options.response_cache)
