@@ -18,6 +18,7 @@ from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
+from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.process_memory import share_arena
@@ -124,7 +125,8 @@ def _same(location: str | Path) -> str:
 class Server:
     """An engine behind its listeners."""
 
-    def __init__(self, options: ServerOptions) -> None:
+    def __init__(self, options: ServerOptions, log: ServerLog | None = None) -> None:
+        """`log` is that of the program, where it is the server's to change."""
         self.options = options
         self._embedded = Embedded(
             options.repositories,
@@ -134,6 +136,7 @@ class Server:
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,
         )
+        self.engine.log_control = log
         if options.allow_client_shm:
             self.engine.shared_memory = SharedMemory(options.limits.max_body_size, options.limits.max_buffered_bytes)
         self._listeners: Listeners | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -44,7 +43,6 @@ def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
         drain_seconds=_ANY_TIME,
         debugged_model=model,
     )
-    logging.getLogger("backline.lifecycle").setLevel(logging.INFO)  # tells of reloads
     return replace(options, lifecycle=lifecycle, limits=replace(options.limits, drain_timeout=_MOMENT))
 
 

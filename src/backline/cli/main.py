@@ -71,6 +71,7 @@ def command() -> None:
 
 def main() -> NoReturn:
     """Runs the command line. Exit status: 0, 1 for a failure, 2 for wrong options, 130 for Ctrl-C."""
+    _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
     try:
         status = command.main(prog_name="backline", standalone_mode=False)
@@ -95,3 +96,12 @@ def main() -> NoReturn:
         click.echo(text, err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _open_standard_streams() -> None:
+    """A standard stream that was closed stays silent: its number must not become a socket's, which libraries would print into."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free

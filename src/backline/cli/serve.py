@@ -5,44 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from backline.cli.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
 from backline.cli.event_loop import run
+from backline.cli.log_options import installed_log, log_options
+from backline.cli.option import Command
+from backline.cli.option import option as _option
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
+from backline.observe.log.settings import LogSettings
 from backline.schedule.rate_limits import parse_resources
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError, TlsFiles
 
 if TYPE_CHECKING:
+    from backline.observe.log.server_log import ServerLog
     from backline.schedule.cache_config import CacheOptions
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = Limits()
 LIFECYCLE = LifecycleOptions()
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
-
-def _option(name: str, *alternatives: str, **settings: Any) -> Callable[[Command], Command]:
-    """An option that is an environment variable too: --http-port is BACKLINE_HTTP_PORT."""
-    variable = "BACKLINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    return click.option(
-        name, *alternatives, envvar=variable, show_envvar=True, show_default=settings.get("default") is not None, **settings
-    )
 
 
 def _port(name: str, default: int, what: str) -> Callable[[Command], Command]:
@@ -82,6 +77,7 @@ Examples:
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --allow-client-shm=true
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
+  backline serve models/ --log-verbose 1 --log-format json --log-file /var/log/backline.log
   backline serve models/ --debug tagger
   backline serve --debug tagger/
 
@@ -201,7 +197,7 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     show_envvar=True,
     help="Run this Python model in the server's process: breakpoints work, nothing times out, edits reload it. Without REPO, a path.",
 )
-@_option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), default="warning", help="What the log on stderr holds.")
+@log_options
 def command(
     repositories: Sequence[str],
     model_repository: Sequence[str],
@@ -248,7 +244,7 @@ def command(
     not_ready_status: str,
     allow_client_shm: bool,
     debug: str | None,
-    log_level: str,
+    log: LogSettings,
 ) -> int:
     """Serve the models of one or more repositories.
 
@@ -311,13 +307,13 @@ def command(
         not_ready_status=int(not_ready_status),
         allow_client_shm=allow_client_shm,
     )
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     if debug is not None:
         options = debugged_options(options, debug)
-        with kept_terminal():
-            status = run(serve(options))
+        log = replace(log, info=True)  # it tells of reloads
+    with installed_log(log) as server_log, kept_terminal() if debug is not None else contextlib.nullcontext():
+        status = run(serve(options, server_log))
+    if debug is not None:
         os._exit(status)  # a thread may stand at a breakpoint, which nothing ends
-    status = run(serve(options))
     if loads_running():
         print("A load has not ended by itself, and ends with the server", file=sys.stderr, flush=True)
         os._exit(status)
@@ -366,10 +362,10 @@ def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> 
     return TlsFiles(certificate, key, client_ca)
 
 
-async def serve(options: ServerOptions) -> int:
+async def serve(options: ServerOptions, log: ServerLog) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit status. A second signal ends at once."""
     began = monotonic()
-    server = Server(options)
+    server = Server(options, log)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -13,6 +13,7 @@ from backline.engine.control import STABLE, Control
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import unwatch, watch
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
 from backline.engine.responses import Responses
@@ -162,6 +163,8 @@ class Engine:
         self.control: Control | None = None
         #: What clients have registered, where they may.
         self.shared_memory: SharedMemory | None = None
+        #: What changes the log, where it is a server's.
+        self.log_control: LogControl | None = None
         #: What models count themselves.
         self.custom_metrics = CustomMetrics()
         self._labels: dict[str, Mapping[str, str]] = {}

@@ -1,1 +1,1 @@
-"""What people see of the engine: metrics. Nothing here is called on the hot path; it reads the engine's counters."""
+"""What people see of the server: metrics and the log. Nothing here is called on the hot path; metrics are read from counters."""

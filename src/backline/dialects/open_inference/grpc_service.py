@@ -13,6 +13,7 @@ from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc_inference import GrpcInference
 from backline.dialects.open_inference.grpc_repository import GrpcRepository
 from backline.dialects.open_inference.grpc_stream import StreamInference
+from backline.dialects.open_inference.logging_extension import LoggingExtension
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
@@ -45,6 +46,7 @@ class InferenceService:
             "ModelConfig": lambda asked: {"config": model_configuration(self._engine, asked.name, asked.version)},
             "ModelStatistics": lambda asked: model_statistics(self._engine, asked.name, asked.version),
             "RepositoryIndex": self._index,
+            "LogSettings": LoggingExtension(self._engine).call,
             **self._shared_memory(),
         }
         methods: dict[bytes, UnaryMethod | StreamMethod] = {}

@@ -26,6 +26,8 @@ EXTENSIONS = (
 CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 #: What works where clients may share memory with the server.
 MEMORY_EXTENSIONS = ("system_shared_memory",)
+#: What works where the log is a server's own.
+LOG_EXTENSIONS = ("logging",)
 
 #: How a scalar input is shown, as in Triton: perf_analyzer cannot send a shape without dimensions. Requests may use either.
 SCALAR: Shape = (1,)
@@ -37,6 +39,8 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
         extensions += CONTROL_EXTENSIONS
     if engine.shared_memory is not None:
         extensions += MEMORY_EXTENSIONS
+    if engine.log_control is not None:
+        extensions += LOG_EXTENSIONS
     return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 

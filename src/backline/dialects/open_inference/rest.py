@@ -8,6 +8,7 @@ from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.generate import Generate
+from backline.dialects.open_inference.logging_extension import LoggingExtension
 from backline.dialects.open_inference.metadata import model_listing, model_metadata, server_metadata
 from backline.dialects.open_inference.rest_inference import RestInference
 from backline.dialects.open_inference.rest_repository import RestRepository
@@ -29,7 +30,6 @@ _UNSUPPORTED = {
         ("GET", "/v2/models/{}/trace/setting"),
         ("POST", "/v2/models/{}/trace/setting"),
     ),
-    "changing the log by request": (("GET", "/v2/logging"), ("POST", "/v2/logging")),
 }
 
 
@@ -62,6 +62,7 @@ class RestService:
             router.add("POST", pattern + "/generate_stream", self._generate.generate_stream, *version)
         self._repository.add_routes(router)
         self._shared_memory.add_routes(router)
+        LoggingExtension(self._engine).add_routes(router)
         for what, routes in _UNSUPPORTED.items():
             for method, pattern in routes:
                 router.add(method, pattern, _unsupported(what))

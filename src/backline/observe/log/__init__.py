@@ -1,0 +1,1 @@
+"""The server's log: what it holds, how its lines look, and who writes them."""

@@ -1,0 +1,107 @@
+"""The log of a server: everything that the program logs, as its settings want it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from backline.engine.log_control import LogValue
+from backline.observe.log.lines import formatter
+from backline.observe.log.settings import LogSettings
+from backline.observe.log.writer import LogWriter
+
+log = logging.getLogger("backline.observe")
+
+#: What these log as DEBUG is shown from verbose level 1 on, what others do from 2 on.
+REQUESTS = "backline.requests"
+_VERBOSE = (REQUESTS, "backline.model")
+
+
+class ServerLog(logging.Handler):
+    """Takes all records of the program while it is installed. Records are made lines where they come from, and written by a thread.
+
+    Raises OSError when the file of the settings cannot be opened.
+    """
+
+    def __init__(self, settings: LogSettings) -> None:
+        super().__init__()
+        self._settings = settings
+        self._writer = LogWriter(Path(settings.file) if settings.file else None, self._lost)
+        self._listeners: list[Callable[[LogSettings], None]] = []
+
+    @contextmanager
+    def installed(self) -> Iterator[Self]:
+        """Within it the program's log is this one. What was said is written when it ends."""
+        root = logging.getLogger()
+        before = root.level
+        root.addHandler(self)
+        self._apply()
+        try:
+            yield self
+        finally:
+            root.removeHandler(self)
+            root.setLevel(before)
+            for name in _VERBOSE:
+                logging.getLogger(name).setLevel(logging.NOTSET)
+            self.close()
+
+    def settings(self) -> Mapping[str, LogValue]:
+        """As LogControl."""
+        return self._settings.shown()
+
+    def update(self, changes: Mapping[str, object]) -> None:
+        """As LogControl."""
+        before = self._settings
+        self._settings = before.changed(changes)
+        self._apply()
+        if self._settings != before:
+            log.info("the log was changed by request: %s", ", ".join(f"{name} {value}" for name, value in changes.items()))
+
+    def watch(self, listener: Callable[[LogSettings], None]) -> None:
+        """Calls `listener` with the settings now, and whenever they have changed."""
+        self._listeners.append(listener)
+        listener(self._settings)
+
+    def _apply(self) -> None:
+        settings = self._settings
+        self.setFormatter(formatter(settings.format))
+        if settings.verbose_level >= 2:
+            level = logging.DEBUG
+        else:
+            level = logging.INFO if settings.info else logging.WARNING if settings.warning else logging.ERROR
+        logging.getLogger().setLevel(level)
+        for name in _VERBOSE:
+            logging.getLogger(name).setLevel(logging.DEBUG if settings.verbose_level else logging.NOTSET)
+        for listener in self._listeners:
+            listener(settings)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the settings want a record; loggers have let through what is below their level only."""
+        settings, level = self._settings, record.levelno
+        if level < logging.INFO:
+            return settings.verbose_level > (0 if record.name in _VERBOSE else 1)
+        if level < logging.WARNING:
+            return settings.info
+        return settings.warning if level < logging.ERROR else settings.error
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._writer.write(self._line(record))
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        try:
+            text = self.format(record)
+        except Exception as error:  # of whoever made the record: arguments that do not fit, or that cannot be shown
+            text = f"a line of {record.name} cannot be written, {record.msg!r}: {error}"
+        return text.encode(errors="backslashreplace") + b"\n"
+
+    def _lost(self, count: int, reason: str) -> bytes:
+        text = f"{count} lines of the log were lost: {reason}"
+        return self._line(logging.LogRecord(log.name, logging.WARNING, __file__, 0, text, None, None))
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()
+        super().close()

@@ -1,0 +1,69 @@
+"""What the log holds, in the words of Triton's logging extension (docs/protocol/extension_logging.md of triton-inference-server/server)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Literal, TypeAlias, get_args
+
+from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.log_control import LogValue
+
+LogFormat: TypeAlias = Literal["default", "ISO8601", "json"]
+FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+_HIGHEST = (1 << 31) - 1
+_EXPECTED = {bool: "boolean", int: "int32", str: "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """`file` is empty for standard error. A severity that is False is left out.
+
+    `verbose_level` 1 adds a line for each request and what models say verbosely, 2 all that the server and its libraries have to say.
+    """
+
+    file: str = ""
+    info: bool = False
+    warning: bool = True
+    error: bool = True
+    verbose_level: int = 0
+    format: LogFormat = "default"
+
+    @classmethod
+    def of_level(cls, level: LogLevel, **others: Any) -> LogSettings:
+        """All severities from `level` on; "debug" is everything. `others` go before, unless they are None."""
+        rank = LEVELS.index(level)
+        settings = cls(info=rank <= 1, warning=rank <= 2, verbose_level=0 if rank else 2)
+        return replace(settings, **{name: value for name, value in others.items() if value is not None})
+
+    def shown(self) -> dict[str, LogValue]:
+        """The settings under Triton's names."""
+        return {f"log_{name}": value for name, value in asdict(self).items()}
+
+    def changed(self, changes: Mapping[str, object]) -> LogSettings:
+        """Other settings, from values under Triton's names. Raises InvalidArgument, and Unsupported for the file, as Triton does."""
+        shown = self.shown()
+        for name, value in changes.items():
+            if name not in shown:
+                raise InvalidArgument(_unknown(name, tuple(shown)))
+            if name == "log_file":
+                raise Unsupported("log file location can not be updated through network protocol")
+            kind = type(shown[name])
+            if type(value) is not kind or (kind is int and not 0 <= value <= _HIGHEST):  # type: ignore[operator]
+                raise InvalidArgument(f"expect {_EXPECTED[kind]} for '{name}', got {_short(value)}")
+            if name == "log_format" and value not in FORMATS:
+                raise InvalidArgument(f"invalid argument for log_format, got: {_short(value)}. Expected {', '.join(FORMATS)}")
+        return replace(self, **{name.removeprefix("log_"): value for name, value in changes.items()})  # type: ignore[arg-type]
+
+
+def _unknown(name: str, known: tuple[str, ...]) -> str:
+    near = get_close_matches(name[:64], known, 1)
+    return f"unknown log setting '{_short(name)}'. " + (f"Did you mean '{near[0]}'?" if near else f"Expected one of {', '.join(known)}")
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 64 else f"{text[:64]}..."

@@ -1,0 +1,155 @@
+"""What the log holds by its settings, and how its lines look."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backline.observe.log.server_log import ServerLog
+from backline.observe.log.settings import LogSettings
+
+Started = Callable[..., tuple[ServerLog, Callable[[], list[str]]]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Started]:
+    """Makes the program's log one with these settings; its lines are read when it is that no more."""
+    with ExitStack() as installed:
+
+        def started(**settings: Any) -> tuple[ServerLog, Callable[[], list[str]]]:
+            file = tmp_path / "log"
+            log = ServerLog(LogSettings(file=str(file), **settings))
+            installed.enter_context(log.installed())
+
+            def lines() -> list[str]:
+                installed.close()
+                return file.read_text().splitlines()
+
+            return log, lines
+
+        yield started
+
+
+def say_everything() -> None:
+    for name in ("backline.model", "backline.wire", "elsewhere"):
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            logging.getLogger(name).log(level, "%s", logging.getLevelName(level))
+
+
+ALL = {"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"}
+OF_ERRORS = {"ERROR", "CRITICAL"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "of_models", "of_others"),
+    [
+        ({}, ALL - {"DEBUG", "INFO"}, ALL - {"DEBUG", "INFO"}),
+        ({"info": True}, ALL - {"DEBUG"}, ALL - {"DEBUG"}),
+        ({"warning": False}, OF_ERRORS, OF_ERRORS),
+        ({"info": True, "warning": False}, {"INFO", *OF_ERRORS}, {"INFO", *OF_ERRORS}),
+        ({"info": True, "warning": True, "error": False}, {"INFO", "WARNING"}, {"INFO", "WARNING"}),
+        ({"warning": False, "error": False}, set(), set()),
+        ({"verbose_level": 1}, ALL - {"INFO"}, ALL - {"DEBUG", "INFO"}),
+        ({"verbose_level": 2, "info": True}, ALL, ALL),
+    ],
+)
+def test_each_severity_is_switched_by_itself(start: Started, settings: dict[str, Any], of_models: set[str], of_others: set[str]) -> None:
+    _, lines = start(**settings)
+
+    say_everything()
+
+    told = [re.fullmatch(r"\S+ \S+ (\w+) ([\w.]+): \1", line) for line in lines()]
+    heard = {name: {match[1] for match in told if match is not None and match[2] == name} for name in ("backline.model", "elsewhere")}
+    assert heard == {"backline.model": of_models, "elsewhere": of_others}
+
+
+def test_a_change_counts_from_then_on(start: Started) -> None:
+    log, lines = start()
+
+    logging.getLogger("backline.wire").info("before")
+    log.update({"log_info": True, "log_format": "json"})
+    logging.getLogger("backline.wire").info("after")
+
+    first, second = map(json.loads, lines())
+    assert first["message"] == "the log was changed by request: log_info True, log_format json"
+    assert second["message"] == "after"
+
+
+@pytest.mark.parametrize(
+    ("level", "severities"),
+    [
+        ("debug", {"info": True, "warning": True, "error": True, "verbose_level": 2}),
+        ("info", {"info": True, "warning": True, "error": True, "verbose_level": 0}),
+        ("warning", {"info": False, "warning": True, "error": True, "verbose_level": 0}),
+        ("error", {"info": False, "warning": False, "error": True, "verbose_level": 0}),
+    ],
+)
+def test_a_level_stands_for_severities_which_may_be_set_by_themselves(level: Any, severities: dict[str, Any]) -> None:
+    assert LogSettings.of_level(level) == LogSettings(**severities)
+    assert LogSettings.of_level(level, info=not severities["info"], verbose_level=1) == LogSettings(
+        **{**severities, "info": not severities["info"], "verbose_level": 1}
+    )
+
+
+def test_a_line_of_json_has_what_a_collector_wants(start: Started) -> None:
+    _, lines = start(format="json")
+
+    try:
+        raise ValueError('a "quoted"\nreason')
+    except ValueError:
+        logging.getLogger("backline.wire").exception("it failed for %s", "x\ny", extra={"fields": {"model": "add1", "queue_us": 12}})
+    logging.getLogger("backline.wire").warning("half a pair: %s", "\ud800")
+
+    failed, half = lines()
+    document = json.loads(failed)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", document.pop("time"))
+    assert 'ValueError: a "quoted"\nreason' in document.pop("exception")
+    assert document == {"level": "error", "logger": "backline.wire", "message": "it failed for x\ny", "model": "add1", "queue_us": 12}
+    assert json.loads(half)["message"] == "half a pair: ?"
+
+
+def test_times_of_iso8601_are_in_utc(start: Started) -> None:
+    _, lines = start(format="ISO8601")
+
+    logging.getLogger("backline.wire").warning("now")
+
+    (line,) = lines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z WARNING backline.wire: now", line)
+
+
+def test_a_record_that_cannot_be_formatted_is_a_line_nevertheless(start: Started) -> None:
+    log, lines = start()
+
+    log.handle(logging.LogRecord("backline.wire", logging.WARNING, __file__, 0, "%d requests", ("many",), None))
+
+    (line,) = lines()
+    assert line.startswith("a line of backline.wire cannot be written, '%d requests': ")
+
+
+def test_a_listener_is_told_of_the_settings_now_and_of_changes(start: Started) -> None:
+    log, _ = start()
+    told: list[int] = []
+
+    log.watch(lambda settings: told.append(settings.verbose_level))
+    log.update({"log_verbose_level": 1})
+
+    assert told == [0, 1]
+
+
+def test_the_programs_log_is_as_before_when_it_ends(start: Started) -> None:
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    _, lines = start(verbose_level=2)
+    assert root.level == logging.DEBUG
+
+    lines()
+
+    assert (root.level, root.handlers) == before
+    assert logging.getLogger("backline.model").level == logging.NOTSET
