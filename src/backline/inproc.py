@@ -128,7 +128,7 @@ class InprocTransport(Transport):
             await self._engine.wake(model, version)
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        return model_statistics(self._engine, model, version, calls=True)["model_stats"]  # type: ignore[no-any-return]
+        return model_statistics(self._engine, model, version, details=True)["model_stats"]  # type: ignore[no-any-return]
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         return await self._control.models(timeout)

@@ -153,8 +153,27 @@ def test_statistics(caller: Caller) -> None:
             "compute_output": {"count": 1, "ns": 10},
         }
     ]
+    assert "call_stats" not in entry
     assert [entry["version"] for entry in caller.get("/v2/models/add1/stats").json["model_stats"]] == ["1", "2"]
     assert "pair" in [entry["name"] for entry in caller.get("/v2/models/stats").json["model_stats"]]
+
+
+def test_statistics_tell_why_requests_were_not_answered(caller: Caller) -> None:
+    statistics = caller.engine.find("add1", "2").statistics
+    counters = ("rejected_full", "rejected_total", "rejected_late", "expired", "cancelled", "rejected_invalid")
+    for number, counter in enumerate(counters, 1):
+        setattr(statistics, counter, number)
+    statistics.fail.add(7, 1000)
+    (entry,) = caller.get("/v2/models/add1/versions/2/stats").json["model_stats"]
+    assert entry["failure_stats"] == {
+        "queue_full": 1,
+        "total_limit": 2,
+        "too_late": 3,
+        "expired": 4,
+        "cancelled": 5,
+        "invalid": 6,
+        "failed": 7,
+    }
 
 
 @pytest.mark.parametrize(("method", "body"), [("GET", b""), ("POST", b""), ("POST", b"{}"), ("POST", b'{"ready":false}')])

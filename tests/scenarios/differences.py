@@ -294,4 +294,10 @@ DIFFERENCES: tuple[Difference, ...] = (
         ("seen", "seen.response_stats*"),
         lambda triton, backline: triton in (None, "NoneType"),
     ),
+    Difference(
+        "why requests were not answered",
+        ("the_fields_of_a_model [http]",),
+        ("seen.failure_stats",),
+        lambda triton, backline: triton is None,
+    ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Literal
 
@@ -231,3 +231,15 @@ class LoadStatistics:
         self.succeeded = 0
         self.failed = 0
         self.seconds = 0.0
+
+
+#: Why requests were not answered, and how many for each reason; see ModelStatistics.
+FAILURES: Mapping[str, Callable[[ModelStatistics], int]] = {
+    "queue_full": lambda s: s.rejected_full,
+    "total_limit": lambda s: s.rejected_total,
+    "too_late": lambda s: s.rejected_late,
+    "expired": lambda s: s.expired,
+    "cancelled": lambda s: s.cancelled,
+    "failed": lambda s: s.fail.count,
+    "invalid": lambda s: s.rejected_invalid,
+}

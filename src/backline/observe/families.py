@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from backline.engine.engine import Model, ModelState
 from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS, ResponseCounters
-from backline.engine.statistics import CallStatistics, Duration, ModelStatistics
+from backline.engine.statistics import FAILURES, CallStatistics, Duration, ModelStatistics
 from backline.observe.exposition import comment, label_text
 
 #: The samples of a version, whose labels are given as text.
@@ -168,15 +168,7 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         "Requests that failed, by finer reasons",
         "reason",
-        (
-            ("queue_full", lambda s: s.rejected_full),
-            ("total_limit", lambda s: s.rejected_total),
-            ("too_late", lambda s: s.rejected_late),
-            ("expired", lambda s: s.expired),
-            ("cancelled", lambda s: s.cancelled),
-            ("failed", lambda s: s.fail.count),
-            ("invalid", lambda s: s.rejected_invalid),
-        ),
+        tuple(FAILURES.items()),
     ),
     _counter("nv_inference_count", "Inferences, a request of batch size n counts n", lambda s: s.inference_count),
     _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),

@@ -103,7 +103,7 @@ class RestService:
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
-        respond_json(request, model_statistics(self._engine, name, version, calls=True))
+        respond_json(request, model_statistics(self._engine, name, version, details=True))
 
 
 def _unsupported(what: str) -> Callable[..., None]:

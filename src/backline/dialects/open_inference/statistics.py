@@ -1,4 +1,4 @@
-"""The statistics extension. Plain data in the shape of inference.ModelStatistics, the same for REST and gRPC; REST tells of calls, too."""
+"""The statistics extension. Plain data in the shape of inference.ModelStatistics, the same for REST and gRPC; REST tells more."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Any
 
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.errors import NotFound
-from backline.engine.statistics import Duration, ModelStatistics
+from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 
 
-def model_statistics(engine: Engine, name: str, version: str, *, calls: bool = False) -> dict[str, Any]:
+def model_statistics(engine: Engine, name: str, version: str, *, details: bool = False) -> dict[str, Any]:
     """Counters of one version, of all versions of a model (empty `version`), or of all models (empty `name`). Times in nanoseconds.
 
-    Versions that were never ready have none. With `calls`, those that call other models have `call_stats`, which the message of gRPC does
-    not know. Raises NotFound for an unknown model or version.
+    Versions that were never ready have none. With `details` there is also what the message of gRPC does not know: why requests were not
+    answered (`failure_stats`, see FAILURES), and of those that call other models `call_stats`. Raises NotFound for an unknown model or
+    version.
     """
     if name:
         asked = engine.find(name, version)
@@ -23,7 +24,7 @@ def model_statistics(engine: Engine, name: str, version: str, *, calls: bool = F
     else:
         models = list(engine.models())
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
-    return {"model_stats": [_statistics(model) | (_call_statistics(model.statistics) if calls else {}) for model in shown]}
+    return {"model_stats": [_statistics(model) | (_details(model.statistics) if details else {}) for model in shown]}
 
 
 def _statistics(model: Model) -> dict[str, Any]:
@@ -59,13 +60,14 @@ def _statistics(model: Model) -> dict[str, Any]:
     }
 
 
-def _call_statistics(counters: ModelStatistics) -> dict[str, Any]:
-    """By the name of the model that was called; nothing where none was."""
+def _details(counters: ModelStatistics) -> dict[str, Any]:
+    """Calls are told by the name of the model that was called, where one was."""
     called = {
         name: {"success": _duration(calls.success), "fail": _duration(calls.fail), "cancel": _duration(calls.cancel)}
         for name, calls in sorted(counters.calls.items())
     }
-    return {"call_stats": called} if called else {}
+    failures = {"failure_stats": {reason: count(counters) for reason, count in FAILURES.items()}}
+    return failures | {"call_stats": called} if called else failures
 
 
 def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _response_statistics(counters: ModelStatistics) -> dict[str, Any]:
 
 
 def _failed(counters: ModelStatistics) -> dict[str, int]:
-    """As in Triton also those that were given up: cancelled, or out of time. Who was not let into the queue is in the metrics alone."""
+    """As in Triton also those that were given up: cancelled, or out of time. Who was not let into the queue is told by `failure_stats`."""
     failed, given_up = counters.fail, counters.given_up
     return {"count": failed.count + given_up.count, "ns": failed.ns + given_up.ns}
 
