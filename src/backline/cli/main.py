@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from difflib import get_close_matches
@@ -36,6 +37,9 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"backline.cli.{cmd_name}").command
+        if not gc.isenabled():  # see main
+            gc.freeze()
+            gc.enable()
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -73,6 +77,8 @@ def main() -> NoReturn:
     """Runs the command line. Exit status: 0, 1 for a failure, 2 for wrong options, 130 for Ctrl-C."""
     _open_standard_streams()
     debug = os.environ.get("BACKLINE_DEBUG", "") not in ("", "0")
+    # What imports make stays: to look through it for garbage again and again took a tenth of the start, and later a request now and then.
+    gc.disable()
     try:
         status = command.main(prog_name="backline", standalone_mode=False)
     except click.exceptions.Exit as error:

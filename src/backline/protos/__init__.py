@@ -7,7 +7,7 @@ embedding program may also import a client library that registers the same names
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -17,7 +17,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 def pool() -> descriptor_pool.DescriptorPool:
     """The pool with all files."""
     own = descriptor_pool.DescriptorPool()
-    compiled = descriptor_pb2.FileDescriptorSet.FromString(files(__name__).joinpath("descriptors.binpb").read_bytes())
+    compiled = descriptor_pb2.FileDescriptorSet.FromString(Path(__file__).with_name("descriptors.binpb").read_bytes())
     for file in compiled.file:
         own.Add(file)
     return own

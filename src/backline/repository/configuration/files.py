@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.repository.configuration import text, toml
+from backline.repository.configuration import text
 from backline.repository.configuration.checks import check_complete
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.reader import to_model_config
@@ -74,4 +74,8 @@ def parse(listing: Listing, path: str) -> Document:
         content = listing.read(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{source}: is not UTF-8 text (byte {error.start})") from None
-    return toml.parse(content, source) if path.endswith(".toml") else text.parse(content, source)
+    if path.endswith(".toml"):
+        from backline.repository.configuration import toml  # with a parser, for repositories that have such files
+
+        return toml.parse(content, source)
+    return text.parse(content, source)

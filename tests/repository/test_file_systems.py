@@ -1,0 +1,32 @@
+"""Which file systems are another machine's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from backline.repository import file_systems
+from backline.repository.file_systems import is_remote
+
+
+def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
+    assert sorted(file_systems.mounts()) == sorted((mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True))
+
+
+@pytest.mark.parametrize(("line", "path", "remote"), [
+    ("server:/models /data nfs4 rw 0 0", "/data/models", True),
+    ("server:/models /data nfs4 rw 0 0", "/database/models", False),
+    ("server:/models /my\\040models cifs rw 0 0", "/my models", True),
+    ("bucket /bucket fuse.s3fs rw 0 0", "/bucket", True),
+    ("/dev/sda2 /data ext4 rw 0 0", "/data", False),
+])  # fmt: skip
+def test_files_are_remote_by_the_type_of_what_is_mounted(
+    line: str, path: str, remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = tmp_path / "mounts"
+    listed.write_text(f"/dev/sda1 / ext4 rw 0 0\n{line}\n")
+    monkeypatch.setattr(file_systems, "MOUNTS", listed)
+
+    assert is_remote(Path(path)) == remote

@@ -1,0 +1,60 @@
+"""What a start costs: the parts of the server that a repository's models do not ask for are not even imported."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import backline
+from support import models
+from support.server import serve
+
+#: Packages and modules, with all that is in them, and who needs them.
+NOT_NEEDED = {
+    "backline.workers.process": "models in worker processes",
+    "backline.workers.environments": "environments of Python models",
+    "backline.lifecycle.worker_pools": "models in worker processes",
+    "backline.lifecycle.composed": "ensembles",
+    "backline.schedule.ensemble_run": "ensembles",
+    "backline.schedule.sequence_batcher": "sequences",
+    "backline.schedule.objective_scheduler": "latency objectives",
+    "backline.schedule.cache_queue": "response caches",
+    "backline.schedule.cache_config": "response caches",
+    "backline.repository.remote": "repositories elsewhere",
+    "backline.repository.unpack": "archives",
+    "backline.repository.configuration.toml": "model.toml",
+    "backline.client": "clients",
+    "backline.compat": "models of other servers",
+    "rich": "tables and bars on terminals",
+    "psutil": "systems without /proc",
+    "email": "nobody",
+    "tarfile": "archives",
+    "zipfile": "archives",
+    "importlib.metadata": "debugged models",
+    "unittest": "nobody",
+}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """What `backline serve` has imported when it has answered a request to a model of ONNX."""
+    folder = tmp_path_factory.mktemp("start")
+    models.add1(folder / "repository")
+    with serve(folder / "repository", folder / "log", environment={"PYTHONPROFILEIMPORTTIME": "1"}) as server:
+        client = backline.connect(server.url)
+        client["add1"](INPUT0=np.zeros((1, 16), np.float32))
+        server.stop()
+    return set(re.findall(r"^import time:.*\| +(\S+)$", server.output, re.MULTILINE))
+
+
+def test_a_server_of_an_onnx_model_imports_its_runtime(imported: set[str]) -> None:
+    assert {"backline.server", "onnxruntime.capi"} <= imported
+
+
+@pytest.mark.parametrize("module", NOT_NEEDED)
+def test_a_server_of_an_onnx_model_does_not_import(module: str, imported: set[str]) -> None:
+    too_much = sorted(name for name in imported if name == module or name.startswith(f"{module}."))
+
+    assert not too_much, f"only for {NOT_NEEDED[module]}"
