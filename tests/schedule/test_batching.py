@@ -8,14 +8,16 @@ from hypothesis import strategies as st
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
-from backline.schedule.queue import PlainQueue, Queue, QueueSettings
+from backline.schedule.plain_queue import PlainQueue
+from backline.schedule.priority_queue import make_queue
+from backline.schedule.queue import Queue, QueueSettings
 from schedule.requests import request
 
 SECOND = 1_000_000_000
 
 
 def queued(*requests: InferRequest, settings: QueueSettings | None = None) -> Queue:
-    queue = (settings or QueueSettings()).make()
+    queue = make_queue(settings or QueueSettings())
     for one in requests:
         assert queue.add(one)
     return queue

@@ -222,6 +222,25 @@ def test_a_sweep_takes_out_whose_moment_has_passed_and_tells_the_next() -> None:
     assert queue.sweep(0.7) == inf
 
 
+def test_who_was_cancelled_before_it_came_leaves_at_once() -> None:
+    queue = ObjectiveQueue(QueueSettings(), 1.0, Outlook(SECONDS))
+    left: list[InferRequest] = []
+    queue.on_left = left.append
+    gone = request(cancelled=True)
+    assert queue.add(gone)
+    assert (left, queue.size) == ([gone], 0)
+
+
+def test_among_its_level_a_request_that_is_due_first_is_not_late_although_lower_levels_wait() -> None:
+    queue = ObjectiveQueue(QueueSettings(QueuePolicy(), 2, 2), 1.0, Outlook({1: 0.1, 8: 0.8}))
+    for _ in range(8):
+        queue.add(request(priority=1))
+    hurried = request(priority=1, deadline=0.5)
+    before = queue.lateness(hurried, [0.0], 1)
+    queue.add(request(priority=2))
+    assert queue.lateness(hurried, [0.0], 1) == before < 0
+
+
 # cost
 
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy, form_batch
-from backline.schedule.queue import PlainQueue, PriorityQueue, Queue, QueueSettings
+from backline.schedule.plain_queue import PlainQueue
+from backline.schedule.priority_queue import PriorityQueue, make_queue
+from backline.schedule.queue import Queue, QueueSettings
 from schedule.requests import request
 
 LEVELS = QueueSettings(levels=3, default_level=2)
@@ -21,7 +23,7 @@ DELAY = QueuePolicy(timeout_us=1_000_000, delay=True)
 
 
 def filled(requests: list[InferRequest], settings: QueueSettings | None = None) -> Queue:
-    queue = (settings or QueueSettings()).make()
+    queue = make_queue(settings or QueueSettings())
     for one in requests:
         assert queue.add(one)
     return queue
@@ -243,7 +245,7 @@ def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueS
 def _cost(settings: QueueSettings, policy: BatchPolicy) -> float:
     """Nanoseconds of processor time to queue a request and plan its batch, with 10,000 that wait."""
     requests = [request(priority=1 + number % 8, deadline=100.0) for number in range(10_000)]
-    queue = settings.make()
+    queue = make_queue(settings)
     began = thread_time_ns()
     for one in requests:
         queue.add(one)
@@ -355,7 +357,7 @@ class World:
 def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_runs(
     settings: QueueSettings, happened: list[tuple[str, int, float | None, float | None, int]]
 ) -> None:
-    world = World(settings.make, settings)
+    world = World(lambda: make_queue(settings), settings)
     queue = world.queue
     for what, number, deadline, timeout, size in happened:
         if what == "add":
@@ -390,7 +392,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_r
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 12), st.booleans())), st.integers(1, 16))
 def test_both_queues_decide_the_same_for_requests_of_one_level(arrived: list[tuple[int, int, bool]], most: int) -> None:
     """The plain queue's short cut takes what the general one does."""
-    plain, levels = QueueSettings().make(), PriorityQueue(QueueSettings(levels=1, default_level=1))
+    plain, levels = make_queue(QueueSettings()), PriorityQueue(QueueSettings(levels=1, default_level=1))
     for key, size, cancelled in arrived:
         for queue in (plain, levels):
             queue.add(one := request(size, key, timeout=1.0))

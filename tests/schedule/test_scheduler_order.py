@@ -188,3 +188,42 @@ def test_what_waits_moves_to_the_queue_of_new_settings() -> None:
         await bench.scheduler.close()
 
     asyncio.run(scenario())
+
+
+def test_what_waits_stays_when_new_settings_allow_fewer_and_is_told_when_they_allow_less_time() -> None:
+    async def scenario() -> None:
+        total = QueueTotal(100)
+        bench = Bench(inline=False, policy=BatchPolicy(1), total=total)
+        running = await occupied(bench)
+        waiting = [bench.ask(value)[1] for value in (1, 2, 3)]
+        bench.scheduler.update(Settings(BatchPolicy(1), QueueSettings(QueuePolicy(1))))
+        assert (bench.scheduler.pending, total.waiting) == (3, 3)
+        with pytest.raises(Unavailable, match="Exceeds maximum queue size of 1"):
+            bench.ask(4)
+        bench.scheduler.update(Settings(BatchPolicy(1), QueueSettings(QueuePolicy(1, timeout_us=1000))))
+        for answer in waiting:
+            with pytest.raises(Unavailable, match="Request timeout expired"):
+                await answer
+        assert (bench.scheduler.pending, total.waiting, bench.statistics.expired) == (0, 0, 3)
+        bench.model.gate.set()
+        await running
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
+def test_other_instances_take_what_waits_for_those_that_do_not_end() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=False)
+        running = await occupied(bench)
+        waits = bench.ask(2)[1]
+        other = HeldInstance(Execution("m", "1", bench.model, batched=True))
+        bench.scheduler.replace_instances([other])
+        await asyncio.sleep(0)
+        bench.model.gate.set()
+        other.go_on()
+        assert values(await waits) == [4]
+        await running
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())

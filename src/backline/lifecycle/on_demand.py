@@ -11,6 +11,7 @@ from time import monotonic
 from backline.engine.engine import Model
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
+from backline.schedule.priority_queue import make_queue
 from backline.schedule.queue import QueueSettings
 from backline.schedule.total import QueueTotal
 
@@ -45,7 +46,7 @@ class OnDemandQueue:
         self._load = load
         self._total = total
         self._settings = settings
-        self._held = settings.make()
+        self._held = make_queue(settings)
         self._held.on_left = self._left
         self._loading: asyncio.Task[None] | None = None
         self._failure: BacklineError | None = None

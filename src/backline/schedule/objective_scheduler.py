@@ -12,7 +12,7 @@ from backline.engine.statistics import ModelStatistics
 from backline.schedule.batching import Formed
 from backline.schedule.objective import Outlook, item_size
 from backline.schedule.objective_queue import ObjectiveQueue
-from backline.schedule.queue import Queue
+from backline.schedule.queue import Queue, QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
@@ -59,13 +59,11 @@ class ObjectiveScheduler(Scheduler):
             raise self._too_late(request, late)
         super().submit(request)
         due = queue.due(request)
-        if due < self._expiry:
+        if due < self._expiry.moment:
             self._wait_for(due)
 
-    def _make_queue(self, settings: Settings) -> Queue:
-        queue = ObjectiveQueue(settings.queue, _PLANNED * self._objective, self._outlook)
-        queue.on_left = self._left
-        return queue
+    def _make_queue(self, settings: QueueSettings) -> Queue:
+        return ObjectiveQueue(settings, _PLANNED * self._objective, self._outlook)
 
     def _start(self, formed: Formed, now: int) -> None:
         self._outlook.started(self._idle[-1], now / 1e9, _size(formed.requests), formed.items)

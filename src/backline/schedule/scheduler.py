@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic, monotonic_ns
 
-from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Unavailable
+from backline.engine.errors import BacklineError, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
+from backline.schedule import refusals
+from backline.schedule.alarm import Alarm
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
-from backline.schedule.failed_runs import record_failure, record_shared_execution
+from backline.schedule.delivery import deliver
 from backline.schedule.ordering import AnswerOrder
+from backline.schedule.priority_queue import make_queue
 from backline.schedule.queue import Queue, QueueSettings
+from backline.schedule.tally import Tally
 from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
-
-log = logging.getLogger("backline.schedule")
 
 #: Seconds that are waited at least for the next deadline: the loop's timers may be so much early.
 _SHORTEST_WAIT = 0.001
@@ -46,16 +47,10 @@ class Scheduler:
     """
 
     __slots__ = (
-        "_aside",
         "_busy",
-        "_company_at",
-        "_company_timer",
-        "_drained",
+        "_company",
         "_expiry",
-        "_expiry_timer",
-        "_gone",
         "_idle",
-        "_idle_again",
         "_instances",
         "_key",
         "_lacking",
@@ -64,11 +59,13 @@ class Scheduler:
         "_order",
         "_policy",
         "_queue",
+        "_rest",
         "_running",
         "_scheduled",
         "_settings",
         "_statistics",
         "_sweep_after",
+        "_tally",
         "_total",
     )
 
@@ -86,16 +83,14 @@ class Scheduler:
         self._name = name
         self._settings = settings
         self._policy = settings.batch
-        self._queue = self._make_queue(settings)
+        self._queue = self._make_queue(settings.queue)
+        self._queue.on_left = self._left
         self._instances = tuple(instances)
         self._idle = list(instances)
         #: What runs beside the loop.
         self._busy: set[Batch] = set()
-        #: Requests that run beside the loop although nobody waits for them any more; they are counted.
-        self._gone: set[InferRequest] = set()
         self._statistics = statistics
-        #: Requests that others count, who are told of their runs.
-        self._aside: dict[InferRequest, Callable[[Batch], None]] = {}
+        self._tally = Tally(statistics)
         self._loop = loop
         self._order = AnswerOrder() if preserve_ordering else None
         self._total = total if total is not None and total.limit is not None else None
@@ -104,15 +99,11 @@ class Scheduler:
         #: The items that those who wait for company lack, or 0; and their batch key.
         self._lacking = 0
         self._key: object = None
-        #: The moment for which the timer of those is set, in nanoseconds.
-        self._company_at = 0
-        self._company_timer: asyncio.TimerHandle | None = None
-        #: The moment for which the timer of deadlines is set, and the one before which it is not to be.
-        self._expiry = inf
+        self._company = Alarm(self._dispatch, loop)
+        self._expiry = Alarm(self._expire, loop, pause=_SHORTEST_WAIT)
         self._sweep_after = 0.0
-        self._expiry_timer: asyncio.TimerHandle | None = None
-        self._idle_again: asyncio.Future[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+        #: What is waited for until nothing waits and nothing runs.
+        self._rest: asyncio.Future[None] | None = None
 
     @property
     def pending(self) -> int:
@@ -136,7 +127,7 @@ class Scheduler:
         if total is not None:
             total.waiting += 1
         deadline = request.deadline
-        if deadline is not None and deadline < self._expiry:
+        if deadline is not None and deadline < self._expiry.moment:
             self._wait_for(deadline)
         if not self._scheduled and self._idle:
             if self._lacking > 0:
@@ -148,39 +139,29 @@ class Scheduler:
 
     def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
         """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""
-        self._aside[request] = ran
+        self._tally.set_aside(request, ran)
 
     def take_back(self, request: InferRequest) -> None:
         """A request that was set aside does not come."""
-        self._aside.pop(request, None)
+        self._tally.take_back(request)
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are.
 
-        What waits stays, also when there are more than the new limits allow.
+        What waits stays, also when there are more than the new limits allow; what has waited too long by the new ones is refused.
         """
         if settings.queue != self._settings.queue:
-            before, self._queue = self._queue, self._make_queue(settings)
+            before, self._queue = self._queue, self._make_queue(settings.queue)
+            self._queue.on_left = self._left
+            self._queue.expired = before.expired
             for request in before.clear():
-                self._queue.add(request)
+                self._queue.add(request, anyway=True)
         self._settings = settings
         self._policy = settings.batch
         if instances is not None:
             self.replace_instances(instances)
+        self._expire()
         self._schedule()
-
-    async def drain(self, limit: float) -> None:
-        """Finishes what is queued and running, for at most `limit` seconds; then what still waits is refused. Ends as `close` does.
-
-        Nothing may be submitted any more.
-        """
-        if self._queue.size or self._running:
-            self._drained = self._loop.create_future()
-            self._policy = replace(self._policy, delay_ns=0)  # nothing more comes that it would be worth waiting for
-            self._dispatch()
-            if self._queue.size or self._running:
-                await asyncio.wait((self._drained,), timeout=limit)
-        await self.close()
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
         """Runs what comes next on other instances; the present ones are closed, each once its batch has ended."""
@@ -188,26 +169,38 @@ class Scheduler:
             instance.close()
         self._instances = tuple(instances)
         self._idle = list(instances)
+        self._schedule()
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what is queued and running, for at most `limit` seconds; then what still waits is refused. Ends as `close` does.
+
+        Nothing may be submitted any more.
+        """
+        self._policy = replace(self._policy, delay_ns=0)  # nothing more comes that it would be worth waiting for
+        self._dispatch()
+        await self._until_rest(limit)
+        await self.close()
 
     async def close(self) -> None:
         """Refuses what still waits, lets what runs end, and gives the instances back."""
-        for timer in (self._company_timer, self._expiry_timer):
-            if timer is not None:
-                timer.cancel()
-        waiting = self._queue.clear()
-        self._leave(len(waiting))
-        for request in waiting:
-            self._complete(request, None, Unavailable(f"model '{self._name}' is being unloaded", retry_after=1))
-        if self._running:
-            self._idle_again = self._loop.create_future()
-            await self._idle_again
+        self._company.stop()
+        self._expiry.stop()
+        self._refuse(self._queue.clear(), lambda request: refusals.unloading(self._name))
+        await self._until_rest(None)
         for instance in self._instances:
             instance.close()
 
-    def _make_queue(self, settings: Settings) -> Queue:
-        queue = settings.queue.make()
-        queue.on_left = self._left
-        return queue
+    def _make_queue(self, settings: QueueSettings) -> Queue:
+        return make_queue(settings)
+
+    async def _until_rest(self, limit: float | None) -> None:
+        if self._queue.size or self._running:
+            self._rest = self._loop.create_future()
+            await asyncio.wait((self._rest,), timeout=limit)
+
+    def _look_at_rest(self) -> None:
+        if self._rest is not None and not self._rest.done() and not self._queue.size and not self._running:
+            self._rest.set_result(None)
 
     # from the queue to the instances
 
@@ -230,10 +223,11 @@ class Scheduler:
                 self._scheduled = True
                 self._loop.call_soon(self._dispatch)
         elif formed.wait_until:
-            self._wait_for_company(formed, now)
+            self._lacking, self._key = formed.lacking, formed.key
+            self._company.set(formed.wait_until / 1e9)
         if queue.expired:  # behind the start, as those who are told may cancel others
             self._refuse_expired(now / 1e9)
-        if self._drained is not None:
+        if self._rest is not None:
             self._look_at_rest()
 
     def _start(self, formed: Formed, now: int) -> None:
@@ -252,20 +246,6 @@ class Scheduler:
             for request in requests:
                 request.on_cancel = self._cancelled_running
         instance.run(batch, self._finished)
-
-    def _wait_for_company(self, formed: Formed, now: int) -> None:
-        self._lacking, self._key = formed.lacking, formed.key
-        timer = self._company_timer
-        if timer is not None:
-            if self._company_at <= formed.wait_until:  # too early is but a further look
-                return
-            timer.cancel()
-        self._company_at = formed.wait_until
-        self._company_timer = self._loop.call_later((formed.wait_until - now) / 1e9, self._company_over)
-
-    def _company_over(self) -> None:
-        self._company_timer = None
-        self._dispatch()
 
     # from the instances to those who asked
 
@@ -286,114 +266,60 @@ class Scheduler:
                 request.on_cancel = None
             if self._queue.size and not self._scheduled:
                 self._dispatch()  # it works on the next batch while the answers of this one are written
-        if batch.parts is None:
-            self._record(batch)
-        else:
-            for part in batch.parts:
-                self._record(part)
-            record_shared_execution(self._statistics, batch.parts)
-        answer = self._complete if self._order is None else self._complete_in_order
+        self._tally.ran(batch)
+        answer = deliver if self._order is None else self._deliver_in_order
         for request, outcome in zip(requests, batch.outcomes, strict=True):
             if isinstance(outcome, InferResponse):
                 answer(request, outcome, None)
             else:
                 answer(request, None, outcome)
-        if self._idle_again is not None and not self._running:
-            self._idle_again.set_result(None)
-        if self._drained is not None:
+        if self._rest is not None:
             self._look_at_rest()
 
-    def _complete_in_order(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _deliver_in_order(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         assert self._order is not None, "only then is it called"
         for answer in self._order.finish(request, response, error):
-            self._complete(answer.request, answer.response, answer.error)
-
-    def _record(self, batch: Batch) -> None:
-        """Counts a run, or a part of one. All its requests have succeeded, or all have failed, or nobody waited for it."""
-        outcome = batch.outcomes[0]
-        requests = batch.requests
-        if self._aside:
-            requests = self._counted_here(batch)
-        if self._gone:
-            requests = [request for request in requests if request not in self._gone]
-            self._gone.difference_update(batch.requests)
-        if isinstance(outcome, InferResponse) or outcome is None:
-            arrivals = [request.arrived_ns for request in requests]
-            record = self._statistics.record_answers if batch.shared else self._statistics.record_batch
-            record(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
-        elif isinstance(outcome, Cancelled) and all(request.cancelled for request in batch.requests):
-            for request in requests:
-                self._statistics.record_cancelled(request)
-        else:
-            record_failure(self._statistics, batch, requests)
-
-    def _counted_here(self, batch: Batch) -> list[InferRequest]:
-        counted = []
-        for request in batch.requests:
-            ran = self._aside.pop(request, None)
-            if ran is None:
-                counted.append(request)
-            else:
-                ran(batch)
-        return counted
-
-    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        if request.cancelled:
-            return
-        try:
-            request.on_complete(request, response, error)
-        except Exception:
-            log.exception("the answer of model '%s' could not be delivered", self._name)
-
-    def _look_at_rest(self) -> None:
-        if self._drained is not None and not self._drained.done() and not self._queue.size and not self._running:
-            self._drained.set_result(None)
+            deliver(answer.request, answer.response, answer.error)
 
     # those who leave without a run
 
     def _full(self, request: InferRequest) -> Unavailable:
         settings = self._settings.queue
-        limit = settings.policy_of(request.priority).max_size
         level = f", priority level {request.priority}" if settings.levels else ""
-        return Unavailable(f"Exceeds maximum queue size of {limit} for model '{self._name}'{level}, try again later", retry_after=1)
-
-    def _leave(self, count: int) -> None:
-        """Requests have left the queue, to run or not."""
-        if self._total is not None:
-            self._total.waiting -= count
+        return refusals.full(self._name, settings.policy_of(request.priority).max_size, level)
 
     def _left(self, request: InferRequest) -> None:
         """A request in the queue was cancelled."""
-        self._count_cancelled(request)
-        self._leave(1)
-        if self._drained is not None:
+        self._tally.cancelled(request)
+        if self._total is not None:
+            self._total.waiting -= 1
+        if self._rest is not None:
             self._look_at_rest()
-
-    def _count_cancelled(self, request: InferRequest) -> None:
-        if self._aside.pop(request, None) is None:
-            self._statistics.record_cancelled(request)
 
     def _cancelled_running(self, request: InferRequest) -> None:
         """A request of a batch that runs beside the loop was cancelled."""
-        if request not in self._aside:
-            self._statistics.record_cancelled(request)
-            self._gone.add(request)
+        self._tally.cancelled_running(request)
         for batch in self._busy:
             if request in batch.requests:
                 if all(other.cancelled for other in batch.requests):
                     batch.abandon()
                 return
 
+    def _refuse(self, requests: Sequence[InferRequest], why: Callable[[InferRequest], BacklineError]) -> None:
+        """Tells requests that have left the queue; who is told may cancel others of them."""
+        if self._total is not None:
+            self._total.waiting -= len(requests)
+        for request in requests:
+            if request.cancelled:
+                self._tally.cancelled(request)
+            else:
+                self._tally.take_back(request)
+                deliver(request, None, why(request))
+
     def _wait_for(self, deadline: float) -> None:
-        if self._expiry_timer is not None:
-            self._expiry_timer.cancel()
-        self._expiry = deadline
-        now = monotonic()
-        self._expiry_timer = self._loop.call_later(max(deadline - now, _SHORTEST_WAIT, self._sweep_after - now), self._expire)
+        self._expiry.set(deadline, self._sweep_after - monotonic())
 
     def _expire(self) -> None:
-        self._expiry_timer = None
-        self._expiry = inf
         began = monotonic()
         nearest = self._queue.sweep(began)
         ended = monotonic()
@@ -401,23 +327,14 @@ class Scheduler:
         if nearest < inf:
             self._wait_for(nearest)
         self._refuse_expired(began)
-        if self._drained is not None:
+        if self._rest is not None:
             self._look_at_rest()
 
     def _refuse_expired(self, now: float) -> None:
         expired, self._queue.expired = self._queue.expired, []
-        self._leave(len(expired))
-        for request in expired:
-            if request.cancelled:
-                self._count_cancelled(request)
-                continue
-            self._aside.pop(request, None)
-            self._complete(request, None, self._expiry_of(request, now))
+        self._refuse(expired, lambda request: self._expiry_of(request, now))
 
     def _expiry_of(self, request: InferRequest, now: float) -> BacklineError:
         """What a request is told that the queue gave up, which is counted here."""
         self._statistics.record_expired(request)
-        where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
-        if self._queue.timed_out(request, now):
-            return Unavailable(f"Request timeout expired {where}")
-        return DeadlineExceeded(f"The deadline of the request passed {where}")
+        return refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(request, now))

@@ -1,0 +1,63 @@
+"""A timer for many moments: it rings at the first of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+
+import pytest
+
+from backline.schedule.alarm import Alarm
+from schedule.turns import Clock, SteppedLoop
+
+
+@pytest.fixture
+def loop() -> Iterator[SteppedLoop]:
+    with Clock() as clock:
+        made = SteppedLoop(clock)
+        yield made
+        made.close()
+
+
+def test_it_rings_once_at_the_earliest_moment(loop: SteppedLoop) -> None:
+    rang: list[float] = []
+    alarm = Alarm(lambda: rang.append(loop.time()), loop)
+    began = loop.time()
+    for seconds in (3, 1, 2):
+        alarm.set(began + seconds)
+    for _ in range(5):
+        loop.later(1)
+    assert rang == [began + 1]
+    assert alarm.moment == inf
+
+
+def test_it_can_be_set_again_when_it_rings_and_it_can_be_stopped(loop: SteppedLoop) -> None:
+    rang: list[float] = []
+
+    def ring() -> None:
+        rang.append(loop.time())
+        alarm.set(loop.time() + 1)
+
+    alarm = Alarm(ring, loop)
+    alarm.set(loop.time())
+    for _ in range(3):
+        loop.later(1)
+    assert len(rang) == 3
+    alarm.stop()
+    loop.later(5)
+    assert len(rang) == 3
+
+
+def test_it_waits_at_least_its_pause(loop: SteppedLoop) -> None:
+    rang: list[float] = []
+    alarm = Alarm(lambda: rang.append(loop.time()), loop, pause=1)
+    alarm.set(loop.time() - 5)
+    loop.later(0.5)
+    assert not rang
+    loop.later(0.5)
+    assert rang
+    alarm.set(loop.time(), pause=3)
+    loop.later(2)
+    assert len(rang) == 1
+    loop.later(1)
+    assert len(rang) == 2

@@ -1,0 +1,267 @@
+"""The drivers, over any order of events: every request is answered once, in the order that was promised, and every counter is right."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from math import inf
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from backline.engine.model_config import QueuePolicy
+from backline.schedule.batching import BatchPolicy
+from backline.schedule.objective_scheduler import ObjectiveScheduler
+from backline.schedule.queue import QueueSettings
+from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.splitting import SplittingQueue
+from schedule.world import SLACK, Asked, HeldInstance, World
+
+settings.register_profile("every order", max_examples=60, stateful_step_count=40, deadline=None)
+every_order = settings.get_profile("every order")
+
+sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
+withins = st.sampled_from([None, None, 0.0, 0.05, 1.0])
+policies = st.builds(QueuePolicy, st.sampled_from([None, 1, 3]), st.sampled_from([0, 0, 100_000]), st.booleans())
+batches = st.sampled_from([BatchPolicy(8), BatchPolicy(1), BatchPolicy(8, (4, 8), 50_000_000), BatchPolicy(5, (), 20_000_000)])
+
+
+def queues(levels: int) -> st.SearchStrategy[QueueSettings]:
+    if not levels:
+        return st.builds(QueueSettings, policies)
+    return st.builds(
+        QueueSettings, policies, st.just(levels), st.integers(1, levels), st.dictionaries(st.integers(1, levels), policies, max_size=2)
+    )
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """A plain scheduler; what other drivers add is in the machines below."""
+
+    LEVELS = 0
+    ORDERED = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(ordered=self.ORDERED)
+        logging.getLogger("backline.schedule").disabled = True  # of what those who asked do wrong
+        self.drained: asyncio.Task[None] | None = None
+        self.answered_by_refusal = 0
+
+    @initialize(data=st.data(), inline=st.booleans(), count=st.integers(1, 3), batch=batches)
+    def begin(self, data: st.DataObject, inline: bool, count: int, batch: BatchPolicy) -> None:
+        self.settings = Settings(batch, data.draw(queues(self.LEVELS)))
+        self.world.most = batch.max_items
+        instances = [self.world.instance(beside_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)]
+        self.world.rank = self.rank
+        self.queue: Any = self.world.loop.inside(lambda: self.make(instances))
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        self.scheduler: Any = self.scheduler_over(instances)
+        return self.scheduler
+
+    def scheduler_over(self, instances: list[HeldInstance]) -> Scheduler:
+        world = self.world
+        return Scheduler(
+            "m", self.settings, instances, world.statistics, loop=world.loop, preserve_ordering=self.ORDERED, total=world.total
+        )
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "queue"):
+                self.finish()
+        finally:
+            logging.getLogger("backline.schedule").disabled = False
+            self.world.close()
+
+    # events
+
+    @precondition(lambda self: self.drained is None)
+    @rule(
+        size=sizes,
+        within=withins,
+        timeout=st.sampled_from([None, None, 0.05]),
+        priority=st.integers(0, 3),
+        key=st.sampled_from([None, None, None, "other"]),
+        then=st.sampled_from(["", "", "", "cancel", "ask", "raise"]),
+    )
+    def ask(self, size: int, within: float | None, timeout: float | None, priority: int, key: object, then: str) -> None:
+        self.submit([float(size + n) for n in range(size)], within=within, timeout=timeout, priority=priority, key=key, then=then)
+
+    def submit(self, values: list[float], *, then: str = "", **options: Any) -> Asked | None:
+        def react() -> None:
+            if then == "cancel" and self.world.open:
+                self.world.open[-1].cancel()
+            elif then == "ask" and self.drained is None:
+                self.submit([1.0])
+            elif then == "raise":
+                raise RuntimeError("who asked has a fault")
+
+        return self.world.ask(self.queue.submit, values, then=react, **options)
+
+    @rule()
+    def turn(self) -> None:
+        self.world.loop.turn()
+
+    @rule(seconds=st.sampled_from([0.02, 0.06, 1.0]))
+    def later(self, seconds: float) -> None:
+        self.world.loop.later(seconds)
+        self.check_nobody_is_overdue()
+
+    @precondition(lambda self: self.world.open)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        asked = data.draw(st.sampled_from(self.world.open))
+        self.world.loop.inside(asked.cancel)
+
+    @precondition(lambda self: self.busy)
+    @rule(data=st.data(), failing=st.sampled_from([0, 0, 1, 2]))
+    def end(self, data: st.DataObject, failing: int) -> None:
+        instance = data.draw(st.sampled_from(self.busy))
+        self.world.loop.inside(lambda: instance.end(failing))
+
+    @precondition(lambda self: any(instance.batch for instance in self.world.instances))
+    @rule(data=st.data())
+    def vacate(self, data: st.DataObject) -> None:
+        instance = data.draw(st.sampled_from([instance for instance in self.world.instances if instance.batch]))
+        self.world.loop.inside(instance.vacate)
+
+    @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
+    @rule(data=st.data(), batch=batches, instances=st.booleans())
+    def update(self, data: st.DataObject, batch: BatchPolicy, instances: bool) -> None:
+        world = self.world
+        waiting = sorted(world.waiting, key=self.rank)
+        world.asked = [asked for asked in world.asked if asked not in waiting] + waiting  # who was before somebody stays so
+        self.settings = Settings(batch, data.draw(queues(data.draw(st.sampled_from([0, self.LEVELS])))))
+        self.world.most = max(self.world.most, batch.max_items)
+        others = [self.world.instance()] if instances else None
+        self.world.loop.inside(lambda: self.queue.update(self.settings, instances=others))
+
+    @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
+    @rule(limit=st.sampled_from([0.0, 0.5, inf]))
+    def drain(self, limit: float) -> None:
+        self.drained = self.world.loop.create_task(self.queue.drain(limit))
+
+    # what holds at any time
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        """Levels are strict; within a level first come, first served."""
+        return self.settings.queue.level_of(asked.request), self.world.asked.index(asked)
+
+    @property
+    def busy(self) -> list[HeldInstance]:
+        return [instance for instance in self.world.instances if instance.batch or instance.vacated]
+
+    def check_nobody_is_overdue(self) -> None:
+        assert not [asked for asked in self.world.waiting if self.world.overdue(asked)]
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        assert not self.world.faults
+
+    @invariant()
+    def what_waits_and_what_runs_is_counted(self) -> None:
+        if hasattr(self, "queue"):
+            self.check_counts()
+
+    def check_counts(self) -> None:
+        assert self.scheduler.pending == self.world.total.waiting == len(self.world.waiting)
+        assert self.scheduler.running == sum(len(batch.requests) for batch in self.world.running)
+
+    # the end
+
+    def finish(self) -> None:
+        """Lets everything come to its end, and looks at what is left."""
+        loop = self.world.loop
+        if self.drained is None:
+            self.drain(inf)
+        for _ in range(1000):
+            loop.later(0.1)
+            while busy := self.busy:
+                loop.inside(busy[0].end)
+            if self.drained is not None and self.drained.done() and not self.busy:
+                break
+        assert self.drained is not None
+        assert self.drained.done(), "it drains"
+        self.drained.result()
+        assert not self.world.open, "everybody is answered"
+        assert all(instance.closed for instance in self.world.instances)
+        self.nothing_is_wrong()
+        self.check_nothing_is_left()
+        self.check_statistics()
+
+    def check_nothing_is_left(self) -> None:
+        assert (self.scheduler.pending, self.scheduler.running, self.world.total.waiting) == (0, 0, 0)
+        assert self.scheduler._tally.settled
+        assert not self.scheduler._busy
+
+    def check_statistics(self) -> None:
+        counted = self.world.statistics
+        rejected = counted.rejected_full + counted.rejected_total + counted.rejected_late
+        done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
+        assert done + rejected + self.world.unloaded == len(self.world.asked) + self.world.refused
+
+
+class LevelsMachine(SchedulerMachine):
+    """Priority levels."""
+
+    LEVELS = 3
+
+
+class OrderedMachine(SchedulerMachine):
+    """Answers in the order of the runs."""
+
+    ORDERED = True
+
+
+class ObjectiveMachine(SchedulerMachine):
+    """A latency objective."""
+
+    LEVELS = 2
+
+    def scheduler_over(self, instances: list[HeldInstance]) -> Scheduler:
+        world = self.world
+        return ObjectiveScheduler(
+            "m",
+            self.settings,
+            instances,
+            world.statistics,
+            objective=0.5,
+            seconds={1: 0.01, 8: 0.04},
+            loop=world.loop,
+            total=world.total,
+        )
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        """Within a level who must be answered first."""
+        return self.settings.queue.level_of(asked.request), self.scheduler._queue.due(asked.request)
+
+    def check_nobody_is_overdue(self) -> None:
+        super().check_nobody_is_overdue()
+        now = self.world.clock.monotonic()
+        assert not [asked for asked in self.world.waiting if self.scheduler._queue.due(asked.request) < now - SLACK]
+
+
+class SplittingMachine(SchedulerMachine):
+    """Requests of more items than a batch may have."""
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        super().make(instances)
+        self.world.most = max(2, self.world.most)
+        return SplittingQueue(self.scheduler, 2, self.world.statistics)
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        return 0, 0  # the parts of a request may expire one by one
+
+    def check_counts(self) -> None:
+        assert self.scheduler.pending == self.world.total.waiting
+
+
+TestPlain = SchedulerMachine.TestCase
+TestLevels = LevelsMachine.TestCase
+TestOrdered = OrderedMachine.TestCase
+TestObjective = ObjectiveMachine.TestCase
+TestSplitting = SplittingMachine.TestCase
+for case in (TestPlain, TestLevels, TestOrdered, TestObjective, TestSplitting):
+    case.settings = every_order

@@ -1,0 +1,272 @@
+"""Everything that happens to the requests of one model, and what was promised to them: a scheduler's callers and its instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, Cancelled, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, InferResponse, SequenceStep
+from backline.engine.statistics import ModelStatistics
+from backline.engine.tensor import Tensor
+from backline.schedule.total import QueueTotal
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished
+from schedule.turns import Clock, SteppedLoop
+
+#: Seconds that somebody may be told late that the time is over.
+SLACK = 0.01
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request, and what its caller knows of it."""
+
+    number: int
+    request: InferRequest
+    values: list[float]
+    #: What its caller does when it has the answer.
+    then: Callable[[], None] | None = None
+    cancelled: bool = False
+    started: bool = False
+    answers: list[InferResponse | BacklineError | None] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        return self.cancelled or bool(self.answers)
+
+    def cancel(self) -> None:
+        if not self.answers:
+            self.cancelled = True
+            self.request.cancel()
+
+
+class HeldInstance:
+    """Doubles what it gets, when it is told to; or at once, where it runs on the loop."""
+
+    def __init__(self, world: World, *, beside_loop: bool, prompt: bool) -> None:
+        self.beside_loop = beside_loop  # type: ignore[misc]  # of some instances it is known only here
+        self._world = world
+        #: Whether a batch ends as soon as it is abandoned.
+        self._prompt = prompt
+        self._finished: Finished | None = None
+        self.batch: Batch | None = None
+        self.vacated: list[tuple[Batch, Finished]] = []
+        self.closed = False
+
+    def run(self, batch: Batch, finished: Finished) -> None:
+        self._world.claim(self.batch is None, "an instance runs one batch at a time")
+        self._world.claim(not self.closed, "an instance that is closed runs nothing")
+        self.batch, self._finished = batch, finished
+        if self._prompt:
+            batch.on_abandon = self._abandoned
+        self._world.began(batch)
+        if not self.beside_loop:
+            self.end(batch.requests[0].batch_size % 3)
+
+    def vacate(self) -> None:
+        """It can have the next batch, before this one has its answers."""
+        assert self.batch is not None
+        assert self._finished is not None
+        self.vacated.append((self.batch, self._finished))
+        self.batch.on_abandon = None
+        vacate, self.batch.on_vacated = self.batch.on_vacated, None
+        self.batch = None
+        if vacate is not None:
+            vacate(self, self.vacated[-1][0])
+
+    def end(self, failing: int = 0) -> None:
+        """Ends what runs: with answers, or with an error for all, or for one of them."""
+        if self.batch is None:
+            batch, finished = self.vacated.pop(0)
+        else:
+            batch, finished = self.batch, self._finished  # type: ignore[assignment]
+            self.batch = None
+        now = self._world.clock.ns
+        batch.gathered_ns = batch.ran_ns = batch.ended_ns = now
+        batch.executed = True
+        batch.on_abandon = None
+        outcomes: list[InferResponse | BacklineError | None] = [_doubled(request) for request in batch.requests]
+        if batch.abandoned:
+            outcomes = [Cancelled("nobody waits")] * len(outcomes)
+        elif failing == 2:
+            outcomes = [InvalidArgument("all fail")] * len(outcomes)
+        elif failing == 1:
+            outcomes[-1] = InvalidArgument("the last one fails")
+        if failing == 1 and not batch.abandoned and len(outcomes) > 1:
+            batch.parts = [_part(batch, request, outcome) for request, outcome in zip(batch.requests, outcomes, strict=True)]
+        batch.outcomes = outcomes
+        self._world.ended(batch)
+        finished(self, batch)
+
+    def _abandoned(self) -> None:
+        self.end()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class World:
+    """One model's callers and instances. `most` is the largest batch."""
+
+    def __init__(self, *, ordered: bool = False) -> None:
+        self.clock = Clock().__enter__()
+        self.loop = SteppedLoop(self.clock)
+        self.statistics = ModelStatistics()
+        self.total = QueueTotal(12)
+        self.most = 8
+        self.faults: list[str] = []
+        self.loop.set_exception_handler(lambda _, context: self.faults.append(repr(context)))
+        self.asked: list[Asked] = []
+        self.refused = 0
+        self.instances: list[HeldInstance] = []
+        #: The place of a request among those that wait: nobody runs before somebody with a lower one.
+        self.rank: Callable[[Asked], Any] = lambda asked: 0
+        self.running: list[Batch] = []
+        self.begun: list[InferRequest] = []
+        self._ordered = ordered
+        #: Those whose run has begun, in the order in which they are to be answered.
+        self._order: list[Asked] = []
+        self._numbers = count()
+
+    def claim(self, holds: bool, what: str) -> None:
+        """Notes what is wrong: those who call do not let errors through."""
+        if not holds:
+            self.faults.append(what)
+
+    def close(self) -> None:
+        self.loop.close()
+        self.clock.__exit__()
+
+    def instance(self, *, beside_loop: bool = True, prompt: bool = False) -> HeldInstance:
+        made = HeldInstance(self, beside_loop=beside_loop, prompt=prompt)
+        self.instances.append(made)
+        return made
+
+    def ask(
+        self,
+        submit: Callable[[InferRequest], None],
+        values: list[float],
+        *,
+        within: float | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        key: object = None,
+        step: SequenceStep | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> Asked | None:
+        """Submits a request; None when it is refused."""
+        data = np.array(values, np.float32)
+        deadline = None if within is None else self.clock.monotonic() + within
+        number = next(self._numbers)
+        request = InferRequest(
+            "m",
+            {"x": Tensor("x", DataType.FP32, data.shape, data)},
+            self._answered,
+            id=str(number),
+            deadline=deadline,
+            timeout=timeout,
+            priority=priority,
+            sequence=step,
+        )
+        request.batch_size, request.batch_key = len(values), key
+        asked = request.context = Asked(number, request, values, then)
+        try:
+            self.loop.inside(lambda: submit(request))
+        except (Unavailable, InvalidArgument):
+            assert not asked.answers, "who is refused is not answered"
+            self.refused += 1
+            asked.cancelled = True
+            return None
+        self.asked.append(asked)
+        return asked
+
+    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        asked: Asked = request.context  # type: ignore[assignment]
+        self.claim(not asked.cancelled, "who has cancelled is not answered")
+        self.claim(not asked.answers, "a request is answered once")
+        self.claim((response is None) != (error is None), "an answer is a response or an error")
+        asked.answers.append(response or error)
+        if response is not None:
+            self.claim(response.id == request.id, "a response has the id of its request")
+            self.claim(response.outputs[0].data.tolist() == [2 * value for value in asked.values], "a response is that of its request")
+        if self._ordered and asked.started:
+            before = self._order[: self._order.index(asked)]
+            self.claim(all(other.over for other in before), "those who were started before are answered before")
+        if asked.then is not None:
+            asked.then()
+
+    # the instances
+
+    def began(self, batch: Batch) -> None:
+        """A batch runs."""
+        asked = [request for request in batch.requests if request.id]
+        now = self.clock.monotonic()
+        self.claim(batch.items == sum(request.batch_size for request in batch.requests), "a batch has the items of its requests")
+        self.claim(batch.items <= self.most or len(batch.requests) == 1, "a batch is not above the maximum")
+        self.claim(len({request.batch_key for request in asked}) == 1, "the requests of a batch have one key")
+        for request in asked:
+            self.claim(not request.cancelled, "what was cancelled is not run")
+            self.claim(request.deadline is None or request.deadline > now, "what has expired is not run")
+            self.claim(request not in self.begun, "nothing is run twice")
+            one = self.asked_of(request)
+            self.claim(not one.answers, "what was answered is not run")
+            if not one.started:
+                one.started = True
+                self._order.append(one)
+        self.begun += asked
+        self.running.append(batch)
+        last = max(self.rank(self.asked_of(request)) for request in asked)
+        for other in self.waiting:
+            self.claim(self.rank(other) >= last or self.deadline_of(other) <= now, "nobody is passed over")
+
+    def ended(self, batch: Batch) -> None:
+        """It does not run any more."""
+        self.running.remove(batch)
+
+    def asked_of(self, request: InferRequest) -> Asked:
+        """Whose request, or part of one, is run."""
+        return next(asked for asked in self.asked if asked.number == int(request.id))
+
+    # what is known
+
+    @property
+    def open(self) -> list[Asked]:
+        """Those who wait for an answer."""
+        return [asked for asked in self.asked if not asked.over]
+
+    @property
+    def waiting(self) -> list[Asked]:
+        """Those of them whose run has not begun."""
+        return [asked for asked in self.open if not asked.started]
+
+    @property
+    def unloaded(self) -> int:
+        """Those who were told that the model goes away."""
+        return sum("is being unloaded" in str(answer) for asked in self.asked for answer in asked.answers)
+
+    @staticmethod
+    def deadline_of(asked: Asked) -> float:
+        return inf if asked.request.deadline is None else asked.request.deadline
+
+    def overdue(self, asked: Asked) -> bool:
+        """Whether somebody should have been told that the time is over."""
+        return self.deadline_of(asked) < self.clock.monotonic() - SLACK
+
+
+def _doubled(request: InferRequest) -> InferResponse:
+    x = request.inputs["x"]
+    return InferResponse("m", "1", request.id, [Tensor("y", x.datatype, x.shape, x.data * 2)])
+
+
+def _part(whole: Batch, request: InferRequest, outcome: InferResponse | BacklineError | None) -> Batch:
+    part = Batch([request], request.batch_size, whole.started_ns)
+    part.gathered_ns, part.ran_ns, part.ended_ns = whole.gathered_ns, whole.ran_ns, whole.ended_ns
+    part.outcomes, part.executed, part.shared = [outcome], True, True
+    return part
