@@ -263,5 +263,5 @@ TestLevels = LevelsMachine.TestCase
 TestOrdered = OrderedMachine.TestCase
 TestObjective = ObjectiveMachine.TestCase
 TestSplitting = SplittingMachine.TestCase
-for case in (TestPlain, TestLevels, TestOrdered, TestObjective, TestSplitting):
-    case.settings = every_order
+for _machine in (TestPlain, TestLevels, TestOrdered, TestObjective, TestSplitting):
+    _machine.settings = every_order
