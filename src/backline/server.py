@@ -21,6 +21,8 @@ from backline.lifecycle.options import LifecycleOptions
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
+from backline.observe.tracing.config import TraceConfig
+from backline.observe.tracing.tracing import Tracing
 from backline.process_memory import share_arena
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
@@ -63,6 +65,8 @@ class ServerOptions:
     not_ready_status: int = 503
     #: Whether clients may have inputs read from shared memory of this machine, and outputs written there.
     allow_client_shm: bool = False
+    #: What is traced from the start on.
+    trace: TraceConfig = field(default_factory=TraceConfig)
 
 
 class Embedded:
@@ -139,6 +143,7 @@ class Server:
         self.engine.log_control = log
         if options.allow_client_shm:
             self.engine.shared_memory = SharedMemory(options.limits.max_body_size, options.limits.max_buffered_bytes)
+        self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
         #: What each open address is for: ("HTTP", "http://127.0.0.1:8000").
@@ -151,11 +156,13 @@ class Server:
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Opens the listeners, then loads all models; until they are loaded the server is live but not ready.
 
-        Raises OSError when an address cannot be opened, TlsFileError for a TLS file and BacklineError for a repository that cannot be read.
+        Raises OSError when an address cannot be opened, TlsFileError for a TLS file and BacklineError for a repository that cannot be read
+        or for traces that cannot be written.
         """
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         options = self.options
+        self._tracing = Tracing(self.engine, options.trace)
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
             self.engine, Metrics(self.engine).page, recorder=recorder, not_ready_status=options.not_ready_status
@@ -194,3 +201,5 @@ class Server:
         if self._listeners is not None:
             await self._listeners.close(self.options.limits.drain_timeout)
         await self._embedded.stop()
+        if self._tracing is not None:
+            await self._tracing.close()

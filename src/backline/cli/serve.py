@@ -27,6 +27,7 @@ from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.observe.log.settings import LogSettings
+from backline.observe.tracing.config import TraceConfig, parse_trace_config
 from backline.schedule.rate_limits import parse_resources
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
@@ -76,6 +77,8 @@ Examples:
   backline serve models/ --rate-limit execution_count --rate-limit-resource memory:4
   backline serve models/ --ssl-certificate server.crt --ssl-key server.key
   backline serve models/ --allow-client-shm=true
+  backline serve models/ --trace-config mode=opentelemetry --trace-config level=TIMESTAMPS --trace-config rate=100
+  backline serve models/ --trace-config triton,file=trace.json --trace-config level=TIMESTAMPS --trace-config rate=1
   backline serve models/ --no-grpc --no-metrics --unix-socket /run/backline.sock
   backline serve models/ --log-verbose 1 --log-format json --log-file /var/log/backline.log
   backline serve models/ --debug tagger
@@ -190,6 +193,12 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     default=False,
     help="Let clients of this machine register shared memory for inputs and outputs (Linux).",
 )
+@_option(
+    "--trace-config",
+    multiple=True,
+    metavar="[MODE,]SETTING=VALUE",
+    help="Traces requests as Triton: level, rate, count, mode=opentelemetry; triton,file=PATH; opentelemetry,url=URL. May be repeated.",
+)
 @click.option(
     "--debug",
     metavar="MODEL",
@@ -243,6 +252,7 @@ def command(
     exit_timeout_secs: float,
     not_ready_status: str,
     allow_client_shm: bool,
+    trace_config: Sequence[str],
     debug: str | None,
     log: LogSettings,
 ) -> int:
@@ -306,6 +316,7 @@ def command(
         ),
         not_ready_status=int(not_ready_status),
         allow_client_shm=allow_client_shm,
+        trace=_trace(trace_config),
     )
     if debug is not None:
         options = debugged_options(options, debug)
@@ -340,6 +351,13 @@ def _response_cache(texts: Sequence[str]) -> CacheOptions | None:
         return parse_cache_config(texts, parse_bytes)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from None
+
+
+def _trace(texts: Sequence[str]) -> TraceConfig:
+    try:
+        return parse_trace_config(texts)
+    except InvalidArgument as error:
+        raise click.UsageError(f"--trace-config: {error.message}") from None
 
 
 def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | None:

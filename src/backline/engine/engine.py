@@ -20,6 +20,7 @@ from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.signature import Signature
 from backline.engine.statistics import LoadStatistics, ModelStatistics
+from backline.engine.tracing import TraceControl, Tracer
 
 _LONGEST_NAME = 256
 
@@ -165,6 +166,10 @@ class Engine:
         self.shared_memory: SharedMemory | None = None
         #: What changes the log, where it is a server's.
         self.log_control: LogControl | None = None
+        #: What is told of the requests of clients, while any are to be followed.
+        self.tracer: Tracer | None = None
+        #: What clients may change of that, where there is a server.
+        self.trace_control: TraceControl | None = None
         #: What models count themselves.
         self.custom_metrics = CustomMetrics()
         self._labels: dict[str, Mapping[str, str]] = {}
@@ -195,6 +200,26 @@ class Engine:
             model.queue.submit(request)  # type: ignore[union-attr]
         except InvalidArgument:
             model.statistics.rejected_invalid += 1
+            raise
+
+    def trace_with(self, tracer: Tracer | None) -> None:
+        """From now on requests that have a trace are followed, or, without a tracer, none are. Requests pay for it only meanwhile."""
+        self.tracer = tracer
+        if tracer is None:
+            vars(self).pop("submit", None)
+        else:
+            self.submit = self._submit_traced  # type: ignore[method-assign]
+
+    def _submit_traced(self, request: InferRequest) -> None:
+        """Stands for `submit`."""
+        if request.trace is None:
+            Engine.submit(self, request)
+            return
+        trace = request.trace = request.trace.follow(request)
+        try:
+            Engine.submit(self, request)
+        except BacklineError as error:
+            trace.refused(error)
             raise
 
     def submit_until(self, request: InferRequest, deadline: float) -> None:

@@ -12,6 +12,7 @@ from backline.engine.tensor import Tensor
 
 if TYPE_CHECKING:
     from backline.engine.deadline import Watch
+    from backline.engine.tracing import Trace
 
 Parameter: TypeAlias = str | int | float | bool
 
@@ -109,6 +110,7 @@ class InferRequest:
         "priority",
         "sequence",
         "timeout",
+        "trace",
         "waits_until",
         "watch",
     )
@@ -152,6 +154,8 @@ class InferRequest:
         self.on_cancel: Callable[[InferRequest], None] | None = None
         #: What ends the request at its deadline, if anything does.
         self.watch: Watch | None = None
+        #: What follows the request, if anything does.
+        self.trace: Trace | None = None
         self.arrived_ns = monotonic_ns()
         self.batch_size = 1
         self.batch_key: object = None
@@ -164,6 +168,8 @@ class InferRequest:
         self.cancelled = True
         if self.watch is not None:
             self.watch.stop()
+        if self.trace is not None:
+            self.trace.cancelled(self)
         on_cancel = self.on_cancel
         if on_cancel is not None:
             self.on_cancel = None

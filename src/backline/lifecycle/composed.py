@@ -8,6 +8,7 @@ from typing import Any
 
 from backline.engine.decoupled import DecoupledCheck
 from backline.engine.errors import InvalidArgument
+from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.lifecycle.ensemble_steps import check_steps, composed_signature, step_models, unanswered_step
@@ -48,7 +49,7 @@ class ComposedServable(Servable):
             self.model.version,
             config.ensemble,
             signature,
-            self._engine.submit,
+            self._submit_step,
             self.model.statistics,
             batched=bool(config.max_batch_size),
         )
@@ -62,6 +63,9 @@ class ComposedServable(Servable):
         self._take_models(step_models(self._engine, config.ensemble))
         self.phase = Phase.LOADED
         model.statistics.load_seconds = monotonic() - began
+
+    def _submit_step(self, request: InferRequest) -> None:
+        self._engine.submit(request)  # looked up each time: it is another one while requests are followed
 
     def _take_models(self, models: tuple[StepModel, ...]) -> None:
         """With one decoupled step it is decoupled itself, as in Triton."""

@@ -239,6 +239,7 @@ class CachedQueue:
             timeout=first.timeout,
         )
         run.arrived_ns, run.batch_size, run.batch_key = first.arrived_ns, first.batch_size, first.batch_key
+        run.trace = first.trace
         try:
             self._queue.submit(run)
         except BacklineError as error:

@@ -94,6 +94,7 @@ class EnsembleRun:
             timeout=asked.timeout,
             sequence=asked.sequence,
         )
+        request.trace = asked.trace
         if planned.decoupled:
             request.on_response = self._responded
             request.flow = self._flows[planned.level + 1] = ResponseFlow()

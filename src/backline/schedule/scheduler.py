@@ -269,6 +269,8 @@ class Scheduler:
         self._tally.ran(batch)
         answer = deliver if self._order is None else self._deliver_in_order
         for request, outcome in zip(requests, batch.outcomes, strict=True):
+            if request.trace is not None:
+                request.trace.ran(batch)
             if isinstance(outcome, InferResponse):
                 answer(request, outcome, None)
             else:

@@ -96,6 +96,7 @@ def split(request: InferRequest, limit: int) -> list[InferRequest]:
         )
         part.waits_until = request.waits_until
         part.arrived_ns, part.batch_size, part.batch_key = request.arrived_ns, end - start, request.batch_key
+        part.trace = request.trace
         parts.append(part)
     return parts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from time import monotonic_ns
 from typing import TypeAlias
 
 from backline.dialects.answers import JSON, hidden_error, respond_error
@@ -22,6 +23,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.responses import Responses
+from backline.engine.tracing import Trace
 from backline.wire.application import HttpRequest
 
 Read: TypeAlias = Callable[[], Decoded]
@@ -73,22 +75,38 @@ class Generate:
     def _submit(self, model: str, version: str, request: HttpRequest, read: Read, answer: Answer) -> None:
         """Reads and submits a request, a large one beside the event loop. Raises BacklineError when it is refused at once."""
         deadline = deadline_of(request.headers)
+        tracer = self._engine.tracer
+        trace = None if tracer is None else tracer.arrived("HTTP", model, request.headers, monotonic_ns())
         if len(request.body) > LARGE:
-            self._beside.run(read, partial(self._read_done, model, version, request, deadline, answer))
-        else:
-            self._ask(model, version, deadline, answer, read())
+            self._beside.run(read, partial(self._read_done, model, version, request, deadline, answer, trace))
+            return
+        try:
+            self._ask(model, version, deadline, answer, trace, read())
+        except BacklineError as error:
+            if trace is not None:
+                trace.refused(error)
+            raise
 
     def _read_done(
-        self, model: str, version: str, request: HttpRequest, deadline: float | None, answer: Answer, read: asyncio.Future[Decoded]
+        self,
+        model: str,
+        version: str,
+        request: HttpRequest,
+        deadline: float | None,
+        answer: Answer,
+        trace: Trace | None,
+        read: asyncio.Future[Decoded],
     ) -> None:
         try:
-            self._ask(model, version, deadline, answer, read.result())
+            self._ask(model, version, deadline, answer, trace, read.result())
         except BacklineError as error:
+            if trace is not None:
+                trace.refused(error)
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
 
-    def _ask(self, model: str, version: str, deadline: float | None, answer: Answer, decoded: Decoded) -> None:
+    def _ask(self, model: str, version: str, deadline: float | None, answer: Answer, trace: Trace | None, decoded: Decoded) -> None:
         plan, id, inputs = decoded
         asked = InferRequest(
             model,
@@ -102,6 +120,7 @@ class Generate:
             timeout=plan.timeout,
             sequence=plan.sequence,
         )
+        asked.trace = trace
         answer(plan, self._engine.stream(asked, deadline=deadline))
 
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
+from time import monotonic_ns
 
 from backline.dialects.answers import hidden_error
 from backline.dialects.open_inference.beside_loop import BesideLoop
@@ -57,16 +59,26 @@ class GrpcInference:
 
     def infer(self, call: UnaryCall, received: Buffer) -> None:
         """The handler of ModelInfer: the answer comes by callback. Raises BacklineError when the request is refused at once."""
+        began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
             asked, plan = self.request(received, call.deadline, self._complete, on_loop=True)
         except LargeCopy:
-            self._beside.run(partial(self.request, received, call.deadline, self._complete), partial(self._read_done, call))
+            self._beside.run(partial(self.request, received, call.deadline, self._complete), partial(self._read_done, call, began))
             return
-        self._ask(call, asked, plan)
+        except BacklineError as failure:
+            self.trace_refused(call.metadata, began, failure)
+            raise
+        self._ask(call, began, asked, plan)
 
-    def _read_done(self, call: UnaryCall, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
+    def _read_done(self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
         try:
-            self._ask(call, *read.result())
+            asked, plan = read.result()
+        except BacklineError as failure:
+            self.trace_refused(call.metadata, began, failure)
+            fail(call, failure)
+            return
+        try:
+            self._ask(call, began, asked, plan)
         except BacklineError as failure:
             fail(call, failure)
         except Exception as failure:
@@ -75,8 +87,23 @@ class GrpcInference:
         finally:
             del read  # it holds the error, whose traceback holds this frame, and with it the regions
 
-    def _ask(self, call: UnaryCall, asked: InferRequest, plan: ModelPlan) -> None:
+    def trace(self, asked: InferRequest, metadata: Mapping[bytes, bytes], began: int) -> None:
+        """Has a request followed that was read from `began` on; 0 when nothing was followed then."""
+        tracer = self._engine.tracer
+        if began and tracer is not None:
+            asked.trace = tracer.arrived("GRPC", asked.model_name, metadata, began)
+
+    def trace_refused(self, metadata: Mapping[bytes, bytes], began: int, error: BacklineError) -> None:
+        """As `trace`, of what could not be read."""
+        tracer = self._engine.tracer
+        trace = tracer.arrived("GRPC", "", metadata, began) if began and tracer is not None else None
+        if trace is not None:
+            trace.refused(error)
+
+    def _ask(self, call: UnaryCall, began: int, asked: InferRequest, plan: ModelPlan) -> None:
         asked.context = (call, plan)
+        if began:
+            self.trace(asked, call.metadata, began)
         call.on_cancel = partial(cancel, asked)
         try:
             self._engine.submit(asked)

@@ -17,6 +17,7 @@ from backline.dialects.open_inference.logging_extension import LoggingExtension
 from backline.dialects.open_inference.metadata import model_index, model_metadata, server_metadata
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
 from backline.dialects.open_inference.statistics import model_statistics
+from backline.dialects.open_inference.trace_settings import TraceSettings
 from backline.dialects.rpc_failure import guarded
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
@@ -47,6 +48,7 @@ class InferenceService:
             "ModelStatistics": lambda asked: model_statistics(self._engine, asked.name, asked.version),
             "RepositoryIndex": self._index,
             "LogSettings": LoggingExtension(self._engine).call,
+            "TraceSetting": TraceSettings(self._engine).answer,
             **self._shared_memory(),
         }
         methods: dict[bytes, UnaryMethod | StreamMethod] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic_ns
 from typing import Any
 
 from backline.dialects.answers import hidden_error
@@ -141,8 +142,11 @@ class _Stream:
 
     def _take(self, received: Any) -> None:
         asked = Asked(len(received))
+        began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
             asked.request, asked.plan = self._inference.request(received, self._call.deadline, self._complete)
+            if began:
+                self._inference.trace(asked.request, self._call.metadata, began)
             asked.request.context = asked
             if self._is_decoupled(asked.plan):
                 self._begin_decoupled(asked, asked.request)
@@ -150,6 +154,8 @@ class _Stream:
                 self._begin_ordered(asked)
             self._engine.submit(asked.request)
         except BacklineError as error:
+            if asked.request is None:
+                self._inference.trace_refused(self._call.metadata, began, error)
             self._refuse(asked, error)
         except Exception as error:
             self._refuse(asked, hidden_error("a gRPC stream", error))

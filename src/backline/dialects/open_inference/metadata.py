@@ -28,6 +28,8 @@ CONTROL_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 MEMORY_EXTENSIONS = ("system_shared_memory",)
 #: What works where the log is a server's own.
 LOG_EXTENSIONS = ("logging",)
+#: What works where clients may change what is traced.
+TRACE_EXTENSIONS = ("trace",)
 
 #: How a scalar input is shown, as in Triton: perf_analyzer cannot send a shape without dimensions. Requests may use either.
 SCALAR: Shape = (1,)
@@ -41,6 +43,8 @@ def server_metadata(engine: Engine) -> dict[str, Any]:
         extensions += MEMORY_EXTENSIONS
     if engine.log_control is not None:
         extensions += LOG_EXTENSIONS
+    if engine.trace_control is not None:
+        extensions += TRACE_EXTENSIONS
     return {"name": SERVER_NAME, "version": __version__, "extensions": extensions}
 
 

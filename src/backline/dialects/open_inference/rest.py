@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import model_configuration
@@ -14,23 +12,14 @@ from backline.dialects.open_inference.rest_inference import RestInference
 from backline.dialects.open_inference.rest_repository import RestRepository
 from backline.dialects.open_inference.rest_shared_memory import RestSharedMemory
 from backline.dialects.open_inference.statistics import model_statistics
+from backline.dialects.open_inference.trace_settings import TraceSettings
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
-from backline.engine.errors import Unsupported
 from backline.repository.configuration.json_form import configuration_json
 from backline.wire.application import HttpRequest
 
 _MODEL = "/v2/models/{}"
 _VERSION = "/v2/models/{}/versions/{}"
-#: Parts of the protocol's extensions that are known, but not served.
-_UNSUPPORTED = {
-    "tracing": (
-        ("GET", "/v2/trace/setting"),
-        ("POST", "/v2/trace/setting"),
-        ("GET", "/v2/models/{}/trace/setting"),
-        ("POST", "/v2/models/{}/trace/setting"),
-    ),
-}
 
 
 class RestService:
@@ -44,6 +33,7 @@ class RestService:
         self._generate = Generate(engine, self._changes)
         self._repository = RestRepository(engine, self._changes)
         self._shared_memory = RestSharedMemory(engine)
+        self._trace_settings = TraceSettings(engine)
 
     def add_routes(self, router: Router) -> None:
         router.add("GET", "/v2", self._server_metadata)
@@ -63,9 +53,7 @@ class RestService:
         self._repository.add_routes(router)
         self._shared_memory.add_routes(router)
         LoggingExtension(self._engine).add_routes(router)
-        for what, routes in _UNSUPPORTED.items():
-            for method, pattern in routes:
-                router.add(method, pattern, _unsupported(what))
+        self._trace_settings.add_routes(router)
 
     def _server_metadata(self, request: HttpRequest) -> None:
         respond_json(request, server_metadata(self._engine))
@@ -104,10 +92,3 @@ class RestService:
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
         respond_json(request, model_statistics(self._engine, name, version, details=True))
-
-
-def _unsupported(what: str) -> Callable[..., None]:
-    def refuse(*_: object) -> None:
-        raise Unsupported(f"{what} is not supported by this server")
-
-    return refuse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from time import monotonic_ns
 
 from backline.dialects.answers import hidden_error, respond_error
 from backline.dialects.open_inference.beside_loop import BesideLoop
@@ -19,6 +20,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Buffer
+from backline.engine.tracing import Trace
 from backline.wire.application import Fields, HttpRequest
 
 #: Triton's words to who asks a model for one response that gives any number of them.
@@ -31,7 +33,6 @@ class RestInference:
     def __init__(self, engine: Engine, changes: Changes) -> None:
         self._engine = engine
         self._changes = changes
-        self._submit = engine.submit
         self._read = RequestReader(engine).read
         self._write = ResponseWriter().write
         self._beside = BesideLoop()
@@ -39,11 +40,13 @@ class RestInference:
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
         """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
         headers = request.headers
+        tracer = self._engine.tracer
+        trace = None if tracer is None else tracer.arrived("HTTP", model, headers, monotonic_ns())
         header_length = headers.get(HEADER_LENGTH)
         deadline = deadline_of(headers) if GRPC in headers or ENVOY in headers else None
         if len(request.body) > LARGE and header_length is None:
             read = partial(self._read, request.body, None, model, version)
-            self._beside.run(read, partial(self._read_done, model, version, request, deadline))
+            self._beside.run(read, partial(self._read_done, model, version, request, deadline, trace))
             return
         if header_length == b"0" and self._engine.is_unknown(model, version):  # a raw request is read by the model's own input
             self._changes.when_known(model, version, request, partial(self.infer, model, version, request))
@@ -52,21 +55,29 @@ class RestInference:
             decoded = self._read(request.body, header_length, model, version, on_loop=True)
         except LargeCopy:
             read = partial(self._read, request.body, header_length, model, version)
-            self._beside.run(read, partial(self._read_done, model, version, request, deadline))
+            self._beside.run(read, partial(self._read_done, model, version, request, deadline, trace))
             return
-        self._ask(model, version, request, deadline, decoded)
-
-    def _read_done(self, model: str, version: str, request: HttpRequest, deadline: float | None, read: asyncio.Future[Decoded]) -> None:
-        try:
-            self._ask(model, version, request, deadline, read.result())
         except BacklineError as error:
+            if trace is not None:
+                trace.refused(error)
+            raise
+        self._ask(model, version, request, deadline, trace, decoded)
+
+    def _read_done(
+        self, model: str, version: str, request: HttpRequest, deadline: float | None, trace: Trace | None, read: asyncio.Future[Decoded]
+    ) -> None:
+        try:
+            self._ask(model, version, request, deadline, trace, read.result())
+        except BacklineError as error:
+            if trace is not None:
+                trace.refused(error)
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
         finally:
             del read  # it holds the error, whose traceback holds this frame, and with it regions of shared memory
 
-    def _ask(self, model: str, version: str, request: HttpRequest, deadline: float | None, decoded: Decoded) -> None:
+    def _ask(self, model: str, version: str, request: HttpRequest, deadline: float | None, trace: Trace | None, decoded: Decoded) -> None:
         plan, id, inputs = decoded
         asked = InferRequest(
             model,
@@ -82,9 +93,10 @@ class RestInference:
             context=(request, plan),
         )
         request.on_disconnect = partial(_cancel, asked)
+        asked.trace = trace
         try:
             if deadline is None:
-                self._submit(asked)
+                self._engine.submit(asked)
             else:
                 self._engine.submit_until(asked, deadline)
         except DecoupledModel:

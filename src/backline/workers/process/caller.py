@@ -48,7 +48,8 @@ class ModelCall:
 
     `requests` are those for which it is asked, if that is known: their deadline and priority hold for the call, and it ends when nobody
     waits for them. `note` is what the call says beside its tensors, its `timeout` in seconds; `queue_timeout` are the seconds that it may
-    wait in a queue, 0 for what the model says. `version` may be a label, or empty for the server's choice.
+    wait in a queue, 0 for what the model says. `version` may be a label, or empty for the server's choice. `traced` are the numbers of the
+    requests whose traces it belongs to, where it is for no `requests`.
     """
 
     model: str
@@ -57,6 +58,7 @@ class ModelCall:
     requests: Sequence[WorkerRequest] = ()
     note: Note = field(default_factory=Note)
     queue_timeout: float = 0.0
+    traced: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ class Caller:
             stream,
             call.queue_timeout,
             self._connection.take_let_go(),
+            list(call.traced),
         )
         self._begin(number, _Waiting(deliver, call.requests), frame(Kind.CALL, message, payload))
         return number

@@ -16,6 +16,7 @@ from backline.engine.deadline import unwatch, watch
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
 from backline.engine.tensor import Tensor
+from backline.engine.tracing import part_of
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.outbox import Outbox
 from backline.workers.process.protocol import (
@@ -210,6 +211,7 @@ class CallChannel:
             self._fail(number, Cancelled(_NOBODY_WAITS))
             return
         request = self._request(message, inputs, asked)
+        request.trace = part_of(self._open_requests(message.traced) if message.traced else asked)
         self._open[number] = _Open(request, asked, monotonic_ns())
         if request.deadline is not None:
             watch(request, request.deadline)

@@ -156,7 +156,8 @@ class Column(msgspec.Struct, array_like=True):
 class Note(msgspec.Struct, array_like=True, omit_defaults=True):
     """What a request says beside its tensors. `timeout` are the seconds left until nobody waits for it, 0 for no such moment.
 
-    `queue_timeout_us` are the microseconds that it wants to wait in a queue at most, 0 for any time.
+    `queue_timeout_us` are the microseconds that it wants to wait in a queue at most, 0 for any time. `trace` is where in a trace it stands,
+    as engine.tracing.Trace.context.
     """
 
     id: str = ""
@@ -168,6 +169,7 @@ class Note(msgspec.Struct, array_like=True, omit_defaults=True):
     timeout: float = 0.0
     priority: int = 0
     queue_timeout_us: int = 0
+    trace: str = ""
 
 
 class Part(msgspec.Struct, array_like=True):
@@ -242,7 +244,8 @@ class Call(msgspec.Struct, array_like=True):
 
     `requests` are those of the worker for which it is made, empty where that is not known. `stream` says that any number of responses is
     welcome. `note` is about the call alone; `queue_timeout` are the seconds that it may wait in a queue, 0 for what the model says.
-    `returned` are blocks of the server that the worker needs no more.
+    `returned` are blocks of the server that the worker needs no more. `traced` are the requests whose traces it belongs
+    to where it is not made for `requests`.
     """
 
     number: int
@@ -255,6 +258,7 @@ class Call(msgspec.Struct, array_like=True):
     stream: bool = False
     queue_timeout: float = 0.0
     returned: list[int] = []
+    traced: list[int] = []
 
 
 class Ask(msgspec.Struct, array_like=True):

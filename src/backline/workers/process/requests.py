@@ -102,6 +102,11 @@ class WorkerRequest:
         """Microseconds that it wanted to wait in a queue at most, 0 for any time."""
         return self._note.queue_timeout_us
 
+    @property
+    def trace(self) -> str:
+        """Where in a trace it stands, as JSON; empty when it is in none."""
+        return self._note.trace
+
     def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
         """The only, or the last, response."""
         self._batch.answer((self,), outputs, parameters)

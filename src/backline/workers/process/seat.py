@@ -255,6 +255,7 @@ def _says_something(request: InferRequest) -> bool:
         or request.waits_until is not None
         or request.priority
         or request.timeout
+        or request.trace is not None
     )
 
 
@@ -267,6 +268,7 @@ def _note(request: InferRequest) -> Note:
         timeout=0.0 if request.waits_until is None else max(request.waits_until - monotonic(), 0.001),
         priority=request.priority,
         queue_timeout_us=round((request.timeout or 0.0) * 1e6),
+        trace="" if request.trace is None else request.trace.context,
     )
     if step is not None:
         note.sequence, note.sequence_start, note.sequence_end = step.id, step.start, step.end

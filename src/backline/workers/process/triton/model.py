@@ -22,6 +22,7 @@ from backline.workers.process.triton.model_config import ModelConfig
 from backline.workers.process.triton.readiness import ReadinessWatch
 from backline.workers.process.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
 from backline.workers.process.triton.responses import FINAL, InferenceResponse
+from backline.workers.process.triton.trace import serving
 from backline.workers.process.worker_model import WorkerModel
 
 
@@ -106,9 +107,10 @@ class TritonModel:
             for request in batch.requests
         ]
         try:
-            answer = self._object.execute(requests)
-            if asyncio.iscoroutine(answer):
-                running = self._loop.start(answer)
+            with serving(batch.requests):
+                answer = self._object.execute(requests)
+                running = self._loop.start(answer) if asyncio.iscoroutine(answer) else None
+            if running is not None:
                 if self._decoupled:
                     running.add_done_callback(lambda ended: self._ended(requests, ended))
                     return

@@ -98,7 +98,7 @@ class InferenceRequest:
         made._model_version = version
         made._flags = SEQUENCE_START * request.sequence_start | SEQUENCE_END * request.sequence_end
         made._timeout = request.queue_timeout_us
-        made._trace = InferenceTrace()
+        made._trace = InferenceTrace(request)
         made._parameters = dict(request.parameters)
         made._release_flags = RELEASE_ALL
         made._request = request
@@ -173,7 +173,8 @@ class InferenceRequest:
         )
         version = str(self._model_version) if self._model_version > 0 else ""
         inputs = [tensor.to_engine() for tensor in self.inputs()]
-        return ModelCall(self._model_name, inputs, version, note=note, queue_timeout=self._timeout / 1e6)
+        traced = self._trace.requests
+        return ModelCall(self._model_name, inputs, version, note=note, queue_timeout=self._timeout / 1e6, traced=traced)
 
     # how it ends
 

@@ -1,0 +1,198 @@
+"""Triton's trace file: a JSON array of what was noted of each request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.messages import InferRequest, InferResponse
+from backline.observe.tracing.settings import TraceSetting
+from backline.observe.tracing.tensors import tensor_document
+from backline.observe.tracing.trace import Exchange, RequestTrace, numbered
+
+log = logging.getLogger("backline.observe")
+
+#: Bytes of complete traces that are kept before they are written.
+_MAX_KEPT = 1 << 20
+#: Writes that may wait for the disk; what comes beyond is lost.
+_MAX_WRITES = 8
+#: Seconds that the end waits for the disk.
+_FAREWELL = 5.0
+_encode = msgspec.json.Encoder().encode
+_RECEIVED = {"HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"), "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END")}
+
+
+class Entry:
+    """What the file is to say of one request, the entries in order. `id` is its number among all."""
+
+    __slots__ = ("entries", "id", "lines")
+
+    def __init__(self, id: int, entries: list[Entry] | None = None) -> None:
+        self.id = id
+        self.lines: list[bytes] = []
+        #: All entries of the exchange.
+        self.entries = entries if entries is not None else []
+        self.entries.append(self)
+
+    def add(self, **what: Any) -> None:
+        self.lines.append(_encode({"id": self.id, **what}))
+
+    def stamp(self, name: str, ns: int) -> None:
+        if ns:
+            self.add(timestamps=[{"name": name, "ns": ns}])
+
+
+class TraceFile:
+    """Writes the traces of a server; fits TraceWriter.
+
+    Traces with a `log_frequency` are written to FILE.0, FILE.1 and so on whenever there are as many, the others to FILE as they come: its
+    array is closed at the end. All writing is done on a thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises InvalidArgument when nothing can be written there."""
+        folder = path.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not (path.is_file() and os.access(path, os.W_OK))):
+            raise InvalidArgument(
+                f"the trace file '{path}' cannot be written: its folder must be there, and both must be this user's to write"
+            )
+        self._path = path
+        self._ids = count(1)
+        self._indices = count()
+        self._begun = False
+        #: Complete traces that are not written yet, by log frequency, and their bytes.
+        self._pending: dict[int, list[bytes]] = {}
+        self._bytes: dict[int, int] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace-file")
+        self._writes = 0
+        self._lost = 0
+
+    # what is noted
+
+    def arrived(self, exchange: Exchange[Entry]) -> Entry:
+        return Entry(next(self._ids))
+
+    def began(self, trace: RequestTrace[Entry], request: InferRequest) -> Entry:
+        exchange, parent = trace.exchange, trace.parent
+        top = parent is None
+        entry = exchange.kept if top else Entry(next(self._ids), exchange.kept.entries)
+        if top and "TIMESTAMPS" in exchange.setting.trace_level:
+            start, end = _RECEIVED[exchange.protocol]
+            entry.stamp(start, exchange.began_ns)
+            entry.stamp(end, exchange.read_ns)
+        head: dict[str, Any] = {"model_name": trace.model_name, "model_version": numbered(trace.model_version)}
+        if trace.id:
+            head["request_id"] = trace.id
+        if parent is not None:
+            head["parent_id"] = parent.kept.id
+        entry.add(**head)
+        if "TENSORS" in exchange.setting.trace_level:
+            for tensor in request.inputs.values():
+                entry.add(activity="TENSOR_QUEUE_INPUT", tensor=tensor_document(tensor))
+        return entry
+
+    def context(self, kept: Entry) -> str:
+        return "{}"
+
+    def responded(self, request: RequestTrace[Entry], response: InferResponse) -> None:
+        if "TENSORS" in request.exchange.setting.trace_level:
+            for tensor in response.outputs:
+                request.kept.add(activity="TENSOR_BACKEND_OUTPUT", tensor=tensor_document(tensor))
+
+    def ended(self, request: RequestTrace[Entry]) -> None:
+        entry, exchange = request.kept, request.exchange
+        if "TIMESTAMPS" not in exchange.setting.trace_level:
+            return
+        entry.stamp("REQUEST_START", request.began_ns)
+        entry.stamp("QUEUE_START", request.began_ns)
+        for run in request.runs:
+            entry.stamp("COMPUTE_START", run.started_ns)
+            entry.stamp("COMPUTE_INPUT_END", run.gathered_ns)
+            entry.stamp("COMPUTE_OUTPUT_START", run.ran_ns)
+            entry.stamp("COMPUTE_END", run.ended_ns)
+        if request.parent is None:
+            entry.stamp("INFER_RESPONSE_COMPLETE", exchange.response_ns)
+        entry.stamp("REQUEST_END", request.ended_ns)
+
+    def answered(self, exchange: Exchange[Entry]) -> None:
+        entry, setting = exchange.kept, exchange.setting
+        if "TIMESTAMPS" in setting.trace_level:
+            if not entry.lines:  # it could not be read
+                start, end = _RECEIVED[exchange.protocol]
+                entry.stamp(start, exchange.began_ns)
+                entry.stamp(end, exchange.read_ns)
+            entry.stamp(f"{exchange.protocol}_SEND_START", exchange.send_ns or exchange.sent_ns)
+            entry.stamp(f"{exchange.protocol}_SEND_END", exchange.sent_ns)
+        self._keep(setting, b",".join(line for one in entry.entries for line in one.lines))
+
+    # what is written
+
+    def _keep(self, setting: TraceSetting, trace: bytes) -> None:
+        frequency = setting.log_frequency
+        pending = self._pending.setdefault(frequency, [])
+        pending.append(trace)
+        self._bytes[frequency] = size = self._bytes.get(frequency, 0) + len(trace)
+        setting.collected += 1
+        complete = setting.trace_count == 0 and setting.collected == setting.seen
+        if complete or (frequency and len(pending) >= frequency):
+            self._write(frequency, indexed=True)
+        elif size > _MAX_KEPT:
+            self._write(frequency, indexed=bool(frequency))
+
+    def flush(self) -> None:
+        for frequency in tuple(self._pending):
+            self._write(frequency, indexed=bool(frequency))
+
+    def _write(self, frequency: int, *, indexed: bool) -> None:
+        traces = self._pending.pop(frequency, [])
+        self._bytes.pop(frequency, None)
+        if not traces:
+            return
+        if self._writes >= _MAX_WRITES:
+            if not self._lost:
+                log.warning("traces are lost: '%s' is written too slowly", self._path)
+            self._lost += len(traces)
+            return
+        self._writes += 1
+        index = next(self._indices) if indexed else None
+        written = asyncio.get_running_loop().run_in_executor(self._thread, self._write_traces, traces, index)
+        written.add_done_callback(self._written)
+
+    def _written(self, _: asyncio.Future[None]) -> None:
+        self._writes -= 1
+
+    def _write_traces(self, traces: list[bytes], index: int | None) -> None:
+        """On the thread. Into a file of their own with an index, else behind what is there already."""
+        try:
+            if index is not None:
+                self._path.with_name(f"{self._path.name}.{index}").write_bytes(b"[%b]" % b",".join(traces))
+                return
+            with self._path.open("ab" if self._begun else "wb") as file:
+                file.write((b"," if self._begun else b"[") + b",".join(traces))
+            self._begun = True
+        except OSError as error:
+            log.error("%d traces are lost: '%s' cannot be written: %s", len(traces), self._path, error.strerror or error)
+
+    def _finish(self) -> None:
+        if self._begun:
+            try:
+                with self._path.open("ab") as file:
+                    file.write(b"]")
+            except OSError as error:
+                log.error("the trace file '%s' has no end: %s", self._path, error.strerror or error)
+
+    async def close(self) -> None:
+        self.flush()
+        ended = asyncio.get_running_loop().run_in_executor(self._thread, self._finish)
+        self._thread.shutdown(wait=False)
+        done, _ = await asyncio.wait((ended,), timeout=_FAREWELL)
+        if not done or self._lost:
+            log.error("traces are lost: '%s' is written too slowly (%d)", self._path, self._lost)
