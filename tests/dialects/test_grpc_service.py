@@ -76,7 +76,7 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
         assert OIP + method.name.encode() in caller.application.rpc
 
 
-@pytest.mark.parametrize(("method", "what"), [("TraceSetting", "TraceSetting"), ("LogSettings", "changing the log by request")])
+@pytest.mark.parametrize(("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "changing the log by request")])
 def test_what_is_not_served_is_unimplemented(caller: Caller, method: str, what: str) -> None:
     call = caller.rpc_call(method)
     assert call.code == 12

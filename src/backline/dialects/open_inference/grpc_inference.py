@@ -72,13 +72,8 @@ class GrpcInference:
 
     def _read_done(self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
         try:
-            asked, plan = read.result()
-        except BacklineError as failure:
-            self.trace_refused(call.metadata, began, failure)
-            fail(call, failure)
-            return
-        try:
-            self._ask(call, began, asked, plan)
+            self._trace_unread(call, began, read)
+            self._ask(call, began, *read.result())
         except BacklineError as failure:
             fail(call, failure)
         except Exception as failure:
@@ -99,6 +94,11 @@ class GrpcInference:
         trace = tracer.arrived("GRPC", "", metadata, began) if began and tracer is not None else None
         if trace is not None:
             trace.refused(error)
+
+    def _trace_unread(self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
+        error = read.exception()
+        if isinstance(error, BacklineError):
+            self.trace_refused(call.metadata, began, error)
 
     def _ask(self, call: UnaryCall, began: int, asked: InferRequest, plan: ModelPlan) -> None:
         asked.context = (call, plan)

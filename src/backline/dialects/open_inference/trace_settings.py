@@ -34,7 +34,7 @@ class TraceSettings:
     def _control(self) -> TraceControl:
         control = self._engine.trace_control
         if control is None:
-            raise Unsupported("this server traces nothing")
+            raise Unsupported("tracing is not supported by this server")
         return control
 
     def _get(self, model: str, request: HttpRequest) -> None:

@@ -11,10 +11,10 @@ from itertools import count
 from time import monotonic_ns, time_ns
 from typing import TYPE_CHECKING, Any
 
-from backline.engine.errors import BacklineError, Unsupported
+from backline.engine.errors import Unsupported
 from backline.engine.messages import InferRequest, InferResponse
 from backline.observe.tracing.config import SpanOptions
-from backline.observe.tracing.trace import Exchange, RequestTrace, Run, numbered
+from backline.observe.tracing.trace import Exchange, Failure, RequestTrace, Run, numbered
 from backline.version import __version__
 
 if TYPE_CHECKING:
@@ -167,13 +167,13 @@ class SpanWriter:
     def _add(self, above: KeptSpan, name: str, began_ns: int, ended_ns: int) -> None:
         self._start(above, name, began_ns).end(ended_ns + above.offset_ns)
 
-    def _end(self, kept: KeptSpan, events: Sequence[tuple[str, int]], ended_ns: int, error: BacklineError | None) -> None:
+    def _end(self, kept: KeptSpan, events: Sequence[tuple[str, int]], ended_ns: int, error: Failure | None) -> None:
         span = kept.span
         for name, ns in events:
             if ns:
                 span.add_event(name, timestamp=ns + kept.offset_ns)
         if error is not None:
-            span.set_attribute("error.type", type(error).__name__)
+            span.set_attribute("error.type", error.kind)
             span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, error.message))
         span.end(ended_ns + kept.offset_ns)
 

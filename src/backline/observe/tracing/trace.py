@@ -30,6 +30,18 @@ class Run:
     batch_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What an error says. Not the error itself, whose traceback would hold on to the request's tensors."""
+
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, error: BacklineError | None) -> Failure | None:
+        return None if error is None else cls(type(error).__name__, error.message)
+
+
 class TraceWriter(Protocol[Kept]):
     """Makes something lasting of what was noted. Every method is called on the event loop, and must not wait."""
 
@@ -79,7 +91,7 @@ class Exchange(Generic[Kept]):
         #: When it was read.
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
-        self.error: BacklineError | None = None
+        self.error: Failure | None = None
         #: Requests that are under way for it.
         self._open = 0
         self._answered = False
@@ -119,7 +131,7 @@ class Exchange(Generic[Kept]):
         """The client has its answer, or waits for none."""
         if not self._answered:
             self._answered = True
-            self.error = error
+            self.error = Failure.of(error)
             self.sent_ns = monotonic_ns()
             self._look_at_end()
 
@@ -149,7 +161,7 @@ class RequestTrace(Generic[Kept]):
         self.began_ns = request.arrived_ns
         self.ended_ns = 0
         self.runs: list[Run] = []
-        self.error: BacklineError | None = None
+        self.error: Failure | None = None
         #: Of a model that gives any number of them.
         self.responses = 0
         self.first_response_ns = 0
@@ -231,7 +243,7 @@ class RequestTrace(Generic[Kept]):
             return
         self.ended_ns = monotonic_ns()
         self.batch_size = request.batch_size
-        self.error = error
+        self.error = Failure.of(error)
         self.exchange.writer.ended(self)
         self.exchange.closed()
 
