@@ -36,6 +36,7 @@ EXTRAS = {
     "PIL": "image",
     "soundfile": "audio",
     "uv": "envs",
+    "opentelemetry": "otel",
 }
 #: Extras that bring what others bring alone.
 SEVERAL = {"torchserve"}

@@ -38,14 +38,14 @@ def _http_tables() -> list[list[tuple[str, str]]]:
     return [_routes(rows) for rows in tables(PAGE, "method") if "route" in rows[0]]
 
 
-def _rpc_tables() -> tuple[list[str], list[str], list[str]]:
-    served, sharing, unserved = (rows for rows in tables(PAGE, "method") if "route" not in rows[0])
-    one, two, three = ([code(row["method"])[0] for row in rows] for rows in (served, sharing, unserved))
-    return one, two, three
+def _rpc_tables() -> tuple[list[str], list[str]]:
+    served, sharing = (rows for rows in tables(PAGE, "method") if "route" not in rows[0])
+    one, two = ([code(row["method"])[0] for row in rows] for rows in (served, sharing))
+    return one, two
 
 
 SERVED, CHANGING, SHARING, UNSERVED = _http_tables()
-RPCS, SHARING_RPCS, UNSERVED_RPCS = _rpc_tables()
+RPCS, SHARING_RPCS = _rpc_tables()
 
 
 def _ask(server: ServerProcess, method: str, pattern: str) -> tuple[int, str]:
@@ -107,12 +107,10 @@ def test_no_route_is_missing() -> None:
 
 
 def test_no_method_is_missing() -> None:
-    assert {path.encode() for path in RPCS + SHARING_RPCS + UNSERVED_RPCS} == build_application(Engine()).rpc.keys()
+    assert {path.encode() for path in RPCS + SHARING_RPCS} == build_application(Engine()).rpc.keys()
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in RPCS + SHARING_RPCS + UNSERVED_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))]
-)
+@pytest.mark.parametrize("path", [path for path in RPCS + SHARING_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))])
 def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(path)
@@ -122,7 +120,7 @@ def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
         except grpc.RpcError as error:
             code = error.code().value[0]  # type: ignore[attr-defined]
 
-    assert (code == UNIMPLEMENTED) == (path in SHARING_RPCS + UNSERVED_RPCS)
+    assert (code == UNIMPLEMENTED) == (path in SHARING_RPCS)
 
 
 def test_the_kinds_of_errors_are_told_with_their_statuses() -> None:

@@ -16,7 +16,7 @@ import pytest
 from docs.conftest import Workspace, commands
 from docs.pages import ROOT, Block, blocks, code, read
 
-RUN = ("README.md", "docs/client.md", "docs/configuration.md", "docs/protocol.md", "docs/operations.md")
+RUN = ("README.md", "docs/client.md", "docs/configuration.md", "docs/protocol.md", "docs/operations.md", "docs/tracing.md")
 #: Commands that set up an environment; they are not run, but held against what they name.
 SETUP = ("make", "pip")
 SERVE = "backline serve"
@@ -118,7 +118,7 @@ def test_every_extra_exists() -> None:
         extra for command in _told("pip") for names in re.findall(r"'(?:\.|backline)\[([\w,]+)\]'", command) for extra in names.split(",")
     }
 
-    assert told == {"onnx", "grpc", "redis"}
+    assert told == {"onnx", "grpc", "redis", "otel"}
     assert told <= project["optional-dependencies"].keys()
 
 

@@ -34,7 +34,7 @@ class InferenceService:
         self._engine = engine
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
-        """All methods of the service by gRPC path; those that are not served answer UNIMPLEMENTED and say so."""
+        """All methods of the service by gRPC path."""
         inference = GrpcInference(self._engine)
         changes = Changes(self._engine)
         repository = GrpcRepository(changes)
@@ -64,10 +64,8 @@ class InferenceService:
                 methods[path] = UnaryMethod(guarded(repository.unload))
             elif method.name in ("ModelMetadata", "ModelConfig"):
                 methods[path] = answering(method, served[method.name], partial(self._known, changes))
-            elif method.name in served:
-                methods[path] = answering(method, served[method.name])
             else:
-                methods[path] = answering(method, _refusing(method.name))
+                methods[path] = answering(method, served[method.name])
         return methods
 
     def _known(self, changes: Changes, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
@@ -117,10 +115,3 @@ def answering(
             when(asked, call, reply)
 
     return UnaryMethod(guarded(handle))
-
-
-def _refusing(name: str) -> Callable[[Any], Any]:
-    def refuse(_: Any) -> Any:
-        raise Unsupported(f"{name} is not supported by this server")
-
-    return refuse

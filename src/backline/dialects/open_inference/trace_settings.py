@@ -62,9 +62,9 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """The changes of a body. Raises InvalidArgument."""
+    """The changes of a body; an empty one changes nothing. Raises InvalidArgument."""
     try:
-        return _decoder.decode(body)
+        return _decoder.decode(body or b"{}")
     except msgspec.MsgspecError as error:
         raise InvalidArgument(
             f"the body is no JSON object of trace settings, each a text, a list of texts, or null to have that of all models: {error}"

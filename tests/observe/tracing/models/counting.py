@@ -1,0 +1,13 @@
+from collections.abc import Iterator
+
+import numpy as np
+
+from backline.model import INT32
+
+
+class Counting:
+    """As many responses as it is told."""
+
+    def predict(self, count: INT32[1]) -> Iterator[INT32[1]]:
+        for number in range(int(count[0])):
+            yield np.array([number], np.int32)

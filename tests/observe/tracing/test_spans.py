@@ -1,0 +1,345 @@
+"""Spans of a real server, as a receiver over OTLP/HTTP gets them."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc_client
+import tritonclient.http as http_client
+from tritonclient.utils import InferenceServerException
+
+from observe.tracing.repository import add_models, write_repository
+from support.otlp import Receiver, Span, receiver
+from support.server import ServerProcess, serve
+
+SERVER = 2  # the kind of a span that answers somebody else's
+COMPUTE = {"compute": ["input", "infer", "output"]}
+RUN = ["queue", COMPUTE]
+ADD = {"add": RUN}
+
+
+@dataclass
+class Traced:
+    """A server that traces all requests, and what gets its spans."""
+
+    server: ServerProcess
+    receiver: Receiver
+    folder: Path
+
+    def infer(self, model: str, id: str, inputs: dict[str, np.ndarray] | None = None, *, by: str = "http", **more: Any) -> Any:
+        """The client's answer, or its error."""
+        api, port = (http_client, self.server.http_port) if by == "http" else (grpc_client, self.server.grpc_port)
+        types = {"f": "FP32", "i": "INT32", "O": "BYTES"}
+        given = []
+        for name, array in (inputs or {"IN": np.ones((1, 4), np.float32)}).items():
+            one = api.InferInput(name, list(array.shape), types[array.dtype.kind])
+            one.set_data_from_numpy(array)
+            given.append(one)
+        with api.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            try:
+                return client.infer(model, given, request_id=id, **more)
+            except InferenceServerException as error:
+                return error
+
+    def root(self, id: str) -> Span:
+        """The trace of the request with this id."""
+        return self.receiver.wait_for(lambda root: any(child.attributes.get("triton.request_id") == id for child in root.children))
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    folder = tmp_path_factory.mktemp("spans")
+    repository = add_models(write_repository(folder / "models"))
+    with receiver() as received:
+        settings = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={received.url}"]
+        settings += ["opentelemetry,resource=service.name=music", "opentelemetry,bsp_schedule_delay=50"]
+        options = [text for one in settings for text in ("--trace-config", one)]
+        with serve(repository, folder / "log", *options) as server:
+            yield Traced(server, received, folder)
+
+
+def test_a_request_is_a_span_with_its_queue_and_its_compute_below(traced: Traced) -> None:
+    traced.infer("add", "plain")
+
+    root = traced.root("plain")
+
+    assert root.tree() == {"InferRequest": [ADD]}
+    assert (root.kind, root.error, root.resource["service.name"]) == (SERVER, "", "music")
+    assert root.attributes == {"network.protocol.name": "http"}
+    assert root.events == ["HTTP_RECV_START", "HTTP_RECV_END", "INFER_RESPONSE_COMPLETE", "HTTP_SEND_START", "HTTP_SEND_END"]
+    add = root.below("add")
+    assert add.attributes.pop("triton.trace_id") > 0
+    assert add.attributes == {
+        "triton.model_name": "add",
+        "triton.model_version": 1,
+        "triton.trace_parent_id": 0,
+        "triton.request_id": "plain",
+        "backline.batch_size": 1,
+    }
+    assert add.events == ["REQUEST_START", "QUEUE_START", "REQUEST_END"]
+    assert add.below("compute").events == ["COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END"]
+
+
+def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced) -> None:
+    before = time.time_ns()
+    traced.infer("add", "times")
+    after = time.time_ns()
+
+    root = traced.root("times")
+
+    def check(span: Span) -> None:
+        assert span.began <= span.ended
+        for child in span.children:
+            assert span.began <= child.began, (span.name, child.name)
+            assert child.ended <= span.ended, (span.name, child.name)
+            check(child)
+
+    check(root)
+    assert before - 5_000_000 < root.began < root.ended < after + 5_000_000  # the clock may be corrected meanwhile
+    queue, compute = root.below("add").children
+    assert queue.ended == compute.began
+    assert [(one.began, one.ended) for one in compute.children] == [
+        (compute.began, compute.children[0].ended),
+        (compute.children[0].ended, compute.children[2].began),
+        (compute.children[2].began, compute.ended),
+    ]
+
+
+@pytest.mark.parametrize("by", ["http", "grpc"])
+def test_the_clients_trace_is_gone_on_with(traced: Traced, by: str) -> None:
+    trace, span = f"{'ab' if by == 'http' else 'cd'}7651916cd43dd8448eb211c80319c0"[:32].ljust(32, "1"), "b7ad6b7169203331"
+
+    traced.infer("add", f"child by {by}", by=by, headers={"traceparent": f"00-{trace}-{span}-01", "tracestate": "vendor=value"})
+
+    root = traced.root(f"child by {by}")
+    assert (root.trace_id, root.parent_id) == (trace, span)
+    assert root.attributes["network.protocol.name"] == by
+    assert all(one.trace_id == trace for one in (root.below("add"), root.below("add", "compute", "infer")))
+
+
+def test_an_ensemble_has_a_span_for_each_step(traced: Traced) -> None:
+    traced.infer("twice", "steps")
+
+    root = traced.root("steps")
+
+    assert root.tree() == {"InferRequest": [{"twice": [ADD, ADD]}]}
+    twice = root.below("twice")
+    assert {step.attributes["triton.trace_parent_id"] for step in twice.children} == {twice.attributes["triton.trace_id"]}
+
+
+def test_the_calls_of_a_pipeline_are_children_of_its_request(traced: Traced) -> None:
+    traced.infer("pipeline", "calls", {"x": np.ones((1, 4), np.float32)})
+
+    pipeline = traced.root("calls").below("pipeline")
+
+    assert [child.name for child in pipeline.children] == ["queue", "compute", "add", "add", "add"]
+    compute, first, second, joined = pipeline.children[1:]
+    assert all(compute.began <= call.began < call.ended <= compute.ended for call in (first, second, joined))
+    assert max(first.ended, second.ended) <= joined.began
+    assert first.tree() == ADD
+
+
+def test_the_calls_of_triton_models_are_children_with_and_without_their_trace(traced: Traced) -> None:
+    traced.infer("caller", "scripted", {"IN": np.full((1, 4), 6, np.float32)})
+
+    caller = traced.root("scripted").below("caller")
+
+    assert [child.name for child in caller.children] == ["queue", "compute", "add", "add"]
+
+
+def test_the_context_in_a_model_is_that_of_its_span(traced: Traced) -> None:
+    traced.infer("caller", "context")
+
+    caller = traced.root("context").below("caller")
+
+    contexts = [json.loads(text)["traceparent"] for text in re.findall(r"context (\{.*\})", traced.server.output)]
+    assert [text.split("-")[2] for text in contexts if text.split("-")[1] == caller.trace_id] == [caller.id]
+
+
+def test_a_call_for_several_requests_is_a_child_of_one_and_linked_to_the_others(traced: Traced) -> None:
+    ids = ("one of two", "two of two")
+    asking = [threading.Thread(target=traced.infer, args=("batched", id, {"x": np.ones((1, 4), np.float32)})) for id in ids]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+
+    spans = [traced.root(id).below("batched") for id in ids]
+
+    (call,) = (child for span in spans for child in span.children if child.name == "add")
+    assert {call.parent_id, *call.links} == {span.id for span in spans}
+    assert [span.below("compute").attributes["backline.run_batch_size"] for span in spans] == [2, 2]
+
+
+def test_a_failure_is_told_where_it_was(traced: Traced) -> None:
+    traced.infer("twice", "failed", {"IN": np.full((1, 4), -1, np.float32)})
+
+    root = traced.root("failed")
+
+    twice = root.below("twice")
+    assert root.error == twice.error == "in ensemble 'twice', model 'add': negative"
+    assert twice.below("add").error == "negative"
+    assert root.attributes["error.type"] == "ModelFailed"
+
+
+def test_what_is_refused_is_an_error_without_a_run(traced: Traced) -> None:
+    wrong = traced.infer("add", "refused", {"IN": np.ones((1, 5), np.float32)}, by="grpc")
+
+    root = traced.root("refused")
+
+    assert root.tree() == {"InferRequest": ["add"]}
+    assert root.error == wrong.message()
+    assert root.attributes["error.type"] == "InvalidArgument"
+
+
+def test_what_cannot_be_read_is_an_error(traced: Traced) -> None:
+    import urllib.error
+    import urllib.request
+
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"{traced.server.url}/v2/models/add/infer", data=b"{", timeout=10)
+
+    root = traced.receiver.wait_for(lambda root: "JSON" in root.error)
+    assert root.children == []
+
+
+@pytest.fixture
+def occupied(traced: Traced) -> Iterator[str]:
+    """The model `waiting` runs a request, until the test is over."""
+    gate = traced.folder / f"gate{time.monotonic_ns()}"
+    running = threading.Thread(target=traced.infer, args=("waiting", "first", {"path": _path(gate)}))
+    running.start()
+    while not gate.with_suffix(".begun").exists():
+        time.sleep(0.005)
+    yield str(gate)
+    gate.touch()
+    running.join()
+
+
+def _path(path: object) -> np.ndarray:
+    return np.array([str(path).encode()], np.object_)
+
+
+def test_a_full_queue_is_an_error(traced: Traced, occupied: str) -> None:
+    waiting = [threading.Thread(target=traced.infer, args=("waiting", f"waits {n}", {"path": _path(occupied)})) for n in range(2)]
+    for one in waiting:
+        one.start()
+    while isinstance(refused := traced.infer("waiting", "too many", {"path": _path(occupied)}, timeout=1000), InferenceServerException):
+        if "maximum queue size" in refused.message():
+            break
+
+    root = traced.receiver.wait_for(lambda root: "maximum queue size" in root.error)
+
+    assert root.attributes["error.type"] == "Unavailable"
+    Path(occupied).touch()
+    for one in waiting:
+        one.join()
+
+
+def test_what_waits_too_long_is_an_error(traced: Traced, occupied: str) -> None:
+    traced.infer("waiting", "expired", {"path": _path(occupied)}, timeout=1000)
+
+    root = traced.root("expired")
+
+    assert "timeout expired" in root.error
+    assert root.tree() == {"InferRequest": [{"waiting": ["queue"]}]}
+
+
+def test_a_deadline_that_passes_is_an_error(traced: Traced, occupied: str) -> None:
+    traced.infer("waiting", "late", {"path": _path(occupied)}, by="grpc", client_timeout=0.2)
+
+    root = traced.root("late")
+
+    assert root.attributes["error.type"] == root.below("waiting").attributes["error.type"] == "DeadlineExceeded"
+
+
+def test_a_client_that_goes_away_is_an_error(traced: Traced, occupied: str) -> None:
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}") as client:
+        given = grpc_client.InferInput("path", [1], "BYTES")
+        given.set_data_from_numpy(_path(occupied))
+        call = client.async_infer("waiting", [given], lambda result, error: None, request_id="gone")
+        while _pending(traced) == 0:
+            time.sleep(0.005)
+        call.cancel()
+
+        root = traced.root("gone")
+
+    assert root.attributes["error.type"] == "Cancelled"
+
+
+def _pending(traced: Traced) -> int:
+    import urllib.request
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{traced.server.metrics_port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return int(float(re.search(r'nv_inference_pending_request_count\{[^}]*model="waiting"[^}]*\} (\S+)', text)[1]))
+
+
+def test_a_stream_of_responses_says_how_many_there_were(traced: Traced) -> None:
+    done = threading.Event()
+    with grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}") as client:
+        client.start_stream(lambda result, error: result.get_response().parameters["triton_final_response"].bool_param and done.set())
+        given = grpc_client.InferInput("count", [1], "INT32")
+        given.set_data_from_numpy(np.array([3], np.int32))
+        client.async_stream_infer("counting", [given], request_id="stream", enable_empty_final_response=True)
+        assert done.wait(10)
+        client.stop_stream()
+
+    counting = traced.root("stream").below("counting")
+
+    assert counting.attributes["backline.response_count"] == 3
+    assert "FIRST_RESPONSE" in counting.events
+
+
+def test_only_the_clients_trace_is_followed_with_a_rate_of_zero_or_none_that_is_sampled(traced: Traced) -> None:
+    client = http_client.InferenceServerClient(f"127.0.0.1:{traced.server.http_port}")
+    client.update_trace_settings("add", {"trace_rate": "1000000"})
+    traced.infer("add", "not followed")
+    traced.infer("add", "not sampled", headers={"traceparent": f"00-{'e' * 32}-{'e' * 16}-00"})
+    traced.infer("add", "followed", headers={"traceparent": f"00-{'f' * 32}-{'f' * 16}-01"})
+    client.update_trace_settings("add", {"trace_rate": None})
+    client.close()
+
+    assert traced.root("followed").parent_id == "f" * 16
+    told = {span.attributes.get("triton.request_id") for span in traced.receiver.spans}
+    assert not told & {"not followed", "not sampled"}
+
+
+def test_off_and_on_while_the_server_runs(traced: Traced) -> None:
+    client = grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}")
+    client.update_trace_settings(settings={"trace_level": ["OFF"]})
+    traced.infer("add", "dark")
+    client.update_trace_settings(settings={"trace_level": None})
+    traced.infer("add", "light")
+    client.close()
+
+    traced.root("light")
+    assert "dark" not in {span.attributes.get("triton.request_id") for span in traced.receiver.spans}
+
+
+def test_the_settings_of_this_mode(traced: Traced) -> None:
+    client = http_client.InferenceServerClient(f"127.0.0.1:{traced.server.http_port}")
+
+    assert client.get_trace_settings() == {
+        "trace_level": ["TIMESTAMPS"],
+        "trace_rate": "1",
+        "trace_count": "-1",
+        "trace_mode": "opentelemetry",
+        "url": traced.receiver.url,
+        "resource": ["service.name=music"],
+        "bsp_max_queue_size": "2048",
+        "bsp_schedule_delay": "50",
+        "bsp_max_export_batch_size": "512",
+    }
+    with pytest.raises(InferenceServerException, match="spans have no tensors"):
+        client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS", "TENSORS"]})
+    client.close()
