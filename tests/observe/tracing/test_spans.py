@@ -6,6 +6,8 @@ import json
 import re
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,9 +204,6 @@ def test_what_is_refused_is_an_error_without_a_run(traced: Traced) -> None:
 
 
 def test_what_cannot_be_read_is_an_error(traced: Traced) -> None:
-    import urllib.error
-    import urllib.request
-
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"{traced.server.url}/v2/models/add/infer", data=b"{", timeout=10)
 
@@ -233,12 +232,13 @@ def test_a_full_queue_is_an_error(traced: Traced, occupied: str) -> None:
     waiting = [threading.Thread(target=traced.infer, args=("waiting", f"waits {n}", {"path": _path(occupied)})) for n in range(2)]
     for one in waiting:
         one.start()
-    while isinstance(refused := traced.infer("waiting", "too many", {"path": _path(occupied)}, timeout=1000), InferenceServerException):
-        if "maximum queue size" in refused.message():
-            break
+    while _pending(traced) < 2:
+        time.sleep(0.005)
+    traced.infer("waiting", "too many", {"path": _path(occupied)})
 
-    root = traced.receiver.wait_for(lambda root: "maximum queue size" in root.error)
+    root = traced.root("too many")
 
+    assert "maximum queue size" in root.error
     assert root.attributes["error.type"] == "Unavailable"
     Path(occupied).touch()
     for one in waiting:
@@ -277,8 +277,6 @@ def test_a_client_that_goes_away_is_an_error(traced: Traced, occupied: str) -> N
 
 
 def _pending(traced: Traced) -> int:
-    import urllib.request
-
     with urllib.request.urlopen(f"http://127.0.0.1:{traced.server.metrics_port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     return int(float(re.search(r'nv_inference_pending_request_count\{[^}]*model="waiting"[^}]*\} (\S+)', text)[1]))
