@@ -18,6 +18,7 @@ from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
 from backline.lifecycle.options import LifecycleOptions
+from backline.observe.log.requests import RequestLog
 from backline.observe.log.server_log import ServerLog
 from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
@@ -140,7 +141,7 @@ class Server:
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,
         )
-        self.engine.log_control = log
+        self._log = self.engine.log_control = log
         if options.allow_client_shm:
             self.engine.shared_memory = SharedMemory(options.limits.max_body_size, options.limits.max_buffered_bytes)
         self._tracing: Tracing | None = None
@@ -162,7 +163,10 @@ class Server:
         sys.setswitchinterval(SWITCH_INTERVAL)
         share_arena()
         options = self.options
-        self._tracing = Tracing(self.engine, options.trace)
+        tracing = self._tracing = Tracing(self.engine, options.trace)
+        if self._log is not None:
+            requests = RequestLog()
+            self._log.watch(lambda settings: tracing.tell(requests if settings.verbose_level else None))
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
             self.engine, Metrics(self.engine).page, recorder=recorder, not_ready_status=options.not_ready_status

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import backline
+from backline.lifecycle.options import LifecycleOptions
+from backline.observe.log.server_log import ServerLog
+from backline.observe.log.settings import LogSettings
+from backline.server import Server, ServerOptions
 from support import models
 from support.server import ServerProcess, free_ports, serve
 
@@ -79,3 +90,110 @@ def test_a_standard_error_that_is_gone_does_not_hurt_serving(repository: Path, t
         assert answers(server)
     finally:
         assert server.stop() == 0
+
+
+SLEEPER = """
+backend: "identity" max_batch_size: 8 parameters { key: "execute_delay_ms" value { string_value: "400" } }
+input [{ name: "x" data_type: TYPE_FP32 dims: [4] }] output [{ name: "y" data_type: TYPE_FP32 dims: [4] }]
+"""
+INFER = "/v2/models/add1/infer"
+ZEROS = {"name": "INPUT0", "datatype": "FP32", "shape": [2, 16], "data": [0] * 32}
+ASLEEP = {"id": "asleep", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0] * 4}]}
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[[], list[dict[str, Any]]]:
+    """The lines of requests that are in the log by now."""
+
+    def lines() -> list[dict[str, Any]]:
+        documents = [json.loads(line) for line in (tmp_path / "log.json").read_text().splitlines()]
+        return [document for document in documents if document["logger"] == "backline.requests"]
+
+    return lines
+
+
+@contextmanager
+def logging_server(tmp_path: Path, *options: str) -> Iterator[ServerProcess]:
+    """A server whose log is JSON in a file."""
+    models.add1(tmp_path / "models")
+    (tmp_path / "models" / "sleeper" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "sleeper" / "config.pbtxt").write_text(SLEEPER)
+    with serve(tmp_path / "models", tmp_path / "log", "--log-format", "json", "--log-file", str(tmp_path / "log.json"), *options) as server:
+        yield server
+
+
+def post(server: ServerProcess, path: str, document: object, **fields: str) -> int:
+    headers = {name.replace("_", "-"): value for name, value in fields.items()}
+    request = urllib.request.Request(f"{server.url}{path}", json.dumps(document).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_verbose_log_has_a_line_for_each_request(tmp_path: Path, told: Callable[[], list[dict[str, Any]]]) -> None:
+    """While it is verbose, and also where requests are traced besides."""
+    traces = tmp_path / "traces.json"
+    tracing = (f"triton,file={traces}", "rate=1", "level=TIMESTAMPS")
+    with logging_server(tmp_path, *(word for setting in tracing for word in ("--trace-config", setting))) as server:
+        assert post(server, INFER, {"id": "before", "inputs": [ZEROS]}) == 200
+        assert post(server, "/v2/logging", {"log_verbose_level": 1}) == 200
+        assert post(server, INFER, {"id": "one\ntwo", "inputs": [ZEROS]}) == 200
+        assert post(server, INFER, {"id": "unfit", "inputs": [{**ZEROS, "name": "other"}]}) == 400
+        assert post(server, INFER, []) == 400
+        assert post(server, "/v2/models/nobody/infer", {"inputs": [ZEROS]}) == 404
+        with backline.connect(server.grpc_url) as client:
+            client["add1"](np.zeros((1, 16), np.float32))
+            assert len(list(client["add1"].stream(np.zeros((1, 16), np.float32)))) == 1
+        assert post(server, "/v2/logging", {"log_verbose_level": 0}) == 200
+        assert post(server, INFER, {"id": "after", "inputs": [ZEROS]}) == 200
+        assert server.stop() == 0
+
+    keys = ("protocol", "model", "version", "id", "status", "batch_size")
+    assert [tuple(line.get(key) for key in keys) for line in told()] == [
+        ("HTTP", "add1", "1", "one\ntwo", 200, 2),
+        ("HTTP", "add1", "1", "unfit", 400, None),
+        ("HTTP", "add1", None, None, 400, None),
+        ("HTTP", "nobody", None, None, 404, None),
+        ("GRPC", "add1", "1", None, "OK", 1),
+        ("GRPC", "add1", "1", None, "OK", 1),
+    ]
+    for line in told():
+        if line["status"] in (200, "OK"):
+            assert 0 <= line["queue_us"] + line["compute_us"] <= line["duration_us"]
+        else:
+            assert line["message"].endswith(line["error"])
+    asked = {trace["request_id"] for trace in json.loads(traces.read_text()) if "request_id" in trace}
+    assert {"before", "one\ntwo", "after"} <= asked
+
+
+def test_deadlines_and_clients_that_leave_are_in_a_verbose_log(tmp_path: Path, told: Callable[[], list[dict[str, Any]]]) -> None:
+    with logging_server(tmp_path, "--log-verbose", "1") as server:
+        path = "/v2/models/sleeper/infer"
+        assert post(server, path, ASLEEP, grpc_timeout="50m") == 504
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port)
+        connection.request("POST", path, json.dumps(ASLEEP))
+        connection.close()
+        assert post(server, path, ASLEEP) == 200  # it is behind the other one
+
+        assert server.stop() == 0
+
+    assert sorted((line["id"], line["status"]) for line in told()) == [("asleep", 200), ("asleep", 499), ("asleep", 504)]
+
+
+def test_a_log_that_is_not_verbose_leaves_the_way_of_requests_as_it_is(tmp_path: Path) -> None:
+    async def ways() -> list[bool]:
+        log = ServerLog(LogSettings(file=str(tmp_path / "log")))
+        options = ServerOptions((tmp_path,), LifecycleOptions(state_folder=tmp_path), http_port=0, grpc_port=None, metrics_port=None)
+        with log.installed():
+            server = Server(options, log)
+            await server.start()
+            own = []
+            for level in (0, 1, 0):
+                log.update({"log_verbose_level": level})
+                own.append(server.engine.tracer is None and "submit" not in vars(server.engine))
+            await server.stop()
+        return own
+
+    assert asyncio.run(ways()) == [True, False, True]

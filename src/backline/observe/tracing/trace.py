@@ -17,6 +17,8 @@ from backline.observe.tracing.settings import TraceSetting
 Kept = TypeVar("Kept")
 #: Seconds that what ends a request at its deadline may be early.
 _EARLY = 0.002
+#: Stands for the version of a model that there is not, as in Triton's traces.
+UNKNOWN_VERSION = "-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Exchange(Generic[Kept]):
         engine: Engine,
         setting: TraceSetting,
         protocol: TraceProtocol,
+        model: str,
         began_ns: int,
         parent: object = None,
     ) -> None:
@@ -86,13 +89,16 @@ class Exchange(Generic[Kept]):
         self.engine = engine
         self.setting = setting
         self.protocol = protocol
+        #: That was asked, as far as it is known without reading.
+        self.model = model
         self.parent = parent
         self.began_ns = began_ns
         #: When it was read.
         self.read_ns = monotonic_ns()
         self.response_ns = self.send_ns = self.sent_ns = 0
         self.error: Failure | None = None
-        #: Requests that are under way for it.
+        #: Requests that were begun for it, and those that are under way.
+        self.requests = 0
         self._open = 0
         self._answered = False
         self.kept = writer.arrived(self)
@@ -120,6 +126,7 @@ class Exchange(Generic[Kept]):
 
     def opened(self) -> None:
         """A request was begun for it."""
+        self.requests += 1
         self._open += 1
 
     def closed(self) -> None:
@@ -278,7 +285,7 @@ def _resolve(engine: Engine, request: InferRequest) -> tuple[str, bool]:
     try:
         model = engine.find(request.model_name, request.model_version)
     except BacklineError:  # said again when it is submitted
-        return request.model_version or "-1", False
+        return request.model_version or UNKNOWN_VERSION, False
     return model.version, model.config.ensemble is not None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.tracing import SettingValue, TraceProtocol
+from backline.observe.tracing.beside import ToldBeside
 from backline.observe.tracing.config import DEFAULT_URL, TraceConfig
 from backline.observe.tracing.settings import SettingTable
 from backline.observe.tracing.spans import SpanWriter
@@ -30,19 +31,29 @@ class Tracing:
         self._writer: TraceWriter[Any] | None = self._spans
         if config.mode == "triton" and config.file is not None:
             self._writer = TraceFile(config.file)
+        #: Told of every request, whatever is traced, and the two of them for what both are to know.
+        self._log: TraceWriter[Any] | None = None
+        self._both: TraceWriter[Any] | None = None
         engine.trace_control = self
         self._follow()
 
     def _follow(self) -> None:
-        self._engine.trace_with(self if self._writer is not None and self._table.any_on else None)
+        traces = self._writer is not None and self._table.any_on
+        self._engine.trace_with(self if traces or self._log is not None else None)
+
+    def tell(self, log: TraceWriter[Any] | None) -> None:
+        """From now on `log` hears of every request, also of those that are not traced; None: nobody does."""
+        self._log = log
+        self._both = None if self._writer is None or log is None else ToldBeside(self._writer, log)
+        self._follow()
 
     def arrived(self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int) -> Exchange[Any] | None:
         """See Tracer. One that belongs to a sampled trace of the client's is traced, whatever the rate."""
         setting = self._table.of(model)
         parent = self._spans.read_parent(headers) if self._spans is not None and setting.on and b"traceparent" in headers else None
-        if self._writer is None or not setting.sample(forced=parent is not None):
-            return None
-        return Exchange(self._writer, self._engine, setting, protocol, began_ns, parent)
+        traced = self._writer is not None and setting.sample(forced=parent is not None)
+        writer = (self._both or self._writer) if traced else self._log
+        return None if writer is None else Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
         """See TraceControl."""
