@@ -26,14 +26,11 @@ from backline.lifecycle.shared import Shared
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults
 from backline.repository.configuration.json_form import configuration_json
-from backline.repository.unpacked import unpacked
 from backline.repository.walk import walk
-from backline.workers.environments.borrowed import borrow
 from backline.workers.environments.packed import PARAMETER, packed_environment
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environment, Environments, User, default_folder
 from backline.workers.environments.uv import OnBytes, Uv
-from backline.workers.process.debugged import DebuggedWorker
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Load, Spec
@@ -93,6 +90,8 @@ class WorkerStarter:
                 " files along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
             )
         if hosted.packed is not None:
+            from backline.repository.unpacked import unpacked
+
             hosted = replace(hosted, path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed))
         if given := self._config.parameters.get(PARAMETER):
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
@@ -103,6 +102,8 @@ class WorkerStarter:
         environment = self._environment(hosted)
         if self._debugged:
             self._check_debugged(hosted, environment)
+            from backline.workers.process.debugged import DebuggedWorker
+
             options, instances = PoolOptions(inf, idempotent=False, worker=DebuggedWorker), 1
         pool = self._start(self._command(hosted, environment, complete=self._may_complete), options, instances)
         if not pool.loaded.completed:
@@ -133,6 +134,8 @@ class WorkerStarter:
             self._uv.cancel()
 
     def _check_debugged(self, hosted: HostedModel, environment: Environment | None) -> None:
+        from backline.workers.environments.borrowed import borrow
+
         label = f"model '{self._config.name}'"
         if hosted.python is not None:
             raise InvalidArgument(f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's process")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,6 +30,8 @@ def create() -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("backline", os.MFD_CLOEXEC)
     else:
+        import tempfile
+
         with tempfile.TemporaryFile(prefix="backline-") as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, 2 * HALF)

@@ -25,6 +25,7 @@ class DebuggedWorker(WorkerProcess):
     """
 
     farewell: ClassVar[float] = 0.5
+    debugged: ClassVar[bool] = True
     _thread: threading.Thread | None = None
 
     @property

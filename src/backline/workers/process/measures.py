@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from backline.engine.custom_metrics import MetricKind
 from backline.engine.errors import Unavailable
 from backline.workers.process.caller import Caller
 from backline.workers.process.protocol import Kind, Measure
+
+if TYPE_CHECKING:
+    from backline.engine.custom_metrics import MetricKind
 
 
 class Measures:

@@ -24,7 +24,6 @@ from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.process.calls import Calls
-from backline.workers.process.debugged import DebuggedWorker
 from backline.workers.process.job import Job, Run
 from backline.workers.process.process import WorkerCommand, WorkerProcess
 from backline.workers.process.protocol import Loaded
@@ -109,7 +108,7 @@ class WorkerPool(ModelInWorkers):
     @property
     def debugged(self) -> bool:
         """See ModelInWorkers."""
-        return issubclass(self.options.worker, DebuggedWorker)
+        return self.options.worker.debugged
 
     @property
     def where(self) -> str:

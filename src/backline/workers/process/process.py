@@ -84,6 +84,8 @@ class WorkerProcess:
 
     #: Seconds that it has to end when it is told to.
     farewell: ClassVar[float] = 5.0
+    #: Whether a person looks at its model, in this process.
+    debugged: ClassVar[bool] = False
 
     def __init__(
         self,

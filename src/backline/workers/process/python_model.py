@@ -10,7 +10,7 @@ import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from backline.engine.tensor import Tensor
 from backline.model import metrics
 from backline.model.hints import Models, Request
 from backline.model.media import DECODED_LIMIT
-from backline.workers.joiner import Joiner
 from backline.workers.process.caller import Caller
 from backline.workers.process.measures import Measures
 from backline.workers.process.model_code import ModelCode, find_model, import_file
@@ -30,6 +29,9 @@ from backline.workers.process.tracebacks import details, reason
 from backline.workers.process.triton import worker
 from backline.workers.process.typed_values import TypedValue
 from backline.workers.process.worker_model import WorkerModel
+
+if TYPE_CHECKING:
+    from backline.workers.joiner import Joiner
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
 #: Batches that an asynchronous model takes at once.
@@ -98,6 +100,8 @@ class PythonModel:
         inputs = tuple(self._joined_spec(value, () if name in self._hidden else batch) for name, value in self._inputs.items())
         outputs = tuple(self._joined_spec(value, batch) for value in self._outputs)
         shapes = {spec.name: spec.shape for spec in outputs}
+        from backline.workers.joiner import Joiner
+
         scattered = {name: shapes.get(name, ()) for name in joining.scattered}
         return Joiner(self._where, joining, Signature(inputs, outputs), scattered, batched=self._batched)
 

@@ -7,6 +7,7 @@ it, so that the model's environment decides about every other package. NumPy and
 from __future__ import annotations
 
 import faulthandler
+import gc
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -24,9 +25,12 @@ def _import_package() -> None:
 def _main() -> None:
     faulthandler.enable()
     sys.path.pop(0)  # this folder, whose modules are nobody else's
+    gc.disable()  # what is imported stays: it is not looked through for garbage
     _import_package()
     from backline.workers.process.child import end_with_parent, main
 
+    gc.freeze()
+    gc.enable()
     end_with_parent()
     data, control, calls, arena, parent = map(int, sys.argv[1:])
     import os
