@@ -16,7 +16,8 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.metadata import server_metadata
-from backline.dialects.open_inference.parameters import take_sequence
+from backline.dialects.open_inference.parameters import apply_parameters
+from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.messages import InferRequest, InferResponse
 from backline.inproc_control import InprocControl
@@ -51,18 +52,7 @@ class InprocTransport(Transport):
     async def infer(self, call: InferCall) -> InferResponse:
         if self._closed:
             raise ConnectionFailed(f"the client of {self._url} is closed")
-        parameters = dict(call.parameters or {})
-        request = InferRequest(
-            call.model,
-            {tensor.name: tensor for tensor in call.inputs},
-            _unset,
-            model_version=call.version,
-            id=call.id,
-            outputs=call.outputs,
-            parameters=parameters or None,
-            sequence=take_sequence(parameters),
-            deadline=monotonic() + call.timeout,
-        )
+        request = _request(call, monotonic() + call.timeout)
         try:
             async with asyncio.timeout(call.timeout):
                 return await self._engine.infer(request)
@@ -72,16 +62,7 @@ class InprocTransport(Transport):
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
         if self._closed:
             raise ConnectionFailed(f"the client of {self._url} is closed")
-        request = InferRequest(
-            call.model,
-            {tensor.name: tensor for tensor in call.inputs},
-            _unset,
-            model_version=call.version,
-            id=call.id,
-            outputs=call.outputs,
-            parameters=None if call.parameters is None else dict(call.parameters),
-        )
-        async with self._engine.stream(request) as responses:
+        async with self._engine.stream(_request(call)) as responses:
             while True:
                 try:
                     async with asyncio.timeout(call.timeout):
@@ -132,6 +113,25 @@ class InprocTransport(Transport):
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         return await self._control.models(timeout)
+
+
+def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
+    """A call as the server's engine takes it; its parameters mean what they mean to a server."""
+    plan = InferPlan(())
+    apply_parameters(plan, call.parameters or {})
+    return InferRequest(
+        call.model,
+        {tensor.name: tensor for tensor in call.inputs},
+        _unset,
+        model_version=call.version,
+        id=call.id,
+        outputs=call.outputs,
+        parameters=plan.parameters,
+        priority=plan.priority,
+        timeout=plan.timeout,
+        sequence=plan.sequence,
+        deadline=deadline,
+    )
 
 
 def _unset(request: InferRequest, response: object, error: object) -> None:

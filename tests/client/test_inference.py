@@ -75,6 +75,13 @@ def test_a_parameter_that_no_request_can_carry_is_refused(client: Client, value:
         client["add1"](X, parameters={"p": value})  # type: ignore[dict-item]
 
 
+def test_parameters_of_the_protocol_mean_the_same_over_every_transport(client: Client) -> None:
+    with pytest.raises(InvalidArgument, match="parameter 'priority' must be an unsigned integer"):
+        client["add1"](X, parameters={"priority": -1})
+    with pytest.raises(Unavailable, match="Request timeout expired after"):
+        client["add1"](X, parameters={"timeout": 1})  # a microsecond: less than a turn of the event loop
+
+
 def test_an_empty_name_is_refused(client: Client) -> None:
     with pytest.raises(InvalidArgument, match="name of a model is empty"):
         client[""]

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import tritonclient.http as tritonclient
 
 import backline
+from backline.engine.errors import InvalidArgument
 from support.repositories import put
 from support.server import ServerProcess, serve
 
@@ -116,6 +118,24 @@ def test_what_a_model_does_costs_its_own_request_only_and_is_told(server: Server
     with pytest.raises(Exception, match=told):
         ask(server, how)
     assert ask(server, "fine") == b"fine"
+
+
+@pytest.mark.parametrize("parameters", [{"timeout": 2**64 - 1}, {"n": 2**64 - 1}, {"n": -(2**63)}], ids=str)
+def test_the_largest_numbers_of_a_request_reach_the_worker(server: ServerProcess, parameters: dict[str, int]) -> None:
+    with backline.connect(server.url, timeout=20) as client:
+        answer = client["identity"](np.ones((1, 4), np.float32), parameters=parameters)
+    assert answer["output"].shape == (1, 4)
+
+
+def test_what_no_worker_can_be_told_costs_its_own_request_only(tmp_path: Path) -> None:
+    put(tmp_path / "identity" / "1" / "model.py", IDENTITY)
+    with backline.connect(f"inproc://{tmp_path}", timeout=20) as client, ThreadPoolExecutor(9) as threads:
+        model = client["identity"]
+        good = [threads.submit(model, np.full((1, 4), row, np.float32), request_id=str(row)) for row in range(8)]
+        bad = threads.submit(model, np.ones((1, 4), np.float32), parameters={"mood": "\ud800"})
+        with pytest.raises(InvalidArgument, match=r"cannot be given to a worker process of model 'identity' version 1: .*surrogates"):
+            bad.result()
+        assert [one.result()["output"][0, 0] for one in good] == list(range(8))
 
 
 def test_a_model_that_forks_answers_once(server: ServerProcess) -> None:

@@ -18,6 +18,8 @@ MAX_CLASSES = 1_000_000
 SEQUENCE = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 #: The characters of a sequence's id.
 MAX_SEQUENCE_ID = 128
+#: Characters of a value that an error repeats.
+_LONGEST_SHOWN = 64
 
 
 def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
@@ -37,6 +39,8 @@ def apply_parameters(plan: InferPlan, given: Mapping[str, Any]) -> None:
             plan.empty_final = boolean(key, value)
         elif key.startswith("triton_"):
             raise InvalidArgument(RESERVED)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise InvalidArgument(f"parameter '{key[:64]}' must fit into 64 bits, got {_shown(value)}")
         else:
             parameters[key] = value
     plan.sequence = take_sequence(parameters)
@@ -59,18 +63,24 @@ def take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
 
 def unsigned(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise InvalidArgument(f"parameter '{key}' must be an unsigned integer of 64 bits, got {value!r}")
+        raise InvalidArgument(f"parameter '{key}' must be an unsigned integer of 64 bits, got {_shown(value)}")
     return value
 
 
 def boolean(key: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise InvalidArgument(f"parameter '{key}' must be true or false, got {value!r}")
+        raise InvalidArgument(f"parameter '{key}' must be true or false, got {_shown(value)}")
     return value
 
 
 def class_count(output: str, value: object) -> int:
     """The number of classes wanted of an output. Raises InvalidArgument unless it is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgument(f"parameter 'classification' of output '{output}' must be a positive integer, got {value!r}")
+        raise InvalidArgument(f"parameter 'classification' of output '{output}' must be a positive integer, got {_shown(value)}")
     return min(value, MAX_CLASSES)
+
+
+def _shown(value: object) -> str:
+    """A value as JSON has it, not longer than a line of an error."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

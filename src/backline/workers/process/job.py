@@ -142,6 +142,10 @@ class Job:
         self.fail(Cancelled("nobody waits for the answer any more"))
         return True
 
+    def apart(self) -> Iterator[Job]:
+        """A job for each request without an outcome."""
+        return (Job(self.run, (position,), again=self.again) for position in sorted(self.open))
+
     def once_more(self, ended: str, *, idempotent: bool) -> Iterator[Job]:
         """Jobs of one request each for those that may be run again; the others fail. `ended` says what has become of the worker."""
         requests = self.run.batch.requests

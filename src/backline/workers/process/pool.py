@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from time import monotonic_ns
@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import Signature, TensorSpec
@@ -212,12 +212,22 @@ class WorkerPool(ModelInWorkers):
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
         """The worker of these jobs has ended: each request is run once more, alone, so that the one whose fault it was is on its own."""
         for job in jobs:
-            for single in job.once_more(f"{self.label}: its worker process {reason}", idempotent=self.idempotent):
-                seat = self._free_seat()
-                if seat is not None:
-                    seat.send(single)
-                else:
-                    self._waiting.appendleft(single)
+            self._place_again(job.once_more(f"{self.label}: its worker process {reason}", idempotent=self.idempotent))
+
+    def refused(self, job: Job, error: Exception) -> None:
+        """A batch has something in it that a worker cannot be told: each of its requests is sent alone, and a single one fails."""
+        if len(job.open) > 1:
+            self._place_again(job.apart())
+        else:
+            job.fail(InvalidArgument(f"the request cannot be given to a worker process of {self.label}: {error}"))
+
+    def _place_again(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            seat = self._free_seat()
+            if seat is not None:
+                seat.send(job)
+            else:
+                self._waiting.appendleft(job)
 
     # workers that end
 

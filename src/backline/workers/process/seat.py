@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MAX_HELD = 1 << 28
 #: Requests without a last answer that a worker may have beside the batch that it runs.
 _OPEN_REQUESTS = 1024
+#: What a request's `timeout` of 64 bits may become as a float is more than the 64 bits that a worker can be told.
+_LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
 class Seat:
@@ -109,7 +111,19 @@ class Seat:
         for number, request in zip(numbers, requests, strict=True):
             if request.flow is not None:
                 request.flow.on_resume = lambda number=number: self._resumed(number)
-        process.execute(Execute(batch, parts, notes, block), payload)
+        try:
+            process.execute(Execute(batch, parts, notes, block), payload)
+        except (OverflowError, TypeError, UnicodeEncodeError) as error:  # values of a program that no protocol has checked
+            self._take_back(batch, numbers)
+            self._pool.refused(job, error)
+
+    def _take_back(self, batch: int, numbers: Sequence[int]) -> None:
+        """A batch has not been given to the worker."""
+        del self._jobs[batch], self._started[batch]
+        for number in numbers:
+            del self._open[number]
+        if (block := self._blocks.pop(batch, -1)) >= 0 and self.process is not None:
+            self.process.arena.give_back(block)
 
     # from the worker
 
@@ -267,7 +281,7 @@ def _note(request: InferRequest) -> Note:
         None if request.outputs is None else list(request.outputs),
         timeout=0.0 if request.waits_until is None else max(request.waits_until - monotonic(), 0.001),
         priority=request.priority,
-        queue_timeout_us=round((request.timeout or 0.0) * 1e6),
+        queue_timeout_us=min(round((request.timeout or 0.0) * 1e6), _LONGEST_QUEUE_TIMEOUT),
         trace="" if request.trace is None else request.trace.context,
     )
     if step is not None:
