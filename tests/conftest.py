@@ -1,7 +1,9 @@
-"""Fixtures for all tests: one server process with the small models."""
+"""For all tests: one server process with the small models, and loops for coroutines."""
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,6 +21,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.skipped and "not installed" in str(report.longrepr) and os.environ.get("BACKLINE_TESTS_REQUIRE_TOOLS"):
         report.outcome = "failed"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test that is a coroutine function in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), 60))
+    return True
 
 
 @pytest.fixture(scope="session")

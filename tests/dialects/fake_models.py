@@ -24,6 +24,13 @@ Compute = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 OIP = b"/inference.GRPCInferenceService/"
 
 
+def arrived_at(ns: int) -> InferRequest:
+    """A request that came at this moment of time.monotonic_ns()."""
+    request = InferRequest("add1", {}, lambda *_: None)
+    request.arrived_ns = ns
+    return request
+
+
 class NumpyQueue:
     """Runs a request at once, or when it is released."""
 

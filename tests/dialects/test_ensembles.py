@@ -7,108 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
-from onnx import TensorProto, helper, numpy_helper
 
 from backline.engine.datatypes import DataType
 from backline.engine.engine import ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferRequest
 from backline.engine.tensor import Tensor
-from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
+from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser, start
 from support.server import ServerProcess, serve
-
-SIDE = 8
-CUT = 4
-
-
-def put(repository: Path, name: str, nodes: list, inputs: list, outputs: list, constants: dict[str, np.ndarray]) -> None:
-    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
-    graph = helper.make_graph(nodes, name, inputs, outputs, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    folder = repository / name / "1"
-    folder.mkdir(parents=True)
-    onnx.save(model, folder / "model.onnx")
-
-
-def floats(name: str, *shape: int | str) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-
-def detector(repository: Path) -> None:
-    """From an image its brightest place: where a smoothing convolution is largest."""
-    nodes = [
-        helper.make_node("Conv", ["image", "kernel"], ["smooth"], pads=[1, 1, 1, 1]),
-        helper.make_node("Flatten", ["smooth"], ["flat"]),
-        helper.make_node("ArgMax", ["flat"], ["place"], axis=1, keepdims=1),
-        helper.make_node("ReduceMax", ["flat"], ["score"], axes=[1], keepdims=1),
-    ]
-    outputs = [helper.make_tensor_value_info("place", TensorProto.INT64, ["b", 1]), floats("score", "b", 1)]
-    put(repository, "detect", nodes, [floats("image", "b", 1, SIDE, SIDE)], outputs, {"kernel": np.ones((1, 1, 3, 3), np.float32)})
-
-
-def cropper(repository: Path) -> None:
-    """The CUT pixels from a place on, in the order of rows."""
-    nodes = [
-        helper.make_node("Reshape", ["image", "rows"], ["flat"]),
-        helper.make_node("Add", ["place", "steps"], ["wanted"]),
-        helper.make_node("Min", ["wanted", "last"], ["within"]),
-        helper.make_node("GatherElements", ["flat", "within"], ["crop"], axis=1),
-    ]
-    inputs = [floats("image", "b", 1, SIDE, SIDE), helper.make_tensor_value_info("place", TensorProto.INT64, ["b", 1])]
-    constants = {"rows": np.array([-1, SIDE * SIDE]), "steps": np.arange(CUT)[None], "last": np.array([SIDE * SIDE - 1])}
-    put(repository, "crop", nodes, inputs, [floats("crop", "b", CUT)], constants)
-
-
-def recogniser(repository: Path) -> None:
-    """Probabilities of two classes: dark and bright."""
-    weights = np.stack([-np.ones(CUT, np.float32), np.ones(CUT, np.float32)], axis=1)
-    nodes = [helper.make_node("MatMul", ["crop", "weights"], ["logits"]), helper.make_node("Softmax", ["logits"], ["classes"], axis=1)]
-    put(repository, "recognise", nodes, [floats("crop", "b", CUT)], [floats("classes", "b", 2)], {"weights": weights})
-
-
-READ = f"""
-platform: "ensemble"
-max_batch_size: 8
-input {{ name: "picture" data_type: TYPE_FP32 dims: [ 1, {SIDE}, {SIDE} ] }}
-output {{ name: "text" data_type: TYPE_FP32 dims: [ 2 ] }}
-output {{ name: "found" data_type: TYPE_FP32 dims: [ 1 ] }}
-ensemble_scheduling {{
-  step {{ model_name: "detect" model_version: -1
-    input_map {{ key: "image" value: "picture" }} output_map {{ key: "place" value: "where" }}
-    output_map {{ key: "score" value: "found" }} }}
-  step {{ model_name: "crop" model_version: 1
-    input_map {{ key: "image" value: "picture" }} input_map {{ key: "place" value: "where" }} output_map {{ key: "crop" value: "cut" }} }}
-  step {{ model_name: "recognise" model_version: -1
-    input_map {{ key: "crop" value: "cut" }} output_map {{ key: "classes" value: "text" }} }}
-}}
-"""
-
-
-def reader(repository: Path) -> Path:
-    detector(repository)
-    cropper(repository)
-    recogniser(repository)
-    (repository / "read" / "1").mkdir(parents=True)
-    (repository / "read" / "config.pbtxt").write_text(READ)
-    return repository
-
-
-def expected(pictures: np.ndarray) -> np.ndarray:
-    """What the three models give, computed with numpy."""
-    rows = []
-    for picture in pictures[:, 0]:
-        padded = np.pad(picture, 1)
-        smooth = sum(padded[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3))
-        places = np.minimum(np.argmax(smooth) + np.arange(CUT), SIDE * SIDE - 1)
-        total = picture.reshape(-1)[places].sum()
-        logits = np.array([-total, total])
-        rows.append(np.exp(logits) / np.exp(logits).sum())
-    return np.array(rows, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -149,34 +59,12 @@ def test_its_configuration_and_metadata_are_shown_as_tritons(server: ServerProce
     client.close()
 
 
-class Asked:
-    """A request, and what came of it."""
-
-    def __init__(self, picture: np.ndarray, outputs: tuple[str, ...] | None = None) -> None:
-        self.done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
-        tensor = Tensor("picture", DataType.FP32, picture.shape, picture)
-        self.request = InferRequest("read", {"picture": tensor}, self._complete, outputs=outputs, id="mine")
-
-    def _complete(self, _: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        if error is not None:
-            self.done.set_exception(error)
-        elif response is not None:
-            self.done.set_result(response)
-
-
-async def embedded(folder: Path) -> Embedded:
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state")
-    program = Embedded([reader(folder / "models")], options)
-    await program.start()
-    return program
-
-
 def executions(program: Embedded) -> dict[str, tuple[int, int]]:
     return {m.name: (m.statistics.inference_count, m.statistics.execution_count) for m in program.engine.models()}
 
 
 async def test_only_the_steps_run_that_the_wanted_output_needs(tmp_path: Path, pictures: np.ndarray) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     asked = Asked(pictures, ("found",))
 
     program.engine.submit(asked.request)
@@ -188,7 +76,7 @@ async def test_only_the_steps_run_that_the_wanted_output_needs(tmp_path: Path, p
 
 
 async def test_steps_of_several_requests_run_in_batches(tmp_path: Path, pictures: np.ndarray) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     asked = [Asked(pictures[:1]) for _ in range(4)]
 
     for one in asked:
@@ -202,7 +90,7 @@ async def test_steps_of_several_requests_run_in_batches(tmp_path: Path, pictures
 
 
 async def test_cancelling_stops_the_steps_that_remain(tmp_path: Path, pictures: np.ndarray) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     cancelled, witness = Asked(pictures[:1]), Asked(pictures[:1])
     detect = program.engine.find("detect").queue
     submit = program.engine.find("crop").queue.submit
@@ -241,7 +129,7 @@ class Intercepted:
 
 
 async def test_an_error_of_a_step_says_in_which_ensemble(tmp_path: Path, pictures: np.ndarray) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     asked = Asked(pictures)
     asked.request.deadline = 0.0
 
@@ -253,7 +141,7 @@ async def test_an_error_of_a_step_says_in_which_ensemble(tmp_path: Path, picture
 
 
 async def test_it_goes_out_of_service_with_a_step_and_comes_back_with_it(tmp_path: Path, pictures: np.ndarray) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     control = program.engine.control
     assert control is not None
 
@@ -269,7 +157,7 @@ async def test_it_goes_out_of_service_with_a_step_and_comes_back_with_it(tmp_pat
 
 
 async def test_unloading_with_dependents_unloads_the_steps_and_loading_loads_them(tmp_path: Path) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     control = program.engine.control
     assert control is not None
 
@@ -299,7 +187,7 @@ async def test_unloading_with_dependents_unloads_the_steps_and_loading_loads_the
     ],
 )
 async def test_an_ensemble_that_does_not_fit_its_models_is_refused(tmp_path: Path, change: tuple[str, str], reason: str) -> None:
-    program = await embedded(tmp_path)
+    program = await start(reader(tmp_path / "models"))
     control = program.engine.control
     assert control is not None
     config = tmp_path / "models" / "read" / "config.pbtxt"
@@ -328,9 +216,7 @@ async def test_a_step_that_begins_to_give_many_responses_makes_the_ensemble_deco
           input_map { key: "x" value: "x" } output_map { key: "output" value: "y" } } }
         """
     )
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=tmp_path / "state")
-    program = Embedded([repository], options)
-    await program.start()
+    program = await start(repository)
     control = program.engine.control
     assert control is not None
     before = program.engine.find("whole").decoupled
@@ -360,9 +246,7 @@ async def test_a_step_that_was_put_to_sleep_still_gets_its_batch_of_one(tmp_path
           input_map {{ key: "crop" value: "cut" }} output_map {{ key: "classes" value: "text" }} }} }}
         """
     )
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=tmp_path / "state")
-    program = Embedded([repository], options)
-    await program.start()
+    program = await start(repository)
     asleep = asyncio.Event()
     program.engine.watch(lambda: asleep.set() if program.engine.find("recognise").state is not ModelState.READY else None)
     await asleep.wait()

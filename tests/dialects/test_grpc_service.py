@@ -9,7 +9,7 @@ import weakref
 
 import numpy as np
 import pytest
-from fake_models import OIP, Caller, FakeStreamCall, FakeUnaryCall
+from fake_models import OIP, Caller, FakeStreamCall, FakeUnaryCall, arrived_at
 
 from backline.engine.datatypes import DataType
 from backline.engine.engine import ModelState
@@ -58,7 +58,7 @@ def test_model_config(caller: Caller) -> None:
 
 
 def test_model_statistics(caller: Caller) -> None:
-    caller.engine.find("add1", "2").statistics.record_batch([0], 3, 100, 110, 150, 160)
+    caller.engine.find("add1", "2").statistics.record_batch([arrived_at(0)], 3, 100, 110, 150, 160)
     (entry,) = caller.rpc("ModelStatistics", name="add1", version="2").model_stats
     assert (entry.inference_count, entry.execution_count, entry.batch_stats[0].batch_size) == (3, 1, 3)
     assert entry.response_stats["0"].success.count == 1

@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from fake_models import Caller
+from fake_models import Caller, arrived_at
 
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine, LoadProgress, ModelState
@@ -139,7 +139,7 @@ def test_config(caller: Caller) -> None:
 
 def test_statistics(caller: Caller) -> None:
     statistics = caller.engine.find("add1", "2").statistics
-    statistics.record_batch([0, 10], 8, 100, 110, 150, 160)
+    statistics.record_batch([arrived_at(0), arrived_at(10)], 8, 100, 110, 150, 160)
     (entry,) = caller.get("/v2/models/add1/versions/2/stats").json["model_stats"]
     assert entry["inference_count"] == 8
     assert entry["execution_count"] == 1

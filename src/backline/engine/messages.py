@@ -12,6 +12,7 @@ from backline.engine.tensor import Tensor
 
 if TYPE_CHECKING:
     from backline.engine.deadline import Watch
+    from backline.engine.statistics import ComputeTimes
     from backline.engine.tracing import Trace
 
 Parameter: TypeAlias = str | int | float | bool
@@ -95,6 +96,7 @@ class InferRequest:
         "batch_key",
         "batch_size",
         "cancelled",
+        "compute",
         "context",
         "deadline",
         "flow",
@@ -154,6 +156,8 @@ class InferRequest:
         self.on_cancel: Callable[[InferRequest], None] | None = None
         #: What ends the request at its deadline, if anything does.
         self.watch: Watch | None = None
+        #: Where the times of its run are added, if somebody wants to know them.
+        self.compute: ComputeTimes | None = None
         #: What follows the request, if anything does.
         self.trace: Trace | None = None
         self.arrived_ns = monotonic_ns()

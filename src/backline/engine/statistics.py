@@ -32,6 +32,22 @@ class Duration:
         self.ns += ns
 
 
+class ComputeTimes:
+    """What the runs for one request have taken, of those that are made of several: in nanoseconds, all runs together."""
+
+    __slots__ = ("infer", "input", "output")
+
+    def __init__(self) -> None:
+        self.input = 0
+        self.infer = 0
+        self.output = 0
+
+    def add(self, input: int, infer: int, output: int) -> None:
+        self.input += input
+        self.infer += infer
+        self.output += output
+
+
 class BatchStatistics:
     """The executions of one batch size."""
 
@@ -128,30 +144,33 @@ class ModelStatistics:
         #: Of a model that gives any number of responses to a request.
         self.responses: ResponseStatistics | None = None
 
-    def record_batch(self, arrivals: list[int], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
-        """Counts one successful execution.
+    def record_batch(self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+        """Counts one successful execution of `requests`, `items` in all.
 
-        `arrivals` are the requests' arrival times, `items` the batch size; the moments, all of time.monotonic_ns(), are those at which the
-        batch was taken from the queue, its inputs were gathered, the run ended and the outputs were split.
+        The moments, all of time.monotonic_ns(), are those at which the batch was taken from the queue, its inputs were gathered, the run
+        ended and the outputs were split.
         """
-        self.record_answers(arrivals, items, started, gathered, ran, ended)
+        self.record_answers(requests, items, started, gathered, ran, ended)
         self.record_execution(items, started, gathered, ran, ended)
 
-    def record_answers(self, arrivals: list[int], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+    def record_answers(self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
         """Counts the requests of an execution that have succeeded; `items` is the sum of their batch sizes."""
-        count = len(arrivals)
+        count = len(requests)
         self.last_inference_ms = int(time() * 1000)
         self.inference_count += items
         latency = self.latency
         queueing = self.queueing
         waited = 0
-        for arrived in arrivals:
-            waited += started - arrived
-            latency[((ended - arrived) // 1000).bit_length()] += 1
-            queueing[((started - arrived) // 1000).bit_length()] += 1
         compute_input = gathered - started
         compute_infer = ran - gathered
         compute_output = ended - ran
+        for request in requests:
+            arrived = request.arrived_ns
+            waited += started - arrived
+            latency[((ended - arrived) // 1000).bit_length()] += 1
+            queueing[((started - arrived) // 1000).bit_length()] += 1
+            if request.compute is not None:
+                request.compute.add(compute_input, compute_infer, compute_output)
         self.success.add(count, waited + (ended - started) * count)
         self.queue.add(count, waited)
         self.compute_input.add(count, compute_input * count)
@@ -170,26 +189,49 @@ class ModelStatistics:
         batch.compute_infer.add(1, ran - gathered)
         batch.compute_output.add(1, ended - ran)
 
-    def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
-        """Counts a call of another model that has ended."""
+    def calls_of(self, called: str) -> CallStatistics:
+        """The calls of another model, which are counted there."""
         found = self.calls.get(called)
         if found is None:
             found = self.calls[called] = CallStatistics()
-        getattr(found, outcome).add(1, ns)
+        return found
 
-    def record_in_parts(self, arrived: int, started: int, ended: int, compute: Sequence[int]) -> None:
+    def record_call(self, called: str, outcome: Literal["success", "fail", "cancel"], ns: int) -> None:
+        """Counts a call of another model that has ended."""
+        getattr(self.calls_of(called), outcome).add(1, ns)
+
+    def record_in_parts(self, request: InferRequest, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request that was run in several parts, whose items and runs are counted already.
 
-        It arrived, its first part was taken from the queue and its last one ended at these moments of time.monotonic_ns(); `compute` are
-        the nanoseconds of input, inference and output, each of all its parts.
+        Its first part was taken from the queue and its last one ended at these moments of time.monotonic_ns(); `compute` are the times of
+        all its parts, which may be more than those between, as parts run side by side.
         """
         self.last_inference_ms = int(time() * 1000)
+        arrived = request.arrived_ns
         self.success.add(1, ended - arrived)
         self.queue.add(1, started - arrived)
-        for duration, ns in zip((self.compute_input, self.compute_infer, self.compute_output), compute, strict=True):
-            duration.add(1, ns)
+        self.compute_input.add(1, compute.input)
+        self.compute_infer.add(1, compute.infer)
+        self.compute_output.add(1, compute.output)
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((started - arrived) // 1000).bit_length()] += 1
+        if request.compute is not None:
+            request.compute.add(compute.input, compute.infer, compute.output)
+
+    def record_in_steps(self, request: InferRequest, started: int, ended: int, compute: ComputeTimes) -> None:
+        """Counts a request that was run in the steps of an ensemble, as Triton does: one execution, which took what its steps took.
+
+        What the steps have waited is in the request's duration only. The moments and `compute` are as of `record_in_parts`.
+        """
+        self.inference_count += request.batch_size
+        self.record_in_parts(request, started, ended, compute)
+        self.execution_count += 1
+        batch = self.batches.get(request.batch_size)
+        if batch is None:
+            batch = self.batches[request.batch_size] = BatchStatistics()
+        batch.compute_input.add(1, compute.input)
+        batch.compute_infer.add(1, compute.infer)
+        batch.compute_output.add(1, compute.output)
 
     def record_cancelled(self, request: InferRequest) -> None:
         """Counts a request that its caller has given up: as expired when that was for its deadline, which is over."""

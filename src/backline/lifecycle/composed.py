@@ -52,6 +52,7 @@ class ComposedServable(Servable):
             self._submit_step,
             self.model.statistics,
             batched=bool(config.max_batch_size),
+            turn=self._shared.turn,
         )
         model = self.model
         model.platform = "ensemble"

@@ -61,7 +61,8 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
         model = _model(engine, step.model, step.version)
         if model.on_demand and not model.signature.outputs:
             continue
-        if model.max_batch_size < (config.max_batch_size or 0) and model.max_batch_size:
+        limited = model.max_batch_size and not model.config.split_large_batches
+        if limited and model.max_batch_size < (config.max_batch_size or 0):
             raise InvalidArgument(
                 f"ensemble {name} allows maximum batch size {config.max_batch_size}, but it contains model {step.model} which only allows"
                 f" maximum batch size to be {model.max_batch_size}"

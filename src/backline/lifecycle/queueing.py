@@ -14,6 +14,7 @@ from backline.schedule.batching import BatchPolicy
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.total import QueueTotal
+from backline.schedule.turn import Turn
 from backline.workers.instance import Instance
 
 # What a model must ask for is imported when one does (below).
@@ -52,6 +53,7 @@ def build_queue(
     instances: Sequence[Instance],
     total: QueueTotal | None = None,
     *,
+    turn: Turn | None = None,
     cache: ResponseCache | None = None,
     fingerprint: str = "",
 ) -> VersionQueue:
@@ -62,7 +64,7 @@ def build_queue(
     config = model.config
     settings = settings_of(config, loaded)
     loop = asyncio.get_running_loop()
-    scheduler = _scheduler(model, loaded, settings, instances, total)
+    scheduler = _scheduler(model, loaded, settings, instances, total, turn)
     queue: VersionQueue = scheduler
     if config.split_large_batches:
         from backline.schedule.splitting import SplittingQueue
@@ -77,12 +79,14 @@ def build_queue(
     return CachedQueue(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
 
 
-def _scheduler(model: Model, loaded: Loaded, settings: Settings, instances: Sequence[Instance], total: QueueTotal | None) -> Scheduler:
+def _scheduler(
+    model: Model, loaded: Loaded, settings: Settings, instances: Sequence[Instance], total: QueueTotal | None, turn: Turn | None
+) -> Scheduler:
     config = model.config
     loop = asyncio.get_running_loop()
     ordered = config.preserve_ordering
     if config.objective_seconds is None:
-        return Scheduler(model.name, settings, instances, model.statistics, loop=loop, preserve_ordering=ordered, total=total)
+        return Scheduler(model.name, settings, instances, model.statistics, loop=loop, preserve_ordering=ordered, total=total, turn=turn)
     from backline.schedule.objective_scheduler import ObjectiveScheduler
 
     times = loaded.measured.times
@@ -97,6 +101,7 @@ def _scheduler(model: Model, loaded: Loaded, settings: Settings, instances: Sequ
         loop=loop,
         preserve_ordering=ordered,
         total=total,
+        turn=turn,
     )
 
 

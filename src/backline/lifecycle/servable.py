@@ -151,7 +151,7 @@ class Servable:
         else:
             # What nobody can tell from another load's is kept for this one only.
             content = warm.content or f"load {uuid4()}"
-            self._queue = build_queue(model, loaded, instances, shared.total, cache=shared.cache, fingerprint=content)
+            self._queue = build_queue(model, loaded, instances, shared.total, turn=shared.turn, cache=shared.cache, fingerprint=content)
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature

@@ -12,6 +12,7 @@ from backline.lifecycle.memory import LoadMeter
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
+from backline.schedule.turn import Turn
 from backline.workers.core_budget import CoreBudget
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Shared:
         self.options = options
         self.state_folder = state_folder
         self.total = QueueTotal(options.max_queued_requests)
+        self.turn = Turn()
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
         self.cache = None if options.response_cache is None else _open_cache(options)

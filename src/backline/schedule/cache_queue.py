@@ -240,6 +240,7 @@ class CachedQueue:
         )
         run.arrived_ns, run.batch_size, run.batch_key = first.arrived_ns, first.batch_size, first.batch_key
         run.trace = first.trace
+        run.compute = first.compute
         try:
             self._queue.submit(run)
         except BacklineError as error:

@@ -11,8 +11,10 @@ from backline.engine.messages import InferRequest
 from backline.engine.signature import Signature
 from backline.engine.statistics import ModelStatistics
 from backline.schedule.ensemble_graph import EnsemblePlan, plan_ensemble
-from backline.schedule.ensemble_run import EnsembleRun
+from backline.schedule.ensemble_run import EnsembleRun, FittedRun, UnaryRun
+from backline.schedule.ensemble_stream import StreamRun
 from backline.schedule.step_model import StepModel
+from backline.schedule.turn import Turn
 
 #: Sets of outputs whose plans are kept; clients ask for few.
 _KEPT_PLANS = 64
@@ -38,12 +40,16 @@ class EnsembleQueue:
         statistics: ModelStatistics,
         *,
         batched: bool,
+        turn: Turn | None = None,
     ) -> None:
         """`signature` has the ensemble's own inputs and outputs. What is known of the models of its steps is told by `update`."""
         self.name = name
         self.version = version
         self.submit_step = submit
+        self.turn = turn or Turn()
         self.statistics = statistics
+        #: Where the requests of each step are counted.
+        self.calls = tuple(statistics.calls_of(step.model) for step in ensemble.steps)
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
         #: As which its outputs are answered.
@@ -53,7 +59,8 @@ class EnsembleQueue:
         #: Whether only some of its models have batches, so that tensors have to be fitted in between.
         self.mixed = False
         self._decoupled: frozenset[int] = frozenset()
-        self._plans: dict[tuple[str, ...], EnsemblePlan] = {}
+        #: By the outputs that are asked for, the way of a request, and its plan.
+        self._plans: dict[tuple[str, ...], tuple[type[EnsembleRun], EnsemblePlan]] = {}
         self._runs: set[EnsembleRun] = set()
         self._drained: asyncio.Future[None] | None = None
 
@@ -76,7 +83,8 @@ class EnsembleQueue:
 
     def submit(self, request: InferRequest) -> None:
         """Starts the first steps. Raises BacklineError when one of them is refused at once, as by a full queue."""
-        run = EnsembleRun(self, request, self._plan(request.outputs or self._outputs))
+        kind, plan = self._plans.get(request.outputs or self._outputs) or self._plan(request.outputs or self._outputs)
+        run = kind(self, request, plan)
         self._runs.add(run)
         run.start()
 
@@ -88,13 +96,13 @@ class EnsembleQueue:
         for run in tuple(self._runs):
             run.fail(Unavailable(f"model '{self.name}' is being unloaded", retry_after=1))
 
-    def _plan(self, outputs: tuple[str, ...]) -> EnsemblePlan:
-        plan = self._plans.get(outputs)
-        if plan is None:
-            if len(self._plans) >= _KEPT_PLANS:
-                self._plans.clear()
-            plan = self._plans[outputs] = plan_ensemble(self._ensemble, outputs, self._decoupled)
-        return plan
+    def _plan(self, outputs: tuple[str, ...]) -> tuple[type[EnsembleRun], EnsemblePlan]:
+        if len(self._plans) >= _KEPT_PLANS:
+            self._plans.clear()
+        plan = plan_ensemble(self._ensemble, outputs, self._decoupled)
+        kind = StreamRun if plan.chain else FittedRun if self.mixed else UnaryRun
+        self._plans[outputs] = kind, plan
+        return kind, plan
 
     def ended(self, run: EnsembleRun) -> None:
         """A request is done, in whatever way."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from backline.engine.ensemble import Ensemble, EnsembleStep
@@ -13,15 +14,19 @@ from backline.engine.errors import InvalidArgument
 class PlannedStep:
     """A step that runs, and the `outputs` of its model that somebody needs: (the model's name, the ensemble's tensor).
 
-    `index` is its place in the file. `names` are the outputs to be asked for, `answers` counts those of them that are outputs of the
-    ensemble. `level` counts the decoupled steps before it: at level 0 it runs once, behind a decoupled step once
-    for each of its responses.
+    `index` is its place in the file. `names` are the outputs to be asked for, `targets` the ensemble's tensors by them, `answers` counts
+    those of them that are outputs of the ensemble. `inputs` has the ensemble's tensor of each input. `followers` are the numbers of the
+    steps in the plan that wait for tensors of this one, and for how many. `level` counts the decoupled steps before it: at level 0 it runs
+    once, behind a decoupled step once for each of its responses.
     """
 
     index: int
     step: EnsembleStep
     outputs: tuple[tuple[str, str], ...]
     names: tuple[str, ...]
+    targets: Mapping[str, str]
+    inputs: tuple[tuple[str, str], ...]
+    followers: tuple[tuple[int, int], ...]
     answers: int
     level: int
     decoupled: bool
@@ -31,12 +36,13 @@ class PlannedStep:
 class EnsemblePlan:
     """The steps that a set of outputs needs. `consumers` has the numbers of the steps in it that wait for a tensor of another step.
 
-    `waits` has for each step how many such tensors it waits for; a step with 0 runs at once. `chain` has the numbers
+    `waits` has for each step how many such tensors it waits for; those with 0 are the `first`, which run at once. `chain` has the numbers
     of the decoupled steps on the way to the outputs, the first one first. `made` is how many of the outputs are tensors of steps.
     """
 
     steps: tuple[PlannedStep, ...]
     waits: tuple[int, ...]
+    first: tuple[PlannedStep, ...]
     consumers: dict[str, tuple[int, ...]]
     outputs: tuple[str, ...]
     chain: tuple[int, ...] = ()
@@ -67,24 +73,36 @@ def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collect
             needed_steps.add(index)
             open_tensors.extend(ensemble.steps[index].inputs.values())
     levels = {tensor: len(steps) for tensor, steps in origins(ensemble, decoupled).items()} if decoupled else {}
+    indexes = sorted(needed_steps)
+    made = {tensor for index in indexes for tensor in ensemble.steps[index].outputs.values()}
+    awaited = [{tensor for tensor in ensemble.steps[index].inputs.values() if tensor in made} for index in indexes]
+    consumers: dict[str, list[int]] = {}
+    for number, tensors in enumerate(awaited):
+        for tensor in sorted(tensors):
+            consumers.setdefault(tensor, []).append(number)
     chosen = []
-    for index in sorted(needed_steps):
+    for index in indexes:
         step = ensemble.steps[index]
         asked = {name: tensor for name, tensor in step.outputs.items() if tensor in needed_tensors}
-        answers = sum(tensor in outputs for tensor in asked.values())
-        level = max(levels.get(tensor, 0) for tensor in step.inputs.values())
-        chosen.append(PlannedStep(index, step, tuple(asked.items()), tuple(asked), answers, level, index in decoupled))
-    made = {tensor for planned in chosen for tensor in planned.step.outputs.values()}
-    consumers: dict[str, list[int]] = {}
-    waits = []
-    for number, planned in enumerate(chosen):
-        awaited = sorted({tensor for tensor in planned.step.inputs.values() if tensor in made})
-        waits.append(len(awaited))
-        for tensor in awaited:
-            consumers.setdefault(tensor, []).append(number)
+        chosen.append(
+            PlannedStep(
+                index,
+                step,
+                outputs=tuple(asked.items()),
+                names=tuple(asked),
+                targets=asked,
+                inputs=tuple(step.inputs.items()),
+                followers=tuple(sorted(Counter(number for tensor in asked.values() for number in consumers.get(tensor, ())).items())),
+                answers=sum(tensor in outputs for tensor in asked.values()),
+                level=max(levels.get(tensor, 0) for tensor in step.inputs.values()),
+                decoupled=index in decoupled,
+            )
+        )
+    waits = tuple(map(len, awaited))
     return EnsemblePlan(
         tuple(chosen),
-        tuple(waits),
+        waits,
+        tuple(planned for planned, count in zip(chosen, waits, strict=True) if not count),
         {tensor: tuple(numbers) for tensor, numbers in consumers.items()},
         tuple(outputs),
         tuple(sorted((number for number, planned in enumerate(chosen) if planned.decoupled), key=lambda number: chosen[number].level)),

@@ -118,7 +118,7 @@ class EnsembleProgress:
                 self._complete[target.number] = target
 
     def ended(self, asked: Round, number: int) -> None:
-        """A step gives no more responses to a round. Of no interest where no step is decoupled."""
+        """A step gives no more responses to a round."""
         turn = self._turns.get(number)
         if turn is None:
             self._under_way[number] -= 1
@@ -141,9 +141,6 @@ class EnsembleProgress:
 
     def _start(self, begun: Round, number: int) -> None:
         """The tensors of a step are there."""
-        if not self._turns:  # there is but one round
-            self.ready.append((begun, number))
-            return
         turn = self._turns.get(number)
         if turn is not None:
             turn.early[begun.number] = begun

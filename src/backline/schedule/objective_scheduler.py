@@ -15,6 +15,7 @@ from backline.schedule.objective_queue import ObjectiveQueue
 from backline.schedule.queue import Queue, QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.total import QueueTotal
+from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
@@ -44,10 +45,11 @@ class ObjectiveScheduler(Scheduler):
         loop: asyncio.AbstractEventLoop,
         preserve_ordering: bool = False,
         total: QueueTotal | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self._objective = objective
         self._outlook = Outlook(seconds, size)
-        super().__init__(name, settings, instances, statistics, loop=loop, preserve_ordering=preserve_ordering, total=total)
+        super().__init__(name, settings, instances, statistics, loop=loop, preserve_ordering=preserve_ordering, total=total, turn=turn)
 
     def submit(self, request: InferRequest) -> None:
         """As of Scheduler; raises Unavailable also when the request cannot be answered in time."""

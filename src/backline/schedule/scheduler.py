@@ -20,6 +20,7 @@ from backline.schedule.priority_queue import make_queue
 from backline.schedule.queue import Queue, QueueSettings
 from backline.schedule.tally import Tally
 from backline.schedule.total import QueueTotal
+from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
 
@@ -67,6 +68,7 @@ class Scheduler:
         "_sweep_after",
         "_tally",
         "_total",
+        "_turn",
     )
 
     def __init__(
@@ -79,6 +81,7 @@ class Scheduler:
         loop: asyncio.AbstractEventLoop,
         preserve_ordering: bool = False,
         total: QueueTotal | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self._name = name
         self._settings = settings
@@ -92,6 +95,7 @@ class Scheduler:
         self._statistics = statistics
         self._tally = Tally(statistics)
         self._loop = loop
+        self._turn = turn or Turn()
         self._order = AnswerOrder() if preserve_ordering else None
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
@@ -135,7 +139,7 @@ class Scheduler:
                 if self._lacking > 0 and request.batch_key == self._key:
                     return
             self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            self._turn.soon(self._dispatch)
 
     def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
         """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""
@@ -207,7 +211,7 @@ class Scheduler:
     def _schedule(self) -> None:
         if not self._scheduled and self._idle and self._queue.size:
             self._scheduled = True
-            self._loop.call_soon(self._dispatch)
+            self._turn.soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._scheduled = False
@@ -221,7 +225,7 @@ class Scheduler:
             self._start(formed, now)
             if self._idle and not self._scheduled and queue.size:
                 self._scheduled = True
-                self._loop.call_soon(self._dispatch)
+                self._turn.soon(self._dispatch)
         elif formed.wait_until:
             self._lacking, self._key = formed.lacking, formed.key
             self._company.set(formed.wait_until / 1e9)
@@ -268,6 +272,7 @@ class Scheduler:
                 self._dispatch()  # it works on the next batch while the answers of this one are written
         self._tally.ran(batch)
         answer = deliver if self._order is None else self._deliver_in_order
+        first = self._turn.begin_answers()
         for request, outcome in zip(requests, batch.outcomes, strict=True):
             if request.trace is not None:
                 request.trace.ran(batch)
@@ -275,6 +280,8 @@ class Scheduler:
                 answer(request, outcome, None)
             else:
                 answer(request, None, outcome)
+        if first:
+            self._turn.end_answers()
         if self._rest is not None:
             self._look_at_rest()
 

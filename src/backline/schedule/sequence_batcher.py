@@ -208,6 +208,7 @@ class SequenceBatcher:
         inner.arrived_ns = request.arrived_ns
         inner.batch_size = request.batch_size
         inner.batch_key = request.batch_key
+        inner.compute = request.compute
         inner.trace = request.trace
         self._tensors.add(inner, step, sequence.state)
         assert sequence.place is not None, "what runs has a place"

@@ -146,7 +146,7 @@ class SlotLane:
                 continue
             if part.outcomes[0] is None or isinstance(part.outcomes[0], InferResponse):
                 moments = part.started_ns, part.gathered_ns, part.ran_ns, part.ended_ns
-                self._statistics.record_answers([request.arrived_ns for request in asked], len(asked), *moments)
+                self._statistics.record_answers(asked, len(asked), *moments)
                 if not part.shared:
                     self._statistics.record_execution(part.items, *moments)
             else:

@@ -9,7 +9,7 @@ import numpy as np
 
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.statistics import ModelStatistics
+from backline.engine.statistics import ComputeTimes, ModelStatistics
 from backline.engine.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class _Whole:
         self._failed = False
         self._started: list[int] = []
         self._ended = 0
-        self._compute = [0, 0, 0]
+        self._compute = ComputeTimes()
 
     def part_ran(self, batch: Batch) -> None:
         """A batch with a part of it has run."""
@@ -140,9 +140,8 @@ class _Whole:
         if isinstance(outcome, InferResponse):
             self._started.append(batch.started_ns)
             self._ended = max(self._ended, batch.ended_ns)
-            moments = (batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
-            for place in range(3):
-                self._compute[place] += moments[place + 1] - moments[place]
+            gathered, ran = batch.gathered_ns, batch.ran_ns
+            self._compute.add(gathered - batch.started_ns, ran - gathered, batch.ended_ns - ran)
         elif not self._over and not self._failed:
             self._failed = True
             self._statistics.fail.add(1, batch.ended_ns - self._request.arrived_ns)
@@ -166,7 +165,7 @@ class _Whole:
             self._statistics.fail.add(1, self._ended - request.arrived_ns)
             return None, unlike
         started = min(self._started)
-        self._statistics.record_in_parts(request.arrived_ns, started, self._ended, self._compute)
+        self._statistics.record_in_parts(request, started, self._ended, self._compute)
         return response, None
 
     def cancelled(self, request: InferRequest) -> None:

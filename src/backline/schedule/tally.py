@@ -66,9 +66,8 @@ class Tally:
             requests = [request for request in requests if request not in self._gone]
             self._gone.difference_update(batch.requests)
         if isinstance(outcome, InferResponse) or outcome is None:
-            arrivals = [request.arrived_ns for request in requests]
             record = self._statistics.record_answers if batch.shared else self._statistics.record_batch
-            record(arrivals, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+            record(requests, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
         elif isinstance(outcome, Cancelled) and all(request.cancelled for request in batch.requests):
             for request in requests:
                 self._statistics.record_cancelled(request)

@@ -1,0 +1,61 @@
+"""When the queues of one event loop form their next batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import monotonic_ns
+
+from backline.engine.messages import InferRequest
+
+#: Nanoseconds for which batches may follow one another before the sockets have their turn.
+LONGEST_NS = 1_000_000
+
+
+class Turn:
+    """Batches are formed at the end of the loop's turn, so that requests which arrive together run together.
+
+    Of the steps of ensembles that a batch has made ready, all are there when that batch is answered: their batches follow it in the same
+    turn, until LONGEST_NS are over. Lives on the event loop, one for all its queues.
+    """
+
+    __slots__ = ("_answering", "_following", "_next")
+
+    def __init__(self) -> None:
+        self._answering = False
+        self._following = False
+        self._next: deque[Callable[[], None]] = deque()
+
+    def soon(self, dispatch: Callable[[], None]) -> None:
+        """Calls `dispatch`, which forms a batch, at the end of this turn; behind the batch that is answered, if it is for a step."""
+        if self._following:
+            self._next.append(dispatch)
+        else:
+            asyncio.get_running_loop().call_soon(dispatch)
+
+    def submit_step(self, submit: Callable[[InferRequest], None], request: InferRequest) -> None:
+        """Submits the request to a step of an ensemble. Raises what `submit` raises."""
+        self._following = self._answering
+        try:
+            submit(request)
+        finally:
+            self._following = False
+
+    def begin_answers(self) -> bool:
+        """The requests of a batch are about to be answered. Says whether whoever calls this has to call `end_answers` behind them."""
+        begun, self._answering = self._answering, True
+        return not begun
+
+    def end_answers(self) -> None:
+        """All are answered, and what follows may run."""
+        following = self._next
+        try:
+            if following:
+                until = monotonic_ns() + LONGEST_NS
+                while following and monotonic_ns() < until:
+                    following.popleft()()
+        finally:
+            self._answering = False
+            while following:
+                asyncio.get_running_loop().call_soon(following.popleft())

@@ -1,0 +1,91 @@
+"""When batches are formed: at the end of the loop's turn, or behind the batch that made a step ready."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from backline.engine.messages import InferRequest
+from backline.schedule import turn as module
+from backline.schedule.turn import Turn
+
+REQUEST = InferRequest("m", {}, lambda *_: None)
+
+
+async def test_what_comes_from_outside_waits_for_the_end_of_the_turn() -> None:
+    turn, told = Turn(), []
+
+    turn.submit_step(lambda _: turn.soon(lambda: told.append("batch")), REQUEST)
+    at_once = list(told)
+    await asyncio.sleep(0)
+
+    assert (at_once, told) == ([], ["batch"])
+
+
+async def test_steps_follow_the_batch_that_is_answered_and_others_wait() -> None:
+    turn, told = Turn(), []
+
+    first = turn.begin_answers()
+    turn.soon(lambda: told.append("another's"))
+    turn.submit_step(lambda _: turn.soon(lambda: told.append("step")), REQUEST)
+    while_answering = list(told)
+    turn.end_answers()
+    behind = list(told)
+    await asyncio.sleep(0)
+
+    assert (first, while_answering, behind, told) == (True, [], ["step"], ["step", "another's"])
+
+
+async def test_a_chain_of_steps_runs_in_one_turn_without_recursion() -> None:
+    turn, depth, deepest, runs = Turn(), 0, 0, 0
+
+    def run() -> None:
+        nonlocal depth, deepest, runs
+        depth, runs = depth + 1, runs + 1
+        deepest = max(deepest, depth)
+        first = turn.begin_answers()
+        if runs < 50:
+            turn.submit_step(lambda _: turn.soon(run), REQUEST)
+        if first:
+            turn.end_answers()
+        depth -= 1
+
+    run()
+
+    assert runs == 50
+    assert deepest == 2  # the first batch, and the one that follows
+
+
+async def test_who_has_followed_for_too_long_lets_the_sockets_have_their_turn(monkeypatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_NS", 0)
+    turn, told = Turn(), []
+
+    turn.begin_answers()
+    turn.submit_step(lambda _: turn.soon(lambda: told.append("step")), REQUEST)
+    turn.end_answers()
+    at_once = list(told)
+    await asyncio.sleep(0)
+
+    assert (at_once, told) == ([], ["step"])
+
+
+async def test_what_fails_does_not_hold_up_the_others() -> None:
+    turn, told = Turn(), []
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def ask(run: Callable[[], None]) -> None:
+        turn.submit_step(lambda _: turn.soon(run), REQUEST)
+
+    turn.begin_answers()
+    ask(fail)
+    ask(lambda: told.append("other"))
+    try:
+        turn.end_answers()
+    except ZeroDivisionError:
+        told.append("failed")
+    await asyncio.sleep(0)
+
+    assert told == ["failed", "other"]
+    assert turn.begin_answers()
