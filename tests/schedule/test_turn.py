@@ -12,10 +12,19 @@ from backline.schedule.turn import Turn
 REQUEST = InferRequest("m", {}, lambda *_: None)
 
 
+def soon(turn: Turn, run: Callable[[], None]) -> None:
+    turn.soon(run, asyncio.get_running_loop())
+
+
+def step(turn: Turn, run: Callable[[], None]) -> None:
+    """A request to a step, whose queue forms a batch for it."""
+    turn.submit_step(lambda _: soon(turn, run), REQUEST)
+
+
 async def test_what_comes_from_outside_waits_for_the_end_of_the_turn() -> None:
     turn, told = Turn(), []
 
-    turn.submit_step(lambda _: turn.soon(lambda: told.append("batch")), REQUEST)
+    step(turn, lambda: told.append("batch"))
     at_once = list(told)
     await asyncio.sleep(0)
 
@@ -26,10 +35,10 @@ async def test_steps_follow_the_batch_that_is_answered_and_others_wait() -> None
     turn, told = Turn(), []
 
     first = turn.begin_answers()
-    turn.soon(lambda: told.append("another's"))
-    turn.submit_step(lambda _: turn.soon(lambda: told.append("step")), REQUEST)
+    soon(turn, lambda: told.append("another's"))
+    step(turn, lambda: told.append("step"))
     while_answering = list(told)
-    turn.end_answers()
+    turn.end_answers(asyncio.get_running_loop())
     behind = list(told)
     await asyncio.sleep(0)
 
@@ -45,9 +54,9 @@ async def test_a_chain_of_steps_runs_in_one_turn_without_recursion() -> None:
         deepest = max(deepest, depth)
         first = turn.begin_answers()
         if runs < 50:
-            turn.submit_step(lambda _: turn.soon(run), REQUEST)
+            step(turn, run)
         if first:
-            turn.end_answers()
+            turn.end_answers(asyncio.get_running_loop())
         depth -= 1
 
     run()
@@ -61,8 +70,8 @@ async def test_who_has_followed_for_too_long_lets_the_sockets_have_their_turn(mo
     turn, told = Turn(), []
 
     turn.begin_answers()
-    turn.submit_step(lambda _: turn.soon(lambda: told.append("step")), REQUEST)
-    turn.end_answers()
+    step(turn, lambda: told.append("step"))
+    turn.end_answers(asyncio.get_running_loop())
     at_once = list(told)
     await asyncio.sleep(0)
 
@@ -75,14 +84,11 @@ async def test_what_fails_does_not_hold_up_the_others() -> None:
     def fail() -> None:
         raise ZeroDivisionError
 
-    def ask(run: Callable[[], None]) -> None:
-        turn.submit_step(lambda _: turn.soon(run), REQUEST)
-
     turn.begin_answers()
-    ask(fail)
-    ask(lambda: told.append("other"))
+    step(turn, fail)
+    step(turn, lambda: told.append("other"))
     try:
-        turn.end_answers()
+        turn.end_answers(asyncio.get_running_loop())
     except ZeroDivisionError:
         told.append("failed")
     await asyncio.sleep(0)

@@ -139,7 +139,7 @@ class Scheduler:
                 if self._lacking > 0 and request.batch_key == self._key:
                     return
             self._scheduled = True
-            self._turn.soon(self._dispatch)
+            self._turn.soon(self._dispatch, self._loop)
 
     def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
         """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""
@@ -211,7 +211,7 @@ class Scheduler:
     def _schedule(self) -> None:
         if not self._scheduled and self._idle and self._queue.size:
             self._scheduled = True
-            self._turn.soon(self._dispatch)
+            self._turn.soon(self._dispatch, self._loop)
 
     def _dispatch(self) -> None:
         self._scheduled = False
@@ -225,7 +225,7 @@ class Scheduler:
             self._start(formed, now)
             if self._idle and not self._scheduled and queue.size:
                 self._scheduled = True
-                self._turn.soon(self._dispatch)
+                self._turn.soon(self._dispatch, self._loop)
         elif formed.wait_until:
             self._lacking, self._key = formed.lacking, formed.key
             self._company.set(formed.wait_until / 1e9)
@@ -281,7 +281,7 @@ class Scheduler:
             else:
                 answer(request, None, outcome)
         if first:
-            self._turn.end_answers()
+            self._turn.end_answers(self._loop)
         if self._rest is not None:
             self._look_at_rest()
 

@@ -27,12 +27,12 @@ class Turn:
         self._following = False
         self._next: deque[Callable[[], None]] = deque()
 
-    def soon(self, dispatch: Callable[[], None]) -> None:
+    def soon(self, dispatch: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
         """Calls `dispatch`, which forms a batch, at the end of this turn; behind the batch that is answered, if it is for a step."""
         if self._following:
             self._next.append(dispatch)
         else:
-            asyncio.get_running_loop().call_soon(dispatch)
+            loop.call_soon(dispatch)
 
     def submit_step(self, submit: Callable[[InferRequest], None], request: InferRequest) -> None:
         """Submits the request to a step of an ensemble. Raises what `submit` raises."""
@@ -47,7 +47,7 @@ class Turn:
         begun, self._answering = self._answering, True
         return not begun
 
-    def end_answers(self) -> None:
+    def end_answers(self, loop: asyncio.AbstractEventLoop) -> None:
         """All are answered, and what follows may run."""
         following = self._next
         try:
@@ -58,4 +58,4 @@ class Turn:
         finally:
             self._answering = False
             while following:
-                asyncio.get_running_loop().call_soon(following.popleft())
+                loop.call_soon(following.popleft())
