@@ -71,25 +71,31 @@ def test_a_full_disk_does_not_hurt_serving(repository: Path, tmp_path: Path) -> 
         assert server.stop() == 0
 
 
-@pytest.mark.parametrize("standard_error", ["closed", "a pipe without a reader"])
-def test_a_standard_error_that_is_gone_does_not_hurt_serving(repository: Path, tmp_path: Path, standard_error: str) -> None:
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("what", ["closed", "a pipe without a reader", "a full disk"])
+def test_a_standard_stream_that_is_gone_does_not_hurt_serving(repository: Path, tmp_path: Path, stream: str, what: str) -> None:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "backline", "serve", str(repository), "--http-port", str(port), "--no-grpc", "--no-metrics"]
-    command += ["--log-level", "debug"]
-    if standard_error == "closed":
-        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    command += ["--log-level", "debug", "--no-strict-readiness"]
+    if what == "closed":
+        command = ["sh", "-c", f'exec "$@" {"1" if stream == "stdout" else "2"}>&-', "sh", *command]
+    if what == "a full disk" and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
     reading, writing = os.pipe()
     os.close(reading)
     log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=writing)
+    with log.open("wb") as output, Path("/dev/full" if what == "a full disk" else os.devnull).open("wb") as full:
+        gone = full if what == "a full disk" else writing
+        streams = {"stdout": output, "stderr": output, stream: gone}
+        process = subprocess.Popen(command, stdout=streams["stdout"], stderr=streams["stderr"])
     os.close(writing)
     server = ServerProcess(process, port, 0, 0, log)
     try:
-        server.wait_started()
+        server.wait_ready()
         assert answers(server)
     finally:
         assert server.stop() == 0
+    assert ("Stopped" in server.output) == (stream == "stderr")
 
 
 SLEEPER = """

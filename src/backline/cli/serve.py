@@ -18,6 +18,7 @@ import click
 
 from backline.cli.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
 from backline.cli.event_loop import run
+from backline.cli.lasting_output import lasting_output
 from backline.cli.log_options import installed_log, log_options
 from backline.cli.option import Command
 from backline.cli.option import option as _option
@@ -321,7 +322,7 @@ def command(
     if debug is not None:
         options = debugged_options(options, debug)
         log = replace(log, info=True)  # it tells of reloads
-    with installed_log(log) as server_log, kept_terminal() if debug is not None else contextlib.nullcontext():
+    with lasting_output(), installed_log(log) as server_log, kept_terminal() if debug is not None else contextlib.nullcontext():
         status = run(serve(options, server_log))
     if debug is not None:
         os._exit(status)  # a thread may stand at a breakpoint, which nothing ends

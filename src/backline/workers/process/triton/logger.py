@@ -57,7 +57,7 @@ class Logger:
 
     @staticmethod
     def log_verbose(message: str) -> None:
-        """Shown with `--log-level debug`."""
+        """Shown from verbose level 1 of the log on."""
         _log(message, LogLevel.VERBOSE)
 
 
