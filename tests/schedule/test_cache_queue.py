@@ -177,6 +177,44 @@ def test_the_deadline_of_one_is_not_that_of_another_who_shares_its_run() -> None
     asyncio.run(scenario())
 
 
+def test_a_deadline_is_kept_also_when_the_more_patient_one_has_left_who_shared_the_run() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        _, blocker = bench.ask(1)
+        await bench.running()
+        (_, hasty), (patient, _) = bench.ask(3, deadline=time.monotonic() + 0.02), bench.ask(3)
+        patient.cancel()
+        with pytest.raises(BacklineError, match="The deadline of the request passed"):
+            await hasty
+        assert (bench.queue.pending, bench.statistics.expired, bench.statistics.cancelled) == (0, 1, 1)
+        bench.model.gate.set()
+        await blocker
+        await bench.queue.drain(5)
+        assert bench.model.batches == [1]
+
+    asyncio.run(scenario())
+
+
+def test_with_new_settings_who_shares_a_run_that_waits_is_still_told_when_the_time_is_over() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.model.gate.clear()
+        _, blocker = bench.ask(1)
+        await bench.running()
+        _, patient = bench.ask(3)
+        bench.queue.update(Settings(BatchPolicy(8), QueueSettings(QueuePolicy(50))))
+        _, hasty = bench.ask(3, deadline=time.monotonic() + 0.02)
+        with pytest.raises(BacklineError, match="The deadline of the request passed"):
+            await hasty
+        bench.model.gate.set()
+        assert values(await patient) == [6]
+        await blocker
+        await bench.queue.drain(5)
+
+    asyncio.run(scenario())
+
+
 def test_who_shares_a_run_that_has_begun_is_answered_also_behind_its_deadline() -> None:
     async def scenario() -> None:
         bench = Bench()

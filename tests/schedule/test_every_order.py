@@ -13,14 +13,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
+from backline.schedule.cache_key import RequestKeys
+from backline.schedule.cache_local import LocalCache
+from backline.schedule.cache_queue import CachedQueue
 from backline.schedule.objective_scheduler import ObjectiveScheduler
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
 from schedule.world import SLACK, Asked, HeldInstance, World
-
-settings.register_profile("every order", max_examples=60, stateful_step_count=40, deadline=None)
-every_order = settings.get_profile("every order")
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
 withins = st.sampled_from([None, None, 0.0, 0.05, 1.0])
@@ -51,6 +51,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data(), inline=st.booleans(), count=st.integers(1, 3), batch=batches)
     def begin(self, data: st.DataObject, inline: bool, count: int, batch: BatchPolicy) -> None:
+        self.draw = data.draw
         self.settings = Settings(batch, data.draw(queues(self.LEVELS)))
         self.world.most = batch.max_items
         instances = [self.world.instance(beside_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)]
@@ -158,7 +159,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        assert not self.world.faults
+        assert not self.world.faults, self.world.faults
 
     @invariant()
     def what_waits_and_what_runs_is_counted(self) -> None:
@@ -178,6 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.drain(inf)
         for _ in range(1000):
             loop.later(0.1)
+            self.check_nobody_is_overdue()
             while busy := self.busy:
                 loop.inside(busy[0].end)
             if self.drained is not None and self.drained.done() and not self.busy:
@@ -258,10 +260,56 @@ class SplittingMachine(SchedulerMachine):
         assert self.scheduler.pending == self.world.total.waiting
 
 
-TestPlain = SchedulerMachine.TestCase
-TestLevels = LevelsMachine.TestCase
-TestOrdered = OrderedMachine.TestCase
-TestObjective = ObjectiveMachine.TestCase
-TestSplitting = SplittingMachine.TestCase
-for _machine in (TestPlain, TestLevels, TestOrdered, TestObjective, TestSplitting):
-    _machine.settings = every_order
+class CachedMachine(SchedulerMachine):
+    """A response cache in front of it, which may be too small for anything."""
+
+    LEVELS = 2
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        super().make(instances)
+        world = self.world
+        world.began_for = lambda one: [other for other in world.open if other.values == one.values and other is not one]
+        keys = RequestKeys("m", "1", "")
+        cache = LocalCache(self.draw(st.sampled_from([0, 1500, 1 << 20])))
+        self.cached = CachedQueue(
+            self.scheduler, cache, keys, self.settings.queue, world.statistics, name="m", version="1", loop=world.loop
+        )
+        return self.cached
+
+    def submit(self, values: list[float], **options: Any) -> Asked | None:
+        values = [1.0] if len(values) == 1 else [2.0, 3.0]  # so that many are the same
+        asked = super().submit(values, **options)
+        if asked is not None:  # it may have joined what runs
+            asked.started = any(self.world.asked_of(request).values == values for batch in self.world.running for request in batch.requests)
+        return asked
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        return 0, 0  # who waits longest may be answered with one who came later
+
+    def check_counts(self) -> None:
+        assert self.scheduler.pending == self.world.total.waiting == self.cached.pending
+        assert self.scheduler.running == sum(len(batch.requests) for batch in self.world.running)
+
+    def check_nothing_is_left(self) -> None:
+        super().check_nothing_is_left()
+        assert not self.cached._flights
+        assert self.cached._looking == 0
+
+    def check_statistics(self) -> None:
+        counted = self.world.statistics
+        done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
+        assert done + self.world.refused <= len(self.world.asked) + self.world.refused
+
+
+def _in_every_order(machine: type[SchedulerMachine]) -> Any:
+    case = machine.TestCase
+    case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    return case
+
+
+TestPlain = _in_every_order(SchedulerMachine)
+TestLevels = _in_every_order(LevelsMachine)
+TestOrdered = _in_every_order(OrderedMachine)
+TestObjective = _in_every_order(ObjectiveMachine)
+TestSplitting = _in_every_order(SplittingMachine)
+TestCached = _in_every_order(CachedMachine)

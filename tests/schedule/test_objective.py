@@ -241,6 +241,17 @@ def test_among_its_level_a_request_that_is_due_first_is_not_late_although_lower_
     assert queue.lateness(hurried, [0.0], 1) == before < 0
 
 
+def test_a_deadline_that_is_put_off_while_its_request_waits_is_the_one_that_counts() -> None:
+    queue = ObjectiveQueue(QueueSettings(), 1.0, Outlook(SECONDS))
+    waits = request(deadline=0.1)
+    queue.add(waits)
+    waits.deadline = 0.5
+    assert queue.sweep(0.2) == 0.5
+    assert (queue.expired, queue.size) == ([], 1)
+    assert queue.sweep(0.6) == inf
+    assert (queue.expired, queue.size) == ([waits], 0)
+
+
 # cost
 
 

@@ -128,6 +128,8 @@ class World:
         self.instances: list[HeldInstance] = []
         #: The place of a request among those that wait: nobody runs before somebody with a lower one.
         self.rank: Callable[[Asked], Any] = lambda asked: 0
+        #: Those for whom the run of another one is theirs, too.
+        self.began_for: Callable[[Asked], list[Asked]] = lambda asked: []
         self.running: list[Batch] = []
         self.begun: list[InferRequest] = []
         self._ordered = ordered
@@ -216,10 +218,12 @@ class World:
             self.claim(request.deadline is None or request.deadline > now, "what has expired is not run")
             self.claim(request not in self.begun, "nothing is run twice")
             one = self.asked_of(request)
-            self.claim(not one.answers, "what was answered is not run")
+            self.claim(bool(not one.answers or self.began_for(one)), f"what was answered is not run: {one.number}")
             if not one.started:
                 one.started = True
                 self._order.append(one)
+            for other in self.began_for(one):
+                other.started = True
         self.begun += asked
         self.running.append(batch)
         last = max(self.rank(self.asked_of(request)) for request in asked)

@@ -164,6 +164,24 @@ class InferRequest:
         self.batch_size = 1
         self.batch_key: object = None
 
+    def stand_in(self, inputs: dict[str, Tensor], on_complete: Completion) -> InferRequest:
+        """Another request that is run in place of this one, or with it for a part of it: as old, as patient and as important."""
+        other = InferRequest(
+            self.model_name,
+            inputs,
+            on_complete,
+            model_version=self.model_version,
+            id=self.id,
+            outputs=self.outputs,
+            parameters=self.parameters,
+            priority=self.priority,
+            deadline=self.deadline,
+            timeout=self.timeout,
+        )
+        other.waits_until, other.compute, other.trace = self.waits_until, self.compute, self.trace
+        other.arrived_ns, other.batch_size, other.batch_key = self.arrived_ns, self.batch_size, self.batch_key
+        return other
+
     def cancel(self) -> None:
         """Nobody waits for the answer any more: `on_complete` is not called, and the request is not run if it has not started yet.
 

@@ -9,12 +9,15 @@ from functools import partial
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Protocol
 
-from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
+from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.schedule import refusals
 from backline.schedule.cache import ResponseCache, read_only
 from backline.schedule.cache_key import RequestKeys, input_bytes
+from backline.schedule.delivery import deliver
 from backline.schedule.queue import QueueSettings, limit_wait, waited_too_long
 
 if TYPE_CHECKING:
@@ -125,7 +128,10 @@ class CachedQueue:
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         self._settings = settings.queue
+        waiting = [flight for flight in self._flights.values() if flight.run is not None and flight.waits]
         self._queue.update(settings, instances=instances)
+        for flight in waiting:  # perhaps in another queue now
+            flight.queued = None if flight.run is None else flight.run.on_cancel
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
         self._queue.replace_instances(instances)
@@ -189,21 +195,21 @@ class CachedQueue:
             self._statistics.record_cancelled(request)
             return
         self._statistics.record_cache_hit(request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns())
-        self._complete(request, self._response(request, outputs), None)
+        deliver(request, self._response(request, outputs), None)
 
     # from the request to a run
 
     def _may_join(self, request: InferRequest, flight: _Flight) -> bool:
-        levels = self._settings.levels
-        if not levels or not flight.waits or flight.run is None:
+        settings = self._settings
+        if not settings.levels or not flight.waits or flight.run is None:
             return True
-        return self._level(request) >= self._level(flight.run)
+        return settings.level_of(request) >= settings.level_of(flight.run)
 
-    def _level(self, request: InferRequest) -> int:
-        return request.priority if 1 <= request.priority <= self._settings.levels else self._settings.default_level
+    def _policy_of(self, request: InferRequest) -> QueuePolicy:
+        return self._settings.policy_of(self._settings.level_of(request))
 
     def _join(self, request: InferRequest, flight: _Flight) -> None:
-        policy = self._settings.policies.get(self._level(request), self._settings.policy)
+        policy = self._policy_of(request)
         if not policy.delay:
             limit_wait(request, policy)
         run = flight.run
@@ -212,9 +218,9 @@ class CachedQueue:
                 first = flight.waiting[0]
                 if first.deadline is None:  # the queue has set one for the run
                     first.deadline = run.deadline
-                run.deadline = None if request.deadline is None else max(run.deadline, request.deadline)
-            if run is not None and run.waits_until is not None:
-                run.waits_until = None if request.waits_until is None else max(run.waits_until, request.waits_until)
+                run.deadline = _latest((run.deadline, request.deadline))
+            if run is not None:
+                run.waits_until = _latest((run.waits_until, request.waits_until))
             for waiting in (*flight.waiting, request):
                 if waiting.deadline is not None and waiting not in flight.timers:
                     pause = max(0.0, waiting.deadline - monotonic())
@@ -225,22 +231,10 @@ class CachedQueue:
     def _run(self, flight: _Flight) -> None:
         """Queues one request for all that wait: the first one's inputs, the highest priority, the most patient deadline."""
         first = flight.waiting[0]
-        deadlines = [request.deadline for request in flight.waiting]
-        run = InferRequest(
-            first.model_name,
-            first.inputs,
-            partial(self._ran, flight),
-            model_version=first.model_version,
-            id=first.id,
-            outputs=first.outputs,
-            parameters=first.parameters,
-            priority=min(map(self._level, flight.waiting)) if self._settings.levels else first.priority,
-            deadline=None if None in deadlines else max(deadline for deadline in deadlines if deadline is not None),
-            timeout=first.timeout,
-        )
-        run.arrived_ns, run.batch_size, run.batch_key = first.arrived_ns, first.batch_size, first.batch_key
-        run.trace = first.trace
-        run.compute = first.compute
+        run = first.stand_in(first.inputs, partial(self._ran, flight))
+        run.deadline = run.waits_until = _latest([request.deadline for request in flight.waiting])
+        if self._settings.levels:
+            run.priority = min(map(self._settings.level_of, flight.waiting))
         try:
             self._queue.submit(run)
         except BacklineError as error:
@@ -273,24 +267,16 @@ class CachedQueue:
             request.on_cancel = None
             if number:
                 statistics.record_cache_hit(request.arrived_ns, now, 0, now)
-            self._complete(request, self._response(request, shared, response), None)
+            deliver(request, self._response(request, shared, response), None)
 
     def _fail(self, flight: _Flight, error: BacklineError | None) -> None:
         self._forget(flight)
         for request in flight.waiting:
             request.on_cancel = None
-            self._complete(request, None, error)
+            deliver(request, None, error)
 
     def _response(self, request: InferRequest, outputs: Sequence[Tensor], run: InferResponse | None = None) -> InferResponse:
         return InferResponse(self._name, self._version, request.id, list(outputs), None if run is None else run.parameters)
-
-    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        if request.cancelled:
-            return
-        try:
-            request.on_complete(request, response, error)
-        except Exception:
-            log.exception("the answer of model '%s' could not be delivered", self._name)
 
     # those who leave
 
@@ -309,18 +295,19 @@ class CachedQueue:
 
     def _too_late(self, flight: _Flight, request: InferRequest) -> None:
         flight.timers.pop(request, None)
-        if len(flight.waiting) == 1 or not flight.waits:  # the queue sees to the last one, and what runs is answered
+        if not flight.waits or (flight.run is None and len(flight.waiting) == 1):  # what runs is answered, and what is to run is looked at
             return
         flight.waiting.remove(request)
         request.on_cancel = None
-        self._statistics.record_expired(request)
+        if flight.waiting:
+            self._statistics.record_expired(request)
+        elif flight.run is not None:
+            self._forget(flight)
+            flight.run.waits_until = request.deadline  # by which its queue counts it as expired
+            flight.run.cancel()
         now = monotonic()
-        where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
-        policy = self._settings.policies.get(self._level(request), self._settings.policy)
-        if waited_too_long(request, policy, now):
-            self._complete(request, None, Unavailable(f"Request timeout expired {where}"))
-        else:
-            self._complete(request, None, DeadlineExceeded(f"The deadline of the request passed {where}"))
+        late = waited_too_long(request, self._policy_of(request), now)
+        deliver(request, None, refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=late))
 
     def _forget(self, flight: _Flight) -> None:
         """From now on nobody joins it."""
@@ -329,6 +316,11 @@ class CachedQueue:
         for timer in flight.timers.values():
             timer.cancel()
         flight.timers.clear()
+
+
+def _latest(deadlines: Sequence[float | None]) -> float | None:
+    """The deadline of the most patient one, None if somebody waits for any time."""
+    return None if None in deadlines else max(deadline for deadline in deadlines if deadline is not None)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

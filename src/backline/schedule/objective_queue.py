@@ -176,7 +176,7 @@ class ObjectiveQueue:
                 return limit
             count = bisect_left(dues, now + line.seconds(wanted))
             if count < len(dues):
-                self._expire(level.take(0, count))
+                self._expire(level, count)
                 left = dues[0] - now
                 limit = line.largest(left, max_items)
         return sizing.within(line, left, min(wanted, limit))
@@ -211,7 +211,7 @@ class ObjectiveQueue:
         for level in tuple(self._levels.ordered):
             over = bisect_right(level.dues, now)
             if over:
-                self._expire(level.take(0, over))
+                self._expire(level, over)
                 self._drop_empty(level)
 
     def _refuse_late(self, now: float) -> None:
@@ -227,14 +227,20 @@ class ObjectiveQueue:
                 late.append((level, count))
         if others:
             for level, count in late:
-                self._expire(level.take(0, count))
+                self._expire(level, count)
                 self._drop_empty(level)
 
-    def _expire(self, requests: list[InferRequest]) -> None:
-        for request in requests:
+    def _expire(self, level: _Level, count: int) -> None:
+        """Gives up the first of a level, except those whose deadline was put off while they waited."""
+        dues = level.dues[:count]
+        for request, due in zip(level.take(0, count), dues, strict=True):
+            later = self.due(request)
+            if later > due:
+                level.add(request, later)
+                continue
             request.on_cancel = None
-        self._size -= len(requests)
-        self.expired += requests
+            self._size -= 1
+            self.expired.append(request)
 
     def _drop_empty(self, level: _Level) -> None:
         if not level.waiting:

@@ -190,26 +190,10 @@ class SequenceBatcher:
 
     def _hand_on(self, sequence: Sequence, request: InferRequest, step: SequenceStep) -> None:
         """Lets the instance run a request, as that step of its sequence."""
-        inner = InferRequest(
-            request.model_name,
-            dict(request.inputs),
-            self._answered,
-            model_version=request.model_version,
-            id=request.id,
-            outputs=request.outputs,
-            parameters=request.parameters,
-            deadline=request.deadline,
-            context=_Step(sequence, request),
-            sequence=step,
-            on_response=self._responded if request.on_response is not None else None,
-            flow=request.flow,
-        )
-        inner.waits_until = request.waits_until
-        inner.arrived_ns = request.arrived_ns
-        inner.batch_size = request.batch_size
-        inner.batch_key = request.batch_key
-        inner.compute = request.compute
-        inner.trace = request.trace
+        inner = request.stand_in(dict(request.inputs), self._answered)
+        inner.timeout = None  # it is in the deadline, and the instance's queue has no policy of its own
+        inner.context, inner.sequence, inner.flow = _Step(sequence, request), step, request.flow
+        inner.on_response = self._responded if request.on_response is not None else None
         self._tensors.add(inner, step, sequence.state)
         assert sequence.place is not None, "what runs has a place"
         try:

@@ -82,21 +82,9 @@ def split(request: InferRequest, limit: int) -> list[InferRequest]:
     parts = []
     for start in range(0, request.batch_size, limit):
         end = min(start + limit, request.batch_size)
-        part = InferRequest(
-            request.model_name,
-            {name: _rows(tensor, start, end) for name, tensor in request.inputs.items()},
-            request.on_complete,
-            model_version=request.model_version,
-            id=request.id,
-            outputs=request.outputs,
-            parameters=request.parameters,
-            priority=request.priority,
-            deadline=request.deadline,
-            timeout=request.timeout,
-        )
-        part.waits_until = request.waits_until
-        part.arrived_ns, part.batch_size, part.batch_key = request.arrived_ns, end - start, request.batch_key
-        part.trace = request.trace
+        inputs = {name: _rows(tensor, start, end) for name, tensor in request.inputs.items()}
+        part = request.stand_in(inputs, request.on_complete)
+        part.batch_size = end - start
         parts.append(part)
     return parts
 
