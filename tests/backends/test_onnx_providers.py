@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backends.loading import load
-from backline.backends.onnx_providers import CPU, read_providers
+from backline.backends.cuda import cuda_gpus
+from backline.backends.onnx_gpus import can_use
+from backline.backends.onnx_providers import CPU, Provider, read_providers, why_on_no_gpu
+from backline.backends.onnxruntime import OnnxRuntime
+from backline.engine.device import CPU as PROCESSOR
+from backline.engine.device import Device
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.protos import message
@@ -29,8 +35,16 @@ def declared(text: dict[str, list[tuple[str, dict[str, str]]]]) -> ModelConfig:
     return ModelConfig("m", declared=config.SerializeToString(), source="config.pbtxt")
 
 
-def test_without_a_configuration_the_cpu_computes() -> None:
-    assert read_providers(ModelConfig("m"), lambda: INSTALLED) == [(CPU, {})]
+GPU = Device("gpu", 1)
+
+
+def providers(config: ModelConfig, device: Device = GPU) -> list[Provider]:
+    return read_providers(config, INSTALLED, device)
+
+
+def test_without_a_configuration_the_cpu_computes_by_itself_and_a_gpu_by_cuda() -> None:
+    assert providers(ModelConfig("m"), PROCESSOR) == [(CPU, {})]
+    assert providers(ModelConfig("m")) == [(CUDA, {"device_id": "1"}), (CPU, {})]
 
 
 def test_tritons_accelerators_keep_their_options_under_onnx_runtimes_names() -> None:
@@ -38,36 +52,96 @@ def test_tritons_accelerators_keep_their_options_under_onnx_runtimes_names() -> 
         {"gpu": [("tensorrt", {"precision_mode": "FP16", "max_workspace_size_bytes": "1073741824", "trt_dump_subgraphs": "1"})]}
     )
 
-    assert read_providers(config, lambda: INSTALLED) == [
-        (TENSORRT, {"trt_fp16_enable": "1", "trt_max_workspace_size": "1073741824", "trt_dump_subgraphs": "1"}),
+    assert providers(config) == [
+        (TENSORRT, {"device_id": "1", "trt_fp16_enable": "1", "trt_max_workspace_size": "1073741824", "trt_dump_subgraphs": "1"}),
+        (CUDA, {"device_id": "1"}),
         (CPU, {}),
     ]
 
 
 def test_accelerators_of_the_gpu_come_before_those_of_the_cpu() -> None:
-    config = declared({"cpu": [("openvino", {"num_of_threads": "2"})], "gpu": [("cuda", {})]})
+    config = declared({"cpu": [("openvino", {"num_of_threads": "2"})], "gpu": [("cuda", {"cudnn_conv_algo_search": "HEURISTIC"})]})
 
-    assert read_providers(config, lambda: INSTALLED) == [
-        (CUDA, {}),
+    assert providers(config) == [
+        (CUDA, {"device_id": "1", "cudnn_conv_algo_search": "HEURISTIC"}),
         (OPENVINO, {"device_type": "CPU", "num_of_threads": "2"}),
         (CPU, {}),
     ]
 
 
+def test_accelerators_of_the_gpu_are_left_out_on_the_cpu() -> None:
+    config = declared({"cpu": [("openvino", {})], "gpu": [("tensorrt", {})]})
+
+    assert providers(config, PROCESSOR) == [(OPENVINO, {"device_type": "CPU", "num_of_threads": "1"}), (CPU, {})]
+
+
 def test_a_parameter_names_providers_in_order() -> None:
     config = ModelConfig("m", parameters={"execution_providers": "CUDA, cpu"})
 
-    assert read_providers(config, lambda: INSTALLED) == [(CUDA, {}), (CPU, {})]
+    assert providers(config) == [(CUDA, {"device_id": "1"}), (CPU, {})]
 
 
-def test_a_provider_that_does_not_exist_is_told_those_that_do() -> None:
-    with pytest.raises(InvalidArgument, match="asks for the execution provider 'abacus'; expected one of cpu, cuda"):
-        read_providers(ModelConfig("m", parameters={"execution_providers": "abacus"}), lambda: INSTALLED)
+def test_where_the_model_decides_providers_are_as_they_are_configured() -> None:
+    config = declared({"gpu": [("cuda", {"device_id": "3"})]})
+
+    assert providers(config, Device("model")) == [(CUDA, {"device_id": "3"}), (CPU, {})]
 
 
-def test_a_precision_that_does_not_exist_is_told_those_that_do() -> None:
-    with pytest.raises(InvalidArgument, match="precision_mode of model 'm' is 'FP8', expected one of FP32, FP16, INT8"):
-        read_providers(declared({"gpu": [("tensorrt", {"precision_mode": "FP8"})]}), lambda: INSTALLED)
+@pytest.mark.parametrize(
+    ("config", "device", "message"),
+    [
+        (
+            ModelConfig("m", parameters={"execution_providers": "abacus"}),
+            GPU,
+            "to run on GPU 1, but execution_providers names none of cuda",
+        ),
+        (ModelConfig("m", parameters={"execution_providers": "abacus"}), PROCESSOR, "'abacus'; expected one of cpu, cuda"),
+        (ModelConfig("m", parameters={"execution_providers": "cuda"}), PROCESSOR, "provider 'cuda', but its instances are on the CPU"),
+        (declared({"gpu": [("tensorrt", {"precision_mode": "FP8"})]}), GPU, "'m' is 'FP8', expected one of FP32, FP16, INT8"),
+        (declared({"gpu": [("cuda", {"device_id": "0"})]}), GPU, "gives device_id to 'cuda'; say it by instance_group"),
+        (
+            declared({"gpu": [("cuda", {"enable_cuda_graph": "1"})]}),
+            GPU,
+            "gives enable_cuda_graph to 'cuda', which needs tensors that stay",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(config: ModelConfig, device: Device, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        providers(config, device)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "installed", "reason"),
+    [
+        ({}, [CPU], "the installed ONNX Runtime has no CUDAExecutionProvider (it has CPUExecutionProvider): pip install onnxruntime-gpu"),
+        ({"execution_providers": "openvino"}, INSTALLED, "its parameter execution_providers is 'openvino'"),
+        ({"execution_providers": "tensorrt,cpu"}, INSTALLED, ""),
+        ({}, INSTALLED, ""),
+    ],
+)
+def test_why_there_is_no_gpu_is_told(parameters: dict[str, str], installed: list[str], reason: str) -> None:
+    assert why_on_no_gpu(ModelConfig("m", parameters=parameters), installed).startswith(reason)
+    assert bool(why_on_no_gpu(ModelConfig("m", parameters=parameters), installed)) == bool(reason)
+
+
+def test_a_provider_can_be_used_where_a_session_gets_it() -> None:
+    """Azure's is in every ONNX Runtime; CUDA's is not in this one, or has no GPU to be tried on."""
+    import onnxruntime
+
+    assert can_use(onnxruntime, ("AzureExecutionProvider", {}))
+    assert can_use(onnxruntime, (CPU, {}))
+    assert can_use(onnxruntime, (CUDA, {})) == bool(cuda_gpus().indexes and CUDA in onnxruntime.get_available_providers())
+
+
+def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_strict_server(tmp_path: Path) -> None:
+    build(tmp_path / "model.onnx", [node("Identity", ["X"], ["Y"])], [("X", FLOAT, ["N"])], [("Y", FLOAT, ["N"])])
+    config = declared({"gpu": [("tensorrt", {})]})
+    reason = "model 'm' asks for the accelerator tensorrt of a GPU, but runs on the CPU"
+
+    assert OnnxRuntime().load(tmp_path / "model.onnx", config).warnings == (f"{reason}, where it has no effect",)
+    with pytest.raises(InvalidArgument, match=reason):
+        OnnxRuntime().load(tmp_path / "model.onnx", replace(config, strict_devices=True))
 
 
 def test_a_provider_that_is_not_installed_is_told_with_the_package_that_has_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from backline.backends.hosted import HostedModel
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
@@ -95,3 +96,26 @@ class Backend(Protocol):
 
         Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when the runtime is missing.
         """
+
+
+@runtime_checkable
+class GpuBackend(Protocol):
+    """A runtime that can compute on GPUs."""
+
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """Those that it can run this model on here and now. Raises BacklineError as `load`."""
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> LoadedModel | StreamingModel | HostedModel:
+        """See Backend: loads the model on a device. Models in worker processes are told theirs when they are started."""
+
+
+def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
+    """The GPUs that a backend can run a model on."""
+    if isinstance(backend, GpuBackend):
+        return backend.gpus(path, config)
+    return Gpus(reason=f"models of the {backend.name} backend run on the CPU")
+
+
+def load_on(backend: Backend, path: Path, config: ModelConfig, device: Device) -> LoadedModel | StreamingModel | HostedModel:
+    """Loads a model on a device that is one of those which the backend can use."""
+    return backend.load(path, config, device) if isinstance(backend, GpuBackend) else backend.load(path, config)

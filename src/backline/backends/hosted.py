@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from backline.engine.instance_group import InstanceGroup
+
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
@@ -24,3 +26,5 @@ class HostedModel:
     packed: str | None = None
     #: What the adapter gets beside the parameters of the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
+    #: Where its instances run by what its own files say, if the configuration says nothing.
+    groups: tuple[InstanceGroup, ...] = ()

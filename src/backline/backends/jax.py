@@ -1,4 +1,4 @@
-"""Functions of JAX that were exported as StableHLO (jax.export), compiled for the CPU."""
+"""Functions of JAX that were exported as StableHLO (jax.export), compiled for the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
 from backline.engine.datatypes import DataType
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
 #: XLA makes as many threads as this variable says when it is first used, else one for each core; no flag of its own limits them.
 _THREADS = "NPROC"
+_WHAT = "JAX models need JAX"
+#: Else JAX takes three quarters of the memory of a GPU when it first sees it.
+_PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
+#: What functions are exported for that run on GPUs.
+_GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 
 
 class Jax:
@@ -28,26 +34,27 @@ class Jax:
     name: ClassVar[str] = "jax"
     platform: ClassVar[str] = "jax"
 
-    def load(self, path: Path, config: ModelConfig) -> JaxModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend: those of JAX, for a function that was exported for them."""
+        jax = _import()
+        exported = _read(jax, path)
+        if not _GPU_PLATFORMS.intersection(exported.platforms):
+            return Gpus(reason=f"'{path}' was exported for {', '.join(exported.platforms)}: export it with platforms=['cpu', 'cuda']")
+        try:
+            return Gpus(tuple(range(len(jax.devices("gpu")))))
+        except RuntimeError as error:
+            return Gpus(reason=f"JAX {jax.__version__} has no GPU ({one_line(error)}): pip install 'jax[cuda12]'")
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> JaxModel:
         """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
 
         Every size of a symbolic dimension is compiled when it first comes. One core computes a run, unless NPROC
         is set.
         """
         parameters = Parameters(config, self.name, ())
-        read_start(path)
-        jax = import_runtime("jax", what="JAX models need JAX", extra="jax")
-        os.environ.setdefault(_THREADS, "1")
-        jax.devices("cpu")
-        export = import_runtime("jax.export", what="JAX models need JAX", extra="jax")
-        try:
-            exported = export.deserialize(bytearray(path.read_bytes()))
-        except Exception as error:
-            raise InvalidArgument(
-                f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__}; expected what"
-                " jax.export.export(function)(*arguments).serialize() gives"
-            ) from None
-        if "cpu" not in exported.platforms:
+        jax = _import()
+        exported = _read(jax, path)
+        if device == CPU and "cpu" not in exported.platforms:
             raise InvalidArgument(f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu'] as well")
         tree = jax.tree_util
         names = _names(tree, exported.in_tree, "INPUT")
@@ -58,7 +65,35 @@ class Jax:
                 for name, aval in zip(_names(tree, exported.out_tree, "OUTPUT"), exported.out_avals, strict=True)
             ),
         )
-        return JaxModel(config.name, jax, exported, file, agree(path, file, config), parameters.warnings)
+        return JaxModel(config.name, jax, exported, file, agree(path, file, config), _place(jax, device), parameters.warnings)
+
+
+def _import() -> Any:
+    os.environ.setdefault(_THREADS, "1")
+    os.environ.setdefault(_PREALLOCATE, "false")
+    jax = import_runtime("jax", what=_WHAT, extra="jax")
+    jax.devices("cpu")
+    return jax
+
+
+def _read(jax: Any, path: Path) -> Any:
+    read_start(path)
+    export = import_runtime("jax.export", what=_WHAT, extra="jax")
+    try:
+        return export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:
+        raise InvalidArgument(
+            f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__}; expected what"
+            " jax.export.export(function)(*arguments).serialize() gives"
+        ) from None
+
+
+def _place(jax: Any, device: Device) -> Any:
+    """The device of JAX that inputs are put on; None for where it puts them by itself, which costs less."""
+    if device.kind == "model":
+        return None
+    found = jax.devices(device.kind)[device.index]
+    return None if found == jax.devices()[0] else found
 
 
 class JaxModel:
@@ -66,8 +101,11 @@ class JaxModel:
 
     threads_per_run = 1
 
-    def __init__(self, name: str, jax: Any, exported: Any, file: Signature, signature: Signature, warnings: tuple[str, ...]) -> None:
+    def __init__(
+        self, name: str, jax: Any, exported: Any, file: Signature, signature: Signature, place: Any, warnings: tuple[str, ...]
+    ) -> None:
         self._name = name
+        self._place = place
         self._jax = jax
         self._call = jax.jit(exported.call)
         self._in_tree = exported.in_tree
@@ -82,6 +120,8 @@ class JaxModel:
             raise Internal(f"model '{self._name}' is unloaded")
         tree = self._jax.tree_util
         flat = [inputs[name].view(self._jax.numpy.bfloat16) if half else inputs[name] for name, half in self._inputs]
+        if self._place is not None:
+            flat = self._jax.device_put(flat, self._place)
         arguments, keywords = tree.tree_unflatten(self._in_tree, flat)
         try:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from backline.backends.backend import LoadedModel
+from backline.backends.backend import Backend, LoadedModel, gpus_of, load_on
 from backline.backends.model_file import read_start
 from backline.backends.runtime import import_runtime, one_line
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
@@ -33,24 +34,35 @@ class MlFlow:
     name: ClassVar[str] = "mlflow"
     platform: ClassVar[str] = "mlflow"
 
-    def load(self, path: Path, config: ModelConfig) -> LoadedModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend: those of the backend of its flavour."""
+        backend, file = _served(path)
+        return gpus_of(backend, file, replace(config, backend=backend.name))
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> LoadedModel:
         """Loads the model with the backend of its flavour, and all that this one says of names and options holds.
 
         Raises InvalidArgument where no flavour of the folder is served here; pickles need `trust_pickle`.
         """
-        folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
-        flavours = _read(folder / _FILE)
-        for flavour, keys, backend_name in _FLAVOURS:
-            settings = flavours.get(flavour)
-            if isinstance(settings, Mapping):
-                file = _model_file(folder, flavour, settings, keys)
-                if file.suffix in _OBJECTS:  # an estimator of scikit-learn's kind that the library itself wrapped
-                    backend_name = "sklearn"
-                loaded: LoadedModel = _backend(backend_name).load(file, replace(config, backend=backend_name))
-                return loaded
-        held = ", ".join(f"'{name}'" for name in flavours) or "none"
-        served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)
-        raise InvalidArgument(f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}")
+        backend, file = _served(path)
+        # The backends of flavours give one response to a request.
+        return load_on(backend, file, replace(config, backend=backend.name), device)  # type: ignore[return-value]
+
+
+def _served(path: Path) -> tuple[Backend, Path]:
+    """The backend of the first flavour that is served here, and the file of its model."""
+    folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
+    flavours = _read(folder / _FILE)
+    for flavour, keys, backend_name in _FLAVOURS:
+        settings = flavours.get(flavour)
+        if isinstance(settings, Mapping):
+            file = _model_file(folder, flavour, settings, keys)
+            if file.suffix in _OBJECTS:  # an estimator of scikit-learn's kind that the library itself wrapped
+                backend_name = "sklearn"
+            return _backend(backend_name), file
+    held = ", ".join(f"'{name}'" for name in flavours) or "none"
+    served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)
+    raise InvalidArgument(f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -80,8 +92,7 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
     return path
 
 
-def _backend(name: str) -> Any:
-    """A backend of _FLAVOURS; each of them gives one response to a request."""
+def _backend(name: str) -> Backend:
     from backline.backends.registry import BACKENDS  # which names this module: imported when all are there
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()

@@ -1,30 +1,34 @@
 """The execution providers of an ONNX Runtime session: what computes the parts of a network, the first that can takes each.
 
 Configured by Triton's `optimization.execution_accelerators`, or by the parameter `execution_providers`, names in order ("openvino, cpu").
-Without either the CPU computes everything. The CPU always comes last.
+Without either a GPU computes by CUDA, the CPU by itself. The CPU always comes last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from backline.engine.device import Device
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
 PARAMETER = "execution_providers"
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 
 Provider = tuple[str, dict[str, str]]
 
 #: By the names of Triton's accelerators and their like: ONNX Runtime's name, and the package that has it.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
-    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "cuda": (CUDA, "onnxruntime-gpu"),
     "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
     "coreml": ("CoreMLExecutionProvider", "onnxruntime on macOS"),
 }
+#: Those that compute on the GPU of an instance.
+_ON_GPUS = ("cuda", "tensorrt")
 #: What Triton's TensorRT accelerator calls differently than ONNX Runtime does.
 _TENSORRT_KEYS = {"max_workspace_size_bytes": "trt_max_workspace_size"}
 _TENSORRT_PRECISIONS: Mapping[str, dict[str, str]] = {
@@ -32,19 +36,19 @@ _TENSORRT_PRECISIONS: Mapping[str, dict[str, str]] = {
     "FP16": {"trt_fp16_enable": "1"},
     "INT8": {"trt_int8_enable": "1"},
 }
+_DEVICE = "device_id"
+#: Options that replay a run of other tensors at the same addresses, which those of requests are not.
+_GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 
-def read_providers(config: ModelConfig, available: Callable[[], Sequence[str]]) -> list[Provider]:
-    """The providers to make a session with; `available` are those of the installed ONNX Runtime.
+def read_providers(config: ModelConfig, installed: Sequence[str], device: Device) -> list[Provider]:
+    """The providers to make a session with on a device; `installed` are those of the installed ONNX Runtime.
 
-    Raises InvalidArgument for one that does not exist, or that is not installed, with the package that brings it.
+    Accelerators of GPUs are for instances on GPUs only, as in Triton. Raises InvalidArgument for a provider that does not exist, that is
+    not installed, with the package that brings it, or that computes elsewhere than the instances are.
     """
-    wanted = _of_parameter(config) if PARAMETER in config.parameters else _of_accelerators(config)
-    if not wanted:
-        return [(CPU, {})]
-    installed = available()
     providers: list[Provider] = []
-    for name, options in wanted:
+    for name, options in _wanted(config, device):
         if name not in _PROVIDERS:
             raise InvalidArgument(
                 f"model '{config.name}' asks for the execution provider '{name}'; expected one of {', '.join(_PROVIDERS)}"
@@ -55,31 +59,77 @@ def read_providers(config: ModelConfig, available: Callable[[], Sequence[str]]) 
                 f"model '{config.name}' asks for the execution provider '{name}', which the installed ONNX Runtime does not have"
                 f" (it has {', '.join(installed)}): pip install {package} in place of onnxruntime"
             )
-        providers.append((provider, _options(config, name, options)))
+        if name in _ON_GPUS and device.kind == "cpu":
+            raise InvalidArgument(
+                f"model '{config.name}' asks for the execution provider '{name}', but its instances are on the CPU: there is no GPU that"
+                " ONNX Runtime can use, or its instance_group says KIND_CPU"
+            )
+        providers.append((provider, _options(config, name, options, device)))
     if CPU not in (provider for provider, _ in providers):
         providers.append((CPU, {}))
     return providers
+
+
+def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
+    """Why sessions of a model cannot be on a GPU, whichever the machine has; empty where they can."""
+    if PARAMETER in config.parameters and not any(name in _ON_GPUS for name, _ in _of_parameter(config)):
+        return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
+    if CUDA not in installed:
+        return (
+            f"the installed ONNX Runtime has no {CUDA} (it has {', '.join(installed)}): pip install onnxruntime-gpu in place of onnxruntime"
+        )
+    return ""
+
+
+def idle_accelerators(config: ModelConfig) -> str:
+    """The accelerators that a configuration has for GPUs, by name; what is on the CPU has no use for them."""
+    return "" if PARAMETER in config.parameters else ", ".join(name for name, _ in _accelerators(config)[0])
+
+
+def _wanted(config: ModelConfig, device: Device) -> list[Provider]:
+    if PARAMETER in config.parameters:
+        wanted = _of_parameter(config)
+        on_gpus = [name for name, _ in wanted if name in _ON_GPUS]
+        if device.kind == "gpu" and not on_gpus:
+            raise InvalidArgument(f"model '{config.name}' is to run on {device}, but {PARAMETER} names none of {', '.join(_ON_GPUS)}")
+        return wanted
+    of_gpu, of_cpu = _accelerators(config)
+    if device.kind == "cpu":
+        return of_cpu
+    if device.kind == "gpu" and "cuda" not in (name for name, _ in of_gpu):
+        of_gpu = [*of_gpu, ("cuda", {})]
+    return [*of_gpu, *of_cpu]
 
 
 def _of_parameter(config: ModelConfig) -> list[Provider]:
     return [(name.strip().lower(), {}) for name in config.parameters[PARAMETER].split(",") if name.strip()]
 
 
-def _of_accelerators(config: ModelConfig) -> list[Provider]:
+def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
+    """Those of GPUs, and those of the CPU."""
     if not config.declared:
-        return []
+        return [], []
     from backline.protos import message  # only for models with a configuration
 
     declared: Any = message("inference.ModelConfig").FromString(config.declared)
-    accelerators = declared.optimization.execution_accelerators
-    given = (*accelerators.gpu_execution_accelerator, *accelerators.cpu_execution_accelerator)
-    return [(one.name.lower(), dict(one.parameters)) for one in given]
+    given = declared.optimization.execution_accelerators
+    of_gpu, of_cpu = (
+        [(one.name.lower(), dict(one.parameters)) for one in ones]
+        for ones in (given.gpu_execution_accelerator, given.cpu_execution_accelerator)
+    )
+    return of_gpu, of_cpu
 
 
-def _options(config: ModelConfig, name: str, given: Mapping[str, str]) -> dict[str, str]:
+def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: Device) -> dict[str, str]:
     """A provider's options under ONNX Runtime's names. OpenVINO computes on one core unless they say otherwise."""
     options = {"device_type": "CPU", "num_of_threads": "1"} if name == "openvino" else {}
+    if name in _ON_GPUS and device.kind == "gpu":
+        if _DEVICE in given:
+            raise InvalidArgument(f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU and gpus")
+        options[_DEVICE] = str(device.index)
     for key, value in given.items():
+        if key in _GRAPHS and value not in ("0", "false", "False"):
+            raise InvalidArgument(f"model '{config.name}' gives {key} to '{name}', which needs tensors that stay where they are")
         if name == "tensorrt" and key == "precision_mode":
             if value not in _TENSORRT_PRECISIONS:
                 raise InvalidArgument(

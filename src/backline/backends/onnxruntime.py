@@ -1,10 +1,11 @@
-"""ONNX models, run by ONNX Runtime: on the CPU, or by the execution providers that a configuration names."""
+"""ONNX models, run by ONNX Runtime: on the CPU, on GPUs, or by the execution providers that a configuration names."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -14,11 +15,13 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import Run
 from backline.backends.model_file import read_start
+from backline.backends.onnx_gpus import usable_gpus
 from backline.backends.onnx_options import SessionSettings, read_settings
-from backline.backends.onnx_providers import Provider, read_providers
+from backline.backends.onnx_providers import Provider, idle_accelerators, read_providers, why_on_no_gpu
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
@@ -55,7 +58,13 @@ class OnnxRuntime:
     name: ClassVar[str] = "onnxruntime"
     platform: ClassVar[str] = "onnxruntime_onnx"
 
-    def load(self, path: Path, config: ModelConfig) -> OnnxModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend."""
+        runtime = _import()
+        reason = why_on_no_gpu(config, runtime.get_available_providers())
+        return Gpus(reason=reason) if reason else usable_gpus(runtime)
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OnnxModel:
         """Loads a file, external data included. One thread computes a run unless the parameters say otherwise (see onnx_options).
 
         Raises Internal where ONNX Runtime is not installed; InvalidArgument for a file that is no model, that has tensors of types no
@@ -63,7 +72,9 @@ class OnnxRuntime:
         """
         runtime = _import()
         settings = read_settings(config)
-        providers = read_providers(config, runtime.get_available_providers)
+        providers = read_providers(config, runtime.get_available_providers(), device)
+        if device == CPU and (idle := idle_accelerators(config)):
+            settings = _without_accelerators(config, settings, idle)
         read_start(path)
         try:
             session = runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=providers)
@@ -220,6 +231,13 @@ def _with_shrinking(options: Any, settings: SessionSettings) -> Any:
     if settings.memory_arena and key not in settings.run_entries:
         options.add_run_config_entry(key, value)
     return options
+
+
+def _without_accelerators(config: ModelConfig, settings: SessionSettings, idle: str) -> SessionSettings:
+    reason = f"model '{config.name}' asks for the accelerator {idle} of a GPU, but runs on the CPU"
+    if config.strict_devices:
+        raise InvalidArgument(reason)
+    return replace(settings, warnings=(*settings.warnings, f"{reason}, where it has no effect"))
 
 
 def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""OpenVINO: its own IR, and ONNX, TensorFlow and LiteRT models where a configuration asks for it, on the CPU."""
+"""OpenVINO: its own IR, and ONNX, TensorFlow and LiteRT models where a configuration asks for it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
@@ -48,8 +49,18 @@ class OpenVino:
     name: ClassVar[str] = "openvino"
     platform: ClassVar[str] = "openvino"
 
-    def load(self, path: Path, config: ModelConfig) -> OpenVinoModel:
-        """Loads a model and compiles it for the CPU. One core computes a run unless INFERENCE_NUM_THREADS says otherwise.
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend. Most of OpenVINO's GPUs are a part of the processor and no faster, so they have to be asked for."""
+        core = _import().Core()
+        indexes = gpu_indexes(core.available_devices)
+        if not indexes:
+            return Gpus(reason=f"OpenVINO has no GPU on this machine, but {', '.join(core.available_devices)}", by_default=False)
+        return Gpus(indexes, by_default=False)
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OpenVinoModel:
+        """Loads a model and compiles it for a device; KIND_MODEL is AUTO, with which OpenVINO chooses.
+
+        One core computes a run on the CPU unless INFERENCE_NUM_THREADS says otherwise.
 
         Computes in the precision of the file: OpenVINO's own default is BF16 where the processor has it, whose answers differ from other
         runtimes'; INFERENCE_PRECISION_HINT "bf16" asks for it.
@@ -66,16 +77,15 @@ class OpenVino:
         streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
         properties = {
             "INFERENCE_PRECISION_HINT": "f32",
-            "ENABLE_CPU_PINNING": "NO",
             **{key: config.parameters[key] for key in _PROPERTIES if key in config.parameters},
-            _THREADS: str(threads * streams),
-            "NUM_STREAMS": str(streams),
         }
+        if device == CPU:
+            properties |= {"ENABLE_CPU_PINNING": "NO", _THREADS: str(threads * streams), "NUM_STREAMS": str(streams)}
         core = runtime.Core()
         try:
             network = core.read_model(str(path))
             file = Signature(_specs(path, "input", network.inputs), _specs(path, "output", network.outputs))
-            compiled = core.compile_model(network, "CPU", properties)
+            compiled = core.compile_model(network, _device_name(device), properties)
         except InvalidArgument:
             raise
         except Exception as error:
@@ -135,6 +145,16 @@ def _import() -> Any:
     # Without its telemetry, which importing OpenVINO would start: it forks this process and reports to a server of its makers.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
+
+
+def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
+    """The GPUs among OpenVINO's devices: "GPU" where there is one, else "GPU.0" and so on."""
+    found = [name for name in available if name.partition(".")[0] == "GPU"]
+    return tuple(int(name.partition(".")[2] or 0) for name in found)
+
+
+def _device_name(device: Device) -> str:
+    return {"cpu": "CPU", "gpu": f"GPU.{device.index}", "model": "AUTO"}[device.kind]
 
 
 def _failure(model: str, error: Exception) -> InvalidArgument | Internal:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
 from backline.backends.model_file import read_start
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.model_config import ModelConfig
 
 #: What makes the model in the worker.
@@ -19,7 +21,11 @@ class Python:
     name: ClassVar[str] = "python"
     platform: ClassVar[str] = "python"
 
-    def load(self, path: Path, config: ModelConfig) -> HostedModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend: a model computes with what it likes, so those of the machine."""
+        return cuda_gpus()
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
         """Only says how it is run: the file is imported in a worker, never here."""
         read_start(path)
         return HostedModel(path, ADAPTER)

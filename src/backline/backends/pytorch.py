@@ -1,4 +1,4 @@
-"""PyTorch on the CPU: TorchScript, programs of torch.export, and packages of AOTInductor."""
+"""PyTorch: TorchScript, programs of torch.export, and packages of AOTInductor."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import numpy as np
 from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
 from backline.backends.parameters import Parameters
-from backline.backends.pytorch_files import PytorchKind, identify
+from backline.backends.pytorch_devices import device_name, moving, usable_gpus
+from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
 from backline.backends.pytorch_programs import Argument, Program
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
+_WHAT = "PyTorch models need PyTorch"
 _KNOWN = ("INTRA_OP_THREAD_COUNT",)
 #: Triton's convention for programs whose outputs, or inputs, have no names: INPUT__0, OUTPUT__1.
 _INDEXED = re.compile(r".+__(\d+)")
@@ -34,27 +37,36 @@ class Pytorch:
     name: ClassVar[str] = "pytorch"
     platform: ClassVar[str] = "pytorch_libtorch"
 
-    def load(self, path: Path, config: ModelConfig) -> PytorchModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend. Machine code is for the one kind of device that it was compiled for."""
+        if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
+            return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
+        return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> PytorchModel:
         """Loads a file; no pickle in it is ever executed. A package of AOTInductor is machine code and needs `trust_pickle`.
 
         One thread computes a run unless INTRA_OP_THREAD_COUNT says otherwise, which holds for all PyTorch models of the process.
         Raises InvalidArgument for a checkpoint, and for a program whose inputs and outputs neither it nor the configuration says.
         """
-        torch = import_runtime("torch", what="PyTorch models need PyTorch", extra="torch")
+        torch = import_runtime("torch", what=_WHAT, extra="torch")
         parameters = Parameters(config, self.name, _KNOWN)
         kind = identify(path)
         torch.set_num_threads(parameters.threads("INTRA_OP_THREAD_COUNT", 1))
+        place = device_name(device)
         if kind is PytorchKind.TORCH_SCRIPT:
-            program = pytorch_programs.load_script(torch, path)
+            program = pytorch_programs.load_script(torch, path, place)
         elif kind is PytorchKind.EXPORTED:
-            program = pytorch_programs.load_exported(torch, path)
+            program = pytorch_programs.load_exported(torch, path, place)
         elif config.trust_pickle:
-            program = pytorch_programs.load_compiled(torch, path)
+            program = pytorch_programs.load_compiled(torch, path, place)
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
                 " serve with --trust-pickle if you know where it comes from, or serve the torch.export program it was made of"
             )
+        if place is not None and device != CPU:
+            program = replace(program, call=moving(torch, program.call, place))
         order, file = _name_inputs(path, kind, program, config)
         outputs = _name_outputs(path, kind, program, config)
         full = Signature(file, tuple(spec for spec, _ in outputs))
@@ -132,7 +144,7 @@ class PytorchModel:
             raise Internal(f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs") from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
-        value = value.detach()
+        value = value.detach().cpu()
         if value.dtype == self._torch.bfloat16:
             array: np.ndarray = value.contiguous().view(self._torch.int16).numpy().view(np.uint16)
         else:

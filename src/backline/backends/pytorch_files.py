@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
@@ -53,6 +54,15 @@ def identify(path: Path) -> PytorchKind:
     if "data.pkl" in names:
         raise _checkpoint(path)
     raise InvalidArgument(f"'{path}' is a zip archive, but no model that PyTorch wrote")
+
+
+def compiled_for(path: Path) -> str:
+    """The kind of device that the machine code of an AOTInductor package is for ("cpu", "cuda"); "" where it does not say."""
+    with ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_metadata.json") and "/data/aotinductor/" in name:
+                return str(json.loads(archive.read(name)).get("AOTI_DEVICE_KEY", ""))
+    return ""
 
 
 def _checkpoint(path: Path) -> InvalidArgument:

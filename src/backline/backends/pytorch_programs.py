@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from backline.backends.pytorch_files import compiled_for
 from backline.backends.runtime import one_line
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
@@ -58,9 +59,9 @@ class Program:
     outputs: tuple[TensorSpec, ...] | None = None
 
 
-def load_script(torch: Any, path: Path) -> Program:
-    """A TorchScript file. Its code is TorchScript's own, which cannot reach Python."""
-    module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location="cpu"))
+def load_script(torch: Any, path: Path, device: str | None) -> Program:
+    """A TorchScript file on a device; None for where its tensors were. Its code is TorchScript's own, which cannot reach Python."""
+    module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location=device))
     module.eval()
     arguments = []
     for argument in module.forward.schema.arguments[1:]:
@@ -75,12 +76,14 @@ def load_script(torch: Any, path: Path) -> Program:
     return Program(tuple(arguments), module)
 
 
-def load_exported(torch: Any, path: Path) -> Program:
-    """A program of torch.export, which says everything about its inputs and outputs."""
+def load_exported(torch: Any, path: Path, device: str | None) -> Program:
+    """A program of torch.export, which says everything about its inputs and outputs; on a device, None for the one of its export."""
     pytree = _submodule("torch.utils._pytree")
     export = _submodule("torch.export")
     with _weights_only():
         exported = _loading(torch, path, lambda: export.load(str(path)))
+    if device is not None and (device != "cpu" or _is_elsewhere(exported)):
+        exported = _submodule("torch.export.passes").move_to_device_pass(exported, device)
 
     graph = exported.graph_signature
     placeholders = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
@@ -104,9 +107,16 @@ def load_exported(torch: Any, path: Path) -> Program:
     return Program(tuple(Argument(name) for _, name in tensors), call, inputs, outputs)
 
 
-def load_compiled(torch: Any, path: Path) -> Program:
-    """A package of AOTInductor: machine code, so only for those who trust the file."""
-    package = _loading(torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path)))
+def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
+    """A package of AOTInductor: machine code, so only for those who trust the file.
+
+    Raises InvalidArgument where it was compiled for another device.
+    """
+    wanted, kind = torch.device(device or "cpu"), compiled_for(path)
+    if device is not None and kind not in ("", wanted.type):
+        raise InvalidArgument(f"'{path}' was compiled for {kind}, and cannot run on {device}")
+    index = -1 if wanted.index is None else wanted.index
+    package = _loading(torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path), device_index=index))
     in_spec, _ = package.loader.get_call_spec()
     count = _submodule("torch.utils._pytree").treespec_loads(in_spec).num_leaves
     return Program(tuple(Argument(f"INPUT__{index}", required=False) for index in range(count)), package)
@@ -163,6 +173,12 @@ def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
     if datatype is None:
         raise InvalidArgument(f"'{path}' cannot be served: {kind} '{name}' is {_describe(value)}, which no request can carry")
     return TensorSpec(name, datatype, _shape(value.shape))
+
+
+def _is_elsewhere(exported: Any) -> bool:
+    """Whether a program was exported on a GPU."""
+    tensors = (*exported.state_dict.values(), *exported.constants.values())
+    return any(getattr(tensor, "is_cuda", False) for tensor in tensors)
 
 
 def _describe(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""TensorFlow SavedModels, run as graphs on the CPU: Keras is not needed, and its objects are never built."""
+"""TensorFlow SavedModels, run as graphs: Keras is not needed, and its objects are never built."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.cuda import cuda_gpus
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import encode
 from backline.engine.datatypes import DataType
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
@@ -49,7 +51,18 @@ class TensorFlow:
     name: ClassVar[str] = "tensorflow"
     platform: ClassVar[str] = "tensorflow_savedmodel"
 
-    def load(self, path: Path, config: ModelConfig) -> TensorFlowModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend."""
+        runtime = _import()
+        found = runtime.config.list_physical_devices("GPU")
+        if found:
+            return Gpus(tuple(range(len(found))))
+        why = cuda_gpus().reason or "CUDA or cuDNN is missing"
+        if not runtime.test.is_built_with_gpu_support():
+            why = "it is built for the CPU alone"
+        return Gpus(reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'")
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> TensorFlowModel:
         """Loads the signature that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
 
         `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run is computed on the thread that asks for it;
@@ -63,7 +76,8 @@ class TensorFlow:
         graph = runtime.Graph()
         # -1: operations run on the calling thread, so that runs beside each other take a core each.
         options = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
-        with graph.as_default():
+        _place(options, device)
+        with graph.as_default(), graph.device(f"/GPU:{device.index}" if device.kind == "gpu" else None):
             session = v1.Session(graph=graph, config=options)
             try:
                 meta = v1.saved_model.load(session, [parameters.text("TF_GRAPH_TAG", "serve")], str(folder))
@@ -147,6 +161,15 @@ def _import() -> Any:
     # It would tell whoever serves a model that the one way to load it without Keras is deprecated.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime
+
+
+def _place(options: Any, device: Device) -> None:
+    """What a session may use: no GPU for models on the CPU; else all, with as much memory as it needs, and the CPU for what GPUs cannot."""
+    if device == CPU:
+        options.device_count["GPU"] = 0
+    else:
+        options.allow_soft_placement = True
+        options.gpu_options.allow_growth = True
 
 
 def _folder(path: Path) -> Path:

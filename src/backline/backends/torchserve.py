@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
 from backline.backends.mar_file import MANIFEST, MarFile
 from backline.backends.model_file import read_start
 from backline.backends.runtime import import_runtime, one_line
+from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import InvalidArgument
+from backline.engine.instance_group import InstanceGroup, Kind
 from backline.engine.model_config import ModelConfig
 
 #: What makes the model in the worker, and the parameter by which that gets what model-config.yaml says, as JSON.
@@ -25,7 +28,11 @@ class TorchServe:
     name: ClassVar[str] = "torchserve"
     platform: ClassVar[str] = "torchserve"
 
-    def load(self, path: Path, config: ModelConfig) -> HostedModel:
+    def gpus(self, path: Path, config: ModelConfig) -> Gpus:
+        """See GpuBackend: handlers compute with what they like, so those of the machine."""
+        return cuda_gpus()
+
+    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
         """Reads manifest and settings; nothing of the archive is executed here.
 
         Raises InvalidArgument for what is no archive, or names files that it does not hold.
@@ -38,7 +45,20 @@ class TorchServe:
             model = _model_of(archive)
             settings = _settings(archive, model.get("configFile"))
             packed = None if path.is_dir() else archive.root
-        return HostedModel(path, ADAPTER, packed=packed, parameters={SETTINGS: json.dumps(settings)})
+        return HostedModel(path, ADAPTER, packed=packed, parameters={SETTINGS: json.dumps(settings)}, groups=_groups(settings))
+
+
+def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
+    """Where model-config.yaml wants its workers. Raises InvalidArgument."""
+    kind, ids = settings.get("deviceType"), settings.get("deviceIds", [])
+    if kind is None and not ids:
+        return ()
+    kinds: Mapping[Any, Kind] = {None: "gpu", "gpu": "gpu", "cpu": "cpu"}
+    if kind not in kinds:
+        raise InvalidArgument(f"model-config.yaml: deviceType is {kind!r}, expected cpu or gpu")
+    if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+        raise InvalidArgument(f"model-config.yaml: deviceIds is {ids!r}, expected a list of numbers of GPUs")
+    return (InstanceGroup(0, kind=kinds[kind], gpus=tuple(ids) if kinds[kind] == "gpu" else ()),)
 
 
 def _model_of(archive: MarFile) -> Mapping[str, Any]:

@@ -91,7 +91,7 @@ def loaded_model(folder: ModelFolder) -> Model:
     model.backend, model.platform = loaded.backend, loaded.platform
     model.signature = loaded.signature
     model.max_batch_size = loaded.max_batch_size
-    model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason)
+    model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason, loaded.placed)
     loaded.model.close()
     return model
 

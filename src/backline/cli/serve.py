@@ -113,6 +113,9 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 @_option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only when all models are, or as soon as they were tried.")
 @_option("--trust-pickle", is_flag=True, help="Load models that can execute code when they are loaded: pickles, machine code.")
 @_option("--trust-remote-code", is_flag=True, help="Run Python models of remote repositories, and those that loads bring along.")
+@_option(
+    "--strict-devices", is_flag=True, help="Refuse models that ask for a GPU which cannot be used, instead of running them on the CPU."
+)
 @_option("--exit-on-error", is_flag=True, help="End when a model cannot be loaded at the start, as Triton does.")
 @_option("--model-load-retry-count", type=click.IntRange(0), default=0, help="Further attempts after a failed load, with pauses.")
 @_seconds("--drain-timeout-secs", LIFECYCLE.drain_seconds, "Given to the requests of a version that is unloaded.")
@@ -221,6 +224,7 @@ def command(
     strict_readiness: bool,
     trust_pickle: bool,
     trust_remote_code: bool,
+    strict_devices: bool,
     exit_on_error: bool,
     model_load_retry_count: int,
     drain_timeout_secs: float,
@@ -288,6 +292,7 @@ def command(
             strict_readiness=strict_readiness,
             trust_pickle=trust_pickle,
             trust_remote_code=trust_remote_code,
+            strict_devices=strict_devices,
             memory_budget=memory_budget,
             max_queued_requests=max_queued_requests,
             response_cache=_response_cache(cache_config),

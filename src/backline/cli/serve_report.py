@@ -14,6 +14,7 @@ import click
 from backline.cli.debugging import banner
 from backline.cli.table import print_table
 from backline.engine.datatypes import DataType
+from backline.engine.device import name_devices
 from backline.engine.engine import Engine, LoadProgress, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
@@ -124,11 +125,16 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
     models = list(engine.models())
     rows: list[tuple[str, ...]] = [_row(model, _labels(engine, model)) for model in models]
     known = {model.name for model in models}
-    rows += [(name, "-", "NOT LOADED", "-", "-", "-", "-", "loaded when that is asked for") for name in engine.names() if name not in known]
+    rows += [
+        (name, "-", "NOT LOADED", "-", "-", "-", "-", "-", "loaded when that is asked for") for name in engine.names() if name not in known
+    ]
     if rows:
-        headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "instances", "batch", "reason")
-        if not any(row[3] not in ("", "-") for row in rows):
-            headers, rows = _without_labels(headers), [_without_labels(row) for row in rows]
+        headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "device", "instances", "batch", "reason")
+        # Columns that say nothing: labels where there are none, devices where there is only the processor.
+        for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
+            column = headers.index(name)
+            if all(row[column] in nothing for row in rows):
+                headers, rows = _without(headers, column), [_without(row, column) for row in rows]
         say()
         print_table(headers, sorted(rows, key=lambda row: row[0]), right=("instances", "batch"))
     else:
@@ -173,17 +179,18 @@ def _labels(engine: Engine, model: Model) -> str:
     return ", ".join(sorted(label for label, version in engine.labels(model.name).items() if version == model.version))
 
 
-def _without_labels(row: tuple[str, ...]) -> tuple[str, ...]:
-    return row[:3] + row[4:]
+def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
+    return row[:column] + row[column + 1 :]
 
 
 def _row(model: Model, labels: str) -> tuple[str, ...]:
     placement = model.placement
     if placement is None or model.state is not ModelState.READY:
         state = "ON DEMAND" if model.on_demand else model.state.value
-        return (model.name, model.version, state, labels, "-", "-", "-", model.reason)
+        return (model.name, model.version, state, labels, "-", "-", "-", "-", model.reason)
     batch = str(placement.max_batch_size) if placement.max_batch_size else "no"
-    return (model.name, model.version, model.state.value, labels, placement.lane, str(placement.instances), batch, model.reason)
+    device = name_devices(placement.places)
+    return (model.name, model.version, model.state.value, labels, placement.lane, device, str(placement.instances), batch, model.reason)
 
 
 def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:

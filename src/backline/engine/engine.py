@@ -12,6 +12,7 @@ from typing import Protocol
 from backline.engine.control import STABLE, Control
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import unwatch, watch
+from backline.engine.device import NOWHERE, Places
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
@@ -66,6 +67,8 @@ class Placement:
     max_batch_size: int
     #: Why the model is or is not batched, and why it runs where it runs.
     reason: str = ""
+    #: The devices of its instances.
+    places: Places = NOWHERE
 
 
 @dataclass(slots=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+#: What its instances are to run on: what there is, the processor, GPUs, or what the model's file says.
+Kind = Literal["auto", "cpu", "gpu", "model"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +20,21 @@ class Resource:
 
 @dataclass(frozen=True, slots=True)
 class InstanceGroup:
-    """So many instances. `resources` and `priority` have an effect where the server limits the rate of executions.
+    """So many instances, on each GPU of `gpus` where those are meant; 0 where the server or the model decides how many.
 
-    An instance of priority 2 gets half the turns of one of priority 1.
+    `resources` and `priority` have an effect where the server limits the rate of executions: an instance of priority 2 gets half the turns
+    of one of priority 1. Those of a `passive` group get no requests.
     """
 
     count: int
     resources: tuple[Resource, ...] = ()
     priority: int = 1
+    kind: Kind = "auto"
+    #: By the runtime's numbers; empty for all that it has.
+    gpus: tuple[int, ...] = ()
+    #: Empty for Triton's name of it, <model>_<index>.
+    name: str = ""
+    passive: bool = False
 
     @property
     def limited(self) -> bool:

@@ -85,7 +85,7 @@ class ModelConfig:
     outputs: tuple[TensorSpec, ...] = ()
     version_policy: VersionPolicy = VersionPolicy()
     instance_count: int | None = None
-    #: What the instances of `instance_count` take, group by group; empty where the server decides how many there are.
+    #: Where the instances of `instance_count` run and what they take, group by group; empty where the server decides how many there are.
     instance_groups: tuple[InstanceGroup, ...] = ()
     lane: Lane | None = None
     #: The cores that its threads or worker processes are kept to; empty for all.
@@ -144,6 +144,8 @@ class ModelConfig:
     warm_up: tuple[WarmUpSample, ...] = ()
     #: Whether files may be loaded that can execute anything when they are: pickles, machine code. The server sets it, never a model's file.
     trust_pickle: bool = False
+    #: Whether a GPU that cannot be used is an error, and no reason to run on the CPU. The server's, too.
+    strict_devices: bool = False
     #: The serialised inference.ModelConfig of the file, complete, also with the fields that have no effect here; empty without a file.
     declared: bytes = b""
     source: str = ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from backline.backends.backend import LoadedModel, StreamingModel
+from backline.backends.replicas import replica_on
+from backline.engine.device import Device, Place
 from backline.engine.engine import Model, Placement
 from backline.engine.errors import BacklineError
 from backline.engine.response_statistics import ResponseStatistics
@@ -15,10 +17,10 @@ from backline.lifecycle.loader import Loaded
 from backline.lifecycle.run_time import spare_instances
 from backline.schedule.permits import Permits
 from backline.schedule.permitted_instance import PermittedInstance
-from backline.schedule.rate_limits import Claim, claim_of
+from backline.schedule.rate_limits import claim_of
 from backline.workers.core_budget import BudgetedExecution, CoreBudget
 from backline.workers.execution import Execution, JoinedExecution
-from backline.workers.instance import Execute, InlineInstance, Instance, ThreadInstance
+from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
 from backline.workers.timed import RunLimit, TimedInstance
@@ -51,9 +53,9 @@ class InstanceMaker:
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
-        self._execute: Execution | None = None
+        #: What runs the batches of the instances on a device.
+        self._runs: dict[Device, Execution | BudgetedExecution] = {}
         self._limit: RunLimit | None = None
-        self._budgeted: BudgetedExecution | None = None
         self._moved = False
         #: Of a model that gives any number of responses.
         self.streams: StreamPool | None = None
@@ -62,7 +64,7 @@ class InstanceMaker:
         """The instances of a model that was loaded. Raises InvalidArgument when one of them asks for more than the server has."""
         instances = self._make(loaded)
         try:
-            return self._permitted(instances)
+            return self._permitted(instances, loaded.places)
         except BacklineError:
             for instance in instances:
                 instance.close()
@@ -81,7 +83,7 @@ class InstanceMaker:
     def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
         """What is told of them."""
         count = len(instances) if self.streams is None and not isinstance(loaded.model, ModelInWorkers) else loaded.instances
-        return Placement("thread" if self._moved else loaded.lane, count, loaded.max_batch_size, loaded.reason)
+        return Placement("thread" if self._moved else loaded.lane, count, loaded.max_batch_size, loaded.reason, loaded.placed)
 
     def _make(self, loaded: Loaded) -> list[Instance]:
         model = loaded.model
@@ -93,18 +95,25 @@ class InstanceMaker:
             self._on_ready(model.unready)
             self._model.statistics.responses = model.responses
             return list(model.instances())
-        if self._execute is None:
-            self._execute = _execution(self._model, model, loaded)
         if loaded.lane == "inline" and not self._moved:
-            return [InlineInstance(self._execute, self._on_slow if self._model.config.lane is None else None)]
-        count = loaded.instances if loaded.lane == "thread" else spare_instances(usable_cores(), model.threads_per_run)
-        run: Execute = self._execute
-        # A model that mostly waits, for a device or for somebody else, takes no core from others.
-        if self._cores is not None and not loaded.measured.times.waits:
-            self._budgeted = run = BudgetedExecution(run, self._cores, model.threads_per_run)
-        return [self._thread(run, number) for number in range(count)]
+            execute = _execution(self._model, model, loaded)
+            return [InlineInstance(execute, self._on_slow if self._model.config.lane is None else None)]
+        places = loaded.places
+        if loaded.lane != "thread":
+            places = loaded.placed.spread(spare_instances(usable_cores(), model.threads_per_run))
+        return [self._thread(self._run_on(place.device, model, loaded), number) for number, place in enumerate(places)]
 
-    def _thread(self, run: Execute, number: int) -> Instance:
+    def _run_on(self, device: Device, model: LoadedModel, loaded: Loaded) -> Execution | BudgetedExecution:
+        run = self._runs.get(device)
+        if run is None:
+            run = _execution(self._model, replica_on(model, device), loaded)
+            # A model that mostly waits, for a device or for somebody else, takes no core from others.
+            if self._cores is not None and device.kind != "gpu" and not loaded.measured.times.waits:
+                run = BudgetedExecution(run, self._cores, model.threads_per_run)
+            self._runs[device] = run
+        return run
+
+    def _thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
         make = partial(ThreadInstance, run, self._loop, f"{self._model.name}-{number}", self._model.config.cpus)
         config = self._model.config
         if config.execution_timeout_seconds is None:
@@ -118,9 +127,9 @@ class InstanceMaker:
                 on_given_up=self._on_given_up,
                 on_available=self._on_available,
             )
-        if self._budgeted is None:
-            return TimedInstance(make, self._loop, self._limit)
-        return TimedInstance(make, self._loop, self._limit, self._budgeted.release)
+        if isinstance(run, BudgetedExecution):
+            return TimedInstance(make, self._loop, self._limit, run.release)
+        return TimedInstance(make, self._loop, self._limit)
 
     def _places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
         statistics = self._model.statistics
@@ -131,11 +140,11 @@ class InstanceMaker:
         )
         return list(self.streams.instances)
 
-    def _permitted(self, instances: list[Instance]) -> list[Instance]:
+    def _permitted(self, instances: list[Instance], places: Sequence[Place]) -> list[Instance]:
         if self._permits is None:
             return instances
         # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
-        claims = [claim_of(group) for group in self._model.config.instance_groups for _ in range(group.count)] or [Claim()]
+        claims = [claim_of(place.group, str(place.device.index)) for place in places]
         permits = self._permits.register([claims[index % len(claims)] for index in range(len(instances))])
         return [PermittedInstance(instance, permit, self._loop) for instance, permit in zip(instances, permits, strict=True)]
 

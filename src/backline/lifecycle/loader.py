@@ -7,28 +7,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
-from backline.backends.agreement import agree
-from backline.backends.arrangement import ArrangedModel, is_arranged
-from backline.backends.backend import Backend, LoadedModel, StreamingModel
+from backline.backends.backend import LoadedModel, StreamingModel, gpus_of
 from backline.backends.hosted import HostedModel
 from backline.backends.registry import choose
+from backline.engine.device import CPU, Gpus, Place, Places, name_devices
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.joining import Joining
 from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.cores import usable_cores
-from backline.lifecycle.joined import JoinedModel, as_clients_see, as_the_model_sees, joining_of_workers, make_joiner, probe_joining
+from backline.lifecycle.device_load import load_on_devices
+from backline.lifecycle.joined import JoinedModel, as_clients_see, joining_of_workers, make_joiner, probe_joining
+from backline.lifecycle.placing import asks_for_devices, place
+from backline.lifecycle.placing import place_again as still_placed
 from backline.lifecycle.run_time import LARGEST_BATCH, RunTimes, measure, plan
-from backline.lifecycle.sequence_states import visible, with_hidden_tensors
+from backline.lifecycle.sequence_states import visible
 from backline.workers.affinity import format_cores
 from backline.workers.joiner import Joiner
 from backline.workers.model_in_workers import ModelInWorkers
 
 Tried = TypeVar("Tried", bound=LoadedModel)
-#: Starts the workers of a model and returns when they have loaded it, with the configuration that it has, which the model may have
-#: completed. Called on a thread. Raises BacklineError with the reason.
-StartWorkers: TypeAlias = Callable[[HostedModel], tuple[ModelInWorkers, ModelConfig]]
+#: Starts the workers of a model where they are placed and returns when they have loaded it, with the configuration that it has, which the
+#: model may have completed. Called on a thread. Raises BacklineError with the reason.
+StartWorkers: TypeAlias = Callable[[HostedModel, Places], tuple[ModelInWorkers, ModelConfig]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,9 @@ class Loaded:
     max_batch_size: int
     batch_limit: int
     lane: Lane | Literal["process", "debug"]
-    instances: int
+    #: The devices that the model was loaded on, and the instances there.
+    placed: Places
+    places: tuple[Place, ...]
     reason: str
     measured: Measured
     warnings: tuple[str, ...] = ()
@@ -62,6 +66,11 @@ class Loaded:
     joiner: Joiner | None = None
     #: How long a batch may wait for more, in microseconds, where the configuration does not say.
     max_queue_delay_us: int = 0
+
+    @property
+    def instances(self) -> int:
+        """How many there are."""
+        return len(self.places)
 
 
 def load(
@@ -80,17 +89,18 @@ def load(
     """
     on_phase("load")
     backend = choose(config, path)
-    if is_arranged(config):
-        model: LoadedModel | StreamingModel | HostedModel = _arranged(path, backend, config)
-    else:
-        model = backend.load(path, as_the_model_sees(with_hidden_tensors(config)))
+    gpus = gpus_of(backend, path, config) if asks_for_devices(config) else Gpus()
+    placed = place(config, gpus)
+    model = load_on_devices(path, backend, config, placed.devices)
     if isinstance(model, HostedModel):
         if start_workers is None:
             raise InvalidArgument(f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here")
-        workers, config = start_workers(model)
+        if model.groups and not config.instance_groups:
+            placed = place(replace(config, instance_groups=model.groups), gpus)
+        workers, config = start_workers(model, placed)
         return _place_workers(config, workers, backend.name)
     if isinstance(model, StreamingModel):
-        return _place_streams(config, model, backend.name, backend.platform)
+        return _place_streams(config, model, backend.name, backend.platform, placed)
     try:
         joiner = make_joiner(config, model.signature)
     except BacklineError:
@@ -103,7 +113,7 @@ def load(
             known = _measured(config, model, probe_batching)
         else:
             known = _measured(config, JoinedModel(model, joiner, signature), probe_joining)
-    warnings = model.warnings
+    warnings = model.warnings + _missing(config, placed)
     if config.max_batch_size and known.probe is not None and not known.probe.batched:
         warnings += (_batched_against_proof(config, known.probe),)
     return _place(
@@ -116,7 +126,13 @@ def load(
         measured=known,
         warnings=warnings,
         joiner=joiner,
+        placed=placed,
     )
+
+
+def _missing(config: ModelConfig, placed: Places) -> tuple[str, ...]:
+    """That it runs on the CPU although it was to be on a GPU."""
+    return (f"{config.source or config.name}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
 
 
 def _measured(config: ModelConfig, model: Tried, probe: Callable[[Tried], BatchProbe]) -> Measured:
@@ -124,30 +140,14 @@ def _measured(config: ModelConfig, model: Tried, probe: Callable[[Tried], BatchP
     return Measured(found, measure(model, _max_batch_size(config, found)))
 
 
-def _arranged(path: Path, backend: Backend, config: ModelConfig) -> LoadedModel:
-    """The model as its configuration arranges it: the backend loads what the file says."""
-    model = backend.load(path, replace(config, inputs=(), outputs=(), max_batch_size=None))
-    if isinstance(model, HostedModel):
-        raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which Python models do not take")
-    if isinstance(model, StreamingModel):
-        model.close()
-        raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which streams do not take")
-    try:
-        arranged = ArrangedModel(model, config)
-        arranged.signature = agree(path, arranged.signature, as_the_model_sees(with_hidden_tensors(config)))
-    except BacklineError:
-        model.close()
-        raise
-    return arranged
-
-
 def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
     """The same model, run as a configuration asks for that differs from the one of its load in what needs no load: its instances."""
     if isinstance(loaded.model, ModelInWorkers):
         # As many workers as were started.
         return replace(loaded, batch_limit=_joined_by_workers(config, loaded.model))
+    placed = still_placed(config, loaded.placed)
     if isinstance(loaded.model, StreamingModel):
-        return _place_streams(config, loaded.model, loaded.backend, loaded.platform)
+        return _place_streams(config, loaded.model, loaded.backend, loaded.platform, placed)
     return _place(
         config,
         model=loaded.model,
@@ -158,6 +158,7 @@ def place_again(loaded: Loaded, config: ModelConfig) -> Loaded:
         measured=loaded.measured,
         warnings=loaded.warnings,
         joiner=loaded.joiner,
+        placed=placed,
     )
 
 
@@ -172,14 +173,16 @@ def _place(
     measured: Measured,
     warnings: tuple[str, ...],
     joiner: Joiner | None,
+    placed: Places,
 ) -> Loaded:
+    on_gpus = any(device.kind == "gpu" for device in placed.devices)
     chosen = plan(
         measured.times,
         cores=len(config.cpus) or usable_cores(),
         threads_per_run=model.threads_per_run,
-        # The event loop can neither be left alone in a run that takes too long, nor be kept to some cores.
-        lane=config.lane or ("thread" if config.execution_timeout_seconds is not None or config.cpus else None),
-        instances=config.instance_count,
+        # The event loop can neither be left alone in a run that takes too long, nor be kept to some cores, nor wait for a device.
+        lane=config.lane or ("thread" if config.execution_timeout_seconds is not None or config.cpus or on_gpus else None),
+        instances=len(placed.spread()) if placed.counted or on_gpus else None,
         max_batch=max_batch_size,
     )
     why_batched = "max_batch_size of the configuration is 0" if measured.probe is None else measured.probe.reason
@@ -191,8 +194,9 @@ def _place(
         max_batch_size,
         max_batch_size if config.dynamic_batching or config.sequence else chosen.batch_limit,
         chosen.lane,
-        chosen.instances,
-        f"{why_batched}; {chosen.reason}{_kept_to(config)}",
+        placed,
+        placed.spread(chosen.instances)[: chosen.instances],
+        f"{why_batched}; {chosen.reason}{_kept_to(config)}{_why_there(placed)}",
         measured,
         warnings,
         None if joiner is None else joiner.joining,
@@ -200,7 +204,7 @@ def _place(
     )
 
 
-def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, platform: str) -> Loaded:
+def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, platform: str, placed: Places) -> Loaded:
     """A model of which each request is a stream on a thread: there are no batches, and no run that could be measured."""
     return Loaded(
         model,
@@ -210,11 +214,18 @@ def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, pla
         max_batch_size=0,
         batch_limit=0,
         lane="thread",
-        instances=config.instance_count or model.streams_at_once,
+        placed=placed,
+        places=placed.spread(model.streams_at_once),
         reason="a request gets any number of responses, which are made on a thread",
         measured=Measured(None, RunTimes({})),
-        warnings=model.warnings + _untimed(config),
+        warnings=model.warnings + _untimed(config) + _missing(config, placed),
     )
+
+
+def _why_there(placed: Places) -> str:
+    if placed.missing:
+        return f"; on the CPU: {placed.missing}"
+    return "" if placed.devices == (CPU,) else f"; on {name_devices(placed)}"
 
 
 def _kept_to(config: ModelConfig) -> str:
@@ -243,10 +254,11 @@ def _place_workers(config: ModelConfig, model: ModelInWorkers, backend: str) -> 
         max_batch_size=loaded.max_batch_size,
         batch_limit=_joined_by_workers(config, model),
         lane="debug" if model.debugged else "process",
-        instances=len(model.pids),
-        reason=model.where + _kept_to(config),
+        placed=model.placed,
+        places=model.places,
+        reason=model.where + _kept_to(config) + _why_there(model.placed),
         measured=Measured(None, RunTimes({})),
-        warnings=model.warnings,
+        warnings=model.warnings + _missing(config, model.placed),
         joining=joining,
         max_queue_delay_us=loaded.max_queue_delay_us or 0,
     )

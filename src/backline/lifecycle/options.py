@@ -38,6 +38,8 @@ class LifecycleOptions:
     strict_readiness: bool = True
     #: Whether files may be loaded that can execute anything when they are: pickles, machine code.
     trust_pickle: bool = False
+    #: Whether a model fails to load that asks for a GPU and cannot have one, instead of running on the CPU.
+    strict_devices: bool = False
     #: Whether Python models may be run whose files are remote, or were brought along by a load.
     trust_remote_code: bool = False
     #: Resident bytes of the process, at most: versions are unloaded and loaded again on request to stay below. None for no limit.

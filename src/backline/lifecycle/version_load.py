@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from backline.backends.backend import StreamingModel
 from backline.backends.hosted import HostedModel
+from backline.backends.replicas import each_replica
+from backline.engine.device import Places
 from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import JoiningCheck
@@ -97,7 +99,7 @@ class VersionLoad:
         with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
-                replace(config, trust_pickle=self._shared.options.trust_pickle),
+                self._told(config),
                 self._known,
                 self._on_phase,
                 self._start_workers,
@@ -125,7 +127,12 @@ class VersionLoad:
         if self._starter is not None:
             self._starter.calls.forget()
 
-    def _start_workers(self, hosted: HostedModel) -> tuple[ModelInWorkers, ModelConfig]:
+    def _told(self, config: ModelConfig) -> ModelConfig:
+        """With what the server decides, and no model's file."""
+        options = self._shared.options
+        return replace(config, trust_pickle=options.trust_pickle, strict_devices=options.strict_devices)
+
+    def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         from backline.lifecycle.worker_pools import WorkerStarter  # a large part of the code, for servers that have such models
 
         self._starter = WorkerStarter(
@@ -140,7 +147,7 @@ class VersionLoad:
         )
         if self._cancelled:  # before there was anybody to tell
             self._starter.cancel()
-        return self._starter.start(hosted)
+        return self._starter.start(hosted, placed)
 
     def _content(self) -> Content | None:
         """What the files hold, where answers are kept that must not be another file's."""
@@ -162,22 +169,22 @@ class VersionLoad:
         self._on_phase("warm-up")
         batched = loaded.max_batch_size > 0
         path, model_folder = self._fetched.path, self._fetched.model_folder
-        samples = warm_up_samples(
-            config,
-            batched=batched,
-            version_folder=path if path.is_dir() else path.parent,
-            model_folder=model_folder,
-            recorded=recorded_file(self._shared.state_folder, config.name),
-        )
-        model = loaded.model
         tensors = None
-        if loaded.joiner is not None and not isinstance(model, (StreamingModel, ModelInWorkers)):
-            model = JoinedModel(model, loaded.joiner, loaded.signature)
-        if config.sequence is not None:
-            tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=model_folder)
-            if not isinstance(model, StreamingModel):
-                model = FirstSteps(model, tensors, batched=batched)
-        warm_up(config.name, model, check, samples)
+        for model in each_replica(loaded.model):
+            samples = warm_up_samples(
+                config,
+                batched=batched,
+                version_folder=path if path.is_dir() else path.parent,
+                model_folder=model_folder,
+                recorded=recorded_file(self._shared.state_folder, config.name),
+            )
+            if loaded.joiner is not None and not isinstance(model, (StreamingModel, ModelInWorkers)):
+                model = JoinedModel(model, loaded.joiner, loaded.signature)
+            if config.sequence is not None:
+                tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=model_folder)
+                if not isinstance(model, StreamingModel):
+                    model = FirstSteps(model, tensors, batched=batched)
+            warm_up(config.name, model, check, samples)
         return check, tensors
 
     def _on_phase(self, phase: str) -> None:

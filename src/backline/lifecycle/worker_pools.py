@@ -14,6 +14,7 @@ from math import inf
 from pathlib import Path
 
 from backline.backends.hosted import HostedModel
+from backline.engine.device import Places
 from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
@@ -24,7 +25,7 @@ from backline.lifecycle.model_calls import ModelCalls
 from backline.lifecycle.sequence_states import with_hidden_tensors
 from backline.lifecycle.shared import Shared
 from backline.protos import message
-from backline.repository.configuration.defaults import fill_defaults
+from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.json_form import configuration_json
 from backline.repository.walk import walk
 from backline.workers.environments.packed import PARAMETER, packed_environment
@@ -37,8 +38,6 @@ from backline.workers.process.protocol import Load, Spec
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Instances of a model that says nothing: each takes a process' memory.
-DEFAULT_INSTANCES = 1
 _BACKEND = "python"
 
 
@@ -79,7 +78,7 @@ class WorkerStarter:
         self._uv: Uv | None = None
         self._cancelled = False
 
-    def start(self, hosted: HostedModel) -> tuple[WorkerPool, ModelConfig]:
+    def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
         """See StartWorkers (loader). Raises InvalidArgument where the model's code is not to be run.
 
         A model completes its configuration in a worker that ends then.
@@ -98,24 +97,23 @@ class WorkerStarter:
             hosted = replace(hosted, python=str(packed.python), environment={**packed.variables, **hosted.environment})
         config = self._config
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
-        instances = config.instance_count
         environment = self._environment(hosted)
         if self._debugged:
             self._check_debugged(hosted, environment)
             from backline.workers.process.debugged import DebuggedWorker
 
-            options, instances = PoolOptions(inf, idempotent=False, worker=DebuggedWorker), 1
-        pool = self._start(self._command(hosted, environment, complete=self._may_complete), options, instances)
+            options, placed = PoolOptions(inf, idempotent=False, worker=DebuggedWorker), _only_one(placed)
+        pool = self._start(self._command(hosted, environment, placed, complete=self._may_complete), options, placed)
         if not pool.loaded.completed:
             return pool, config
         pool.close()
         self.completion = read_completion(pool.loaded.completed, config.name, walk(self._folder))
         self._config = config = self.completion.apply(config)
-        return self._start(self._command(hosted, environment), options, instances), config
+        return self._start(self._command(hosted, environment, placed), options, placed), config
 
-    def _start(self, command: WorkerCommand, options: PoolOptions, instances: int | None) -> WorkerPool:
-        pool = WorkerPool(command, options, self._loop, self.calls)
-        starting = asyncio.run_coroutine_threadsafe(pool.start(instances, default_instances=DEFAULT_INSTANCES), self._loop)
+    def _start(self, command: WorkerCommand, options: PoolOptions, placed: Places) -> WorkerPool:
+        pool = WorkerPool(command, options, self._loop, placed, self.calls)
+        starting = asyncio.run_coroutine_threadsafe(pool.start(), self._loop)
         self._starting = starting
         if self._cancelled:
             starting.cancel()
@@ -172,7 +170,7 @@ class WorkerStarter:
             self._uv = None
         self._on_phase("load")
 
-    def _command(self, hosted: HostedModel, environment: Environment | None, *, complete: bool = False) -> WorkerCommand:
+    def _command(self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False) -> WorkerCommand:
         config = with_hidden_tensors(self._config)
         load = Load(
             hosted.adapter,
@@ -184,7 +182,7 @@ class WorkerStarter:
             inputs=[_spec(spec) for spec in config.inputs],
             outputs=[_spec(spec) for spec in config.outputs],
             parameters={**config.parameters, **hosted.parameters},
-            configuration=_whole(self._config, hosted.path.name),
+            configuration=_whole(self._config, hosted.path.name, placed),
             complete=complete,
             joining=_sendable(config.joining),
         )
@@ -211,10 +209,17 @@ def _spec(spec: TensorSpec) -> Spec:
     return Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional)
 
 
-def _whole(config: ModelConfig, filename: str) -> str:
+def _only_one(placed: Places) -> Places:
+    """The first instance alone."""
+    first = placed.groups[0]
+    return replace(placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),))
+
+
+def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
     """The configuration with its defaults, as JSON."""
     whole = message("inference.ModelConfig").FromString(config.declared)
     whole.backend = config.backend or _BACKEND
     whole.max_batch_size = config.max_batch_size or 0
+    fill_places(whole, placed)
     fill_defaults(whole, config.name, filename)
     return json.dumps(configuration_json(whole), ensure_ascii=False)

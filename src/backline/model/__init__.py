@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.model.audio import Audio
+from backline.model.device import device
 from backline.model.hints import (
     BF16,
     BOOL,
@@ -57,4 +58,5 @@ __all__ = [
     "Models",
     "Request",
     "Unavailable",
+    "device",
 ]

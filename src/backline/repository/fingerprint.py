@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from backline.engine.instance_group import InstanceGroup
@@ -37,7 +37,11 @@ _APPLIED_WITHOUT_LOAD = frozenset(
 
 def load_key(config: ModelConfig) -> str:
     """A text that is the same for two configurations under which a model is loaded in the same way: changes between them need no load."""
-    relevant = [(field.name, _plain(getattr(config, field.name))) for field in fields(config) if field.name not in _APPLIED_WITHOUT_LOAD]
+    relevant = [
+        (field.name, _relevant(field.name, getattr(config, field.name)))
+        for field in fields(config)
+        if field.name not in _APPLIED_WITHOUT_LOAD
+    ]
     return _digest(repr(relevant))
 
 
@@ -46,10 +50,19 @@ def fingerprint(files: Mapping[str, FileEntry], config: ModelConfig) -> str:
     return _digest(repr([(path, files[path].identity) for path in sorted(files)]) + load_key(config))
 
 
+def _relevant(name: str, value: object) -> object:
+    if name == "instance_groups" and isinstance(value, tuple):
+        return _of_groups(value)
+    return _plain(value)
+
+
+def _of_groups(groups: Sequence[InstanceGroup]) -> object:
+    """How many instances there are is applied without a load, as `instance_count`; where they are and what each takes is not."""
+    where = dict.fromkeys((group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive)
+    return tuple(where), tuple((group.resources, group.priority) for group in groups if group.limited)
+
+
 def _plain(value: object) -> object:
-    if isinstance(value, tuple) and value and isinstance(value[0], InstanceGroup):
-        # How many instances there are is applied without a load, as `instance_count`; what each takes is not.
-        return tuple((group.resources, group.priority) for group in value if group.limited)
     return sorted(value.items()) if isinstance(value, Mapping) else value
 
 

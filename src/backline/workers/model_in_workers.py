@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from backline.engine.device import Place, Places
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import Signature
 from backline.workers.instance import Instance
@@ -24,6 +25,9 @@ class ModelInWorkers(ABC):
     loaded: Loaded
     signature: Signature
     warnings: tuple[str, ...]
+    #: The devices that it is on, and what each of its workers is told of them.
+    placed: Places
+    places: tuple[Place, ...]
     #: Counts the responses of a model that gives any number of them; None for others.
     responses: ResponseStatistics | None
     #: Called when there has been no worker for a while, with the reason, and when there is one again, with "".

@@ -18,6 +18,8 @@ from backline.engine.signature import TensorSpec
 from backline.repository.configuration import read
 from backline.repository.walk import walk
 
+PASSIVE = "instances of passive instance groups get no requests and are not made: no backend here has a use for them"
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
@@ -57,7 +59,9 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         output { name: "y" data_type: TYPE_BF16 dims: 2 label_filename: "labels.txt" }
         version_policy { specific { versions: [ 3, 1 ] } }
         instance_group [
-          { count: 2 kind: KIND_CPU },
+          { count: 2 kind: KIND_CPU name: "a" },
+          { kind: KIND_GPU count: 2 gpus: [ 0, 3 ] },
+          { kind: KIND_MODEL passive: true },
           { kind: KIND_AUTO rate_limiter { resources [ { name: "a" count: 3 }, { name: "b" count: 1 global: true } ] priority: 2 } }
         ]
         dynamic_batching {
@@ -79,8 +83,13 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         inputs=(TensorSpec("x", DataType.FP32, (3, -1)), TensorSpec("s", DataType.BYTES, (1,), optional=True)),
         outputs=(TensorSpec("y", DataType.BF16, (2,), labels=("cat", "dög")),),
         version_policy=VersionPolicy(latest=None, specific=("3", "1")),
-        instance_count=3,
-        instance_groups=(InstanceGroup(2), InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2)),
+        instance_count=8,
+        instance_groups=(
+            InstanceGroup(2, kind="cpu", name="a"),
+            InstanceGroup(2, kind="gpu", gpus=(0, 3)),
+            InstanceGroup(1, kind="model", passive=True),
+            InstanceGroup(1, (Resource("a", 3), Resource("b", 1, everywhere=True)), 2),
+        ),
         lane="thread",
         dynamic_batching=True,
         preferred_batch_sizes=(4, 8),
@@ -89,6 +98,7 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         default_model_filename="net.onnx",
         parameters={"intra_op_thread_count": "2"},
         source=str(file),
+        warnings=(f"config.pbtxt of 'm': {PASSIVE}",),
     )
 
 
@@ -134,10 +144,15 @@ def test_what_is_off_anyway_needs_no_warning(file: Path) -> None:
     assert config(file, text).warnings == ()
 
 
-def test_a_gpu_that_is_asked_for_is_warned_about(file: Path) -> None:
-    assert config(file, "instance_group { kind: KIND_GPU }").warnings == (
-        "config.pbtxt of 'm': instance_group.kind KIND_GPU is not supported yet; the model runs on the CPU",
-    )
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("passive: true", PASSIVE),
+        ("secondary_devices { device_id: 1 }", "instance_group.secondary_devices has no effect: no runtime here computes on NVDLA"),
+    ],
+)
+def test_instances_that_no_runtime_has_a_use_for_are_warned_about(text: str, warning: str, file: Path) -> None:
+    assert config(file, f"instance_group {{ {text} }}").warnings == (f"config.pbtxt of 'm': {warning}",)
 
 
 @pytest.mark.parametrize(

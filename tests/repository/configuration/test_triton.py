@@ -35,7 +35,8 @@ STRICTER = {
 }
 #: Triton refuses it, Backline does not: the reason.
 LATER = {
-    "instance_gpu": "a warning, the model runs on the CPU",
+    "instance_gpu": "where there is no GPU the model runs on the CPU, with a warning, unless the server is told to be strict",
+    "instance_gpus": "the same",
     "platform_unknown": "the choice of a backend says so when the model is loaded",
     "version_specific_missing": "the scan of the repository says so",
     "warm_up_short_file": "the warm-up says so",

@@ -17,7 +17,10 @@ import psutil
 import pytest
 
 import backline
+from backline.engine.device import Gpus
 from backline.engine.errors import BacklineError
+from backline.engine.model_config import ModelConfig
+from backline.lifecycle.placing import place
 from backline.workers.process import process as worker_process
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -78,8 +81,8 @@ def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(tmp_path: Path
     load = Load("backline.workers.process.python_model:load", "echo", "1", str(path), str(tmp_path / "echo"))
 
     async def freeze() -> tuple[int, list[int], list[bytes]]:
-        pool = WorkerPool(WorkerCommand(load), PoolOptions(), asyncio.get_running_loop())
-        await pool.start(1)
+        pool = WorkerPool(WorkerCommand(load), PoolOptions(), asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus()))
+        await pool.start()
         (frozen,) = pool.pids
         os.kill(frozen, signal.SIGSTOP)
         try:

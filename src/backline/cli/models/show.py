@@ -80,7 +80,8 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
         ("versions", ", ".join(metadata.versions)),
         ("platform", metadata.platform or config.get("backend", "")),
         ("largest batch", str(config.get("max_batch_size") or "no batching")),
-        ("instances", str(sum(int(group.get("count", 1)) for group in groups)) if groups else "?"),
+        ("instances", str(sum(map(_instances, groups))) if groups else "?"),
+        ("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?"),
     ]
     chosen = config.get("parameters") or {}
     for label, key in (("lane", "backline.lane"), ("cores", "backline.cpus"), ("because", "backline.placement")):
@@ -104,6 +105,17 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
     if calls:
         print()
         print_table(("version", "calls", *_CALL_COUNTS), calls, right=_CALL_COUNTS)
+
+
+def _instances(group: dict[str, Any]) -> int:
+    return int(group.get("count", 1)) * max(1, len(group.get("gpus", ()))) * (not group.get("passive"))
+
+
+def _devices(group: dict[str, Any]) -> list[str]:
+    """Where the instances of a group are, which the server has decided."""
+    if group.get("passive"):
+        return []
+    return [f"GPU {index}" for index in group.get("gpus", ())] or [{"KIND_CPU": "CPU", "KIND_MODEL": "its own"}.get(group["kind"], "?")]
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from backline.engine.model_config import VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.protos import message
 from backline.repository.configuration import native
-from backline.repository.configuration.defaults import fill_defaults
+from backline.repository.configuration.defaults import fill_defaults, fill_places
 
 
 def model_configuration(engine: Engine, name: str, version: str) -> Any:
@@ -45,8 +45,11 @@ def describe(model: Model) -> Any:
             for spec in specs:
                 _fill_tensor(tensors.add(), spec, batched=batched)
     placement = model.placement
-    if not config.instance_group and placement is not None:
-        config.instance_group.add(name=model.name, count=placement.instances)
+    if placement is not None:
+        if not config.instance_group and placement.instances:
+            each = -(-placement.instances // max(1, len(placement.places.devices)))
+            config.instance_group.add(name=model.name, count=each)
+        fill_places(config, placement.places)
     if batched and given.max_batch_size is None and config.WhichOneof("scheduling_choice") is None:
         config.dynamic_batching.SetInParent()  # the server joins requests although nobody asked
     for key, value in given.parameters.items():

@@ -184,10 +184,11 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
     for index, group in enumerate(message.instance_group):
         kind = group.Kind.Name(group.kind)
         group_name = group.name or f"{name}_{index}"
-        if group.gpus and kind != "KIND_GPU":
-            shown = "KIND_CPU" if kind == "KIND_AUTO" else kind
-            reason = f"instance group {group_name} of model {name} has kind {shown} but specifies one or more GPUs"
+        if group.gpus and kind not in ("KIND_GPU", "KIND_AUTO"):
+            reason = f"instance group {group_name} of model {name} has kind {kind} but specifies one or more GPUs"
             yield reason, f"instance_group[{index}].gpus"
+        if any(gpu < 0 for gpu in group.gpus):
+            yield f"instance group {group_name} of model {name} has a GPU below 0", f"instance_group[{index}].gpus"
         if group.profile:
             of = f"instance group {group_name} of model {name} and platform {message.platform}".rstrip()
             yield f"{of} specifies profile field which is only supported for TensorRT models", f"instance_group[{index}].profile"

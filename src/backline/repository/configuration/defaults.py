@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from backline.engine.device import Places
 from backline.protos import message
 
 _ONE_SECOND: Final = 1_000_000
@@ -22,6 +23,16 @@ def fill_defaults(config: Any, name: str, filename: str) -> None:
         if not config.optimization.HasField(memory):
             getattr(config.optimization, memory).enable = True
     _fill_instance_groups(config, name)
+
+
+def fill_places(config: Any, places: Places) -> None:
+    """Says of the instance groups of the inference.ModelConfig where they are; one that the configuration leaves out is added."""
+    kinds = message("inference.ModelInstanceGroup")
+    for placed in places.groups:
+        group = config.instance_group[placed.index] if config.instance_group else config.instance_group.add(name=placed.name, count=1)
+        group.kind = kinds.Kind.Value(f"KIND_{placed.devices[0].kind.upper()}")
+        del group.gpus[:]
+        group.gpus.extend(device.index for device in placed.devices if device.kind == "gpu")
 
 
 def _fill_batching(config: Any) -> None:

@@ -86,9 +86,10 @@ class _Reader:
             self._warn(f"{path} is not supported yet and has no effect")
         if self._message.response_cache.enable and self._message.HasField("ensemble_scheduling"):
             self._warn("response_cache has no effect on an ensemble; the models that it asks may have it")
-        for group in self._message.instance_group:
-            if group.Kind.Name(group.kind) == "KIND_GPU":
-                self._warn("instance_group.kind KIND_GPU is not supported yet; the model runs on the CPU")
+        if any(group.passive for group in self._message.instance_group):
+            self._warn("instances of passive instance groups get no requests and are not made: no backend here has a use for them")
+        if any(group.secondary_devices for group in self._message.instance_group):
+            self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
 
     def _warn(self, reason: str) -> None:
         self._warnings.append(f"{posixpath.basename(self._document.source)} of '{self._name}': {reason}")
@@ -173,7 +174,7 @@ class _Reader:
         return VersionPolicy(latest=policy.latest.num_versions or 1)
 
     def _instance_count(self) -> int | None:
-        count = sum(group.count or 1 for group in self._message.instance_group)
+        count = sum((group.count or 1) * max(1, len(group.gpus)) for group in self._message.instance_group)
         if count > MAX_INSTANCES:
             reason = f"instance_group asks for {count} instances; at most {MAX_INSTANCES} are possible, each is a thread"
             raise self._document.error(reason, "instance_group")
@@ -195,7 +196,8 @@ class _Reader:
 def _instance_group(given: Any) -> InstanceGroup:
     limiter = given.rate_limiter
     resources = tuple(Resource(resource.name, resource.count, getattr(resource, "global")) for resource in limiter.resources)
-    return InstanceGroup(given.count or 1, resources, limiter.priority or 1)
+    kind = given.Kind.Name(given.kind).removeprefix("KIND_").lower()
+    return InstanceGroup(given.count or 1, resources, limiter.priority or 1, kind, tuple(given.gpus), given.name, given.passive)
 
 
 def _step(given: Any) -> EnsembleStep:

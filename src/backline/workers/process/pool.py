@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from backline.engine.datatypes import DataType
+from backline.engine.device import Place, Places
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.response_statistics import ResponseStatistics
@@ -76,9 +77,19 @@ class ProcessInstance:
 class WorkerPool(ModelInWorkers):
     """Workers that all run the same model version."""
 
-    def __init__(self, command: WorkerCommand, options: PoolOptions, loop: asyncio.AbstractEventLoop, calls: Calls | None = None) -> None:
+    def __init__(
+        self,
+        command: WorkerCommand,
+        options: PoolOptions,
+        loop: asyncio.AbstractEventLoop,
+        placed: Places,
+        calls: Calls | None = None,
+    ) -> None:
         """`calls` is what answers when the model calls others; without it such calls fail."""
         self.calls = calls
+        self.placed = placed
+        #: What each of the workers is told of where it is.
+        self.places: tuple[Place, ...] = placed.spread()[:1]
         self.command = command
         self.options = options
         self.on_available = lambda _: None
@@ -127,8 +138,8 @@ class WorkerPool(ModelInWorkers):
 
     # the beginning
 
-    async def start(self, instances: int | None, *, default_instances: int = 1) -> None:
-        """Starts the first worker, and then as many as the model wants where `instances` does not say. Raises Internal with the reason.
+    async def start(self) -> None:
+        """Starts the first worker, and then as many as the model wants where its places do not say. Raises Internal with the reason.
 
         All are stopped again when one cannot be started.
         """
@@ -139,8 +150,8 @@ class WorkerPool(ModelInWorkers):
             if self.loaded.completed:
                 return
             self._take_signature(self.loaded)
-            wanted = instances or self.loaded.instances or default_instances
-            self._seats += [Seat(self, index) for index in range(1, wanted)]
+            self.places = self.placed.spread(self.loaded.instances)
+            self._seats += [Seat(self, index) for index in range(1, len(self.places))]
             await asyncio.gather(*(seat.start() for seat in self._seats[1:]))
         except BaseException:
             await self.stop()
@@ -178,7 +189,11 @@ class WorkerPool(ModelInWorkers):
 
     def command_for(self, index: int) -> WorkerCommand:
         """How the worker of one seat is started."""
-        return replace(self.command, load=msgspec.structs.replace(self.command.load, instance=index))
+        place = self.places[index]
+        load = msgspec.structs.replace(
+            self.command.load, instance=place.name, device_kind=place.device.kind, device_index=place.device.index
+        )
+        return replace(self.command, load=load)
 
     # the way of a batch
 

@@ -33,7 +33,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -86,7 +86,8 @@ class Spec(msgspec.Struct, array_like=True):
 class Load(msgspec.Struct, array_like=True):
     """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
 
-    `path` is the model's file, `folder` the model's folder above its versions; `inputs`, `outputs` and `max_batch_size` are those of the
+    `path` is the model's file, `folder` the model's folder above its versions; `instance` is the name of the worker's, and `device_kind`
+    and `device_index` say where it is to compute; `inputs`, `outputs` and `max_batch_size` are those of the
     configuration, None where it has none. `configuration` is all of it with its defaults, the JSON of an inference.ModelConfig; with
     `complete` a model that can add to it does so first, and is loaded by another worker then.
     With `joining` each request comes as a part of its own; a model that wants them joined does it by these rules and says that it `joins`.
@@ -97,7 +98,9 @@ class Load(msgspec.Struct, array_like=True):
     version: str
     path: str
     folder: str
-    instance: int = 0
+    instance: str = ""
+    device_kind: Literal["cpu", "gpu", "model"] = "cpu"
+    device_index: int = 0
     max_batch_size: int | None = None
     inputs: list[Spec] = []
     outputs: list[Spec] = []

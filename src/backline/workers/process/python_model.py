@@ -18,6 +18,7 @@ from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidAr
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.model import metrics
+from backline.model.device import place
 from backline.model.hints import Models, Request
 from backline.model.media import DECODED_LIMIT
 from backline.workers.process.caller import Caller
@@ -44,6 +45,7 @@ _TRITON_API = Path(__file__).parent / "triton" / "importable"
 def load(message: Load, caller: Caller) -> WorkerModel:
     """Imports a model's file and makes its model. Raises what the file raises, and InvalidArgument for a file that is no model."""
     worker.begin(message, caller)
+    place(message.device_kind, message.device_index)
     metrics.connect(Measures(caller), model=message.name, version=message.version)
     # Before everything else: a copy of Triton's module beside the model is for editors.
     sys.path.insert(0, str(_TRITON_API))

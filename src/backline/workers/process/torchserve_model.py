@@ -58,7 +58,7 @@ def load(message: Load, _: Caller) -> WorkerModel:
         str(folder),
         manifest,
         max(batch, 1),
-        None,
+        message.device_index if message.device_kind == "gpu" else None,
         compatible_version,
         metrics=MetricsStore(None, message.name),
         model_yaml_config=settings.document,

@@ -9,8 +9,6 @@ from backline.engine.errors import InvalidArgument
 #: Settings of TorchServe's front end that mean nothing here, and what does instead.
 _WITHOUT_EFFECT = {
     "startupTimeout": "a load may take its time",
-    "deviceType": "models run on the CPU",
-    "deviceIds": "models run on the CPU",
     "parallelType": "a model runs in one process",
     "parallelLevel": "a model runs in one process",
     "maxRetryTimeoutInSec": "workers are started again by the server's own rules",

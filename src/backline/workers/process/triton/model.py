@@ -75,7 +75,7 @@ class TritonModel:
         self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
         self._outputs = frozenset(output.name for output in message.outputs)
         self._loop = BackgroundLoop()
-        given = arguments(message, config)
+        given = arguments(message)
         self._instance = given["model_instance_name"]
         worker.name_instance(self._instance)
         if not callable(getattr(model, "execute", None)):

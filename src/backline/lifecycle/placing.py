@@ -1,0 +1,97 @@
+"""Which devices the instances of a model run on: a policy over its configuration and the GPUs that its runtime can use.
+
+The rules and the words of errors are Triton's (core/src/model_config_utils.cc), with one difference: where no GPU can be used at all, a
+model that asks for one runs on the CPU with a warning, unless the server is strict.
+"""
+
+from __future__ import annotations
+
+from backline.engine.device import CPU, Device, Gpus, PlacedGroup, Places
+from backline.engine.errors import InvalidArgument
+from backline.engine.instance_group import InstanceGroup
+from backline.engine.model_config import ModelConfig
+
+
+def asks_for_devices(config: ModelConfig) -> bool:
+    """Whether it matters which GPUs there are."""
+    return config.lane != "inline" and any(group.kind in ("auto", "gpu") for group in config.instance_groups or (InstanceGroup(0),))
+
+
+def place(config: ModelConfig, gpus: Gpus) -> Places:
+    """The devices of each group of instances; passive groups have none. Without groups, one that is where a runtime runs by itself.
+
+    Raises InvalidArgument for a GPU that is not one of `gpus`, while there are others; where there is none, if the configuration is
+    `strict_devices`; for groups that are all passive; and for a GPU of a model on the event loop, which cannot wait for a device.
+    """
+    if not config.instance_groups:
+        only = InstanceGroup(config.instance_count or 0)
+        return Places((PlacedGroup(0, _name(config, 0, only), only, _automatic(config, gpus)),))
+    active = [(index, group) for index, group in enumerate(config.instance_groups) if not group.passive]
+    if not active:
+        raise InvalidArgument(f"all instance groups of model '{config.name}' are passive, so that nothing would run it")
+    placed, missing = [], ""
+    for index, group in active:
+        name = _name(config, index, group)
+        devices = _devices(config, name, group, gpus)
+        if not devices:
+            devices, missing = (CPU,), missing or f"{_where(config, name)} asks for a GPU, but {gpus.reason}"
+        placed.append(PlacedGroup(index, name, group, devices))
+    return Places(tuple(placed), missing)
+
+
+def place_again(config: ModelConfig, placed: Places) -> Places:
+    """The same for a configuration that differs in how many instances there are, not in where: else it is loaded again."""
+    devices = {(one.group.kind, one.group.gpus): one.devices for one in placed.groups}
+    groups = config.instance_groups or (InstanceGroup(config.instance_count or 0),)
+    return Places(
+        tuple(
+            PlacedGroup(index, _name(config, index, group), group, devices[group.kind, group.gpus])
+            for index, group in enumerate(groups)
+            if not group.passive
+        ),
+        placed.missing,
+    )
+
+
+def _devices(config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus) -> tuple[Device, ...]:
+    """Those of a group; none where a GPU is asked for and none can be used."""
+    if group.kind == "model":
+        return (Device("model"),)
+    if group.kind == "cpu":
+        return (CPU,)
+    if group.kind == "auto" and not group.gpus:
+        return _automatic(config, gpus)
+    if config.lane == "inline":
+        raise InvalidArgument(
+            f"model '{config.name}': lane inline and {_kind(group)} contradict each other: the event loop waits for no GPU"
+        )
+    wrong = [index for index in group.gpus if index not in gpus.indexes]
+    if gpus.indexes and wrong:
+        there = ", ".join(map(str, gpus.indexes))
+        raise InvalidArgument(
+            f"{_where(config, name)} specifies invalid or unsupported gpu id {wrong[0]}. GPUs that this model can run on are: {there}"
+        )
+    if wrong or not gpus.indexes:
+        if config.strict_devices:
+            raise InvalidArgument(f"{_where(config, name)} has kind KIND_GPU but no GPUs are available: {gpus.reason}")
+        return ()
+    return tuple(Device("gpu", index) for index in group.gpus or gpus.indexes)
+
+
+def _automatic(config: ModelConfig, gpus: Gpus) -> tuple[Device, ...]:
+    if not gpus.indexes or not gpus.by_default or config.lane == "inline":
+        return (CPU,)
+    return tuple(Device("gpu", index) for index in gpus.indexes)
+
+
+def _name(config: ModelConfig, index: int, group: InstanceGroup) -> str:
+    """Triton's; that of a configuration without groups is the model's."""
+    return group.name or (f"{config.name}_{index}" if config.instance_groups else config.name)
+
+
+def _where(config: ModelConfig, group: str) -> str:
+    return f"instance group {group} of model {config.name}"
+
+
+def _kind(group: InstanceGroup) -> str:
+    return "KIND_GPU" if group.kind == "gpu" else "gpus"
