@@ -87,7 +87,7 @@ minWorkers: 1
 batchSize: 8
 maxBatchDelay: 300
 responseTimeout: 20
-deviceType: cpu
+parallelType: pp
 handler:
   greeting: Hello
 """
@@ -272,7 +272,7 @@ def test_one_bad_request_of_a_batch_costs_its_sender_only(archives: ServerProces
 
 
 def test_settings_that_mean_nothing_here_are_told(archives: ServerProcess) -> None:
-    assert "model-config.yaml: deviceType has no effect: models run on the CPU" in archives.output
+    assert "model-config.yaml: parallelType has no effect: a model runs in one process" in archives.output
 
 
 @pytest.mark.parametrize(("name", "factor"), [("eager", 3), ("twice", 2), ("program", 2)])

@@ -1,0 +1,156 @@
+"""A network on several GPUs. There are none here: ONNX Runtime is made to say that it has two, and computes on the CPU instead."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.dialects.open_inference.configuration import model_configuration
+from backline.engine.device import Device, Gpus
+from backline.engine.errors import InvalidArgument
+from backline.workers import core_budget
+from support.models import add1
+
+#: Requests are not joined, so that each instance has one of those that come together.
+ALONE = "max_batch_size: 0 "
+TWO_EACH = ALONE + "instance_group { count: 2 kind: KIND_GPU }"
+WARM_UP = "model_warmup { name: 'w' count: 3 inputs { key: 'INPUT0' value { data_type: TYPE_FP32 dims: [ 1, 16 ] zero_data: true } } }"
+
+
+class Devices:
+    """What was done on which device."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.closed: list[str] = []
+        self.ran: Counter[str] = Counter()
+        self.before_run: Callable[[], object] = lambda: None
+        self.broken: str = ""
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
+    seen = Devices()
+    load = OnnxRuntime.load
+
+    def load_on(self: OnnxRuntime, path: Path, config: Any, device: Device) -> OnnxModel:
+        name = str(device)
+        if name == seen.broken:
+            raise InvalidArgument(f"{name} is broken")
+        model = load(self, path, config)
+        seen.loaded.append(name)
+        run, close = model.run, model.close
+
+        def run_there(*arguments: Any) -> Any:
+            seen.ran[name] += 1
+            seen.before_run()
+            return run(*arguments)
+
+        def close_there() -> None:
+            seen.closed.append(name)
+            close()
+
+        model.run, model.close = run_there, close_there  # type: ignore[method-assign]
+        return model
+
+    monkeypatch.setattr(OnnxRuntime, "gpus", lambda *_: Gpus((0, 1)))
+    monkeypatch.setattr(OnnxRuntime, "load", load_on)
+    return seen
+
+
+def configure(repository: Path, text: str) -> None:
+    (repository / "add1" / "config.pbtxt").write_text(text)
+
+
+def test_each_device_has_one_model_and_its_instances(home: Any, repository: Path, devices: Devices) -> None:
+    add1(repository)
+    configure(repository, TWO_EACH + WARM_UP)
+
+    async def scenario() -> None:
+        async with home(repository) as server:
+            placement = server.engine.find("add1").placement
+            assert (placement.lane, placement.instances) == ("thread", 4)
+            assert placement.reason.endswith("; on GPU 0, GPU 1")
+            assert devices.loaded == ["GPU 0", "GPU 1"]
+            assert devices.ran["GPU 1"] == 3  # measured on the first, warmed up on each
+            devices.ran.clear()
+            devices.before_run = threading.Barrier(4, timeout=20).wait
+            assert await asyncio.gather(*(server.answer() for _ in range(4))) == [1, 1, 1, 1]
+            assert devices.ran == {"GPU 0": 2, "GPU 1": 2}
+            group = model_configuration(server.engine, "add1", "").instance_group[0]
+            assert (group.count, list(group.gpus)) == (2, [0, 1])
+        assert sorted(devices.closed) == ["GPU 0", "GPU 1"]
+
+    asyncio.run(scenario())
+
+
+def test_without_a_group_a_quick_network_waits_for_its_gpu_on_a_thread_of_each(home: Any, repository: Path, devices: Devices) -> None:
+    add1(repository)
+
+    async def scenario() -> None:
+        async with home(repository) as server:
+            placement = server.engine.find("add1").placement
+            assert (placement.lane, placement.instances) == ("thread", 2)
+
+    asyncio.run(scenario())
+
+
+def test_runs_on_gpus_take_no_cores_from_others(home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core_budget, "PATIENCE", 60)
+    add1(repository)
+    configure(repository, TWO_EACH)
+
+    async def scenario() -> None:
+        async with home(repository, compute_threads=1) as server:
+            devices.before_run = threading.Barrier(4, timeout=20).wait
+            assert await asyncio.gather(*(server.answer() for _ in range(4))) == [1, 1, 1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_resources_are_those_of_the_gpu_that_an_instance_is_on(home: Any, repository: Path, devices: Devices) -> None:
+    add1(repository)
+    configure(repository, ALONE + "instance_group { kind: KIND_GPU rate_limiter { resources { name: 'memory' count: 1 } } }")
+
+    async def scenario() -> None:
+        async with home(repository, rate_limit=("memory:1",)) as server:
+            devices.before_run = threading.Barrier(2, timeout=20).wait
+            assert await asyncio.gather(server.answer(), server.answer()) == [1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_another_count_needs_no_load_and_another_gpu_does(home: Any, repository: Path, devices: Devices) -> None:
+    add1(repository)
+    configure(repository, ALONE + "instance_group { kind: KIND_GPU gpus: [ 0 ] }")
+
+    async def scenario() -> None:
+        async with home(repository, mode="poll") as server:
+            configure(repository, ALONE + "instance_group { kind: KIND_GPU gpus: [ 0 ] count: 3 }")
+            await server.lifecycle.refresh()
+            assert (server.engine.find("add1").placement.instances, devices.loaded) == (3, ["GPU 0"])
+            configure(repository, ALONE + "instance_group { kind: KIND_GPU gpus: [ 1 ] count: 3 }")
+            await server.lifecycle.refresh()
+            assert devices.loaded == ["GPU 0", "GPU 1"]
+
+    asyncio.run(scenario())
+
+
+def test_a_load_that_fails_on_one_device_leaves_nothing_on_the_others(home: Any, repository: Path, devices: Devices) -> None:
+    add1(repository)
+    configure(repository, TWO_EACH)
+    devices.broken = "GPU 1"
+
+    async def scenario() -> None:
+        async with home(repository) as server:
+            assert server.engine.find("add1").reason == "GPU 1 is broken"
+            assert devices.closed == ["GPU 0"]
+
+    asyncio.run(scenario())
