@@ -67,7 +67,7 @@ def test_openvino_compiles_for_the_device(tmp_path: Path) -> None:
     assert not gpus.by_default
     if not gpus.indexes:
         assert gpus.reason == "OpenVINO has no GPU on this machine, but CPU"
-        with pytest.raises(InvalidArgument, match="(?i)cannot be loaded by OpenVINO.*gpu"):
+        with pytest.raises(InvalidArgument, match=r"(?i)cannot be loaded by OpenVINO.*gpu"):
             OpenVino().load(tmp_path / "model.onnx", config, GPU)
 
 

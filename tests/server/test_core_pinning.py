@@ -83,6 +83,19 @@ def test_the_threads_of_a_model_and_of_its_runtime_are_kept_to_its_cores(tmp_pat
     run(tmp_path, look)
 
 
+def test_the_instances_of_all_groups_are_kept_to_the_cores(tmp_path: Path) -> None:
+    put_add1(
+        tmp_path / "models",
+        f'cpus = "{CORE}"\n[[instance_group]]\ncount = 2\nkind = "KIND_CPU"\n[[instance_group]]\nname = "more"\ncount = 1\nkind = "KIND_CPU"\n',
+    )
+
+    def look(program: Embedded) -> None:
+        own = [thread for thread in threading.enumerate() if thread.name.startswith("add1-")]
+        assert [os.sched_getaffinity(thread.native_id or 0) for thread in own] == [{CORE}] * 3
+
+    run(tmp_path, look)
+
+
 def test_worker_processes_are_kept_to_their_cores_and_models_show_tells(tmp_path: Path) -> None:
     (tmp_path / "models" / "where" / "1").mkdir(parents=True)
     (tmp_path / "models" / "where" / "1" / "model.py").write_text(PYTHON)
