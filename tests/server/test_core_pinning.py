@@ -86,7 +86,7 @@ def test_the_threads_of_a_model_and_of_its_runtime_are_kept_to_its_cores(tmp_pat
 def test_the_instances_of_all_groups_are_kept_to_the_cores(tmp_path: Path) -> None:
     put_add1(
         tmp_path / "models",
-        f'cpus = "{CORE}"\n[[instance_group]]\ncount = 2\nkind = "KIND_CPU"\n[[instance_group]]\nname = "more"\ncount = 1\nkind = "KIND_CPU"\n',
+        f'cpus = "{CORE}"\n[[instance_group]]\ncount = 2\nkind = "CPU"\n[[instance_group]]\nname = "more"\ncount = 1\nkind = "CPU"\n',
     )
 
     def look(program: Embedded) -> None:

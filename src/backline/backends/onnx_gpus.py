@@ -19,6 +19,8 @@ _TINY = bytes.fromhex(
 def usable_gpus(runtime: Any) -> Gpus:
     """Those of the driver, if ONNX Runtime can make a session on them: its provider is there without the libraries that it needs."""
     gpus = cuda_gpus()
+    if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
+        preload()  # of CUDA's packages, which are not where the system looks
     if gpus.indexes and not can_use(runtime, (CUDA, {"device_id": str(gpus.indexes[0])})):
         return Gpus(
             reason=f"the {CUDA} of ONNX Runtime {runtime.__version__} cannot be used: CUDA or cuDNN is missing, or has another version than"
