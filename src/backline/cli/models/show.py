@@ -115,9 +115,9 @@ def _devices(group: dict[str, Any]) -> list[str]:
     """Where the instances of a group are, which the server has decided."""
     if group.get("passive"):
         return []
-    return [f"GPU {index}" for index in group.get("gpus", ())] or [
-        {"KIND_CPU": "CPU", "KIND_MODEL": "its own"}.get(group.get("kind", ""), "?")
-    ]
+    if group.get("gpus"):
+        return [f"GPU {index}" for index in group["gpus"]]
+    return [{"KIND_CPU": "CPU", "KIND_MODEL": "its own"}.get(group.get("kind", ""), "?")]
 
 
 def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
