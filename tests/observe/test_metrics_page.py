@@ -8,6 +8,7 @@ from time import monotonic_ns, thread_time
 from prometheus_client.parser import text_string_to_metric_families
 
 from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
 from backline.observe.metrics import Metrics
@@ -28,9 +29,10 @@ def full_engine(models: int) -> Engine:
     engine = Engine()
     for number in range(models):
         model = add_model(engine, f"model_{number}")
-        now = monotonic_ns()
+        request = InferRequest(model.name, {}, lambda *_: None)
         for size in (1, 2, 4, 8, 16):
-            model.statistics.record_batch([now - 1_000_000] * size, size, now, now, now, now)
+            now = monotonic_ns()
+            model.statistics.record_batch([request] * size, size, now, now, now, now)
         engine.record_load(model.name, 0.1, succeeded=True)
     engine.refresh()
     return engine
