@@ -1,4 +1,4 @@
-"""The resident memory of this process, and what the C library keeps of it after it was freed."""
+"""The resident memory of processes, and what the C library keeps of this one's after it was freed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 
-def resident_bytes() -> int:
-    """The resident memory of this process in bytes."""
+def resident_bytes(pid: int | None = None) -> int:
+    """The resident memory of a process in bytes, of this one where none is named; 0 of one that is gone."""
     # A tenth of the time that psutil takes, and no module to load, where the system has it.
-    with suppress(OSError, ValueError, IndexError), open("/proc/self/statm", "rb") as file:
+    with suppress(OSError, ValueError, IndexError), open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import psutil
 
-    return int(psutil.Process().memory_info().rss)
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
 
 
 def trim() -> bool:

@@ -83,9 +83,8 @@ def load(
     """Loads a model file, proves whether it can be batched where the configuration does not say, and measures how it runs best.
 
     `known` is what an earlier load of the same files under the same configuration measured: it is not measured again. `on_phase` is called
-    with "load" and "probe" when that begins. `start_workers` is for
-    models that run in other processes. Takes as long as it takes: to be called on a thread. Raises BacklineError with the reason when the
-    model cannot be served.
+    with "load" and "probe" when that begins. `start_workers` is for models that run in other processes. Takes as long as it takes: to be
+    called on a thread. Raises BacklineError with the reason when the model cannot be served.
     """
     on_phase("load")
     backend = choose(config, path)

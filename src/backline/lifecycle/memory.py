@@ -17,7 +17,7 @@ _FIRST_RATIO = 1.2
 _WEIGHT = 0.2
 
 
-class Measured:
+class LoadMemory:
     """The result of one measurement: `memory` in bytes once the block has ended, 0 when it was left by an exception."""
 
     __slots__ = ("memory",)
@@ -47,9 +47,9 @@ class LoadMeter:
         return int(file_bytes * self._ratio)
 
     @contextmanager
-    def measure(self, file_bytes: int) -> Iterator[Measured]:
+    def measure(self, file_bytes: int) -> Iterator[LoadMemory]:
         """Measures the load that the block does."""
-        measured = Measured()
+        measured = LoadMemory()
         with self._lock:
             alone = not self._running
             self._running += 1

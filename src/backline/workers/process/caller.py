@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from math import inf
 from socket import socket
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,11 +18,11 @@ from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailab
 from backline.engine.messages import InferResponse
 from backline.engine.tensor import Tensor
 from backline.workers.process.arena import when_unused
+from backline.workers.process.call_stream import AsyncCallStream, CallStream
 from backline.workers.process.channel_reader import ChannelReader
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
 from backline.workers.process.protocol import (
-    WINDOW,
     Ask,
     Buffer,
     Call,
@@ -289,88 +289,3 @@ class Caller:
             when_unused(block, lambda: connection.let_go.append(at))
         tensors, _ = unpack_columns(message.columns, payload, 0, block, message.block)
         return InferResponse(message.model, message.version, message.id, list(tensors.values()), message.parameters or None)
-
-
-class CallStream:
-    """The responses to a call, an iterator; the model waits while they are not taken. Who does not take all closes it."""
-
-    def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
-        self._heard = heard
-        self._credit = _Credit(caller, number)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> InferResponse:
-        response = self.take()
-        if response is None:
-            raise StopIteration
-        return response
-
-    def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None behind the last one. Raises DeadlineExceeded when none has come after so many seconds."""
-        return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
-
-    def close(self) -> None:
-        """Takes no more responses: the call is cancelled. May be called on another thread, where `next` waits."""
-        self._credit.close()
-        self._heard.put(End(alone=False))
-
-    @property
-    def ended_alone(self) -> bool:
-        """Whether the end was told by itself, after the last response."""
-        return self._credit.ended_alone
-
-
-class AsyncCallStream:
-    """CallStream for coroutines, an asynchronous iterator."""
-
-    def __init__(self, caller: Caller, number: int, heard: AsyncMailbox) -> None:
-        self._heard = heard
-        self._credit = _Credit(caller, number)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> InferResponse:
-        response = await self.take()
-        if response is None:
-            raise StopAsyncIteration
-        return response
-
-    async def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None behind the last one. Raises DeadlineExceeded when none has come after so many seconds."""
-        return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
-
-    def close(self) -> None:
-        """Takes no more responses: the call is cancelled."""
-        self._credit.close()
-        self._heard.put(End())
-
-
-class _Credit:
-    """How far the responses of a stream are taken; told to the server in portions."""
-
-    def __init__(self, caller: Caller, number: int) -> None:
-        self._caller = caller
-        self._number = number
-        self._taken = 0
-        self.over = False
-        self.ended_alone = False
-
-    def taken(self, heard: Heard) -> InferResponse | None:
-        if not isinstance(heard, InferResponse):
-            self.over = True
-            if isinstance(heard, BacklineError):
-                raise heard
-            self.ended_alone = heard.alone
-            return None
-        self._taken += 1
-        if self._taken >= WINDOW // 2:
-            self._caller.take_more(self._number, self._taken)
-            self._taken = 0
-        return heard
-
-    def close(self) -> None:
-        self.over = True
-        self._caller.drop(self._number)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.engine.errors import BacklineError, Internal
+from backline.process_memory import resident_bytes
 from backline.workers.affinity import pinned
 from backline.workers.process import arena
 from backline.workers.process.arena import Arena
@@ -130,12 +131,8 @@ class WorkerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Its resident memory, 0 where that cannot be told."""
-        try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        except (OSError, ValueError, IndexError):
-            return 0
+        """Its resident memory, 0 when it is gone."""
+        return resident_bytes(self.pid)
 
     async def start(self) -> Loaded:
         """Starts the process and loads the model. Raises Internal with the true cause when either fails."""

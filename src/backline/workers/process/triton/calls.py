@@ -8,7 +8,8 @@ from typing import Self
 
 from backline.engine.errors import BacklineError, Cancelled, DecoupledModel, NotFound
 from backline.engine.messages import InferResponse
-from backline.workers.process.caller import CallStream, ModelCall, Question
+from backline.workers.process.call_stream import CallStream
+from backline.workers.process.caller import ModelCall, Question
 from backline.workers.process.triton import worker
 from backline.workers.process.triton.errors import TritonError, TritonModelException, to_triton
 from backline.workers.process.triton.responses import InferenceResponse
