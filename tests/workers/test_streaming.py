@@ -19,7 +19,8 @@ from backline.engine.responses import MAX_WAITING, Responses
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.workers.streaming import MAX_HANDED, StreamPool
+from backline.workers.response_stream import MAX_HANDED
+from backline.workers.streaming import StreamPool
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -21,6 +21,7 @@ from backline.workers.process.arena import when_unused
 from backline.workers.process.call_stream import AsyncCallStream, CallStream
 from backline.workers.process.channel_reader import ChannelReader
 from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.connection import Connection
 from backline.workers.process.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
 from backline.workers.process.protocol import (
     Ask,
@@ -37,7 +38,7 @@ from backline.workers.process.protocol import (
     Response,
     frame,
 )
-from backline.workers.process.requests import Connection, WorkerRequest
+from backline.workers.process.requests import WorkerRequest
 
 _CLOSED = "the connection of this worker to the server is closed"
 

@@ -17,9 +17,10 @@ from typing import Any
 from backline.engine.errors import BacklineError, Internal
 from backline.workers.process.arena import Arena
 from backline.workers.process.caller import Caller
+from backline.workers.process.connection import Connection
 from backline.workers.process.exits import CONNECTION_LOST
 from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Numbers, frame
-from backline.workers.process.requests import Connection, RequestBatch
+from backline.workers.process.requests import RequestBatch
 from backline.workers.process.tracebacks import details, reason
 from backline.workers.process.worker_model import WorkerModel
 

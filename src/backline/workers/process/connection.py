@@ -1,0 +1,94 @@
+"""The worker's end of the data channel: which requests are open, and what is told of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from socket import socket
+
+import numpy as np
+
+from backline.engine.tensor import Tensor
+from backline.workers.process.arena import Arena
+from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.protocol import Buffer, Column, Execute
+from backline.workers.process.requests import NO_NOTE, Outputs, RequestBatch, WorkerRequest
+
+
+class Connection:
+    """The worker's end of the data channel, and its half of the shared memory."""
+
+    def __init__(self, data: socket, arena: Arena) -> None:
+        self._data = data
+        self.arena = arena
+        #: Held while anything is told, so that frames do not mix; the arena's lock, too.
+        self.lock = threading.RLock()
+        self.credits = threading.Condition()
+        #: Requests without a last answer, by number.
+        self.open: dict[int, WorkerRequest] = {}
+        #: Blocks of the server that the model held on to and has let go.
+        self.let_go: deque[int] = deque()
+
+    def send(self, message: bytes) -> None:
+        with self.lock:
+            self._data.sendall(message)
+
+    def cancel(self, numbers: Sequence[int]) -> None:
+        """Nobody waits for these any more."""
+        for number in numbers:
+            request = self.open.get(number)
+            if request is not None:
+                request.cancel()
+
+    def credit(self, number: int, count: int) -> None:
+        """Further responses of a request are welcome."""
+        request = self.open.get(number)
+        if request is not None:
+            request.may_send(count)
+
+    def take_back(self, blocks: Sequence[int]) -> None:
+        """The server needs these blocks no more."""
+        with self.lock:
+            for at in blocks:
+                self.arena.give_back(at)
+
+    def take_let_go(self) -> list[int]:
+        """The blocks of the server that it is told of now; called on several threads."""
+        taken: list[int] = []
+        with suppress(IndexError):
+            while self.let_go:
+                taken.append(self.let_go.popleft())
+        return taken
+
+    def read_batch(self, message: Execute, payload: memoryview, *, batched: bool) -> RequestBatch:
+        """The requests of an EXECUTE."""
+        self.take_back(message.returned)
+        block: np.ndarray | None = None
+        if message.block >= 0:
+            end = max(column.at + column.size for part in message.parts for column in part.columns if column.at >= 0)
+            block = self.arena.read(message.block, end - message.block, writable=True)
+        batch = RequestBatch(self, message.batch, block, message.block)
+        notes = iter(message.notes)
+        offset = 0
+        for part in message.parts:
+            tensors, offset = unpack_columns(part.columns, payload, offset, block, message.block)
+            rows = part.rows or [_rows_of(tensors) if batched else 1]
+            if batched and len(message.parts) == 1:
+                batch.columns = tensors
+            start = 0
+            for number, count in zip(part.numbers, rows, strict=True):
+                request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, start if len(part.numbers) > 1 else -1, count)
+                start += count
+                batch.requests.append(request)
+                self.open[number] = request
+        return batch
+
+    def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:
+        """See `pack_columns`; a column for each output."""
+        return pack_columns([[(tensor,) for tensor in outputs] for outputs in answers], self.arena)
+
+
+def _rows_of(tensors: Mapping[str, Tensor]) -> int:
+    return next((tensor.shape[0] for tensor in tensors.values() if tensor.shape), 1)
