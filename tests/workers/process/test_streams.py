@@ -7,6 +7,7 @@ import http.client
 import json
 import queue
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,14 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with serve(repository, tmp_path_factory.mktemp("log") / "server.log") as running:
         yield running
+
+
+def leave_at_once(server: ServerProcess, model: str, body: str) -> None:
+    """Sends a request for a stream, and resets the connection without waiting for anything."""
+    with socket.create_connection(("127.0.0.1", server.http_port)) as connection:
+        head = f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(f"{head}{body}".encode())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def events(server: ServerProcess, model: str, size: int, count: int) -> list[dict[str, object]]:
@@ -269,3 +278,11 @@ def test_each_response_is_counted_by_its_place_in_the_stream(tmp_path: Path) -> 
             (statistics,) = client["async_numbers"].statistics()
 
     assert [int(one["success"]["count"]) for _, one in sorted(statistics["response_stats"].items())] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("model", ["numbers", "async_numbers"])
+def test_readers_that_leave_at_once_leave_no_stream_behind(server: ServerProcess, model: str) -> None:
+    for _ in range(300):
+        leave_at_once(server, model, '{"size": 10, "count": 1000000000}')
+
+    assert [event["output"] for event in events(server, model, 1, 3)] == ["0", "1", "2"]

@@ -28,6 +28,10 @@ class Connection:
         self.credits = threading.Condition()
         #: Requests without a last answer, by number.
         self.open: dict[int, WorkerRequest] = {}
+        #: The number of the request that came last, they rise; and those that were cancelled before they came. Guarded by `_arrival`.
+        self._last = -1
+        self._cancelled_early: set[int] = set()
+        self._arrival = threading.Lock()
         #: Blocks of the server that the model held on to and has let go.
         self.let_go: deque[int] = deque()
 
@@ -36,11 +40,21 @@ class Connection:
             self._data.sendall(message)
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Nobody waits for these any more."""
+        """Nobody waits for these any more. They may not have come yet: control and data are two channels."""
         for number in numbers:
-            request = self.open.get(number)
+            with self._arrival:
+                request = self.open.get(number)
+                if request is None and number > self._last:
+                    self._cancelled_early.add(number)
             if request is not None:
                 request.cancel()
+
+    def _arrived(self, request: WorkerRequest) -> None:
+        with self._arrival:
+            self.open[request.number] = request
+            self._last = request.number
+            request.cancelled = request.number in self._cancelled_early
+            self._cancelled_early.discard(request.number)
 
     def credit(self, number: int, count: int) -> None:
         """Further responses of a request are welcome."""
@@ -82,7 +96,7 @@ class Connection:
                 request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, start if len(part.numbers) > 1 else -1, count)
                 start += count
                 batch.requests.append(request)
-                self.open[number] = request
+                self._arrived(request)
         return batch
 
     def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:

@@ -159,6 +159,7 @@ class WorkerProcess:
             self._loop.add_reader(channel.fileno(), readable)
         self._calls.attend(own_calls, self)
         self._outbox = Outbox(self._data, self._loop)
+        self._control_outbox = Outbox(self._control, self._loop)
         self._outbox.send(frame(Kind.LOAD, self.command.load))
         try:
             return await asyncio.shield(self._loading)
@@ -235,9 +236,8 @@ class WorkerProcess:
         return [at for at, _ in taken]
 
     def _send_control(self, kind: Kind, message: Any) -> None:
-        # Small and few: a channel that takes no more of them belongs to a worker that does not answer heartbeats either.
-        with contextlib.suppress(OSError):
-            self._control.send(frame(kind, message))
+        # What a worker does not read is bounded: it does not answer heartbeats either, and is killed.
+        self._control_outbox.send(frame(kind, message))
 
     # what is heard
 

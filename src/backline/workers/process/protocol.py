@@ -393,15 +393,21 @@ def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) ->
 class FrameReader:
     """Cuts frames out of what a socket gives."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("_needed", "_rest")
 
     def __init__(self) -> None:
-        self._rest: bytes | bytearray = b""
+        self._rest = bytearray()
+        #: Bytes from which on the first frame of the rest is complete, as far as they are known.
+        self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
         """The frames that are complete now: kind, header, payload. Raises ProtocolError for what is no frame."""
         if self._rest:
-            data = bytearray(self._rest) + data
+            self._rest += data
+            if len(self._rest) < self._needed:
+                return []
+            data = self._rest
+        self._needed = 0
         frames: list[tuple[Kind, Any, memoryview]] = []
         start, size = 0, len(data)
         while size - start >= PREFIX.size:
@@ -411,6 +417,7 @@ class FrameReader:
             body = start + PREFIX.size
             end = body + header + payload
             if end > size:
+                self._needed = end - start
                 break
             view = memoryview(data)
             try:
@@ -419,5 +426,5 @@ class FrameReader:
                 raise ProtocolError(f"a frame of kind {kind}: {error}") from None
             frames.append((_KINDS[kind], message, view[body + header : end]))
             start = end
-        self._rest = data[start:]
+        self._rest = bytearray(memoryview(data)[start:])
         return frames

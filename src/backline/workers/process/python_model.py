@@ -205,6 +205,7 @@ class PythonModel:
 
     def _execute_alone(self, request: WorkerRequest) -> None:
         try:
+            _check_awaited(request)
             answer = self._predict(**self._alone_arguments(request))
             if self._stream:
                 for response in answer:
@@ -249,6 +250,7 @@ class PythonModel:
         assert task is not None, "it is a coroutine"
         request.on_cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
+            _check_awaited(request)
             answer = self._predict(**self._alone_arguments(request))
             if self._stream:
                 async for response in answer:
@@ -316,6 +318,12 @@ class PythonModel:
 def _given(requests: Sequence[WorkerRequest]) -> tuple[list[dict[str, np.ndarray]], list[int]]:
     arrays = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
     return arrays, [request.rows for request in requests]
+
+
+def _check_awaited(request: WorkerRequest) -> None:
+    """Raises Cancelled for a request that was cancelled before it was begun."""
+    if request.cancelled:
+        raise Cancelled("nobody waits for the answer any more")
 
 
 async def _close(answer: Any) -> None:
