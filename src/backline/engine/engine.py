@@ -13,7 +13,7 @@ from backline.engine.control import STABLE, Control
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import unwatch, watch
 from backline.engine.device import NOWHERE, Places
-from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
@@ -207,11 +207,11 @@ class Engine:
 
     def trace_with(self, tracer: Tracer | None) -> None:
         """From now on requests that have a trace are followed, or, without a tracer, none are. Requests pay for it only meanwhile."""
-        self.tracer = tracer
-        if tracer is None:
-            vars(self).pop("submit", None)
-        else:
+        if tracer is not None and self.tracer is None:
             self.submit = self._submit_traced  # type: ignore[method-assign]
+        elif tracer is None and self.tracer is not None:
+            del self.submit  # that of the class is left
+        self.tracer = tracer
 
     def _submit_traced(self, request: InferRequest) -> None:
         """Stands for `submit`."""
@@ -221,8 +221,8 @@ class Engine:
         trace = request.trace = request.trace.follow(request)
         try:
             Engine.submit(self, request)
-        except BacklineError as error:
-            trace.refused(error)
+        except Exception as error:
+            trace.refused(error if isinstance(error, BacklineError) else Internal(f"{type(error).__name__}: {error}"))
             raise
 
     def submit_until(self, request: InferRequest, deadline: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -69,6 +70,8 @@ class SpanWriter:
                 schedule_delay_millis=options.schedule_delay_ms,
                 max_export_batch_size=options.max_export_batch_size,
             )
+            # It would say of each span that there is no room for it, which costs more than the span; what cannot be sent is told anyway.
+            logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("backline", __version__)
         self._trace = trace
