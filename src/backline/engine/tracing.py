@@ -19,8 +19,12 @@ SettingValue: TypeAlias = str | list[str]
 
 
 class RunMoments(Protocol):
-    """A run of a model, as workers.batch.Batch has it: moments of time.monotonic_ns(), of which those that it did not come to are 0."""
+    """A run of a model, as workers.batch.Batch has it: moments of time.monotonic_ns(), of which those that it did not come to are 0.
 
+    One that is not `executed` never came to the model.
+    """
+
+    executed: bool
     items: int
     started_ns: int
     gathered_ns: int

@@ -115,6 +115,8 @@ class Request:
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
+    #: Where it stands in a trace, for spans of the model's own: `opentelemetry.propagate.extract` takes it. Empty when it is not traced.
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 class Models(Protocol):

@@ -131,6 +131,8 @@ class SlotLane:
             self._schedule()
         self._record(batch)
         for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
+            if request.trace is not None:
+                request.trace.ran(batch)
             if outcome is None or isinstance(outcome, InferResponse):
                 request.on_complete(request, outcome, None)
             else:

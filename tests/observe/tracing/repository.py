@@ -13,6 +13,12 @@ _ENSEMBLE = (
     f'platform: "ensemble"\nmax_batch_size: 8\n{_TENSORS}'
     f"ensemble_scheduling {{ step [ {_STEP.format('IN', 'between')}, {_STEP.format('between', 'OUT')} ] }}\n"
 )
+#: Further models that add, with more on the way to their runs.
+ADDING = {
+    "cached": "response_cache { enable: true }",
+    "sequential": "sequence_batching { }",
+    "splitting": 'dynamic_batching { } parameters { key: "backline.enable_large_batch_splitting" value: { string_value: "true" } }',
+}
 #: As Triton has them, too.
 SHARED = {"add": _PYTHON, "caller": _PYTHON, "twice": _ENSEMBLE}
 
@@ -34,6 +40,11 @@ def add_models(folder: Path) -> Path:
         version = folder / name / "1"
         version.mkdir(parents=True)
         shutil.copy(_MODELS / f"{name}.py", version / "model.py")
+    for name, settings in ADDING.items():
+        version = folder / name / "1"
+        version.mkdir(parents=True)
+        shutil.copy(_MODELS / "add.py", version / "model.py")
+        (folder / name / "config.pbtxt").write_text(f"{_PYTHON}{settings}\n")
     (folder / "waiting" / "config.pbtxt").write_text("dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n")
     batching = "dynamic_batching { preferred_batch_size: [ 2 ] max_queue_delay_microseconds: 20000000 }"
     (folder / "batched" / "config.pbtxt").write_text(f"max_batch_size: 2 {batching}\n")

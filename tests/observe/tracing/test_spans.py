@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 import urllib.error
@@ -65,7 +66,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
         settings = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={received.url}"]
         settings += ["opentelemetry,resource=service.name=music", "opentelemetry,bsp_schedule_delay=50"]
         options = [text for one in settings for text in ("--trace-config", one)]
-        with serve(repository, folder / "log", *options) as server:
+        with serve(repository, folder / "log", *options, "--cache-config", "local,size=65536", "--log-level", "info") as server:
             yield Traced(server, received, folder)
 
 
@@ -296,6 +297,66 @@ def test_a_stream_of_responses_says_how_many_there_were(traced: Traced) -> None:
 
     assert counting.attributes["backline.response_count"] == 3
     assert "FIRST_RESPONSE" in counting.events
+
+
+def test_an_answer_from_the_cache_has_no_run(traced: Traced) -> None:
+    for id in ("runs", "cached"):
+        traced.infer("cached", id)
+
+    assert traced.root("runs").tree() == {"InferRequest": [{"cached": RUN}]}
+    assert traced.root("cached").tree() == {"InferRequest": ["cached"]}
+    assert traced.root("cached").below("cached").attributes["backline.cache_hit"] is True
+
+
+def test_a_request_of_a_sequence_has_its_run(traced: Traced) -> None:
+    traced.infer("sequential", "in a sequence", sequence_id=7, sequence_start=True, sequence_end=True)
+
+    assert traced.root("in a sequence").tree() == {"InferRequest": [{"sequential": RUN}]}
+
+
+def test_a_request_that_is_run_in_parts_has_all_of_them(traced: Traced) -> None:
+    traced.infer("splitting", "large", {"IN": np.ones((19, 4), np.float32)})
+
+    parts = [child for child in traced.root("large").below("splitting").children if child.name == "compute"]
+    assert sorted(part.attributes["backline.run_batch_size"] for part in parts) == [3, 8, 8]
+
+
+@pytest.mark.parametrize("route", ["generate", "generate_stream", "infer_stream"])
+def test_other_routes_are_traced(traced: Traced, route: str) -> None:
+    generate = {"id": route, "count": 1}
+    given = [{"name": "count", "datatype": "INT32", "shape": [1], "data": [1]}]
+    body = json.dumps({"id": route, "inputs": given} if route == "infer_stream" else generate).encode()
+
+    urllib.request.urlopen(f"{traced.server.url}/v2/models/counting/{route}", data=body, timeout=10).read()
+
+    root = traced.root(route)
+    assert root.tree() == {"InferRequest": [{"counting": RUN}]}
+    assert root.events[-1] == "HTTP_SEND_END"
+
+
+def test_a_model_of_this_server_is_told_where_it_stands(traced: Traced) -> None:
+    traced.infer("counting", "told", {"count": np.array([1], np.int32)})  # over HTTP it is asked for one response, and refused
+    body = json.dumps({"id": "where", "count": 1}).encode()
+    urllib.request.urlopen(f"{traced.server.url}/v2/models/counting/generate", data=body, timeout=10).read()
+
+    counting = traced.root("where").below("counting")
+
+    assert counting.trace_id in traced.server.output
+    assert f"-{counting.id}-" in traced.server.output
+    assert "decoupled" in traced.root("told").error
+
+
+def test_a_client_that_hangs_up_is_an_error(traced: Traced, occupied: str) -> None:
+    body = json.dumps({"id": "hung up", "inputs": [{"name": "path", "datatype": "BYTES", "shape": [1], "data": [occupied]}]}).encode()
+    with socket.create_connection(("127.0.0.1", traced.server.http_port)) as client:
+        client.sendall(b"POST /v2/models/waiting/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        while _pending(traced) == 0:
+            time.sleep(0.005)
+
+    root = traced.root("hung up")
+
+    assert root.attributes["error.type"] == "Cancelled"
+    assert root.tree() == {"InferRequest": [{"waiting": ["queue"]}]}
 
 
 def test_only_the_clients_trace_is_followed_with_a_rate_of_zero_or_none_that_is_sampled(traced: Traced) -> None:

@@ -195,7 +195,7 @@ class RequestTrace(Generic[Kept]):
 
     def ran(self, run: RunMoments) -> None:
         for part in run.parts or (run,):
-            if self.ended_ns or all(request.trace is not self for request in part.requests):
+            if not part.executed or self.ended_ns or all(request.trace is not self for request in part.requests):
                 continue
             ran, ended = part.ran_ns or part.ended_ns, part.ended_ns
             self.runs.append(Run(part.started_ns, part.gathered_ns or part.started_ns, ran, ended, part.items))

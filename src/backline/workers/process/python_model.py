@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import json
 import sys
 import typing
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
@@ -269,7 +270,12 @@ class PythonModel:
         if self._request_argument:
             request = requests[0]
             arguments[self._request_argument] = Request(
-                request.id, request.parameters, request.sequence, request.sequence_start, request.sequence_end
+                request.id,
+                request.parameters,
+                request.sequence,
+                request.sequence_start,
+                request.sequence_end,
+                json.loads(request.trace or "{}"),
             )
         if self._models is not None:
             make = self._models.awaitable if self._asynchronous else self._models.blocking
