@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from support.server import ServerProcess, serve
+from support.server import ServerProcess, metrics_page, serve
 from support.streaming import put_models
 from support.tools import tool
 
@@ -154,11 +154,15 @@ def test_the_policy_is_shown(streaming: ServerProcess) -> None:
 
 
 def test_http2_streams_events_too(streaming: ServerProcess) -> None:
+    """And the first one is timed, as the first of every stream."""
+    first = 'nv_inference_first_response_histogram_ms_count{model="square",version="1"}'
+    before = metrics_page(streaming)[first]
     command = [tool("curl"), "-s", "--http2-prior-knowledge", f"{streaming.url}/v2/models/square/generate_stream", "-d", '{"IN":3}']
 
     got = subprocess.run(command, check=True, capture_output=True, timeout=20).stdout
 
     assert got == b'data: {"OUT":3,"model_name":"square","model_version":"1"}\n\n' * 3
+    assert metrics_page(streaming)[first] == before + 1
 
 
 def response_counts(server: ServerProcess) -> tuple[int, int]:

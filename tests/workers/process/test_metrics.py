@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.request
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import backline
 from backline.model import Counter, Gauge, Histogram
 from support.repositories import put
-from support.server import ServerProcess, serve
+from support.server import ServerProcess, metrics_page, serve
 
 COUNTING = """
 from backline.model import Counter, Gauge, Histogram
@@ -54,12 +53,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-def page(server: ServerProcess) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
-
-
 def ask(server: ServerProcess, text: str) -> None:
     with backline.connect(server.url) as client:
         client["counting"](np.array([text.encode()], object))
@@ -71,20 +64,20 @@ WORDS = 'words_read{language="en",model="counting",version="1"}'
 def test_what_all_workers_count_is_one_number_and_outlives_them(server: ServerProcess) -> None:
     for _ in range(8):
         ask(server, "one two three")
-    assert page(server)[WORDS] == 24
+    assert metrics_page(server)[WORDS] == 24
 
     for worker in psutil.Process(server.process.pid).children():
         worker.kill()
         worker.wait(10)
     ask(server, "four")
 
-    assert page(server)[WORDS] == 25
+    assert metrics_page(server)[WORDS] == 25
 
 
 def test_a_gauge_is_what_was_set_last_and_a_histogram_counts_by_bucket(server: ServerProcess) -> None:
-    before = page(server)
+    before = metrics_page(server)
     ask(server, "abc")
-    after = page(server)
+    after = metrics_page(server)
 
     assert after['last_length{model="counting",version="1"}'] == 3
     buckets = {bound: f'text_length_bucket{{le="{bound}",model="counting",version="1"}}' for bound in ("2", "4", "+Inf")}
@@ -103,7 +96,7 @@ def test_metrics_go_with_the_model_that_kept_them(server: ServerProcess) -> None
         client.unload("counting")
 
     end = time.monotonic() + 20
-    while WORDS in page(server):
+    while WORDS in metrics_page(server):
         assert time.monotonic() < end
 
 

@@ -20,7 +20,7 @@ import tritonclient.grpc as triton
 import backline
 from backline.engine.errors import BacklineError
 from support.repositories import put
-from support.server import ServerProcess, serve
+from support.server import ServerProcess, metrics_page, serve
 
 GATE = """
 import asyncio
@@ -276,8 +276,12 @@ def test_each_response_is_counted_by_its_place_in_the_stream(tmp_path: Path) -> 
             events(server, "async_numbers", 1, count)
         with backline.connect(server.url) as client:
             (statistics,) = client["async_numbers"].statistics()
+        page = metrics_page(server)
 
     assert [int(one["success"]["count"]) for _, one in sorted(statistics["response_stats"].items())] == [2, 1, 1]
+    model = 'model="async_numbers",version="1"'
+    assert page[f'backline_responses_total{{{model},outcome="success"}}'] == 4
+    assert page[f"nv_inference_first_response_histogram_ms_count{{{model}}}"] == 2
 
 
 @pytest.mark.parametrize("model", ["numbers", "async_numbers"])
