@@ -150,3 +150,16 @@ def test_the_machine_is_told_of_under_tritons_names() -> None:
 
     assert 0 <= read["nv_cpu_utilization", frozenset()] <= 1
     assert 0 < read["nv_cpu_memory_used_bytes", frozenset()] < read["nv_cpu_memory_total_bytes", frozenset()]
+
+
+def test_tags_of_a_model_are_labels_of_its_metrics() -> None:
+    engine = Engine()
+    model = add_model(engine, "add1")
+    model.config = ModelConfig("add1", metric_tags={"team": 'a"b', "cost": "1"})
+
+    read = values(asyncio.run(Metrics(engine).page())[1])
+
+    labels = {("model", "add1"), ("version", "1"), ("_team", 'a"b'), ("_cost", "1")}
+    assert read["nv_inference_count_total", frozenset(labels)] == 0
+    assert read["nv_inference_request_failure_total", frozenset({*labels, ("reason", "OTHER")})] == 0
+    assert not [name for name, given in read if ("model", "add1") in given and not labels <= given]

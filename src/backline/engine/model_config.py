@@ -124,6 +124,8 @@ class ModelConfig:
     #: Whether requests may be answered with what identical ones were, where the server keeps that.
     response_cache: bool = False
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: Further labels of the model's metrics, where each has a `_` before its name.
+    metric_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Labels that the files give, and the versions they point to; those set by request go before them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Never unloaded to make room.

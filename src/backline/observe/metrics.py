@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine, Model, ModelState
 from backline.observe.custom_metrics import exposed
 from backline.observe.exposition import CONTENT_TYPE, comment, label_text
 from backline.observe.families import FAMILIES
@@ -60,7 +60,7 @@ class Metrics:
         """The page, in pieces that take microseconds each; those that are empty were some work, too."""
         families = [[family.comment] for family in FAMILIES]
         for model in tuple(self._engine.models()):
-            labels = label_text((("model", model.name), ("version", model.version)))
+            labels = _labels(model)
             for family, text in zip(FAMILIES, families, strict=True):
                 if family.always or model.state is not ModelState.UNKNOWN:
                     text.append(family.write(model, labels))
@@ -93,3 +93,8 @@ class Metrics:
         if self._process is None:
             self._process = ProcessMetrics()
         return self._process.text()
+
+
+def _labels(model: Model) -> str:
+    tags = model.config.metric_tags
+    return label_text((*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version)))

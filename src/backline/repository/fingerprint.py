@@ -28,6 +28,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
         "on_demand",
         "idle_unload_seconds",
         "load_retries",
+        "metric_tags",
         "declared",
         "source",
         "warnings",

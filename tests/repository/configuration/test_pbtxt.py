@@ -120,7 +120,7 @@ def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | N
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ 1, 1 ] } }', "input.reshape"),
         ("instance_group { host_policy: 'p' }", "instance_group.host_policy"),
         ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
-        ('metric_tags { key: "a" value: "b" }', "metric_tags"),
+        ('model_metrics { metric_control { metric_identifier { family: "nv_x" } } }', "model_metrics"),
         ("model_operations { op_library_filename: 'a.so' }", "model_operations"),
     ],
 )
@@ -288,3 +288,9 @@ def test_the_policies_of_queues_are_read(file: Path) -> None:
     assert read.queue_policy == QueuePolicy(None, 100, may_shorten=True)
     assert read.priority_queue_policies == {1: QueuePolicy(5, 7, delay=True)}
     assert read.warnings == ()
+
+
+def test_tags_are_read_that_can_be_labels(file: Path) -> None:
+    assert config(file, 'metric_tags { key: "b" value: "1" } metric_tags { key: "a" value: "x y" }').metric_tags == {"a": "x y", "b": "1"}
+    with pytest.raises(InvalidArgument, match="metric_tags has 'my-tag', which cannot be in the name of a label"):
+        config(file, 'metric_tags { key: "my-tag" value: "1" }')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -15,6 +16,8 @@ from backline.repository.configuration.sequence_checks import sequence_faults
 Fault = tuple[str, str]
 
 _DELAY = 1
+#: What the name of a label may have behind the `_` that is put before it; anything else ends Triton.
+_TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
 
@@ -54,6 +57,9 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
     limit = message.max_batch_size
     if limit < 0:
         yield f"'max_batch_size' must be non-negative value for {name}", "max_batch_size"
+    for tag in message.metric_tags:
+        if not _TAG.fullmatch(tag):
+            yield f"metric_tags has '{tag}', which cannot be in the name of a label: only letters, digits and _ can", "metric_tags"
     if message.HasField("dynamic_batching"):
         yield from _batching_faults(message.dynamic_batching, limit, name)
     if message.HasField("sequence_batching"):

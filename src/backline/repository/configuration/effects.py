@@ -56,6 +56,7 @@ SUPPORTED: Final = frozenset(
         "model_transaction_policy",
         "optimization.execution_accelerators",
         "response_cache.enable",
+        "metric_tags",
     }
 )
 #: The messages on the way to them.

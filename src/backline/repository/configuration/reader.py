@@ -74,6 +74,7 @@ class _Reader:
             decoupled=message.model_transaction_policy.decoupled,
             response_cache=message.response_cache.enable and not message.HasField("ensemble_scheduling"),
             parameters=MappingProxyType(parameters),
+            metric_tags=MappingProxyType(dict(sorted(message.metric_tags.items()))),
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
             declared=message.SerializeToString(deterministic=True),
             source=self._document.source,
