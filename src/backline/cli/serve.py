@@ -29,7 +29,6 @@ from backline.lifecycle.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.observe.log.settings import LogSettings
 from backline.observe.tracing.config import TraceConfig, parse_trace_config
-from backline.schedule.rate_limits import parse_resources
 from backline.server import Server, ServerOptions
 from backline.wire.limits import Limits
 from backline.wire.tls import TlsFileError, TlsFiles
@@ -371,6 +370,8 @@ def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | N
         if resources:
             raise click.UsageError("--rate-limit-resource needs --rate-limit execution_count: without it nothing takes resources")
         return None
+    from backline.schedule.rate_limits import parse_resources
+
     try:
         parse_resources(tuple(resources))
     except InvalidArgument as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.backends.replicas import replica_on
@@ -15,15 +16,15 @@ from backline.engine.response_statistics import ResponseStatistics
 from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loader import Loaded
 from backline.lifecycle.run_time import spare_instances
-from backline.schedule.permits import Permits
-from backline.schedule.permitted_instance import PermittedInstance
-from backline.schedule.rate_limits import claim_of
 from backline.workers.core_budget import BudgetedExecution, CoreBudget
 from backline.workers.execution import Execution, JoinedExecution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
 from backline.workers.timed import RunLimit, TimedInstance
+
+if TYPE_CHECKING:
+    from backline.schedule.permits import Permits
 
 
 class InstanceMaker:
@@ -143,6 +144,9 @@ class InstanceMaker:
     def _permitted(self, instances: list[Instance], places: Sequence[Place]) -> list[Instance]:
         if self._permits is None:
             return instances
+        from backline.schedule.permitted_instance import PermittedInstance
+        from backline.schedule.rate_limits import claim_of
+
         # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
         permits = self._permits.register([claims[index % len(claims)] for index in range(len(instances))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument
@@ -11,9 +11,10 @@ from backline.engine.tracing import SettingValue, TraceProtocol
 from backline.observe.tracing.beside import ToldBeside
 from backline.observe.tracing.config import DEFAULT_URL, TraceConfig
 from backline.observe.tracing.settings import SettingTable
-from backline.observe.tracing.spans import SpanWriter
 from backline.observe.tracing.trace import Exchange, TraceWriter
-from backline.observe.tracing.trace_file import TraceFile
+
+if TYPE_CHECKING:
+    from backline.observe.tracing.spans import SpanWriter
 
 
 class Tracing:
@@ -27,9 +28,15 @@ class Tracing:
         self._engine = engine
         self._config = config
         self._table = SettingTable(config.setting, config.mode)
-        self._spans = SpanWriter(config.spans) if config.mode == "opentelemetry" else None
-        self._writer: TraceWriter[Any] | None = self._spans
-        if config.mode == "triton" and config.file is not None:
+        self._spans: SpanWriter | None = None
+        self._writer: TraceWriter[Any] | None = None
+        if config.mode == "opentelemetry":
+            from backline.observe.tracing.spans import SpanWriter
+
+            self._writer = self._spans = SpanWriter(config.spans)
+        elif config.file is not None:
+            from backline.observe.tracing.trace_file import TraceFile
+
             self._writer = TraceFile(config.file)
         #: Told of every request, whatever is traced, and the two of them for what both are to know.
         self._log: TraceWriter[Any] | None = None
