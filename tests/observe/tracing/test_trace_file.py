@@ -23,7 +23,7 @@ from backline.observe.tracing.trace_file import TraceFile
 
 def _trace(file: TraceFile, setting: TraceSetting, id: str = "") -> None:
     """A request that is answered at once."""
-    exchange = Exchange(file, Engine(), setting, "HTTP", 1)
+    exchange = Exchange(file, Engine(), setting, "HTTP", "model", 1)
     request = InferRequest("model", {}, lambda *_: None, id=id)
     request.trace = exchange.follow(request)
     request.on_complete(request, InferResponse("model", "1", id, []), None)
@@ -100,7 +100,7 @@ def test_a_place_that_is_none_is_refused(tmp_path: Path, path: str) -> None:
 def test_a_request_that_is_cancelled_is_complete_and_told_once(tmp_path: Path) -> None:
     async def run() -> None:
         file = TraceFile(tmp_path / "trace.json")
-        exchange = Exchange(file, Engine(), _on(), "GRPC", 1)
+        exchange = Exchange(file, Engine(), _on(), "GRPC", "model", 1)
         request = InferRequest("model", {}, lambda *_: None, id="gone")
         request.trace = exchange.follow(request)
         request.cancel()
@@ -117,7 +117,7 @@ def test_an_exchange_ends_with_the_last_request_for_it(tmp_path: Path) -> None:
 
     async def run() -> int:
         file = TraceFile(tmp_path / "trace.json")
-        exchange = Exchange(file, Engine(), _on(log_frequency=1), "HTTP", 1)
+        exchange = Exchange(file, Engine(), _on(log_frequency=1), "HTTP", "model", 1)
         request = InferRequest("model", {}, lambda *_: None, id="outer")
         request.trace = exchange.follow(request)
         call = InferRequest("other", {}, lambda *_: None, id="inner")
