@@ -12,9 +12,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "triton_2_51.json"
-sys.path[:0] = [str(HERE), str(HERE.parents[2] / "benchmarks")]
-from cases import CASES, Ask  # noqa: E402
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "benchmarks")]
 from harness.peers.triton import Triton  # noqa: E402
+
+from dialects.log_settings.cases import CASES, Ask  # noqa: E402
 
 
 def main() -> None:

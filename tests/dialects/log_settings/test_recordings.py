@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from support import models
 from support.server import serve
 
 pytest.importorskip("tritonclient")
-sys.path.insert(0, str(Path(__file__).parent))
-from cases import CASES, DEFAULTS, Ask
+from dialects.log_settings.cases import CASES, DEFAULTS, Ask
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("triton_2_51.json").read_text())
 _BEFORE = {"log_file": "", **DEFAULTS}
