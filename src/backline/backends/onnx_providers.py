@@ -6,7 +6,7 @@ Without either a GPU computes by CUDA, the CPU by itself. The CPU always comes l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from backline.engine.device import Device
@@ -41,8 +41,10 @@ _DEVICE = "device_id"
 _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 
-def read_providers(config: ModelConfig, installed: Sequence[str], device: Device) -> list[Provider]:
-    """The providers to make a session with on a device; `installed` are those of the installed ONNX Runtime.
+def read_providers(config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]) -> list[Provider]:
+    """The providers to make a session with on a device.
+
+    `installed` are those of the installed ONNX Runtime, `why_no_gpu` says why it can use no GPU ("" where it can).
 
     Accelerators of GPUs are for instances on GPUs only, as in Triton. Raises InvalidArgument for a provider that does not exist, that is
     not installed, with the package that brings it, or that computes elsewhere than the instances are.
@@ -61,8 +63,8 @@ def read_providers(config: ModelConfig, installed: Sequence[str], device: Device
             )
         if name in _ON_GPUS and device.kind == "cpu":
             raise InvalidArgument(
-                f"model '{config.name}' asks for the execution provider '{name}', but its instances are on the CPU: there is no GPU that"
-                " ONNX Runtime can use, or its instance_group says KIND_CPU"
+                f"model '{config.name}' asks for the execution provider '{name}', but its instances are on the CPU:"
+                f" {why_no_gpu() or 'its instance_group says KIND_CPU'}"
             )
         providers.append((provider, _options(config, name, options, device)))
     if CPU not in (provider for provider, _ in providers):

@@ -72,7 +72,7 @@ class OnnxRuntime:
         """
         runtime = _import()
         settings = read_settings(config)
-        providers = read_providers(config, runtime.get_available_providers(), device)
+        providers = read_providers(config, runtime.get_available_providers(), device, lambda: usable_gpus(runtime).reason)
         if device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle)
         read_start(path)
