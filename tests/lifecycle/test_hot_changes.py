@@ -125,6 +125,22 @@ def test_instances_and_policy_change_without_a_load(home: Homes, repository: Pat
     asyncio.run(scenario())
 
 
+def test_another_number_of_worker_processes_is_told_to_wait_for_a_load(
+    home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        (repository / "python" / "1").mkdir(parents=True)
+        (repository / "python" / "1" / "model.py").write_text("def predict(x: int) -> int:\n    return x\n")
+        async with home(repository, mode="poll") as server:
+            model = server.engine.find("python")
+            configure(repository, "instance_group { count: 2 }", model="python")
+            await server.lifecycle.refresh()
+            assert (server.engine.find("python"), model.placement.instances) == (model, 1)
+            assert "model 'python' version 1 goes on in 1 worker process: another instance_group has an effect when" in caplog.text
+
+    asyncio.run(scenario())
+
+
 def test_what_was_measured_is_not_measured_again(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         ADD1(repository)

@@ -225,6 +225,10 @@ class Servable:
         config = self._completed(config)
         before, self.model.config = self._loaded, config
         loaded = self._loaded = place_again(before, config)
+        if isinstance(loaded.model, ModelInWorkers) and config.instance_groups != groups:
+            workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
+            later = "another instance_group has an effect when it is loaded next"
+            log.warning("model '%s' version %s goes on in %s: %s", self.model.name, self.model.version, workers, later)
         instances = None
         if (loaded.lane, loaded.instances) != (before.lane, before.instances) or config.instance_groups != groups:
             instances = self._maker.make(loaded)

@@ -42,7 +42,7 @@ class SharedMemoryRegions:
 
 
 class CudaRegions:
-    """The same of CUDA shared memory, of which there is none: models run on the CPU."""
+    """The same of CUDA shared memory, of which there is none: tensors come to a GPU through the memory of the server."""
 
     def __init__(self, system: SharedMemoryRegions) -> None:
         self._system = system
