@@ -38,8 +38,8 @@ EXTRAS = {
     "uv": "envs",
     "opentelemetry": "otel",
 }
-#: Extras that bring what others bring alone.
-SEVERAL = {"torchserve"}
+#: Extras that bring what others bring alone, or in another build.
+SEVERAL = {"torchserve", "onnx-gpu"}
 
 
 @pytest.fixture(scope="module")
