@@ -129,7 +129,7 @@ def test_every_script_exists() -> None:
 
 def test_the_table_of_extras_is_complete() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    rows = re.findall(r"^\| `(\w+)` \| \S+", read("README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| \S+", read("README.md"), re.MULTILINE)
 
     assert set(rows) == project["optional-dependencies"].keys()
 
