@@ -7,8 +7,10 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +18,12 @@ from rich.table import Table
 from scenarios.differences import DIFFERENCES, gone, unlisted
 from scenarios.runner import compare, record, recorded, run
 from scenarios.scenario import Scenario
-from scenarios.servers import backline, triton
-from scenarios.themes import MODELS, SCENARIOS
+from scenarios.servers import Setup, backline, triton
+from scenarios.session import Server
+from scenarios.themes import SCENARIOS, setup_of
+
+#: Starts a server of a setup in a folder, until the block ends.
+Start: TypeAlias = Callable[[Path, Setup], AbstractContextManager[Server]]
 
 
 def main() -> int:
@@ -26,13 +32,21 @@ def main() -> int:
     chosen = [one for one in SCENARIOS if any(text in f"{one.theme}: {one.name}" for text in arguments.only or [""])]
     with tempfile.TemporaryDirectory() as folder:
         if arguments.against != "backline":
-            with triton(Path(folder) / "triton", MODELS) as server:
-                _record(chosen, {one: _try(one, server) for one in chosen}, complete=not arguments.only)
-        answers: dict[Scenario, Any] = {}
-        if arguments.against != "triton":
-            with backline(Path(folder) / "backline", MODELS) as server:
-                answers = {one: _try(one, server) for one in chosen}
+            _record(chosen, _run(chosen, triton, Path(folder) / "triton"), complete=not arguments.only)
+        answers = {} if arguments.against == "triton" else _run(chosen, backline, Path(folder) / "backline")
     return _show(chosen, answers)
+
+
+def _run(chosen: list[Scenario], start: Start, folder: Path) -> dict[Scenario, Any]:
+    """What the scenarios saw, each at the server that it runs at; these run one after the other."""
+    by_setup: dict[Setup, list[Scenario]] = {}
+    for one in chosen:
+        by_setup.setdefault(setup_of(one), []).append(one)
+    answers: dict[Scenario, Any] = {}
+    for number, (setup, scenarios) in enumerate(by_setup.items()):
+        with start(folder / str(number), setup) as server:
+            answers |= {one: _try(one, server) for one in scenarios}
+    return answers
 
 
 def _arguments() -> argparse.Namespace:

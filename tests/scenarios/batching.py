@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from scenarios.gate import Gate
 from scenarios.repository import Served, worker
 from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
@@ -17,7 +20,8 @@ MODELS: dict[str, Served] = {
     "unbatched": worker(max_batch_size=0),
     "shapes": worker("dynamic_batching { }\n", dims="-1", plus=True),
     "pair": worker("dynamic_batching { }\n", max_batch_size=1, instances=2),
-    "ordered": worker("dynamic_batching { preserve_ordering: true }\n", max_batch_size=1, instances=2),
+    "ordered": worker("dynamic_batching { preserve_ordering: true }\n", max_batch_size=1, instances=3),
+    "unbatched_plus": worker(max_batch_size=0, dims="-1", plus=True),
 }
 
 
@@ -236,3 +240,73 @@ def ordered_answers_leave_in_the_order_of_the_requests(session: Session) -> Seen
     early = later.done_within(0.1)
     first.open()
     return {"the second before the first": early}
+
+
+def ordered(session: Session, *values: Any, **options: Any) -> list[Gate]:
+    """Gives each of three instances a request that waits at a gate."""
+    gates = []
+    for value in values:
+        gates.append(session.gate())
+        session.ask("ordered", value, outputs=COMPANY, parameters={"gate": gates[-1].name, **options})
+        gates[-1].wait_entered()
+    return gates
+
+
+@scenario("grpc")
+def ordered_answers_of_three_instances(session: Session) -> Seen:
+    gates = ordered(session, 1, 2, 3)
+    for gate in reversed(gates):
+        gate.open()
+        session.pause()
+    session.wait_all()
+    return session.order
+
+
+@scenario("grpc")
+def an_error_keeps_the_order_too(session: Session) -> Seen:
+    gates = ordered(session, 1, 2, 3, fail="no")
+    for gate in reversed(gates):
+        gate.open()
+        session.pause()
+    session.wait_all()
+    return session.order
+
+
+@scenario("grpc")
+def a_cancelled_request_holds_up_no_order(session: Session) -> Seen:
+    first, second = session.gate(), session.gate()
+    cancelled = session.ask("ordered", 1, outputs=COMPANY, parameters={"gate": first.name})
+    first.wait_entered()
+    later = session.ask("ordered", 2, outputs=COMPANY, parameters={"gate": second.name})
+    second.wait_entered()
+    cancelled.cancel()
+    session.pause()
+    second.open()
+    early = later.done_within(0.15)
+    first.open()
+    return {"the second before the first has ended": early}
+
+
+@scenario("http", "grpc")
+def optional_inputs_without_a_batch_dimension(session: Session) -> None:
+    session.infer("unbatched_plus", np.array([1], np.int32))
+    session.infer("unbatched_plus", np.array([1], np.int32), inputs={"PLUS": np.array([100], np.int32)})
+
+
+@scenario("http", "grpc")
+def any_shape_without_a_batch_dimension(session: Session) -> None:
+    session.infer("unbatched_plus", np.array([1, 2, 3], np.int32))
+    session.infer("unbatched_plus", np.zeros(0, np.int32))
+
+
+@scenario("http", "grpc")
+def optional_inputs_in_batches_of_several_rows(session: Session) -> None:
+    with session.busy("shapes"):
+        session.queue("shapes", rows(1, 2), inputs={"PLUS": rows(100, 200)})
+        session.queue("shapes", rows(3), inputs={"PLUS": rows(300)})
+        session.queue("shapes", rows(4, 5))
+
+
+@scenario("http", "grpc")
+def an_optional_input_with_other_rows_is_refused(session: Session) -> None:
+    session.infer("shapes", rows(1, 2), inputs={"PLUS": rows(100)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scenarios.batching import rows
 from scenarios.ensembles import ensemble, step
 from scenarios.repository import Served, tensor, worker
-from scenarios.scenario import scenario
+from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
 
 _CACHE = "response_cache { enable: true }\n"
@@ -100,3 +100,49 @@ def a_step_of_an_ensemble_is_a_hit(session: Session) -> None:
     value = session.fresh
     session.infer("by_cached", value)
     session.infer("by_cached", value)
+
+
+@scenario("http", "grpc")
+def a_batch_that_a_client_brings_is_one_entry(session: Session) -> None:
+    value = session.fresh
+    session.infer("cached", rows(value, value + 1))
+    session.infer("cached", rows(value, value + 1))
+    session.infer("cached", rows(value + 1, value))
+
+
+@scenario("http", "grpc")
+def requests_of_a_batch_are_kept_each(session: Session) -> None:
+    value = session.fresh
+    with session.busy("cached", value=value + 1):
+        for number in (2, 4, 6):
+            session.queue("cached", value + number)
+    session.wait_all()
+    for number in (2, 4, 6):
+        session.infer("cached", value + number)
+
+
+@scenario("http", "grpc")
+def hits_do_not_wait_behind_a_busy_instance(session: Session) -> Seen:
+    value = session.fresh
+    session.infer("cached", value)
+    with session.busy("cached", value=value + 1):
+        session.queue("cached", value + 2)
+        early = session.ask("cached", value).done_within(2)
+    return {"at once": early}
+
+
+@scenario("http", "grpc")
+def a_failed_request_of_a_batch_is_not_kept(session: Session) -> None:
+    value = session.fresh
+    with session.busy("cached", value=value + 1):
+        session.queue("cached", value + 2)
+        session.queue("cached", value + 4, parameters={"raise": "no"})
+    session.wait_all()
+    session.infer("cached", value + 2)
+
+
+@scenario("http", "grpc", watch=("cached",))
+def a_batch_through_an_ensemble_is_a_hit(session: Session) -> None:
+    value = session.fresh
+    session.infer("by_cached", rows(value, value + 1))
+    session.infer("cached", rows(value, value + 1), outputs=("OUT",))

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from typing import Any
 
 import numpy as np
 
 from scenarios.ensembles import ensemble, step
 from scenarios.repository import Served, instance_group, tensor, tensors
-from scenarios.requests import Request, plain_text
+from scenarios.requests import Request
 from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
 
 _IN, _OUT = tensor("IN", dims="-1"), tensor("OUT")
+
+
+def many_responses(rate: str = "") -> Served:
+    """The model `decoupled.py`."""
+    shape = f"max_batch_size: 0\n{tensors([_IN], [_OUT])}"
+    return Served(f"{shape}{instance_group(1, rate)}model_transaction_policy {{ decoupled: true }}\n", "decoupled")
+
+
 MODELS: dict[str, Served] = {
-    "many": Served(
-        f"max_batch_size: 0\n{tensors([_IN], [_OUT])}{instance_group()}model_transaction_policy {{ decoupled: true }}\n", "decoupled"
-    ),
+    "many": many_responses(),
     "many_steps": ensemble([_IN], [_OUT], step("many", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=0),
 }
 
@@ -166,82 +169,6 @@ def an_error_in_a_decoupled_step_of_an_ensemble(session: Session) -> Seen:
 @scenario("stream", watch=("many",))
 def no_response_of_a_decoupled_step_of_an_ensemble(session: Session) -> Seen:
     return streamed(session, many(session, model="many_steps"), empty_final=True)
-
-
-def generate(session: Session, route: str, model: str, document: dict[str, Any]) -> dict[str, Any]:
-    """What the generate extension answers; events as a list of what they hold."""
-    url = f"http://{session.server.http}/v2/models/{model}/{route}"
-    request = urllib.request.Request(url, json.dumps(document).encode(), {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            status, kind, body = answer.status, answer.headers["Content-Type"], answer.read().decode()
-    except urllib.error.HTTPError as error:
-        status, kind, body = error.code, error.headers["Content-Type"], error.read().decode()
-    events = [json.loads(event.removeprefix("data: ")) for event in body.split("\n\n") if event]
-    for event in events:
-        event.pop("RUN", None)  # it counts all scenarios
-        if "error" in event:
-            event["error"] = plain_text(event["error"])
-    return {"status": status, "type": kind, "events": events}
-
-
-@scenario("http")
-def generate_with_one_response(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate", "many", {"IN": [5], "id": "a"})
-
-
-@scenario("http")
-def generate_with_several_responses(session: Session) -> Seen:
-    return generate(session, "generate", "many", {"IN": [5, 6]})
-
-
-@scenario("http")
-def generate_with_no_response(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate", "many", {"IN": []})
-
-
-@scenario("http")
-def generate_with_an_error(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate", "many", {"IN": [5], "fail_at": 0})
-
-
-@scenario("http")
-def generate_stream_with_several_responses(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate_stream", "many", {"IN": [5, 6], "id": "a"})
-
-
-@scenario("http")
-def generate_stream_with_no_response(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate_stream", "many", {"IN": []})
-
-
-@scenario("http")
-def generate_stream_with_an_error_among_the_responses(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate_stream", "many", {"IN": [5, 6, 7], "fail_at": 1})
-
-
-@scenario("http")
-def generate_stream_with_an_error_first(session: Session) -> Seen:
-    session.watch("many")
-    return generate(session, "generate_stream", "many", {"IN": [5, 6], "fail_at": 0})
-
-
-@scenario("http")
-def generate_of_a_model_with_one_response(session: Session) -> Seen:
-    session.watch("joined")
-    return generate(session, "generate", "joined", {"IN": 5})
-
-
-@scenario("http")
-def generate_without_an_input(session: Session) -> Seen:
-    session.watch("joined")
-    return generate(session, "generate", "joined", {"other": 5})
 
 
 @scenario("stream")

@@ -56,6 +56,7 @@ MODELS: dict[str, Served] = {
     "in_sequence": ensemble(
         [_IN], [_OUT, tensor("SEEN", "STRING")], step("oldest", {"IN": "IN"}, {"OUT": "OUT", "SEEN": "SEEN"}), max_batch_size=4
     ),
+    "by_late": ensemble([_IN], [_OUT], step("rejecting_early", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=1),
     "nested": ensemble([_IN], [_OUT], step("chain", {"IN": "IN"}, {"OUT": "middle"}), step("first", {"IN": "middle"}, {"OUT": "OUT"})),
 }
 STEPS = ("first", "second")
@@ -168,3 +169,32 @@ def the_sequence_is_the_steps_too(session: Session) -> None:
 @scenario("http", "grpc")
 def an_id_is_given_back(session: Session) -> None:
     session.infer("chain", 1, request_id="mine")
+
+
+@scenario("grpc", watch=STEPS)
+def a_deadline_in_the_first_step_ends_an_ensemble(session: Session) -> None:
+    with session.busy("first"):
+        session.queue("chain", 1, at="first", client_timeout=0.1).result()
+        session.pause()
+    session.pause()
+
+
+@scenario("grpc", watch=STEPS)
+def a_deadline_in_the_second_step_ends_an_ensemble(session: Session) -> None:
+    with session.busy("second"):
+        session.queue("chain", 1, at="second", client_timeout=0.1).result()
+        session.pause()
+    session.pause()
+
+
+@scenario("grpc", watch=STEPS)
+def a_deadline_that_does_not_pass(session: Session) -> None:
+    session.infer("chain", 1, client_timeout=5)
+
+
+@scenario("http", "grpc", watch=("rejecting_early",))
+def the_timeout_is_the_steps_too(session: Session) -> None:
+    with session.busy("rejecting_early"):
+        session.queue("by_late", 1, at="rejecting_early", timeout=30_000)
+        session.queue("by_late", 2, at="rejecting_early")
+        session.pause(OVER)

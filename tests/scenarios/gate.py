@@ -38,3 +38,16 @@ class Gate:
             if time.monotonic() > end:
                 raise TimeoutError(f"no run came to gate '{self.name}': there is no {file.name}")
             time.sleep(0.001)
+
+
+class Note:
+    """The runs of all requests whose parameter `note` names it, in the order in which they began."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self._path = folder / name
+
+    @property
+    def runs(self) -> list[str]:
+        """Of each run the model and the values of its requests."""
+        return self._path.read_text().splitlines() if self._path.exists() else []

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from scenarios.batching import COMPANY
 from scenarios.repository import Served, worker
-from scenarios.scenario import scenario
+from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
 from scenarios.timeouts import OVER
 
 MODELS: dict[str, Served] = {
     "levels": worker("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", max_batch_size=2),
+    "levels_pair": worker("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", max_batch_size=1, instances=2),
+    "levels_mixed": worker(
+        "dynamic_batching { priority_levels: 2 default_priority_level: 2\n"
+        "  priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 30000 } }\n"
+        "  priority_queue_policy { key: 2 value { timeout_action: REJECT default_timeout_microseconds: 30000 } } }\n",
+        max_batch_size=1,
+    ),
     "policies": worker(
         "dynamic_batching { priority_levels: 3 default_priority_level: 2\n"
         "  default_queue_policy { max_queue_size: 3 }\n"
@@ -85,3 +93,29 @@ def a_level_has_a_timeout_of_its_own(session: Session) -> None:
         session.queue("policies", 1, priority=3)
         session.queue("policies", 2, priority=2)
         session.pause(OVER)
+
+
+@scenario("grpc")
+def a_higher_level_goes_first_on_several_instances(session: Session) -> Seen:
+    note = session.note()
+    gates = []
+    for _ in range(2):
+        gates.append(session.gate())
+        session.ask("levels_pair", 0, outputs=COMPANY, parameters={"gate": gates[-1].name})
+        gates[-1].wait_entered()
+    for value, level in ((1, 3), (2, 2), (3, 1), (4, 3), (5, 1)):
+        session.ask("levels_pair", value, outputs=COMPANY, priority=level, parameters={"note": note.name})
+        session.pause(0.02)
+    gates[0].open()  # one after the other, on this instance
+    session.wait_runs(note, 5)
+    gates[1].open()
+    return note.runs
+
+
+@scenario("http", "grpc")
+def levels_may_delay_or_refuse(session: Session) -> None:
+    with session.busy("levels_mixed", priority=1, outputs=COMPANY):
+        session.queue("levels_mixed", 1, priority=1, outputs=COMPANY)
+        session.queue("levels_mixed", 2, priority=2, outputs=COMPANY)
+        session.pause(OVER)
+        session.queue("levels_mixed", 3, priority=1, outputs=COMPANY)

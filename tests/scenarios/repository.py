@@ -27,16 +27,17 @@ def tensors(inputs: list[str], outputs: list[str]) -> str:
     return f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
 
 
-def worker(config: str = "", *, max_batch_size: int = 8, instances: int = 1, dims: str = "1", plus: bool = False) -> Served:
-    """The model `worker.py`; with `plus`, it has the optional input PLUS."""
+def worker(config: str = "", *, max_batch_size: int = 8, instances: int = 1, rate: str = "", dims: str = "1", plus: bool = False) -> Served:
+    """The model `worker.py`; with `plus`, it has the optional input PLUS. `rate` is the rate limiter of its instances."""
     inputs = [tensor("IN", dims=dims), *([tensor("PLUS", dims=dims, extra="optional: true ")] if plus else ())]
     outputs = [tensor("OUT", dims=dims), tensor("RUN"), tensor("COMPANY", "STRING")]
     shape = f"max_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}"
-    return Served(f"{shape}{instance_group(instances)}{config}", "worker")
+    return Served(f"{shape}{instance_group(instances, rate)}{config}", "worker")
 
 
-def instance_group(count: int = 1) -> str:
-    return f"instance_group [ {{ kind: KIND_CPU count: {count} }} ]\n"
+def instance_group(count: int = 1, rate: str = "") -> str:
+    limiter = f"rate_limiter {{ {rate} }} " if rate else ""
+    return f"instance_group [ {{ kind: KIND_CPU count: {count} {limiter}}} ]\n"
 
 
 def write(folder: Path, models: Mapping[str, Served], gates: Path) -> Path:

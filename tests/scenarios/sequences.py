@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from scenarios.batching import rows
 from scenarios.repository import Served, instance_group, tensor, tensors
-from scenarios.scenario import scenario
+from scenarios.requests import Request
+from scenarios.scenario import Seen, scenario
 from scenarios.session import Session
 
 _KINDS = {"START": "CONTROL_SEQUENCE_START", "END": "CONTROL_SEQUENCE_END", "READY": "CONTROL_SEQUENCE_READY"}
@@ -38,6 +41,11 @@ MODELS: dict[str, Served] = {
     "single": sequence(f"direct {{ }} {controls('fp32', 'INT32')}", max_batch_size=1),
     "texts": sequence(f"oldest {{ max_candidate_sequences: 4 }} {controls('bool', 'STRING')}"),
     "forgetful": sequence(f"direct {{ }} {controls('bool', 'UINT32')}", idle_us=100_000),
+    "candidates": sequence(f"oldest {{ max_candidate_sequences: 2 }} {controls()}"),
+    "oldest_patient": sequence(f"oldest {{ max_candidate_sequences: 4 max_queue_delay_microseconds: 200000 }} {controls()}"),
+    "utilised": sequence(f"direct {{ minimum_slot_utilization: 0.5 max_queue_delay_microseconds: 60000000 }} {controls()}"),
+    "direct_patient": sequence(f"direct {{ minimum_slot_utilization: 1.0 max_queue_delay_microseconds: 200000 }} {controls()}"),
+    "unbatched_sequence": sequence(f"direct {{ }} {controls('fp32', 'INT32')}", max_batch_size=0),
     "stateful": Served(
         f"max_batch_size: 4\n{tensors([tensor('IN')], [tensor('OUT')])}{instance_group()}"
         f"sequence_batching {{ oldest {{ max_candidate_sequences: 4 }} {_STATE % _ZERO} }}\n",
@@ -182,3 +190,67 @@ def the_server_keeps_the_state(session: Session) -> None:
     session.infer("stateful", 2, **step(7))
     session.infer("stateful", 3, **step(7, end=True))
     session.infer("stateful", 5, **step(7, start=True, end=True))
+
+
+@scenario("http", "grpc")
+def no_more_sequences_run_than_are_candidates(session: Session) -> None:
+    with session.busy("candidates", **step(1, start=True)):
+        for id in (2, 3, 4):
+            session.queue("candidates", id, **step(id, start=True, end=True))
+        session.queue("candidates", 11, **step(1, end=True))
+
+
+@scenario("http", "grpc")
+def an_open_sequence_keeps_its_place(session: Session) -> Seen:
+    """A candidate that says nothing holds up those that have no place."""
+    session.infer("candidates", 1, **step(1, start=True))
+    session.infer("candidates", 2, **step(2, start=True))
+    waiting = session.ask("candidates", 3, **step(3, start=True, end=True))
+    early = waiting.done_within(0.15)
+    session.infer("candidates", 11, **step(1, end=True))
+    waiting.result()
+    session.infer("candidates", 12, **step(2, end=True))
+    return {"before there was a place": early}
+
+
+@scenario("grpc")
+def candidates_wait_no_longer_than_the_delay(session: Session) -> Seen:
+    first = session.ask("oldest_patient", 1, **step(1, start=True, end=True))
+    return {"at once": first.done_within(0.05), "later": first.done_within(5)}
+
+
+@scenario("http", "grpc")
+def places_wait_until_enough_are_used(session: Session) -> Seen:
+    first = session.ask("utilised", 1, **step(1, start=True))
+    early = first.done_within(0.1)
+    session.ask("utilised", 2, **step(2, start=True))
+    session.wait_all()
+    session.ask("utilised", 11, **step(1, end=True))
+    session.ask("utilised", 12, **step(2, end=True))
+    return {"alone": early}
+
+
+@scenario("grpc")
+def places_wait_no_longer_than_the_delay(session: Session) -> Seen:
+    first = session.ask("direct_patient", 1, **step(1, start=True, end=True))
+    return {"at once": first.done_within(0.05), "later": first.done_within(5)}
+
+
+@scenario("http", "grpc")
+def sequences_without_batches(session: Session) -> None:
+    session.send(unbatched(session, 1, **step(7, start=True))).result()
+    session.send(unbatched(session, 2, **step(7))).result()
+    session.send(unbatched(session, 3, **step(7, end=True))).result()
+
+
+@scenario("http", "grpc")
+def a_sequence_without_batches_waits_for_the_one_before(session: Session) -> Seen:
+    session.send(unbatched(session, 1, **step(1, start=True))).result()
+    waiting = session.send(unbatched(session, 10, **step(2, start=True, end=True)))
+    early = waiting.done_within(0.1)
+    session.send(unbatched(session, 2, **step(1, end=True))).result()
+    return {"at once": early}
+
+
+def unbatched(session: Session, value: int, **options: Any) -> Request:
+    return session.request("unbatched_sequence", np.array([value], np.int32), **options)

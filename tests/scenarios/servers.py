@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from scenarios.repository import Served, write
@@ -12,29 +13,36 @@ from scenarios.session import Server
 from support.server import serve
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-OPTIONS = ("--cache-config=local,size=4194304",)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """A server that scenarios run at: its options and its models."""
+
+    options: tuple[str, ...]
+    models: Mapping[str, Served]
 
 
 @contextmanager
-def backline(folder: Path, models: Mapping[str, Served]) -> Iterator[Server]:
+def backline(folder: Path, setup: Setup) -> Iterator[Server]:
     """`backline serve` with its repository in `folder`, until the block ends."""
-    repository, gates = _write(folder, models)
-    with serve(repository, folder / "backline.log", *OPTIONS) as running:
+    repository, gates = _write(folder, setup.models)
+    with serve(repository, folder / "backline.log", *setup.options) as running:
         yield Server(
             "backline", f"127.0.0.1:{running.http_port}", f"127.0.0.1:{running.grpc_port}", f"127.0.0.1:{running.metrics_port}", gates
         )
 
 
 @contextmanager
-def triton(folder: Path, models: Mapping[str, Served]) -> Iterator[Server]:
+def triton(folder: Path, setup: Setup) -> Iterator[Server]:
     """Real Triton, installed on first use, with its repository in `folder`, until the block ends. Raises CannotRun where there is none."""
     sys.path.insert(0, str(BENCHMARKS))
     from harness.peers.triton import Triton
 
-    repository, gates = _write(folder, models)
+    repository, gates = _write(folder, setup.models)
     running = Triton()
     try:
-        running.start_repository(repository, *OPTIONS)
+        running.start_repository(repository, *setup.options)
         ports = (running.http_port, running.grpc_port, running.metrics_port)
         yield Server("triton", *(f"127.0.0.1:{port}" for port in ports), gates, settle=0.01)
     finally:

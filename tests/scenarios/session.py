@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tritonclient.http
 
-from scenarios.gate import PATIENCE, Gate
+from scenarios.gate import PATIENCE, Gate, Note
 from scenarios.requests import Grpc, Http, Pending, Request, Stream, Way
 
 _COUNTED = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
@@ -125,6 +125,10 @@ class Session:
         self._gates.append(gate)
         return gate
 
+    def note(self) -> Note:
+        """A note that no other scenario has."""
+        return Note(self.server.gates, f"n{next(_gates)}")
+
     @contextmanager
     def busy(self, model: str, *, instances: int = 1, value: Any = 0, **options: Any) -> Iterator[None]:
         """Keeps the instances of a model busy with a request each, until the block ends."""
@@ -161,6 +165,10 @@ class Session:
         self.watch(model)
         end = self._before[model].get("execution_count", 0) + count
         self._wait(lambda: self._read(model).get("execution_count", 0) >= end, f"{count} executions of model '{model}'")
+
+    def wait_runs(self, note: Note, count: int) -> None:
+        """Waits until so many runs are noted."""
+        self._wait(lambda: len(note.runs) >= count, f"{count} runs")
 
     def _wait(self, happened: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -10,23 +11,30 @@ from docs.pages import table
 from scenarios.differences import DIFFERENCES, gone, unlisted
 from scenarios.runner import compare, recorded, run
 from scenarios.scenario import Scenario
-from scenarios.servers import backline
+from scenarios.servers import Setup, backline
 from scenarios.session import Server
-from scenarios.themes import MODELS, SCENARIOS
+from scenarios.themes import SCENARIOS, setup_of
 
 PAGE = "docs/differences-from-triton.md"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with all models."""
-    with backline(tmp_path_factory.mktemp("scenarios"), MODELS) as running:
-        yield running
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Setup], Server]]:
+    """The server of a setup, started on first use."""
+    running: dict[Setup, Server] = {}
+    with ExitStack() as stack:
+
+        def server(setup: Setup) -> Server:
+            if setup not in running:
+                running[setup] = stack.enter_context(backline(tmp_path_factory.mktemp("scenarios"), setup))
+            return running[setup]
+
+        yield server
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: f"{scenario.theme}: {scenario.name}")
-def test_backline_answers_as_triton_does(scenario: Scenario, server: Server) -> None:
-    deviations = list(compare(recorded(scenario.theme)[scenario.name], run(scenario, server)))
+def test_backline_answers_as_triton_does(scenario: Scenario, servers: Callable[[Setup], Server]) -> None:
+    deviations = list(compare(recorded(scenario.theme)[scenario.name], run(scenario, servers(setup_of(scenario)))))
 
     assert unlisted(scenario, deviations) == [], "they differ"
     assert gone(scenario, deviations) == [], "these are listed as differences, but differ no longer"

@@ -1,13 +1,52 @@
-"""All themes: their models, and their scenarios in order."""
+"""All themes: their models, their scenarios in order, and the servers that they run at."""
 
 from __future__ import annotations
 
-from scenarios import batching, cache, cancellation, decoupled, ensembles, priorities, queue_limits, sequences, statistics, timeouts
-from scenarios.repository import Served
-from scenarios.scenario import SCENARIOS
+from scenarios import (
+    batching,
+    cache,
+    cancellation,
+    decoupled,
+    ensembles,
+    generate,
+    iterative,
+    priorities,
+    queue_limits,
+    ragged,
+    rate_limiter,
+    sequences,
+    statistics,
+    timeouts,
+    warm_up,
+)
+from scenarios.scenario import SCENARIOS, Scenario
+from scenarios.servers import Setup
 
-_THEMES = (batching, priorities, timeouts, queue_limits, ensembles, sequences, decoupled, cache, cancellation, statistics)
+_THEMES = (
+    batching,
+    ragged,
+    priorities,
+    timeouts,
+    queue_limits,
+    ensembles,
+    sequences,
+    iterative,
+    decoupled,
+    generate,
+    cache,
+    cancellation,
+    warm_up,
+    statistics,
+)
 
-MODELS: dict[str, Served] = {name: model for theme in _THEMES for name, model in theme.MODELS.items()}
 
-__all__ = ["MODELS", "SCENARIOS"]
+_COMMON = Setup(("--cache-config=local,size=4194304",), {name: model for theme in _THEMES for name, model in theme.MODELS.items()})
+_RATED = Setup(("--rate-limit=execution_count",), rate_limiter.MODELS)
+
+
+def setup_of(scenario: Scenario) -> Setup:
+    """The server that a scenario runs at."""
+    return _RATED if scenario.theme == "rate_limiter" else _COMMON
+
+
+__all__ = ["SCENARIOS", "setup_of"]

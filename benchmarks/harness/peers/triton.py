@@ -46,7 +46,7 @@ class Triton(Peer):
         # The stub process takes the first python on PATH for its own.
         settings = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
         self.process = ServerProcess(self.name, command, environment=settings)
-        self.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{self.http_port}/v2/health/ready"))
+        self.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{self.http_port}/v2/health/ready"), seconds=300)
         self.versions = {"tritonserver": "2.51.0", **versions(folder, ["nvidia-pytriton", "onnxruntime", "numpy"])}
 
     def _place_stub(self, server: Path) -> None:

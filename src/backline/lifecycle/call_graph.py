@@ -47,6 +47,13 @@ class CallGraph:
                     reached.append(further)
         return []
 
+    def together_with(self, waits: Iterable[Wait]) -> dict[Node, set[Node]]:
+        """For whom everybody would wait together with these."""
+        together = {node: set(awaited) for node, awaited in self._waits.items()}
+        for waiting, awaited in waits:
+            together.setdefault(waiting, set()).add(awaited)
+        return together
+
     def add(self, waits: Iterable[Wait]) -> None:
         """These wait from now on; the same may wait several times."""
         for waiting, awaited in waits:

@@ -11,7 +11,14 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
-from backline.lifecycle.ensemble_steps import check_steps, composed_signature, step_models, unanswered_step
+from backline.lifecycle.call_graph import Wait
+from backline.lifecycle.ensemble_steps import (
+    check_steps,
+    composed_signature,
+    step_models,
+    unanswered_step,
+    waits_of_decoupled_steps,
+)
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.servable import Servable
@@ -27,6 +34,9 @@ class ComposedServable(Servable):
         """As a Servable."""
         super().__init__(*args, **options)
         self._engine = self._shared.engine
+        self._graph = self._shared.call_graph
+        #: The waits of its steps that the graph knows.
+        self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
         #: It does not answer because a model that it asks does not: it is tried again when that has changed.
         self.lacking = False
@@ -62,6 +72,7 @@ class ComposedServable(Servable):
         model.queue = with_deadline(self._composed, config.default_deadline_seconds)
         model.progress = None
         self._take_models(step_models(self._engine, config.ensemble))
+        self._wait_for_steps()
         self.phase = Phase.LOADED
         model.statistics.load_seconds = monotonic() - began
 
@@ -77,6 +88,34 @@ class ComposedServable(Servable):
         check = RequestCheck(model.name, model.signature, model.max_batch_size, strict=True)
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
+    def _wait_for_steps(self) -> None:
+        """Tells the graph which steps may stand still. Raises InvalidArgument where one holds what those behind it need."""
+        config, permits = self.model.config, self._shared.permits
+        assert config.ensemble is not None, "it is an ensemble"
+        self._forget_waits()
+        waits = waits_of_decoupled_steps(self._engine, config.ensemble)
+        if permits is not None:
+            together = self._graph.together_with(waits)
+            for waiting in dict.fromkeys(waiting for waiting, _ in waits):
+                wanting = permits.wanting(together, waiting)
+                if wanting:
+                    raise InvalidArgument(
+                        f"in ensemble {config.name}, model '{waiting[0]}' would wait for the steps behind it, which might wait for"
+                        f" {wanting} for ever: who waits holds what it takes. Give the server more (--rate-limit-resource), or let their"
+                        " instances take less"
+                    )
+        self._graph.add(waits)
+        self._waits = waits
+
+    def _forget_waits(self) -> None:
+        self._graph.remove(self._waits)
+        self._waits = []
+
+    def fail(self, reason: str, retry_at: float | None) -> None:
+        """See Servable."""
+        self._forget_waits()
+        super().fail(reason, retry_at)
+
     def review(self) -> bool:
         """Whether what it asks has changed so that it must be taken out of service, which is done, or be loaded again."""
         if self.phase is not Phase.READY and not (self.phase is Phase.FAILED and self.lacking):
@@ -90,12 +129,13 @@ class ComposedServable(Servable):
             known = self._composed.models
             # Of a model that was put to sleep nothing is known but what was.
             models = tuple(new if new.ranks else old for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True))
-            if models != known:
-                try:
+            try:
+                if models != known:
                     check_steps(self._engine, config, config.ensemble)
                     self._take_models(models)
-                except InvalidArgument as error:
-                    reason = error.message
+                self._wait_for_steps()
+            except InvalidArgument as error:
+                reason = error.message
         if reason:
             self.lacking = True
             self.fail(reason, None)
@@ -119,4 +159,5 @@ class ComposedServable(Servable):
         """Finishes what it has, for at most `limit` seconds."""
         if self._composed is not None:
             await self._composed.drain(limit)
+        self._forget_waits()
         await super().drain(0)

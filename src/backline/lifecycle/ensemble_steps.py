@@ -10,6 +10,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
+from backline.lifecycle.call_graph import Node, Wait
 from backline.schedule.ensemble_graph import origins
 from backline.schedule.step_model import StepModel
 
@@ -97,6 +98,43 @@ def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
 def _step_model(model: Model) -> StepModel:
     ranks = {spec.name: len(spec.shape) for spec in model.signature.inputs}
     return StepModel(model.decoupled, model.max_batch_size > 0, ranks)
+
+
+def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
+    """For whom an ensemble waits, also those among its steps; empty for another model."""
+    ensemble = model.config.ensemble
+    if ensemble is None:
+        return []
+    waits = []
+    for step in ensemble.steps:
+        awaited = _model(engine, step.model, step.version)
+        waits += [(node(model), node(awaited)), *waits_for_steps(engine, awaited)]
+    return list(dict.fromkeys(waits))
+
+
+def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:
+    """A decoupled step stands still, in the midst of its run, while those behind it have enough of its responses."""
+    models = [_model(engine, step.model, step.version) for step in ensemble.steps]
+    found = origins(ensemble, [index for index, model in enumerate(models) if model.decoupled])
+    waits: list[Wait] = []
+    for step, awaited in zip(ensemble.steps, models, strict=True):
+        before = {index for tensor in step.inputs.values() for index in found.get(tensor, ())}
+        for waiting in (one for index in sorted(before) for one in _decoupled_in(engine, models[index])):
+            waits += [(waiting, node(awaited)), *waits_for_steps(engine, awaited)]
+    return list(dict.fromkeys(waits))
+
+
+def _decoupled_in(engine: Engine, model: Model) -> list[Node]:
+    """Who gives the responses of a decoupled model: of an ensemble, the decoupled ones among its steps."""
+    ensemble = model.config.ensemble
+    if ensemble is None:
+        return [node(model)] if model.decoupled else []
+    return [one for step in ensemble.steps for one in _decoupled_in(engine, _model(engine, step.model, step.version))]
+
+
+def node(model: Model) -> Node:
+    """As which a model is told of those that wait."""
+    return model.name, model.version
 
 
 def _model(engine: Engine, name: str, version: str) -> Model:

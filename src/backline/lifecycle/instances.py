@@ -149,7 +149,8 @@ class InstanceMaker:
 
         # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
-        permits = self._permits.register([claims[index % len(claims)] for index in range(len(instances))])
+        model = self._model
+        permits = self._permits.register([claims[index % len(claims)] for index in range(len(instances))], (model.name, model.version))
         return [PermittedInstance(instance, permit, self._loop) for instance, permit in zip(instances, permits, strict=True)]
 
 

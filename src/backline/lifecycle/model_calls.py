@@ -9,7 +9,9 @@ from backline.engine.engine import Engine, Model
 from backline.engine.errors import Internal, Unsupported
 from backline.engine.messages import InferRequest
 from backline.engine.signature import TensorSpec
-from backline.lifecycle.call_graph import CallGraph, Node, Wait
+from backline.lifecycle.call_graph import CallGraph, Wait
+from backline.lifecycle.ensemble_steps import node, waits_for_steps
+from backline.schedule.permits import Permits
 from backline.workers.process.calls import Outcome
 from backline.workers.process.protocol import Described, Measure, Spec
 
@@ -17,39 +19,39 @@ from backline.workers.process.protocol import Described, Measure, Spec
 class ModelCalls:
     """The calls of one model version; fits workers.process.calls.Calls. Lives on the event loop."""
 
-    def __init__(self, engine: Engine, graph: CallGraph, caller: Model) -> None:
+    def __init__(self, engine: Engine, graph: CallGraph, permits: Permits | None, caller: Model) -> None:
+        """`permits` are those of the instances, where the server limits their rate."""
         self._engine = engine
         self._graph = graph
+        self._permits = permits
         self._caller = caller
         self._waits: dict[InferRequest, list[Wait]] = {}
 
     def submit(self, request: InferRequest) -> None:
-        """See Calls. Raises Internal for a circle.
+        """See Calls. Raises Internal for a circle, and where the call might wait for a resource that the caller holds.
 
         Models of several instances could go round a circle, but not when as many requests come at once: then all wait for ever. What is an
         error under load is better always one.
         """
         called = self._engine.find_ready(request.model_name, request.model_version)
-        waits = [((self._caller.name, self._caller.version), _node(called)), *self._steps(called, set())]
+        waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
         circle = self._graph.circle(waits)
         if circle:
             way = " -> ".join(f"'{name}' version {version}" for name, version in circle)
             raise Internal(f"a circle of calls, which would wait for itself: {way}")
+        if self._permits is not None:
+            self._check_resources(self._permits, called, waits)
         self._graph.add(waits)
         self._waits[request] = waits
         self._engine.submit(request)
 
-    def _steps(self, model: Model, seen: set[Node]) -> list[Wait]:
-        """For whom an ensemble waits."""
-        ensemble = model.config.ensemble
-        if ensemble is None or _node(model) in seen:
-            return []
-        seen.add(_node(model))
-        waits = []
-        for step in ensemble.steps:
-            awaited = self._engine.find_ready(step.model, step.version)
-            waits += [(_node(model), _node(awaited)), *self._steps(awaited, seen)]
-        return waits
+    def _check_resources(self, permits: Permits, called: Model, waits: list[Wait]) -> None:
+        wanting = permits.wanting(self._graph.together_with(waits), node(self._caller))
+        if wanting:
+            raise Internal(
+                f"model '{self._caller.name}' would wait for model '{called.name}', which might wait for {wanting} for ever: who calls"
+                " holds what it takes. Give the server more (--rate-limit-resource), or let their instances take less"
+            )
 
     def ended(self, request: InferRequest, outcome: Outcome, ns: int) -> None:
         """See Calls."""
@@ -111,10 +113,6 @@ class ModelCalls:
     @property
     def _who(self) -> str:
         return f"model '{self._caller.name}' version {self._caller.version}"
-
-
-def _node(model: Model) -> Node:
-    return model.name, model.version
 
 
 def _specs(specs: Iterable[TensorSpec]) -> list[Spec]:

@@ -115,6 +115,7 @@ def build_sequence_queue(
 ) -> SequenceBatcher:
     """The queue of a version whose requests belong to sequences."""
     from backline.schedule.sequence_batcher import SequenceBatcher, slot_of
+    from backline.schedule.sequence_lane import SequenceLane
     from backline.schedule.sequence_slots import SlotLane, SlotPolicy
 
     config = model.config
@@ -134,7 +135,7 @@ def build_sequence_queue(
         order = batching.preserve_ordering
 
         def make_lane(instance: Instance) -> Lane:
-            return Scheduler(model.name, Settings(batches), [instance], model.statistics, loop=loop, preserve_ordering=order)
+            return SequenceLane(model.name, Settings(batches), [instance], model.statistics, loop=loop, preserve_ordering=order)
 
     return SequenceBatcher(
         model.name,

@@ -71,7 +71,7 @@ class WorkerStarter:
         self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
         self._on_bytes = on_bytes
-        self.calls = ModelCalls(shared.engine, shared.call_graph, model)
+        self.calls = ModelCalls(shared.engine, shared.call_graph, shared.permits, model)
         #: What the model has completed of its configuration, once it is started.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable, Mapping
 
 from backline.schedule.rate_limits import Claim, RateLimits, Turn
 
@@ -20,9 +20,9 @@ class Permits:
         self._granting = False
         self._permits: dict[Turn, Permit] = {}
 
-    def register(self, claims: list[Claim]) -> list[Permit]:
-        """The permits of the instances of a model. Raises InvalidArgument when one of them could never run."""
-        permits = [Permit(self, turn) for turn in self._limits.register(claims)]
+    def register(self, claims: list[Claim], owner: Hashable) -> list[Permit]:
+        """The permits of the instances of a model, the `owner`. Raises InvalidArgument when one of them could never run."""
+        permits = [Permit(self, turn) for turn in self._limits.register(claims, owner)]
         for permit in permits:
             self._permits[permit.turn] = permit
         return permits
@@ -46,6 +46,10 @@ class Permits:
     def unregister(self, permit: Permit) -> None:
         """The instance is gone."""
         self._limits.unregister(self._permits.pop(permit.turn).turn)
+
+    def wanting(self, waits: Mapping[Hashable, Collection[Hashable]], waiting: Hashable) -> str:
+        """See RateLimits."""
+        return self._limits.wanting(waits, waiting)
 
     def _grant_later(self) -> None:
         if not self._granting:

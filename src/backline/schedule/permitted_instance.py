@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from time import monotonic, monotonic_ns
 from typing import ClassVar
 
@@ -12,11 +13,15 @@ from backline.schedule.permits import Permit
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
 
+#: Seconds that a deadline is over for when it is looked at: the loop's timers may be early.
+_LATE = 0.001
+
 
 class PermittedInstance:
     """An instance before which each batch waits for a permit. Lives on the event loop.
 
-    A batch that nobody waits for any more leaves at once, a request whose deadline passes meanwhile is not run.
+    A batch that nobody waits for any more leaves at once, a request whose deadline passes meanwhile is not run. Where `form_again` is set,
+    it forms a batch that waits anew, of what waits by then: when its turn comes, and when a deadline passes. Nothing may be left of it.
     """
 
     beside_loop: ClassVar[bool] = True
@@ -27,6 +32,7 @@ class PermittedInstance:
         self._loop = loop
         self._closing = False
         self._busy = False
+        self.form_again: Callable[[Batch], None] | None = None
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""
@@ -34,6 +40,7 @@ class PermittedInstance:
         waiting = _Waiting(self, batch, finished)
         batch.on_abandon = waiting.abandoned
         self._permit.ask(waiting.granted)
+        waiting.waits()
 
     def close(self) -> None:
         """See Instance."""
@@ -68,16 +75,52 @@ class _Waiting:
         self._instance = instance
         self._batch = batch
         self._finished = finished
+        self._granted = False
+        self._has_waited = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def waits(self) -> None:
+        """It has asked for its turn, which may have come at once."""
+        if self._granted or self._instance.form_again is None:
+            return
+        self._has_waited = True
+        nearest = min((request.deadline for request in self._batch.requests if request.deadline is not None), default=None)
+        if nearest is not None:
+            delay = max(nearest - monotonic(), 0.0) + _LATE
+            self._timer = asyncio.get_running_loop().call_later(delay, self._deadline_passed)
+
+    def _deadline_passed(self) -> None:
+        self._form_again()
+        if self._batch.abandoned:  # by who was refused
+            return
+        if self._batch.requests:
+            self.waits()
+        else:
+            self._end(ran=False)
+
+    def _form_again(self) -> None:
+        self._timer = None
+        if self._has_waited and self._instance.form_again is not None:
+            self._instance.form_again(self._batch)
 
     def abandoned(self) -> None:
         """Nobody waits for the answers any more."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._batch.outcomes = [Cancelled("nobody waits for the answer any more") for _ in self._batch.requests]
         self._end(ran=False)
 
     def granted(self) -> None:
+        self._granted = True
         batch = self._batch
-        now = monotonic()
         batch.on_abandon = None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._form_again()
+        if not batch.requests:
+            self._end(ran=False)
+            return
+        now = monotonic()
         batch.started_ns = monotonic_ns()
         live = [request for request in batch.requests if request.deadline is None or request.deadline > now]
         if len(live) == len(batch.requests):

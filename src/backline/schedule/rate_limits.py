@@ -10,7 +10,8 @@ Who comes later passes one that waits for a resource, but takes none of those th
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from types import MappingProxyType
@@ -49,10 +50,12 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
 class Turn:
     """An instance's place among those that want to run."""
 
-    __slots__ = ("claim", "number", "passed")
+    __slots__ = ("claim", "number", "owner", "passed")
 
-    def __init__(self, claim: Claim) -> None:
+    def __init__(self, claim: Claim, owner: Hashable = None) -> None:
         self.claim = claim
+        #: Whose instance it is.
+        self.owner = owner
         #: Its pass.
         self.passed = 0
         #: Of those with the same pass the one comes first that was staged first.
@@ -67,7 +70,7 @@ class RateLimits:
 
     def __init__(self, given: Mapping[Key, int] | None = None) -> None:
         self._given = dict(given or {})
-        self._claims: list[Claim] = []
+        self._turns: list[Turn] = []
         self._limits: dict[Key, int] = {}
         self._taken: dict[Key, int] = {}
         #: By pass.
@@ -76,16 +79,17 @@ class RateLimits:
         #: The pass of the last one that ran, before its run.
         self._now = 0
 
-    def register(self, claims: list[Claim]) -> list[Turn]:
-        """The turns of the instances of a model. Raises InvalidArgument, in Triton's words, when one of them could never run."""
-        self._limits = self._limits_for(self._claims + claims)
-        self._claims += claims
-        return [Turn(claim) for claim in claims]
+    def register(self, claims: list[Claim], owner: Hashable = None) -> list[Turn]:
+        """The turns of the instances of a model, the `owner`. Raises InvalidArgument, in Triton's words, when one could never run."""
+        turns = [Turn(claim, owner) for claim in claims]
+        self._limits = self._limits_for(self._turns + turns)
+        self._turns += turns
+        return turns
 
     def unregister(self, turn: Turn) -> None:
         """An instance is gone; it neither runs nor is staged."""
-        self._claims.remove(turn.claim)
-        self._limits = self._limits_for(self._claims)
+        self._turns = [other for other in self._turns if other is not turn]
+        self._limits = self._limits_for(self._turns)
 
     def stage(self, turn: Turn) -> None:
         """An instance has work."""
@@ -123,10 +127,44 @@ class RateLimits:
         if not ran:
             turn.passed -= turn.claim.priority
 
-    def _limits_for(self, claims: list[Claim]) -> dict[Key, int]:
+    def wanting(self, waits: Mapping[Hashable, Collection[Hashable]], waiting: Hashable) -> str:
+        """The resources for want of which one of those that wait for others, `waits`, might wait for ever, as a text; empty for none.
+
+        Whoever waits holds what its instances take. Who waits only for models that get what they need, whatever is held, comes to an end
+        and gives back; so it goes on until nobody else does, as in the banker's algorithm (Dijkstra 1965).
+        """
+        stuck = set(waits)
+        while waiting in stuck:
+            short = self._short(stuck)
+            lacking = {turn.owner for turn in self._turns if not short.isdisjoint(turn.claim.resources)} | stuck
+            ended = {owner for owner in stuck if lacking.isdisjoint(waits[owner])}
+            if not ended:
+                return " and ".join(sorted({f"'{name}'" for _, name in short}))
+            stuck -= ended
+        return ""
+
+    def _short(self, holders: Collection[Hashable]) -> set[Key]:
+        """The resources that somebody may wait for until one of the holders gives back: too little is left when all hold what they take."""
+        held: Counter[Key] = Counter()
+        most: dict[Key, int] = {}
+        for turn in self._turns:
+            for key, wanted in turn.claim.resources.items():
+                if turn.owner in holders:
+                    held[key] += wanted
+                else:
+                    most[key] = max(most.get(key, 0), wanted)
+        short = {key for key, wanted in most.items() if self._limits[key] - held[key] < wanted}
+        while further := self._kept_back(short):  # who waits for one of them keeps back what else it needs
+            short |= further
+        return short
+
+    def _kept_back(self, short: set[Key]) -> set[Key]:
+        return {key for turn in self._turns if not short.isdisjoint(turn.claim.resources) for key in turn.claim.resources} - short
+
+    def _limits_for(self, turns: list[Turn]) -> dict[Key, int]:
         limits: dict[Key, int] = {}
-        for claim in claims:
-            for key, wanted in claim.resources.items():
+        for turn in turns:
+            for key, wanted in turn.claim.resources.items():
                 limits[key] = max(limits.get(key, 0), wanted)
         for (device, name), needed in limits.items():
             if device == EVERYWHERE and any(other == name and where != EVERYWHERE for where, other in limits):

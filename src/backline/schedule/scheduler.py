@@ -22,7 +22,7 @@ from backline.schedule.tally import Tally
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance
+from backline.workers.instance import Instance, WaitsForTurn
 
 #: Seconds that are waited at least for the next deadline: the loop's timers may be so much early.
 _SHORTEST_WAIT = 0.001
@@ -88,15 +88,14 @@ class Scheduler:
         self._policy = settings.batch
         self._queue = self._make_queue(settings.queue)
         self._queue.on_left = self._left
-        self._instances = tuple(instances)
-        self._idle = list(instances)
+        self._order = AnswerOrder() if preserve_ordering else None
+        self._take_instances(instances)
         #: What runs beside the loop.
         self._busy: set[Batch] = set()
         self._statistics = statistics
         self._tally = Tally(statistics)
         self._loop = loop
         self._turn = turn or Turn()
-        self._order = AnswerOrder() if preserve_ordering else None
         self._total = total if total is not None and total.limit is not None else None
         self._running = 0
         self._scheduled = False
@@ -171,9 +170,15 @@ class Scheduler:
         """Runs what comes next on other instances; the present ones are closed, each once its batch has ended."""
         for instance in self._instances:
             instance.close()
+        self._take_instances(instances)
+        self._schedule()
+
+    def _take_instances(self, instances: Sequence[Instance]) -> None:
         self._instances = tuple(instances)
         self._idle = list(instances)
-        self._schedule()
+        for instance in instances:
+            if isinstance(instance, WaitsForTurn) and self._order is None:  # answers have their places by now
+                instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
         """Finishes what is queued and running, for at most `limit` seconds; then what still waits is refused. Ends as `close` does.
@@ -250,6 +255,27 @@ class Scheduler:
             for request in requests:
                 request.on_cancel = self._cancelled_running
         instance.run(batch, self._finished)
+
+    def _form_again(self, batch: Batch) -> None:
+        """Forms a batch that waits for its turn anew, of what waits by now; nothing may be left of it."""
+        now = monotonic_ns()
+        live = [request for request in batch.requests if not request.cancelled]
+        self._tally.left(batch.requests)
+        self._queue.put_back(live, now / 1e9)
+        formed = form_batch(self._queue, replace(self._policy, delay_ns=0), now)
+        self._running += len(formed.requests) - len(batch.requests)
+        if self._total is not None:
+            self._total.waiting += len(live) - len(formed.requests)
+        for request in formed.requests:
+            request.on_cancel = self._cancelled_running
+        batch.requests, batch.items = formed.requests, formed.items
+        if not formed.requests:
+            batch.parts = []  # nothing to count
+        for request in live:  # they may have to wait for others after all
+            if request.deadline is not None and now / 1e9 < request.deadline < self._expiry.moment:
+                self._wait_for(request.deadline)
+        if self._queue.expired:
+            self._refuse_expired(now / 1e9)
 
     # from the instances to those who asked
 

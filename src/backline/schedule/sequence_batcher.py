@@ -131,7 +131,7 @@ class SequenceBatcher:
         """Queues a request that fits the model. Raises InvalidArgument for one that fits no sequence, Unavailable when too many wait."""
         step = request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
-            step = request.sequence = SequenceStep(self._unused_id(), start=True, end=True)
+            step = request.sequence = SequenceStep(self._unused_id(), start=True, end=False)
         if step is None or not step.id:
             raise InvalidArgument(f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID")
         if self._batched and request.batch_size != 1:
@@ -218,6 +218,8 @@ class SequenceBatcher:
             else:
                 if state is not None:
                     self._keep_state(sequence, state)
+        if self._tensors.iterative and not sequence.waiting:  # it ends with its answer
+            self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
         if error is not None and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
             self._not_run(sequence, request)

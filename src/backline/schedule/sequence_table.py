@@ -150,7 +150,7 @@ class SequenceTable:
                     break
                 dropped.append(other)
             if waiting[-1] is dropped[-1]:  # there is no later beginning
-                self._close(sequence)
+                self.end(sequence)
         for one in dropped:
             waiting.remove(one)
         self.waiting -= len(dropped)
@@ -162,7 +162,7 @@ class SequenceTable:
     def abandon(self, sequence: Sequence) -> tuple[list[InferRequest], list[Sequence]]:
         """Ends a sequence of which nothing runs. Returns the requests that were to be run, and the sequences of which one may run now."""
         refused = self.clear(sequence)
-        self._close(sequence)
+        self.end(sequence)
         return refused, self._release(sequence)
 
     def clear(self, sequence: Sequence) -> list[InferRequest]:
@@ -182,7 +182,7 @@ class SequenceTable:
                 self._heard(sequence, now_ns)
                 continue
             ended.append(sequence)
-            self._close(sequence)
+            self.end(sequence)
             runnable += self._release(sequence)
         return ended, runnable
 
@@ -210,7 +210,8 @@ class SequenceTable:
                     nearest = min(nearest, request.deadline)
         return over, nearest
 
-    def _close(self, sequence: Sequence) -> None:
+    def end(self, sequence: Sequence) -> None:
+        """Nothing more of it comes than waits."""
         sequence.ended = True
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]

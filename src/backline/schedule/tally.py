@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from backline.engine.errors import Cancelled
 from backline.engine.messages import InferRequest, InferResponse
@@ -46,6 +46,10 @@ class Tally:
         if request not in self._aside:
             self._statistics.record_cancelled(request)
             self._gone.add(request)
+
+    def left(self, requests: Iterable[InferRequest]) -> None:
+        """They do not run after all, or with another batch; who was cancelled is counted."""
+        self._gone.difference_update(requests)
 
     def ran(self, batch: Batch) -> None:
         """A batch has run."""

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from queue import SimpleQueue
 from time import thread_time_ns
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from backline.workers.affinity import pin
 from backline.workers.batch import Batch
@@ -28,6 +28,13 @@ class Instance(Protocol):
 
     def close(self) -> None:
         """Gives back what the instance holds, once its batch has ended."""
+
+
+@runtime_checkable
+class WaitsForTurn(Protocol):
+    """An instance before which a batch may have to wait. `form_again`, if it is set, forms it anew of what waits by then."""
+
+    form_again: Callable[[Batch], None] | None
 
 
 class InlineInstance:

@@ -14,6 +14,7 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         self.gates = Path(config["parameters"]["gates"]["string_value"])
+        self.shape = (1, 1) if config["max_batch_size"] else (1,)
         self.sums = {}
         self.runs = 0
 
@@ -51,9 +52,9 @@ class TritonPythonModel:
             self.sums[sequence] = 0
         total = self.sums[sequence] = self.sums.get(sequence, 0) + self.value(request)
         outputs = {
-            "OUT": np.array([[total]], np.int32),
-            "RUN": np.array([[self.runs - 1]], np.int32),
-            "SEEN": np.array([[controls.encode()]], np.object_),
-            "COMPANY": np.array([[company.encode()]], np.object_),
+            "OUT": np.full(self.shape, total, np.int32),
+            "RUN": np.full(self.shape, self.runs - 1, np.int32),
+            "SEEN": np.full(self.shape, controls.encode(), np.object_),
+            "COMPANY": np.full(self.shape, company.encode(), np.object_),
         }
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])

@@ -1,7 +1,7 @@
 """Adds 1 to its input and tells who was in its batch. It fails, and waits at gates, as the parameters of the requests say.
 
-Parameters of a request: `gate` waits until that gate opens, `fail` is an error for this request, `code` its kind, `raise` one of the batch;
-`at` is the only model that they are for.
+Parameters of a request: `gate` waits until that gate opens, `note` is a file to which the run is added when it begins, `fail` is an error
+for this request, `code` its kind, `raise` one of the batch; `at` is the only model that they are for.
 """
 
 import json
@@ -23,13 +23,16 @@ class TritonPythonModel:
 
     def execute(self, requests):
         parameters = [self.parameters(request) for request in requests]
+        company = "|".join(self.members(request) for request in requests)
+        for note in {given["note"] for given in parameters if "note" in given}:
+            with (self.gates / note).open("a") as file:
+                file.write(f"{self.name}: {company}\n")
         for request, given in zip(requests, parameters, strict=True):
             if "gate" in given:
                 self.wait(given["gate"], request)
         for given in parameters:
             if "raise" in given:
                 raise ValueError(given["raise"])
-        company = "|".join(self.members(request) for request in requests)
         answers = [self.answer(request, given, company) for request, given in zip(requests, parameters, strict=True)]
         self.runs += 1
         return answers
