@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from random import Random
 from types import MappingProxyType
 
@@ -139,3 +140,108 @@ def test_a_resource_that_cannot_be_read_says_what_is_expected(text: str) -> None
 
 def test_resources_are_of_each_device_or_of_one() -> None:
     assert parse_resources(("a:4", "b:2:1")) == {(EACH_DEVICE, "a"): 4, ("1", "b"): 2}
+
+
+class Run:
+    """A run of a model that calls the next one of a chain, while it holds what it takes."""
+
+    def __init__(self, model: str, rest: list[str], caller: Run | None = None) -> None:
+        self.model = model
+        self.rest = rest
+        self.caller = caller
+        self.waits = False
+
+
+def finish_all(models: Mapping[str, list[Claim]], limits: RateLimits, chains: list[list[str]], random: Random) -> int:
+    """Lets chains of calls go on in a random order; returns how many calls were refused. Fails when all of them wait."""
+    free = {name: limits.register(wanted, name) for name, wanted in models.items()}
+    asked = [Run(chain[0], chain[1:]) for chain in chains]
+    staged: dict[Turn, Run] = {}
+    running: dict[Run, Turn] = {}
+    refused = 0
+    while asked or staged or running:
+        for run in tuple(asked):
+            if free[run.model]:
+                asked.remove(run)
+                turn = free[run.model].pop()
+                staged[turn] = run
+                limits.stage(turn)
+        running |= {staged.pop(turn): turn for turn in limits.grant()}
+        able = [run for run in running if not run.waits]
+        assert able, "all wait for ever"
+        run = random.choice(able)
+        if not run.rest:
+            turn = running.pop(run)
+            limits.release(turn)
+            free[run.model].append(turn)
+            if run.caller is not None:
+                run.caller.waits, run.caller.rest = False, []
+            continue
+        waits: dict[Hashable, set[Hashable]] = {run.model: {run.rest[0]}}
+        for other in running:
+            if other.waits:
+                waits.setdefault(other.model, set()).add(other.rest[0])
+        if limits.wanting(waits, run.model):
+            refused += 1
+            run.rest = []
+        else:
+            run.waits = True
+            asked.append(Run(run.rest[0], run.rest[1:], run))
+    return refused
+
+
+MODELS = st.fixed_dictionaries({name: st.lists(claims, min_size=1, max_size=2) for name in "abcd"})
+#: In the order of their names, so that no circle of calls comes about: that is the call graph's business.
+CHAINS = st.lists(st.sets(st.sampled_from("abcd"), min_size=1).map(sorted), max_size=6)
+RANDOMS = st.randoms(use_true_random=False)
+
+
+@settings(max_examples=500)
+@given(
+    MODELS,
+    st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    CHAINS,
+    RANDOMS,
+)
+def test_no_call_that_is_let_through_ends_in_a_wait_for_ever(
+    models: dict[str, list[Claim]], extra: list[int], chains: list[list[str]], random: Random
+) -> None:
+    everything = [claim for wanted in models.values() for claim in wanted]
+    given = {key: more + max(claim.resources.get(key, 0) for claim in everything) for key, more in zip(KEYS, extra, strict=True)}
+
+    finish_all(models, RateLimits(given), chains, random)
+
+
+@given(MODELS, CHAINS, RANDOMS)
+def test_where_there_is_enough_for_all_at_once_no_call_is_refused(
+    models: dict[str, list[Claim]], chains: list[list[str]], random: Random
+) -> None:
+    everything = [claim for wanted in models.values() for claim in wanted]
+    limits = RateLimits({key: sum(claim.resources.get(key, 0) for claim in everything) for key in KEYS})
+
+    assert finish_all(models, limits, chains, random) == 0
+
+
+def test_a_call_is_refused_only_where_callers_hold_what_is_needed() -> None:
+    limits = RateLimits()
+    limits.register([one()], "holder")
+    limits.register([one()], "needs")
+    limits.register([one(key=("0", "b"))], "other")
+    limits.register([Claim()], "nothing")
+
+    assert limits.wanting({"holder": ["needs"]}, "holder") == "'a'"
+    assert limits.wanting({"holder": ["other"]}, "holder") == ""
+    assert limits.wanting({"holder": ["nothing"]}, "holder") == ""
+    assert limits.wanting({"nothing": ["needs"], "holder": ["other"]}, "nothing") == "", "the holder comes to its end"
+    assert limits.wanting({"holder": ["nothing"], "nothing": ["needs"]}, "holder") == "'a'", "by another one in between"
+
+
+def test_who_waits_for_one_thing_keeps_another_back_that_a_call_needs() -> None:
+    limits = RateLimits()
+    limits.register([one()], "holder")
+    limits.register([one(key=("0", "b"))], "called")
+    assert limits.wanting({"holder": ["called"]}, "holder") == ""
+
+    limits.register([Claim(MappingProxyType({("0", "a"): 1, ("0", "b"): 1}))], "both")
+
+    assert limits.wanting({"holder": ["called"]}, "holder") == "'a' and 'b'"

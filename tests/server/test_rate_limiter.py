@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 from backline.cli.serve import command
 from backline.engine.datatypes import DataType
-from backline.engine.errors import DeadlineExceeded
+from backline.engine.engine import ModelState
+from backline.engine.errors import DeadlineExceeded, Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 from support.server import serve
+from support.streaming import REPEAT
 
 #: A run notes when it begins and ends, in a file that all instances share, and takes a moment.
 RECORDING = """
@@ -70,13 +72,14 @@ async def started(folder: Path, *resources: str) -> Embedded:
     return program
 
 
-def ask(program: Embedded, model: str, *, deadline: float | None = None) -> asyncio.Future[InferResponse]:
+def ask(program: Embedded, model: str, *, deadline: float | None = None, batched: bool = False) -> asyncio.Future[InferResponse]:
     done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
     def complete(_: InferRequest, response: InferResponse | None, error: Exception | None) -> None:
         done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
 
-    x = Tensor("x", DataType.FP32, (1,), np.ones(1, np.float32))
+    shape = (1, 1) if batched else (1,)
+    x = Tensor("x", DataType.FP32, shape, np.ones(shape, np.float32))
     program.engine.submit(InferRequest(model, {"x": x}, complete, deadline=deadline))
     return done
 
@@ -175,3 +178,104 @@ def test_resources_that_make_no_sense_are_refused(options: tuple[str, ...], reas
 
     assert result.exit_code == 2
     assert reason in result.output
+
+
+#: Calls another model for each request.
+CALLING = """
+from backline.model import FP32, Models
+
+
+class Model:
+    def predict(self, x: FP32[1], models: Models) -> FP32[1]:
+        return models["called"](x=x)["output"]
+"""
+
+
+def calling(repository: Path, *, groups: str) -> None:
+    (repository / "calling" / "1").mkdir(parents=True)
+    (repository / "calling" / "1" / "model.py").write_text(CALLING)
+    (repository / "calling" / "config.pbtxt").write_text(groups)
+
+
+def test_a_model_that_calls_one_that_needs_what_it_holds_is_told_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        identity(tmp_path / "models", "called", delay=0, groups=limiter("memory", 1))
+        calling(tmp_path / "models", groups=limiter("memory", 1))
+        program = await started(tmp_path)
+        with pytest.raises(Internal, match="would wait for model 'called', which might wait for 'memory' for ever"):
+            await asyncio.wait_for(ask(program, "calling"), 10)
+        await asyncio.wait_for(ask(program, "called"), 10)
+        await program.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_model_may_call_one_that_finds_enough_beside_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        identity(tmp_path / "models", "called", delay=0, groups=limiter("memory", 1))
+        calling(tmp_path / "models", groups=limiter("memory", 1, instances=2))
+        program = await started(tmp_path, "memory:3")
+        await asyncio.wait_for(asyncio.gather(*(ask(program, "calling") for _ in range(8))), 20)
+        await program.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("resources", "reason"), [((), "might wait for 'memory' for ever"), (("memory:129",), "")])
+def test_an_ensemble_whose_decoupled_step_holds_what_the_next_one_needs_is_refused(
+    tmp_path: Path, resources: tuple[str, ...], reason: str
+) -> None:
+    """A decoupled model has a place for each of 128 streams."""
+
+    async def scenario() -> None:
+        for name, config in (("repeat", REPEAT + limiter("memory", 1)), ("last", LAST + limiter("memory", 1)), ("both", BOTH)):
+            (tmp_path / "models" / name / "1").mkdir(parents=True)
+            (tmp_path / "models" / name / "config.pbtxt").write_text(config)
+        program = await started(tmp_path, *resources)
+        both = program.engine.find("both")
+        assert reason in both.reason
+        assert (both.state is ModelState.READY) == (not reason)
+        await program.stop()
+
+    asyncio.run(scenario())
+
+
+LAST = """
+backend: "identity"
+input [ { name: "IN" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "OUT" data_type: TYPE_INT32 dims: [ 1 ] } ]
+"""
+BOTH = """
+platform: "ensemble"
+input [
+  { name: "VALUES" data_type: TYPE_INT32 dims: [ -1 ] },
+  { name: "DELAYS" data_type: TYPE_UINT32 dims: [ -1 ] },
+  { name: "NEXT" data_type: TYPE_UINT32 dims: [ 1 ] }
+]
+output [ { name: "N" data_type: TYPE_INT32 dims: [ 1 ] } ]
+ensemble_scheduling {
+  max_inflight_requests: 2
+  step { model_name: "repeat" model_version: -1
+    input_map { key: "IN" value: "VALUES" } input_map { key: "DELAY" value: "DELAYS" } input_map { key: "WAIT" value: "NEXT" }
+    output_map { key: "OUT" value: "n" } }
+  step { model_name: "last" model_version: -1 input_map { key: "IN" value: "n" } output_map { key: "OUT" value: "N" } }
+}
+"""
+
+
+def test_a_batch_grows_while_it_waits_for_its_turn(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        identity(tmp_path / "models", "long", delay=150, groups=limiter("a", 1))
+        identity(tmp_path / "models", "joined", delay=0, groups=limiter("a", 1) + " max_batch_size: 8 dynamic_batching { }")
+        program = await started(tmp_path)
+        running = ask(program, "long")
+        await asyncio.sleep(0)
+        waiting = []
+        for _ in range(4):
+            waiting.append(ask(program, "joined", batched=True))
+            await asyncio.sleep(0.005)
+        await asyncio.gather(running, *waiting)
+        assert program.engine.find("joined").statistics.execution_count == 1
+        await program.stop()
+
+    asyncio.run(scenario())
