@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from random import Random
 from types import MappingProxyType
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Resource
-from backline.schedule.rate_limits import EACH_DEVICE, EVERYWHERE, Claim, RateLimits, Turn, claim_of, parse_resources
+from backline.schedule.rate_limits import EACH_DEVICE, EVERYWHERE, Claim, Owner, RateLimits, Turn, claim_of, parse_resources
 
 KEYS = [("0", "a"), ("0", "b"), (EVERYWHERE, "c")]
 claims = st.builds(Claim, st.dictionaries(st.sampled_from(KEYS), st.integers(1, 4), max_size=3).map(MappingProxyType), st.integers(1, 3))
@@ -154,7 +154,7 @@ class Run:
 
 def finish_all(models: Mapping[str, list[Claim]], limits: RateLimits, chains: list[list[str]], random: Random) -> int:
     """Lets chains of calls go on in a random order; returns how many calls were refused. Fails when all of them wait."""
-    free = {name: limits.register(wanted, name) for name, wanted in models.items()}
+    free = {name: limits.register(wanted, (name, "1")) for name, wanted in models.items()}
     asked = [Run(chain[0], chain[1:]) for chain in chains]
     staged: dict[Turn, Run] = {}
     running: dict[Run, Turn] = {}
@@ -177,11 +177,11 @@ def finish_all(models: Mapping[str, list[Claim]], limits: RateLimits, chains: li
             if run.caller is not None:
                 run.caller.waits, run.caller.rest = False, []
             continue
-        waits: dict[Hashable, set[Hashable]] = {run.model: {run.rest[0]}}
+        waits: dict[Owner, set[Owner]] = {(run.model, "1"): {(run.rest[0], "1")}}
         for other in running:
             if other.waits:
-                waits.setdefault(other.model, set()).add(other.rest[0])
-        if limits.wanting(waits, run.model):
+                waits.setdefault((other.model, "1"), set()).add((other.rest[0], "1"))
+        if limits.wanting(waits, (run.model, "1")):
             refused += 1
             run.rest = []
         else:
@@ -222,26 +222,37 @@ def test_where_there_is_enough_for_all_at_once_no_call_is_refused(
     assert finish_all(models, limits, chains, random) == 0
 
 
+HOLDER, CALLED, OTHER, PLAIN = (("holder", "1"), ("called", "1"), ("other", "1"), ("plain", "1"))
+
+
 def test_a_call_is_refused_only_where_callers_hold_what_is_needed() -> None:
     limits = RateLimits()
-    limits.register([one()], "holder")
-    limits.register([one()], "needs")
-    limits.register([one(key=("0", "b"))], "other")
-    limits.register([Claim()], "nothing")
+    limits.register([one()], HOLDER)
+    limits.register([one()], CALLED)
+    limits.register([one(key=("0", "b"))], OTHER)
+    limits.register([Claim()], PLAIN)
 
-    assert limits.wanting({"holder": ["needs"]}, "holder") == "'a'"
-    assert limits.wanting({"holder": ["other"]}, "holder") == ""
-    assert limits.wanting({"holder": ["nothing"]}, "holder") == ""
-    assert limits.wanting({"nothing": ["needs"], "holder": ["other"]}, "nothing") == "", "the holder comes to its end"
-    assert limits.wanting({"holder": ["nothing"], "nothing": ["needs"]}, "holder") == "'a'", "by another one in between"
+    assert limits.wanting({HOLDER: [CALLED]}, HOLDER) == "'a'"
+    assert limits.wanting({HOLDER: [OTHER]}, HOLDER) == ""
+    assert limits.wanting({HOLDER: [PLAIN]}, HOLDER) == ""
+    assert limits.wanting({PLAIN: [CALLED], HOLDER: [OTHER]}, PLAIN) == "", "the holder comes to its end"
+    assert limits.wanting({HOLDER: [PLAIN], PLAIN: [CALLED]}, HOLDER) == "'a'", "by another one in between"
 
 
 def test_who_waits_for_one_thing_keeps_another_back_that_a_call_needs() -> None:
     limits = RateLimits()
-    limits.register([one()], "holder")
-    limits.register([one(key=("0", "b"))], "called")
-    assert limits.wanting({"holder": ["called"]}, "holder") == ""
+    limits.register([one()], HOLDER)
+    limits.register([one(key=("0", "b"))], CALLED)
+    assert limits.wanting({HOLDER: [CALLED]}, HOLDER) == ""
 
-    limits.register([Claim(MappingProxyType({("0", "a"): 1, ("0", "b"): 1}))], "both")
+    limits.register([Claim(MappingProxyType({("0", "a"): 1, ("0", "b"): 1}))], OTHER)
 
-    assert limits.wanting({"holder": ["called"]}, "holder") == "'a' and 'b'"
+    assert limits.wanting({HOLDER: [CALLED]}, HOLDER) == "'a' and 'b'"
+
+
+def test_another_instance_of_the_caller_keeps_back_what_a_call_needs() -> None:
+    limits = RateLimits({("0", "a"): 2, ("0", "b"): 1})
+    limits.register([Claim(MappingProxyType({("0", "a"): 1, ("0", "b"): 1})), one(key=("0", "b"))], HOLDER)
+    limits.register([one()], CALLED)
+
+    assert limits.wanting({HOLDER: [CALLED]}, HOLDER) == "'a' and 'b'"

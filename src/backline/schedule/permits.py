@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
-from backline.schedule.rate_limits import Claim, RateLimits, Turn
+from backline.schedule.rate_limits import Claim, Owner, RateLimits, Turn
 
 
 class Permits:
@@ -20,7 +20,7 @@ class Permits:
         self._granting = False
         self._permits: dict[Turn, Permit] = {}
 
-    def register(self, claims: list[Claim], owner: Hashable) -> list[Permit]:
+    def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
         """The permits of the instances of a model, the `owner`. Raises InvalidArgument when one of them could never run."""
         permits = [Permit(self, turn) for turn in self._limits.register(claims, owner)]
         for permit in permits:
@@ -47,7 +47,7 @@ class Permits:
         """The instance is gone."""
         self._limits.unregister(self._permits.pop(permit.turn).turn)
 
-    def wanting(self, waits: Mapping[Hashable, Collection[Hashable]], waiting: Hashable) -> str:
+    def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
         """See RateLimits."""
         return self._limits.wanting(waits, waiting)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from types import MappingProxyType
@@ -27,6 +27,8 @@ EACH_DEVICE: Final = ""
 #: The device of models on the processor.
 PROCESSOR: Final = "0"
 
+#: A model's name and version.
+Owner: TypeAlias = tuple[str, str]
 #: The device, or EVERYWHERE, and the name of a resource.
 Key: TypeAlias = tuple[str, str]
 
@@ -52,7 +54,7 @@ class Turn:
 
     __slots__ = ("claim", "number", "owner", "passed")
 
-    def __init__(self, claim: Claim, owner: Hashable = None) -> None:
+    def __init__(self, claim: Claim, owner: Owner | None = None) -> None:
         self.claim = claim
         #: Whose instance it is.
         self.owner = owner
@@ -79,7 +81,7 @@ class RateLimits:
         #: The pass of the last one that ran, before its run.
         self._now = 0
 
-    def register(self, claims: list[Claim], owner: Hashable = None) -> list[Turn]:
+    def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Turn]:
         """The turns of the instances of a model, the `owner`. Raises InvalidArgument, in Triton's words, when one could never run."""
         turns = [Turn(claim, owner) for claim in claims]
         self._limits = self._limits_for(self._turns + turns)
@@ -127,7 +129,7 @@ class RateLimits:
         if not ran:
             turn.passed -= turn.claim.priority
 
-    def wanting(self, waits: Mapping[Hashable, Collection[Hashable]], waiting: Hashable) -> str:
+    def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
         """The resources for want of which one of those that wait for others, `waits`, might wait for ever, as a text; empty for none.
 
         Whoever waits holds what its instances take. Who waits only for models that get what they need, whatever is held, comes to an end
@@ -143,17 +145,17 @@ class RateLimits:
             stuck -= ended
         return ""
 
-    def _short(self, holders: Collection[Hashable]) -> set[Key]:
+    def _short(self, holders: Collection[Owner]) -> set[Key]:
         """The resources that somebody may wait for until one of the holders gives back: too little is left when all hold what they take."""
         held: Counter[Key] = Counter()
-        most: dict[Key, int] = {}
+        most: Counter[Key] = Counter()  # that one of the others takes
         for turn in self._turns:
             for key, wanted in turn.claim.resources.items():
                 if turn.owner in holders:
                     held[key] += wanted
                 else:
-                    most[key] = max(most.get(key, 0), wanted)
-        short = {key for key, wanted in most.items() if self._limits[key] - held[key] < wanted}
+                    most[key] = max(most[key], wanted)
+        short = {key for key in held | most if self._limits[key] - held[key] < most[key]}
         while further := self._kept_back(short):  # who waits for one of them keeps back what else it needs
             short |= further
         return short
