@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -47,8 +47,6 @@ class ServerOptions:
 
     repositories: tuple[str | Path, ...]
     lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
-    #: Where the files of remote repositories are kept; None for a folder of the user's.
-    cache_folder: Path | None = None
     #: Of each model configs/<config_name>.pbtxt is read; empty for config.pbtxt.
     config_name: str = ""
     #: What the only model at the only repository, a path, is called; empty for the last part of the path.
@@ -78,7 +76,6 @@ class Embedded:
         repositories: Sequence[str | Path],
         options: LifecycleOptions | None = None,
         *,
-        cache_folder: Path | None = None,
         config_name: str = "",
         model_name: str = "",
         exit_on_error: bool = False,
@@ -86,8 +83,9 @@ class Embedded:
         """`repositories` are paths or URLs. Raises BacklineError for one that is neither, and for damaged state on disk."""
         self.engine = Engine()
         self._exit_on_error = exit_on_error
-        configs = ConfigFiles(config_name, complete=options is not None and options.complete_configs)
-        cache = cache_folder or platformdirs.user_cache_path("backline")
+        options = options or LifecycleOptions()
+        configs = ConfigFiles(config_name, complete=options.complete_configs)
+        cache = options.cache_folder or platformdirs.user_cache_path("backline")
         # A folder that is named twice is one repository, under whichever name.
         locations = {_same(location): str(location) for location in reversed(repositories)}
         if model_name and len(locations) > 1:
@@ -96,7 +94,7 @@ class Embedded:
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
             for location in reversed(locations.values())
         ]
-        self._lifecycle = Lifecycle(self.engine, opened, replace(options or LifecycleOptions(), cache_folder=cache))
+        self._lifecycle = Lifecycle(self.engine, opened, options)
 
     @property
     def state_folder(self) -> Path:
@@ -136,7 +134,6 @@ class Server:
         self._embedded = Embedded(
             options.repositories,
             options.lifecycle,
-            cache_folder=options.cache_folder,
             config_name=options.config_name,
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,

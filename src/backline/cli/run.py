@@ -68,9 +68,13 @@ def command(
     repository, name = find_model(model, whole=bool(beside))
     with tempfile.TemporaryDirectory(prefix="backline-") as state:
         options = LifecycleOptions(
-            mode="explicit", trust_pickle=trust_pickle, trust_remote_code=trust_remote_code, state_folder=Path(state)
+            mode="explicit",
+            trust_pickle=trust_pickle,
+            trust_remote_code=trust_remote_code,
+            cache_folder=cache_dir,
+            state_folder=Path(state),
         )
-        embedded = Embedded([repository], options, cache_folder=cache_dir)
+        embedded = Embedded([repository], options)
         results, loaded, answered = run(_run(embedded, name, beside, model_version, inputs))
     if destination is not None:
         for index, result in enumerate(results):

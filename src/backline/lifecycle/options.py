@@ -54,7 +54,7 @@ class LifecycleOptions:
     response_cache: CacheOptions | None = None
     #: The Python model that runs in the server's process, without any limit of time, so that it can be debugged; empty for none.
     debugged_model: str = ""
-    #: Where environments of models are kept, and archives unpacked; None for a folder of the user's.
+    #: Where files of remote repositories and environments of models are kept, and archives unpacked; None for a folder of the user's.
     cache_folder: Path | None = None
     #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
     state_folder: Path | None = None
