@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ class Devices:
         self.loaded: list[str] = []
         self.closed: list[str] = []
         self.ran: Counter[str] = Counter()
-        self.before_run: Callable[[], object] = lambda: None
+        self.before_run: Callable[[str], object] = lambda device: None
         self.broken: str = ""
 
 
@@ -50,7 +51,7 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
 
         def run_there(*arguments: Any) -> Any:
             seen.ran[name] += 1
-            seen.before_run()
+            seen.before_run(name)
             return run(*arguments)
 
         def close_there() -> None:
@@ -81,7 +82,8 @@ def test_each_device_has_one_model_and_its_instances(home: Any, repository: Path
             assert devices.loaded == ["GPU 0", "GPU 1"]
             assert devices.ran["GPU 1"] == 3  # measured on the first, warmed up on each
             devices.ran.clear()
-            devices.before_run = threading.Barrier(4, timeout=20).wait
+            meet = threading.Barrier(4, timeout=20)
+            devices.before_run = lambda device: meet.wait()
             assert await asyncio.gather(*(server.answer() for _ in range(4))) == [1, 1, 1, 1]
             assert devices.ran == {"GPU 0": 2, "GPU 1": 2}
             group = model_configuration(server.engine, "add1", "").instance_group[0]
@@ -109,8 +111,37 @@ def test_runs_on_gpus_take_no_cores_from_others(home: Any, repository: Path, dev
 
     async def scenario() -> None:
         async with home(repository, compute_threads=1) as server:
-            devices.before_run = threading.Barrier(4, timeout=20).wait
+            meet = threading.Barrier(4, timeout=20)
+            devices.before_run = lambda device: meet.wait()
             assert await asyncio.gather(*(server.answer() for _ in range(4))) == [1, 1, 1, 1]
+
+    asyncio.run(scenario())
+
+
+def test_a_processor_beside_a_gpu_that_is_waited_for_is_shared_with_others(
+    home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured on the GPU, that a run waits for it, does not hold for the processor."""
+    monkeypatch.setattr(core_budget, "PATIENCE", 60)
+    add1(repository)
+    configure(repository, ALONE + "instance_group [ { kind: KIND_GPU gpus: [ 0 ] }, { count: 3 kind: KIND_CPU } ]")
+    at_once: list[int] = []
+    running = threading.Semaphore(3)
+
+    def compute(device: str) -> None:
+        if device == "CPU":
+            with running:
+                at_once.append(3 - running._value)
+                time.sleep(0.01)
+        else:
+            time.sleep(0.01)
+
+    async def scenario() -> None:
+        devices.before_run = compute
+        async with home(repository, compute_threads=1) as server:
+            assert await asyncio.gather(*(server.answer() for _ in range(8))) == [1] * 8
+        assert devices.ran["CPU"] >= 3
+        assert set(at_once) == {1}
 
     asyncio.run(scenario())
 
@@ -121,7 +152,8 @@ def test_resources_are_those_of_the_gpu_that_an_instance_is_on(home: Any, reposi
 
     async def scenario() -> None:
         async with home(repository, rate_limit=("memory:1",)) as server:
-            devices.before_run = threading.Barrier(2, timeout=20).wait
+            meet = threading.Barrier(2, timeout=20)
+            devices.before_run = lambda device: meet.wait()
             assert await asyncio.gather(server.answer(), server.answer()) == [1, 1]
 
     asyncio.run(scenario())

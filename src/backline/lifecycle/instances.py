@@ -108,8 +108,9 @@ class InstanceMaker:
         run = self._runs.get(device)
         if run is None:
             run = _execution(self._model, replica_on(model, device), loaded)
-            # A model that mostly waits, for a device or for somebody else, takes no core from others.
-            if self._cores is not None and device.kind != "gpu" and not loaded.measured.times.waits:
+            # A model that mostly waits, for a device or for somebody else, takes no core from others. It was measured on its first device.
+            waits = device.kind == "gpu" or (loaded.measured.times.waits and device == loaded.placed.devices[0])
+            if self._cores is not None and not waits:
                 run = BudgetedExecution(run, self._cores, model.threads_per_run)
             self._runs[device] = run
         return run
