@@ -113,9 +113,14 @@ class Embedded:
                 reasons = "".join(f"\n  {model.name} version {model.version}: {model.reason}" for model in failed)
                 raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
+    def stopping(self) -> None:
+        """From now on it is not ready; what is in flight is finished, but for loads that requests wait for."""
+        self.engine.stopping()
+        self._lifecycle.stopping()
+
     async def stop(self) -> None:
         """Finishes what runs, refuses what waits, and gives the memory back."""
-        self.engine.stopping()
+        self.stopping()
         await self._lifecycle.close()
 
 
@@ -196,7 +201,7 @@ class Server:
 
     async def stop(self) -> None:
         """Takes no new request, finishes those in flight (at most the drain timeout), closes all connections and unloads the models."""
-        self.engine.stopping()
+        self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
         if self._listeners is not None:

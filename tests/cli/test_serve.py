@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import signal
@@ -18,9 +19,13 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
+from backline.cli import serve_report
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
+from backline.engine.engine import Engine, LoadProgress, Model
+from backline.engine.model_config import ModelConfig
 from support import models
+from support.repositories import put
 from support.server import ServerProcess, serve
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
@@ -77,6 +82,49 @@ def test_the_printed_python_line_works(repository: Path, tmp_path: Path) -> None
         line = next(line for line in wait_report(server).splitlines() if " -c " in line and "backline.connect" in line)
         done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)
     assert "'OUTPUT0': array([[2., 2." in done.stdout
+
+
+STREAM = """
+from collections.abc import Iterator
+
+def words(text: str) -> Iterator[str]:
+    yield from (text, "more")
+"""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_printed_lines_of_a_model_of_many_responses_work(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "words" / "1" / "model.py", STREAM)
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        lines = [line for line in wait_report(server).splitlines() if line.startswith("  ")]
+        done = [subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True).stdout for line in lines if line]
+    assert [line.count("more") for line in done] == [1, 1]
+
+
+SEQUENCES = 'backend: "identity"\nsequence_batching { }\n' + "\n".join(
+    f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [1] }}' for kind, name in (("input", "a"), ("output", "b"))
+)
+
+
+def test_no_line_is_printed_for_a_model_that_a_single_request_does_not_fit(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "steps" / "config.pbtxt", SEQUENCES)
+    (tmp_path / "models" / "steps" / "1").mkdir()
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        assert "Try it" not in wait_report(server)
+
+
+async def test_a_load_that_takes_long_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(serve_report, "PROGRESS_EVERY", 0)
+    engine, model = Engine(), Model("big", "1", ModelConfig("big"))
+    model.progress = LoadProgress("load", time.monotonic() - 31)
+    engine.add(model)
+    report = serve_report.LoadReport(engine, bar=False)
+    printed = ""
+    while not printed:
+        await asyncio.sleep(0)
+        printed = capsys.readouterr().out
+    report.close()
+    assert printed == "still loading big version 1 after 30 s: load\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 
 import backline
 from backends.served_models import need
+from backline.engine.errors import Unavailable
 from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -46,6 +48,16 @@ def misbehave(how):
         time.sleep(1000)
     if how == "close":
         os.closerange(3, 100)
+"""
+HANGING = """
+import time
+
+class Model:
+    def load(self):
+        time.sleep(1000)
+
+    def predict(self, x: str) -> str:
+        return x
 """
 NATIVE = """
 from pathlib import Path
@@ -305,3 +317,30 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "it never was"
         time.sleep(0.02)
+
+
+def hanging(server: ServerProcess) -> bool:
+    with urllib.request.urlopen(f"{server.url}/v2/models", timeout=5) as answer:
+        return any(version.get("progress", {}).get("phase") == "load" for version in json.load(answer)["versions"])
+
+
+@pytest.mark.parametrize("end", ["unload", "stop"])
+def test_a_load_that_hangs_is_seen_and_can_be_ended(tmp_path: Path, end: str) -> None:
+    put(tmp_path / "models" / "hangs" / "1" / "model.py", HANGING)
+    with serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as server, ThreadPoolExecutor(1) as threads:
+        with backline.connect(server.url, timeout=60) as client:
+            asked = threads.submit(client.load, "hangs")
+            while not hanging(server):
+                time.sleep(0.02)
+            began = time.monotonic()
+            if end == "stop":
+                server.stop()
+            else:
+                client.unload("hangs")
+            by = {"unload": "a request to unload it", "stop": "the stop of the server"}[end]
+            with pytest.raises(Unavailable, match=f"the load of 'hangs' was ended by {by}"):
+                asked.result()
+            assert time.monotonic() - began < 15
+        server.stop()
+    assert "Traceback" not in server.output
+    assert "never retrieved" not in server.output

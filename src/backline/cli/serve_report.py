@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +31,8 @@ PROGRESS_AFTER = 0.7
 #: Seconds between two looks at how far loads are, and loads whose phase is shown at a time.
 PROGRESS_EVERY = 0.2
 MAX_PHASES = 2
+#: Seconds after which a load gets a line: it may have no end.
+LONG_LOAD = 30.0
 #: A request with more numbers is not printed as JSON.
 MAX_PRINTED = 32
 
@@ -43,6 +46,7 @@ class LoadReport:
         """Without `bar` there are only lines: somebody may have to type meanwhile."""
         self._engine = engine
         self._built: set[tuple[str, str]] = set()
+        self._long: set[tuple[str, str]] = set()
         self._bar: Any = None
         self._task: Any = None
         self._done = 0
@@ -85,6 +89,9 @@ class LoadReport:
             if progress.phase == "environment" and (model.name, model.version) not in self._built:
                 self._built.add((model.name, model.version))
                 self._say(f"building the environment of {model.name} version {model.version}")
+            if monotonic() - progress.began > LONG_LOAD and (model.name, model.version) not in self._long:
+                self._long.add((model.name, model.version))
+                self._say(f"still loading {model.name} version {model.version} after {LONG_LOAD:g} s: {_phase(progress)}")
         if self._bar is not None:
             self._bar.update(self._task, description="; ".join(phases[:MAX_PHASES]) or "loading models")
 
@@ -194,7 +201,7 @@ def _row(model: Model, labels: str) -> tuple[str, ...]:
 
 
 def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:
-    loaded = [model for model in models if model.state is ModelState.READY and model.signature.inputs]
+    loaded = [model for model in models if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
     if not loaded or not url or (options.tls is not None and options.tls.client_ca is not None):
         return
@@ -231,10 +238,11 @@ def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
     if _printable(model):
         inputs = ", ".join(_json_input(model, spec) for spec in model.signature.inputs)
         body = '{"inputs": [' + inputs + "]}"
-        return f"{curl} {shlex.quote(target + '/infer')} -d {shlex.quote(body)}"
+        route = "/infer_stream" if model.decoupled else "/infer"
+        return f"{curl} {shlex.quote(target + route)} -d {shlex.quote(body)}"
     spec = model.signature.inputs[0]
     varying = spec.shape[1 if model.max_batch_size else 0 :].count(-1)
-    if len(model.signature.inputs) == 1 and spec.datatype is not DataType.BYTES and not varying:
+    if len(model.signature.inputs) == 1 and spec.datatype is not DataType.BYTES and not varying and not model.decoupled:
         size = element_count(_shape(model, spec)) * spec.datatype.itemsize
         return (
             f"head -c {size} /dev/zero | {curl} {shlex.quote(target + '/infer')} -H 'Inference-Header-Content-Length: 0'"
@@ -259,7 +267,9 @@ def python_line(model: Model, url: str, certificate: str | None = None) -> str:
     else:
         call = f"({{{inputs}}})"
     ca = "" if certificate is None else f", ca={certificate!r}"
-    code = f"import backline, numpy as np; print(dict(backline.connect({url!r}{ca})[{model.name!r}]{call}))"
+    asked = f"backline.connect({url!r}{ca})[{model.name!r}]"
+    answer = f"*map(dict, {asked}.stream{call})" if model.decoupled else f"dict({asked}{call})"
+    code = f"import backline, numpy as np; print({answer})"
     # Double quotes read better around code with single ones, where the shell finds nothing of its own inside.
     quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
     return f"{shlex.quote(sys.executable)} -c {quoted}"

@@ -18,8 +18,8 @@ class Changes:
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
         self._advance = advance
-        #: Names of models whose change is to end, whatever it has come to.
-        self._ended: set[str] = set()
+        #: Names of models whose change is to end, whatever it has come to, and by what.
+        self._ended: dict[str, str] = {}
 
     async def load_now(self, served: ServedModel, version: str) -> str:
         """Returns when the load of a wanted version has ended, and why it failed; empty when it is ready."""
@@ -54,14 +54,14 @@ class Changes:
         try:
             await self._models.until(lambda: served.outcome() is not None or name in self._ended)
             if name in self._ended:
-                raise Unavailable(f"the load of '{name}' was ended by a request to unload it")
+                raise Unavailable(f"the load of '{name}' was ended by {self._ended[name]}")
             failures = served.outcome() or {}
         except BaseException:
             served.change = None
             self._advance((name,))
             raise
         finally:
-            self._ended.discard(name)
+            self._ended.pop(name, None)
         served.change = None
         if not failures:
             served.target = target
@@ -73,12 +73,17 @@ class Changes:
             reasons = "".join(f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items())
             raise InvalidArgument(f"load failed for model '{name}': {reasons}")
 
-    def end(self, name: str) -> None:
-        """Ends the change of a model that is under way, if one is: its load may have no end of its own."""
+    def end(self, name: str, by: str = "a request to unload it") -> None:
+        """Ends the change of a model that is under way, if one is: its load may have no end of its own. Who waits is told by what."""
         served = self._models.find(name)
         if served is not None and served.change is not None and served.outcome() is None:
-            self._ended.add(name)
+            self._ended[name] = by
             self._advance((name,))
+
+    def end_all(self, by: str) -> None:
+        """Ends all changes that are under way."""
+        for name in [served.name for served in self._models]:
+            self.end(name, by)
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:

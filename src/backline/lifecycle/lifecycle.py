@@ -80,6 +80,10 @@ class Lifecycle:
         if self._options.mode == "poll":
             self._watching = asyncio.get_running_loop().create_task(self._holdings.watch())
 
+    def stopping(self) -> None:
+        """Gives up the changes that requests wait for: their loads may take longer than the server may take to stop, or have no end."""
+        self._executor.changes.end_all("the stop of the server")
+
     async def close(self) -> None:
         """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
         if self._watching is not None:

@@ -164,6 +164,7 @@ class WorkerProcess:
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
+            self._loading.add_done_callback(lambda loading: loading.exception())  # that it was killed is no news
             self.kill("was not needed any more")
             raise
 
