@@ -1,10 +1,10 @@
-"""What the way through an ensemble costs: `python benchmarks/ensemble.py` asks a chain of three models, of this server and of Triton, in turns.
+"""What the way through an ensemble costs: `python benchmarks/ensemble.py` asks a chain of three models, in turns with Triton.
 
 Each step adds a number to 16 floats with ONNX Runtime, so that what is measured is the way from step to step. `backline` runs the files by
 its ONNX Runtime backend. `triton` has no such backend in its wheel: there `model.py` of its Python backend runs them, in a process for each
 step, with dynamic batching. `backline, model.py` serves the very repository of Triton, in worker processes as well. wrk asks over HTTP,
-h2load over gRPC, with 1, 16 and 64 connections. Ratios are taken within a round, and their median is printed. Status 1 when `backline` misses
-what is claimed of it.
+h2load over gRPC, with 1, 16 and 64 connections. Ratios are taken within a round, and their median is printed. Status 1 when `backline`
+misses what is claimed of it.
 """
 
 from __future__ import annotations

@@ -26,8 +26,15 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot answer: the first of its steps' models that does not; empty when all do. The words are Triton's."""
+    """Why an ensemble cannot answer: a circle, or the first of its steps' models that does not answer; empty when all do.
+
+    The words are Triton's, which finds no circles.
+    """
     assert config.ensemble is not None, "it is an ensemble"
+    circle = _circle(engine, config.name, config.ensemble, set())
+    if circle:
+        way = " -> ".join(f"'{name}'" for name in (config.name, *circle))
+        return f"ensemble '{config.name}' would wait for itself, as its steps go round in a circle: {way}"
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
@@ -42,6 +49,24 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
         if not answers:
             return f"ensemble '{config.name}' depends on '{step.model}' which has no loaded version. {_why(engine, step.model)}".rstrip()
     return ""
+
+
+def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
+    """The ensembles on the way from the steps of one back to `name`, all of whose versions are ensembles; empty where there is no way."""
+    for step in ensemble.steps:
+        if step.model == name:
+            return [name]
+        try:
+            asked = engine.find(step.model, step.version).config.ensemble
+        except BacklineError:
+            continue
+        if asked is None or step.model in seen:
+            continue
+        seen.add(step.model)
+        way = _circle(engine, name, asked, seen)
+        if way:
+            return [step.model, *way]
+    return []
 
 
 def _why(engine: Engine, name: str) -> str:

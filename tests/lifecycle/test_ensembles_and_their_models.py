@@ -1,0 +1,258 @@
+"""Ensembles while the models of their steps change, fail, or go round in a circle; and what a step's request carries."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from backline.engine.datatypes import DataType
+from backline.engine.engine import ModelState
+from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.tensor import Tensor
+from backline.server import Embedded
+from support.reading import floats, start
+from support.reading import put as put_model
+
+
+def adder(repository: Path, name: str, number: float, version: str = "1") -> None:
+    """y = x + number, as a version of a model; versions that are there stay."""
+    aside = repository / f"{name}-made"
+    node = helper.make_node("Add", ["x", "n"], ["y"])
+    put_model(aside.parent, aside.name, [node], [floats("x", "b", 1)], [floats("y", "b", 1)], {"n": np.array([number], np.float32)})
+    (repository / name).mkdir(exist_ok=True)
+    (aside / "1").rename(repository / name / version)
+    aside.rmdir()
+
+
+def step(model: str, taken: str, given: str, version: int = -1, names: tuple[str, str] = ("x", "y")) -> str:
+    return (
+        f'step {{ model_name: "{model}" model_version: {version} input_map {{ key: "{names[0]}" value: "{taken}" }}'
+        f' output_map {{ key: "{names[1]}" value: "{given}" }} }}'
+    )
+
+
+def ensemble(repository: Path, name: str, *steps: str, kind: str = "TYPE_FP32", more: str = "") -> None:
+    """From x to z."""
+    (repository / name / "1").mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(
+        f'platform: "ensemble"\nmax_batch_size: 8\n{more}'
+        f'input {{ name: "x" data_type: {kind} dims: [ 1 ] }}\noutput {{ name: "z" data_type: {kind} dims: [ 1 ] }}\n'
+        f"ensemble_scheduling {{ {' '.join(steps)} }}\n"
+    )
+
+
+def ask(model: str, value: float = 0, **options: Any) -> InferRequest:
+    return InferRequest(model, {"x": Tensor("x", DataType.FP32, (1, 1), np.array([[value]], np.float32))}, lambda *_: None, **options)
+
+
+async def value_of(program: Embedded, model: str) -> float:
+    response = await program.engine.infer(ask(model))
+    return float(response.outputs[0].data[0, 0])
+
+
+@pytest.fixture
+def chain(tmp_path: Path) -> Path:
+    """first: x + 1, second: x + 10; "chain" takes the newest of both, "pinned" the first version of the second."""
+    repository = tmp_path / "models"
+    adder(repository, "first", 1)
+    adder(repository, "second", 10)
+    (repository / "second" / "config.pbtxt").write_text("version_policy { all { } }\n")
+    ensemble(repository, "chain", step("first", "x", "m"), step("second", "m", "z"))
+    ensemble(repository, "pinned", step("first", "x", "m"), step("second", "m", "z", 1))
+    return repository
+
+
+async def test_versions_change_under_load_and_a_pinned_one_stays(chain: Path) -> None:
+    program = await start(chain)
+    control = program.engine.control
+    assert control is not None
+    seen: dict[str, set[float]] = {"chain": set(), "pinned": set()}
+
+    async def client(model: str) -> None:
+        while len(seen["chain"]) < 2:
+            seen[model].add(await value_of(program, model))
+
+    clients = [asyncio.ensure_future(client(model)) for model in seen for _ in range(4)]
+    adder(chain, "second", 100, "2")
+    await control.load("second", who="test")
+    await asyncio.gather(*clients)
+
+    assert seen == {"chain": {11.0, 101.0}, "pinned": {11.0}}
+    await program.stop()
+
+
+async def test_who_has_pinned_a_version_is_out_of_service_when_it_goes_and_says_why(chain: Path) -> None:
+    program = await start(chain)
+    control = program.engine.control
+    assert control is not None
+
+    adder(chain, "second", 100, "2")
+    (chain / "second" / "1" / "model.onnx").unlink()
+    (chain / "second" / "1").rmdir()
+    await control.load("second", who="test")
+    with pytest.raises(Unavailable, match="ensemble 'pinned' depends on 'second' whose required version 1 is not loaded"):
+        await value_of(program, "pinned")
+
+    assert await value_of(program, "chain") == 101
+    assert program.engine.find("pinned").state is ModelState.UNAVAILABLE
+    await program.stop()
+
+
+async def test_a_step_that_fails_to_load_is_named_with_its_reason(chain: Path) -> None:
+    (chain / "second" / "1" / "model.onnx").write_bytes(b"no model")
+    program = await start(chain)
+
+    for name in ("chain", "pinned"):
+        model = program.engine.find(name)
+        assert model.state is ModelState.UNAVAILABLE
+        assert model.reason.startswith(f"ensemble '{name}' depends on 'second' ")
+    assert "cannot be loaded by ONNX Runtime" in program.engine.find("chain").reason
+    with pytest.raises(Unavailable, match="depends on 'second'"):
+        await value_of(program, "chain")
+    await program.stop()
+
+
+@pytest.mark.parametrize("others", [(), ("middle",), ("middle", "last")])
+async def test_ensembles_that_ask_each_other_are_refused_with_the_way_round(tmp_path: Path, others: tuple[str, ...]) -> None:
+    repository = tmp_path / "models"
+    names = ("round", *others)
+    for name, asked in zip(names, (*names[1:], names[0]), strict=True):
+        ensemble(repository, name, step(asked, "x", "z", names=("x", "z")))
+    program = await start(repository)
+
+    for name in names:
+        assert program.engine.find(name).state is ModelState.UNAVAILABLE
+        assert "circle" in program.engine.find(name).reason
+    assert " -> ".join(f"'{name}'" for name in (*names, names[0])) in program.engine.find("round").reason
+    await program.stop()
+
+
+async def test_a_change_that_would_close_a_circle_is_refused_and_what_serves_goes_on(chain: Path) -> None:
+    program = await start(chain)
+    control = program.engine.control
+    assert control is not None
+
+    shutil.rmtree(chain / "first")
+    ensemble(chain, "first", step("chain", "x", "z", names=("x", "z")))
+    with pytest.raises(InvalidArgument, match="'first' -> 'chain' -> 'first'"):
+        await control.load("first", who="test")
+
+    assert await value_of(program, "chain") == 11
+    await program.stop()
+
+
+class Seen:
+    """A queue in front of a model's, which keeps what comes."""
+
+    def __init__(self, program: Embedded, name: str) -> None:
+        model = program.engine.find(name)
+        self._queue = model.queue
+        model.queue = self
+        self.requests: list[InferRequest] = []
+        self.held: asyncio.Event | None = None
+
+    @property
+    def pending(self) -> int:
+        return 0
+
+    def submit(self, request: InferRequest) -> None:
+        self.requests.append(request)
+        if self.held is not None:
+            self.held.set()
+            return
+        assert self._queue is not None
+        self._queue.submit(request)
+
+
+async def test_each_step_is_told_what_the_request_says(chain: Path) -> None:
+    program = await start(chain)
+    steps = [Seen(program, name) for name in ("first", "second")]
+    deadline = monotonic() + 60
+
+    said = {"id": "mine", "parameters": {"word": "yes"}, "priority": 2, "timeout": 30.0}
+    await program.engine.infer(ask("chain", **said, deadline=deadline, sequence=SequenceStep("me", start=True)))
+
+    for seen in steps:
+        (request,) = seen.requests
+        assert {name: getattr(request, name) for name in said} == said
+        assert request.waits_until == deadline
+        assert request.sequence == SequenceStep("me", start=True)
+    await program.stop()
+
+
+async def test_a_deadline_ends_a_step_that_runs_and_those_behind_never_begin(chain: Path) -> None:
+    program = await start(chain)
+    first, second = Seen(program, "first"), Seen(program, "second")
+    first.held = asyncio.Event()
+    request = ask("chain")
+    done: asyncio.Future[BacklineError | None] = asyncio.get_running_loop().create_future()
+    request.on_complete = lambda _request, _response, error: done.set_result(error)
+
+    program.engine.submit_until(request, monotonic() + 0.05)
+    error = await done
+
+    assert isinstance(error, DeadlineExceeded)
+    assert first.requests[0].cancelled
+    assert second.requests == []
+    assert program.engine.find("chain").statistics.expired == 1
+    await program.stop()
+
+
+async def test_unloading_waits_for_the_requests_under_way(chain: Path) -> None:
+    program = await start(chain)
+    control = program.engine.control
+    assert control is not None
+
+    answers = [asyncio.ensure_future(value_of(program, "chain")) for _ in range(8)]
+    await asyncio.sleep(0)
+    await control.unload("chain", dependents=True, who="test")
+
+    assert {await answer for answer in answers} == {11.0}
+    await program.stop()
+
+
+SHOUT = """
+from backline.model import BYTES
+
+
+class Model:
+    max_batch_size = 8
+
+    def predict(self, x: BYTES[1]) -> BYTES[1]:
+        y = x.copy()
+        for place, word in enumerate(x[:, 0]):
+            y[place, 0] = word.upper() + b"!"
+        return y
+"""
+
+
+async def test_texts_pass_from_step_to_step(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    specs = [helper.make_tensor_value_info(name, TensorProto.STRING, ["b", 1]) for name in "xy"]
+    put_model(repository, "same", nodes, specs[:1], specs[1:], {})
+    (repository / "shout" / "1").mkdir(parents=True)
+    (repository / "shout" / "1" / "model.py").write_text(SHOUT)
+    ensemble(
+        repository,
+        "loud",
+        step("same", "x", "m"),
+        step("shout", "m", "n", names=("x", "output")),
+        step("same", "n", "z"),
+        kind="TYPE_STRING",
+    )
+    program = await start(repository)
+    words = np.array([[b"hey"], ["grüße".encode()], [b""]], np.object_)
+
+    response = await program.engine.infer(InferRequest("loud", {"x": Tensor("x", DataType.BYTES, (3, 1), words)}, lambda *_: None))
+
+    assert response.outputs[0].data.tolist() == [[b"HEY!"], ["GRüßE!".encode()], [b"!"]]
+    await program.stop()
