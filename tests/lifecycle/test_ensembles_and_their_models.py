@@ -17,6 +17,7 @@ from backline.engine.engine import ModelState
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.tensor import Tensor
+from backline.schedule.cache_config import LocalOptions
 from backline.server import Embedded
 from support.reading import floats, start
 from support.reading import put as put_model
@@ -216,6 +217,24 @@ async def test_unloading_waits_for_the_requests_under_way(chain: Path) -> None:
     await control.unload("chain", dependents=True, who="test")
 
     assert {await answer for answer in answers} == {11.0}
+    await program.stop()
+
+
+async def test_answers_are_kept_while_the_same_versions_give_them_in_ensembles_of_ensembles_too(chain: Path) -> None:
+    ensemble(chain, "outer", step("chain", "x", "z", names=("x", "z")), more="response_cache { enable: true }\n")
+    program = await start(chain, response_cache=LocalOptions(1024 * 1024))
+    control = program.engine.control
+    assert control is not None
+    statistics = program.engine.find("outer").statistics
+
+    before = [await value_of(program, "outer") for _ in range(3)]
+    adder(chain, "second", 100, "2")
+    await control.load("second", who="test")
+    after = [await value_of(program, "outer") for _ in range(2)]
+
+    assert (before, after) == ([11, 11, 11], [101, 101])
+    assert (statistics.cache_hit.count, statistics.cache_miss.count, statistics.execution_count) == (3, 2, 2)
+    assert (statistics.success.count, statistics.compute_infer.count) == (5, 2)
     await program.stop()
 
 

@@ -17,7 +17,7 @@ from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache_key import RequestKeys
 from backline.schedule.cache_local import LocalCache
-from backline.schedule.cache_queue import LARGE, CachedQueue
+from backline.schedule.cache_queue import LARGE, CachedInstances
 from backline.schedule.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.execution import Execution
@@ -40,7 +40,7 @@ class Bench:
         execute = Execution("m", "1", self.model, batched=True)
         scheduler = Scheduler("m", self.settings, [ThreadInstance(execute, self.loop, "m")], self.statistics, loop=self.loop)
         self.cache = LocalCache(size)
-        self.queue = CachedQueue(
+        self.queue = CachedInstances(
             scheduler,
             self.cache,
             RequestKeys("m", "1", fingerprint),

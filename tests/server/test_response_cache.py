@@ -36,9 +36,9 @@ def ask(url: str, value: float) -> float:
         return float(client["add1"](np.full((1, 16), value, np.float32))["OUTPUT0"][0, 0])
 
 
-def counts(server: ServerProcess) -> tuple[int, int, int]:
-    """Hits, misses and runs of add1."""
-    with urllib.request.urlopen(f"{server.url}/v2/models/add1/stats", timeout=10) as answer:
+def counts(server: ServerProcess, model: str = "add1") -> tuple[int, int, int]:
+    """Hits, misses and runs of a model."""
+    with urllib.request.urlopen(f"{server.url}/v2/models/{model}/stats", timeout=10) as answer:
         (stats,) = json.load(answer)["model_stats"]
     inference = stats["inference_stats"]
     return int(inference["cache_hit"]["count"]), int(inference["cache_miss"]["count"]), int(stats["execution_count"])
@@ -250,7 +250,7 @@ def test_large_requests_at_the_same_time_share_one_run(tmp_path: Path) -> None:
         assert all(np.array_equal(answer["OUTPUT0"], answers[0]["OUTPUT0"]) for answer in answers)
 
 
-def test_an_ensemble_is_warned_about_and_its_model_is_cached(tmp_path: Path) -> None:
+def test_an_ensemble_is_cached_and_so_is_its_model(tmp_path: Path) -> None:
     repository = put_cached(tmp_path / "models")
     (repository / "both" / "1").mkdir(parents=True)
     (repository / "both" / "config.pbtxt").write_text(
@@ -262,10 +262,11 @@ def test_an_ensemble_is_warned_about_and_its_model_is_cached(tmp_path: Path) -> 
     )
     with serve(repository, tmp_path / "server.log", *LOCAL) as server, connect(server.url) as client:
         answers = [float(client["both"](np.ones((1, 16), np.float32))["OUT"][0, 0]) for _ in range(3)]
+        other = [float(client["both"](np.full((1, 16), value, np.float32))["OUT"][0, 0]) for value in (2, 1)]
 
-        assert answers == [2, 2, 2]
-        assert counts(server) == (2, 1, 1)
-        assert "response_cache has no effect on an ensemble; the models that it asks may have it" in server.output
+        assert (answers, other) == ([2, 2, 2], [3, 2])
+        assert counts(server, "both") == (3, 2, 2)
+        assert counts(server) == (0, 2, 2)
 
 
 @pytest.fixture

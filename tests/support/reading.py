@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -121,9 +122,9 @@ class Asked:
             self.done.set_result(response)
 
 
-async def start(repository: Path) -> Embedded:
+async def start(repository: Path, **more: Any) -> Embedded:
     """An engine with all models of the repository, which may be changed by request; its state lies beside the repository."""
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"))
+    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"), **more)
     program = Embedded([repository], options)
     await program.start()
     return program

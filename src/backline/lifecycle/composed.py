@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Executor as Threads
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from backline.engine.decoupled import DecoupledCheck
+from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.lifecycle.call_graph import Wait
 from backline.lifecycle.ensemble_steps import (
+    asked_models,
     check_steps,
     composed_signature,
     step_models,
@@ -22,8 +26,11 @@ from backline.lifecycle.ensemble_steps import (
 from backline.lifecycle.loader import Measured
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.servable import Servable
+from backline.schedule.cache_key import RequestKeys
+from backline.schedule.cache_queue import CachedQueue
 from backline.schedule.deadline_queue import with_deadline
 from backline.schedule.ensemble import EnsembleQueue
+from backline.schedule.queue import QueueSettings
 from backline.schedule.step_model import StepModel
 
 
@@ -38,6 +45,10 @@ class ComposedServable(Servable):
         #: The waits of its steps that the graph knows.
         self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
+        #: The cache in front of it, if there is one.
+        self._cached: CachedQueue | None = None
+        #: The versions that answer for its steps.
+        self._asked: tuple[Model, ...] = ()
         #: It does not answer because a model that it asks does not: it is tried again when that has changed.
         self.lacking = False
 
@@ -69,9 +80,11 @@ class ComposedServable(Servable):
         model.backend = ""
         model.signature = signature
         model.max_batch_size = config.max_batch_size or 0
-        model.queue = with_deadline(self._composed, config.default_deadline_seconds)
+        if config.response_cache:
+            self._keep_answers(self._composed)
+        model.queue = with_deadline(self._cached or self._composed, config.default_deadline_seconds)
         model.progress = None
-        self._take_models(step_models(self._engine, config.ensemble))
+        self._take_models(asked_models(self._engine, config.ensemble), step_models(self._engine, config.ensemble))
         self._wait_for_steps()
         self.phase = Phase.LOADED
         model.statistics.load_seconds = monotonic() - began
@@ -79,11 +92,27 @@ class ComposedServable(Servable):
     def _submit_step(self, request: InferRequest) -> None:
         self._engine.submit(request)  # looked up each time: it is another one while requests are followed
 
-    def _take_models(self, models: tuple[StepModel, ...]) -> None:
+    def _keep_answers(self, queue: EnsembleQueue) -> None:
+        model, cache = self.model, self._shared.cache
+        self._warn_of_cache()
+        if cache is not None:
+            loop = asyncio.get_running_loop()
+            self._cached = CachedQueue(
+                queue, cache, self._keys(), QueueSettings(), model.statistics, name=model.name, version=model.version, loop=loop
+            )
+
+    def _keys(self) -> RequestKeys:
+        """Keys that nothing was answered for: what its models answer may change with them."""
+        return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
+
+    def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
         """With one decoupled step it is decoupled itself, as in Triton."""
         assert self._composed is not None, "it is loaded"
         model = self.model
+        self._asked = asked
         self._composed.update(models)
+        if self._cached is not None:
+            self._cached.answer_for(self._keys())
         model.decoupled = any(step.decoupled for step in models)
         check = RequestCheck(model.name, model.signature, model.max_batch_size, strict=True)
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
@@ -126,13 +155,14 @@ class ComposedServable(Servable):
         if self.phase is Phase.FAILED:
             return not reason
         if not reason and self._composed is not None:
+            asked = asked_models(self._engine, config.ensemble)
             known = self._composed.models
             # Of a model that was put to sleep nothing is known but what was.
             models = tuple(new if new.ranks else old for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True))
             try:
-                if models != known:
+                if asked != self._asked or models != known:
                     check_steps(self._engine, config, config.ensemble)
-                    self._take_models(models)
+                    self._take_models(asked, models)
                 self._wait_for_steps()
             except InvalidArgument as error:
                 reason = error.message
@@ -157,7 +187,8 @@ class ComposedServable(Servable):
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds."""
-        if self._composed is not None:
-            await self._composed.drain(limit)
+        queue = self._cached or self._composed
+        if queue is not None:
+            await queue.drain(limit)
         self._forget_waits()
         await super().drain(0)

@@ -120,6 +120,17 @@ def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
     return tuple(map(_step_model, (_model(engine, step.model, step.version) for step in ensemble.steps)))
 
 
+def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
+    """The versions that its steps ask now, and those that ensembles among them ask; all answer."""
+    asked: list[Model] = []
+    for step in ensemble.steps:
+        model = _model(engine, step.model, step.version)
+        asked.append(model)
+        if model.config.ensemble is not None:
+            asked += asked_models(engine, model.config.ensemble)
+    return tuple(asked)
+
+
 def _step_model(model: Model) -> StepModel:
     ranks = {spec.name: len(spec.shape) for spec in model.signature.inputs}
     return StepModel(model.decoupled, model.max_batch_size > 0, ranks)

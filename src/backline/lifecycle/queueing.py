@@ -73,10 +73,10 @@ def build_queue(
     if cache is None or not config.response_cache:
         return queue
     from backline.schedule.cache_key import RequestKeys
-    from backline.schedule.cache_queue import CachedQueue
+    from backline.schedule.cache_queue import CachedInstances
 
     keys = RequestKeys(model.name, model.version, fingerprint)
-    return CachedQueue(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
+    return CachedInstances(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
 
 
 def _scheduler(

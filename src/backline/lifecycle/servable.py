@@ -168,6 +168,9 @@ class Servable:
     def _warn(self, loaded: Loaded) -> None:
         for warning in loaded.warnings:
             log.warning("%s", warning)
+        self._warn_of_cache()
+
+    def _warn_of_cache(self) -> None:
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
                 "model '%s' version %s asks for the response cache, but the server has none and runs every request:"

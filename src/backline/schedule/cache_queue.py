@@ -38,9 +38,14 @@ class InnerQueue(Protocol):
     def pending(self) -> int: ...
     @property
     def running(self) -> int: ...
+    async def drain(self, limit: float) -> None: ...
+
+
+class InstancesQueue(InnerQueue, Protocol):
+    """The queue in front of instances."""
+
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None: ...
     def replace_instances(self, instances: Sequence[Instance]) -> None: ...
-    async def drain(self, limit: float) -> None: ...
 
 
 class _Flight:
@@ -126,15 +131,9 @@ class CachedQueue:
         if flight.refusal is not None:
             raise flight.refusal
 
-    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        self._settings = settings.queue
-        waiting = [flight for flight in self._flights.values() if flight.run is not None and flight.waits]
-        self._queue.update(settings, instances=instances)
-        for flight in waiting:  # perhaps in another queue now
-            flight.queued = None if flight.run is None else flight.run.on_cancel
-
-    def replace_instances(self, instances: Sequence[Instance]) -> None:
-        self._queue.replace_instances(instances)
+    def answer_for(self, keys: RequestKeys) -> None:
+        """From now on what was answered before is not: it was for other keys."""
+        self._keys = keys
 
     async def drain(self, limit: float) -> None:
         """As the queue's, once nothing is looked up any more: that takes no longer than a cache may."""
@@ -321,6 +320,22 @@ class CachedQueue:
 def _latest(deadlines: Sequence[float | None]) -> float | None:
     """The deadline of the most patient one, None if somebody waits for any time."""
     return None if None in deadlines else max(deadline for deadline in deadlines if deadline is not None)
+
+
+class CachedInstances(CachedQueue):
+    """The response cache in front of the queue of instances, which may change."""
+
+    _queue: InstancesQueue
+
+    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
+        self._settings = settings.queue
+        waiting = [flight for flight in self._flights.values() if flight.run is not None and flight.waits]
+        self._queue.update(settings, instances=instances)
+        for flight in waiting:  # perhaps in another queue now
+            flight.queued = None if flight.run is None else flight.run.on_cancel
+
+    def replace_instances(self, instances: Sequence[Instance]) -> None:
+        self._queue.replace_instances(instances)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

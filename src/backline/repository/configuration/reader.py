@@ -72,7 +72,7 @@ class _Reader:
             default_model_filename=self._model_filename(),
             ensemble=self._ensemble(),
             decoupled=message.model_transaction_policy.decoupled,
-            response_cache=message.response_cache.enable and not message.HasField("ensemble_scheduling"),
+            response_cache=message.response_cache.enable,
             parameters=MappingProxyType(parameters),
             metric_tags=MappingProxyType(dict(sorted(message.metric_tags.items()))),
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
@@ -85,8 +85,6 @@ class _Reader:
     def _note_fields_without_effect(self) -> None:
         for path in dict.fromkeys(without_effect(self._message)):
             self._warn(f"{path} is not supported yet and has no effect")
-        if self._message.response_cache.enable and self._message.HasField("ensemble_scheduling"):
-            self._warn("response_cache has no effect on an ensemble; the models that it asks may have it")
         if any(group.passive for group in self._message.instance_group):
             self._warn("instances of passive instance groups get no requests and are not made: no backend here has a use for them")
         if any(group.secondary_devices for group in self._message.instance_group):
