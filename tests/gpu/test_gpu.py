@@ -139,17 +139,19 @@ def test_an_onnx_session_computes_by_cuda(reasons: dict[str, str], tmp_path: Pat
     assert model._session.get_provider_options()["CUDAExecutionProvider"]["device_id"] == "0"
 
 
-def test_the_weights_of_a_program_are_on_the_gpu(reasons: dict[str, str], tmp_path: Path) -> None:
-    if reasons["script"]:
-        pytest.skip(reasons["script"])
+@pytest.mark.parametrize("name", ["script", "export"])
+def test_the_weights_of_a_program_are_on_the_gpu(reasons: dict[str, str], tmp_path: Path, name: str) -> None:
+    if reasons[name]:
+        pytest.skip(reasons[name])
     import torch
 
     from backline.backends.pytorch_devices import moving
     from backline.backends.pytorch_programs import load_exported, load_script
 
-    for filename, load in (("model.pt", load_script), ("model.pt2", load_exported)):
-        put_torch(tmp_path / filename)
-        before = torch.cuda.memory_allocated(0)
-        program = load(torch, tmp_path / filename, "cuda:0")
-        assert torch.cuda.memory_allocated(0) >= before + 4 * (64 * 128 + 128 * 8)
-        assert moving(torch, program.call, "cuda:0")(torch.zeros(2, 64)).device == torch.device("cuda", 0)
+    path = tmp_path / FORMATS[name][1]
+    put_torch(path)
+    before = torch.cuda.memory_allocated(0)
+    program = {"script": load_script, "export": load_exported}[name](torch, path, "cuda:0")
+
+    assert torch.cuda.memory_allocated(0) >= before + 4 * (64 * 128 + 128 * 8)
+    assert moving(torch, program.call, "cuda:0")(torch.zeros(2, 64)).device == torch.device("cuda", 0)
