@@ -129,7 +129,7 @@ def test_its_steps_are_counted_and_shown(server: ServerProcess, client: Client) 
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
         metrics = answer.read().decode()
     labels = 'called="detect",model="hear",outcome="success",version="1"'
-    assert re.search(rf"^backline_model_calls_total{{{labels}}} {after['detect']}\.0$", metrics, re.MULTILINE)
+    assert re.search(rf"^backline_model_calls_total{{{labels}}} {after['detect']}$", metrics, re.MULTILINE)
     assert re.search(rf"^backline_model_call_seconds_total{{{labels}}} 0*\.?\d", metrics, re.MULTILINE)
     show = [sys.executable, "-m", "backline", "models", "show", "hear", "--url", server.url]
     shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout

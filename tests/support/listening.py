@@ -17,6 +17,7 @@ MELODY = (57, 64, 60, 69, 62, 65, 59)
 RECOGNISE = """
 max_batch_size: 0
 version_policy { all {} }
+instance_group { count: 1 }
 parameters { key: "backline.constant_input.fmin" value { string_value: "46.875" } }
 parameters { key: "backline.constant_input.fmax" value { string_value: "2093.75" } }
 """
