@@ -14,6 +14,7 @@ from backline import connect
 from backline.protos import message
 from backline.repository.configuration import text, toml
 from support import models
+from support.repositories import put
 from support.server import serve
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
@@ -122,6 +123,54 @@ def test_validate_with_load_finds_what_disagrees_with_the_model(backline: Run, r
     (checked,) = json.loads(done.stdout)
     assert checked["model"] == "add1"
     assert "names the input 'OTHER', which" in checked["errors"][0]
+
+
+ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 4
+input { name: "x" data_type: TYPE_FP32 dims: [ 16 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ 16 ] }
+ensemble_scheduling {
+  step { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "x" } output_map { key: "OUTPUT0" value: "y" } }
+}
+"""
+PYTHON = """
+from backline.model import FP32
+
+class Model:
+    max_batch_size = 8
+
+    def predict(self, x: FP32[4]) -> FP32[4]:
+        return x
+"""
+CONTROL = """
+max_batch_size: 4
+sequence_batching { control_input [{ name: "START" control [{ kind: CONTROL_SEQUENCE_START fp32_false_true: [0, 1] }] }] }
+"""
+
+
+def test_models_of_every_kind_are_validated_with_load(backline: Run, repository: Path) -> None:
+    put(repository / "both" / "config.pbtxt", ENSEMBLE)
+    (repository / "both" / "1").mkdir()
+    put(repository / "good" / "1" / "model.py", PYTHON)
+    put(repository / "bad" / "1" / "model.py", "def bad(x: 5) -> str: ...")
+    put(repository / "ident" / "config.pbtxt", CONTROL)
+
+    done = backline("config", "validate", repository, "--load", "--json")
+
+    assert done.stderr == ""
+    errors = {checked["model"]: checked["errors"] for checked in json.loads(done.stdout)}
+    assert errors["add1"] == errors["both"] == errors["good"] == []
+    assert "model.py" in errors["bad"][0]
+    assert "names the input 'START', which the model does not have" in errors["ident"][0]
+
+
+def test_explain_asks_a_python_model_itself(backline: Run, repository: Path) -> None:
+    put(repository / "good" / "1" / "model.py", PYTHON)
+
+    values = {value["path"]: value for value in json.loads(backline("config", "explain", repository / "good", "--json").stdout)}
+
+    assert (values["max_batch_size"]["value"], values["input[0].name"]["value"]) == (8, "x")
 
 
 def test_convert_goes_there_and_back(backline: Run, repository: Path) -> None:

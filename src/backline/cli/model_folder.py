@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 from backline.backends.registry import FORMATS
-from backline.engine.engine import Model, Placement
+from backline.engine.engine import Model, ModelState, Placement
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.repository import configuration
@@ -79,20 +83,62 @@ def _only(path: Path, config_name: str) -> FoundModel:
 
 
 def loaded_model(folder: ModelFolder) -> Model:
-    """The model as a server has it when it is loaded: loads and measures it. Raises BacklineError when it cannot be served."""
+    """The model as a server has it when it is loaded: loads and measures it. Raises BacklineError when it cannot be served.
+
+    An ensemble has nothing that could be loaded, and its configuration says everything.
+    """
+    if folder.found.config.ensemble is not None:
+        return unloaded_model(folder.found.name, folder.found.config, folder.version.version if folder.version is not None else "")
     from backline.lifecycle.loader import load  # brings the runtimes along
+    from backline.lifecycle.sequence_states import sequence_tensors
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:
         problems = [found.problem for found in folder.found.versions if found.problem]
         raise InvalidArgument(problems[-1] if problems else f"'{folder.path}' has no version that can be loaded")
-    loaded = load(file, folder.found.config)
+    config = folder.found.config
+    try:
+        loaded = load(file, config, start_workers=_in_processes)
+    except _InProcesses:
+        return asyncio.run(_served_model(folder))
+    if config.sequence is not None:
+        model_folder = file.parent if file.is_dir() else file.parent.parent
+        sequence_tensors(config, loaded.model.signature, batched=loaded.max_batch_size > 0, model_folder=model_folder)
     model = unloaded_model(folder.found.name, folder.found.config, version.version)
     model.backend, model.platform = loaded.backend, loaded.platform
     model.signature = loaded.signature
     model.max_batch_size = loaded.max_batch_size
     model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason, loaded.placed)
     loaded.model.close()
+    return model
+
+
+class _InProcesses(Exception):
+    """A model runs in worker processes, which are a server's."""
+
+
+def _in_processes(*_: object) -> NoReturn:
+    raise _InProcesses
+
+
+async def _served_model(folder: ModelFolder) -> Model:
+    """The model in a server without sockets, which begins and ends with it."""
+    from backline.lifecycle.options import LifecycleOptions
+    from backline.server import Embedded
+
+    if folder.overridden:
+        raise InvalidArgument(f"'{folder.path}' cannot be inspected with what a load would bring along: add --no-inspect, or ask a server")
+    logging.getLogger("backline").setLevel(logging.CRITICAL)  # what is wrong is told by the one who asks
+    with TemporaryDirectory() as state:
+        embedded = Embedded([folder.path / folder.found.folder], LifecycleOptions(state_folder=Path(state)))
+        try:
+            await embedded.start()
+            (model, *_) = [*embedded.engine.models()]
+            reason = "" if model.state is ModelState.READY else model.reason
+        finally:
+            await embedded.stop()
+    if reason:
+        raise InvalidArgument(reason)
     return model
 
 
