@@ -123,21 +123,38 @@ def test_entries_count_what_they_truly_take(make: object) -> None:
     assert taken * 0.95 <= cache.used <= taken * 1.6
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3000)), max_size=60), st.integers(1, 20_000))
-def test_it_never_holds_more_than_its_size_and_only_what_was_put_in_last(steps: list[tuple[int, int]], size: int) -> None:
+def cost(count: int) -> int:
+    """The bytes of an entry of so many numbers."""
+    cache = LocalCache(1_000_000)
+    cache.insert(b"", floats(count, 0))
+    return cache.used
+
+
+COSTS = {count: cost(count) for count in (0, 100, 1000, 3000)}
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.sampled_from(sorted(COSTS))), max_size=60), st.integers(1, 20_000))
+def test_it_holds_what_was_used_last_as_far_as_that_fits(steps: list[tuple[bool, int, int]], size: int) -> None:
     cache = LocalCache(size)
-    last: dict[bytes, int] = {}
-    for number, count in steps:
-        key = bytes([number])
-        cache.insert(key, floats(count, number))
-        if find(cache, key) is not None:
-            last[key] = count
-        assert cache.used <= size
-        for other in range(10):
-            found = find(cache, bytes([other]))
-            if found is not None:
-                assert found[0].shape == (last[bytes([other])],)
-                assert (found[0].data == other).all()
+    held: dict[int, int] = {}  # the least recently used first
+    for looks, number, count in steps:
+        if looks:
+            assert (find(cache, bytes([number])) is not None) == (number in held)
+            if number in held:
+                held[number] = held.pop(number)
+            continue
+        cache.insert(bytes([number]), floats(count, number))
+        held.pop(number, None)
+        if COSTS[count] <= size:
+            held[number] = count
+        while sum(COSTS[one] for one in held.values()) > size:
+            del held[next(iter(held))]
+        assert cache.used == sum(COSTS[one] for one in held.values()) <= size
+    for number, count in held.items():
+        found = find(cache, bytes([number]))
+        assert found is not None
+        assert found[0].shape == (count,)
+        assert (found[0].data == number).all()
 
 
 # entries for others

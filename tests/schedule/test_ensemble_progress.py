@@ -46,9 +46,11 @@ def graphs(draw: st.DrawFn) -> tuple[Ensemble, frozenset[int]]:
 class Runs:
     """Stands for the models: a step adds nothing, the n-th response of a decoupled one to v is 10 v + n, of which there are v mod 4."""
 
-    def __init__(self, ensemble: Ensemble, decoupled: frozenset[int], limit: int) -> None:
+    def __init__(self, ensemble: Ensemble, decoupled: frozenset[int], limit: int, *, hasty: bool = False) -> None:
+        """`hasty` decoupled steps give responses although they are told to wait."""
         self.plan = plan_ensemble(ensemble, (f"t{len({t for s in ensemble.steps for t in s.outputs.values() if len(t) == 2})}",), decoupled)
         self.limit = limit
+        self.hasty = hasty
         self.progress = EnsembleProgress(self.plan, {"t0": number(3)}, limit)
         #: What is under way, and the responses that it will still give.
         self.under_way: list[tuple[Round, int, list[int]]] = []
@@ -84,7 +86,7 @@ class Runs:
         self.take()
 
     def _waits(self, one: tuple[Round, int, list[int]]) -> bool:
-        return self.plan.steps[one[1]].decoupled and self.progress.full(one[0].level + 1)
+        return not self.hasty and self.plan.steps[one[1]].decoupled and self.progress.full(one[0].level + 1)
 
 
 def expected(decoupled: int) -> list[int]:
@@ -95,10 +97,10 @@ def expected(decoupled: int) -> list[int]:
 
 
 @settings(max_examples=300)
-@given(graphs(), st.integers(1, 3), st.randoms(use_true_random=False))
-def test_every_response_goes_through_all_steps_and_is_answered_in_its_order(graph, limit: int, random) -> None:
+@given(graphs(), st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False))
+def test_every_response_goes_through_all_steps_and_is_answered_in_its_order(graph, limit: int, hasty: bool, random) -> None:
     ensemble, decoupled = graph
-    runs = Runs(ensemble, decoupled, limit)
+    runs = Runs(ensemble, decoupled, limit, hasty=hasty)
 
     runs.take()
     while runs.under_way:

@@ -142,8 +142,11 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
         for sequence in known:
             if sequence.id != id:
                 continue
-            if what == "run" and (one := table.take(sequence)) is not None:
-                ran.setdefault(sequence, []).append(accepted[one])
+            if what == "run":
+                busy = sequence.running is not None
+                if (one := table.take(sequence)) is not None:
+                    assert not busy, "one request of a sequence runs at a time"
+                    ran.setdefault(sequence, []).append(accepted[one])
             elif what == "finish" and sequence.running is not None:
                 gone.append(sequence.running)
                 table.finish(sequence, now)
@@ -153,6 +156,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
         held = [sequence.place for sequence in known if sequence.place is not None]
         assert len(held) == len(set(held)) <= lanes * slots
         assert table.waiting == sum(len(sequence.waiting) for sequence in known)
+        assert len(held) == lanes * slots or all(sequence.place for sequence in known if sequence.waiting), "no place is free in vain"
     while any(sequence.waiting or sequence.running for sequence in known):
         now += IDLE + 1
         for sequence in known:

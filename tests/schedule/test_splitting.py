@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from random import Random
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferResponse
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import QueuePolicy
+from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queue import QueueSettings
-from backline.schedule.splitting import put_together, split
+from backline.schedule.splitting import SplittingQueue, put_together, split
+from backline.workers.batch import Batch
 from schedule.bench import Bench, values
 from schedule.requests import request
 
@@ -179,6 +182,46 @@ def test_nothing_is_lost_doubled_or_reordered(sizes: list[int], limit: int, pres
         assert (counted.success.count, counted.execution_count) == (len(sizes), len(bench.model.batches))
 
     asyncio.run(scenario())
+
+
+class Collected:
+    """Stands for the scheduler, so that parts are answered in any order."""
+
+    def __init__(self) -> None:
+        self.parts: list[InferRequest] = []
+        self.ran: dict[InferRequest, Callable[[Batch], None]] = {}
+
+    def submit(self, part: InferRequest) -> None:
+        self.parts.append(part)
+
+    def set_aside(self, part: InferRequest, ran: Callable[[Batch], None]) -> None:
+        self.ran[part] = ran
+
+
+@given(st.integers(2, 40), st.integers(1, 10), st.randoms(use_true_random=False))
+def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(size: int, limit: int, random: Random) -> None:
+    collected, statistics = Collected(), ModelStatistics()
+    answers: list[InferResponse | BacklineError | None] = []
+    numbers = np.arange(size, dtype=np.float32)
+    whole = request(size)
+    whole.inputs["x"] = Tensor("x", DataType.FP32, numbers.shape, numbers)
+    whole.on_complete = lambda _, response, error: answers.append(response or error)
+    SplittingQueue(collected, limit, statistics).submit(whole)  # type: ignore[arg-type]  # it stands for a Scheduler
+    random.shuffle(collected.parts)
+
+    for part in collected.parts:
+        assert answers == [], "it waits for all of its parts"
+        data = part.inputs["x"].data
+        response = InferResponse("m", "1", "", [Tensor("y", DataType.FP32, data.shape, 2 * data)])
+        if part in collected.ran:
+            batch = Batch([part], part.batch_size, 0)
+            batch.outcomes = [response]
+            collected.ran[part](batch)
+        part.on_complete(part, response, None)
+
+    (answer,) = answers
+    assert isinstance(answer, InferResponse)
+    assert values(answer) == doubled(range(size))
 
 
 def test_parts_share_the_memory_of_the_whole() -> None:
