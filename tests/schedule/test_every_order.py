@@ -17,7 +17,10 @@ from backline.schedule.cache_key import RequestKeys
 from backline.schedule.cache_local import LocalCache
 from backline.schedule.cache_queue import CachedQueue
 from backline.schedule.objective_scheduler import ObjectiveScheduler
+from backline.schedule.permits import Permits
+from backline.schedule.permitted_instance import PermittedInstance
 from backline.schedule.queue import QueueSettings
+from backline.schedule.rate_limits import EACH_DEVICE, Claim, RateLimits
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
 from schedule.world import SLACK, Asked, HeldInstance, World
@@ -131,13 +134,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
     @rule(data=st.data(), batch=batches, instances=st.booleans())
     def update(self, data: st.DataObject, batch: BatchPolicy, instances: bool) -> None:
+        self.draw = data.draw
         world = self.world
         waiting = sorted(world.waiting, key=self.rank)
         world.asked = [asked for asked in world.asked if asked not in waiting] + waiting  # who was before somebody stays so
         self.settings = Settings(batch, data.draw(queues(data.draw(st.sampled_from([0, self.LEVELS])))))
         self.world.most = max(self.world.most, batch.max_items)
         others = [self.world.instance()] if instances else None
-        self.world.loop.inside(lambda: self.queue.update(self.settings, instances=others))
+        self.world.loop.inside(lambda: self.change(self.settings, others))
+
+    def change(self, settings: Settings, others: list[HeldInstance] | None) -> None:
+        self.queue.update(settings, instances=others)
 
     @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
     @rule(limit=st.sampled_from([0.0, 0.5, inf]))
@@ -301,6 +308,41 @@ class CachedMachine(SchedulerMachine):
         assert done + self.world.refused <= len(self.world.asked) + self.world.refused
 
 
+class RateLimitedMachine(SchedulerMachine):
+    """Instances that wait for resources, of which there is enough for one or two of them."""
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        self.limits = RateLimits({(EACH_DEVICE, "memory"): 4})
+        self.permits = Permits(self.limits)
+        return super().make(self.permitted(instances))
+
+    def permitted(self, instances: list[HeldInstance]) -> list[Any]:
+        claims = [Claim({("0", "memory"): self.draw(st.integers(1, 4))}, self.draw(st.integers(1, 2))) for _ in instances]
+        return [
+            PermittedInstance(instance, permit, self.world.loop)
+            for instance, permit in zip(instances, self.permits.register(claims), strict=True)
+        ]
+
+    def change(self, settings: Settings, others: list[HeldInstance] | None) -> None:
+        self.queue.update(settings, instances=None if others is None else self.permitted(others))
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        return 0, 0  # batches wait for their turn once more
+
+    def check_nobody_is_overdue(self) -> None:
+        """Who waits for a permit is told when that is granted."""
+
+    def check_counts(self) -> None:
+        assert self.scheduler.pending == self.world.total.waiting
+        assert sum(self.limits._taken.values()) <= 4
+
+    def check_nothing_is_left(self) -> None:
+        super().check_nothing_is_left()
+        assert not any(self.limits._taken.values())
+        assert not self.limits._staged
+        assert not self.permits._permits
+
+
 def _in_every_order(machine: type[SchedulerMachine]) -> Any:
     case = machine.TestCase
     case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -313,3 +355,4 @@ TestOrdered = _in_every_order(OrderedMachine)
 TestObjective = _in_every_order(ObjectiveMachine)
 TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
+TestRateLimited = _in_every_order(RateLimitedMachine)

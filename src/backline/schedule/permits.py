@@ -58,8 +58,11 @@ class Permits:
 
     def _grant(self) -> None:
         self._granting = False
-        for turn in self._limits.grant():
-            self._permits[turn].grant()
+        granted = [self._permits[turn] for turn in self._limits.grant()]
+        for permit in granted:
+            permit.hold()
+        for permit in granted:  # who begins may give up others, which hold theirs by now
+            permit.begin()
 
 
 class Permit:
@@ -78,20 +81,23 @@ class Permit:
         self._on_granted = on_granted
         self._permits.stage(self)
 
-    def grant(self) -> None:
-        """Its turn has come."""
-        on_granted, self._on_granted = self._on_granted, None
-        assert on_granted is not None, "it has asked"
+    def hold(self) -> None:
+        """Its turn has come: the resources are its own."""
         self._held = True
-        on_granted()
+
+    def begin(self) -> None:
+        """Tells the instance, unless that has given it back since."""
+        on_granted, self._on_granted = self._on_granted, None
+        if on_granted is not None:
+            on_granted()
 
     def give_back(self, *, ran: bool = True) -> None:
         """The instance does not run any more, or has nothing to run: it asks no more."""
+        asked, self._on_granted = self._on_granted is not None, None
         if self._held:
             self._held = False
             self._permits.release(self, ran=ran)
-        elif self._on_granted is not None:
-            self._on_granted = None
+        elif asked:
             self._permits.withdraw(self)
 
     def close(self) -> None:

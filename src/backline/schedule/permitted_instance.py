@@ -21,7 +21,8 @@ class PermittedInstance:
     """An instance before which each batch waits for a permit. Lives on the event loop.
 
     A batch that nobody waits for any more leaves at once, a request whose deadline passes meanwhile is not run. Where `form_again` is set,
-    it forms a batch that waits anew, of what waits by then: when its turn comes, and when a deadline passes. Nothing may be left of it.
+    it forms a batch that waits anew, of what waits by then: when its turn comes, and when a deadline passes. Nothing may be left of it. An
+    instance that takes the next batch before this one has all its answers asks for the next permit then, and has given this one back.
     """
 
     beside_loop: ClassVar[bool] = True
@@ -55,13 +56,12 @@ class PermittedInstance:
         else:
             self._loop.call_soon(self._instance.run, batch, finished)
 
-    def ended(self, batch: Batch, finished: Finished, *, ran: bool) -> None:
-        """The batch has its outcomes."""
+    def free(self, *, ran: bool) -> None:
+        """It does not run any more."""
         self._busy = False
         self._permit.give_back(ran=ran)
         if self._closing:
             self._close()
-        finished(self, batch)
 
     def _close(self) -> None:
         self._permit.close()
@@ -78,6 +78,9 @@ class _Waiting:
         self._granted = False
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
+        self._on_vacated = batch.on_vacated
+        #: Whether the instance has been told to be free.
+        self._over = False
 
     def waits(self) -> None:
         """It has asked for its turn, which may have come at once."""
@@ -122,6 +125,8 @@ class _Waiting:
             return
         now = monotonic()
         batch.started_ns = monotonic_ns()
+        if batch.on_vacated is not None:
+            batch.on_vacated = self._vacated
         live = [request for request in batch.requests if request.deadline is None or request.deadline > now]
         if len(live) == len(batch.requests):
             self._instance.start(batch, lambda _, ran: self._end(ran=True))
@@ -156,7 +161,16 @@ class _Waiting:
     def _end(self, *, ran: bool) -> None:
         batch = self._batch
         batch.ended_ns = batch.ended_ns or monotonic_ns()
-        self._instance.ended(batch, self._finished, ran=ran)
+        if not self._over:
+            self._instance.free(ran=ran)
+        self._finished(self._instance, batch)
+
+    def _vacated(self, instance: Instance, batch: Batch) -> None:
+        """The instance can take the next batch, while answers of this one are still to come."""
+        self._over = True
+        self._instance.free(ran=True)
+        if self._on_vacated is not None:
+            self._on_vacated(self._instance, batch)
 
 
 def _late(request: InferRequest) -> BacklineError:

@@ -1,0 +1,75 @@
+"""Instances that wait for a permit: whose run begins, and who gives the permit back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from backline.schedule.permits import Permits
+from backline.schedule.permitted_instance import PermittedInstance
+from backline.schedule.rate_limits import Claim, RateLimits
+from backline.schedule.scheduler import Scheduler
+from backline.schedule.scheduler import Settings as SchedulerSettings
+from schedule.world import HeldInstance, World
+
+MEMORY = ("0", "memory")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
+
+
+def model(world: World, permits: Permits, count: int = 1) -> tuple[Scheduler, HeldInstance]:
+    """A model whose instance takes `count` of the memory, one request at a time."""
+    instance = world.instance()
+    (permit,) = permits.register([Claim({MEMORY: count})])
+    permitted = PermittedInstance(instance, permit, world.loop)
+    return Scheduler("m", SchedulerSettings(), [permitted], world.statistics, loop=world.loop), instance
+
+
+def turns(world: World) -> None:
+    world.loop.later(0)
+
+
+def test_an_instance_that_can_take_the_next_batch_before_the_answers_of_one_does(world: World) -> None:
+    scheduler, instance = model(world, Permits(RateLimits()))
+    first, second = world.ask(scheduler.submit, [1.0]), world.ask(scheduler.submit, [2.0])
+    assert first is not None
+    assert second is not None
+    turns(world)
+    world.loop.inside(instance.vacate)
+    turns(world)
+    assert second.started
+    world.loop.inside(instance.end)
+    world.loop.inside(instance.end)
+    assert len(first.answers) == len(second.answers) == 1
+    assert not world.faults
+
+
+def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_for_others(world: World) -> None:
+    """Two requests get their permits at once, and the first of them is too late: who is told of that gives the other one up."""
+    limits = RateLimits({MEMORY: 2})
+    permits = Permits(limits)
+    (blocking, holder), (late, _), (other, unused) = model(world, permits, 2), model(world, permits), model(world, permits)
+    given_up: list[Callable[[], None]] = []
+    world.ask(blocking.submit, [1.0])
+    turns(world)
+    told = world.ask(late.submit, [2.0], within=0.5, then=lambda: given_up.pop()())
+    gone = world.ask(other.submit, [3.0])
+    assert told is not None
+    assert gone is not None
+    turns(world)
+    given_up.append(gone.cancel)
+    world.loop.later(1)
+    world.loop.inside(holder.end)
+    turns(world)
+    assert len(told.answers) == 1
+    assert not gone.answers
+    assert unused.batch is None
+    assert not any(limits._taken.values())
+    assert not limits._staged
+    assert not world.faults
