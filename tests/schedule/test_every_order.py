@@ -11,7 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from backline.engine.messages import SequenceStep
 from backline.engine.model_config import QueuePolicy
+from backline.engine.sequence_batching import SequenceBatching
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache_key import RequestKeys
 from backline.schedule.cache_local import LocalCache
@@ -22,7 +24,11 @@ from backline.schedule.permitted_instance import PermittedInstance
 from backline.schedule.queue import QueueSettings
 from backline.schedule.rate_limits import EACH_DEVICE, Claim, RateLimits
 from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
+from backline.schedule.sequence_slots import SlotLane, SlotPolicy
+from backline.schedule.sequence_tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
+from backline.schedule.state_store import MemoryStateStore
 from schedule.world import SLACK, Asked, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
@@ -343,6 +349,97 @@ class RateLimitedMachine(SchedulerMachine):
         assert not self.permits._permits
 
 
+class SequencesMachine(SchedulerMachine):
+    """Sequences whose requests are joined like any others, one of each at a time."""
+
+    DIRECT = False
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        world = self.world
+        slots = self.draw(st.integers(1, 3))
+        world.most = slots
+        self.made = len(instances)
+        self.last: dict[object, int] = {}
+        world.began_for = self.began_for
+        tensors = SequenceTensors("m", SequenceBatching(), {}, batched=True, served=frozenset({"y"}))
+        waits = self.draw(st.sampled_from([0, 50_000_000]))
+
+        def make_lane(instance: Any) -> Lane:
+            if self.DIRECT:
+                places = SlotPolicy(slots, 1.0, waits)
+                return SlotLane("m", places, instance, world.statistics, slot_of, tensors.empty, loop=world.loop)
+            return Scheduler("m", Settings(BatchPolicy(slots, (), waits)), [instance], world.statistics, loop=world.loop)
+
+        self.batcher = SequenceBatcher(
+            "m",
+            "1",
+            tensors,
+            world.statistics,
+            instances,
+            make_lane,
+            slots=slots,
+            batched=True,
+            idle_seconds=2.0,
+            store=MemoryStateStore(world.clock.monotonic),
+            policy=self.settings.queue.policy,
+            loop=world.loop,
+            total=world.total,
+        )
+        return self.batcher
+
+    @precondition(lambda self: self.drained is None)
+    @rule(
+        id=st.sampled_from([1, 2, 3, "four"]),
+        start=st.booleans(),
+        end=st.sampled_from([False, False, True]),
+        within=withins,
+        then=st.sampled_from(["", "", "", "cancel", "raise"]),
+    )
+    def ask(self, id: int | str, start: bool, end: bool, within: float | None, then: str) -> None:  # type: ignore[override]
+        self.submit([1.0], within=within, step=SequenceStep(id, start=start, end=end), then=then)
+
+    def began_for(self, one: Asked) -> list[Asked]:
+        """Looks whether it is the next one of its sequence, and the only one."""
+        (inner,) = (request for request in self.world.starting if request.id == one.request.id)
+        sequence = inner.context.sequence  # type: ignore[attr-defined]
+        running = [request for batch in self.world.running for request in batch.requests if request.id]
+        self.world.claim(all(other.context.sequence is not sequence for other in running), "one of a sequence runs at a time")
+        self.world.claim(self.last.get(sequence, -1) < one.number, "the requests of a sequence run in their order")
+        if self.DIRECT and len(self.world.instances) == self.made:  # else it may be on its way through the places of one that was replaced
+            self.world.claim(self.world.starting.index(inner) == slot_of(inner), "a sequence has its place")
+        self.last[sequence] = one.number
+        return []
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        return 0, 0
+
+    def check_nobody_is_overdue(self) -> None:
+        """Who was handed on to an instance is told by that."""
+        waiting = [asked for asked in self.world.waiting if asked.request.on_cancel is not None]
+        assert not [asked for asked in waiting if self.world.overdue(asked)]
+
+    def check_counts(self) -> None:
+        assert self.batcher._table.waiting == self.world.total.waiting
+        assert self.batcher.running <= self.world.most * len(self.world.instances)
+
+    def check_nothing_is_left(self) -> None:
+        table = self.batcher._table
+        assert (table.waiting, table.running, self.world.total.waiting, self.batcher.pending) == (0, 0, 0, 0)
+        assert not table.backlogged
+        assert not self.batcher._tasks
+
+    def check_statistics(self) -> None:
+        counted = self.world.statistics
+        done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
+        assert done <= len(self.world.asked)
+
+
+class SlotsMachine(SequencesMachine):
+    """Sequences each of which has its place in the batches of an instance."""
+
+    DIRECT = True
+
+
 def _in_every_order(machine: type[SchedulerMachine]) -> Any:
     case = machine.TestCase
     case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -356,3 +453,5 @@ TestObjective = _in_every_order(ObjectiveMachine)
 TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
 TestRateLimited = _in_every_order(RateLimitedMachine)
+TestSequences = _in_every_order(SequencesMachine)
+TestSlots = _in_every_order(SlotsMachine)

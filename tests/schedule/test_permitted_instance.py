@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,7 +11,7 @@ from backline.schedule.permitted_instance import PermittedInstance
 from backline.schedule.rate_limits import Claim, RateLimits
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.scheduler import Settings as SchedulerSettings
-from schedule.world import HeldInstance, World
+from schedule.world import Asked, HeldInstance, World
 
 MEMORY = ("0", "memory")
 
@@ -55,15 +55,19 @@ def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_f
     limits = RateLimits({MEMORY: 2})
     permits = Permits(limits)
     (blocking, holder), (late, _), (other, unused) = model(world, permits, 2), model(world, permits), model(world, permits)
-    given_up: list[Callable[[], None]] = []
+    given_up: list[Asked] = []
+
+    def give_up() -> None:
+        given_up[0].cancel()
+
     world.ask(blocking.submit, [1.0])
     turns(world)
-    told = world.ask(late.submit, [2.0], within=0.5, then=lambda: given_up.pop()())
+    told = world.ask(late.submit, [2.0], within=0.5, then=give_up)
     gone = world.ask(other.submit, [3.0])
     assert told is not None
     assert gone is not None
     turns(world)
-    given_up.append(gone.cancel)
+    given_up.append(gone)
     world.loop.later(1)
     world.loop.inside(holder.end)
     turns(world)

@@ -12,7 +12,7 @@ import numpy as np
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse, SequenceStep
+from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule.total import QueueTotal
@@ -20,6 +20,8 @@ from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 from schedule.turns import Clock, SteppedLoop
 
+#: How a batch ends whose requests the model wants to have once more.
+AGAIN = 3
 #: Seconds that somebody may be told late that the time is over.
 SLACK = 0.01
 
@@ -68,7 +70,7 @@ class HeldInstance:
             batch.on_abandon = self._abandoned
         self._world.began(batch)
         if not self.beside_loop:
-            self.end(batch.requests[0].batch_size % 3)
+            self.end(len(self._world.begun) % 3)
 
     def vacate(self) -> None:
         """It can have the next batch, before this one has its answers."""
@@ -95,6 +97,8 @@ class HeldInstance:
         outcomes: list[InferResponse | BacklineError | None] = [_doubled(request) for request in batch.requests]
         if batch.abandoned:
             outcomes = [Cancelled("nobody waits")] * len(outcomes)
+        elif failing == AGAIN:
+            outcomes = [Rescheduled("m", "1", request.id, []) for request in batch.requests]
         elif failing == 2:
             outcomes = [InvalidArgument("all fail")] * len(outcomes)
         elif failing == 1:
@@ -131,6 +135,8 @@ class World:
         #: Those for whom the run of another one is theirs, too.
         self.began_for: Callable[[Asked], list[Asked]] = lambda asked: []
         self.running: list[Batch] = []
+        #: Those of the batch that begins to run.
+        self.starting: list[InferRequest] = []
         self.begun: list[InferRequest] = []
         self._ordered = ordered
         #: Those whose run has begun, in the order in which they are to be answered.
@@ -209,6 +215,7 @@ class World:
     def began(self, batch: Batch) -> None:
         """A batch runs."""
         asked = [request for request in batch.requests if request.id]
+        self.starting = batch.requests
         now = self.clock.monotonic()
         self.claim(batch.items == sum(request.batch_size for request in batch.requests), "a batch has the items of its requests")
         self.claim(batch.items <= self.most or len(batch.requests) == 1, "a batch is not above the maximum")

@@ -17,6 +17,9 @@ from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, I
 from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
+from backline.schedule import refusals
+from backline.schedule.alarm import Alarm
+from backline.schedule.delivery import deliver
 from backline.schedule.queue import limit_wait, waited_too_long
 from backline.schedule.scheduler import Settings
 from backline.schedule.sequence_table import Sequence, SequenceTable
@@ -98,8 +101,7 @@ class SequenceBatcher:
         self._loop = loop
         self._total = total if total is not None and total.limit is not None else None
         self._table = SequenceTable(len(instances), slots, int(idle_seconds * 1e9))
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = inf
+        self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
         self._ids = count(1)
@@ -155,10 +157,15 @@ class SequenceBatcher:
             self._total.waiting += 1
         self._run_next(sequence)
         if request is not sequence.running:
-            request.on_cancel = partial(self._cancelled, sequence)
-            if request.deadline is not None:
-                self._look_at(request.deadline)
-        self._look_at_idle()
+            self._wait(sequence, request)
+        if self._alarm.moment == inf:
+            self._look_at(self._table.next_idle_ns() / 1e9)
+
+    def _wait(self, sequence: Sequence, request: InferRequest) -> None:
+        """A request waits, for its place or for the one before it."""
+        request.on_cancel = partial(self._cancelled, sequence)
+        if request.deadline is not None:
+            self._look_at(request.deadline)
 
     def _unused_id(self) -> int:
         """For a request that is a sequence of its own."""
@@ -170,7 +177,7 @@ class SequenceBatcher:
             raise self._total.refusal(self._name)
         if self._table.waiting >= self._limit:
             self._statistics.rejected_full += 1
-            raise Unavailable(f"Exceeds maximum queue size of {self._limit} for model '{self._name}', try again later", retry_after=1)
+            raise refusals.full(self._name, self._policy.max_size)
 
     def _no_start(self, request: InferRequest) -> InvalidArgument:
         assert request.sequence is not None, "it was checked"
@@ -205,11 +212,11 @@ class SequenceBatcher:
         held: _Step = inner.context  # type: ignore[assignment]  # it was made here
         sequence, request = held.sequence, held.request
         if isinstance(response, Rescheduled):
-            if not request.cancelled:
-                assert request.sequence is not None, "it was checked"
-                self._hand_on(sequence, request, replace(request.sequence, start=False))
+            if not request.cancelled and not self._closed:
+                self._run_again(sequence, request)
                 return
-            response, error = None, Cancelled("nobody waits for the answer any more")
+            response = None
+            error = refusals.unloading(self._name) if self._closed else Cancelled("nobody waits for the answer any more")
         if response is not None:
             try:
                 state = self._tensors.take_state(response, request.outputs)
@@ -226,8 +233,20 @@ class SequenceBatcher:
         if sequence.ended and not sequence.waiting:
             self._forget_state(sequence)
         self._run_all(runnable)
-        self._complete(request, response, error)
+        deliver(request, response, error)
         self._look_at_rest()
+
+    def _run_again(self, sequence: Sequence, request: InferRequest) -> None:
+        assert request.sequence is not None, "it was checked"
+        step = replace(request.sequence, start=False)
+        if sequence.place is not None:
+            self._hand_on(sequence, request, step)
+            return
+        request.sequence = step  # there are fewer places than when it began
+        self._table.put_back(sequence)
+        if self._total is not None:
+            self._total.waiting += 1
+        self._wait(sequence, request)
 
     def _responded(self, inner: InferRequest, response: InferResponse) -> None:
         """One of any number of responses; the last one that has a state leaves it."""
@@ -252,14 +271,6 @@ class SequenceBatcher:
         refused, runnable = self._table.abandon(sequence)
         self._refuse(refused)
         self._run_all(runnable)
-
-    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        if request.cancelled:
-            return
-        try:
-            request.on_complete(request, response, error)
-        except Exception:
-            log.exception("the answer of model '%s' could not be delivered", self._name)
 
     # states
 
@@ -307,7 +318,7 @@ class SequenceBatcher:
         for request in requests:
             self._leave(1)
             request.on_cancel = None
-            self._complete(request, None, error or self._no_start(request))
+            deliver(request, None, error or self._no_start(request))
 
     def _cancelled(self, sequence: Sequence, request: InferRequest) -> None:
         """A request that waits was cancelled."""
@@ -330,21 +341,12 @@ class SequenceBatcher:
 
     # time
 
-    def _look_at_idle(self) -> None:
-        if self._timer is None:
-            self._look_at(self._table.next_idle_ns() / 1e9)
-
     def _look_at(self, moment: float) -> None:
         """Looks at what has expired at a moment of time.monotonic(), or before."""
-        if moment >= self._timer_at or self._closed:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = moment
-        self._timer = self._loop.call_later(max(moment - monotonic(), _SHORTEST_WAIT), self._look)
+        if not self._closed:
+            self._alarm.set(moment)
 
     def _look(self) -> None:
-        self._timer, self._timer_at = None, inf
         now = monotonic()
         expired, nearest = self._table.expired(now)
         for sequence, request in expired:
@@ -352,7 +354,8 @@ class SequenceBatcher:
                 continue
             self._drop(sequence, request)
             self._statistics.record_expired(request)
-            self._complete(request, None, self._expiry(request, now))
+            by_policy = waited_too_long(request, self._policy, now)
+            deliver(request, None, refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
             log.info("sequence %s of model '%s' was idle for %g s and has ended", sequence.id, self._name, self._idle_seconds)
@@ -360,12 +363,6 @@ class SequenceBatcher:
         self._run_all(runnable)
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))
         self._look_at_rest()
-
-    def _expiry(self, request: InferRequest, now: float) -> BacklineError:
-        where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in the queue of model '{self._name}'"
-        if waited_too_long(request, self._policy, now):
-            return Unavailable(f"Request timeout expired {where}")
-        return DeadlineExceeded(f"The deadline of the request passed {where}")
 
     # instances, and the end
 
@@ -398,11 +395,9 @@ class SequenceBatcher:
             self._ended = self._loop.create_future()
             await asyncio.wait((self._ended,), timeout=limit)
         self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.stop()
         for sequence in list(self._table.backlogged):
-            error = Unavailable(f"model '{self._name}' is being unloaded", retry_after=1)
-            self._refuse(self._table.clear(sequence), error)
+            self._refuse(self._table.clear(sequence), refusals.unloading(self._name))
         for lane in self._lanes:
             await lane.drain(max(end - self._loop.time(), 0))
         if self._tasks:

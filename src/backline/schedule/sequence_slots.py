@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic_ns
 
-from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.schedule import refusals
+from backline.schedule.alarm import Alarm
 from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance
+
+#: Seconds behind a moment at which it is looked at what is due then: the loop's timers may be so much early.
+_LATER = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class SlotLane:
         self._ready: list[InferRequest | None] = [None] * policy.slots
         self._batch: Batch | None = None
         self._scheduled = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm = Alarm(self._dispatch, loop)
         self._rest: asyncio.Future[None] | None = None
 
     @property
@@ -89,7 +94,7 @@ class SlotLane:
         for slot, request in enumerate(self._ready):
             self._ready[slot] = None
             if request is not None:
-                request.on_complete(request, None, Unavailable(f"model '{self._name}' is being unloaded", retry_after=1))
+                request.on_complete(request, None, refusals.unloading(self._name))
         if self._batch is not None:
             self._rest = self._loop.create_future()
             await self._rest
@@ -102,16 +107,19 @@ class SlotLane:
 
     def _dispatch(self) -> None:
         self._scheduled = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        waiting = [request for request in self._ready if request is not None]
-        if self._batch is not None or not waiting:
+        self._alarm.stop()
+        if self._batch is not None:
             return
         now = monotonic_ns()
+        self._refuse_late(now / 1e9)
+        waiting = [request for request in self._ready if request is not None]
+        if not waiting:
+            self._look_at_rest()
+            return
         until = self._policy.wait_until(len(waiting), min(request.arrived_ns for request in waiting), now)
         if until:
-            self._timer = self._loop.call_later((until - now) / 1e9 + 0.0001, self._dispatch)
+            deadlines = [request.deadline for request in waiting if request.deadline is not None]
+            self._alarm.set(min([until / 1e9, *deadlines]) + _LATER)
             return
         chosen = choose(self._ready)
         requests: list[InferRequest] = []
@@ -125,6 +133,14 @@ class SlotLane:
         self._batch = Batch(requests, len(requests), now, beside_loop=self._instance.beside_loop)
         self._instance.run(self._batch, self._finished)
 
+    def _refuse_late(self, now: float) -> None:
+        while late := [request for request in self._ready if request and request.deadline is not None and request.deadline <= now]:
+            self._ready = [None if request in late else request for request in self._ready]
+            for request in late:  # behind whom others come to its place, perhaps as late
+                self._statistics.record_expired(request)
+                error = refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=False)
+                request.on_complete(request, None, error)
+
     def _finished(self, instance: Instance, batch: Batch) -> None:
         self._batch = None
         if self.pending:
@@ -137,6 +153,9 @@ class SlotLane:
                 request.on_complete(request, outcome, None)
             else:
                 request.on_complete(request, None, outcome)
+        self._look_at_rest()
+
+    def _look_at_rest(self) -> None:
         if self._rest is not None and not self._rest.done() and self._batch is None and not self.pending:
             self._rest.set_result(None)
 

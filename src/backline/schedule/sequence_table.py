@@ -128,6 +128,15 @@ class SequenceTable:
             del self.backlogged[sequence]
         return request
 
+    def put_back(self, sequence: Sequence) -> None:
+        """The request that ran is the next one of its sequence again."""
+        assert sequence.running is not None, "it was taken"
+        sequence.waiting.appendleft(sequence.running)
+        sequence.running = None
+        self.backlogged[sequence] = None
+        self.waiting += 1
+        self.running -= 1
+
     def finish(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
         """The request that ran is done. Returns the sequences of which one may run now."""
         sequence.running = None
