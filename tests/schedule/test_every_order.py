@@ -318,6 +318,7 @@ class RateLimitedMachine(SchedulerMachine):
     """Instances that wait for resources, of which there is enough for one or two of them."""
 
     def make(self, instances: list[HeldInstance]) -> Any:
+        self.world.in_company = True
         self.limits = RateLimits({(EACH_DEVICE, "memory"): 4})
         self.permits = Permits(self.limits)
         return super().make(self.permitted(instances))
@@ -326,7 +327,7 @@ class RateLimitedMachine(SchedulerMachine):
         claims = [Claim({("0", "memory"): self.draw(st.integers(1, 4))}, self.draw(st.integers(1, 2))) for _ in instances]
         return [
             PermittedInstance(instance, permit, self.world.loop)
-            for instance, permit in zip(instances, self.permits.register(claims), strict=True)
+            for instance, permit in zip(instances, self.permits.register(claims, ("m", "1")), strict=True)
         ]
 
     def change(self, settings: Settings, others: list[HeldInstance] | None) -> None:

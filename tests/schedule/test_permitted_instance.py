@@ -26,7 +26,7 @@ def world() -> Iterator[World]:
 def model(world: World, permits: Permits, count: int = 1) -> tuple[Scheduler, HeldInstance]:
     """A model whose instance takes `count` of the memory, one request at a time."""
     instance = world.instance()
-    (permit,) = permits.register([Claim({MEMORY: count})])
+    (permit,) = permits.register([Claim({MEMORY: count})], ("m", "1"))
     permitted = PermittedInstance(instance, permit, world.loop)
     return Scheduler("m", SchedulerSettings(), [permitted], world.statistics, loop=world.loop), instance
 

@@ -65,8 +65,9 @@ class SteppedLoop(asyncio.SelectorEventLoop):
 
     def inside(self, action: Callable[[], T]) -> T:
         """Does something as if the loop had called it, between two turns."""
+        before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         try:
             return action()
         finally:
-            asyncio._set_running_loop(None)
+            asyncio._set_running_loop(before)

@@ -135,6 +135,8 @@ class World:
         #: Those for whom the run of another one is theirs, too.
         self.began_for: Callable[[Asked], list[Asked]] = lambda asked: []
         self.running: list[Batch] = []
+        #: Whether one that was cancelled at the last moment may run with others.
+        self.in_company = False
         #: Those of the batch that begins to run.
         self.starting: list[InferRequest] = []
         self.begun: list[InferRequest] = []
@@ -221,7 +223,8 @@ class World:
         self.claim(batch.items <= self.most or len(batch.requests) == 1, "a batch is not above the maximum")
         self.claim(len({request.batch_key for request in asked}) == 1, "the requests of a batch have one key")
         for request in asked:
-            self.claim(not request.cancelled, "what was cancelled is not run")
+            alone = not self.in_company or all(other.cancelled for other in batch.requests)
+            self.claim(not request.cancelled or not alone, "what was cancelled is not run")
             self.claim(request.deadline is None or request.deadline > now, "what has expired is not run")
             self.claim(request not in self.begun, "nothing is run twice")
             one = self.asked_of(request)

@@ -49,12 +49,16 @@ class PermittedInstance:
         if not self._busy:
             self._close()
 
-    def start(self, batch: Batch, finished: Finished) -> None:
+    def when_ready(self, begin: Callable[[], None]) -> None:
         """Its turn has come. A run on the event loop lets the sockets have their turn first."""
         if self._instance.beside_loop:
-            self._instance.run(batch, finished)
+            begin()
         else:
-            self._loop.call_soon(self._instance.run, batch, finished)
+            self._loop.call_soon(begin)
+
+    def start(self, batch: Batch, finished: Finished) -> None:
+        """Runs a batch, as its turn has come."""
+        self._instance.run(batch, finished)
 
     def free(self, *, ran: bool) -> None:
         """It does not run any more."""
@@ -115,11 +119,17 @@ class _Waiting:
 
     def granted(self) -> None:
         self._granted = True
-        batch = self._batch
-        batch.on_abandon = None
         if self._timer is not None:
             self._timer.cancel()
-        self._form_again()
+        self._instance.when_ready(self._begin)
+
+    def _begin(self) -> None:
+        batch = self._batch
+        if not batch.abandoned:
+            self._form_again()
+        if batch.abandoned:  # since its turn came, or by who was refused
+            return
+        batch.on_abandon = None
         if not batch.requests:
             self._end(ran=False)
             return
