@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from backline.engine.deadline import unwatch, watch
+from backline.engine.engine import RequestQueue
 from backline.engine.messages import InferRequest
-
-
-class InnerQueue(Protocol):
-    """The queue behind it."""
-
-    def submit(self, request: InferRequest) -> None: ...
-    @property
-    def pending(self) -> int: ...
 
 
 class DeadlineQueue:
@@ -22,7 +13,7 @@ class DeadlineQueue:
     Lives on the event loop.
     """
 
-    def __init__(self, queue: InnerQueue, seconds: float) -> None:
+    def __init__(self, queue: RequestQueue, seconds: float) -> None:
         self._queue = queue
         self._seconds = seconds
 
@@ -40,6 +31,6 @@ class DeadlineQueue:
             raise
 
 
-def with_deadline(queue: InnerQueue, seconds: float | None) -> InnerQueue:
+def with_deadline(queue: RequestQueue, seconds: float | None) -> RequestQueue:
     """The queue itself where the model gives no deadline."""
     return queue if seconds is None else DeadlineQueue(queue, seconds)

@@ -6,7 +6,7 @@ from backline.engine.errors import Unavailable
 
 
 class QueueTotal:
-    """Counts what waits; whoever queues a request calls `enter`, and `leave` when it runs or is done. `limit` None counts nothing."""
+    """How many wait: whoever queues a request adds it, and takes it off when it runs or is done. `limit` None limits nothing."""
 
     __slots__ = ("limit", "waiting")
 
