@@ -13,6 +13,13 @@ MODELS: dict[str, Served] = {
     "cached": worker(f"dynamic_batching {{ }}\n{_CACHE}"),
     "cached_alone": worker(_CACHE),
     "by_cached": ensemble([tensor("IN")], [tensor("OUT")], step("cached", {"IN": "IN"}, {"OUT": "OUT"})),
+    "cached_chain": ensemble(
+        [tensor("IN")],
+        [tensor("OUT")],
+        step("first", {"IN": "IN"}, {"OUT": "middle"}),
+        step("cached", {"IN": "middle"}, {"OUT": "OUT"}),
+        more=_CACHE,
+    ),
 }
 
 
@@ -146,3 +153,10 @@ def a_batch_through_an_ensemble_is_a_hit(session: Session) -> None:
     value = session.fresh
     session.infer("by_cached", rows(value, value + 1))
     session.infer("cached", rows(value, value + 1), outputs=("OUT",))
+
+
+@scenario("http", "grpc", watch=("first", "cached"))
+def an_ensemble_is_a_hit_itself(session: Session) -> None:
+    value = session.fresh
+    for number in (value, value, value + 1):
+        session.infer("cached_chain", number)

@@ -126,6 +126,8 @@ _ENSEMBLES = (
     "the_sequence_is_the_steps_too",
     "an_id_is_given_back",
     "a_step_of_an_ensemble_is_a_hit",
+    "an_ensemble_is_a_hit_itself",
+    "the_times_of_an_ensemble_are_those_of_its_steps",
     "a_decoupled_step_of_an_ensemble",
     "an_error_in_a_decoupled_step_of_an_ensemble",
     "a_deadline_that_does_not_pass",

@@ -18,10 +18,9 @@ def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
     return f'step {{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
 
 
-def ensemble(inputs: list[str], outputs: list[str], *steps: str, max_batch_size: int = 8) -> Served:
-    return Served(
-        f'platform: "ensemble"\nmax_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}ensemble_scheduling {{ {" ".join(steps)} }}\n'
-    )
+def ensemble(inputs: list[str], outputs: list[str], *steps: str, max_batch_size: int = 8, more: str = "") -> Served:
+    shape = f'platform: "ensemble"\nmax_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}'
+    return Served(f"{shape}ensemble_scheduling {{ {' '.join(steps)} }}\n{more}")
 
 
 _IN, _OUT = tensor("IN"), tensor("OUT")

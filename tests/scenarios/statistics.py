@@ -55,6 +55,22 @@ def the_responses_of_a_decoupled_model(session: Session) -> Seen:
 
 
 @scenario("http", "grpc")
+def the_times_of_an_ensemble_are_those_of_its_steps(session: Session) -> Seen:
+    def spent(model: str) -> dict[str, int]:
+        (told,) = statistics(session, model)["model_stats"]
+        return {name: int(duration.get("ns", 0)) for name, duration in told["inference_stats"].items()}
+
+    models = ("fork", "first", "second", "adding")
+    before = [spent(model) for model in models]
+    session.infer("fork", 1)
+    session.pause()
+    whole, *steps = ({name: ns - earlier[name] for name, ns in spent(model).items()} for model, earlier in zip(models, before, strict=True))
+    return {
+        name: whole[name] == sum(step[name] for step in steps) for name in ("compute_input", "compute_infer", "compute_output", "queue")
+    }
+
+
+@scenario("http", "grpc")
 def one_version_of_a_model(session: Session) -> Seen:
     return [told["name"] + " " + told["version"] for told in statistics(session, "joined", "1")["model_stats"]]
 
