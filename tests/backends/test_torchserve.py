@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 import urllib.request
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import backline
@@ -24,6 +26,7 @@ from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loader import load
 from backline.repository.unpack import Limits
 from backline.repository.unpacked import hold, unpacked
+from docs.pages import blocks
 from support.repositories import put
 from support.server import ServerProcess, serve
 
@@ -119,6 +122,19 @@ def handle(data, context):
         return None
     return [row.get("x", row.get("data")) if isinstance(row, dict) else row for row in data]
 """
+PACED = """
+import time
+
+def handle(data, context):
+    if data is None:
+        return
+    if data[0]["body"] == b"sleep":
+        time.sleep(1000)
+    return [str(len(data))] * len(data)
+"""
+#: Nobody would wait for so long: a batch runs when it is full.
+JOINED = "batchSize: 4\nmaxBatchDelay: 100000\n"
+LATE = "minWorkers: 2\nmaxWorkers: 4\nresponseTimeout: 1\n"
 LABELS = {str(number): [f"n{number}", f"class {number}"] for number in range(10)}
 
 
@@ -156,7 +172,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
 
     made, models = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("models")
     function, base, net = put(made / "function.py", FUNCTION), put(made / "base.py", BASE), put(made / "net.py", NET)
-    for name, format in (("function", "default"), ("function_tgz", "tgz"), ("function_folder", "no-archive")):
+    for name, format in (("function", "default"), ("cats", "default"), ("function_tgz", "tgz"), ("function_folder", "no-archive")):
         place(archive(made, name, str(function), format=format), models, name)
     settings = put(made / "model-config.yaml", SETTINGS)
     extra = put(made / "extra.txt", "!\n")
@@ -216,6 +232,18 @@ def test_a_body_that_is_not_of_its_content_type_is_refused(archives: ServerProce
     assert caught.value.http_status == 400
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_requests_of_the_page_are_answered(archives: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8 no text")
+    (shown,) = (block.text for block in blocks("docs/torchserve.md") if block.language == "console")
+    commands = [line.removeprefix("$ ").replace("localhost:8000", f"localhost:{archives.http_port}") for line in shown.splitlines()]
+
+    _, generated = (subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True).stdout for line in commands)
+
+    assert b'"type": "bytes"' in (tmp_path / "answer.bin").read_bytes()
+    assert json.loads(json.loads(generated)["output"])["type"] == "dict"
+
+
 def test_generate_asks_a_handler(archives: ServerProcess) -> None:
     body = json.dumps({"data": "x", "content-type": "text/plain"}).encode()
     with urllib.request.urlopen(f"{archives.url}/v2/models/function/generate", body) as answer:
@@ -233,6 +261,23 @@ def test_rows_of_a_request_are_a_batch_with_response_headers(archives: ServerPro
     answers = [json.loads(one) for one in result["output"].reshape(-1)]
     assert [(answer["text"], answer["batch"]) for answer in answers] == [("Hello a!", 2), ("Hello bcd!", 2)]
     assert result.parameters == {"x-length": "1"}
+
+
+def test_batch_delay_workers_and_timeout_are_those_of_the_archive(tmp_path: Path) -> None:
+    made, models = tmp_path / "made", tmp_path / "models"
+    handler = str(put(made / "paced.py", PACED))
+    for name, settings in (("joined", JOINED), ("late", LATE)):
+        place(archive(made, name, handler, config_file=put(made / "model-config.yaml", settings)), models, name)
+
+    async def together() -> list[Any]:
+        async with backline.connect_async(server.url, timeout=15) as client:
+            return await asyncio.gather(*(client["joined"](np.array([[b"x"]], object)) for _ in range(4)))
+
+    with serve(models, tmp_path / "log", environment={"XDG_CACHE_HOME": str(made / "cache")}) as server:
+        assert len(psutil.Process(server.process.pid).children()) == 3  # of joined 1, of late 2
+        assert [result["output"].item() for result in asyncio.run(together())] == [b"4"] * 4
+        with pytest.raises(BacklineError, match="did not finish within 1 s"):
+            ask(server, "late", "sleep")
 
 
 def test_requests_at_the_same_time_are_a_batch(archives: ServerProcess) -> None:
