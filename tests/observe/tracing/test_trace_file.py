@@ -19,6 +19,7 @@ from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.tensors import MAX_ELEMENTS, tensor_document
 from backline.observe.tracing.trace import Exchange
 from backline.observe.tracing.trace_file import TraceFile
+from backline.workers.batch import Batch
 
 
 def _trace(file: TraceFile, setting: TraceSetting, id: str = "") -> None:
@@ -130,6 +131,25 @@ def test_an_exchange_ends_with_the_last_request_for_it(tmp_path: Path) -> None:
 
     assert asyncio.run(run()) == 0
     assert _ids(tmp_path / "trace.json.0") == ["outer", "inner"]
+
+
+def test_the_run_of_a_request_that_was_made_for_it_is_not_its_own(tmp_path: Path) -> None:
+    """A step that begins when tracing has just been switched off has the trace of its ensemble."""
+
+    async def run() -> list[int]:
+        exchange = Exchange(TraceFile(tmp_path / "trace.json"), Engine(), _on(), "HTTP", "model", 1)
+        request = InferRequest("model", {}, lambda *_: None)
+        step = InferRequest("step", {}, lambda *_: None)
+        trace = request.trace = step.trace = exchange.follow(request)
+        found = []
+        for one in (step, request):
+            batch = Batch([one], 1, 1)
+            batch.executed = True
+            trace.ran(batch)
+            found.append(len(trace.runs))
+        return found
+
+    assert asyncio.run(run()) == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,14 @@ class RequestTrace(Generic[Kept]):
 
     def ran(self, run: RunMoments) -> None:
         for part in run.parts or (run,):
-            if not part.executed or self.ended_ns or all(request.trace is not self for request in part.requests):
+            if not part.executed or self.ended_ns or not any(map(self._is_of, part.requests)):
                 continue
             ran, ended = part.ran_ns or part.ended_ns, part.ended_ns
             self.runs.append(Run(part.started_ns, part.gathered_ns or part.started_ns, ran, ended, part.items))
+
+    def _is_of(self, request: InferRequest) -> bool:
+        """Whether a request that runs is this one; those that were made for it when nothing was followed any more have its trace, too."""
+        return request.trace is self and request.model_name == self.model_name
 
     def refused(self, error: BacklineError) -> None:
         self.queued = False
