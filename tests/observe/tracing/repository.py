@@ -45,6 +45,8 @@ def add_models(folder: Path) -> Path:
         version.mkdir(parents=True)
         shutil.copy(_MODELS / "add.py", version / "model.py")
         (folder / name / "config.pbtxt").write_text(f"{_PYTHON}{settings}\n")
+    (folder / "cached_steps" / "1").mkdir(parents=True)
+    (folder / "cached_steps" / "config.pbtxt").write_text(f"{_ENSEMBLE}{ADDING['cached']}\n")
     (folder / "waiting" / "config.pbtxt").write_text("dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n")
     batching = "dynamic_batching { preferred_batch_size: [ 2 ] max_queue_delay_microseconds: 20000000 }"
     (folder / "batched" / "config.pbtxt").write_text(f"max_batch_size: 2 {batching}\n")

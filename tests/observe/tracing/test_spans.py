@@ -308,6 +308,15 @@ def test_an_answer_from_the_cache_has_no_run(traced: Traced) -> None:
     assert traced.root("cached").below("cached").attributes["backline.cache_hit"] is True
 
 
+def test_an_ensemble_that_is_answered_from_the_cache_has_no_steps(traced: Traced) -> None:
+    for id in ("steps run", "steps cached"):
+        traced.infer("cached_steps", id)
+
+    first, second = (traced.root(id).below("cached_steps") for id in ("steps run", "steps cached"))
+    assert (first.tree(), first.attributes.get("backline.cache_hit")) == ({"cached_steps": [ADD, ADD]}, None)
+    assert (second.children, second.attributes["backline.cache_hit"]) == ([], True)
+
+
 def test_a_request_of_a_sequence_has_its_run(traced: Traced) -> None:
     traced.infer("sequential", "in a sequence", sequence_id=7, sequence_start=True, sequence_end=True)
 

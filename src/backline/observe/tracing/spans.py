@@ -150,9 +150,9 @@ class SpanWriter:
         """How long it waited; an ensemble and what was refused at once did not, and what was answered from the cache says so."""
         if request.runs:
             self._add(request.kept, "queue", request.began_ns, request.runs[0].started_ns)
-        elif request.queued and request.error is None:
+        elif request.error is None and not request.asked_others:
             request.kept.span.set_attribute("backline.cache_hit", True)
-        elif request.queued:
+        elif request.queued and request.error is not None:
             self._add(request.kept, "queue", request.began_ns, request.ended_ns)
 
     def _add_run(self, kept: KeptSpan, run: Run) -> None:

@@ -175,6 +175,8 @@ class RequestTrace(Generic[Kept]):
         self.model_version, composed = _resolve(exchange.engine, request)
         #: Whether it waits for a run of its own: not that of an ensemble, and none that is refused.
         self.queued = not composed
+        #: Whether another request was made for it.
+        self.asked_others = False
         self._complete = request.on_complete
         self._on_response = request.on_response
         exchange.opened()
@@ -188,6 +190,7 @@ class RequestTrace(Generic[Kept]):
         return self.exchange.writer.context(self.kept)
 
     def follow(self, request: InferRequest) -> RequestTrace[Kept]:
+        self.asked_others = True
         return RequestTrace(self.exchange, request, self)
 
     def beside(self, others: Sequence[Trace]) -> Trace:
