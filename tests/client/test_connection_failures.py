@@ -146,6 +146,23 @@ def test_grpc_after_a_fork_is_refused_and_does_not_hang(server: ServerProcess) -
     assert "grpcio was used before a fork" in done.stdout
 
 
+def test_a_program_ends_with_no_loop_running_and_later_calls_say_so(server: ServerProcess) -> None:
+    """A loop that runs while the interpreter is taken down crashes the program now and then, after all its work is done."""
+    program = (
+        "import atexit, backline, sys, threading\n"
+        "@atexit.register\n"
+        "def last():\n"
+        "    print('running' if any(thread.name == 'backline-client' for thread in threading.enumerate()) else 'ended')\n"
+        "    try: client.live()\n"
+        "    except Exception as error: print(error)\n"
+        "client = backline.connect(sys.argv[1]); client.live()\n"
+    )
+    for url in (server.url, server.grpc_url):
+        done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=True)
+        assert done.stdout.splitlines() == ["ended", "the program ends: a synchronous client cannot be called any more"]
+        assert done.stderr == ""
+
+
 def test_grpc_without_grpcio_says_what_to_install() -> None:
     program = "import sys; sys.modules['grpc'] = None\nimport backline\nbackline.connect('grpc://127.0.0.1:1').live()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import Coroutine
@@ -14,6 +15,9 @@ from backline.engine.errors import Unavailable
 
 T = TypeVar("T")
 
+#: Seconds that the end of the program waits for what runs on the loop at that moment, such as a model of an embedded repository.
+_ENDS_WITHIN = 1.0
+
 
 class BackgroundLoop:
     """Runs coroutines for other threads."""
@@ -23,6 +27,13 @@ class BackgroundLoop:
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="backline-client", daemon=True)
         self._thread.start()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        """At the end of the program, which would take the interpreter away from under a loop that runs."""
+        if self._pid == os.getpid():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_ENDS_WITHIN)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the loop and waits for it; an interrupt of the waiting thread cancels it."""
@@ -36,6 +47,9 @@ class BackgroundLoop:
             raise Unavailable(
                 "a synchronous client was called on the client's own event loop, where it would wait forever. Use connect_async"
             )
+        if not self._thread.is_alive():
+            coroutine.close()
+            raise Unavailable("the program ends: a synchronous client cannot be called any more")
         future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
