@@ -17,7 +17,7 @@ from backline.engine.sequence_batching import SequenceBatching
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache_key import RequestKeys
 from backline.schedule.cache_local import LocalCache
-from backline.schedule.cache_queue import CachedQueue
+from backline.schedule.cache_queue import CachedInstances
 from backline.schedule.objective_scheduler import ObjectiveScheduler
 from backline.schedule.permits import Permits
 from backline.schedule.permitted_instance import PermittedInstance
@@ -249,7 +249,9 @@ class ObjectiveMachine(SchedulerMachine):
         )
 
     def rank(self, asked: Asked) -> tuple[float, float]:
-        """Within a level who must be answered first."""
+        """Within a level who must be answered first; who cannot be any more is given up for it, and told next."""
+        if asked.request in self.scheduler._queue.expired:
+            return inf, inf
         return self.settings.queue.level_of(asked.request), self.scheduler._queue.due(asked.request)
 
     def check_nobody_is_overdue(self) -> None:
@@ -284,7 +286,7 @@ class CachedMachine(SchedulerMachine):
         world.began_for = lambda one: [other for other in world.open if other.values == one.values and other is not one]
         keys = RequestKeys("m", "1", "")
         cache = LocalCache(self.draw(st.sampled_from([0, 1500, 1 << 20])))
-        self.cached = CachedQueue(
+        self.cached = CachedInstances(
             self.scheduler, cache, keys, self.settings.queue, world.statistics, name="m", version="1", loop=world.loop
         )
         return self.cached

@@ -128,7 +128,7 @@ def test_its_steps_are_counted_and_shown(server: ServerProcess, client: Client) 
     assert {called: count - before.get(called, 0) for called, count in after.items()} == {"detect": 3, "recognise": 3}
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
         metrics = answer.read().decode()
-    labels = 'called="detect",model="hear",outcome="success",version="1"'
+    labels = 'model="hear",version="1",called="detect",outcome="success"'
     assert re.search(rf"^backline_model_calls_total{{{labels}}} {after['detect']}$", metrics, re.MULTILINE)
     assert re.search(rf"^backline_model_call_seconds_total{{{labels}}} 0*\.?\d", metrics, re.MULTILINE)
     show = [sys.executable, "-m", "backline", "models", "show", "hear", "--url", server.url]

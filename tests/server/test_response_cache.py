@@ -294,7 +294,7 @@ def test_a_redis_keeps_answers_beyond_a_restart_and_may_go_away(redis: RedisServ
         redis.stop()
         assert [ask(server.url, 1), ask(server.url, 1)] == [2, 2]
         assert counts(server)[2] == 2
-        assert f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it" in server.output
+        server.wait_for(f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it")
 
 
 def test_servers_share_answers_of_the_same_content_only(redis: RedisServer, tmp_path: Path) -> None:

@@ -55,10 +55,14 @@ class ServerProcess:
 
     def wait_started(self, timeout: float = 60.0) -> None:
         """Waits until the start is over and reported, whatever has become of the models."""
+        self.wait_for("Ctrl-C stops", timeout)
+
+    def wait_for(self, text: str, timeout: float = 10.0) -> None:
+        """Waits until the server has printed this; its log is written a moment after the answer."""
         end = time.monotonic() + timeout
-        while "Ctrl-C stops" not in self.output:
+        while text not in self.output:
             if self.process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"the server has not started:\n{self.output}")
+                raise RuntimeError(f"the server has not printed {text!r}:\n{self.output}")
             time.sleep(0.02)
 
     def stop(self, timeout: float = 40.0) -> int:
