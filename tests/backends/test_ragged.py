@@ -14,8 +14,8 @@ from backline.engine.datatypes import DataType
 from backline.engine.joining import BatchInput, Joining, Padding
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
-from backline.lifecycle.joined import JoinedModel
-from backline.lifecycle.loader import Loaded, load
+from backline.lifecycle.loading.joined import JoinedModel
+from backline.lifecycle.loading.loader import Loaded, load
 from support import models
 
 FP32 = DataType.FP32

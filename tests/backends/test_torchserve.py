@@ -23,7 +23,7 @@ import pytest
 import backline
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.loader import load
+from backline.lifecycle.loading.loader import load
 from backline.repository.unpack import Limits
 from backline.repository.unpacked import hold, unpacked
 from docs.pages import blocks

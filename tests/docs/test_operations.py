@@ -12,7 +12,7 @@ import click
 import pytest
 
 from backline.cli import serve
-from backline.lifecycle.queueing import DEFAULT_QUEUE_SIZE
+from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
 from docs.pages import code, read, table

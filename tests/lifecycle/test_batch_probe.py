@@ -14,7 +14,7 @@ from onnx import TensorProto
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
-from backline.lifecycle.batch_probe import BatchProbe, probe_batching
+from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
 from support.networks import FLOAT, INT64, STRING, build, floats, ints, node
 
 X, Y = "X", "Y"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.lifecycle.content import Content
+from backline.lifecycle.loading.content import Content
 
 
 def put(root: Path, **files: str) -> Path:

@@ -17,7 +17,7 @@ from backline.engine.engine import ModelState
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.tensor import Tensor
-from backline.schedule.cache_config import LocalOptions
+from backline.schedule.cache.config import LocalOptions
 from backline.server import Embedded
 from support.reading import floats, start
 from support.reading import put as put_model

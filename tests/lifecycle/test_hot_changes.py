@@ -150,8 +150,8 @@ def test_what_was_measured_is_not_measured_again(home: Homes, repository: Path, 
             def measured_again(*_: object) -> None:
                 raise AssertionError("measured again")
 
-            monkeypatch.setattr("backline.lifecycle.loader.probe_batching", measured_again)
-            monkeypatch.setattr("backline.lifecycle.loader.measure", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loading.loader.probe_batching", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loading.loader.measure", measured_again)
             await server.lifecycle.unload("add1", who="Ada")
             await server.lifecycle.load("add1", who="Ada")
             assert server.engine.find("add1").placement == before
@@ -253,7 +253,7 @@ def test_requests_in_flight_keep_their_version(home: Homes, repository: Path, mo
 
 
 def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backline.lifecycle import version_load
+    from backline.lifecycle.loading import version_load
 
     load, attempts = version_load.load, []
 
@@ -276,7 +276,7 @@ def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, reposi
 
 
 def test_loads_run_in_parallel_up_to_the_limit(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backline.lifecycle import version_load
+    from backline.lifecycle.loading import version_load
 
     load, lock = version_load.load, threading.Lock()
     running, most = 0, 0
@@ -356,7 +356,7 @@ def test_namespaces_must_differ(home: Homes, tmp_path: Path) -> None:
 
 
 def test_a_load_whose_version_goes_away_is_given_up(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backline.lifecycle import version_load
+    from backline.lifecycle.loading import version_load
 
     load, begun, go_on = version_load.load, threading.Event(), threading.Event()
 

@@ -15,9 +15,9 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, TensorSpec
 from backline.engine.tensor import Tensor
-from backline.lifecycle.joined import JoinedModel
-from backline.lifecycle.loader import Loaded, load
-from backline.lifecycle.queueing import settings_of
+from backline.lifecycle.loading.joined import JoinedModel
+from backline.lifecycle.loading.loader import Loaded, load
+from backline.lifecycle.loading.queueing import settings_of
 from support import models
 
 FLOAT = TensorProto.FLOAT

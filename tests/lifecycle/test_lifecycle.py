@@ -231,7 +231,7 @@ def test_stopping_while_models_load_does_not_wait_for_them(tmp_path: Path, monke
         go_on.wait(10)
         ended.set()
 
-    monkeypatch.setattr("backline.lifecycle.version_load.load", load)
+    monkeypatch.setattr("backline.lifecycle.loading.version_load.load", load)
 
     async def scenario() -> None:
         lifecycle = Home(tmp_path).lifecycle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.loading.memory import LoadMeter
 from backline.process_memory import resident_bytes, trim
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import pytest
 
 from backline.engine.errors import Unavailable
 from backline.lifecycle.budget import Tenant
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.loading.memory import LoadMeter
 from backline.lifecycle.residency import Residency
 
 MIB = 1 << 20

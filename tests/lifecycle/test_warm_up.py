@@ -19,8 +19,8 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.signature import RequestCheck, Signature
 from backline.engine.tensor import Tensor, encode_tensor
-from backline.lifecycle.warm_up import warm_up
-from backline.lifecycle.warm_up_samples import TENSORFLOW_FILE, Sample, warm_up_samples
+from backline.lifecycle.loading.warm_up import warm_up
+from backline.lifecycle.loading.warm_up_samples import TENSORFLOW_FILE, Sample, warm_up_samples
 from backline.observe.prediction_log import encode_record
 from support import models
 

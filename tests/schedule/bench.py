@@ -16,7 +16,7 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
 from backline.schedule.total import QueueTotal

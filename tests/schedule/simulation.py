@@ -9,9 +9,9 @@ from heapq import heappop, heappush
 
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
-from backline.schedule.objective import Outlook
-from backline.schedule.objective_queue import ObjectiveQueue
-from backline.schedule.queue import QueueSettings
+from backline.schedule.objective.policy import Outlook
+from backline.schedule.objective.queue import ObjectiveQueue
+from backline.schedule.queues.queue import QueueSettings
 from schedule.requests import request
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
-from backline.schedule.plain_queue import PlainQueue
-from backline.schedule.priority_queue import make_queue
-from backline.schedule.queue import Queue, QueueSettings
+from backline.schedule.queues.plain import PlainQueue
+from backline.schedule.queues.priority import make_queue
+from backline.schedule.queues.queue import Queue, QueueSettings
 from schedule.requests import request
 
 SECOND = 1_000_000_000

@@ -17,11 +17,11 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
 from backline.lifecycle.budget import parse_bytes
-from backline.schedule.cache_codec import DamagedEntry, decode_outputs, encode_outputs
-from backline.schedule.cache_config import LocalOptions, parse_cache_config
-from backline.schedule.cache_key import RequestKeys
-from backline.schedule.cache_local import LocalCache
-from backline.schedule.cache_redis import RedisOptions
+from backline.schedule.cache.codec import DamagedEntry, decode_outputs, encode_outputs
+from backline.schedule.cache.config import LocalOptions, parse_cache_config
+from backline.schedule.cache.key import RequestKeys
+from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.redis import RedisOptions
 
 
 def tensor(name: str, data: np.ndarray, datatype: DataType = DataType.FP32) -> Tensor:

@@ -15,10 +15,10 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache_key import RequestKeys
-from backline.schedule.cache_local import LocalCache
-from backline.schedule.cache_queue import LARGE, CachedInstances
-from backline.schedule.queue import QueueSettings
+from backline.schedule.cache.key import RequestKeys
+from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.queue import LARGE, CachedInstances
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.execution import Execution
 from backline.workers.instance import ThreadInstance

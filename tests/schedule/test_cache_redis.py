@@ -14,7 +14,7 @@ import pytest
 
 from backline.engine.datatypes import DataType
 from backline.engine.tensor import Tensor
-from backline.schedule.cache_redis import RedisCache, RedisOptions
+from backline.schedule.cache.redis import RedisCache, RedisOptions
 from schedule.redis_server import RedisServer
 
 pytest.importorskip("redis", reason="redis is not installed")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.ensemble import Ensemble, EnsembleStep
-from backline.schedule.ensemble_graph import plan_ensemble
+from backline.schedule.ensembles.graph import plan_ensemble
 
 # a -> first -> m -> left -> b
 #               m -> right -> c;  b, c -> join -> d

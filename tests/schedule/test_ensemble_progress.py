@@ -11,8 +11,8 @@ from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
-from backline.schedule.ensemble_graph import origins, plan_ensemble
-from backline.schedule.ensemble_progress import EnsembleProgress, Round
+from backline.schedule.ensembles.graph import origins, plan_ensemble
+from backline.schedule.ensembles.progress import EnsembleProgress, Round
 
 
 def number(value: int) -> Tensor:

@@ -15,20 +15,20 @@ from backline.engine.messages import SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.cache_key import RequestKeys
-from backline.schedule.cache_local import LocalCache
-from backline.schedule.cache_queue import CachedInstances
-from backline.schedule.objective_scheduler import ObjectiveScheduler
-from backline.schedule.permits import Permits
-from backline.schedule.permitted_instance import PermittedInstance
-from backline.schedule.queue import QueueSettings
-from backline.schedule.rate_limits import EACH_DEVICE, Claim, RateLimits
+from backline.schedule.cache.key import RequestKeys
+from backline.schedule.cache.local import LocalCache
+from backline.schedule.cache.queue import CachedInstances
+from backline.schedule.objective.scheduler import ObjectiveScheduler
+from backline.schedule.queues.queue import QueueSettings
+from backline.schedule.rate_limit.limits import EACH_DEVICE, Claim, RateLimits
+from backline.schedule.rate_limit.permits import Permits
+from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
-from backline.schedule.sequence_slots import SlotLane, SlotPolicy
-from backline.schedule.sequence_tensors import SequenceTensors
+from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
+from backline.schedule.sequences.direct import SlotLane, SlotPolicy
+from backline.schedule.sequences.state_store import MemoryStateStore
+from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
-from backline.schedule.state_store import MemoryStateStore
 from schedule.world import SLACK, Asked, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
-from backline.schedule.latency_model import LatencyModel, Line, Quantile
-from backline.schedule.objective import Outlook, finish
-from backline.schedule.objective_queue import ObjectiveQueue
-from backline.schedule.queue import QueueSettings
+from backline.schedule.objective.latency_model import LatencyModel, Line, Quantile
+from backline.schedule.objective.policy import Outlook, finish
+from backline.schedule.objective.queue import ObjectiveQueue
+from backline.schedule.queues.queue import QueueSettings
 from schedule.requests import request
 from schedule.simulation import Machine, simulate
 

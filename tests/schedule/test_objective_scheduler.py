@@ -11,8 +11,8 @@ import pytest
 from backline.engine.errors import DeadlineExceeded, Unavailable
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.objective_scheduler import ObjectiveScheduler
-from backline.schedule.queue import QueueSettings
+from backline.schedule.objective.scheduler import ObjectiveScheduler
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
 from schedule.bench import Bench, values
 

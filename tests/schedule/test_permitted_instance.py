@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from backline.schedule.permits import Permits
-from backline.schedule.permitted_instance import PermittedInstance
-from backline.schedule.rate_limits import Claim, RateLimits
+from backline.schedule.rate_limit.limits import Claim, RateLimits
+from backline.schedule.rate_limit.permits import Permits
+from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 from backline.schedule.scheduler import Scheduler
 from backline.schedule.scheduler import Settings as SchedulerSettings
 from schedule.world import Asked, HeldInstance, World

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy, form_batch
-from backline.schedule.plain_queue import PlainQueue
-from backline.schedule.priority_queue import PriorityQueue, make_queue
-from backline.schedule.queue import Queue, QueueSettings
+from backline.schedule.queues.plain import PlainQueue
+from backline.schedule.queues.priority import PriorityQueue, make_queue
+from backline.schedule.queues.queue import Queue, QueueSettings
 from schedule.requests import request
 
 LEVELS = QueueSettings(levels=3, default_level=2)

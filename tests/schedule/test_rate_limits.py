@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Resource
-from backline.schedule.rate_limits import EACH_DEVICE, EVERYWHERE, Claim, Owner, RateLimits, Turn, claim_of, parse_resources
+from backline.schedule.rate_limit.limits import EACH_DEVICE, EVERYWHERE, Claim, Owner, RateLimits, Turn, claim_of, parse_resources
 
 KEYS = [("0", "a"), ("0", "b"), (EVERYWHERE, "c")]
 claims = st.builds(Claim, st.dictionaries(st.sampled_from(KEYS), st.integers(1, 4), max_size=3).map(MappingProxyType), st.integers(1, 3))

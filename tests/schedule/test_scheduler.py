@@ -10,7 +10,7 @@ import pytest
 from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
 from backline.workers.execution import Execution
 from backline.workers.instance import ThreadInstance

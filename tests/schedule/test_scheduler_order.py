@@ -12,7 +12,7 @@ from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailabl
 from backline.engine.messages import InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
 from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch

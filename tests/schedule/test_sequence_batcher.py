@@ -13,10 +13,10 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.sequence_batcher import Lane, SequenceBatcher, slot_of
-from backline.schedule.sequence_slots import SlotLane, SlotPolicy
-from backline.schedule.sequence_tensors import SequenceTensors
-from backline.schedule.state_store import MemoryStateStore
+from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
+from backline.schedule.sequences.direct import SlotLane, SlotPolicy
+from backline.schedule.sequences.state_store import MemoryStateStore
+from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
 from schedule.world import AGAIN, Asked, HeldInstance, World
 

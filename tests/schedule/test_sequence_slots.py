@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest
-from backline.schedule.sequence_slots import SlotPolicy, choose
+from backline.schedule.sequences.direct import SlotPolicy, choose
 from schedule.requests import request
 
 places = st.lists(st.none() | st.builds(request, st.just(1), st.sampled_from(["a", "b"]), arrived=st.floats(0, 10)), max_size=8)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest, SequenceStep
-from backline.schedule.sequence_table import Sequence, SequenceTable
+from backline.schedule.sequences.table import Sequence, SequenceTable
 
 IDLE = 1000
 

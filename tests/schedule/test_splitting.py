@@ -18,7 +18,7 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
-from backline.schedule.queue import QueueSettings
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.splitting import SplittingQueue, put_together, split
 from backline.workers.batch import Batch
 from schedule.bench import Bench, values

@@ -13,7 +13,7 @@ from backline.backends.identity import Identity
 from backline.engine.datatypes import DataType
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
-from backline.lifecycle.run_time import measure
+from backline.lifecycle.loading.run_time import measure
 from backline.workers import core_budget
 from backline.workers.batch import Batch
 from backline.workers.core_budget import BudgetedExecution, CoreBudget

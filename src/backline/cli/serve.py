@@ -25,7 +25,7 @@ from backline.cli.option import option as _option
 from backline.cli.serve_report import LoadReport, print_report
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.budget import parse_bytes
-from backline.lifecycle.load_threads import loads_running
+from backline.lifecycle.loading.load_threads import loads_running
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.observe.log.settings import LogSettings
 from backline.observe.tracing.config import TraceConfig, parse_trace_config
@@ -35,7 +35,7 @@ from backline.wire.tls import TlsFileError, TlsFiles
 
 if TYPE_CHECKING:
     from backline.observe.log.server_log import ServerLog
-    from backline.schedule.cache_config import CacheOptions
+    from backline.schedule.cache.config import CacheOptions
 
 DEFAULTS = Limits()
 LIFECYCLE = LifecycleOptions()
@@ -350,7 +350,7 @@ def _check_ports(ports: dict[str, int]) -> None:
 def _response_cache(texts: Sequence[str]) -> CacheOptions | None:
     if not texts:
         return None
-    from backline.schedule.cache_config import parse_cache_config
+    from backline.schedule.cache.config import parse_cache_config
 
     try:
         return parse_cache_config(texts, parse_bytes)
@@ -370,7 +370,7 @@ def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | N
         if resources:
             raise click.UsageError("--rate-limit-resource needs --rate-limit execution_count: without it nothing takes resources")
         return None
-    from backline.schedule.rate_limits import parse_resources
+    from backline.schedule.rate_limit.limits import parse_resources
 
     try:
         parse_resources(tuple(resources))

@@ -24,7 +24,7 @@ from backline.lifecycle.journal import LoadEvent
 from backline.server import Server, ServerOptions
 
 if TYPE_CHECKING:
-    from backline.schedule.cache_config import CacheOptions
+    from backline.schedule.cache.config import CacheOptions
 
 #: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
 PROGRESS_AFTER = 0.7
@@ -166,7 +166,7 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
 
 
 def _where_answers_are(cache: CacheOptions) -> str:
-    from backline.schedule.cache_config import LocalOptions
+    from backline.schedule.cache.config import LocalOptions
 
     if isinstance(cache, LocalOptions):
         return f"{format_bytes(cache.size)} of memory"

@@ -23,15 +23,15 @@ from backline.lifecycle.ensemble_steps import (
     unanswered_step,
     waits_of_decoupled_steps,
 )
-from backline.lifecycle.loader import Measured
+from backline.lifecycle.loading.loader import Measured
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.servable import Servable
-from backline.schedule.cache_key import RequestKeys
-from backline.schedule.cache_queue import CachedQueue
-from backline.schedule.deadline_queue import with_deadline
-from backline.schedule.ensemble import EnsembleQueue
-from backline.schedule.queue import QueueSettings
-from backline.schedule.step_model import StepModel
+from backline.schedule.cache.key import RequestKeys
+from backline.schedule.cache.queue import CachedQueue
+from backline.schedule.ensembles.queue import EnsembleQueue
+from backline.schedule.ensembles.step_model import StepModel
+from backline.schedule.queues.deadline import with_deadline
+from backline.schedule.queues.queue import QueueSettings
 
 
 class ComposedServable(Servable):

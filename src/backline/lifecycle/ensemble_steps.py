@@ -11,8 +11,8 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
 from backline.lifecycle.call_graph import Node, Wait
-from backline.schedule.ensemble_graph import origins
-from backline.schedule.step_model import StepModel
+from backline.schedule.ensembles.graph import origins
+from backline.schedule.ensembles.step_model import StepModel
 
 
 def composed_signature(config: ModelConfig) -> Signature:

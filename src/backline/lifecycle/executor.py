@@ -12,8 +12,8 @@ from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.changes import Changes
 from backline.lifecycle.dependencies import Dependencies
-from backline.lifecycle.load_threads import LoadThreads
-from backline.lifecycle.loader import Measured
+from backline.lifecycle.loading.load_threads import LoadThreads
+from backline.lifecycle.loading.loader import Measured
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.residency import NoRoom, Residency
 from backline.lifecycle.servable import Servable

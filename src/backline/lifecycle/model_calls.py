@@ -11,7 +11,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.call_graph import CallGraph, Wait
 from backline.lifecycle.ensemble_steps import node, waits_for_steps
-from backline.schedule.permits import Permits
+from backline.schedule.rate_limit.permits import Permits
 from backline.workers.process.calls import Outcome
 from backline.workers.process.protocol import Described, Measure, Spec
 

@@ -11,8 +11,8 @@ from time import monotonic
 from backline.engine.engine import Model
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
-from backline.schedule.priority_queue import make_queue
-from backline.schedule.queue import QueueSettings
+from backline.schedule.queues.priority import make_queue
+from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.total import QueueTotal
 
 log = logging.getLogger("backline.lifecycle")

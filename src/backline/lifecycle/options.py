@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from backline.schedule.cache_config import CacheOptions
+    from backline.schedule.cache.config import CacheOptions
 
 #: Who decides what is loaded: the repositories once at the start, the repositories whenever they change, or requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]

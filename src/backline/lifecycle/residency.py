@@ -10,7 +10,7 @@ from time import time
 
 from backline.engine.errors import BacklineError, Unavailable
 from backline.lifecycle.budget import Shortage, Tenant, idle_too_long, make_room
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.loading.memory import LoadMeter
 from backline.process_memory import resident_bytes, return_large_blocks, trim
 
 log = logging.getLogger("backline.lifecycle")

@@ -16,20 +16,20 @@ from backline.engine.engine import LoadProgress, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
-from backline.lifecycle.instances import InstanceMaker
-from backline.lifecycle.loader import Loaded, Measured, place_again
+from backline.lifecycle.loading.instances import InstanceMaker
+from backline.lifecycle.loading.loader import Loaded, Measured, place_again
+from backline.lifecycle.loading.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
+from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.plan import Held, Phase
-from backline.lifecycle.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
 from backline.lifecycle.shared import Shared
-from backline.lifecycle.version_load import VersionLoad, WarmModel
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.deadline_queue import with_deadline
+from backline.schedule.queues.deadline import with_deadline
 from backline.workers.instance import InlineInstance
 from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
 
 if TYPE_CHECKING:
-    from backline.lifecycle.completion import Completion
+    from backline.lifecycle.loading.completion import Completion
 
 log = logging.getLogger("backline.lifecycle")
 

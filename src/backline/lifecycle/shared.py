@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from backline.engine.engine import Engine
 from backline.lifecycle.call_graph import CallGraph
 from backline.lifecycle.cores import usable_cores
-from backline.lifecycle.memory import LoadMeter
+from backline.lifecycle.loading.memory import LoadMeter
 from backline.lifecycle.options import LifecycleOptions
-from backline.schedule.state_store import MemoryStateStore
+from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.workers.core_budget import CoreBudget
 
 if TYPE_CHECKING:
-    from backline.schedule.cache import ResponseCache
-    from backline.schedule.permits import Permits
+    from backline.schedule.cache.cache import ResponseCache
+    from backline.schedule.rate_limit.permits import Permits
 
 
 class Shared:
@@ -51,13 +51,13 @@ def _core_budget(threads: int | None) -> CoreBudget | None:
 
 
 def _permits(resources: tuple[str, ...]) -> Permits:
-    from backline.schedule.permits import Permits
-    from backline.schedule.rate_limits import RateLimits, parse_resources
+    from backline.schedule.rate_limit.limits import RateLimits, parse_resources
+    from backline.schedule.rate_limit.permits import Permits
 
     return Permits(RateLimits(parse_resources(resources)))
 
 
 def _open_cache(options: LifecycleOptions) -> ResponseCache | None:
-    from backline.schedule.cache_config import open_cache
+    from backline.schedule.cache.config import open_cache
 
     return None if options.response_cache is None else open_cache(options.response_cache)

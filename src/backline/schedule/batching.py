@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from backline.engine.messages import InferRequest
-from backline.schedule.queue import Queue
+from backline.schedule.queues.queue import Queue
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from backline.schedule.alarm import Alarm
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
 from backline.schedule.delivery import deliver
 from backline.schedule.ordering import AnswerOrder
-from backline.schedule.priority_queue import make_queue
-from backline.schedule.queue import Queue, QueueSettings
+from backline.schedule.queues.priority import make_queue
+from backline.schedule.queues.queue import Queue, QueueSettings
 from backline.schedule.tally import Tally
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn

@@ -1,0 +1,233 @@
+"""Whether the first dimension of a model is a batch: proved by running items apart and together, not guessed from shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from backline.backends.backend import LoadedModel
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError
+from backline.engine.signature import TensorSpec
+from backline.lifecycle.loading.trial_inputs import (
+    FAMILIES,
+    LARGE,
+    TRIAL_SIZES,
+    Arrays,
+    Family,
+    Sizes,
+    find_trial,
+    free_dimensions,
+    make_inputs,
+)
+
+#: Seconds for finding sizes that the model accepts.
+_SEARCH_BUDGET = 0.1
+#: Seconds after which no further combination is tried; the proof that is under way is finished all the same.
+_BUDGET = 0.15
+#: Models whose run takes longer, in seconds, are tried with three items, and with two.
+_SLOW_RUN = 0.004
+_VERY_SLOW_RUN = 0.05
+#: Relative to the largest magnitude of the row: batched kernels add up in another order.
+_TOLERANCE = 1e-3
+_HALF_TOLERANCE = 2e-2
+#: Relative to the largest magnitude of the output, for rows that are nearly zero.
+_FLOOR = 1e-5
+#: Dimensions that vary are not made larger for a second proof.
+_MAX_OTHER_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProbe:
+    """What the probe found: `reason` is one sentence for people."""
+
+    batched: bool
+    reason: str
+
+
+class _Refuted(Exception):
+    """The first dimension is no batch; the message says why."""
+
+
+def probe_batching(model: LoadedModel) -> BatchProbe:
+    """Whether requests may be joined along the first dimension of all inputs, and the outputs split along theirs.
+
+    Items of unlike magnitude are run alone and together in several orders; each must get the answer that it gets alone. Takes milliseconds
+    for small models, and a handful of runs for those that are slow.
+    """
+    try:
+        _check_shapes(model)
+        return BatchProbe(True, _Prober(model).prove())
+    except _Refuted as refuted:
+        return BatchProbe(False, str(refuted))
+    except BacklineError as error:
+        return BatchProbe(False, f"a run that had succeeded failed when it was repeated: {error.message}")
+
+
+def _check_shapes(model: LoadedModel) -> None:
+    if not model.signature.inputs:
+        raise _Refuted("the model has no inputs")
+    for spec in model.signature.inputs:
+        if not spec.shape:
+            raise _Refuted(f"input '{spec.name}' is a scalar, so it has no batch dimension")
+        if spec.shape[0] != -1:
+            raise _Refuted(f"the first dimension of input '{spec.name}' is always {spec.shape[0]}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One item, and what the model answers to it alone."""
+
+    inputs: Arrays
+    alone: list[np.ndarray]
+
+
+class _Prober:
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._signature = model.signature
+        self._outputs = model.signature.outputs
+        self._names = [spec.name for spec in self._outputs]
+        self._scales = [0.0] * len(self._names)
+        self._started = perf_counter()
+        self._compared = 0
+
+    def prove(self) -> str:
+        trial = find_trial(self._model, batched=True, deadline=self._started + _SEARCH_BUDGET)
+        if trial is None:
+            raise _Refuted("no input that was tried could be run, so nothing is known about batches")
+        begin = perf_counter()
+        self._run(make_inputs(self._signature, trial.sizes, 1, trial.family, 1))
+        seconds = perf_counter() - begin
+        wanted = [(trial.family, 1), (LARGE, 2), (trial.family, 3), *((other, 4) for other in FAMILIES if other is not trial.family)]
+        if seconds > _SLOW_RUN:
+            wanted = wanted[: 2 if seconds > _VERY_SLOW_RUN else 3]
+        self._prove_at(trial.sizes, wanted)
+        if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
+            self._prove_elsewhere(trial.sizes, wanted)
+        return f"the first dimension is a batch: items got the same answers together as alone ({self._compared} comparisons)"
+
+    def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[Family, int]]) -> None:
+        """Once more with other sizes: a row for each step of a sequence looks like a row for each item while the sequence has one step."""
+        for size in TRIAL_SIZES:
+            if self._late():
+                return
+            if size > _MAX_OTHER_SIZE:
+                continue
+            sizes = {dimension: size if old > 1 or size == 1 else old for dimension, old in proved.items()}
+            if sizes != proved and len(self._items(sizes, wanted[:2])) == 2:
+                self._prove_at(sizes, wanted[:3])
+                return
+
+    def _prove_at(self, sizes: Sizes, wanted: list[tuple[Family, int]]) -> None:
+        items = self._items(sizes, wanted)
+        if len(items) < 2:
+            items = self._items(sizes, [wanted[0], (wanted[0][0], 5)])
+        if len(items) < 2:
+            raise _Refuted("only one input that was tried could be run, so nothing is known about batches")
+        if len(items) == 2:
+            self._check_repeatable(items[0])
+            self._check_together([items[1], items[0]])
+            return
+        # Small models are tried in every way; for slow ones the runs add up to three of each item.
+        for item in items if len(items) > 3 else items[:1]:
+            self._check_repeatable(item)
+        self._check_together([items[1], items[0]])
+        self._check_together(items)
+        if len(items) == 3:
+            return
+        self._check_together(items[::-1])
+        for item in items[1:]:
+            if self._late():
+                return
+            self._check_together([items[0], item])
+            self._check_together([item, items[1], items[0]])
+
+    def _late(self) -> bool:
+        return perf_counter() - self._started > _BUDGET
+
+    def _items(self, sizes: Sizes, wanted: list[tuple[Family, int]]) -> list[_Item]:
+        """The items of `wanted` that the model accepts: indexes, for one, may be out of its range."""
+        return [item for family, seed in wanted if (item := self._item(sizes, family, seed)) is not None]
+
+    def _item(self, sizes: Sizes, family: Family, seed: int) -> _Item | None:
+        inputs = make_inputs(self._signature, sizes, 1, family, seed)
+        try:
+            alone = self._run(inputs)
+        except BacklineError:
+            return None
+        for index, (spec, array) in enumerate(zip(self._outputs, alone, strict=True)):
+            if array.ndim == 0 or array.shape[0] != 1:
+                raise _Refuted(f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension is no batch")
+            self._scales[index] = max(self._scales[index], _magnitude(spec, array))
+        return _Item(inputs, alone)
+
+    def _run(self, inputs: Arrays) -> list[np.ndarray]:
+        return self._model.run(inputs, self._names)
+
+    def _check_repeatable(self, item: _Item) -> None:
+        for spec, first, second in zip(self._outputs, item.alone, self._run(item.inputs), strict=True):
+            if first.shape != second.shape or not _equal(spec, first, second, 0.0):
+                raise _Refuted(f"output '{spec.name}' changes when the same input is run again, so the model is random or keeps a state")
+
+    def _check_together(self, items: list[_Item]) -> None:
+        inputs = {name: np.concatenate([item.inputs[name] for item in items]) for name in items[0].inputs}
+        try:
+            together = self._run(inputs)
+        except BacklineError as error:
+            raise _Refuted(f"each of {len(items)} items can be run alone, but not all together: {error.message}") from None
+        for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
+            if array.ndim == 0 or array.shape[0] != len(items):
+                raise _Refuted(
+                    f"output '{spec.name}' has shape {list(array.shape)} for {len(items)} items, so its first dimension is no batch"
+                )
+            for row, item in enumerate(items):
+                alone = item.alone[index]
+                part = array[row : row + 1]
+                if part.shape != alone.shape:
+                    raise _Refuted(
+                        f"output '{spec.name}' of an item has shape {list(alone.shape)} alone, but {list(part.shape)} together with others"
+                    )
+                self._compared += 1
+                if not _equal(spec, alone, part, _FLOOR * min(self._scales[index], 1.0)):
+                    raise _Refuted(
+                        f"output '{spec.name}' of an item depends on the other items of a batch (as when the first dimension is time, or"
+                        " statistics are computed over it)"
+                    )
+
+
+def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
+    """The array as numbers that can be compared with a tolerance; None for datatypes that are compared exactly."""
+    if array.dtype.kind == "f":
+        return array.astype(np.float64) if array.dtype.itemsize < 8 else array
+    if spec.datatype is DataType.BF16 and array.dtype == np.uint16:
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    return None
+
+
+def _magnitude(spec: TensorSpec, array: np.ndarray) -> float:
+    values = _floats(spec, array)
+    if values is None:
+        return 0.0
+    finite = values[np.isfinite(values)]
+    return float(np.abs(finite).max()) if finite.size else 0.0
+
+
+def equal_rows(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray) -> bool:
+    """Whether two arrays of one shape agree as well as their datatype allows."""
+    return _equal(spec, expected, actual, _FLOOR * min(_magnitude(spec, expected), 1.0))
+
+
+def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: float) -> bool:
+    """Whether two rows agree as well as their datatype allows; NaN equals NaN, and infinities themselves."""
+    wanted, got = _floats(spec, expected), _floats(spec, actual)
+    if wanted is None or got is None:
+        return bool(np.array_equal(expected, actual))
+    half = expected.dtype.kind != "f" or expected.dtype.itemsize < 4
+    tolerance = max((_HALF_TOLERANCE if half else _TOLERANCE) * _magnitude(spec, expected), floor)
+    finite = np.isfinite(wanted)
+    if not np.array_equal(wanted[~finite], got[~finite], equal_nan=True):
+        return False
+    return bool((np.abs(wanted[finite] - got[finite]) <= tolerance).all())

@@ -1,0 +1,223 @@
+"""How long a model runs at which batch size, and what follows from it: its lane, its batch limit, its instances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter, process_time
+
+import numpy as np
+
+from backline.backends.backend import LoadedModel
+from backline.engine.errors import BacklineError
+from backline.engine.model_config import Lane
+from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Sizes, Trial, find_trial, make_inputs
+
+#: The largest batch that is measured, and so chosen by itself.
+LARGEST_BATCH = 64
+#: A model whose single run takes longer, in seconds, is not run on the event loop ...
+INLINE_RUN = 0.0003
+#: ... nor is a batch that takes longer ...
+INLINE_BATCH = 0.0005
+#: ... nor a model that takes longer than this when its dimensions that vary are larger than those tried first.
+INLINE_GROWN = 0.002
+#: Seconds a hop to a thread and back costs, and what a run costs besides on the loop: saved for all but one request of a batch.
+_THREAD_HOP = 0.00004
+_INLINE_DISPATCH = 0.000004
+#: Of the time per item, what a larger batch has to save to be worth having; more where few runs are timed, and where the items of a batch
+#: wait for each other and for one core longer than they would apart.
+_GAIN = 0.05
+_SLOW_GAIN = 0.15
+_SLOW_RUN = 0.005
+#: Seconds for all measurements of a model; up to three times as many while every larger batch saves time.
+_BUDGET = 0.05
+#: Seconds for finding sizes that the model accepts.
+_SEARCH_BUDGET = 0.1
+#: Runs that are timed at each size, and the seconds after which no further one is.
+_RUNS = 5
+_SECONDS_PER_SIZE = 0.01
+#: A run this long, in seconds, needs no warm-up run before it that is not counted.
+_NO_WARM_UP = 0.01
+_GROWTH = (4, 16)
+#: A run for which the process computes for less than this share of its time waits for something else.
+_WAITING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class RunTimes:
+    """`seconds` of a run by batch size, the copy that gathers the batch included: 1, then powers of two as far as it was worth measuring.
+
+    Empty when no input that was tried could be run. `grown` is the longest run with larger sizes of the dimensions that vary, else 0.
+    `elements` is how many elements the inputs of one item had.
+    """
+
+    seconds: dict[int, float]
+    grown: float = 0.0
+    elements: int = 0
+    #: Whether a run computes nothing in this process for most of its time.
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """How a model is run: on the event loop or on threads, at most `batch_limit` items at once, by that many instances."""
+
+    lane: Lane
+    batch_limit: int
+    instances: int
+    reason: str
+
+
+def measure(model: LoadedModel, max_batch: int, trial: Trial | None = None) -> RunTimes:
+    """Times a model that may be run with up to `max_batch` items together (0: its first dimension is no batch).
+
+    `trial` is what the model is known to accept; without one it is searched. Takes some 50 ms, for slow models a few runs.
+    """
+    started = perf_counter()
+    batched = max_batch > 0
+    trial = trial or find_trial(model, batched=batched, deadline=started + _SEARCH_BUDGET)
+    if trial is None:
+        return RunTimes({})
+    try:
+        seconds, share = _time_batches(model, trial, max_batch, started)
+        grown = _time_grown(model, trial, batched=batched) if seconds[1] <= INLINE_RUN else 0.0
+    except BacklineError:
+        return RunTimes({})
+    item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
+    return RunTimes(seconds, grown, sum(array.size for array in item.values()), share < _WAITING)
+
+
+def plan(
+    times: RunTimes,
+    *,
+    cores: int,
+    threads_per_run: int = 1,
+    lane: Lane | None = None,
+    instances: int | None = None,
+    max_batch: int = LARGEST_BATCH,
+) -> RunPlan:
+    """Decides how a model is run from its run times; `lane` and `instances` are what the configuration sets, `max_batch` its limit or 0,
+    `threads_per_run` what one run computes on (0: all cores).
+
+    A model with several instances is run on threads, as the event loop can only run one.
+    """
+    spare = spare_instances(cores, threads_per_run)
+    if not times.seconds:
+        where: Lane = lane or "thread"
+        count = 1 if where == "inline" else instances or spare
+        return RunPlan(
+            where, max(1, min(max_batch, LARGEST_BATCH)), count, "no input that was tried could be run, so its run time is not known"
+        )
+    single = times.seconds[1]
+    quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
+    if lane is None:
+        lane = "inline" if quick and (instances or 1) == 1 else "thread"
+    longest = INLINE_BATCH if lane == "inline" else float("inf")
+    limit = choose_batch_limit(times.seconds, overhead=_INLINE_DISPATCH if lane == "inline" else _THREAD_HOP, longest=longest)
+    limit = max(1, min(limit, max_batch))
+    count = 1 if lane == "inline" else instances or spare
+    return RunPlan(lane, limit, count, _explain(times, lane, limit, count, batched=max_batch > 0))
+
+
+def spare_instances(cores: int, threads_per_run: int) -> int:
+    """How many instances compute at once without waiting for each other; `threads_per_run` 0 is all cores."""
+    return max(1, cores // (threads_per_run or cores))
+
+
+def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: float) -> int:
+    """The smallest batch size from which on larger batches no longer lower the time per item by much.
+
+    `overhead` is in seconds and added to each run; batches that take more than `longest` seconds are left out. Where the largest size that
+    was measured still saves time it is the limit.
+    """
+    allowed = {size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest}
+    best = min(allowed.values())
+    gain = _SLOW_GAIN if seconds[1] > _SLOW_RUN else _GAIN
+    return min(size for size, cost in allowed.items() if cost * (1 - gain) <= best)
+
+
+def _time_batches(model: LoadedModel, trial: Trial, max_batch: int, started: float) -> tuple[dict[int, float], float]:
+    """The times, and the share of a run of one item for which this process computed."""
+    names = [spec.name for spec in model.signature.outputs]
+    item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
+    begun, computed = perf_counter(), process_time()
+    seconds = {1: _time(lambda: model.run(item, names))}
+    share = (process_time() - computed) / max(perf_counter() - begun, 1e-9)
+    size, idle = 2, 0
+    while size <= min(max_batch, LARGEST_BATCH):
+        parts = {name: [array] * size for name, array in item.items()}
+        seconds[size] = _time(lambda parts=parts: model.run({name: np.concatenate(arrays) for name, arrays in parts.items()}, names))  # type: ignore[misc]
+        gained = (seconds[size] + _INLINE_DISPATCH) / size < (seconds[size // 2] + _INLINE_DISPATCH) / (size // 2) * (1 - _GAIN)
+        idle = 0 if gained else idle + 1
+        spent = perf_counter() - started
+        if idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET):
+            break
+        size *= 2
+    return seconds, share
+
+
+def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
+    """The longest run when the dimensions that vary are larger; those of one size belong together."""
+    names = [spec.name for spec in model.signature.outputs]
+    longest = 0.0
+    for group in sorted(set(trial.sizes.values())):
+        for factor in _GROWTH:
+            sizes: Sizes = {dimension: size * factor if size == group else size for dimension, size in trial.sizes.items()}
+            if longest > INLINE_GROWN or _elements(model, sizes) > MAX_TRIAL_ELEMENTS:
+                break
+            inputs = make_inputs(model.signature, sizes, 1 if batched else None, trial.family, 1)
+            try:
+                longest = max(longest, _time(lambda inputs=inputs: model.run(inputs, names)))  # type: ignore[misc]
+            except BacklineError:
+                break  # the model has no use for such sizes
+    return longest
+
+
+def _elements(model: LoadedModel, sizes: Sizes) -> int:
+    largest = 0
+    for spec in model.signature.inputs:
+        count = 1
+        for axis, dim in enumerate(spec.shape):
+            count *= max(1, sizes.get((spec.name, axis), dim))
+        largest = max(largest, count)
+    return largest
+
+
+def _time(run: Callable[[], object]) -> float:
+    """The seconds of the fastest of a few runs: what disturbs a run only ever makes it longer."""
+    begin = perf_counter()
+    run()
+    first = perf_counter() - begin
+    fastest = first if first > _NO_WARM_UP else float("inf")
+    total = 0.0
+    for _ in range(_RUNS):
+        begin = perf_counter()
+        run()
+        took = perf_counter() - begin
+        fastest = min(fastest, took)
+        total += took
+        if total > _SECONDS_PER_SIZE:
+            break
+    return fastest
+
+
+def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched: bool) -> str:
+    single = times.seconds[1]
+    where = "on the event loop" if lane == "inline" else f"on {instances} thread{'s' if instances > 1 else ''}"
+    text = f"a run takes {format_seconds(single)}: {where}"
+    if not batched:
+        return text
+    if limit == 1:
+        return f"{text}, one request at a time, as larger batches save no time"
+    measured = times.seconds.get(limit)
+    if measured is None:
+        return f"{text}, in batches of up to {limit}"
+    return f"{text}, in batches of up to {limit} ({format_seconds(measured / limit)} an item)"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people, three digits: "12.3 us", "4.56 ms", "1.20 s"."""
+    for factor, unit in ((1e6, "us"), (1e3, "ms")):
+        if seconds * factor < 999.5:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s"

@@ -1,0 +1,214 @@
+"""One load of a version, on a thread: from its files to a model that has answered its warm-up requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, TypeAlias
+
+from backline.backends.backend import StreamingModel
+from backline.backends.hosted import HostedModel
+from backline.backends.replicas import each_replica
+from backline.engine.device import Places
+from backline.engine.engine import Model
+from backline.engine.errors import InvalidArgument
+from backline.engine.joining import JoiningCheck
+from backline.engine.messages import InferRequest
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import RequestCheck
+from backline.lifecycle.loading.content import Content
+from backline.lifecycle.loading.joined import JoinedModel
+from backline.lifecycle.loading.loader import Loaded, Measured, load
+from backline.lifecycle.loading.sequence_states import FirstSteps, sequence_tensors
+from backline.lifecycle.loading.warm_up import warm_up
+from backline.lifecycle.loading.warm_up_samples import warm_up_samples
+from backline.lifecycle.shared import Shared
+from backline.observe.recording import recorded_file
+from backline.repository.fingerprint import load_key
+from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
+from backline.schedule.sequences.tensors import SequenceTensors
+from backline.workers.affinity import check_cores, pinned
+from backline.workers.model_in_workers import ModelInWorkers
+
+if TYPE_CHECKING:
+    from backline.lifecycle.loading.completion import Completion
+    from backline.lifecycle.loading.worker_pools import WorkerStarter
+
+log = logging.getLogger("backline.lifecycle")
+
+#: Raises InvalidArgument for a request that does not fit.
+Check: TypeAlias = Callable[[InferRequest], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmModel:
+    """What a load comes to. `memory` is what it took, in bytes."""
+
+    loaded: Loaded
+    check: Check
+    memory: int
+    #: Of a model of sequences.
+    tensors: SequenceTensors | None
+    #: What the model has completed of its configuration.
+    completion: Completion | None
+    #: Tells what was loaded wherever it was loaded from; empty where nobody asks, or nobody can tell.
+    content: str
+
+
+class VersionLoad:
+    """Loads one version. `run` is for a thread, all else for the event loop.
+
+    `model` is what the engine sees of it, `config` its configuration without what the model completes, `known` what an earlier load of the
+    same files measured. `on_bytes` is called while packages for its environment are downloaded.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        model: Model,
+        config: ModelConfig,
+        version: FoundVersion,
+        fetched: FetchedVersion,
+        known: Measured | None,
+        *,
+        may_run_code: bool,
+        on_bytes: OnBytes,
+    ) -> None:
+        self._shared = shared
+        self._model = model
+        self._config = config
+        self._version = version
+        self._fetched = fetched
+        self._known = known
+        self._may_run_code = may_run_code
+        self._on_bytes = on_bytes
+        self._loop = asyncio.get_running_loop()
+        self._starter: WorkerStarter | None = None
+        self._cancelled = False
+
+    def run(self) -> WarmModel:
+        """Takes as long as it takes. Raises BacklineError with the reason when the model cannot be served."""
+        content = self._content()
+        config = self._config
+        file_bytes = sum(file.size for file in self._version.files.values())
+        check_cores(config.name, config.cpus)
+        with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
+            loaded = load(
+                self._fetched.path,
+                self._told(config),
+                self._known,
+                self._on_phase,
+                self._start_workers,
+            )
+            completion = None if self._starter is None else self._starter.completion
+            if completion is not None:
+                config = completion.apply(config)
+            try:
+                check, tensors = self._warm_up(config, loaded)
+            except BaseException:
+                loaded.model.close()
+                raise
+        digest = "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
+        memory = loaded.model.resident_bytes if isinstance(loaded.model, ModelInWorkers) else measured.memory
+        return WarmModel(loaded, check, memory, tensors, completion, digest)
+
+    def cancel(self) -> None:
+        """The version is not wanted any more: nobody waits for its workers."""
+        self._cancelled = True
+        if self._starter is not None:
+            self._starter.cancel()
+
+    def forget_calls(self) -> None:
+        """The version makes no more calls of others."""
+        if self._starter is not None:
+            self._starter.calls.forget()
+
+    def _told(self, config: ModelConfig) -> ModelConfig:
+        """With what the server decides, and no model's file."""
+        options = self._shared.options
+        return replace(config, trust_pickle=options.trust_pickle, strict_devices=options.strict_devices)
+
+    def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
+        from backline.lifecycle.loading.worker_pools import WorkerStarter  # a large part of the code, for servers that have such models
+
+        self._starter = WorkerStarter(
+            self._shared,
+            self._model,
+            self._config,
+            self._fetched.model_folder,
+            self._loop,
+            may_run_code=self._may_run_code,
+            on_phase=self._on_phase,
+            on_bytes=self._on_bytes,
+        )
+        if self._cancelled:  # before there was anybody to tell
+            self._starter.cancel()
+        return self._starter.start(hosted, placed)
+
+    def _content(self) -> Content | None:
+        """What the files hold, where answers are kept that must not be another file's."""
+        if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
+            return None
+        root = self._fetched.path
+        for _ in PurePosixPath(self._version.path).parts:
+            root = root.parent
+        try:
+            return Content(root, self._version.files)
+        except OSError as error:
+            model = self._model
+            log.warning("answers of model '%s' version %s are not kept beyond this load: %s", model.name, model.version, error)
+            return None
+
+    def _warm_up(self, config: ModelConfig, loaded: Loaded) -> tuple[Check, SequenceTensors | None]:
+        _refuse_streams(config, loaded)
+        check = _check(config, loaded)
+        self._on_phase("warm-up")
+        batched = loaded.max_batch_size > 0
+        path, model_folder = self._fetched.path, self._fetched.model_folder
+        tensors = None
+        for model in each_replica(loaded.model):
+            samples = warm_up_samples(
+                config,
+                batched=batched,
+                version_folder=path if path.is_dir() else path.parent,
+                model_folder=model_folder,
+                recorded=recorded_file(self._shared.state_folder, config.name),
+            )
+            if loaded.joiner is not None and not isinstance(model, (StreamingModel, ModelInWorkers)):
+                model = JoinedModel(model, loaded.joiner, loaded.signature)
+            if config.sequence is not None:
+                tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=model_folder)
+                if not isinstance(model, StreamingModel):
+                    model = FirstSteps(model, tensors, batched=batched)
+            warm_up(config.name, model, check, samples)
+        return check, tensors
+
+    def _on_phase(self, phase: str) -> None:
+        if self._model.progress is not None:
+            self._model.progress.phase = phase
+
+
+def _check(config: ModelConfig, loaded: Loaded) -> Check:
+    limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
+    check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
+    if loaded.joining is None:
+        return check
+    return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
+
+
+def _refuse_streams(config: ModelConfig, loaded: Loaded) -> None:
+    """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
+    model = loaded.model
+    if not isinstance(model, StreamingModel) and not (isinstance(model, ModelInWorkers) and model.loaded.decoupled):
+        return
+    if config.objective_seconds is not None:
+        raise InvalidArgument(f"model '{config.name}' gives any number of responses, which have no end that an objective could be for")
+    if config.response_cache:  # the words are Triton's
+        raise InvalidArgument(
+            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."
+            " Please disable the response cache."
+        )

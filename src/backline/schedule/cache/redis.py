@@ -1,0 +1,178 @@
+"""The response cache in a Redis or Valkey, shared by servers. One that does not answer costs requests little, and none fails for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from backline.engine.errors import InvalidArgument
+from backline.engine.tensor import Tensor
+from backline.schedule.cache.cache import Found
+from backline.schedule.cache.codec import DamagedEntry, decode_outputs, encode_outputs
+
+log = logging.getLogger("backline.schedule")
+
+_PREFIX = b"backline:response:"
+#: Larger entries are not sent: Redis takes no more than 512 MB, and nobody waits for so much.
+_LARGEST_ENTRY = 64 * 1024 * 1024
+#: Bytes on their way to Redis, at most; what comes beside them is not kept.
+_MOST_UNDER_WAY = 128 * 1024 * 1024
+#: Seconds for which a Redis that did not answer is left alone; doubled each time, up to the second number.
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class RedisOptions:
+    """Where a Redis is, and how long it may take, in seconds: `wait_timeout` for a free connection, `socket_timeout` for an answer.
+
+    `ttl` are the seconds that an entry is kept, None for as long as Redis likes (maxmemory-policy allkeys-lru). Certificates are paths.
+    """
+
+    host: str
+    port: int = 6379
+    user: str | None = None
+    password: str | None = None
+    db: int = 0
+    pool_size: int = 8
+    connect_timeout: float = 0.25
+    socket_timeout: float = 0.1
+    wait_timeout: float = 0.1
+    ttl: float | None = None
+    tls: bool = False
+    cert: str | None = None
+    key: str | None = None
+    cacert: str | None = None
+
+
+class RedisCache:
+    """Looks outputs up in a Redis. While it does not answer, nothing is asked of it but a try now and then."""
+
+    def __init__(self, options: RedisOptions) -> None:
+        """Raises InvalidArgument when the package for it is not installed; connects when the first request comes."""
+        try:
+            from redis.asyncio import BlockingConnectionPool, Redis
+            from redis.asyncio.connection import Connection, SSLConnection
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
+            from redis.exceptions import RedisError
+        except ImportError:
+            raise InvalidArgument("a response cache in Redis needs the package redis: pip install 'backline[redis]'") from None
+        certificates: dict[str, Any] = (
+            {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert} if options.tls else {}
+        )
+        pool = BlockingConnectionPool(
+            max_connections=options.pool_size,
+            timeout=options.wait_timeout,
+            connection_class=SSLConnection if options.tls else Connection,
+            host=options.host,
+            port=options.port,
+            username=options.user,
+            password=options.password,
+            db=options.db,
+            socket_timeout=options.socket_timeout,
+            socket_connect_timeout=options.connect_timeout,
+            retry=Retry(NoBackoff(), 0),
+            **certificates,
+        )
+        self._redis = Redis(connection_pool=pool)
+        self._where = f"{options.host}:{options.port}"
+        self._ttl_ms = None if options.ttl is None else max(1, int(options.ttl * 1000))
+        self._limit = options.connect_timeout + options.wait_timeout + options.socket_timeout
+        self._failures = (RedisError, OSError, TimeoutError)
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Until when a Redis that failed is left alone, and for how long the next time; a pause of 0 is a Redis that answers.
+        self._quiet_until = 0.0
+        self._pause = 0.0
+        self._trying = False
+        self._damaged = False
+
+    @property
+    def answers(self) -> bool:
+        """Whether Redis answered when it was last asked."""
+        return not self._pause
+
+    def look_up(self, key: bytes, found: Found) -> None:
+        if self._left_alone():
+            found(None)
+            return
+        self._do(self._fetch(key, found))
+
+    def insert(self, key: bytes, outputs: Sequence[Tensor]) -> None:
+        size = sum(tensor.data.nbytes for tensor in outputs)
+        if self._pause or size > _LARGEST_ENTRY or self._under_way + size > _MOST_UNDER_WAY:
+            return
+        entry = encode_outputs(outputs)
+        if len(entry) <= _LARGEST_ENTRY:
+            self._under_way += len(entry)
+            self._do(self._store(key, entry))
+
+    async def close(self) -> None:
+        """Waits for what is on its way, as long as it may take."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._redis.aclose()
+
+    def _left_alone(self) -> bool:
+        """Whether Redis failed a moment ago; one request of those that come later tries it again."""
+        if not self._pause:
+            return False
+        if self._trying or monotonic() < self._quiet_until:
+            return True
+        self._trying = True
+        return False
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fetch(self, key: bytes, found: Found) -> None:
+        outputs: Sequence[Tensor] | None = None
+        try:
+            async with asyncio.timeout(self._limit):
+                raw = await self._redis.get(_PREFIX + key)
+        except self._failures as error:
+            self._failed(error)
+        else:
+            self._answered()
+            outputs = None if raw is None else self._decode(raw)
+        found(outputs)
+
+    async def _store(self, key: bytes, entry: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._limit):
+                await self._redis.set(_PREFIX + key, entry, px=self._ttl_ms)
+        except self._failures as error:
+            self._failed(error)
+        finally:
+            self._under_way -= len(entry)
+
+    def _decode(self, raw: Any) -> list[Tensor] | None:
+        try:
+            return decode_outputs(raw)
+        except DamagedEntry as error:
+            if not self._damaged:  # once: if one entry was written by something else, others were too
+                log.warning("the response cache at %s holds an entry that cannot be read and is not used: %s", self._where, error)
+            self._damaged = True
+            return None
+
+    def _failed(self, error: Exception) -> None:
+        if not self._pause:
+            why = str(error) or type(error).__name__
+            log.warning("the response cache at %s does not answer, requests run without it: %s", self._where, why)
+        elif not self._trying:  # others that were asked at the same time
+            return
+        self._trying = False
+        self._pause = min(max(self._pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+        self._quiet_until = monotonic() + self._pause
+
+    def _answered(self) -> None:
+        if self._pause:
+            log.warning("the response cache at %s answers again", self._where)
+            self._pause, self._trying = 0.0, False

@@ -1,0 +1,1 @@
+"""Requests that become requests to other models."""

@@ -1,0 +1,231 @@
+"""One request on its way through an ensemble: what all have in common, and the ways where each step answers once."""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from backline.engine.errors import BacklineError, Internal
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.statistics import ComputeTimes
+from backline.engine.tensor import Tensor
+from backline.schedule.delivery import deliver
+from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
+
+if TYPE_CHECKING:
+    from backline.schedule.ensembles.queue import EnsembleQueue
+
+
+class EnsembleRun:
+    """A request, until it is answered or given up. Lives on the event loop."""
+
+    __slots__ = ("_compute", "_over", "_plan", "_queue", "_request", "_started_ns")
+
+    def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
+        self._queue = queue
+        self._request = request
+        self._plan = plan
+        self._over = False
+        self._compute = ComputeTimes()
+        self._started_ns = monotonic_ns()
+
+    def start(self) -> None:
+        """Starts the steps that wait for no other. Raises the error of one that is refused, and gives up the others."""
+        self._request.on_cancel = self.cancelled
+        try:
+            self._begin()
+        except BacklineError:
+            if not self._over:
+                self._count_failure()
+                self._give_up()
+                raise
+
+    def _begin(self) -> None:
+        """Submits the first steps. Raises what `_submitted` raises."""
+        raise NotImplementedError
+
+    def _under_way(self) -> list[tuple[InferRequest, PlannedStep]]:
+        """The requests to models that are not answered; from now on the run has none."""
+        raise NotImplementedError
+
+    def _request_to(self, planned: PlannedStep, inputs: dict[str, Tensor]) -> InferRequest:
+        """The request of a step: what the ensemble's says besides its tensors, it says too."""
+        asked, step = self._request, planned.step
+        request = InferRequest(step.model, inputs, self._answered)
+        # One by one: as many named arguments take as long as all the rest of a request.
+        request.model_version = step.version
+        request.id = asked.id
+        request.outputs = planned.names
+        request.parameters = asked.parameters
+        request.priority = asked.priority
+        request.deadline = request.waits_until = asked.deadline
+        request.timeout = asked.timeout
+        request.sequence = asked.sequence
+        request.trace = asked.trace
+        request.compute = self._compute
+        request.context = planned
+        return request
+
+    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        """The only answer of a step, or its end."""
+        raise NotImplementedError
+
+    # to who asked
+
+    def _response(self, tensors: dict[str, Tensor | None]) -> InferResponse:
+        """The ensemble's outputs under their names."""
+        queue = self._queue
+        outputs = []
+        for name in self._plan.outputs:
+            tensor = tensors.get(name)
+            if tensor is not None:
+                outputs.append(queue.itself.fit(name, tensor) if queue.mixed else Tensor(name, tensor.datatype, tensor.shape, tensor.data))
+        return InferResponse(queue.name, queue.version, self._request.id, outputs)
+
+    def _finish(self, response: InferResponse | None) -> None:
+        self._queue.statistics.record_in_steps(self._request, self._started_ns, monotonic_ns(), self._compute)
+        self._complete(response, None)
+
+    def fail(self, error: BacklineError) -> None:
+        """Answers with an error, and gives up the steps that are under way."""
+        if self._over:
+            return
+        self._count_failure()
+        self._complete(None, error)
+
+    def _count_failure(self) -> None:
+        self._queue.statistics.fail.add(1, monotonic_ns() - self._request.arrived_ns)
+
+    def cancelled(self, _: InferRequest) -> None:
+        """Nobody waits for the answer any more: no further step begins, and those under way are cancelled."""
+        if not self._over:
+            self._queue.statistics.record_cancelled(self._request)
+            self._give_up()
+
+    def _complete(self, response: InferResponse | None, error: BacklineError | None) -> None:
+        self._give_up()
+        deliver(self._request, response, error)
+
+    def _give_up(self) -> None:
+        """The request is over; the steps that are under way are cancelled."""
+        self._over = True
+        self._request.on_cancel = None
+        now = monotonic_ns()
+        for request, planned in self._under_way():
+            self._queue.calls[planned.index].cancel.add(1, now - request.arrived_ns)
+            request.cancel()
+            if request.flow is not None:
+                request.flow.resume()
+        self._queue.ended(self)
+
+    def _failed(self, request: InferRequest, planned: PlannedStep, error: BacklineError) -> BacklineError:
+        """Counts the failure of a step. The same failure, which says in which ensemble, in Triton's words, and at which model."""
+        self._queue.calls[planned.index].fail.add(1, monotonic_ns() - request.arrived_ns)
+        model = planned.step.model
+        reason = error.message if f"'{model}'" in error.message else f"model '{model}': {error.message}"
+        named = type(error)(f"in ensemble '{self._queue.name}', {reason}")
+        named.retry_after = error.retry_after
+        return named
+
+
+class UnaryRun(EnsembleRun):
+    """The usual way: each step answers once, so there is nothing to pace or to put in order."""
+
+    __slots__ = ("_left", "_open", "_tensors", "_waits")
+
+    def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
+        super().__init__(queue, request, plan)
+        self._tensors: dict[str, Tensor | None] = dict(request.inputs)
+        self._waits = list(plan.waits)
+        self._left = len(plan.steps)
+        #: The requests to models that are under way.
+        self._open: set[InferRequest] = set()
+
+    def _begin(self) -> None:
+        for planned in self._plan.first:
+            if self._over:
+                return
+            self._submit(planned)
+        if not self._left:  # all that is asked for are inputs
+            self._finish(self._response(self._tensors))
+
+    def _submit(self, planned: PlannedStep) -> None:
+        """Raises the error of a step that is refused at once, named."""
+        queue = self._queue
+        request = self._request_to(planned, self._inputs(planned))
+        self._open.add(request)
+        try:
+            queue.turn.submit_step(queue.submit_step, request)
+        except BacklineError as error:
+            self._open.discard(request)
+            raise self._failed(request, planned, error) from None
+
+    def _inputs(self, planned: PlannedStep) -> dict[str, Tensor]:
+        tensors = self._tensors
+        inputs = {}
+        for name, source in planned.inputs:
+            tensor = tensors.get(source)
+            if tensor is not None:  # else an optional input of the ensemble; whether it is one of the step's, its model knows
+                inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
+        return inputs
+
+    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if self._over:
+            return
+        self._open.discard(request)
+        planned: PlannedStep = request.context  # type: ignore[assignment]  # see _request_to
+        if response is None:
+            self.fail(self._failed(request, planned, error or no_response(planned)))
+            return
+        targets, tensors = planned.targets, self._tensors
+        missing = len(targets)
+        for tensor in response.outputs:
+            target = targets.get(tensor.name)
+            if target is not None:
+                tensors[target] = tensor
+                missing -= 1
+        if missing:
+            self.fail(self._failed(request, planned, missing_output(planned, response)))
+            return
+        self._queue.calls[planned.index].success.add(1, monotonic_ns() - request.arrived_ns)
+        self._left -= 1
+        if not self._left:
+            self._finish(self._response(tensors))
+            return
+        waits = self._waits
+        try:
+            for number, count in planned.followers:
+                waits[number] -= count
+                if not waits[number] and not self._over:
+                    self._submit(self._plan.steps[number])
+        except BacklineError as refused:
+            self.fail(refused)
+
+    def _under_way(self) -> list[tuple[InferRequest, PlannedStep]]:
+        if not self._open:
+            return []
+        requests, self._open = self._open, set()
+        return [(request, request.context) for request in requests]  # type: ignore[misc]  # see _request_to
+
+
+class FittedRun(UnaryRun):
+    """Of an ensemble of which only some models have batches."""
+
+    __slots__ = ()
+
+    def _inputs(self, planned: PlannedStep) -> dict[str, Tensor]:
+        model = self._queue.models[planned.index]
+        given = ((name, self._tensors.get(source)) for name, source in planned.inputs)
+        return {name: model.fit(name, tensor) for name, tensor in given if tensor is not None}
+
+
+def no_response(planned: PlannedStep) -> Internal:
+    """The error of a model that answers with neither a response nor an error."""
+    return Internal(f"model '{planned.step.model}' gave no response")
+
+
+def missing_output(planned: PlannedStep, response: InferResponse) -> Internal:
+    """The error of a model that lacks an output which it was asked for."""
+    there = {tensor.name for tensor in response.outputs}
+    name, tensor = next((name, tensor) for name, tensor in planned.outputs if name not in there)
+    return Internal(f"model '{planned.step.model}' did not give output '{name}' (ensemble tensor '{tensor}')")

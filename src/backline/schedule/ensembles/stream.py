@@ -1,0 +1,162 @@
+"""One request on its way through an ensemble of which some steps give any number of responses."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic_ns
+from typing import TYPE_CHECKING
+
+from backline.engine.errors import BacklineError
+from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
+from backline.engine.tensor import Tensor
+from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
+from backline.schedule.ensembles.progress import EnsembleProgress, Round
+from backline.schedule.ensembles.run import EnsembleRun, missing_output, no_response
+
+if TYPE_CHECKING:
+    from backline.schedule.ensembles.queue import EnsembleQueue
+
+log = logging.getLogger("backline.schedule")
+
+
+class StreamRun(EnsembleRun):
+    """Carries out what EnsembleProgress decides: submits the steps, and answers."""
+
+    __slots__ = ("_advancing", "_flows", "_open", "_progress")
+
+    def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
+        super().__init__(queue, request, plan)
+        self._progress = EnsembleProgress(plan, request.inputs, queue.max_inflight)
+        #: The requests to models that are under way: whose round each belongs to, and its step's number in the plan.
+        self._open: dict[InferRequest, tuple[Round, int]] = {}
+        #: By level, what the decoupled step looks at that gives its rounds.
+        self._flows: dict[int, ResponseFlow] = {}
+        self._advancing = False
+
+    def _begin(self) -> None:
+        if self._request.flow is not None:
+            self._request.flow.on_resume = self._pace
+        self._advance()
+
+    def _advance(self) -> None:
+        """Does what is to be done now. Raises the error of a step that is refused at once, named."""
+        if self._advancing:  # a step was answered while it was submitted: who does that goes on
+            return
+        self._advancing = True
+        progress = self._progress
+        try:
+            while not self._over:
+                if progress.ready:
+                    self._submit(*progress.ready.popleft())
+                elif (answer := progress.next_answer()) is not None:
+                    self._answer(answer)
+                else:
+                    break
+        finally:
+            self._advancing = False
+        if self._over:
+            return
+        if progress.finished:
+            self._finish(None)
+        else:
+            self._pace()
+
+    def _submit(self, begun: Round, number: int) -> None:
+        planned = self._plan.steps[number]
+        model, mixed = self._queue.models[planned.index], self._queue.mixed
+        inputs = {}
+        for name, source in planned.inputs:
+            given = begun.tensors.get(source)
+            if given is not None:  # else an optional input of the ensemble; whether it is one of the step's, its model knows
+                inputs[name] = model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
+        request = self._request_to(planned, inputs)
+        if planned.decoupled:
+            request.on_response = self._responded
+            request.flow = self._flows[planned.level + 1] = ResponseFlow()
+            self._pace()
+        self._open[request] = begun, number
+        try:
+            self._queue.submit_step(request)
+        except BacklineError as error:
+            self._open.pop(request, None)
+            raise self._failed(request, planned, error) from None
+
+    def _pace(self) -> None:
+        """Lets decoupled steps wait while the steps behind them, or who asked, have enough."""
+        if not self._flows:
+            return
+        asked = self._request.flow
+        slow_reader = asked is not None and asked.paused
+        for level, flow in self._flows.items():
+            full = slow_reader or self._progress.full(level)
+            if full != flow.paused:
+                (flow.pause if full else flow.resume)()
+
+    # from the steps
+
+    def _responded(self, request: InferRequest, response: InferResponse) -> None:
+        """One of many responses of a step."""
+        open_request = self._open.get(request)
+        if open_request is not None and self._take(request, *open_request, response):
+            self._go_on()
+
+    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        open_request = self._open.pop(request, None)
+        if open_request is None or self._over:
+            return
+        begun, number = open_request
+        planned = self._plan.steps[number]
+        if error is None and response is None and not planned.decoupled:
+            error = no_response(planned)
+        if error is not None:
+            self.fail(self._failed(request, planned, error))
+            return
+        if response is not None and not self._take(request, begun, number, response):
+            return
+        self._queue.calls[planned.index].success.add(1, monotonic_ns() - request.arrived_ns)
+        if planned.decoupled:
+            del self._flows[planned.level + 1]
+        self._progress.ended(begun, number)
+        self._go_on()
+
+    def _take(self, request: InferRequest, begun: Round, number: int, response: InferResponse) -> bool:
+        """Notes the tensors of a response; whether the request goes on."""
+        planned = self._plan.steps[number]
+        there = {tensor.name: tensor for tensor in response.outputs}
+        tensors: dict[str, Tensor | None] = {}
+        for name, tensor in planned.outputs:
+            tensors[tensor] = there.get(name)
+            if tensors[tensor] is None and not planned.decoupled:
+                self.fail(self._failed(request, planned, missing_output(planned, response)))
+                return False
+        self._progress.responded(begun, number, tensors)
+        return True
+
+    def _go_on(self) -> None:
+        try:
+            self._advance()
+        except BacklineError as refused:
+            self.fail(refused)
+
+    # to who asked
+
+    def _answer(self, answered: Round) -> None:
+        """Answers with the outputs of a round."""
+        asked = self._request
+        if asked.on_response is None:
+            return
+        try:
+            asked.on_response(asked, self._response(answered.tensors))
+        except Exception:
+            log.exception("a response of ensemble '%s' could not be delivered", self._queue.name)
+
+    def _give_up(self) -> None:
+        asked = self._request
+        if asked.flow is not None:
+            asked.flow.on_resume = None
+        self._flows = {}
+        super()._give_up()
+
+    def _under_way(self) -> list[tuple[InferRequest, PlannedStep]]:
+        requests, self._open = self._open, {}
+        return [(request, self._plan.steps[number]) for request, (_, number) in requests.items()]

@@ -1,0 +1,254 @@
+"""The queue of a model with a latency objective: within a level the one comes first that must be answered first."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from math import inf
+
+from backline.engine.messages import InferRequest
+from backline.schedule.objective.batch_sizing import BatchSizing
+from backline.schedule.objective.policy import Outlook, finish, item_size
+from backline.schedule.queues.levels import Levels
+from backline.schedule.queues.queue import QueueSettings, limit_wait, nobody_asks, waited_too_long
+
+
+class _Level:
+    """The requests of one level, by the moment at which they are to be answered: `dues`, in seconds, and their items."""
+
+    __slots__ = ("dues", "items", "limit", "number", "waiting")
+
+    def __init__(self, number: int, limit: float) -> None:
+        self.number = number
+        self.limit = limit
+        self.waiting: list[InferRequest] = []
+        self.dues: list[float] = []
+        self.items = 0
+
+    def add(self, request: InferRequest, due: float) -> None:
+        if not self.dues or due >= self.dues[-1]:
+            self.waiting.append(request)
+            self.dues.append(due)
+        else:
+            index = bisect_right(self.dues, due)
+            self.waiting.insert(index, request)
+            self.dues.insert(index, due)
+        self.items += request.batch_size
+
+    def take(self, begin: int, end: int) -> list[InferRequest]:
+        taken = self.waiting[begin:end]
+        del self.waiting[begin:end], self.dues[begin:end]
+        self.items -= sum([request.batch_size for request in taken])
+        return taken
+
+    def remove(self, request: InferRequest, due: float) -> None:
+        index = bisect_left(self.dues, due)
+        while index < len(self.dues) and self.dues[index] == due:
+            if self.waiting[index] is request:
+                break
+            index += 1
+        else:
+            index = self.waiting.index(request)  # its deadline has changed while it waited
+        self.take(index, index + 1)
+
+
+class ObjectiveQueue:
+    """Requests are to be answered `objective` seconds after they came, or before their own deadline if that is earlier.
+
+    A level is taken before all lower ones, as in every queue. Within a level who must be answered first goes first. A batch is as large as
+    the first of its requests allows. Who cannot be answered in time any more when a batch is formed is refused as long as anybody else can
+    be; but a guess alone refuses nobody while nothing better is to be done: it may be wrong, and only a run can tell.
+    """
+
+    __slots__ = ("_levels", "_objective", "_on_cancel", "_outlook", "_settings", "_size", "_sizing", "expired", "on_left")
+
+    def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
+        self._settings = settings
+        self._objective = objective
+        self._outlook = outlook
+        self._sizing = BatchSizing(objective, outlook)
+        self._levels = Levels(lambda number: _Level(number, settings.policy_of(number).max_size or inf))
+        self._size = 0
+        self._on_cancel = self._cancelled
+        self.on_left: Callable[[InferRequest], None] = nobody_asks
+        self.expired: list[InferRequest] = []
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def due(self, request: InferRequest) -> float:
+        """When a request is to be answered."""
+        due = request.arrived_ns / 1e9 + self._objective
+        deadline = request.deadline
+        return due if deadline is None or deadline > due else deadline
+
+    def lateness(self, request: InferRequest, free: Sequence[float], max_items: int) -> float:
+        """How many seconds too late a request would be answered, if it were added now; below 0 is in time. `free` as in `finish`."""
+        number = self._settings.level_of(request)
+        self._limit_wait(request, number)
+        due = self.due(request)
+        ahead = 0
+        earliest = due
+        own = None
+        for level in self._levels.ordered:
+            if level.number >= number:
+                if level.number > number:
+                    break
+                own = level
+            ahead += level.items
+            earliest = min(earliest, level.dues[0])
+        line = self._outlook.latency.line(item_size(request))
+        sizing = self._sizing
+        if line is not sizing.planned:
+            sizing.plan(line, max_items)
+        first = sizing.largest(line, earliest - free[0])
+        after = 0
+        if own is not None and due < own.dues[-1]:
+            after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
+        size = request.batch_size
+        late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
+        if after and own is not None and late <= 0:  # those behind it must not come too late for its sake
+            late = finish(line, free, ahead, size, usual=sizing.usual, first=first) + sizing.margin - own.dues[-1]
+        if late > 0:
+            sizing.refused = True
+        return late
+
+    def _limit_wait(self, request: InferRequest, number: int) -> None:
+        policy = self._settings.policy_of(number)
+        if request.timeout is not None or policy.timeout_us:
+            limit_wait(request, policy)
+
+    def add(self, request: InferRequest, *, anyway: bool = False) -> bool:
+        if request.cancelled:  # before it came here
+            self.on_left(request)
+            return True
+        number = request.priority = self._settings.level_of(request)
+        level = self._levels[number]
+        if len(level.waiting) >= level.limit and not anyway:
+            return False
+        self._limit_wait(request, number)
+        request.on_cancel = self._on_cancel
+        level.add(request, self.due(request))
+        self._size += 1
+        return True
+
+    def take(self, max_items: int, now: float) -> tuple[list[InferRequest], int]:
+        self._refuse_late(now)
+        taken: list[InferRequest] = []
+        items = limit = 0
+        key: object = None
+        for level in tuple(self._levels.ordered):
+            if not limit:
+                limit = self._limit(level, now, max_items)
+                key = level.waiting[0].batch_key
+            count = 0
+            for request in level.waiting:
+                if request.batch_key != key or (items and items + request.batch_size > limit):
+                    self._sizing.complete(items if request.batch_key != key else max_items)
+                    break
+                items += request.batch_size
+                count += 1
+            complete = count < len(level.waiting)
+            taken += level.take(0, count)
+            self._drop_empty(level)
+            if complete:
+                break
+        for request in taken:
+            request.on_cancel = None
+        self._size -= len(taken)
+        if taken:
+            self._sizing.formed(items)
+        return taken, items
+
+    def _limit(self, level: _Level, now: float, max_items: int) -> int:
+        """How large the next batch may be."""
+        line = self._outlook.latency.line(item_size(level.waiting[0]))
+        dues = level.dues
+        sizing = self._sizing
+        sizing.plan(line, max_items)
+        wanted = min(sizing.usual, level.items)
+        left = dues[0] - now
+        limit = line.largest(left, max_items)
+        if limit < wanted and limit < len(dues):
+            # A small batch for the sake of the first ones: will those that it leaves behind still be in time?
+            if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(min(wanted, level.items - limit)):
+                return limit
+            count = bisect_left(dues, now + line.seconds(wanted))
+            if count < len(dues):
+                self._expire(level, count)
+                left = dues[0] - now
+                limit = line.largest(left, max_items)
+        return sizing.within(line, left, min(wanted, limit))
+
+    def next(self, now: float) -> InferRequest | None:
+        taken, _ = self.take(1, now)
+        return taken[0] if taken else None
+
+    def put_back(self, requests: list[InferRequest], now: float) -> None:
+        for request in requests:
+            self._levels[request.priority].add(request, self.due(request))
+            request.on_cancel = self._on_cancel
+        self._size += len(requests)
+
+    def sweep(self, now: float) -> float:
+        self._refuse_overdue(now)
+        return min((level.dues[0] for level in self._levels.ordered), default=inf)
+
+    def clear(self) -> list[InferRequest]:
+        requests = [request for level in self._levels.ordered for request in level.waiting]
+        for request in requests:
+            request.on_cancel = None
+        self._levels.clear()
+        self._size = 0
+        return requests
+
+    def timed_out(self, request: InferRequest, now: float) -> bool:
+        return waited_too_long(request, self._settings.policy_of(request.priority), now)
+
+    def _refuse_overdue(self, now: float) -> None:
+        """Takes out whose moment has passed."""
+        for level in tuple(self._levels.ordered):
+            over = bisect_right(level.dues, now)
+            if over:
+                self._expire(level, over)
+                self._drop_empty(level)
+
+    def _refuse_late(self, now: float) -> None:
+        """Takes out whose moment has passed; and those who cannot be answered in time any more, if there are others who can."""
+        self._refuse_overdue(now)
+        late: list[tuple[_Level, int]] = []
+        others = False
+        for level in self._levels.ordered:
+            first = level.waiting[0]
+            count = bisect_left(level.dues, now + self._outlook.latency.line(item_size(first)).seconds(first.batch_size))
+            others = others or count < len(level.dues)
+            if count:
+                late.append((level, count))
+        if others:
+            for level, count in late:
+                self._expire(level, count)
+                self._drop_empty(level)
+
+    def _expire(self, level: _Level, count: int) -> None:
+        """Gives up the first of a level, except those whose deadline was put off while they waited."""
+        dues = level.dues[:count]
+        for request, due in zip(level.take(0, count), dues, strict=True):
+            later = self.due(request)
+            if later > due:
+                level.add(request, later)
+                continue
+            request.on_cancel = None
+            self._size -= 1
+            self.expired.append(request)
+
+    def _drop_empty(self, level: _Level) -> None:
+        if not level.waiting:
+            self._levels.drop(level)
+
+    def _cancelled(self, request: InferRequest) -> None:
+        level = self._levels[request.priority]
+        level.remove(request, self.due(request))
+        self._size -= 1
+        self._drop_empty(level)
+        self.on_left(request)

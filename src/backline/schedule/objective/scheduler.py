@@ -1,0 +1,111 @@
+"""The driver of a model with a latency objective: it learns what batches take, and refuses at arrival what cannot be answered in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from time import monotonic
+
+from backline.engine.errors import BacklineError, Unavailable
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.statistics import ModelStatistics
+from backline.schedule.batching import Formed
+from backline.schedule.objective.policy import Outlook, item_size
+from backline.schedule.objective.queue import ObjectiveQueue
+from backline.schedule.queues.queue import Queue, QueueSettings
+from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.total import QueueTotal
+from backline.schedule.turn import Turn
+from backline.workers.batch import Batch
+from backline.workers.instance import Instance
+
+#: The part of the objective that is planned with: the rest is for the ways between the client's program and this one.
+_PLANNED = 0.95
+
+
+class ObjectiveScheduler(Scheduler):
+    """A Scheduler whose answers come within `objective` seconds, or a refusal at once.
+
+    `seconds` are the run times by batch size that were measured when the model was loaded, for items of `size` elements (0 where all items
+    have the same).
+    """
+
+    __slots__ = ("_objective", "_outlook")
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        instances: Sequence[Instance],
+        statistics: ModelStatistics,
+        *,
+        objective: float,
+        seconds: Mapping[int, float],
+        size: int = 0,
+        loop: asyncio.AbstractEventLoop,
+        preserve_ordering: bool = False,
+        total: QueueTotal | None = None,
+        turn: Turn | None = None,
+    ) -> None:
+        self._objective = objective
+        self._outlook = Outlook(seconds, size)
+        super().__init__(name, settings, instances, statistics, loop=loop, preserve_ordering=preserve_ordering, total=total, turn=turn)
+
+    def submit(self, request: InferRequest) -> None:
+        """As of Scheduler; raises Unavailable also when the request cannot be answered in time."""
+        queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # it was made here
+        idle = len(self._idle)
+        late = queue.lateness(request, self._outlook.free(monotonic(), idle), self._policy.max_items)
+        if late > 0 and (queue.size or not idle):
+            self._statistics.rejected_late += 1
+            raise self._too_late(request, late)
+        super().submit(request)
+        due = queue.due(request)
+        if due < self._expiry.moment:
+            self._wait_for(due)
+
+    def _make_queue(self, settings: QueueSettings) -> Queue:
+        return ObjectiveQueue(settings, _PLANNED * self._objective, self._outlook)
+
+    def _start(self, formed: Formed, now: int) -> None:
+        self._outlook.started(self._idle[-1], now / 1e9, _size(formed.requests), formed.items)
+        super()._start(formed, now)
+
+    def _vacated(self, instance: Instance, batch: Batch) -> None:
+        self._outlook.ended(instance)  # what comes late says nothing of how long the instance is taken
+        super()._vacated(instance, batch)
+
+    def _finished(self, instance: Instance, batch: Batch) -> None:
+        vacated = batch.beside_loop and batch.on_vacated is None
+        expected = None if vacated else self._outlook.ended(instance)
+        told = expected is not None and batch.parts is None and all(isinstance(outcome, InferResponse) for outcome in batch.outcomes)
+        now = monotonic()
+        if told:
+            self._outlook.latency.learn(_size(batch.requests), batch.items, now - batch.started_ns / 1e9)
+        super()._finished(instance, batch)
+        if told:
+            # What the loop was late for the end of the run it will have been late for the requests, too, before anybody saw them.
+            late = now - batch.ended_ns / 1e9
+            self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # it was told
+
+    def _expiry_of(self, request: InferRequest, now: float) -> BacklineError:
+        if (request.deadline is not None and request.deadline <= now) or self._queue.timed_out(request, now):
+            return super()._expiry_of(request, now)
+        self._statistics.rejected_late += 1
+        return self._too_late(request, 0.0)
+
+    def _too_late(self, request: InferRequest, late: float) -> Unavailable:
+        """`late` is how many seconds too late the answer would come."""
+        bound = f"its objective of {self._objective * 1000:g} ms"
+        if request.deadline is not None and request.deadline < request.arrived_ns / 1e9 + self._objective:
+            bound = "the deadline of the request"
+        late = max(late, 0.001)
+        message = f"model '{self._name}' has too much to do to answer within {bound}, try again in {late:.2g} s"
+        return Unavailable(message, retry_after=late)
+
+
+def _size(requests: Sequence[InferRequest]) -> int:
+    """The size of the items of a batch, which is that of the largest ones."""
+    if requests[0].batch_key is None:
+        return 0
+    return max(map(item_size, requests))

@@ -1,0 +1,1 @@
+"""Requests that belong together: their order, their places and their state."""

@@ -1,0 +1,415 @@
+"""The queue of a model whose requests belong to sequences: it keeps their order, places and states, and hands on one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Sequence as Several
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from math import inf
+from time import monotonic, monotonic_ns
+from typing import Protocol
+
+from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
+from backline.engine.model_config import QueuePolicy
+from backline.engine.statistics import ModelStatistics
+from backline.schedule import refusals
+from backline.schedule.alarm import Alarm
+from backline.schedule.delivery import deliver
+from backline.schedule.queues.queue import limit_wait, waited_too_long
+from backline.schedule.scheduler import Settings
+from backline.schedule.sequences.state_store import State, StateKey, StateStore
+from backline.schedule.sequences.table import Sequence, SequenceTable
+from backline.schedule.sequences.tensors import SequenceTensors
+from backline.schedule.total import QueueTotal
+from backline.workers.instance import Instance
+
+log = logging.getLogger("backline.schedule")
+
+#: Seconds that are waited at least for the next deadline or idle sequence: looks at many of them at once cost little.
+_SHORTEST_WAIT = 0.002
+
+
+class Lane(Protocol):
+    """What runs the requests of the sequences that have a place on one instance."""
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait, without those that run."""
+
+    def submit(self, request: InferRequest) -> None:
+        """Queues a request, one of a sequence at a time."""
+
+    async def drain(self, limit: float) -> None:
+        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
+
+
+class _Step:
+    """A request on its way through a lane, and the one it was made of."""
+
+    __slots__ = ("request", "sequence")
+
+    def __init__(self, sequence: Sequence, request: InferRequest) -> None:
+        self.sequence = sequence
+        self.request = request
+
+
+class SequenceBatcher:
+    """Queues the requests of one model version by their sequences. Lives on the event loop.
+
+    A sequence has a place on an instance from its first request to its last, and one of its requests is run at a time, in their order.
+    What was handed to an instance is run also when nobody waits for the answer any more, as the requests behind it need what it leaves. A
+    request that fails leaves the state as it was. `make_lane` makes what runs the requests of one instance, with `slots` places.
+
+    A version that is drained goes on with the sequences that are open, for as long as it may. Their states lie in `store` beyond that: the
+    next load of the same version goes on with them. `version` tells versions apart there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        tensors: SequenceTensors,
+        statistics: ModelStatistics,
+        instances: Several[Instance],
+        make_lane: Callable[[Instance], Lane],
+        *,
+        slots: int,
+        batched: bool,
+        idle_seconds: float,
+        store: StateStore,
+        policy: QueuePolicy,
+        loop: asyncio.AbstractEventLoop,
+        total: QueueTotal | None = None,
+    ) -> None:
+        self._name = name
+        self._version = version
+        self._tensors = tensors
+        self._statistics = statistics
+        self._make_lane = make_lane
+        self._lanes = [make_lane(instance) for instance in instances]
+        self._slots = slots
+        self._batched = batched
+        self._store = store
+        self._idle_seconds = idle_seconds
+        self._policy = policy
+        self._limit = policy.max_size or inf
+        self._loop = loop
+        self._total = total if total is not None and total.limit is not None else None
+        self._table = SequenceTable(len(instances), slots, int(idle_seconds * 1e9))
+        self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
+        self._ended: asyncio.Future[None] | None = None
+        self._closed = False
+        self._ids = count(1)
+        #: Lanes that were replaced and states that are being fetched: what is under way beside.
+        self._tasks: set[asyncio.Future[object]] = set()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait: for their place, for the one before them, or for a run of their lane."""
+        return self._table.waiting + sum(lane.pending for lane in self._lanes)
+
+    @property
+    def running(self) -> int:
+        """Requests that were handed to the instances."""
+        return self._table.running
+
+    @property
+    def open_sequences(self) -> int:
+        """The sequences that have begun and not ended."""
+        return len(self._table.open)
+
+    def holds(self, request: InferRequest) -> bool:
+        """Whether the sequence of a request is open here."""
+        return not self._closed and request.sequence is not None and request.sequence.id in self._table.open
+
+    # requests
+
+    def submit(self, request: InferRequest) -> None:
+        """Queues a request that fits the model. Raises InvalidArgument for one that fits no sequence, Unavailable when too many wait."""
+        step = request.sequence
+        if (step is None or not step.id) and self._tensors.iterative:
+            step = request.sequence = SequenceStep(self._unused_id(), start=True, end=False)
+        if step is None or not step.id:
+            raise InvalidArgument(f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID")
+        if self._batched and request.batch_size != 1:
+            raise InvalidArgument(
+                f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence batcher"
+            )
+        self._tensors.check_id(step)
+        self._check_room()
+        limit_wait(request, self._policy)
+        table = self._table
+        now = monotonic_ns()
+        sequence = table.accept(request, now)
+        if sequence is None:
+            if not self._tensors.has_states:
+                raise self._no_start(request)
+            sequence = table.adopt(request, now)
+            self._beside(self._adopt(sequence))
+        elif step.start:
+            self._forget_state(sequence)
+        if self._total is not None:
+            self._total.waiting += 1
+        self._run_next(sequence)
+        if request is not sequence.running:
+            self._wait(sequence, request)
+        if self._alarm.moment == inf:
+            self._look_at(self._table.next_idle_ns() / 1e9)
+
+    def _wait(self, sequence: Sequence, request: InferRequest) -> None:
+        """A request waits, for its place or for the one before it."""
+        request.on_cancel = partial(self._cancelled, sequence)
+        if request.deadline is not None:
+            self._look_at(request.deadline)
+
+    def _unused_id(self) -> int:
+        """For a request that is a sequence of its own."""
+        return next(number for number in self._ids if number not in self._table.open)
+
+    def _check_room(self) -> None:
+        if self._total is not None and self._total.full:
+            self._statistics.rejected_total += 1
+            raise self._total.refusal(self._name)
+        if self._table.waiting >= self._limit:
+            self._statistics.rejected_full += 1
+            raise refusals.full(self._name, self._policy.max_size)
+
+    def _no_start(self, request: InferRequest) -> InvalidArgument:
+        assert request.sequence is not None, "it was checked"
+        return InvalidArgument(
+            f"inference request for sequence {request.sequence.id} to model '{self._name}' must specify the START flag on the first request"
+            " of the sequence"
+        )
+
+    def _run_next(self, sequence: Sequence) -> None:
+        request = self._table.take(sequence)
+        if request is None:
+            return
+        self._leave(1)
+        request.on_cancel = None
+        assert request.sequence is not None, "it was checked"
+        self._hand_on(sequence, request, request.sequence)
+
+    def _hand_on(self, sequence: Sequence, request: InferRequest, step: SequenceStep) -> None:
+        """Lets the instance run a request, as that step of its sequence."""
+        inner = request.stand_in(dict(request.inputs), self._answered)
+        inner.timeout = None  # it is in the deadline, and the instance's queue has no policy of its own
+        inner.context, inner.sequence, inner.flow = _Step(sequence, request), step, request.flow
+        inner.on_response = self._responded if request.on_response is not None else None
+        self._tensors.add(inner, step, sequence.state)
+        assert sequence.place is not None, "what runs has a place"
+        try:
+            self._lanes[sequence.place[1]].submit(inner)
+        except BacklineError as error:
+            self._answered(inner, None, error)
+
+    def _answered(self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        held: _Step = inner.context  # type: ignore[assignment]  # it was made here
+        sequence, request = held.sequence, held.request
+        if isinstance(response, Rescheduled):
+            if not request.cancelled and not self._closed:
+                self._run_again(sequence, request)
+                return
+            response = None
+            error = refusals.unloading(self._name) if self._closed else Cancelled("nobody waits for the answer any more")
+        if response is not None:
+            try:
+                state = self._tensors.take_state(response, request.outputs)
+            except Internal as failure:
+                response, error = None, failure
+            else:
+                if state is not None:
+                    self._keep_state(sequence, state)
+        if self._tensors.iterative and not sequence.waiting:  # it ends with its answer
+            self._table.end(sequence)
+        runnable = self._table.finish(sequence, monotonic_ns())
+        if error is not None and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
+            self._not_run(sequence, request)
+        if sequence.ended and not sequence.waiting:
+            self._forget_state(sequence)
+        self._run_all(runnable)
+        deliver(request, response, error)
+        self._look_at_rest()
+
+    def _run_again(self, sequence: Sequence, request: InferRequest) -> None:
+        assert request.sequence is not None, "it was checked"
+        step = replace(request.sequence, start=False)
+        if sequence.place is not None:
+            self._hand_on(sequence, request, step)
+            return
+        request.sequence = step  # there are fewer places than when it began
+        self._table.put_back(sequence)
+        if self._total is not None:
+            self._total.waiting += 1
+        self._wait(sequence, request)
+
+    def _responded(self, inner: InferRequest, response: InferResponse) -> None:
+        """One of any number of responses; the last one that has a state leaves it."""
+        held: _Step = inner.context  # type: ignore[assignment]  # it was made here
+        request = held.request
+        if self._tensors.has_states:
+            try:
+                state = self._tensors.take_state(response, request.outputs)
+            except Internal:
+                state = None
+            if state is not None:
+                self._keep_state(held.sequence, state)
+        if not request.cancelled and request.on_response is not None:
+            request.on_response(request, response)
+
+    def _not_run(self, sequence: Sequence, request: InferRequest) -> None:
+        """A request has left the instance's queue without a run: what it was to begin has no beginning then."""
+        if request.sequence is None or not request.sequence.start:
+            return
+        if any(other.sequence is not None and other.sequence.start for other in sequence.waiting):
+            return
+        refused, runnable = self._table.abandon(sequence)
+        self._refuse(refused)
+        self._run_all(runnable)
+
+    # states
+
+    def _key(self, sequence: Sequence) -> StateKey:
+        return StateKey(self._name, self._version, sequence.id)
+
+    def _keep_state(self, sequence: Sequence, state: State) -> None:
+        sequence.state = state
+        if self._table.open.get(sequence.id) is sequence:
+            self._store.put(self._key(sequence), state, self._idle_seconds)
+
+    def _forget_state(self, sequence: Sequence) -> None:
+        if self._tensors.has_states and self._table.open.get(sequence.id) in (None, sequence):
+            self._store.drop(self._key(sequence))
+
+    async def _adopt(self, sequence: Sequence) -> None:
+        """Goes on with a sequence that another load of this version, or another server, has run."""
+        error: BacklineError | None = None
+        try:
+            sequence.state = await self._store.take(self._key(sequence))
+        except BacklineError as failure:
+            error = failure
+        sequence.arriving = False
+        if sequence.state is not None or not sequence.waiting or self._begins(sequence.waiting[0]):
+            self._run_next(sequence)
+            return
+        refused, runnable = self._table.abandon(sequence)
+        self._statistics.rejected_invalid += len(refused)
+        self._refuse(refused, error)
+        self._run_all(runnable)
+        self._look_at_rest()
+
+    @staticmethod
+    def _begins(request: InferRequest) -> bool:
+        return request.sequence is not None and request.sequence.start
+
+    # those who leave without a run
+
+    def _leave(self, count: int) -> None:
+        if self._total is not None:
+            self._total.waiting -= count
+
+    def _refuse(self, requests: Iterable[InferRequest], error: BacklineError | None = None) -> None:
+        """Requests of a sequence that is not there."""
+        for request in requests:
+            self._leave(1)
+            request.on_cancel = None
+            deliver(request, None, error or self._no_start(request))
+
+    def _cancelled(self, sequence: Sequence, request: InferRequest) -> None:
+        """A request that waits was cancelled."""
+        self._statistics.record_cancelled(request)
+        self._drop(sequence, request)
+
+    def _drop(self, sequence: Sequence, request: InferRequest) -> None:
+        self._leave(1)
+        request.on_cancel = None
+        refused, runnable = self._table.drop(sequence, request)
+        self._refuse(refused)
+        if sequence.ended and not sequence.waiting and sequence.running is None:
+            self._forget_state(sequence)
+        self._run_all(runnable)
+        self._look_at_rest()
+
+    def _run_all(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._run_next(sequence)
+
+    # time
+
+    def _look_at(self, moment: float) -> None:
+        """Looks at what has expired at a moment of time.monotonic(), or before."""
+        if not self._closed:
+            self._alarm.set(moment)
+
+    def _look(self) -> None:
+        now = monotonic()
+        expired, nearest = self._table.expired(now)
+        for sequence, request in expired:
+            if request not in sequence.waiting:  # it was refused together with the one that was to begin its sequence
+                continue
+            self._drop(sequence, request)
+            self._statistics.record_expired(request)
+            by_policy = waited_too_long(request, self._policy, now)
+            deliver(request, None, refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy))
+        ended, runnable = self._table.end_idle(monotonic_ns())
+        for sequence in ended:
+            log.info("sequence %s of model '%s' was idle for %g s and has ended", sequence.id, self._name, self._idle_seconds)
+            self._forget_state(sequence)
+        self._run_all(runnable)
+        self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))
+        self._look_at_rest()
+
+    # instances, and the end
+
+    def update(self, settings: Settings, *, instances: Several[Instance] | None = None) -> None:
+        """Goes on with other limits of the queue, and on other instances if some are given; what runs is finished where it is."""
+        self._policy = settings.queue.policy
+        self._limit = self._policy.max_size or inf
+        if instances is not None:
+            self.replace_instances(instances)
+
+    def replace_instances(self, instances: Several[Instance]) -> None:
+        """Runs what comes next on other instances; the present ones are closed when they have finished what they have."""
+        for lane in self._lanes:
+            self._beside(lane.drain(inf))
+        self._lanes = [self._make_lane(instance) for instance in instances]
+        self._run_all(self._table.resize(len(instances), self._slots))
+
+    def _beside(self, work: Awaitable[object]) -> None:
+        task = asyncio.ensure_future(work, loop=self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def drain(self, limit: float) -> None:
+        """Goes on until all sequences have ended, for at most `limit` seconds; then what still waits is refused, and the instances closed.
+
+        States of sequences that have not ended stay in the store.
+        """
+        end = self._loop.time() + limit
+        if not self._table.empty and limit > 0:
+            self._ended = self._loop.create_future()
+            await asyncio.wait((self._ended,), timeout=limit)
+        self._closed = True
+        self._alarm.stop()
+        for sequence in list(self._table.backlogged):
+            self._refuse(self._table.clear(sequence), refusals.unloading(self._name))
+        for lane in self._lanes:
+            await lane.drain(max(end - self._loop.time(), 0))
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+    def _look_at_rest(self) -> None:
+        if self._ended is not None and not self._ended.done() and self._table.empty:
+            self._ended.set_result(None)
+
+
+def slot_of(request: InferRequest) -> int:
+    """The place on its instance of a request that was handed to it."""
+    held: _Step = request.context  # type: ignore[assignment]  # it was made here
+    assert held.sequence.place is not None, "what runs has a place"
+    return held.sequence.place[0]

@@ -1,0 +1,249 @@
+"""The policy of sequences: which are open, where each one has its place, and which request of it is next. Plain data, no clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from math import inf
+
+from backline.engine.messages import InferRequest
+from backline.schedule.sequences.state_store import State
+
+
+class Sequence:
+    """An open sequence, or one that has ended but whose last requests are still to be run."""
+
+    __slots__ = ("arriving", "ended", "id", "last_ns", "place", "running", "state", "waiting")
+
+    def __init__(self, id: int | str, now_ns: int) -> None:
+        self.id = id
+        #: (slot, lane), while it has a place.
+        self.place: tuple[int, int] | None = None
+        #: Requests behind the one that runs, in their order.
+        self.waiting: deque[InferRequest] = deque()
+        self.running: InferRequest | None = None
+        #: Whether its last request has come.
+        self.ended = False
+        #: What its last request has left; None before the first.
+        self.state: State | None = None
+        #: Whether its state is being fetched: nothing of it is run before.
+        self.arriving = False
+        #: When something was last heard or run of it.
+        self.last_ns = now_ns
+
+
+class SequenceTable:
+    """The sequences of one model version.
+
+    There are `lanes` with `slots` places each. A sequence has one of them from its first request to its end; without a free place it waits
+    for one, and so do its requests, the one that began first first. One request of a sequence runs at a time. A sequence ends with the
+    request that says so, or after `idle_ns` without any.
+    """
+
+    def __init__(self, lanes: int, slots: int, idle_ns: int) -> None:
+        self.idle_ns = idle_ns
+        #: The open sequences by id, the one that was idle for longest first.
+        self.open: dict[int | str, Sequence] = {}
+        #: Those with requests that wait.
+        self.backlogged: dict[Sequence, None] = {}
+        #: The requests that wait, without those that run.
+        self.waiting = 0
+        #: The requests that were taken and are not done.
+        self.running = 0
+        self._placed: dict[Sequence, None] = {}
+        self._unplaced: dict[Sequence, None] = {}
+        self._free: list[tuple[int, int]] = []
+        self._lanes = 0
+        self.resize(lanes, slots)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no sequence is left, open or ending."""
+        return not self.open and not self._placed and not self._unplaced
+
+    def resize(self, lanes: int, slots: int) -> list[Sequence]:
+        """Goes on with other places; those who had one are the first to get one. Returns who has one now."""
+        before = [*self._placed, *self._unplaced]
+        self._free = [(slot, lane) for slot in range(slots) for lane in range(lanes)]
+        heapify(self._free)
+        self._placed = {}
+        self._unplaced = dict.fromkeys(before)
+        for sequence in before:
+            sequence.place = None
+        return self._fill()
+
+    def accept(self, request: InferRequest, now_ns: int) -> Sequence | None:
+        """Puts a request behind those of its sequence; None for a sequence that is not open and that the request does not begin."""
+        step = request.sequence
+        assert step is not None, "it was checked"
+        sequence = self.open.get(step.id)
+        if sequence is None:
+            if not step.start:
+                return None
+            sequence = self._begin(step.id, now_ns)
+        self._append(sequence, request, now_ns)
+        return sequence
+
+    def adopt(self, request: InferRequest, now_ns: int) -> Sequence:
+        """Goes on with a sequence that began elsewhere, whose state is to be fetched: nothing of it runs before `arrived`."""
+        step = request.sequence
+        assert step is not None, "it was checked"
+        sequence = self._begin(step.id, now_ns)
+        sequence.arriving = True
+        self._append(sequence, request, now_ns)
+        return sequence
+
+    def _begin(self, id: int | str, now_ns: int) -> Sequence:
+        sequence = self.open[id] = Sequence(id, now_ns)
+        if self._free and not self._unplaced:
+            self._put(sequence)
+        else:
+            self._unplaced[sequence] = None
+        return sequence
+
+    def _append(self, sequence: Sequence, request: InferRequest, now_ns: int) -> None:
+        sequence.waiting.append(request)
+        self.backlogged[sequence] = None
+        self.waiting += 1
+        self._heard(sequence, now_ns)
+        if request.sequence is not None and request.sequence.end:
+            sequence.ended = True
+            del self.open[sequence.id]
+
+    def _heard(self, sequence: Sequence, now_ns: int) -> None:
+        sequence.last_ns = now_ns
+        if self.open.get(sequence.id) is sequence:  # to the end, behind all who were idle for longer
+            del self.open[sequence.id]
+            self.open[sequence.id] = sequence
+
+    def take(self, sequence: Sequence) -> InferRequest | None:
+        """The next request of a sequence, if it may run now."""
+        if sequence.place is None or sequence.running is not None or sequence.arriving or not sequence.waiting:
+            return None
+        request = sequence.running = sequence.waiting.popleft()
+        self.waiting -= 1
+        self.running += 1
+        if not sequence.waiting:
+            del self.backlogged[sequence]
+        return request
+
+    def put_back(self, sequence: Sequence) -> None:
+        """The request that ran is the next one of its sequence again."""
+        assert sequence.running is not None, "it was taken"
+        sequence.waiting.appendleft(sequence.running)
+        sequence.running = None
+        self.backlogged[sequence] = None
+        self.waiting += 1
+        self.running -= 1
+
+    def finish(self, sequence: Sequence, now_ns: int) -> list[Sequence]:
+        """The request that ran is done. Returns the sequences of which one may run now."""
+        sequence.running = None
+        self.running -= 1
+        self._heard(sequence, now_ns)
+        return [sequence] if sequence.waiting or not sequence.ended else self._release(sequence)
+
+    def drop(self, sequence: Sequence, request: InferRequest) -> tuple[list[InferRequest], list[Sequence]]:
+        """A request that waits will not be run.
+
+        When it was to begin the sequence, what follows has no beginning and is dropped too, up to the next beginning; those requests are
+        returned, and the sequences of which one may run now.
+        """
+        waiting = sequence.waiting
+        index = waiting.index(request)
+        dropped = [request]
+        if request.sequence is not None and request.sequence.start:
+            for other in list(waiting)[index + 1 :]:
+                if other.sequence is not None and other.sequence.start:
+                    break
+                dropped.append(other)
+            if waiting[-1] is dropped[-1]:  # there is no later beginning
+                self.end(sequence)
+        for one in dropped:
+            waiting.remove(one)
+        self.waiting -= len(dropped)
+        if not waiting:
+            self.backlogged.pop(sequence, None)
+        gone = sequence.ended and not waiting and sequence.running is None
+        return dropped[1:], self._release(sequence) if gone else []
+
+    def abandon(self, sequence: Sequence) -> tuple[list[InferRequest], list[Sequence]]:
+        """Ends a sequence of which nothing runs. Returns the requests that were to be run, and the sequences of which one may run now."""
+        refused = self.clear(sequence)
+        self.end(sequence)
+        return refused, self._release(sequence)
+
+    def clear(self, sequence: Sequence) -> list[InferRequest]:
+        """Takes out the requests of a sequence that wait; it goes on without them."""
+        refused = list(sequence.waiting)
+        sequence.waiting.clear()
+        self.waiting -= len(refused)
+        self.backlogged.pop(sequence, None)
+        return refused
+
+    def end_idle(self, now_ns: int) -> tuple[list[Sequence], list[Sequence]]:
+        """Ends the sequences of which nothing was heard for too long. Returns them, and the sequences of which one may run now."""
+        ended: list[Sequence] = []
+        runnable: list[Sequence] = []
+        for sequence in list(self._idle_since(now_ns - self.idle_ns)):
+            if sequence.waiting or sequence.running is not None or sequence.arriving:
+                self._heard(sequence, now_ns)
+                continue
+            ended.append(sequence)
+            self.end(sequence)
+            runnable += self._release(sequence)
+        return ended, runnable
+
+    def _idle_since(self, moment_ns: int) -> Iterator[Sequence]:
+        for sequence in self.open.values():
+            if sequence.last_ns > moment_ns:
+                return
+            yield sequence
+
+    def next_idle_ns(self) -> float:
+        """The moment at which the next sequence will have been idle for too long, unless something is heard of it; or infinity."""
+        return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
+
+    def expired(self, now: float) -> tuple[list[tuple[Sequence, InferRequest]], float]:
+        """The requests that wait although their deadline is over, and the nearest deadline of the others, or infinity."""
+        over: list[tuple[Sequence, InferRequest]] = []
+        nearest = inf
+        for sequence in self.backlogged:
+            for request in sequence.waiting:
+                if request.deadline is None:
+                    continue
+                if request.deadline <= now:
+                    over.append((sequence, request))
+                else:
+                    nearest = min(nearest, request.deadline)
+        return over, nearest
+
+    def end(self, sequence: Sequence) -> None:
+        """Nothing more of it comes than waits."""
+        sequence.ended = True
+        if self.open.get(sequence.id) is sequence:
+            del self.open[sequence.id]
+
+    def _release(self, sequence: Sequence) -> list[Sequence]:
+        """Gives the place of a sequence that is over to the next one."""
+        self._unplaced.pop(sequence, None)
+        if sequence.place is None:
+            return []
+        heappush(self._free, sequence.place)
+        del self._placed[sequence]
+        sequence.place = None
+        return self._fill()
+
+    def _fill(self) -> list[Sequence]:
+        filled = []
+        while self._free and self._unplaced:
+            sequence = next(iter(self._unplaced))
+            del self._unplaced[sequence]
+            self._put(sequence)
+            filled.append(sequence)
+        return filled
+
+    def _put(self, sequence: Sequence) -> None:
+        sequence.place = heappop(self._free)
+        self._placed[sequence] = None

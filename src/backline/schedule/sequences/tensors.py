@@ -1,0 +1,130 @@
+"""The tensors that a request of a sequence gets on its way to the model, and loses on its way back: controls and states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.messages import InferRequest, InferResponse, SequenceStep
+from backline.engine.sequence_batching import SequenceBatching, SequenceControl
+from backline.engine.tensor import Shape, Tensor
+from backline.schedule.sequences.state_store import State
+
+
+class SequenceTensors:
+    """The controls and states of one model.
+
+    `initial` are the states of a sequence that begins, by input; `batched` says that tensors have a batch dimension, of 1 here; `served`
+    are the outputs that clients may see.
+    """
+
+    def __init__(self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]) -> None:
+        self._iterative = batching.iterative
+        self._model = model
+        self._initial = initial
+        self._outputs = {state.output: state.input for state in batching.states}
+        self._served = served
+        self._state_shapes_vary = any(-1 in state.shape for state in batching.states)
+        shape: Shape = (1, 1) if batched else (1,)
+        self._flags: list[tuple[str, str, Tensor, Tensor]] = []
+        self._ids: list[tuple[SequenceControl, Shape]] = []
+        for control in batching.controls:
+            if control.kind == "id":
+                self._ids.append((control, shape))
+                continue
+            no, yes = (_filled(control, shape, value) for value in control.values)
+            self._flags.append((control.kind, control.name, no, yes))
+
+    @property
+    def iterative(self) -> bool:
+        """Whether each request is a sequence of its own, of as many runs as the model wants."""
+        return self._iterative
+
+    @property
+    def has_states(self) -> bool:
+        return bool(self._outputs)
+
+    def check_id(self, step: SequenceStep) -> None:
+        """Raises InvalidArgument when the model's input for the id cannot hold it."""
+        for control, _ in self._ids:
+            if control.datatype is DataType.BYTES:
+                continue
+            kind = f"input '{control.name}' of model '{self._model}', which takes it as {control.datatype.name}"
+            if isinstance(step.id, str):
+                raise InvalidArgument(f"the sequence ID '{step.id}' is a text and does not fit {kind}")
+            if step.id > np.iinfo(control.datatype.dtype).max:
+                raise InvalidArgument(f"the sequence ID {step.id} is too large for {kind}")
+
+    def add(self, request: InferRequest, step: SequenceStep, state: State | None) -> None:
+        """Gives a request what the model wants to know of its sequence: `state` is what the request before has left."""
+        inputs = request.inputs
+        for kind, name, no, yes in self._flags:
+            inputs[name] = yes if kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end) else no
+        for control, shape in self._ids:
+            value = str(step.id).encode() if control.datatype is DataType.BYTES else step.id
+            inputs[control.name] = _filled(control, shape, value)
+        if not self._outputs:
+            return
+        inputs.update(self._initial if state is None or step.start else state)
+        if request.outputs is not None:
+            request.outputs = (*request.outputs, *(name for name in self._outputs if name not in request.outputs))
+        if self._state_shapes_vary:
+            shapes = tuple(inputs[name].shape for name in self._outputs.values())
+            request.batch_key = (request.batch_key, shapes)
+
+    def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inputs of a place in a batch without a request: zeros of the shapes that another request has, and not ready."""
+        return {name: _zeros(tensor) for name, tensor in like.items()} | {name: no for _, name, no, _ in self._flags}
+
+    def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
+        """Takes the states out of a response to a request for the outputs `wanted` (None for all); None for a model without.
+
+        Raises Internal when the model has left one out.
+        """
+        if not self._outputs:
+            return None
+        state: dict[str, Tensor] = {}
+        kept = []
+        for tensor in response.outputs:
+            name = self._outputs.get(tensor.name)
+            if name is not None:
+                # A copy: the answer is but a part of a batch, which need not live as long as the sequence.
+                data = np.array(tensor.data)
+                state[name] = Tensor(name, tensor.datatype, data.shape, data)
+            if tensor.name in self._served if wanted is None else tensor.name in wanted:
+                kept.append(tensor)
+        if len(state) < len(self._outputs):
+            missing = ", ".join(f"'{output}'" for output, name in self._outputs.items() if name not in state)
+            raise Internal(f"model '{self._model}' has left out the state {missing}")
+        response.outputs = kept
+        return state
+
+
+def initial_state(batching: SequenceBatching, files: Mapping[str, np.ndarray], *, batched: bool) -> State:
+    """The states of a sequence that begins; `files` are the contents of those that come from a file, by input."""
+    states = {}
+    for state in batching.states:
+        data = files.get(state.input)
+        if data is None:
+            data = _blank(state.datatype, state.initial_shape)
+        if batched:
+            data = data[np.newaxis]
+        states[state.input] = Tensor(state.input, state.datatype, data.shape, data)
+    return states
+
+
+def _blank(datatype: DataType, shape: Shape) -> np.ndarray:
+    return np.full(shape, b"", np.object_) if datatype is DataType.BYTES else np.zeros(shape, datatype.dtype)
+
+
+def _zeros(tensor: Tensor) -> Tensor:
+    return Tensor(tensor.name, tensor.datatype, tensor.shape, _blank(tensor.datatype, tensor.shape))
+
+
+def _filled(control: SequenceControl, shape: Shape, value: object) -> Tensor:
+    data = np.empty(shape, control.datatype.dtype)
+    data.fill(value)
+    return Tensor(control.name, control.datatype, shape, data)
