@@ -17,7 +17,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
 from backline.lifecycle.budget import parse_bytes
-from backline.schedule.cache.codec import DamagedEntry, decode_outputs, encode_outputs
+from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.local import LocalCache
@@ -165,7 +165,7 @@ def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
         tensor(kind.name, np.array([b"x", b""], np.object_) if kind is DataType.BYTES else np.ones((2, 1), kind.dtype), kind)
         for kind in DataType
     ]
-    found = decode_outputs(encode_outputs(made))
+    found = decode_entry(b"k" * 32, encode_entry(b"k" * 32, made))
     assert [(one.name, one.datatype, one.shape, one.data.tolist()) for one in found] == [
         (one.name, one.datatype, one.shape, one.data.tolist()) for one in made
     ]
@@ -173,11 +173,11 @@ def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 60), st.integers(0, 255))
 def test_damaged_bytes_are_refused_or_read_but_never_anything_else(noise: bytes, place: int, value: int) -> None:
-    whole = bytearray(encode_outputs(floats(4)))
+    whole = bytearray(encode_entry(b"k", floats(4)))
     whole[min(place, len(whole) - 1)] = value
     for raw in (noise, bytes(whole), bytes(whole[:place])):
         try:
-            decode_outputs(raw)
+            decode_entry(b"k", raw)
         except DamagedEntry:
             continue
 

@@ -66,13 +66,27 @@ def test_what_was_kept_is_found_read_only_also_by_another_server(server: RedisSe
 def test_an_entry_that_something_else_wrote_is_a_miss_and_is_logged_once(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         cache = RedisCache(RedisOptions("127.0.0.1", server.port))
-        for key, entry in ((b"a", b"\x80\x04pickle"), (b"b", b"BLRC\x01\x91\x94\xa1y\xa4FP32\x91\x02\xc4\x01x")):
+        for key, entry in ((b"a", b"\x80\x04pickle"), (b"b", b"BLRC\x02\x92\xc4\x01b\x91\x94\xa1y\xa4FP32\x91\x02\xc4\x01x")):
             await cache._redis.set(b"backline:response:" + key, entry)
             assert await look_up(cache, key) is None
         await cache.close()
 
     asyncio.run(scenario())
     assert [record.message for record in caplog.records if "cannot be read" in record.message] == [caplog.records[0].message]
+
+
+def test_an_entry_that_was_copied_to_another_key_is_a_miss(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        cache = RedisCache(RedisOptions("127.0.0.1", server.port))
+        cache.insert(b"k" * 32, outputs())
+        await settled(cache)
+        await cache._redis.copy(b"backline:response:" + b"k" * 32, b"backline:response:" + b"l" * 32)
+        assert await look_up(cache, b"l" * 32) is None
+        assert await look_up(cache, b"k" * 32) is not None
+        await cache.close()
+
+    asyncio.run(scenario())
+    assert "it was written under another key" in caplog.text
 
 
 def test_a_server_that_goes_away_and_comes_back_is_logged_once_each_and_costs_little(

@@ -12,7 +12,7 @@ from typing import Any
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
 from backline.schedule.cache.cache import Found
-from backline.schedule.cache.codec import DamagedEntry, decode_outputs, encode_outputs
+from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 
 log = logging.getLogger("backline.schedule")
 
@@ -107,7 +107,7 @@ class RedisCache:
         size = sum(tensor.data.nbytes for tensor in outputs)
         if self._pause or size > _LARGEST_ENTRY or self._under_way + size > _MOST_UNDER_WAY:
             return
-        entry = encode_outputs(outputs)
+        entry = encode_entry(key, outputs)
         if len(entry) <= _LARGEST_ENTRY:
             self._under_way += len(entry)
             self._do(self._store(key, entry))
@@ -141,7 +141,7 @@ class RedisCache:
             self._failed(error)
         else:
             self._answered()
-            outputs = None if raw is None else self._decode(raw)
+            outputs = None if raw is None else self._decode(key, raw)
         found(outputs)
 
     async def _store(self, key: bytes, entry: bytes) -> None:
@@ -153,9 +153,9 @@ class RedisCache:
         finally:
             self._under_way -= len(entry)
 
-    def _decode(self, raw: Any) -> list[Tensor] | None:
+    def _decode(self, key: bytes, raw: Any) -> list[Tensor] | None:
         try:
-            return decode_outputs(raw)
+            return decode_entry(key, raw)
         except DamagedEntry as error:
             if not self._damaged:  # once: if one entry was written by something else, others were too
                 log.warning("the response cache at %s holds an entry that cannot be read and is not used: %s", self._where, error)
