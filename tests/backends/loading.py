@@ -11,4 +11,4 @@ from backline.engine.model_config import ModelConfig
 
 def load(path: Path, **fields: object) -> LoadedModel:
     config = ModelConfig("m", source="config.pbtxt", **fields)  # type: ignore[arg-type]
-    return choose(config, path).load(path, config)
+    return choose(config, path).backend().load(path, config)

@@ -174,7 +174,7 @@ def test_machine_code_runs_on_the_kind_of_device_that_it_was_compiled_for(tmp_pa
             archive.writestr("model/data/aotinductor/model/code.so", b"\x7fELF")
             archive.writestr("model/data/aotinductor/model/code.wrapper_metadata.json", json.dumps({"AOTI_DEVICE_KEY": kind}))
     config = ModelConfig("m", trust_pickle=True)
-    backend = choose(config, tmp_path / "cpu.pt2")
+    backend = choose(config, tmp_path / "cpu.pt2").backend()
 
     assert gpus_of(backend, tmp_path / "cpu.pt2", config).reason == f"'{tmp_path / 'cpu.pt2'}' was compiled for cpu"
     with pytest.raises(InvalidArgument, match="was compiled for cuda, and cannot run on cpu"):

@@ -24,7 +24,7 @@ from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
 config = ModelConfig('m', trust_pickle=True)
 try:
-    choose(config, Path({path!r})).load(Path({path!r}), config)
+    choose(config, Path({path!r})).backend().load(Path({path!r}), config)
 except BacklineError as error:
     print(error.message)
 """

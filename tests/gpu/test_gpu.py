@@ -71,7 +71,7 @@ def why_not(name: str, folder: Path) -> str:
         return f"{module} is missing"
     put(folder / filename)
     config = ModelConfig("m")
-    return gpus_of(choose(config, folder / filename), folder / filename, config).reason
+    return gpus_of(choose(config, folder / filename).backend(), folder / filename, config).reason
 
 
 @pytest.fixture(scope="module")

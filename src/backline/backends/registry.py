@@ -52,16 +52,11 @@ BACKENDS: tuple[Entry, ...] = (
 )
 
 
-def choose(config: ModelConfig, path: Path) -> Backend:
+def choose(config: ModelConfig, path: Path) -> Entry:
     """The backend for the model in the file or folder `path`: the one that the configuration names, else the one of its format.
 
-    Raises InvalidArgument where there is none.
+    Its module is not imported. Raises InvalidArgument where there is none.
     """
-    return choose_entry(config, path).backend()
-
-
-def choose_entry(config: ModelConfig, path: Path) -> Entry:
-    """See `choose`; no module of a backend is imported."""
     entry = _configured(config)
     if entry is None:
         format = _format_of(path)

@@ -166,3 +166,41 @@ def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
         outcome = "m" if refused.message.startswith("m/model.toml:") and "\n" not in refused.message else refused.message
 
     assert outcome == "m"
+
+
+_ENSEMBLE = """
+platform = "ensemble"
+max_batch_size = 4
+input = { name = "A", data_type = "FP32", dims = [-1] }
+output = { name = "B", data_type = "FP32", dims = [-1] }
+
+[[ensemble_scheduling.step]]
+model_name = "add1"
+model_version = -1
+input_map = { INPUT0 = "A" }
+output_map = { OUTPUT0 = "B" }
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        'lane = "thread"',
+        "cpus = [0]",
+        "execution_timeout_seconds = 5",
+        "idempotent = false",
+        'python = "3.13"',
+        "memory_limit_bytes = 1000000000",
+        "batch_axis.A = 1",
+        "constant_input.A = 1",
+    ],
+)
+def test_a_setting_of_how_a_model_runs_is_named_where_it_is_an_ensembles(setting: str) -> None:
+    name = setting.partition(" ")[0].partition(".")[0]
+    why = "an ensemble runs nothing itself, give it to the models of its steps"
+    assert config(f"{setting}\n{_ENSEMBLE}").warnings == (f"model.toml of 'm': {name} has no effect: {why}",)
+
+
+def test_settings_of_when_a_model_is_loaded_are_an_ensembles_too() -> None:
+    given = 'pinned = true\nload = "on_demand"\nidle_unload_seconds = 5\nload_retries = 1\ndefault_deadline_seconds = 9\n'
+    assert config(given + _ENSEMBLE).warnings == ()

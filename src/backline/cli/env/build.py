@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from backline.backends.registry import choose_entry
+from backline.backends.registry import choose
 from backline.cli.env.store_option import store_option
 from backline.cli.model_folder import open_models
 from backline.engine.errors import BacklineError
@@ -60,7 +60,7 @@ def _asked_for(path: Path, model: FoundModel) -> Iterator[tuple[User, Requiremen
     asked: set[str] = set()
     for version in model.versions:
         file = None if version.path is None else root / version.path
-        if file is None or not choose_entry(model.config, file).hosted:
+        if file is None or not choose(model.config, file).hosted:
             continue
         folder = file if file.is_dir() else file.parent
         user = User(model.name, str(folder), str(root / model.folder), model.config.python)

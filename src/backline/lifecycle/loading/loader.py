@@ -23,6 +23,7 @@ from backline.lifecycle.loading.placing import asks_for_devices, place
 from backline.lifecycle.loading.placing import place_again as still_placed
 from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunTimes, measure, plan
 from backline.lifecycle.loading.sequence_states import visible
+from backline.repository.configuration.effects import ignored_settings
 from backline.workers.affinity import format_cores
 from backline.workers.joiner import Joiner
 from backline.workers.model_in_workers import ModelInWorkers
@@ -87,7 +88,11 @@ def load(
     called on a thread. Raises BacklineError with the reason when the model cannot be served.
     """
     on_phase("load")
-    backend = choose(config, path)
+    entry = choose(config, path)
+    backend = entry.backend()
+    ignored = ignored_settings(config, "worker" if entry.hosted else "here")
+    if entry.hosted:
+        config = replace(config, lane=None)
     gpus = gpus_of(backend, path, config) if asks_for_devices(config) else Gpus()
     placed = place(config, gpus)
     model = load_on_devices(path, backend, config, placed.devices)
@@ -97,7 +102,7 @@ def load(
         if model.groups and not config.instance_groups:
             placed = place(replace(config, instance_groups=model.groups), gpus)
         workers, config = start_workers(model, placed)
-        return _place_workers(config, workers, backend.name)
+        return _place_workers(config, workers, backend.name, ignored)
     if isinstance(model, StreamingModel):
         return _place_streams(config, model, backend.name, backend.platform, placed)
     try:
@@ -112,7 +117,7 @@ def load(
             known = _measured(config, model, probe_batching)
         else:
             known = _measured(config, JoinedModel(model, joiner, signature), probe_joining)
-    warnings = model.warnings + _missing(config, placed)
+    warnings = model.warnings + ignored + _missing(config, placed)
     if config.max_batch_size and known.probe is not None and not known.probe.batched:
         warnings += (_batched_against_proof(config, known.probe),)
     return _place(
@@ -217,7 +222,7 @@ def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, pla
         places=placed.spread(model.streams_at_once),
         reason="a request gets any number of responses, which are made on a thread",
         measured=Measured(None, RunTimes({})),
-        warnings=model.warnings + _untimed(config) + _missing(config, placed),
+        warnings=model.warnings + ignored_settings(config, "stream") + _missing(config, placed),
     )
 
 
@@ -231,13 +236,7 @@ def _kept_to(config: ModelConfig) -> str:
     return f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}" if config.cpus else ""
 
 
-def _untimed(config: ModelConfig) -> tuple[str, ...]:
-    if config.execution_timeout_seconds is None:
-        return ()
-    return (f"{config.source or config.name}: execution_timeout_seconds has no effect on a model of the backend {config.backend}",)
-
-
-def _place_workers(config: ModelConfig, model: ModelInWorkers, backend: str) -> Loaded:
+def _place_workers(config: ModelConfig, model: ModelInWorkers, backend: str, ignored: tuple[str, ...]) -> Loaded:
     """A model in worker processes, which says itself what it takes."""
     loaded = model.loaded
     try:
@@ -257,7 +256,7 @@ def _place_workers(config: ModelConfig, model: ModelInWorkers, backend: str) -> 
         places=model.places,
         reason=model.where + _kept_to(config) + _why_there(model.placed),
         measured=Measured(None, RunTimes({})),
-        warnings=model.warnings + _missing(config, model.placed),
+        warnings=model.warnings + ignored + _missing(config, model.placed),
         joining=joining,
         max_queue_delay_us=loaded.max_queue_delay_us or 0,
     )

@@ -1,10 +1,13 @@
-"""Which fields of a configuration have an effect; all others are warned about by name."""
+"""Which fields and settings of a configuration have an effect; all others are warned about by name."""
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
+
+from backline.engine.model_config import ModelConfig
 
 #: The fields that have an effect. A message that is not named as `<field>.` is not looked into.
 SUPPORTED: Final = frozenset(
@@ -66,6 +69,23 @@ _OFF: Final = {
     "model_repository_agents": "",
 }
 
+#: How the models of a configuration run: in this process, in worker processes, as streams on threads, or not at all.
+Kind: TypeAlias = Literal["here", "worker", "stream", "ensemble"]
+_OF_WORKERS: Final = ("python", "memory_limit_bytes")
+_OF_RUNS: Final = ("lane", "cpus", "execution_timeout_seconds")
+#: The native settings that have none on models of a kind, and why.
+_IGNORED: Final[dict[Kind, tuple[str, tuple[str, ...]]]] = {
+    "here": ("it is for models in worker processes", _OF_WORKERS),
+    "worker": ("the model runs in worker processes", ("lane",)),
+    "stream": ("the model gives any number of responses, on threads of their own", (*_OF_RUNS, *_OF_WORKERS)),
+    "ensemble": (
+        "an ensemble runs nothing itself, give it to the models of its steps",
+        (*_OF_RUNS, "idempotent", "batch_axis", "constant_input", *_OF_WORKERS),
+    ),
+}
+#: The fields of ModelConfig whose names are not those of their settings.
+_FIELDS: Final = {"batch_axis": "batch_axes", "constant_input": "constant_inputs"}
+
 
 def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
     """The paths of fields that are set but have no effect, without the indexes of lists."""
@@ -78,3 +98,11 @@ def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
                 yield from without_effect(part, path + ".")
         elif path not in _OFF or (field.message_type is not None and value.ListFields()):
             yield path
+
+
+def ignored_settings(config: ModelConfig, kind: Kind) -> tuple[str, ...]:
+    """A warning for each native setting that is given but has no effect on a model of this kind."""
+    why, settings = _IGNORED[kind]
+    given = [setting for setting in settings if getattr(config, _FIELDS.get(setting, setting)) not in (None, (), "", {})]
+    where = f"{posixpath.basename(config.source)} of '{config.name}'"
+    return tuple(f"{where}: {setting} has no effect: {why}" for setting in given)

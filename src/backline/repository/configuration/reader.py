@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ from backline.engine.signature import TensorSpec
 from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
 from backline.repository.configuration.document import Document
-from backline.repository.configuration.effects import without_effect
+from backline.repository.configuration.effects import ignored_settings, without_effect
 from backline.repository.configuration.joining import read_joining
 from backline.repository.configuration.sequences import sequence_batching
 from backline.repository.listing import Listing
@@ -50,7 +51,7 @@ class _Reader:
         limit = self._max_batch_size()
         batching = message.dynamic_batching
         parameters = {key: value.string_value for key, value in sorted(message.parameters.items()) if not key.startswith(native.PREFIX)}
-        return ModelConfig(
+        config = ModelConfig(
             name=self._name,
             backend=message.backend,
             platform=message.platform,
@@ -81,6 +82,9 @@ class _Reader:
             warnings=tuple(self._warnings),
             **{"version_policy": self._version_policy(), **settings},
         )
+        if config.ensemble is None:
+            return config
+        return replace(config, warnings=config.warnings + ignored_settings(config, "ensemble"))
 
     def _note_fields_without_effect(self) -> None:
         for path in dict.fromkeys(without_effect(self._message)):
