@@ -137,13 +137,35 @@ def test_with_ordered_answers_one_that_fails_or_is_cancelled_holds_nobody_up() -
 def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> None:
     async def scenario() -> None:
         total = QueueTotal(2)
-        one, other = Bench(inline=True, total=total), Bench(inline=True, total=total)
+        one, other = Bench(inline=False, policy=BatchPolicy(1), total=total), Bench(inline=False, policy=BatchPolicy(1), total=total)
+        running = [await occupied(one), await occupied(other)]
         answers = [one.ask(1)[1], one.ask(2)[1]]
         with pytest.raises(Unavailable, match="of all models"):
             other.ask(3)
         assert (other.statistics.rejected_total, other.statistics.rejected_full) == (1, 0)
-        await asyncio.gather(*answers)
+        for bench in (one, other):
+            bench.model.gate.set()
+        await asyncio.gather(*running, *answers)
         assert values(await other.ask(3)[1]) == [6]
+        await asyncio.gather(one.scheduler.close(), other.scheduler.close())
+
+    asyncio.run(scenario())
+
+
+def test_the_limit_of_all_models_refuses_nobody_whose_model_is_idle() -> None:
+    async def scenario() -> None:
+        total = QueueTotal(2)
+        greedy, polite = Bench(inline=False, policy=BatchPolicy(1), total=total), Bench(inline=True, policy=BatchPolicy(2), total=total)
+        running = await occupied(greedy)
+        waiting = [greedy.ask(1)[1], greedy.ask(2)[1]]
+        answers = [polite.ask(3)[1], polite.ask(4)[1]]
+        with pytest.raises(Unavailable, match="of all models"):
+            polite.ask(5)  # one more than the batch that begins now
+        assert [values(answer) for answer in await asyncio.gather(*answers)] == [[6], [8]]
+        assert total.waiting == 2
+        greedy.model.gate.set()
+        await asyncio.gather(running, *waiting)
+        await greedy.scheduler.close()
 
     asyncio.run(scenario())
 

@@ -113,3 +113,23 @@ def test_a_request_whose_time_is_over_when_its_place_may_run_is_not_run(world: W
     assert isinstance(late.answers[0], DeadlineExceeded)
     assert len(in_time.answers) == 1
     assert world.statistics.expired == 1
+
+
+def test_full_queues_refuse_no_sequence_whose_request_would_not_wait(world: World) -> None:
+    instances = [world.instance() for _ in range(2)]
+    queue = batcher(world, instances, iterative=False)
+    assert world.total.limit is not None
+    for number in range(world.total.limit + 1):
+        assert world.ask(queue.submit, [1.0], step=SequenceStep(1, start=not number))
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(1)) is None
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(2, start=True))
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(2)) is None, "it would wait for the one before it"
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(3, start=True)) is None, "it would wait for a place"
+    world.loop.later(0)
+    while any(instance.batch for instance in instances):
+        for instance in instances:
+            if instance.batch is not None:
+                world.loop.inside(instance.end)
+        world.loop.later(0)
+    assert [len(one.answers) for one in world.asked] == [1] * (world.total.limit + 2)
+    assert world.total.waiting == 0

@@ -128,7 +128,7 @@ Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
     "--max-queued-requests",
     type=click.IntRange(1),
     metavar="COUNT",
-    help="Requests that may wait in the queues of all models together; further ones are refused with 503.",
+    help="Requests that may wait in the queues of all models together; further ones are refused with 503, unless their model is idle.",
 )
 @_option(
     "--cache-config",

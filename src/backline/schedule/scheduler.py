@@ -119,9 +119,9 @@ class Scheduler:
         return self._running
 
     def submit(self, request: InferRequest) -> None:
-        """Queues a request that fits the model. Raises Unavailable when the queue is full, or those of all models together."""
+        """Queues a request that fits the model. Raises Unavailable when the queue is full, or those of all models together and it would wait."""
         total = self._total
-        if total is not None and total.full:
+        if total is not None and total.full and not self._runs_at_once():
             self._statistics.rejected_total += 1
             raise total.refusal(self._name)
         if not self._queue.add(request):
@@ -139,6 +139,10 @@ class Scheduler:
                     return
             self._scheduled = True
             self._turn.soon(self._dispatch, self._loop)
+
+    def _runs_at_once(self) -> bool:
+        """Whether one more request would not wait: the instances that are free take it with those that came in this turn."""
+        return self._queue.size < len(self._idle) * self._policy.max_items
 
     def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
         """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""

@@ -141,7 +141,7 @@ class SequenceBatcher:
                 f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence batcher"
             )
         self._tensors.check_id(step)
-        self._check_room()
+        self._check_room(step)
         limit_wait(request, self._policy)
         table = self._table
         now = monotonic_ns()
@@ -171,11 +171,11 @@ class SequenceBatcher:
         """For a request that is a sequence of its own."""
         return next(number for number in self._ids if number not in self._table.open)
 
-    def _check_room(self) -> None:
-        if self._total is not None and self._total.full:
+    def _check_room(self, step: SequenceStep) -> None:
+        if self._total is not None and self._total.full and not self._table.runs_at_once(step):
             self._statistics.rejected_total += 1
             raise self._total.refusal(self._name)
-        if self._table.waiting >= self._limit:
+        if self._table.waiting >= self._limit and not self._table.runs_at_once(step):
             self._statistics.rejected_full += 1
             raise refusals.full(self._name, self._policy.max_size)
 

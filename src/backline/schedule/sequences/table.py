@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
 
-from backline.engine.messages import InferRequest
+from backline.engine.messages import InferRequest, SequenceStep
 from backline.schedule.sequences.state_store import State
 
 
@@ -72,6 +72,13 @@ class SequenceTable:
         for sequence in before:
             sequence.place = None
         return self._fill()
+
+    def runs_at_once(self, step: SequenceStep) -> bool:
+        """Whether a request would not wait: its sequence has a place, or gets one, and nothing before it."""
+        sequence = self.open.get(step.id)
+        if sequence is None:
+            return bool(self._free) and not self._unplaced
+        return sequence.place is not None and sequence.running is None and not sequence.waiting
 
     def accept(self, request: InferRequest, now_ns: int) -> Sequence | None:
         """Puts a request behind those of its sequence; None for a sequence that is not open and that the request does not begin."""
