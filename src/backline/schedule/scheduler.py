@@ -119,7 +119,7 @@ class Scheduler:
         return self._running
 
     def submit(self, request: InferRequest) -> None:
-        """Queues a request that fits the model. Raises Unavailable when the queue is full, or those of all models together and it would wait."""
+        """Queues a request that fits the model. Raises Unavailable when the queue is full, or all queues together where it would wait."""
         total = self._total
         if total is not None and total.full and not self._runs_at_once():
             self._statistics.rejected_total += 1
