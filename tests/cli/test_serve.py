@@ -16,9 +16,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
 
+import click
 import numpy as np
 import pytest
 
+from backline.cli import serve as serve_command
 from backline.cli import serve_report
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
@@ -248,6 +250,31 @@ def test_exit_on_error_ends_with_the_reasons(backline: Run, repository: Path) ->
     assert done.returncode == 1
     assert "not all models could be loaded, and --exit-on-error is set" in done.stderr
     assert "broken version 1: " in done.stderr
+
+
+def test_a_switch_may_have_a_value_as_in_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKLINE_EXIT_ON_ERROR", "true")
+
+    params = serve_command.command.make_context(
+        "serve", ["models", "--exit-on-error=false", "--strict-readiness=0", "--trust-pickle=true"]
+    ).params
+
+    assert (params["exit_on_error"], params["strict_readiness"], params["trust_pickle"]) == (False, False, True)
+    assert params["repositories"] == ("models",)
+
+
+def test_a_switch_with_a_value_that_is_no_truth_value_is_refused() -> None:
+    with pytest.raises(click.BadParameter, match="'maybe' is not a valid boolean"):
+        serve_command.command.make_context("serve", ["models", "--exit-on-error=maybe"])
+
+
+def test_options_of_triton_are_refused_together_and_say_what_to_do(backline: Run, repository: Path) -> None:
+    done = backline("serve", repository, "--backend-config=onnxruntime,threads=2", "--allow-grpc", "false", "--http-thread-count=8")
+
+    assert done.returncode == 2
+    assert re.search(
+        r"--backend-config: parameters in .*\n +--allow-grpc: --no-grpc for false.*\n +--http-thread-count: leave it out", done.stderr
+    )
 
 
 def test_without_strict_readiness_a_failed_model_does_not_matter(repository: Path, tmp_path: Path) -> None:

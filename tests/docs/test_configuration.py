@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import backline
 from backline.backends import onnx_options
-from backline.cli import serve
+from backline.cli import serve, triton_options
 from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -67,6 +67,20 @@ def test_an_option_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("BACKLINE_HTTP_PORT", "9000")
 
     assert serve.command.make_context("serve", ["--http-port", "9001"]).params["http_port"] == 9001
+
+
+def test_every_option_of_triton_is_told_with_what_to_do_instead() -> None:
+    told = {code(row["option of tritonserver"])[0]: row["instead"] for row in table(PAGE, "option of tritonserver")}
+
+    assert told == triton_options.ELSEWHERE
+    assert not told.keys() & {name for option in _options().values() for name in option.opts}
+
+
+@pytest.mark.parametrize("advice", triton_options.ELSEWHERE.values())
+def test_what_to_do_instead_names_options_that_exist(advice: str) -> None:
+    names = {name for option in _options().values() for name in option.opts}
+
+    assert {text.split()[0] for text in code(advice) if text.startswith("--")} <= names
 
 
 def test_the_supported_fields_of_config_pbtxt_are_told() -> None:

@@ -23,6 +23,7 @@ from backline.cli.log_options import installed_log, log_options
 from backline.cli.option import Command
 from backline.cli.option import option as _option
 from backline.cli.serve_report import LoadReport, print_report
+from backline.cli.triton_options import ServeCommand
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.lifecycle.budget import parse_bytes
 from backline.lifecycle.loading.load_threads import loads_running
@@ -88,7 +89,7 @@ A repository is a folder or URL with <model>/<version>/<file>, for example model
 Every port answers HTTP/1.1, HTTP/2 and gRPC: one is enough behind a proxy."""
 
 
-@click.command(epilog=_EPILOG, context_settings={"show_default": True})
+@click.command(cls=ServeCommand, epilog=_EPILOG, context_settings={"show_default": True})
 @click.argument("repositories", nargs=-1, metavar="REPO...")
 @_option("--model-repository", multiple=True, metavar="REPO", help="A further repository.")
 @_option(
