@@ -117,7 +117,9 @@ def test_a_model_is_loaded_from_local_files(run: Run, make_model: MakeModel, tmp
     config.write_text('{"backend": "onnxruntime", "max_batch_size": 4}')
     file = models.add1(tmp_path, "elsewhere")
     run("load", name, "--config", f"@{config}", "--file", f"1/model.onnx={file}")
-    assert "largest batch  4" in run("show", name).stdout
+    shown = run("show", name).stdout
+    assert "largest batch  4" in shown
+    assert "\nscheduling     up to 4 together, no delay\nbecause  " in shown
 
 
 def test_a_load_tells_the_memory_that_the_model_takes(run: Run, repository: Path, make_model: MakeModel) -> None:

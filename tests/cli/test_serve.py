@@ -50,14 +50,17 @@ def repository(tmp_path: Path) -> Path:
 def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_path: Path) -> None:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
+    models.add1(repository, "patient")
+    (repository / "patient" / "model.toml").write_text("max_batch_size = 8\ndynamic_batching.max_queue_delay_microseconds = 500\n")
     with serve(repository, tmp_path / "log", ready=False) as server:
         output = wait_report(server)
-    assert re.search(r"^add1 +1 +READY +inline +1 ", output, re.MULTILINE)
+    assert re.search(r"^add1 +1 +READY +inline +1 +64 +up to \d+ together, no delay$", output, re.MULTILINE)
+    assert re.search(r"^patient +1 +READY +inline +1 +8 +up to 8 together, waits 500 us$", output, re.MULTILINE)
     assert re.search(r"^broken +1 +UNAVAILABLE .*model\.onnx", output, re.MULTILINE)
     assert "loaded add1 version 1" in output
     assert server.url in output
     assert server.grpc_url in output
-    assert "Not all models are ready: 1 of 2" in output
+    assert "Not all models are ready: 2 of 3" in output
     assert "\x1b[" not in output
 
 

@@ -25,6 +25,7 @@ def configuration(text: str, *, max_batch_size: int = 64) -> Any:
     model.signature = Signature((TensorSpec("x", DataType.FP32, (-1, 4)),), (TensorSpec("y", DataType.INT64, (-1,)),))
     model.max_batch_size = max_batch_size
     model.placement = Placement("thread", 3, max_batch_size, "measured")
+    model.scheduling = "one by one"
     return configuration_json(complete(describe(model)))
 
 
@@ -38,7 +39,11 @@ def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> Non
     assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["output"]] == [("y", "TYPE_INT64", [])]
     assert [(group["name"], group["count"], group["kind"]) for group in config["instance_group"]] == [("m", 3, "KIND_CPU")]
     assert config["dynamic_batching"]["preferred_batch_size"] == [64]
-    assert config["parameters"] == {"backline.lane": {"string_value": "thread"}, "backline.placement": {"string_value": "measured"}}
+    assert config["parameters"] == {
+        "backline.lane": {"string_value": "thread"},
+        "backline.placement": {"string_value": "measured"},
+        "backline.scheduling": {"string_value": "one by one"},
+    }
 
 
 def test_what_the_file_says_stays_as_it_is() -> None:

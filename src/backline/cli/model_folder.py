@@ -91,6 +91,7 @@ def loaded_model(folder: ModelFolder) -> Model:
         return unloaded_model(folder.found.name, folder.found.config, folder.version.version if folder.version is not None else "")
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
     from backline.lifecycle.loading.sequence_states import sequence_tensors
+    from backline.lifecycle.scheduling_text import scheduling_text
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:
@@ -109,6 +110,7 @@ def loaded_model(folder: ModelFolder) -> Model:
     model.signature = loaded.signature
     model.max_batch_size = loaded.max_batch_size
     model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason, loaded.placed)
+    model.scheduling = scheduling_text(config, loaded.batch_limit, loaded.measured.times.seconds, decoupled=config.decoupled)
     loaded.model.close()
     return model
 

@@ -136,7 +136,8 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         (name, "-", "NOT LOADED", "-", "-", "-", "-", "-", "loaded when that is asked for") for name in engine.names() if name not in known
     ]
     if rows:
-        headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "device", "instances", "batch", "reason")
+        headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "device", "instances", "batch")
+        headers += ("scheduling or reason" if any(model.reason for model in models) else "scheduling",)
         # Columns that say nothing: labels where there are none, devices where there is only the processor.
         for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
             column = headers.index(name)
@@ -191,13 +192,12 @@ def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
 
 
 def _row(model: Model, labels: str) -> tuple[str, ...]:
+    name, version, state = model.name, model.version, model.state.value
+    if model.state is not ModelState.READY:
+        return (name, version, "ON DEMAND" if model.on_demand else state, labels, "-", "-", "-", "-", model.reason)
     placement = model.placement
-    if placement is None or model.state is not ModelState.READY:
-        state = "ON DEMAND" if model.on_demand else model.state.value
-        return (model.name, model.version, state, labels, "-", "-", "-", "-", model.reason)
-    batch = str(placement.max_batch_size) if placement.max_batch_size else "no"
-    device = name_devices(placement.places)
-    return (model.name, model.version, model.state.value, labels, placement.lane, device, str(placement.instances), batch, model.reason)
+    place = ("-", "-", "-") if placement is None else (placement.lane, name_devices(placement.places), str(placement.instances))
+    return (name, version, state, labels, *place, str(model.max_batch_size or "no"), model.reason or model.scheduling)
 
 
 def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:

@@ -104,6 +104,7 @@ class Model:
         "queue",
         "reason",
         "required",
+        "scheduling",
         "sequences",
         "signature",
         "state",
@@ -129,6 +130,8 @@ class Model:
         self.signature = Signature((), ())
         self.max_batch_size = 0
         self.placement: Placement | None = None
+        #: How its requests are queued and joined, for people to read; empty of one that was never loaded.
+        self.scheduling = ""
         self.statistics = ModelStatistics()
         #: Raises InvalidArgument for a request that does not fit; a recording, and the sleep of a version, put one of their own there.
         self.check: Callable[[InferRequest], None] | None = None

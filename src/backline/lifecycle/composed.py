@@ -25,6 +25,7 @@ from backline.lifecycle.ensemble_steps import (
 )
 from backline.lifecycle.loading.loader import Measured
 from backline.lifecycle.plan import Phase
+from backline.lifecycle.scheduling_text import scheduling_text
 from backline.lifecycle.servable import Servable
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
@@ -114,6 +115,7 @@ class ComposedServable(Servable):
         if self._cached is not None:
             self._cached.answer_for(self._keys())
         model.decoupled = any(step.decoupled for step in models)
+        model.scheduling = scheduling_text(model.config, 0, decoupled=model.decoupled, cached=self._cached is not None)
         check = RequestCheck(model.name, model.signature, model.max_batch_size, strict=True)
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 

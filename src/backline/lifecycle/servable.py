@@ -21,6 +21,7 @@ from backline.lifecycle.loading.loader import Loaded, Measured, place_again
 from backline.lifecycle.loading.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.plan import Held, Phase
+from backline.lifecycle.scheduling_text import scheduling_text
 from backline.lifecycle.shared import Shared
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.deadline import with_deadline
@@ -159,8 +160,15 @@ class Servable:
         model.memory_bytes = warm.memory
         model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, ModelInWorkers) else model.config.decoupled
+        model.scheduling = self._scheduling(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
+
+    def _scheduling(self, loaded: Loaded) -> str:
+        model = self.model
+        cached = model.config.response_cache and self._shared.cache is not None
+        times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
+        return scheduling_text(model.config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached)
 
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)
@@ -236,6 +244,7 @@ class Servable:
         if (loaded.lane, loaded.instances) != (before.lane, before.instances) or config.instance_groups != groups:
             instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
+        self.model.scheduling = self._scheduling(loaded)
         if instances is not None:
             self.model.placement = self._maker.placement(loaded, instances)
 

@@ -167,7 +167,7 @@ class ServedModel:
             if model.version == asleep.version and one.phase in (Phase.READY, Phase.DRAINING):
                 asleep.signature, asleep.max_batch_size = model.signature, model.max_batch_size
                 asleep.backend, asleep.platform, asleep.placement = model.backend, model.platform, model.placement
-                asleep.statistics = model.statistics
+                asleep.scheduling, asleep.statistics = model.scheduling, model.statistics
 
     @property
     def ready_versions(self) -> set[str]:

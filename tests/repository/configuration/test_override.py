@@ -35,7 +35,15 @@ def test_both_forms_of_names_and_numbers_are_read(names: tuple[str, str, str]) -
 
 
 def test_what_a_server_shows_can_be_given_back() -> None:
-    shown = {"name": "m", "max_batch_size": 0, "parameters": {"backline.placement": {"string_value": "why"}, "a": {"string_value": "b"}}}
+    shown = {
+        "name": "m",
+        "max_batch_size": 0,
+        "parameters": {
+            "backline.scheduling": {"string_value": "how"},
+            "backline.placement": {"string_value": "why"},
+            "a": {"string_value": "b"},
+        },
+    }
 
     assert override(shown).parameters == {"a": "b"}
 

@@ -84,7 +84,8 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
         ("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?"),
     ]
     chosen = config.get("parameters") or {}
-    for label, key in (("lane", "backline.lane"), ("cores", "backline.cpus"), ("because", "backline.placement")):
+    told = (("lane", "lane"), ("cores", "cpus"), ("scheduling", "scheduling"), ("because", "placement"))
+    for label, key in ((label, f"backline.{name}") for label, name in told):
         if key in chosen:
             facts.append((label, chosen[key]["string_value"]))
     for label, value in facts:

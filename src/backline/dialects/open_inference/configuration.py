@@ -58,6 +58,8 @@ def describe(model: Model) -> Any:
         # What the server chose, where people and tools already look for backends' own values.
         config.parameters[native.parameter("lane")].string_value = placement.lane
         config.parameters[native.PLACEMENT].string_value = placement.reason
+    if model.scheduling:
+        config.parameters[native.SCHEDULING].string_value = model.scheduling
     return config
 
 

@@ -18,6 +18,7 @@ PREFIX: Final = "backline."
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")
 #: What the server tells in the configuration that clients see; who gives it back need not remove it.
 PLACEMENT: Final = "backline.placement"
+SCHEDULING: Final = "backline.scheduling"
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -267,7 +268,7 @@ def read_settings(document: Document) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     given: dict[str, Any] = {}
     for key, value in document.message.parameters.items():
-        if not key.startswith(PREFIX) or key == PLACEMENT:
+        if not key.startswith(PREFIX) or key in (PLACEMENT, SCHEDULING):
             continue
         name, _, entry = key.removeprefix(PREFIX).partition(".")
         setting = SETTINGS.get(name)

@@ -23,8 +23,9 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
             ("platform",): "python",
             ("parameters", "backline.lane"): {"string_value": "process"},
             ("parameters", "backline.placement"): {"string_value": "in 1 worker process"},
+            ("parameters", "backline.scheduling"): {"string_value": "one by one"},
         },
-        "this server also says where a model runs, and fills in the platform",
+        "this server also says where and how a model runs, and fills in the platform",
     ),
     "answer error UNKNOWN by http": (
         {(): {"error": "it went wrong", "status": "400"}},
