@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
-from backline.cli.option import Command, option
+from backline.cli.option import Decorator, decorated, option
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 
 
-def _severity(name: str, text: str) -> Callable[[Command], Command]:
+def _severity(name: str, text: str) -> Decorator:
     return option(name, type=bool, metavar="true|false", help=text)
 
 
-_OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+_OPTIONS: tuple[Decorator, ...] = (
     option(
         "--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="warning", help="What the log holds, and what is worse."
     ),
@@ -63,7 +63,7 @@ def log_options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
         return command(*arguments, log=settings, **others)
 
-    return reduce(lambda wrapped, wrap: wrap(wrapped), reversed(_OPTIONS), with_settings)
+    return decorated(with_settings, _OPTIONS)
 
 
 @contextmanager

@@ -1,0 +1,107 @@
+"""The options of `backline serve`, and what each sets."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from backline.cli.serve import command
+from backline.cli.serve_options import server_options
+from backline.lifecycle.options import LifecycleOptions
+from backline.server import ServerOptions
+from backline.wire.tls import TlsFiles
+
+EXPLICIT = ("--model-control-mode", "explicit")
+LIMITED = ("--rate-limit", "execution_count")
+TLS = ("--ssl-certificate", "c.pem", "--ssl-key", "k.pem")
+
+
+def read(*arguments: str) -> ServerOptions:
+    @click.command()
+    @server_options
+    def echo(options: ServerOptions) -> ServerOptions:
+        return options
+
+    options = echo.main([*arguments], standalone_mode=False)
+    assert isinstance(options, ServerOptions)
+    return options
+
+
+#: The options by the path of what they set.
+CASES: list[tuple[tuple[str, ...], str, Any]] = [
+    (("one", "two"), "repositories", ("one", "two")),
+    (("one", "--model-repository", "two"), "repositories", ("one", "two")),
+    (("--model-control-mode", "poll"), "lifecycle.mode", "poll"),
+    ((*EXPLICIT, "--load-model", "a", "--load-model", "b"), "lifecycle.load_models", ("a", "b")),
+    (("--repository-poll-secs", "7"), "lifecycle.poll_seconds", 7.0),
+    (("--model-namespacing",), "lifecycle.namespacing", True),
+    (("--model-config-name", "small"), "config_name", "small"),
+    (("--disable-auto-complete-config",), "lifecycle.complete_configs", True),
+    (("--model-name", "add1"), "model_name", "add1"),
+    (("--no-strict-readiness",), "lifecycle.strict_readiness", False),
+    (("--trust-pickle",), "lifecycle.trust_pickle", True),
+    (("--trust-remote-code",), "lifecycle.trust_remote_code", True),
+    (("--strict-devices",), "lifecycle.strict_devices", True),
+    (("--exit-on-error",), "exit_on_error", True),
+    (("--model-load-thread-count", "7"), "lifecycle.load_threads", 7),
+    (("--model-load-retry-count", "7"), "lifecycle.load_retries", 7),
+    (("--drain-timeout-secs", "7"), "lifecycle.drain_seconds", 7.0),
+    (("--memory-budget", "2GiB"), "lifecycle.memory_budget", 2 << 30),
+    (("--max-queued-requests", "7"), "lifecycle.max_queued_requests", 7),
+    (("--cache-config", "local,size=64MiB"), "lifecycle.response_cache.size", 64 << 20),
+    (("--compute-threads", "7"), "lifecycle.compute_threads", 7),
+    (LIMITED, "lifecycle.rate_limit", ()),
+    ((*LIMITED, "--rate-limit-resource", "memory:4"), "lifecycle.rate_limit", ("memory:4",)),
+    (("--state-dir", "there"), "lifecycle.state_folder", Path("there")),
+    (("--cache-dir", "there"), "lifecycle.cache_folder", Path("there")),
+    (("--host", "::"), "host", "::"),
+    (("--http-address", "::"), "host", "::"),
+    (("--http-port", "7"), "http_port", 7),
+    (("--grpc-port", "7"), "grpc_port", 7),
+    (("--metrics-port", "7"), "metrics_port", 7),
+    (("--no-grpc",), "grpc_port", None),
+    (("--no-metrics",), "metrics_port", None),
+    (("--unix-socket", "there"), "unix_socket", Path("there")),
+    (TLS, "tls", TlsFiles(Path("c.pem"), Path("k.pem"), None)),
+    ((*TLS, "--ssl-client-ca", "a.pem"), "tls", TlsFiles(Path("c.pem"), Path("k.pem"), Path("a.pem"))),
+    (("--http-max-input-size", "7"), "limits.max_body_size", 7),
+    (("--max-header-size", "7"), "limits.max_header_size", 7),
+    (("--max-connections", "7"), "limits.max_connections", 7),
+    (("--max-concurrent-requests", "7"), "limits.max_concurrent_requests", 7),
+    (("--header-timeout", "7"), "limits.header_timeout", 7.0),
+    (("--progress-timeout", "7"), "limits.progress_timeout", 7.0),
+    (("--idle-timeout", "7"), "limits.idle_timeout", 7.0),
+    (("--exit-timeout-secs", "7"), "limits.drain_timeout", 7.0),
+    (("--not-ready-status", "400"), "not_ready_status", 400),
+    (("--allow-client-shm", "true"), "allow_client_shm", True),
+    (("--trace-config", "rate=7"), "trace.rate", 7),
+]
+
+
+@pytest.mark.parametrize(("arguments", "path", "value"), CASES, ids=[" ".join(case[0]) for case in CASES])
+def test_an_option_sets_its_field(arguments: tuple[str, ...], path: str, value: Any) -> None:
+    def at(options: ServerOptions) -> Any:
+        return reduce(getattr, path.split("."), options)
+
+    assert at(read(*arguments)) == value
+
+
+def test_without_options_everything_is_the_default() -> None:
+    assert read("models") == ServerOptions(("models",))
+
+
+def test_every_option_has_a_case() -> None:
+    tried = {argument for arguments, _, _ in CASES for argument in arguments if argument.startswith("--")}
+    options = {param.opts[0] for param in command.params if isinstance(param, click.Option) and not param.opts[0].startswith("--log-")}
+    assert options - tried == {"--debug", "--strict-readiness"}
+
+
+def test_every_field_has_an_option_or_is_made_of_several() -> None:
+    filled = {param.name for param in command.params}
+    left = {field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)} - filled
+    assert left == {"lifecycle", "limits", "tls", "debugged_model"}
