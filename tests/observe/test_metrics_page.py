@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
-from backline.engine.response_statistics import ResponseStatistics
+from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.observe.metrics import Metrics
 
 #: Seconds of the event loop's processor time that a piece of the page may take; it is written for 0.5 ms, and then for one model more.
@@ -140,6 +140,21 @@ def test_responses_of_streams_are_counted_by_outcome_and_the_first_one_by_time()
     assert buckets == {"100": 0, "500": 0, "2000": 1, "5000": 1, "+Inf": 1}
     assert (read[f"{first}_count", frozenset(labels)], read[f"{first}_sum", frozenset(labels)]) == (1, 1000)
     assert not [name for name, labels in read if name.startswith(first) and ("model", "plain") in labels]
+
+
+def test_the_first_response_is_counted_in_the_buckets_of_its_model_anew_when_they_change() -> None:
+    engine = Engine()
+    responses = add_model(engine, "stream").statistics.responses = ResponseStatistics()
+    responses.succeeded(0, 0, 0, 1, 30_000_000, empty=False)
+    responses.measure_first((10, 50.5))
+    responses.succeeded(0, 0, 0, 1, 50_500_000, empty=False)
+    responses.measure_first((10, 50.5))
+
+    read = values(asyncio.run(Metrics(engine).page())[1])
+
+    counted = {dict(labels)["le"]: count for (name, labels), count in read.items() if name == f"{FIRST_RESPONSE_FAMILY}_bucket"}
+    assert counted == {"10": 0, "50.5": 1, "+Inf": 1}
+    assert read[f"{FIRST_RESPONSE_FAMILY}_sum", frozenset({("model", "stream"), ("version", "1")})] == 50.5
 
 
 OUTCOMES = ("success", "empty", "failure", "cancelled")

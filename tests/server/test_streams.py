@@ -23,11 +23,19 @@ from support.tools import tool
 
 NOT_ONE = "generate expects model to produce exactly 1 response, use generate stream for model that generates various number of responses"
 
+BUCKETS = """
+model_metrics { metric_control {
+  metric_identifier { family: "nv_inference_first_response_histogram_ms" } histogram_options { buckets: [ 60000 ] } } }
+"""
+
 
 @pytest.fixture(scope="module")
 def streaming(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("streams")
-    with serve(put_models(folder / "models"), folder / "server.log") as running:
+    repository = put_models(folder / "models")
+    with (repository / "square" / "config.pbtxt").open("a") as config:
+        config.write(BUCKETS)
+    with serve(repository, folder / "server.log") as running:
         yield running
 
 
@@ -154,7 +162,7 @@ def test_the_policy_is_shown(streaming: ServerProcess) -> None:
 
 
 def test_http2_streams_events_too(streaming: ServerProcess) -> None:
-    """And the first one is timed, as the first of every stream."""
+    """And the first one is timed, as the first of every stream, in the model's own buckets."""
     first = 'nv_inference_first_response_histogram_ms_count{model="square",version="1"}'
     before = metrics_page(streaming)[first]
     command = [tool("curl"), "-s", "--http2-prior-knowledge", f"{streaming.url}/v2/models/square/generate_stream", "-d", '{"IN":3}']
@@ -163,6 +171,8 @@ def test_http2_streams_events_too(streaming: ServerProcess) -> None:
 
     assert got == b'data: {"OUT":3,"model_name":"square","model_version":"1"}\n\n' * 3
     assert metrics_page(streaming)[first] == before + 1
+    bucket = 'nv_inference_first_response_histogram_ms_bucket{model="square",version="1",le='
+    assert [name for name in metrics_page(streaming) if name.startswith(bucket)] == [f'{bucket}"60000"}}', f'{bucket}"+Inf"}}']
 
 
 def response_counts(server: ServerProcess) -> tuple[int, int]:

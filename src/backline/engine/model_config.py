@@ -126,6 +126,8 @@ class ModelConfig:
     parameters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Further labels of the model's metrics, where each has a `_` before its name.
     metric_tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: The upper bounds, in milliseconds, of the histogram of the time to the first of any number of responses; empty for Triton's.
+    first_response_bounds_ms: tuple[float, ...] = ()
     #: Labels that the files give, and the versions they point to; those set by request go before them.
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     #: Never unloaded to make room.

@@ -8,9 +8,10 @@ from backline.engine.statistics import Duration
 
 #: Responses of one request are counted by their place up to this one; all later ones count there too, so that endless streams are bounded.
 MAX_INDEX = 255
-#: The buckets of the time to the first response, Triton's: each counts what took so many milliseconds or less, one more counts the rest.
-FIRST_RESPONSE_BOUNDS_MS = (100, 500, 2000, 5000)
-_BOUNDS_NS = tuple(bound * 1_000_000 for bound in FIRST_RESPONSE_BOUNDS_MS)
+#: The histogram of the time to the first response, and its buckets where a model has none of its own, both Triton's: each counts what took
+#: so many milliseconds or less, one more counts the rest.
+FIRST_RESPONSE_FAMILY = "nv_inference_first_response_histogram_ms"
+FIRST_RESPONSE_BOUNDS_MS = (100.0, 500.0, 2000.0, 5000.0)
 
 
 class ResponseCounters:
@@ -30,22 +31,31 @@ class ResponseCounters:
 class ResponseStatistics:
     """Counters by the index of a response in its stream: the first to every request is 0. Moments are of time.monotonic_ns().
 
-    `first` is a histogram of the time from a request's arrival to its first response (see FIRST_RESPONSE_BOUNDS_MS), `first_ns` the sum.
+    `first` is a histogram of the time from a request's arrival to its first response, with the upper bounds `bounds_ms`; `first_ns` is the
+    sum.
     """
 
-    __slots__ = ("counters", "first", "first_ns")
+    __slots__ = ("_bounds_ns", "bounds_ms", "counters", "first", "first_ns")
 
     def __init__(self) -> None:
         self.counters: list[ResponseCounters] = []
-        self.first = [0] * (len(_BOUNDS_NS) + 1)
-        self.first_ns = 0
+        self.bounds_ms: tuple[float, ...] = ()
+        self.measure_first(FIRST_RESPONSE_BOUNDS_MS)
+
+    def measure_first(self, bounds_ms: tuple[float, ...]) -> None:
+        """From now on the histogram has these bounds, ascending and in milliseconds; with others than before it begins anew."""
+        if bounds_ms != self.bounds_ms:
+            self.bounds_ms = bounds_ms
+            self._bounds_ns = [bound * 1e6 for bound in bounds_ms]
+            self.first = [0] * (len(bounds_ms) + 1)
+            self.first_ns = 0
 
     def succeeded(self, index: int, arrived: int, started: int, ran: int, ended: int, *, empty: bool) -> None:
         """Counts a response to a request that arrived at `arrived`: begun when the one before was ended, computed, and made ready."""
         counters = self._at(index)
         if not index:
             took = ended - arrived
-            self.first[bisect_left(_BOUNDS_NS, took)] += 1
+            self.first[bisect_left(self._bounds_ns, took)] += 1
             self.first_ns += took
         if empty:
             counters.empty.add(1, ended - started)

@@ -15,6 +15,7 @@ from backline.engine.decoupled import DecoupledCheck
 from backline.engine.engine import LoadProgress, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.model_config import ModelConfig
+from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loader import Loaded, Measured, place_again
@@ -160,15 +161,18 @@ class Servable:
         model.memory_bytes = warm.memory
         model.placement = maker.placement(loaded, instances)
         model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, ModelInWorkers) else model.config.decoupled
-        model.scheduling = self._scheduling(loaded)
+        self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
 
-    def _scheduling(self, loaded: Loaded) -> str:
-        model = self.model
-        cached = model.config.response_cache and self._shared.cache is not None
+    def _tell(self, loaded: Loaded) -> None:
+        """What people and metrics are told of the configuration."""
+        model, config = self.model, self.model.config
+        cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
-        return scheduling_text(model.config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached)
+        model.scheduling = scheduling_text(config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached)
+        if model.statistics.responses is not None:
+            model.statistics.responses.measure_first(config.first_response_bounds_ms or FIRST_RESPONSE_BOUNDS_MS)
 
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)
@@ -244,7 +248,7 @@ class Servable:
         if (loaded.lane, loaded.instances) != (before.lane, before.instances) or config.instance_groups != groups:
             instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
-        self.model.scheduling = self._scheduling(loaded)
+        self._tell(loaded)
         if instances is not None:
             self.model.placement = self._maker.placement(loaded, instances)
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import TypeAlias
 
 from backline.engine.engine import Model, ModelState
-from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS, ResponseCounters
+from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseCounters
 from backline.engine.statistics import FAILURES, CallStatistics, Duration, ModelStatistics
 from backline.observe.exposition import comment, label_text
 
@@ -69,18 +69,17 @@ def _histogram(name: str, text: str, counts: Callable[[ModelStatistics], list[in
 
 
 def _first_responses() -> Family:
-    """Of decoupled models, in Triton's buckets; of others it is the time of the request."""
-    name = "nv_inference_first_response_histogram_ms"
-    bounds = [*(f"{bound:g}" for bound in FIRST_RESPONSE_BOUNDS_MS), "+Inf"]
-    lines = "".join(f'{name}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in bounds)
-    lines += f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %r\n"
+    """Of decoupled models, in Triton's buckets or those of the model; of others it is the time of the request."""
+    name = FIRST_RESPONSE_FAMILY
 
     def write(model: Model, labels: str) -> str:
         responses = model.statistics.responses
         if responses is None:
             return ""
         sums = list(accumulate(responses.first))
-        return (lines % (*sums, sums[-1], responses.first_ns / 1e6)).replace(_LABELS, labels)
+        bounds = [*(f"{bound:g}" for bound in responses.bounds_ms), "+Inf"]
+        buckets = "".join(f'{name}_bucket{{{labels},le="{bound}"}} {count}\n' for bound, count in zip(bounds, sums, strict=True))
+        return f"{buckets}{name}_count{{{labels}}} {sums[-1]}\n{name}_sum{{{labels}}} {responses.first_ns / 1e6!r}\n"
 
     return Family(comment(name, "histogram", "Time from arrival to the first response, in milliseconds"), write)
 

@@ -29,6 +29,7 @@ _APPLIED_WITHOUT_LOAD = frozenset(
         "idle_unload_seconds",
         "load_retries",
         "metric_tags",
+        "first_response_bounds_ms",
         "declared",
         "source",
         "warnings",

@@ -114,13 +114,27 @@ def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | N
     assert config(file, text).max_batch_size == expected
 
 
+def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_to_set(file: Path) -> None:
+    control = 'metric_control {{ metric_identifier {{ family: "{}" }} histogram_options {{ buckets: [ {} ] }} }}'
+    first = control.format("nv_inference_first_response_histogram_ms", "10, 50.5")
+    read = config(file, f"model_metrics {{ {first} {control.format('nv_x', '1')} }}")
+    assert read.first_response_bounds_ms == (10, 50.5)
+    (warning,) = read.warnings
+    assert warning == (
+        "config.pbtxt of 'm': model_metrics has no effect on 'nv_x': it sets the buckets of 'nv_inference_first_response_histogram_ms' only"
+    )
+    with pytest.raises(InvalidArgument, match=r"buckets \[2.0, 1.0\], expected finite upper bounds in ascending order"):
+        config(file, f"model_metrics {{ {control.format('nv_x', '2, 1')} }}")
+    with pytest.raises(InvalidArgument, match="must specify the 'family'"):
+        config(file, "model_metrics { metric_control { histogram_options { buckets: [ 1 ] } } }")
+
+
 @pytest.mark.parametrize(
     ("text", "field"),
     [
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ 1, 1 ] } }', "input.reshape"),
         ("instance_group { host_policy: 'p' }", "instance_group.host_policy"),
         ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
-        ('model_metrics { metric_control { metric_identifier { family: "nv_x" } } }', "model_metrics"),
         ("model_operations { op_library_filename: 'a.so' }", "model_operations"),
     ],
 )

@@ -47,10 +47,10 @@ LATER = {
     "version_latest_empty": "no number is taken for the default, 1",
     "metrics": "Triton 2.51 does not know the field yet",
     "agent_unknown": "a warning, agents have no effect",
-    "metrics_no_family": "Triton 2.51 does not know the field yet",
 }
 #: Both refuse it, Backline with words of its own, as Triton's say less or name something that Backline does not have.
 OTHER_WORDS = {
+    "metrics_no_family": "metric_control must specify the 'family' of its metric",
     "unknown_field": "unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
     "unknown_value": "unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?",
     "syntax": 'Expected ":".',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import chain
+from math import isfinite
 from typing import Any
 
 from backline.repository.configuration.document import Document
@@ -60,6 +61,13 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
     for tag in message.metric_tags:
         if not _TAG.fullmatch(tag):
             yield f"metric_tags has '{tag}', which cannot be in the name of a label: only letters, digits and _ can", "metric_tags"
+    for index, control in enumerate(message.model_metrics.metric_control):
+        path = f"model_metrics.metric_control[{index}]"
+        if not control.metric_identifier.family:
+            yield f"metric_control must specify the 'family' of its metric for {name}", path
+        buckets = list(control.histogram_options.buckets)
+        if buckets != sorted(set(buckets)) or not all(map(isfinite, buckets)):
+            yield f"metric_control has buckets {buckets}, expected finite upper bounds in ascending order for {name}", path
     if message.HasField("dynamic_batching"):
         yield from _batching_faults(message.dynamic_batching, limit, name)
     if message.HasField("sequence_batching"):

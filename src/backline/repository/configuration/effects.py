@@ -60,6 +60,7 @@ SUPPORTED: Final = frozenset(
         "optimization.execution_accelerators",
         "response_cache.enable",
         "metric_tags",
+        "model_metrics.metric_control",
     }
 )
 #: The messages on the way to them.

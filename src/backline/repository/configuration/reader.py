@@ -13,6 +13,7 @@ from backline.engine.ensemble import Ensemble, EnsembleStep
 from backline.engine.errors import BacklineError
 from backline.engine.instance_group import InstanceGroup, Resource
 from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy, WarmUpInput, WarmUpSample
+from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY
 from backline.engine.signature import TensorSpec
 from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
@@ -76,6 +77,7 @@ class _Reader:
             response_cache=message.response_cache.enable,
             parameters=MappingProxyType(parameters),
             metric_tags=MappingProxyType(dict(sorted(message.metric_tags.items()))),
+            first_response_bounds_ms=self._first_response_bounds(),
             warm_up=tuple(self._warm_up(index, sample) for index, sample in enumerate(message.model_warmup)),
             declared=message.SerializeToString(deterministic=True),
             source=self._document.source,
@@ -93,6 +95,17 @@ class _Reader:
             self._warn("instances of passive instance groups get no requests and are not made: no backend here has a use for them")
         if any(group.secondary_devices for group in self._message.instance_group):
             self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
+
+    def _first_response_bounds(self) -> tuple[float, ...]:
+        """The one histogram of Triton's, whose buckets its overrides are for."""
+        bounds: tuple[float, ...] = ()
+        for control in self._message.model_metrics.metric_control:
+            family = control.metric_identifier.family
+            if family == FIRST_RESPONSE_FAMILY:
+                bounds = tuple(control.histogram_options.buckets)
+            else:
+                self._warn(f"model_metrics has no effect on '{family}': it sets the buckets of '{FIRST_RESPONSE_FAMILY}' only")
+        return bounds
 
     def _warn(self, reason: str) -> None:
         self._warnings.append(f"{posixpath.basename(self._document.source)} of '{self._name}': {reason}")
