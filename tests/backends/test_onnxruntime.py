@@ -405,7 +405,7 @@ def test_a_configuration_narrows_and_labels_the_signature(file: Path) -> None:
         ({"inputs": (TensorSpec(X, DataType.FP32, (-1, 5)),)}, r"input 'X' has shape \[-1, 5\] in config.pbtxt, but \[-1, 4\] in '"),
         ({"inputs": (TensorSpec(X, DataType.FP32, (4,)),)}, r"input 'X' has shape \[4\] in config.pbtxt, but \[-1, 4\] in '"),
         ({"inputs": (TensorSpec(X, DataType.FP32, (-1, 4), optional=True),)}, r"input 'X' is optional, but '.*' needs it"),
-        ({"outputs": (TensorSpec("Q", DataType.FP32, (-1, 4)),)}, r"names the output 'Q', which '.*' does not have; it has 'Y'"),
+        ({"outputs": (TensorSpec("Q", DataType.FP32, (-1, 4)),)}, r"names the output 'Q', which '.*' does not have; it has 'Y'$"),
         ({"max_batch_size": 4, "outputs": (TensorSpec(Y, DataType.FP32, (-1, 4)),)}, r"\[-1, -1, 4\] \(with the batch dimension"),
     ],
 )
@@ -417,6 +417,13 @@ def test_a_configuration_that_disagrees_with_the_file_is_an_error(fields: dict[s
 def test_a_batch_limit_for_a_model_without_batch_dimension_is_an_error(file: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is no batch"):
         load(identity(file, shape=(1, 4)), max_batch_size=8)
+
+
+def test_a_batch_that_is_another_dimension_can_be_named(file: Path) -> None:
+    with pytest.raises(
+        InvalidArgument, match=r"\[2, -1\], whose .* full dims, or name the dimension that is one, as backline.batch_axis.X = 1$"
+    ):
+        load(identity(file, shape=(2, "N")), max_batch_size=8)
 
 
 def test_every_input_must_be_configured_or_none(file: Path) -> None:

@@ -11,10 +11,21 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from support.server import ServerProcess
+from support import models
+from support.repositories import put
+from support.server import ServerProcess, serve
 
 Run: TypeAlias = Callable[..., "CompletedProcess[str]"]
 ONES = json.dumps([[1] * 16])
+TWICE = """
+platform: "ensemble"
+input { name: "x" data_type: TYPE_FP32 dims: [ -1, 16 ] }
+output { name: "y" data_type: TYPE_FP32 dims: [ -1, 16 ] }
+ensemble_scheduling {
+  step { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "x" } output_map { key: "OUTPUT0" value: "between" } }
+  step { model_name: "add1" model_version: -1 input_map { key: "INPUT0" value: "between" } output_map { key: "OUTPUT0" value: "y" } }
+}
+"""
 
 
 def test_infer_shows_the_outputs(backline: Run, server: ServerProcess) -> None:
@@ -71,6 +82,24 @@ def test_a_model_is_shown(backline: Run, server: ServerProcess) -> None:
     document = json.loads(backline("models", "show", "add1", "-u", server.grpc_url, "--json").stdout)
     assert document["outputs"] == [{"name": "OUTPUT0", "datatype": "FP32", "shape": [-1, 16]}]
     assert document["config"]["name"] == "add1"
+
+
+def test_an_ensemble_is_shown_without_instances(backline: Run, tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    put(tmp_path / "models" / "twice" / "config.pbtxt", TWICE)
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        shown = backline("models", "show", "twice", "-u", server.url).stdout
+    assert "input   x" in shown
+    assert "instances" not in shown
+    assert "?" not in shown
+
+
+def test_bench_tells_that_the_response_cache_has_answered(backline: Run, tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    put(tmp_path / "models" / "add1" / "config.pbtxt", "response_cache { enable: true }")
+    with serve(tmp_path / "models", tmp_path / "log", "--cache-config", "local,size=1MiB") as server:
+        done = backline("bench", "add1", "-u", server.url, "-c", "1,2", "--duration", "0.1", "--warm-up", "0.1")
+    assert "At concurrency 1, 2 answers came from the response cache" in done.stdout
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc", "inproc"])

@@ -41,6 +41,7 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
         (("bench", "m", "--json", "/nowhere/x.json"), "its folder does not exist"),
         (("infer", "m", "-o", "x.txt"), "neither with .npz nor with .npy"),
         (("infer", "m", "--header", "x"), "is not NAME:VALUE"),
+        (("config", "explian", "models"), "Did you mean 'explain'?"),
     ],
 )
 def test_wrong_options_end_with_status_2_and_a_hint(backline: Run, arguments: tuple[str, ...], hint: str) -> None:
@@ -48,6 +49,13 @@ def test_wrong_options_end_with_status_2_and_a_hint(backline: Run, arguments: tu
     assert done.returncode == 2
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("group", ["models", "config", "env"])
+def test_the_help_of_a_group_cuts_no_sentence(backline: Run, group: str) -> None:
+    done = backline(group, "--help")
+    assert done.returncode == 0
+    assert "..." not in done.stdout.partition("[ARGS]...")[2]
 
 
 def test_an_error_is_one_line(backline: Run) -> None:

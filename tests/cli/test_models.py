@@ -249,7 +249,7 @@ def test_a_first_load_that_fails_says_why(
         (("show", "known_model", "--model-version", "canari"), "Did you mean 'canary'?"),
         (("label", "known_model", "canary", "3", "--expect", "1"), "nothing was changed"),
         (("label", "known_model", "a/b", "3"), "'a/b' cannot be a label"),
-        (("rollback", "known_model"), "has not been moved"),
+        (("rollback", "known_model"), "so there is none to go back to; point it to one, or remove it"),
     ],
 )
 def test_what_the_server_does_not_know(backline: Run, controlled: ServerProcess, known: str, arguments: tuple[str, ...], text: str) -> None:

@@ -246,6 +246,17 @@ def test_the_report_shows_labels_and_models_on_demand(repository: Path, tmp_path
     assert "Ready: 2 of 3 model versions, 1 loaded on demand," in output
 
 
+def test_a_model_of_triton_that_fails_has_one_traceback_and_one_row(repository: Path, tmp_path: Path) -> None:
+    tensors = 'input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }'
+    put(repository / "wrong" / "config.pbtxt", f'backend: "python" {tensors}')
+    code = "class TritonPythonModel:\n    def initialize(self, args):\n        1 / 0\n    def execute(self, requests):\n        pass\n"
+    put(repository / "wrong" / "1" / "model.py", code)
+    with serve(repository, tmp_path / "log", ready=False) as server:
+        output = wait_report(server)
+    assert output.count("Traceback") == 1
+    assert re.search(r"^wrong +1 +UNAVAILABLE .*ZeroDivisionError: division by zero At: 1/model.py\(3\): initialize$", output, re.MULTILINE)
+
+
 def test_exit_on_error_ends_with_the_reasons(backline: Run, repository: Path) -> None:
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")

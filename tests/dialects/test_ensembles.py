@@ -177,7 +177,10 @@ async def test_unloading_with_dependents_unloads_the_steps_and_loading_loads_the
             ("TYPE_FP32 dims: [ 2 ]", "TYPE_FP32 dims: [ 3 ]"),
             r"ensemble tensor text: inconsistent shape: \[-1,3\] is inferred from model read",
         ),
-        (('model_name: "crop"', 'model_name: "cropp"'), "ensemble read contains models that are not available or ambiguous: cropp"),
+        (
+            ('model_name: "crop"', 'model_name: "cropp"'),
+            "ensemble read contains models that are not available or ambiguous: cropp. Did you mean 'crop'?",
+        ),
         (
             ('key: "crop" value: "cut"', 'key: "crp" value: "cut"'),
             "mapping to non-existing input crp in model recognise|mapped from non-existing",

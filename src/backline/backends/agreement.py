@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
                 raise InvalidArgument(
                     f"{where} has max_batch_size {batch} in {config.source}, but input '{spec.name}' of '{path}' has shape"
                     f" {list(spec.shape)}, whose first dimension is no batch; set max_batch_size: 0 and give the full dims"
+                    f"{_other_axis(spec)}"
                 )
     inputs = _merge(where, path, "input", file.inputs, config.inputs, config)
     outputs = _merge(where, path, "output", file.outputs, config.outputs, config)
@@ -41,6 +43,12 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
     return Signature(inputs, outputs)
 
 
+def _other_axis(spec: TensorSpec) -> str:
+    """The setting for an input whose batch may be another dimension than the first."""
+    axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
+    return "" if axis is None else f", or name the dimension that is one, as backline.batch_axis.{spec.name} = {axis}"
+
+
 def _merge(
     where: str, path: Path, kind: str, file: tuple[TensorSpec, ...], given: tuple[TensorSpec, ...], config: ModelConfig
 ) -> tuple[TensorSpec, ...]:
@@ -53,7 +61,7 @@ def _merge(
             continue
         if actual is None:
             raise InvalidArgument(
-                f"{where}: {config.source} names the {kind} '{spec.name}', which '{path}' does not have; it has{_list(list(by_name))}"
+                f"{where}: {config.source} names the {kind} '{spec.name}', which '{path}' does not have; it has {_quoted(by_name)}"
             )
         if spec.datatype is not actual.datatype:
             raise InvalidArgument(
@@ -101,4 +109,8 @@ def _merge_shapes(given: Shape, actual: Shape) -> Shape | None:
 
 
 def _list(names: list[str]) -> str:
-    return ("s " if len(names) > 1 else " ") + ", ".join(f"'{name}'" for name in names)
+    return ("s " if len(names) > 1 else " ") + _quoted(names)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

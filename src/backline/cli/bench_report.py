@@ -61,7 +61,9 @@ class BenchReport:
     def _row(step: BenchStep) -> list[str]:
         times = [*step.percentiles_us.values(), step.max_us]
         share = step.server
-        split = [f"{share.queue_us / 1000:.3f}", f"{share.compute_us / 1000:.3f}", f"{share.batch:.1f}"] if share else ["-", "-", "-"]
+        split = ["-", "-", "-"]
+        if share is not None and share.batch:
+            split = [f"{share.queue_us / 1000:.3f}", f"{share.compute_us / 1000:.3f}", f"{share.batch:.1f}"]
         errors = ", ".join(f"{count} {name}" for name, count in step.errors.items()) or "0"
         return [step.label, f"{step.throughput:.0f}", *("-" if us is None else f"{us / 1000:.3f}" for us in times), *split, errors]
 
@@ -80,6 +82,12 @@ class BenchReport:
         behind = [step.label for step in self.steps if step.fell_behind]
         if behind:
             notes.append(f"At rate {', '.join(behind)} the server does not keep up: too many requests waited, and the step ended early.")
+        cached = [step.label for step in self.steps if step.server is not None and step.server.cached]
+        if cached:
+            notes.append(
+                f"At {self.kind} {', '.join(cached)} answers came from the response cache: ask a server without --cache-config how fast the"
+                " model is."
+            )
         if embedded:
             notes.append("Models and load generator share one program and its cores.")
         return notes

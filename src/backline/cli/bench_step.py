@@ -15,11 +15,14 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 
 @dataclass(frozen=True, slots=True)
 class ServerShare:
-    """Means of what the server says it spent on a request, in microseconds; `batch` is the mean number of items in a run."""
+    """Means of what the server says it spent on a request, in microseconds; `batch` is the mean number of items in a run, 0 where none was
+    needed, as the response cache had the answers; `cached` says how many it had.
+    """
 
     queue_us: float
     compute_us: float
     batch: float
+    cached: int
 
     @classmethod
     def between(cls, before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> ServerShare | None:
@@ -38,10 +41,15 @@ class ServerShare:
             return total(after, *path) - total(before, *path)
 
         count, runs = grown("inference_stats", "success", "count"), grown("execution_count")
-        if count <= 0 or runs <= 0:
+        if count <= 0:
             return None
         compute = sum(grown("inference_stats", name, "ns") for name in ("compute_input", "compute_infer", "compute_output"))
-        return cls(grown("inference_stats", "queue", "ns") / count / 1000, compute / count / 1000, grown("inference_count") / runs)
+        return cls(
+            queue_us=grown("inference_stats", "queue", "ns") / count / 1000,
+            compute_us=compute / count / 1000,
+            batch=grown("inference_count") / runs if runs else 0.0,
+            cached=grown("inference_stats", "cache_hit", "count"),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from backline.cli.command_group import CommandGroup
 from backline.cli.model_folder import ModelFolder, loaded_model, open_model, open_models, unloaded_model
 from backline.cli.table import print_table
 from backline.dialects.open_inference.configuration import complete, describe
@@ -38,7 +39,7 @@ _inspect_option = click.option(
 )
 
 
-@click.group(epilog=_EPILOG)
+@click.group(cls=CommandGroup, epilog=_EPILOG)
 def command() -> None:
     """Show, check, explain and convert configurations of models on disk."""
 

@@ -21,7 +21,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
     """The lines of a table without drawing."""
-    cells = [list(columns), *map(list, rows)]
+    cells = [list(columns), *([" ".join(cell.split()) if "\n" in cell else cell for cell in row] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = []
     for row in cells:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 from backline.engine.engine import Engine, Model
 from backline.engine.ensemble import Ensemble
@@ -38,7 +39,9 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
-        return f"ensemble {config.name} contains models that are not available or ambiguous: {', '.join(missing)}"
+        near = get_close_matches(missing[0], names, 1)
+        hint = f". Did you mean '{near[0]}'?" if near else ""
+        return f"ensemble {config.name} contains models that are not available or ambiguous: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:
         try:
             answers = engine.find(step.model, step.version).answers if step.version else bool(engine.served_versions(step.model))

@@ -69,7 +69,10 @@ class Labelling:
         history = await asyncio.to_thread(self._audit.history, model, 10_000)
         last = next((change for change in history if change.label == label and change.action in moves), None)
         if last is None or not last.before:
-            raise InvalidArgument(f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to")
+            raise InvalidArgument(
+                f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to;"
+                " point it to one, or remove it"
+            )
         return await self.move("rollback", model, label, last.before, self._engine.labels(model).get(label, ""), who)
 
     async def move(

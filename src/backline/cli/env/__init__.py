@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from backline.cli.command_group import CommandGroup
 from backline.cli.env.build import build_environments
 from backline.cli.env.listing import list_environments
 from backline.cli.env.prune import prune_environments
@@ -18,7 +19,7 @@ A model asks for an environment by a requirements.txt, pyproject.toml, uv.lock o
 python = "3.13" in its model.toml. Models that ask for the same share one."""
 
 
-@click.group(epilog=_EPILOG)
+@click.group(cls=CommandGroup, epilog=_EPILOG)
 def command() -> None:
     """Show, build and remove the environments of Python models."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 import click
 
+from backline.cli.command_group import CommandGroup
 from backline.cli.models.history import show_history
 from backline.cli.models.labels import label_model, promote_version, roll_back
 from backline.cli.models.listing import list_models
@@ -23,22 +22,7 @@ Examples:
   backline models history"""
 
 
-class _Commands(click.Group):
-    """In the order in which they are added, with a hint for misspelt ones."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name not in self.commands and not name.startswith("-"):
-            near = get_close_matches(name, self.commands, 1)
-            hint = f"Did you mean '{near[0]}'?" if near else f"Commands are {', '.join(self.commands)}."
-            raise click.UsageError(f"No such command '{name}'. {hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Commands, epilog=_EPILOG)
+@click.group(cls=CommandGroup, epilog=_EPILOG)
 def command() -> None:
     """Show, load, unload and label the models of a server."""
 

@@ -80,9 +80,10 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
         ("versions", ", ".join(metadata.versions)),
         ("platform", metadata.platform or config.get("backend", "")),
         ("largest batch", str(config.get("max_batch_size") or "no batching")),
-        ("instances", str(sum(map(_instances, groups))) if groups else "?"),
-        ("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?"),
     ]
+    if groups:  # an ensemble has none
+        facts.append(("instances", str(sum(map(_instances, groups)))))
+        facts.append(("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?"))
     chosen = config.get("parameters") or {}
     told = (("lane", "lane"), ("cores", "cpus"), ("scheduling", "scheduling"), ("because", "placement"))
     for label, key in ((label, f"backline.{name}") for label, name in told):

@@ -14,7 +14,7 @@ from socket import SHUT_RD, socket
 from time import monotonic_ns
 from typing import Any
 
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import BacklineError, Internal, ModelFailed
 from backline.workers.process.arena import Arena
 from backline.workers.process.caller import Caller
 from backline.workers.process.connection import Connection
@@ -156,7 +156,8 @@ class Worker:
         try:
             self._model = getattr(import_module(module), name)(load, self._caller)
         except BaseException as error:
-            self._connection.send(frame(Kind.FAILED, Failed(reason(error, self._folder), details(error))))
+            told = isinstance(error, ModelFailed)  # its traceback, which is the model's, has been printed
+            self._connection.send(frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error))))
             return False
         self._connection.send(frame(Kind.LOADED, self._model.loaded))
         return True
