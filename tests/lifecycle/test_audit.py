@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backline.engine.control import Change
-from backline.lifecycle.audit import AuditLog
+from backline.lifecycle.records.audit import AuditLog
 
 
 def change(number: int, model: str = "m", **more: str) -> Change:

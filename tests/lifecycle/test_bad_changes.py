@@ -13,8 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
-from backline.lifecycle.audit import AuditLog
-from backline.lifecycle.labels import LabelStore
+from backline.lifecycle.records.audit import AuditLog
+from backline.lifecycle.records.labels import LabelStore
 from support import models
 from support.repositories import unprivileged_folder
 from support.server import serve

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.errors import Unavailable
-from backline.lifecycle.budget import Shortage, Tenant, format_bytes, idle_too_long, make_room, parse_bytes
+from backline.lifecycle.memory.budget import Shortage, Tenant, format_bytes, idle_too_long, make_room, parse_bytes
 
 MIB = 1 << 20
 

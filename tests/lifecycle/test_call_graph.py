@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.lifecycle.call_graph import CallGraph, Node, Wait
+from backline.lifecycle.calls.call_graph import CallGraph, Node, Wait
 
 NODES = [(name, "1") for name in "abcde"]
 NODE = st.sampled_from(NODES)

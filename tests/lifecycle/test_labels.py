@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import Internal, InvalidArgument
-from backline.lifecycle.labels import LabelStore
+from backline.lifecycle.records.labels import LabelStore
 
 
 def test_labels_outlive_the_server(tmp_path: Path) -> None:

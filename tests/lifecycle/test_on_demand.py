@@ -16,7 +16,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
-from backline.lifecycle.on_demand import OnDemandQueue, check_later
+from backline.lifecycle.memory.on_demand import OnDemandQueue, check_later
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.total import QueueTotal
 

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable, Collection, Hashable
 import pytest
 
 from backline.engine.errors import Unavailable
-from backline.lifecycle.budget import Tenant
 from backline.lifecycle.loading.memory import LoadMeter
-from backline.lifecycle.residency import Residency
+from backline.lifecycle.memory.budget import Tenant
+from backline.lifecycle.memory.residency import Residency
 
 MIB = 1 << 20
 

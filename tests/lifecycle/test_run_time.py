@@ -9,8 +9,8 @@ import pytest
 
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loading.run_time import RunTimes, choose_batch_limit, format_seconds, measure, plan
+from backline.workers.cores import usable_cores
 from support.networks import FLOAT, INT64, build, floats, ints, node
 
 US, MS = 1e-6, 1e-3

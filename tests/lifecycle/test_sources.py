@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.lifecycle.sources import Sources
-from backline.lifecycle.target import Source
+from backline.lifecycle.wanted.sources import Sources
+from backline.lifecycle.wanted.target import Source
 from backline.repository.local import LocalRepository
 from support.repositories import ONNX, put
 

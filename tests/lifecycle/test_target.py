@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backline.lifecycle.target import NO_VERSION, Source, Target
+from backline.lifecycle.wanted.target import NO_VERSION, Source, Target
 from backline.repository.local import LocalRepository
 from support.repositories import ONNX, put
 

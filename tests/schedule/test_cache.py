@@ -16,7 +16,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
-from backline.lifecycle.budget import parse_bytes
+from backline.lifecycle.memory.budget import parse_bytes
 from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
 from backline.schedule.cache.key import RequestKeys

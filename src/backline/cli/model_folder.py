@@ -90,8 +90,8 @@ def loaded_model(folder: ModelFolder) -> Model:
     if folder.found.config.ensemble is not None:
         return unloaded_model(folder.found.name, folder.found.config, folder.version.version if folder.version is not None else "")
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
+    from backline.lifecycle.loading.scheduling_text import scheduling_text
     from backline.lifecycle.loading.sequence_states import sequence_tensors
-    from backline.lifecycle.scheduling_text import scheduling_text
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:

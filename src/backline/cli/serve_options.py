@@ -12,7 +12,7 @@ import click
 
 from backline.cli.option import Decorator, decorated, option
 from backline.engine.errors import InvalidArgument
-from backline.lifecycle.budget import parse_bytes
+from backline.lifecycle.memory.budget import parse_bytes
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.observe.tracing.config import TraceConfig, parse_trace_config
 from backline.server import ServerOptions

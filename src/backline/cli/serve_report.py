@@ -19,8 +19,8 @@ from backline.engine.device import name_devices
 from backline.engine.engine import Engine, LoadProgress, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
-from backline.lifecycle.budget import format_bytes
 from backline.lifecycle.journal import LoadEvent
+from backline.lifecycle.memory.budget import format_bytes
 from backline.server import Server, ServerOptions
 
 if TYPE_CHECKING:

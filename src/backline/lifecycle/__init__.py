@@ -1,1 +1,1 @@
-"""Which model versions should be live, and the steps to get there: inspect, load, prove, measure, serve."""
+"""Which model versions are live, and the steps to get there: what is wanted, the plan, loads, labels, and the end of it."""

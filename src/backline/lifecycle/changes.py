@@ -9,7 +9,7 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.lifecycle.target import Target
+from backline.lifecycle.wanted.target import Target
 
 
 class Changes:

@@ -14,8 +14,8 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
-from backline.lifecycle.call_graph import Wait
-from backline.lifecycle.ensemble_steps import (
+from backline.lifecycle.calls.call_graph import Wait
+from backline.lifecycle.calls.ensemble_steps import (
     asked_models,
     check_steps,
     composed_signature,
@@ -24,8 +24,8 @@ from backline.lifecycle.ensemble_steps import (
     waits_of_decoupled_steps,
 )
 from backline.lifecycle.loading.loader import Measured
+from backline.lifecycle.loading.scheduling_text import scheduling_text
 from backline.lifecycle.plan import Phase
-from backline.lifecycle.scheduling_text import scheduling_text
 from backline.lifecycle.servable import Servable
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.queue import CachedQueue

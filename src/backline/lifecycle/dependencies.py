@@ -36,7 +36,7 @@ class Dependencies:
         """Whether a model is not loaded yet, as loads of models that it asks are under way."""
         if config.ensemble is None:
             return False
-        from backline.lifecycle.ensemble_steps import unanswered_step
+        from backline.lifecycle.calls.ensemble_steps import unanswered_step
 
         if not unanswered_step(self._engine, config) or self._asks(config, config.name, set()):
             return False

@@ -14,13 +14,13 @@ from backline.lifecycle.changes import Changes
 from backline.lifecycle.dependencies import Dependencies
 from backline.lifecycle.loading.load_threads import LoadThreads
 from backline.lifecycle.loading.loader import Measured
+from backline.lifecycle.loading.shared import Shared
+from backline.lifecycle.memory.residency import NoRoom, Residency
+from backline.lifecycle.memory.sleep import Sleep
 from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
-from backline.lifecycle.residency import NoRoom, Residency
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.lifecycle.shared import Shared
-from backline.lifecycle.sleep import Sleep
 from backline.lifecycle.step import Step
 from backline.repository.local import LocalRepository
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from backline.engine.errors import NotFound
 from backline.lifecycle.executor import Executor
+from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.shared import Shared
-from backline.lifecycle.sources import Sources
-from backline.lifecycle.target import Source, Target, listed
+from backline.lifecycle.wanted.sources import Sources
+from backline.lifecycle.wanted.target import Source, Target, listed
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from backline.engine.control import Action, Change
 from backline.engine.engine import ModelState, version_order
-from backline.lifecycle.audit import AuditLog
-from backline.lifecycle.residency import TO_MAKE_ROOM, WHEN_IDLE
+from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
+from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.step import Step
 

@@ -11,11 +11,11 @@ from typing import Literal, Protocol
 from backline.engine.control import ANY_VERSION, Action, Change
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
-from backline.lifecycle.audit import AuditLog
 from backline.lifecycle.executor import Executor
-from backline.lifecycle.labels import LabelStore
+from backline.lifecycle.records.audit import AuditLog
+from backline.lifecycle.records.labels import LabelStore
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.target import Source, Target, listed
+from backline.lifecycle.wanted.target import Source, Target, listed
 
 #: In characters, as the longest name of a version's folder.
 _LONGEST_LABEL = 255

@@ -11,22 +11,22 @@ from dataclasses import replace
 from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
 from backline.engine.engine import Engine, version_order
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.lifecycle.audit import AuditLog
 from backline.lifecycle.dependencies import composed_of
 from backline.lifecycle.executor import Executor
 from backline.lifecycle.holdings import LONGEST_NAME, Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
-from backline.lifecycle.labels import LabelStore
+from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import LifecycleOptions
-from backline.lifecycle.overriding import OverridingFiles, with_configuration
+from backline.lifecycle.records.audit import AuditLog
+from backline.lifecycle.records.labels import LabelStore
+from backline.lifecycle.records.state_folder import default_state_folder
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.shared import Shared
-from backline.lifecycle.sources import Sources
-from backline.lifecycle.state_folder import default_state_folder
 from backline.lifecycle.step import Step
-from backline.lifecycle.target import Source, Target, listed
-from backline.lifecycle.version_policy import select
+from backline.lifecycle.wanted.overriding import OverridingFiles, with_configuration
+from backline.lifecycle.wanted.sources import Sources
+from backline.lifecycle.wanted.target import Source, Target, listed
+from backline.lifecycle.wanted.version_policy import select
 from backline.repository.repository import Repository
 
 

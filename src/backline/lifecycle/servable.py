@@ -20,10 +20,10 @@ from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loader import Loaded, Measured, place_again
 from backline.lifecycle.loading.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
+from backline.lifecycle.loading.scheduling_text import scheduling_text
+from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.plan import Held, Phase
-from backline.lifecycle.scheduling_text import scheduling_text
-from backline.lifecycle.shared import Shared
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.queues.deadline import with_deadline
 from backline.workers.instance import InlineInstance

@@ -8,7 +8,7 @@ from backline.engine.engine import Engine, Model, ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.plan import Phase, Wanted
 from backline.lifecycle.servable import Servable
-from backline.lifecycle.target import Target, identity
+from backline.lifecycle.wanted.target import Target, identity
 from backline.repository.repository import FoundVersion
 
 #: Makes the model that stands for a version which is loaded when a request comes.

@@ -10,7 +10,7 @@ from typing import Any
 from backline.client.errors import BacklineError, InvalidArgument, NotFound
 from backline.client.records import ModelIndex, Progress
 from backline.engine.control import STABLE
-from backline.lifecycle.budget import format_bytes
+from backline.lifecycle.memory.budget import format_bytes
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from backline.engine.device import Device, Place
 from backline.engine.engine import Model, Placement
 from backline.engine.errors import BacklineError
 from backline.engine.response_statistics import ResponseStatistics
-from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loading.loader import Loaded
 from backline.lifecycle.loading.run_time import spare_instances
 from backline.workers.core_budget import BudgetedExecution, CoreBudget
+from backline.workers.cores import usable_cores
 from backline.workers.execution import Execution, JoinedExecution
 from backline.workers.instance import InlineInstance, Instance, ThreadInstance
 from backline.workers.model_in_workers import ModelInWorkers

@@ -15,7 +15,6 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.joining import Joining
 from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
-from backline.lifecycle.cores import usable_cores
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.loading.device_load import load_on_devices
 from backline.lifecycle.loading.joined import JoinedModel, as_clients_see, joining_of_workers, make_joiner, probe_joining
@@ -25,6 +24,7 @@ from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunTimes, measure
 from backline.lifecycle.loading.sequence_states import visible
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.affinity import format_cores
+from backline.workers.cores import usable_cores
 from backline.workers.joiner import Joiner
 from backline.workers.model_in_workers import ModelInWorkers
 

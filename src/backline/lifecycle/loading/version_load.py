@@ -24,9 +24,9 @@ from backline.lifecycle.loading.content import Content
 from backline.lifecycle.loading.joined import JoinedModel
 from backline.lifecycle.loading.loader import Loaded, Measured, load
 from backline.lifecycle.loading.sequence_states import FirstSteps, sequence_tensors
+from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up
 from backline.lifecycle.loading.warm_up_samples import warm_up_samples
-from backline.lifecycle.shared import Shared
 from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes

@@ -20,10 +20,10 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.lifecycle.calls.model_calls import ModelCalls
 from backline.lifecycle.loading.completion import Completion, read_completion
 from backline.lifecycle.loading.sequence_states import with_hidden_tensors
-from backline.lifecycle.model_calls import ModelCalls
-from backline.lifecycle.shared import Shared
+from backline.lifecycle.loading.shared import Shared
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.json_form import configuration_json

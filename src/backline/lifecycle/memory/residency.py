@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from time import time
 
 from backline.engine.errors import BacklineError, Unavailable
-from backline.lifecycle.budget import Shortage, Tenant, idle_too_long, make_room
 from backline.lifecycle.loading.memory import LoadMeter
+from backline.lifecycle.memory.budget import Shortage, Tenant, idle_too_long, make_room
 from backline.process_memory import resident_bytes, return_large_blocks, trim
 
 log = logging.getLogger("backline.lifecycle")

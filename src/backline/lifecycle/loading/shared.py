@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backline.engine.engine import Engine
-from backline.lifecycle.call_graph import CallGraph
-from backline.lifecycle.cores import usable_cores
+from backline.lifecycle.calls.call_graph import CallGraph
 from backline.lifecycle.loading.memory import LoadMeter
 from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.workers.core_budget import CoreBudget
+from backline.workers.cores import usable_cores
 
 if TYPE_CHECKING:
     from backline.schedule.cache.cache import ResponseCache

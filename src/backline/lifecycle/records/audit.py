@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from backline.engine.control import Change
 from backline.engine.errors import BacklineError
-from backline.lifecycle.state_folder import make_folder
+from backline.lifecycle.records.state_folder import make_folder
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.target import Source
+from backline.lifecycle.wanted.target import Source
 from backline.repository.repository import FoundModel, Repository
 
 log = logging.getLogger("backline.lifecycle")

@@ -11,7 +11,7 @@ from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
-from backline.lifecycle.call_graph import Node, Wait
+from backline.lifecycle.calls.call_graph import Node, Wait
 from backline.schedule.ensembles.graph import origins
 from backline.schedule.ensembles.step_model import StepModel
 

@@ -9,8 +9,8 @@ from backline.engine.engine import Engine, Model
 from backline.engine.errors import Internal, Unsupported
 from backline.engine.messages import InferRequest
 from backline.engine.signature import TensorSpec
-from backline.lifecycle.call_graph import CallGraph, Wait
-from backline.lifecycle.ensemble_steps import node, waits_for_steps
+from backline.lifecycle.calls.call_graph import CallGraph, Wait
+from backline.lifecycle.calls.ensemble_steps import node, waits_for_steps
 from backline.schedule.rate_limit.permits import Permits
 from backline.workers.process.calls import Outcome
 from backline.workers.process.protocol import Described, Measure, Spec

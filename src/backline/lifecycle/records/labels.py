@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.lifecycle.state_folder import make_folder, not_writable
+from backline.lifecycle.records.state_folder import make_folder, not_writable
 
 _FILE = "labels.json"
 

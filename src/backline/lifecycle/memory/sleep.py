@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 
 from backline.engine.engine import Model, ModelState
 from backline.engine.errors import Unavailable
-from backline.lifecycle.budget import Tenant
 from backline.lifecycle.changes import Changes
 from backline.lifecycle.loading.queueing import queue_settings
-from backline.lifecycle.on_demand import OnDemandQueue, check_later
+from backline.lifecycle.memory.budget import Tenant
+from backline.lifecycle.memory.on_demand import OnDemandQueue, check_later
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels

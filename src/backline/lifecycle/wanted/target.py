@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from backline.engine.engine import version_order
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.plan import Wanted
-from backline.lifecycle.version_policy import none_selected, select
+from backline.lifecycle.wanted.version_policy import none_selected, select
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 #: The version under which a model is listed of which nothing can be served.

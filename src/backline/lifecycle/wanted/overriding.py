@@ -12,7 +12,7 @@ from backline.backends.registry import FORMATS
 from backline.engine.control import Overrides
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.target import Source
+from backline.lifecycle.wanted.target import Source
 from backline.repository.configuration.override import parse, read_override
 from backline.repository.configuration.text import render
 from backline.repository.fingerprint import fingerprint

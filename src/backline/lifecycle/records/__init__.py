@@ -1,0 +1,1 @@
+"""What outlives a server: its labels and its audit log."""
