@@ -109,7 +109,7 @@ class InprocTransport(Transport):
             await self._engine.wake(model, version)
 
     async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
-        return model_statistics(self._engine, model, version, details=True)["model_stats"]  # type: ignore[no-any-return]
+        return list(model_statistics(self._engine, model, version, details=True))
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         return await self._control.models(timeout)

@@ -295,6 +295,14 @@ class Caller:
         assert call.message is not None
         return message(f"inference.{method}Response").FromString(call.message)
 
+    async def rpc_later(self, method: str, **fields: object):
+        """As `rpc`, of what is not answered at once."""
+        call = self.rpc_call(method, **fields)
+        await call.answered.wait()
+        assert call.code == 0, (call.code, call.error)
+        assert call.message is not None
+        return message(f"inference.{method}Response").FromString(call.message)
+
     def rpc_infer(self, **fields: object):
         """The response message of ModelInfer."""
         call = self.rpc_call("ModelInfer", **fields)

@@ -57,11 +57,14 @@ def test_model_config(caller: Caller) -> None:
     assert config.HasField("dynamic_batching")
 
 
-def test_model_statistics(caller: Caller) -> None:
+async def test_model_statistics(caller: Caller) -> None:
     caller.engine.find("add1", "2").statistics.record_batch([arrived_at(0)], 3, 100, 110, 150, 160)
-    (entry,) = caller.rpc("ModelStatistics", name="add1", version="2").model_stats
+    (entry,) = (await caller.rpc_later("ModelStatistics", name="add1", version="2")).model_stats
     assert (entry.inference_count, entry.execution_count, entry.batch_stats[0].batch_size) == (3, 1, 3)
     assert entry.response_stats["0"].success.count == 1
+    everything = (await caller.rpc_later("ModelStatistics")).model_stats
+    assert [entry.version for entry in everything if entry.name == "add1"] == ["1", "2"]
+    assert "pair" in [entry.name for entry in everything]
 
 
 def test_repository_index(caller: Caller) -> None:

@@ -296,9 +296,9 @@ async def test_a_label_stands_wherever_a_version_does(caller: Caller, control: F
     found = caller.rpc_infer(model_name="add1", model_version="old", inputs=[tensor], raw_input_contents=[raw])
     assert found.model_version == "1"
     assert caller.get("/v2/models/add1/versions/old/ready").status == 200
-    assert caller.get("/v2/models/add1/versions/old/stats").json["model_stats"][0]["version"] == "1"
+    assert (await caller.get_later("/v2/models/add1/versions/old/stats")).json["model_stats"][0]["version"] == "1"
     assert caller.rpc("ModelReady", name="add1", version="old").ready
-    assert caller.rpc("ModelStatistics", name="add1", version="old").model_stats[0].version == "1"
+    assert (await caller.rpc_later("ModelStatistics", name="add1", version="old")).model_stats[0].version == "1"
 
 
 # history and refresh

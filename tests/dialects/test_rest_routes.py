@@ -79,11 +79,11 @@ def test_a_model_that_is_loaded_on_demand_is_ready(caller: Caller) -> None:
     assert caller.get("/v2/health/ready").status == 200
 
 
-def test_statistics_tell_the_memory_of_a_version(caller: Caller) -> None:
+async def test_statistics_tell_the_memory_of_a_version(caller: Caller) -> None:
     caller.engine.find("add1", "2").memory_bytes = 4096
-    usage = {entry["version"]: entry["memory_usage"] for entry in caller.get("/v2/models/add1/stats").json["model_stats"]}
+    usage = {entry["version"]: entry["memory_usage"] for entry in (await caller.get_later("/v2/models/add1/stats")).json["model_stats"]}
     assert usage == {"1": [], "2": [{"type": "CPU", "id": 0, "byte_size": 4096}]}
-    assert caller.rpc("ModelStatistics", name="add1", version="2").model_stats[0].memory_usage[0].byte_size == 4096
+    assert (await caller.rpc_later("ModelStatistics", name="add1", version="2")).model_stats[0].memory_usage[0].byte_size == 4096
 
 
 def test_model_metadata_has_full_shapes(caller: Caller) -> None:
@@ -137,10 +137,10 @@ def test_config(caller: Caller) -> None:
     assert "dynamic_batching" not in config
 
 
-def test_statistics(caller: Caller) -> None:
+async def test_statistics(caller: Caller) -> None:
     statistics = caller.engine.find("add1", "2").statistics
     statistics.record_batch([arrived_at(0), arrived_at(10)], 8, 100, 110, 150, 160)
-    (entry,) = caller.get("/v2/models/add1/versions/2/stats").json["model_stats"]
+    (entry,) = (await caller.get_later("/v2/models/add1/versions/2/stats")).json["model_stats"]
     assert entry["inference_count"] == 8
     assert entry["execution_count"] == 1
     assert entry["inference_stats"]["success"]["count"] == 2
@@ -154,17 +154,17 @@ def test_statistics(caller: Caller) -> None:
         }
     ]
     assert "call_stats" not in entry
-    assert [entry["version"] for entry in caller.get("/v2/models/add1/stats").json["model_stats"]] == ["1", "2"]
-    assert "pair" in [entry["name"] for entry in caller.get("/v2/models/stats").json["model_stats"]]
+    assert [entry["version"] for entry in (await caller.get_later("/v2/models/add1/stats")).json["model_stats"]] == ["1", "2"]
+    assert "pair" in [entry["name"] for entry in (await caller.get_later("/v2/models/stats")).json["model_stats"]]
 
 
-def test_statistics_tell_why_requests_were_not_answered(caller: Caller) -> None:
+async def test_statistics_tell_why_requests_were_not_answered(caller: Caller) -> None:
     statistics = caller.engine.find("add1", "2").statistics
     counters = ("rejected_full", "rejected_total", "rejected_late", "expired", "cancelled", "rejected_invalid")
     for number, counter in enumerate(counters, 1):
         setattr(statistics, counter, number)
     statistics.fail.add(7, 1000)
-    (entry,) = caller.get("/v2/models/add1/versions/2/stats").json["model_stats"]
+    (entry,) = (await caller.get_later("/v2/models/add1/versions/2/stats")).json["model_stats"]
     assert entry["failure_stats"] == {
         "queue_full": 1,
         "total_limit": 2,

@@ -13,12 +13,17 @@ from backline.wire.application import Fields, HttpRequest
 
 JSON = b"application/json"
 _JSON_FIELDS: Fields = [(b"content-type", JSON)]
-_encode = msgspec.json.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
 
 
 def respond_json(request: HttpRequest, document: Any, status: int = 200) -> None:
-    request.respond(status, _JSON_FIELDS, [_encode(document)])
+    respond_encoded(request, encode_json(document), status)
+
+
+def respond_encoded(request: HttpRequest, document: bytes, status: int = 200) -> None:
+    """Answers with JSON that is written already."""
+    request.respond(status, _JSON_FIELDS, [document])
 
 
 def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = ()) -> None:
@@ -30,7 +35,7 @@ def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = (
 
 
 def error_body(message: str) -> bytes:
-    return _encode({"error": message.encode(errors="replace").decode()})
+    return encode_json({"error": message.encode(errors="replace").decode()})
 
 
 def render_error(_: int, message: str) -> tuple[bytes, bytes]:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.pieces import in_pieces
 from backline.observe.custom_metrics import exposed
 from backline.observe.exposition import CONTENT_TYPE, comment, label_text
 from backline.observe.families import FAMILIES
 
 if TYPE_CHECKING:
     from backline.observe.process_metrics import ProcessMetrics
-
-#: Seconds that a page may take of one turn of the event loop; then requests have theirs.
-_PIECE = 0.0005
 
 
 class Metrics:
@@ -46,15 +43,8 @@ class Metrics:
     async def _write(self) -> list[bytes]:
         # Beside the loop, as it imports libraries and reads files.
         process = asyncio.get_running_loop().run_in_executor(None, self._of_process)
-        page = []
-        turn = monotonic() + _PIECE
-        for piece in self._pieces():
-            if piece:
-                page.append(piece.encode())
-            if monotonic() > turn:
-                await asyncio.sleep(0)
-                turn = monotonic() + _PIECE
-        return [*page, await process]
+        page = await in_pieces(piece.encode() for piece in self._pieces())
+        return [*filter(None, page), await process]
 
     def _pieces(self) -> Iterator[str]:
         """The page, in pieces that take microseconds each; those that are empty were some work, too."""

@@ -21,6 +21,7 @@ from backline.dialects.open_inference.trace_settings import TraceSettings
 from backline.dialects.rpc_failure import guarded
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.pieces import in_pieces
 from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
 
@@ -45,7 +46,6 @@ class InferenceService:
             "ServerMetadata": lambda _: server_metadata(self._engine),
             "ModelMetadata": lambda asked: model_metadata(self._engine, asked.name, asked.version),
             "ModelConfig": lambda asked: {"config": model_configuration(self._engine, asked.name, asked.version)},
-            "ModelStatistics": lambda asked: model_statistics(self._engine, asked.name, asked.version),
             "RepositoryIndex": self._index,
             "LogSettings": LoggingExtension(self._engine).call,
             "TraceSetting": TraceSettings(self._engine).answer,
@@ -62,6 +62,8 @@ class InferenceService:
                 methods[path] = UnaryMethod(guarded(repository.load))
             elif method.name == "RepositoryModelUnload":
                 methods[path] = UnaryMethod(guarded(repository.unload))
+            elif method.name == "ModelStatistics":
+                methods[path] = UnaryMethod(guarded(partial(self._statistics, changes, method)))
             elif method.name in ("ModelMetadata", "ModelConfig"):
                 methods[path] = answering(method, served[method.name], partial(self._known, changes))
             else:
@@ -74,6 +76,14 @@ class InferenceService:
             changes.answer_call(call, self._engine.wake(asked.name, asked.version), lambda _: answer())
         else:
             answer()
+
+    def _statistics(self, changes: Changes, method: Any, call: UnaryCall, received: Buffer) -> None:
+        """Messages one after the other are one with all their models."""
+        asked = _read(method, received)
+        response_type = message(method.output_type.full_name)
+        told = model_statistics(self._engine, asked.name, asked.version)
+        written = (response_type(model_stats=[one]).SerializeToString() for one in told)
+        changes.answer_call(call, in_pieces(written), lambda models: call.reply(b"".join(models)))
 
     def _shared_memory(self) -> dict[str, Callable[[Any], Any]]:
         system = SharedMemoryRegions(self._engine)
@@ -97,14 +107,10 @@ def answering(
     method: Any, answer: Callable[[Any], Any], when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None
 ) -> UnaryMethod:
     """A method whose response has the fields that `answer` gives for its request, if any; `when` calls back when that can be asked for."""
-    request_type = message(method.input_type.full_name)
     response_type = message(method.output_type.full_name)
 
     def handle(call: UnaryCall, received: Buffer) -> None:
-        try:
-            asked = request_type.FromString(received)
-        except DecodeError:
-            raise InvalidArgument(f"the message is not an {method.input_type.full_name}: it is malformed or cut short") from None
+        asked = _read(method, received)
 
         def reply() -> None:
             call.reply(response_type(**(answer(asked) or {})).SerializeToString())
@@ -115,3 +121,10 @@ def answering(
             when(asked, call, reply)
 
     return UnaryMethod(guarded(handle))
+
+
+def _read(method: Any, received: Buffer) -> Any:
+    try:
+        return message(method.input_type.full_name).FromString(received)
+    except DecodeError:
+        raise InvalidArgument(f"the message is not an {method.input_type.full_name}: it is malformed or cut short") from None

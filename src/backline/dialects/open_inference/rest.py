@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.dialects.answers import respond_json
+from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.generate import Generate
@@ -15,6 +15,7 @@ from backline.dialects.open_inference.statistics import model_statistics
 from backline.dialects.open_inference.trace_settings import TraceSettings
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
+from backline.engine.pieces import in_pieces
 from backline.repository.configuration.json_form import configuration_json
 from backline.wire.application import HttpRequest
 
@@ -91,4 +92,9 @@ class RestService:
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:
-        respond_json(request, model_statistics(self._engine, name, version, details=True))
+        told = map(encode_json, model_statistics(self._engine, name, version, details=True))
+
+        def answer(models: list[bytes]) -> None:
+            respond_encoded(request, b'{"model_stats":[%b]}' % b",".join(models))
+
+        self._changes.answer_request(request, in_pieces(told), answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from backline.engine.engine import Engine, Model, ModelState
@@ -9,12 +10,12 @@ from backline.engine.errors import NotFound
 from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 
 
-def model_statistics(engine: Engine, name: str, version: str, *, details: bool = False) -> dict[str, Any]:
+def model_statistics(engine: Engine, name: str, version: str, *, details: bool = False) -> Iterator[dict[str, Any]]:
     """Counters of one version, of all versions of a model (empty `version`), or of all models (empty `name`). Times in nanoseconds.
 
-    Versions that were never ready have none. With `details` there is also what the message of gRPC does not know: why requests were not
-    answered (`failure_stats`, see FAILURES), and of those that call other models `call_stats`. Raises NotFound for an unknown model or
-    version.
+    They are made one after the other: of hundreds that takes too long for one turn of the event loop. Versions that were never ready have
+    none. With `details` there is also what the message of gRPC does not know: why requests were not answered (`failure_stats`, see
+    FAILURES), and of those that call other models `call_stats`. Raises NotFound for an unknown model or version.
     """
     if name:
         asked = engine.find(name, version)
@@ -24,7 +25,7 @@ def model_statistics(engine: Engine, name: str, version: str, *, details: bool =
     else:
         models = list(engine.models())
     shown = [model for model in models if model.state is ModelState.READY or model.statistics.execution_count]
-    return {"model_stats": [_statistics(model) | (_details(model.statistics) if details else {}) for model in shown]}
+    return (_statistics(model) | (_details(model.statistics) if details else {}) for model in shown)
 
 
 def _statistics(model: Model) -> dict[str, Any]:
