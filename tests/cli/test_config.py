@@ -165,6 +165,40 @@ def test_models_of_every_kind_are_validated_with_load(backline: Run, repository:
     assert "names the input 'START', which the model does not have" in errors["ident"][0]
 
 
+def test_steps_of_ensembles_are_held_against_the_models_beside_them(backline: Run, repository: Path, tmp_path: Path) -> None:
+    put(repository / "good" / "config.pbtxt", ENSEMBLE)
+    put(repository / "outer" / "config.pbtxt", ENSEMBLE.replace("add1", "good").replace("INPUT0", "x").replace("OUTPUT0", "y"))
+    put(repository / "typo" / "config.pbtxt", ENSEMBLE.replace("add1", "add2"))
+    put(repository / "version" / "config.pbtxt", ENSEMBLE.replace("model_version: -1", "model_version: 7"))
+    put(repository / "tensor" / "config.pbtxt", ENSEMBLE.replace("OUTPUT0", "OUTPUT1"))
+    models.add1(tmp_path / "more", "add2")
+
+    def errors(*arguments: object) -> dict[str, list[str]]:
+        done = backline("config", "validate", *arguments, "--json")
+        return {checked["model"]: checked["errors"] for checked in json.loads(done.stdout) if checked["errors"]}
+
+    missing = {"typo": ["ensemble typo contains models that are not available or ambiguous: add2. Did you mean 'add1'?"]}
+    version = {"version": ["ensemble 'version' depends on 'add1' whose required version 7 is not loaded."]}
+    tensor = {"tensor": ["in ensemble tensor, ensemble tensor y is mapped from non-existing output OUTPUT1 in model add1"]}
+    assert errors(repository) == missing | version
+    assert errors(repository, "--load") == missing | version | tensor
+    assert errors(repository, tmp_path / "more") == version
+    assert errors(repository / "typo") == {}
+
+
+def test_a_load_finds_warm_up_that_does_not_fit_and_parameters_without_effect(backline: Run, repository: Path) -> None:
+    warm_up = 'model_warmup { name: "w" batch_size: 1 inputs { key: "X" value { data_type: TYPE_FP32 dims: 16 zero_data: true } } }'
+    put(repository / "add1" / "config.pbtxt", f"max_batch_size: 4 {warm_up}")
+    put(repository / "ident" / "config.pbtxt", 'parameters { key: "intra_op_threads" value { string_value: "2" } }')
+
+    done = backline("config", "validate", repository, "--load")
+
+    assert "error: warm-up sample 'w' of " in done.stdout
+    assert "does not fit the model" in done.stdout
+    assert "warning: parameter 'intra_op_threads' of model 'ident' is not known" in done.stdout
+    assert "did you mean 'intra_op_thread_count'?" in backline("config", "explain", repository / "ident").stderr
+
+
 def test_explain_asks_a_python_model_itself(backline: Run, repository: Path) -> None:
     put(repository / "good" / "1" / "model.py", PYTHON)
 

@@ -163,7 +163,7 @@ def test_recorded_requests_of_another_signature_are_left_out_and_named(tmp_path:
     with caplog.at_level(logging.WARNING, "backline.lifecycle"):
         samples = warm_up_samples(ModelConfig("m"), batched=True, version_folder=tmp_path, model_folder=tmp_path, recorded=recorded)
         assert warm(model, list(samples)) == 1
-    assert f"warm-up request 1 of '{recorded}' is left out, as it does not fit the model" in caplog.text
+    assert f"a recorded request is left out: warm-up request 1 of '{recorded}' does not fit the model: " in caplog.text
 
 
 def test_a_damaged_file_of_requests_fails_the_load(tmp_path: Path) -> None:

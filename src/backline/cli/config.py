@@ -8,16 +8,15 @@ from typing import Any
 
 import click
 
+from backline.cli.checked_model import check_ensembles, check_model
 from backline.cli.command_group import CommandGroup
 from backline.cli.model_folder import ModelFolder, loaded_model, open_model, open_models, unloaded_model
 from backline.cli.table import print_table
 from backline.dialects.open_inference.configuration import complete, describe
-from backline.engine.errors import BacklineError
 from backline.repository.configuration import text, toml, toml_text
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.json_form import configuration_json
 from backline.repository.configuration.origins import Value, origins
-from backline.repository.repository import FoundModel
 
 #: Of a value in a table; --json has all of it.
 _LONGEST_VALUE = 60
@@ -54,7 +53,7 @@ def command() -> None:
 def show(model_folder: Path, form: str, as_json: bool, config_name: str, override: Path | None, inspect: bool) -> None:
     """Print the complete configuration of a model: what /v2/models/NAME/config would answer."""
     folder = open_model(model_folder, config_name, override)
-    _, whole = _configurations(folder, inspect)
+    _, whole, _ = _configurations(folder, inspect)
     if as_json or form == "json":
         print(json.dumps(configuration_json(whole)))
     else:
@@ -77,35 +76,39 @@ def explain(model_folder: Path, as_json: bool, config_name: str, override: Path 
     measuring the model; default: what holds when nobody says anything.
     """
     folder = open_model(model_folder, config_name, override)
-    described, whole = _configurations(folder, inspect)
+    described, whole, warnings = _configurations(folder, inspect)
     values = origins(folder.document, described, whole, model_file=str(folder.model_file or ""), override=folder.overridden)
     if as_json:
         print(json.dumps([{"path": value.path, "value": value.value, "origin": value.origin, "where": value.where} for value in values]))
         return
     print_table(("field", "value", "origin", "where"), [_row(value, folder.path) for value in values])
-    for warning in folder.found.config.warnings:
+    for warning in (*folder.found.config.warnings, *warnings):
         click.echo(f"warning: {warning}", err=True)
 
 
-@command.command(epilog="\b\nExamples:\n  backline config validate models/\n  backline config validate models/add1 --load --json")
-@click.argument("path", type=_PATH)
+@command.command(
+    epilog="\b\nExamples:\n  backline config validate models/\n  backline config validate models/ more-models/\n"
+    "  backline config validate models/add1 --load --json"
+)
+@click.argument("paths", nargs=-1, required=True, type=_PATH, metavar="PATH...")
 @click.option("--load", is_flag=True, help="Load each model too, which finds what disagrees with its file.")
 @_json_option
 @_name_option
-def validate(path: Path, load: bool, as_json: bool, config_name: str) -> None:
-    """Check the models of a repository, or one model. The exit status is 1 when something is wrong."""
-    checked = [(found, _problems(path, found, load)) for found in open_models(path, config_name)]
+def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: str) -> None:
+    """Check the models of repositories, or one model. The exit status is 1 when something is wrong."""
+    checked = [check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)]
+    if all(one.found.folder for one in checked):  # a model alone has no others beside it that its steps could be
+        check_ensembles(checked)
     if as_json:
-        documents = [{"model": found.name, "errors": problems, "warnings": list(found.warnings)} for found, problems in checked]
-        print(json.dumps(documents))
+        print(json.dumps([{"model": one.found.name, "errors": one.errors, "warnings": one.warnings} for one in checked]))
     else:
-        for found, problems in checked:
-            print(f"{found.name}: {'wrong' if problems else 'ok'}")
-            for line in (*(f"error: {problem}" for problem in problems), *(f"warning: {warning}" for warning in found.warnings)):
+        for one in checked:
+            print(f"{one.found.name}: {'wrong' if one.errors else 'ok'}")
+            for line in (*(f"error: {error}" for error in one.errors), *(f"warning: {warning}" for warning in one.warnings)):
                 print(f"  {line}")
         if not checked:
-            print(f"{path} has no models")
-    if any(problems for _, problems in checked):
+            print(f"{', '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'} no models")
+    if any(one.errors for one in checked):
         raise click.exceptions.Exit(1)
 
 
@@ -135,11 +138,11 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
         print(written, end="")
 
 
-def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any]:
-    """The configuration with what the model gives, and the complete one."""
-    model = loaded_model(folder) if inspect else unloaded_model(folder.found.name, folder.found.config)
+def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
+    """The configuration with what the model gives, the complete one, and the warnings of a load."""
+    model, warnings = loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
     described = describe(model)
-    return described, complete(described)
+    return described, complete(described), warnings
 
 
 def _row(value: Value, folder: Path) -> tuple[str, str, str, str]:
@@ -147,16 +150,6 @@ def _row(value: Value, folder: Path) -> tuple[str, str, str, str]:
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."
     return value.path.removesuffix(".string_value"), shown, value.origin, value.where.removeprefix(f"{folder.absolute()}/")
-
-
-def _problems(path: Path, found: FoundModel, load: bool) -> list[str]:
-    problems = [found.problem] if found.problem else [version.problem for version in found.versions if version.problem]
-    if load and not problems:
-        try:
-            loaded_model(ModelFolder(path.absolute(), found, None))
-        except BacklineError as error:
-            problems.append(error.message)
-    return problems
 
 
 def _configuration_file(path: Path) -> Path:

@@ -82,16 +82,20 @@ def _only(path: Path, config_name: str) -> FoundModel:
     raise InvalidArgument(f"'{path}' is a repository, not a model; name the folder of one: {names}")
 
 
-def loaded_model(folder: ModelFolder) -> Model:
-    """The model as a server has it when it is loaded: loads and measures it. Raises BacklineError when it cannot be served.
+def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
+    """The model as a server has it when it is loaded, and the warnings of the load: loads and measures it. Raises BacklineError when it
+    cannot be served.
 
     An ensemble has nothing that could be loaded, and its configuration says everything.
     """
     if folder.found.config.ensemble is not None:
-        return unloaded_model(folder.found.name, folder.found.config, folder.version.version if folder.version is not None else "")
+        return unloaded_model(folder.found.name, folder.found.config, folder.version.version if folder.version is not None else ""), ()
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
     from backline.lifecycle.loading.scheduling_text import scheduling_text
     from backline.lifecycle.loading.sequence_states import sequence_tensors
+    from backline.lifecycle.loading.version_load import request_check
+    from backline.lifecycle.loading.warm_up import fitting_request
+    from backline.lifecycle.loading.warm_up_samples import warm_up_samples
 
     version, file = folder.version, folder.model_file
     if version is None or file is None:
@@ -101,10 +105,13 @@ def loaded_model(folder: ModelFolder) -> Model:
     try:
         loaded = load(file, config, start_workers=_in_processes)
     except _InProcesses:
-        return asyncio.run(_served_model(folder))
+        return asyncio.run(_served_model(folder)), ()
+    version_folder = file if file.is_dir() else file.parent
+    batched, model_folder = loaded.max_batch_size > 0, version_folder.parent
     if config.sequence is not None:
-        model_folder = file.parent if file.is_dir() else file.parent.parent
-        sequence_tensors(config, loaded.model.signature, batched=loaded.max_batch_size > 0, model_folder=model_folder)
+        sequence_tensors(config, loaded.model.signature, batched=batched, model_folder=model_folder)
+    for sample in warm_up_samples(config, batched=batched, version_folder=version_folder, model_folder=model_folder):
+        fitting_request(config.name, request_check(config, loaded), sample)
     model = unloaded_model(folder.found.name, folder.found.config, version.version)
     model.backend, model.platform = loaded.backend, loaded.platform
     model.signature = loaded.signature
@@ -112,7 +119,7 @@ def loaded_model(folder: ModelFolder) -> Model:
     model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason, loaded.placed)
     model.scheduling = scheduling_text(config, loaded.batch_limit, loaded.measured.times.seconds, decoupled=config.decoupled)
     loaded.model.close()
-    return model
+    return model, loaded.warnings
 
 
 class _InProcesses(Exception):

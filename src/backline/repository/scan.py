@@ -56,6 +56,9 @@ def scan_listing(
     if candidates(listing, formats) and not any(is_model_folder(place, formats) for place in folders.values()):
         return [read_single(root, name, formats, configs)]
     if configured:
+        model = read_model(root, name, formats, configs)
+        if model.config.ensemble is not None:  # it has no file
+            return [model]
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]
         raise InvalidArgument(

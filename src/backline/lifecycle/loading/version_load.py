@@ -165,7 +165,7 @@ class VersionLoad:
 
     def _warm_up(self, config: ModelConfig, loaded: Loaded) -> tuple[Check, SequenceTensors | None]:
         _refuse_streams(config, loaded)
-        check = _check(config, loaded)
+        check = request_check(config, loaded)
         self._on_phase("warm-up")
         batched = loaded.max_batch_size > 0
         path, model_folder = self._fetched.path, self._fetched.model_folder
@@ -192,7 +192,8 @@ class VersionLoad:
             self._model.progress.phase = phase
 
 
-def _check(config: ModelConfig, loaded: Loaded) -> Check:
+def request_check(config: ModelConfig, loaded: Loaded) -> Check:
+    """What raises InvalidArgument for a request that does not fit the model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
     if loaded.joining is None:

@@ -29,13 +29,12 @@ def warm_up(name: str, model: LoadedModel | StreamingModel, check: Callable[[Inf
     runs = 0
     all_outputs = tuple(spec.name for spec in model.signature.outputs)
     for sample in samples:
-        request = InferRequest(name, dict(sample.inputs), lambda *_: None, outputs=sample.outputs)
         try:
-            check(request)
+            request = fitting_request(name, check, sample)
         except InvalidArgument as error:
             if sample.must_fit:
-                raise InvalidArgument(f"{sample.label} does not fit the model: {_without_id(error.message)}") from None
-            log.warning("%s is left out, as it does not fit the model: %s", sample.label, _without_id(error.message))
+                raise
+            log.warning("a recorded request is left out: %s", error.message)
             continue
         inputs = {name: tensor.data for name, tensor in request.inputs.items()}
         try:
@@ -45,6 +44,16 @@ def warm_up(name: str, model: LoadedModel | StreamingModel, check: Callable[[Inf
         except BacklineError as error:
             raise type(error)(f"{sample.label} failed: {error.message}") from None
     return runs
+
+
+def fitting_request(name: str, check: Callable[[InferRequest], None], sample: Sample) -> InferRequest:
+    """The sample as a request to the model called `name`. Raises InvalidArgument, with its label, where `check` does not let it in."""
+    request = InferRequest(name, dict(sample.inputs), lambda *_: None, outputs=sample.outputs)
+    try:
+        check(request)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{sample.label} does not fit the model: {_without_id(error.message)}") from None
+    return request
 
 
 def _run(model: LoadedModel | StreamingModel, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
