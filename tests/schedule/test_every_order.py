@@ -29,11 +29,12 @@ from backline.schedule.sequences.direct import SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
-from schedule.world import SLACK, Asked, HeldInstance, World
+from schedule.world import SLACK, Asked, FaultOfTheirs, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
 withins = st.sampled_from([None, None, 0.0, 0.05, 1.0])
 policies = st.builds(QueuePolicy, st.sampled_from([None, 1, 3]), st.sampled_from([0, 0, 100_000]), st.booleans())
+reactions = st.sampled_from(["", "", "", "cancel", "cancel all", "ask", "raise"])
 batches = st.sampled_from([BatchPolicy(8), BatchPolicy(1), BatchPolicy(8, (4, 8), 50_000_000), BatchPolicy(5, (), 20_000_000)])
 
 
@@ -94,19 +95,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         timeout=st.sampled_from([None, None, 0.05]),
         priority=st.integers(0, 3),
         key=st.sampled_from([None, None, None, "other"]),
-        then=st.sampled_from(["", "", "", "cancel", "ask", "raise"]),
+        then=reactions,
     )
     def ask(self, size: int, within: float | None, timeout: float | None, priority: int, key: object, then: str) -> None:
         self.submit([float(size + n) for n in range(size)], within=within, timeout=timeout, priority=priority, key=key, then=then)
 
     def submit(self, values: list[float], *, then: str = "", **options: Any) -> Asked | None:
         def react() -> None:
-            if then == "cancel" and self.world.open:
-                self.world.open[-1].cancel()
+            if then == "cancel":
+                for asked in self.world.open[-1:]:
+                    asked.cancel()
+            elif then == "cancel all":
+                for asked in self.world.open:
+                    asked.cancel()
             elif then == "ask" and self.drained is None:
                 self.submit([1.0])
             elif then == "raise":
-                raise RuntimeError("who asked has a fault")
+                raise FaultOfTheirs
 
         return self.world.ask(self.queue.submit, values, then=react, **options)
 
@@ -149,7 +154,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         others = [self.world.instance()] if instances else None
         self.world.loop.inside(lambda: self.change(self.settings, others))
 
-    def change(self, settings: Settings, others: list[HeldInstance] | None) -> None:
+    def change(self, settings: Settings, others: list[Any] | None) -> None:
         self.queue.update(settings, instances=others)
 
     @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
@@ -213,7 +218,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_statistics(self) -> None:
         counted = self.world.statistics
-        rejected = counted.rejected_full + counted.rejected_total + counted.rejected_late
+        rejected = counted.rejected_full + counted.rejected_total + counted.rejected_late + counted.rejected_invalid + self.world.invalid
         done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
         assert done + rejected + self.world.unloaded == len(self.world.asked) + self.world.refused
 
@@ -316,7 +321,7 @@ class CachedMachine(SchedulerMachine):
         assert done + self.world.refused <= len(self.world.asked) + self.world.refused
 
 
-class RateLimitedMachine(SchedulerMachine):
+class RateLimited(SchedulerMachine):
     """Instances that wait for resources, of which there is enough for one or two of them."""
 
     def make(self, instances: list[HeldInstance]) -> Any:
@@ -332,8 +337,8 @@ class RateLimitedMachine(SchedulerMachine):
             for instance, permit in zip(instances, self.permits.register(claims, ("m", "1")), strict=True)
         ]
 
-    def change(self, settings: Settings, others: list[HeldInstance] | None) -> None:
-        self.queue.update(settings, instances=None if others is None else self.permitted(others))
+    def change(self, settings: Settings, others: list[Any] | None) -> None:
+        super().change(settings, None if others is None else self.permitted(others))
 
     def rank(self, asked: Asked) -> tuple[float, float]:
         return 0, 0  # batches wait for their turn once more
@@ -342,7 +347,6 @@ class RateLimitedMachine(SchedulerMachine):
         """Who waits for a permit is told when that is granted."""
 
     def check_counts(self) -> None:
-        assert self.scheduler.pending == self.world.total.waiting
         assert sum(self.limits._taken.values()) <= 4
 
     def check_nothing_is_left(self) -> None:
@@ -350,6 +354,12 @@ class RateLimitedMachine(SchedulerMachine):
         assert not any(self.limits._taken.values())
         assert not self.limits._staged
         assert not self.permits._permits
+
+
+class RateLimitedOrderedMachine(RateLimited):
+    """Answers in the order of the runs, which wait for resources."""
+
+    ORDERED = True
 
 
 class SequencesMachine(SchedulerMachine):
@@ -396,7 +406,7 @@ class SequencesMachine(SchedulerMachine):
         start=st.booleans(),
         end=st.sampled_from([False, False, True]),
         within=withins,
-        then=st.sampled_from(["", "", "", "cancel", "raise"]),
+        then=reactions,
     )
     def ask(self, id: int | str, start: bool, end: bool, within: float | None, then: str) -> None:  # type: ignore[override]
         self.submit([1.0], within=within, step=SequenceStep(id, start=start, end=end), then=then)
@@ -408,6 +418,7 @@ class SequencesMachine(SchedulerMachine):
         running = [request for batch in self.world.running for request in batch.requests if request.id]
         self.world.claim(all(other.context.sequence is not sequence for other in running), "one of a sequence runs at a time")
         self.world.claim(self.last.get(sequence, -1) < one.number, "the requests of a sequence run in their order")
+        self.world.claim(sequence in self.last or inner.sequence.start, "a sequence begins with its first request")  # type: ignore[union-attr]
         if self.DIRECT and len(self.world.instances) == self.made:  # else it may be on its way through the places of one that was replaced
             self.world.claim(self.world.starting.index(inner) == slot_of(inner), "a sequence has its place")
         self.last[sequence] = one.number
@@ -431,16 +442,15 @@ class SequencesMachine(SchedulerMachine):
         assert not table.backlogged
         assert not self.batcher._tasks
 
-    def check_statistics(self) -> None:
-        counted = self.world.statistics
-        done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
-        assert done <= len(self.world.asked)
-
 
 class SlotsMachine(SequencesMachine):
     """Sequences each of which has its place in the batches of an instance."""
 
     DIRECT = True
+
+
+class RateLimitedSequencesMachine(RateLimited, SequencesMachine):
+    """Sequences on instances that wait for resources."""
 
 
 def _in_every_order(machine: type[SchedulerMachine]) -> Any:
@@ -455,6 +465,8 @@ TestOrdered = _in_every_order(OrderedMachine)
 TestObjective = _in_every_order(ObjectiveMachine)
 TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
-TestRateLimited = _in_every_order(RateLimitedMachine)
+TestRateLimited = _in_every_order(RateLimited)
+TestRateLimitedOrdered = _in_every_order(RateLimitedOrderedMachine)
+TestRateLimitedSequences = _in_every_order(RateLimitedSequencesMachine)
 TestSequences = _in_every_order(SequencesMachine)
 TestSlots = _in_every_order(SlotsMachine)

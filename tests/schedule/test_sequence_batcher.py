@@ -1,38 +1,54 @@
-"""The queue of sequences, when the model wants to have a request once more and things have changed meanwhile."""
+"""The queue of sequences: what becomes of their requests, places and states when things happen at the same time."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
-from backline.engine.errors import DeadlineExceeded, Unavailable
+from backline.engine.datatypes import DataType
+from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailable
 from backline.engine.messages import SequenceStep
 from backline.engine.model_config import QueuePolicy
-from backline.engine.sequence_batching import SequenceBatching
+from backline.engine.sequence_batching import SequenceBatching, SequenceState
+from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
 from backline.schedule.sequences.direct import SlotLane, SlotPolicy
-from backline.schedule.sequences.state_store import MemoryStateStore
+from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
-from schedule.world import AGAIN, Asked, HeldInstance, World
+from schedule.world import AGAIN, Asked, World
 
 
 @pytest.fixture
 def world() -> Iterator[World]:
     made = World()
     yield made
-    assert not made.faults
     made.close()
+    assert not made.faults
 
 
-def batcher(world: World, instances: list[HeldInstance], *, iterative: bool = True, direct: bool = False) -> SequenceBatcher:
-    """One place an instance, or three direct ones."""
+#: What a model answers is its state, too.
+STATE = SequenceState("before", "y", DataType.FP32, (1,), (1,))
+
+
+def batcher(
+    world: World,
+    instances: Sequence[Instance],
+    *,
+    iterative: bool = False,
+    direct: bool = False,
+    store: MemoryStateStore | None = None,
+) -> SequenceBatcher:
+    """One place an instance, or three direct ones. With a `store` the model has a state."""
     slots = 3 if direct else 1
-    tensors = SequenceTensors("m", SequenceBatching(iterative=iterative), {}, batched=True, served=frozenset({"y"}))
+    batching = SequenceBatching(iterative=iterative, states=() if store is None else (STATE,))
+    initial = {"before": Tensor("before", DataType.FP32, (1,), np.zeros(1, np.float32))}
+    tensors = SequenceTensors("m", batching, initial, batched=True, served=frozenset({"y"}))
 
     def make_lane(instance: Instance) -> Lane:
         if direct:
@@ -50,7 +66,7 @@ def batcher(world: World, instances: list[HeldInstance], *, iterative: bool = Tr
             slots=slots,
             batched=True,
             idle_seconds=10.0,
-            store=MemoryStateStore(world.clock.monotonic),
+            store=store or MemoryStateStore(world.clock.monotonic),
             policy=QueuePolicy(),
             loop=world.loop,
             total=world.total,
@@ -65,7 +81,7 @@ def asked(made: Asked | None) -> Asked:
 
 def test_a_request_that_is_to_run_again_waits_for_a_place_when_there_are_fewer_of_them(world: World) -> None:
     before = [world.instance(), world.instance()]
-    queue = batcher(world, before)
+    queue = batcher(world, before, iterative=True)
     both = [asked(world.ask(queue.submit, [1.0])) for _ in range(2)]
     world.loop.later(0)
     after = world.instance()
@@ -84,7 +100,7 @@ def test_a_request_that_is_to_run_again_waits_for_a_place_when_there_are_fewer_o
 
 def test_a_request_that_is_to_run_again_is_refused_when_the_model_goes_away(world: World) -> None:
     instance = world.instance()
-    queue = batcher(world, [instance])
+    queue = batcher(world, [instance], iterative=True)
     one = asked(world.ask(queue.submit, [1.0]))
     world.loop.later(0)
     drained: asyncio.Task[None] = world.loop.create_task(queue.drain(0.5))
@@ -101,7 +117,7 @@ def test_a_request_that_is_to_run_again_is_refused_when_the_model_goes_away(worl
 
 def test_a_request_whose_time_is_over_when_its_place_may_run_is_not_run(world: World) -> None:
     instance = world.instance()
-    queue = batcher(world, [instance], iterative=False, direct=True)
+    queue = batcher(world, [instance], direct=True)
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True, end=True))
     world.loop.later(0)
     late = asked(world.ask(queue.submit, [2.0], step=SequenceStep(2, start=True, end=True), within=0.5))
@@ -133,3 +149,95 @@ def test_full_queues_refuse_no_sequence_whose_request_would_not_wait(world: Worl
         world.loop.later(0)
     assert [len(one.answers) for one in world.asked] == [1] * (world.total.limit + 2)
     assert world.total.waiting == 0
+
+
+def test_who_is_refused_may_cancel_those_who_are_refused_with_it(world: World) -> None:
+    instance = world.instance()
+    queue = batcher(world, [instance])
+    others: list[Asked] = []
+
+    def give_up() -> None:
+        for other in others:
+            other.cancel()
+
+    world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True))
+    world.ask(queue.submit, [2.0], step=SequenceStep(1), then=give_up)
+    others += [asked(world.ask(queue.submit, [3.0], step=SequenceStep(1))) for _ in range(2)]
+    drained: asyncio.Task[None] = world.loop.create_task(queue.drain(0))
+    world.loop.later(0)
+    assert (world.total.waiting, queue._table.waiting, world.statistics.cancelled) == (0, 0, 2)
+    world.loop.inside(instance.end)
+    world.loop.later(0)
+    assert drained.done()
+
+
+def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_the_next_beginning_is_refused(world: World) -> None:
+    instance = world.instance()
+    queue = batcher(world, [instance], direct=True)
+    world.ask(queue.submit, [0.0], step=SequenceStep(9, start=True, end=True))
+    world.loop.later(0)
+    late = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), within=0.5))
+    follows = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1)))
+    begins = asked(world.ask(queue.submit, [3.0], step=SequenceStep(1, start=True)))
+    world.loop.later(1)
+    world.loop.inside(instance.end)
+    world.loop.later(0)
+    assert isinstance(late.answers[0], DeadlineExceeded)
+    assert isinstance(follows.answers[0], InvalidArgument)
+    world.loop.inside(instance.end)
+    assert begins.started
+    assert queue.open_sequences == 1
+
+
+def test_of_a_sequence_that_nobody_knows_what_precedes_its_beginning_is_refused(world: World) -> None:
+    instance = world.instance()
+    queue = batcher(world, [instance], store=MemoryStateStore(world.clock.monotonic))
+    unknown = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
+    begins = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1, start=True)))
+    world.loop.later(0)
+    assert isinstance(unknown.answers[0], InvalidArgument)
+    assert begins.started
+    assert not begins.answers
+
+
+def test_a_sequence_that_nobody_knows_is_not_open_when_its_only_request_was_cancelled(world: World) -> None:
+    queue = batcher(world, [world.instance()], store=MemoryStateStore(world.clock.monotonic))
+    world.loop.inside(asked(world.ask(queue.submit, [1.0], step=SequenceStep(1))).cancel)
+    world.loop.later(0)
+    assert queue.open_sequences == 0
+    unknown = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1)))
+    world.loop.later(0)
+    assert isinstance(unknown.answers[0], InvalidArgument)
+
+
+def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_next_load(world: World) -> None:
+    store = MemoryStateStore(world.clock.monotonic)
+    key = StateKey("m", "1", 1)
+    store.put(key, {"before": Tensor("before", DataType.FP32, (1,), np.ones(1, np.float32))}, 10.0)
+    instance = world.instance()
+    queue = batcher(world, [instance], store=store)
+    world.ask(queue.submit, [1.0], step=SequenceStep(2, start=True))
+    taken_over = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1)))
+    world.loop.later(0)
+    drained: asyncio.Task[None] = world.loop.create_task(queue.drain(0))
+    world.loop.later(0)
+    world.loop.inside(instance.end)
+    world.loop.later(0)
+    assert drained.done()
+    assert isinstance(taken_over.answers[0], Unavailable)
+    state = world.loop.run_until_complete(store.take(key))
+    assert state is not None
+
+
+def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadline_waits(world: World) -> None:
+    """Its place is given to the next one."""
+    instance = world.instance()
+    queue = batcher(world, [instance])
+    world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True, end=True))
+    world.loop.later(0)
+    world.ask(queue.submit, [2.0], step=SequenceStep(2, start=True), within=1000.0)
+    world.loop.inside(instance.end)
+    world.loop.later(0)
+    world.loop.inside(instance.end)
+    world.loop.later(11)
+    assert queue.open_sequences == 0

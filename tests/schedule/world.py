@@ -49,6 +49,10 @@ class Asked:
             self.request.cancel()
 
 
+class FaultOfTheirs(Exception):
+    """Whoever is answered has a fault."""
+
+
 class HeldInstance:
     """Doubles what it gets, when it is told to; or at once, where it runs on the loop."""
 
@@ -128,7 +132,9 @@ class World:
         self.faults: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.faults.append(repr(context)))
         self.asked: list[Asked] = []
+        #: Those who were refused at once, and how many of them as they asked for what is not there.
         self.refused = 0
+        self.invalid = 0
         self.instances: list[HeldInstance] = []
         #: The place of a request among those that wait: nobody runs before somebody with a lower one.
         self.rank: Callable[[Asked], Any] = lambda asked: 0
@@ -189,9 +195,10 @@ class World:
         asked = request.context = Asked(number, request, values, then)
         try:
             self.loop.inside(lambda: submit(request))
-        except (Unavailable, InvalidArgument):
+        except (Unavailable, InvalidArgument) as error:
             assert not asked.answers, "who is refused is not answered"
             self.refused += 1
+            self.invalid += isinstance(error, InvalidArgument)
             asked.cancelled = True
             return None
         self.asked.append(asked)
@@ -205,12 +212,18 @@ class World:
         asked.answers.append(response or error)
         if response is not None:
             self.claim(response.id == request.id, "a response has the id of its request")
-            self.claim(response.outputs[0].data.tolist() == [2 * value for value in asked.values], "a response is that of its request")
+            doubled = [2 * value for value in asked.values]
+            self.claim(response.outputs[0].data.tolist() == doubled, "a response is that of its request")
         if self._ordered and asked.started:
             before = self._order[: self._order.index(asked)]
             self.claim(all(other.over for other in before), "those who were started before are answered before")
         if asked.then is not None:
-            asked.then()
+            try:
+                asked.then()
+            except FaultOfTheirs:
+                raise
+            except Exception as fault:
+                self.claim(False, f"what is done with an answer does not fail: {fault!r}")
 
     # the instances
 

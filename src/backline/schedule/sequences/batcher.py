@@ -158,8 +158,7 @@ class SequenceBatcher:
         self._run_next(sequence)
         if request is not sequence.running:
             self._wait(sequence, request)
-        if self._alarm.moment == inf:
-            self._look_at(self._table.next_idle_ns() / 1e9)
+        self._look_at(now / 1e9 + self._idle_seconds)
 
     def _wait(self, sequence: Sequence, request: InferRequest) -> None:
         """A request waits, for its place or for the one before it."""
@@ -228,8 +227,9 @@ class SequenceBatcher:
         if self._tensors.iterative and not sequence.waiting:  # it ends with its answer
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        if error is not None and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):
-            self._not_run(sequence, request)
+        begins = request.sequence is not None and request.sequence.start
+        if begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):  # it has not run
+            self._lose_beginning(sequence)
         if sequence.ended and not sequence.waiting:
             self._forget_state(sequence)
         self._run_all(runnable)
@@ -262,14 +262,13 @@ class SequenceBatcher:
         if not request.cancelled and request.on_response is not None:
             request.on_response(request, response)
 
-    def _not_run(self, sequence: Sequence, request: InferRequest) -> None:
-        """A request has left the instance's queue without a run: what it was to begin has no beginning then."""
-        if request.sequence is None or not request.sequence.start:
-            return
-        if any(other.sequence is not None and other.sequence.start for other in sequence.waiting):
-            return
-        refused, runnable = self._table.abandon(sequence)
-        self._refuse(refused)
+    def _lose_beginning(self, sequence: Sequence, error: BacklineError | None = None) -> None:
+        """What was to begin a sequence has not run, or nobody knows that it began; what follows is told that, or the error."""
+        self._refuse_orphans(*self._table.lose_beginning(sequence), error)
+
+    def _refuse_orphans(self, orphans: list[InferRequest], runnable: list[Sequence], error: BacklineError | None = None) -> None:
+        self._statistics.rejected_invalid += len(orphans)
+        self._refuse(orphans, lambda request: error or self._no_start(request))
         self._run_all(runnable)
 
     # states
@@ -294,18 +293,12 @@ class SequenceBatcher:
         except BacklineError as failure:
             error = failure
         sequence.arriving = False
-        if sequence.state is not None or not sequence.waiting or self._begins(sequence.waiting[0]):
-            self._run_next(sequence)
-            return
-        refused, runnable = self._table.abandon(sequence)
-        self._statistics.rejected_invalid += len(refused)
-        self._refuse(refused, error)
-        self._run_all(runnable)
+        if sequence.state is None:
+            self._lose_beginning(sequence, error)
+        elif sequence.waiting or not sequence.ended:  # it is open, and nothing of it may ever run here
+            self._store.put(self._key(sequence), sequence.state, self._idle_seconds)
+        self._run_next(sequence)
         self._look_at_rest()
-
-    @staticmethod
-    def _begins(request: InferRequest) -> bool:
-        return request.sequence is not None and request.sequence.start
 
     # those who leave without a run
 
@@ -313,12 +306,16 @@ class SequenceBatcher:
         if self._total is not None:
             self._total.waiting -= count
 
-    def _refuse(self, requests: Iterable[InferRequest], error: BacklineError | None = None) -> None:
-        """Requests of a sequence that is not there."""
+    def _refuse(self, requests: Several[InferRequest], why: Callable[[InferRequest], BacklineError]) -> None:
+        """Tells requests that wait no more; who is told may cancel others of them."""
+        self._leave(len(requests))
         for request in requests:
-            self._leave(1)
             request.on_cancel = None
-            deliver(request, None, error or self._no_start(request))
+        for request in requests:
+            if request.cancelled:
+                self._statistics.record_cancelled(request)
+            else:
+                deliver(request, None, why(request))
 
     def _cancelled(self, sequence: Sequence, request: InferRequest) -> None:
         """A request that waits was cancelled."""
@@ -328,11 +325,10 @@ class SequenceBatcher:
     def _drop(self, sequence: Sequence, request: InferRequest) -> None:
         self._leave(1)
         request.on_cancel = None
-        refused, runnable = self._table.drop(sequence, request)
-        self._refuse(refused)
+        orphans, runnable = self._table.drop(sequence, request)
         if sequence.ended and not sequence.waiting and sequence.running is None:
             self._forget_state(sequence)
-        self._run_all(runnable)
+        self._refuse_orphans(orphans, runnable)
         self._look_at_rest()
 
     def _run_all(self, sequences: Iterable[Sequence]) -> None:
@@ -397,7 +393,7 @@ class SequenceBatcher:
         self._closed = True
         self._alarm.stop()
         for sequence in list(self._table.backlogged):
-            self._refuse(self._table.clear(sequence), refusals.unloading(self._name))
+            self._refuse(self._table.clear(sequence), lambda request: refusals.unloading(self._name))
         for lane in self._lanes:
             await lane.drain(max(end - self._loop.time(), 0))
         if self._tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
+from itertools import islice, takewhile
 from math import inf
 
 from backline.engine.messages import InferRequest, SequenceStep
@@ -54,7 +55,6 @@ class SequenceTable:
         self._placed: dict[Sequence, None] = {}
         self._unplaced: dict[Sequence, None] = {}
         self._free: list[tuple[int, int]] = []
-        self._lanes = 0
         self.resize(lanes, slots)
 
     @property
@@ -149,45 +149,39 @@ class SequenceTable:
         sequence.running = None
         self.running -= 1
         self._heard(sequence, now_ns)
-        return [sequence] if sequence.waiting or not sequence.ended else self._release(sequence)
+        return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
     def drop(self, sequence: Sequence, request: InferRequest) -> tuple[list[InferRequest], list[Sequence]]:
-        """A request that waits will not be run.
+        """A request that waits will not be run, nor will what it was to begin. Returns as `lose_beginning`."""
+        index = sequence.waiting.index(request)
+        self._take_out(sequence, [request])
+        return self.lose_beginning(sequence, index) if _begins(request) else ([], self._release_if_over(sequence))
 
-        When it was to begin the sequence, what follows has no beginning and is dropped too, up to the next beginning; those requests are
-        returned, and the sequences of which one may run now.
+    def lose_beginning(self, sequence: Sequence, index: int = 0) -> tuple[list[InferRequest], list[Sequence]]:
+        """What was to begin a sequence before the request at `index` of those that wait has not run.
+
+        That one and what follows it are taken out, up to the next request that begins it; if there is none the sequence ends. Returns what
+        was taken out, and the sequences of which one may run now.
         """
-        waiting = sequence.waiting
-        index = waiting.index(request)
-        dropped = [request]
-        if request.sequence is not None and request.sequence.start:
-            for other in list(waiting)[index + 1 :]:
-                if other.sequence is not None and other.sequence.start:
-                    break
-                dropped.append(other)
-            if waiting[-1] is dropped[-1]:  # there is no later beginning
-                self.end(sequence)
-        for one in dropped:
-            waiting.remove(one)
-        self.waiting -= len(dropped)
-        if not waiting:
-            self.backlogged.pop(sequence, None)
-        gone = sequence.ended and not waiting and sequence.running is None
-        return dropped[1:], self._release(sequence) if gone else []
+        behind = list(islice(sequence.waiting, index, None))
+        orphans = list(takewhile(lambda request: not _begins(request), behind))
+        self._take_out(sequence, orphans)
+        if len(orphans) == len(behind):
+            self.end(sequence)
+        return orphans, self._release_if_over(sequence)
 
-    def abandon(self, sequence: Sequence) -> tuple[list[InferRequest], list[Sequence]]:
-        """Ends a sequence of which nothing runs. Returns the requests that were to be run, and the sequences of which one may run now."""
-        refused = self.clear(sequence)
-        self.end(sequence)
-        return refused, self._release(sequence)
+    def _take_out(self, sequence: Sequence, requests: list[InferRequest]) -> None:
+        for request in requests:
+            sequence.waiting.remove(request)
+        self.waiting -= len(requests)
+        if not sequence.waiting:
+            self.backlogged.pop(sequence, None)
 
     def clear(self, sequence: Sequence) -> list[InferRequest]:
         """Takes out the requests of a sequence that wait; it goes on without them."""
-        refused = list(sequence.waiting)
-        sequence.waiting.clear()
-        self.waiting -= len(refused)
-        self.backlogged.pop(sequence, None)
-        return refused
+        requests = list(sequence.waiting)
+        self._take_out(sequence, requests)
+        return requests
 
     def end_idle(self, now_ns: int) -> tuple[list[Sequence], list[Sequence]]:
         """Ends the sequences of which nothing was heard for too long. Returns them, and the sequences of which one may run now."""
@@ -232,6 +226,9 @@ class SequenceTable:
         if self.open.get(sequence.id) is sequence:
             del self.open[sequence.id]
 
+    def _release_if_over(self, sequence: Sequence) -> list[Sequence]:
+        return self._release(sequence) if sequence.ended and not sequence.waiting and sequence.running is None else []
+
     def _release(self, sequence: Sequence) -> list[Sequence]:
         """Gives the place of a sequence that is over to the next one."""
         self._unplaced.pop(sequence, None)
@@ -254,3 +251,7 @@ class SequenceTable:
     def _put(self, sequence: Sequence) -> None:
         sequence.place = heappop(self._free)
         self._placed[sequence] = None
+
+
+def _begins(request: InferRequest) -> bool:
+    return request.sequence is not None and request.sequence.start
