@@ -19,6 +19,11 @@ ensemble_scheduling { step [
   { model_name: "one" model_version: -1 input_map { key: "x" value: "a" } output_map { key: "y" value: "b" } },
   { model_name: "two" model_version: -1 input_map { key: "x" value: "b" } output_map { key: "y" value: "c" } } ] }
 """
+FILLED = """
+max_batch_size: 8
+parameters { key: "backline.allowed_batch_sizes" value { string_value: "2,8" } }
+parameters { key: "backline.pad_variable_length_inputs" value { string_value: "true" } }
+"""
 QUEUE = "default_queue_policy { max_queue_size: 64 default_timeout_microseconds: 100000 timeout_action: DELAY }"
 
 
@@ -48,7 +53,12 @@ def told(folder: Path, config: str, batch_limit: int, seconds: Mapping[int, floa
             "up to 8 together, no delay, 3 priorities, delayed after 100 ms, queue of 64",
         ),
         ("max_batch_size: 8 dynamic_batching { preserve_ordering: true }", 8, "up to 8 together, no delay, in order"),
-        (f"max_batch_size: 8 {TENSORS}", 8, "up to 8 together, no delay, unlike shapes"),
+        (f"max_batch_size: 8 {TENSORS}", 8, "up to 8 together, no delay, ragged"),
+        (
+            FILLED,
+            8,
+            "up to 8 together, no delay, filled up to 2 or 8, padded",
+        ),
         (
             'max_batch_size: 8 parameters { key: "backline.enable_large_batch_splitting" value { string_value: "true" } }',
             8,

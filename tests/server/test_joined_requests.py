@@ -65,7 +65,7 @@ from backline.model import FP32
 class Model:
     max_batch_size = 8
 
-    def predict(self, x: FP32[2], bias: FP32[2] = None) -> FP32[2]:
+    def predict(self, x: FP32[2], bias: FP32[2] | None = None) -> FP32[2]:
         return x if bias is None else x + bias
 """
 

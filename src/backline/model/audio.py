@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
+from backline.model.hints import OrNone
 from backline.model.media import DECODED_LIMIT, library
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _ITEM = np.dtype(np.float32).itemsize
 
 
 @dataclass(frozen=True, slots=True)
-class AudioHint:
+class AudioHint(OrNone):
     """Sound at `rate` samples a second. `format` is that of the file of an output, "" for WAV."""
 
     rate: int

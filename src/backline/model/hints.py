@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, Union, get_args, get_origin
 
 import numpy as np
 
@@ -16,8 +17,28 @@ else:
     _Array = object
 
 
+class OrNone:
+    """A hint that is an object, no type: `hint | None`, of an input that may be missing, is the hint, as its default says the rest."""
+
+    __slots__ = ()
+
+    def __or__(self, other: None) -> Self:
+        return self if other is None else NotImplemented
+
+    __ror__ = __or__
+
+
+def without_none(hint: Any) -> Any:
+    """X of the hints `X | None` and `Optional[X]`; any other hint as it is."""
+    if get_origin(hint) in (Union, UnionType):
+        left = [kind for kind in get_args(hint) if kind is not NoneType]
+        if len(left) == 1:
+            return left[0]
+    return hint
+
+
 @dataclass(frozen=True, slots=True)
-class ArrayHint:
+class ArrayHint(OrNone):
     """An array of a datatype; -1 in `shape` stands for any size. Without the batch dimension, where the model takes batches."""
 
     datatype: DataType

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from backline.engine.errors import InvalidArgument
+from backline.model.hints import OrNone
 from backline.model.media import DECODED_LIMIT, library
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 
 @dataclass(frozen=True, slots=True)
-class ImageHint:
+class ImageHint(OrNone):
     """An image as an array of `mode`, or as Pillow's object; `format` is that of the file of an output, "" for PNG."""
 
     mode: str = "RGB"

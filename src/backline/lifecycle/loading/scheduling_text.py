@@ -9,6 +9,7 @@ from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loading.run_time import format_seconds
 
 if TYPE_CHECKING:
+    from backline.engine.joining import Joining
     from backline.engine.sequence_batching import SequenceBatching
 
 
@@ -51,7 +52,7 @@ def _parts(
     if config.preserve_ordering:
         yield "in order"
     if config.joining is not None:
-        yield "unlike shapes"
+        yield from _unlike(config.joining)
     if config.split_large_batches:
         yield "larger ones in parts"
     if cached:
@@ -80,6 +81,15 @@ def _objective(objective: float, batch_limit: int, seconds: Mapping[int, float])
     text = f"within {format_seconds(objective)}"
     largest = max((size for size in seconds if size <= max(1, batch_limit)), default=0)
     return f"{text} ({largest} take{'s' if largest == 1 else ''} {format_seconds(seconds[largest])})" if largest else text
+
+
+def _unlike(joining: Joining) -> Iterator[str]:
+    if joining.allowed_batch_sizes:
+        yield f"filled up to {' or '.join(map(str, joining.allowed_batch_sizes))}"
+    if joining.padded:
+        yield "padded"
+    if joining.ragged:
+        yield "ragged"
 
 
 def _limits(policy: QueuePolicy) -> Iterator[str]:

@@ -20,7 +20,7 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.model import metrics
 from backline.model.device import place
-from backline.model.hints import Models, Request
+from backline.model.hints import Models, Request, without_none
 from backline.model.media import DECODED_LIMIT
 from backline.workers.process.caller import Caller
 from backline.workers.process.measures import Measures
@@ -120,7 +120,7 @@ class PythonModel:
         for parameter in code.parameters:
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise InvalidArgument(f"{self._where}: '{parameter}' cannot be an input; give every input a name of its own")
-            hint = hints.get(parameter.name)
+            hint = without_none(hints.get(parameter.name))
             if hint is Request:
                 self._request_argument = parameter.name
             elif hint is Models:
