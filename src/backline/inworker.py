@@ -25,9 +25,9 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
-from backline.workers.process.caller import Caller, ModelCall, Question
+from backline.workers.child.caller import Caller, ModelCall, Question
+from backline.workers.child.requests import WorkerRequest
 from backline.workers.process.protocol import Described, Note, Spec
-from backline.workers.process.requests import WorkerRequest
 
 T = TypeVar("T")
 #: A call lasts as long as somebody waits for the request that it is for: no other limit unless the model sets one.

@@ -14,6 +14,7 @@ from support.server import serve
 #: Packages and modules, with all that is in them, and who needs them.
 NOT_NEEDED = {
     "backline.workers.process": "models in worker processes",
+    "backline.workers.child": "what runs in them",
     "backline.workers.environments": "environments of Python models",
     "backline.lifecycle.loading.worker_pools": "models in worker processes",
     "backline.lifecycle.composed": "ensembles",

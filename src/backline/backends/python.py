@@ -12,7 +12,7 @@ from backline.engine.device import CPU, Device, Gpus
 from backline.engine.model_config import ModelConfig
 
 #: What makes the model in the worker.
-ADAPTER = "backline.workers.process.python_model:load"
+ADAPTER = "backline.workers.child.python_model:load"
 
 
 class Python:

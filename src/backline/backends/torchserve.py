@@ -18,7 +18,7 @@ from backline.engine.instance_group import InstanceGroup, Kind
 from backline.engine.model_config import ModelConfig
 
 #: What makes the model in the worker, and the parameter by which that gets what model-config.yaml says, as JSON.
-ADAPTER = "backline.workers.process.torchserve_model:load"
+ADAPTER = "backline.workers.child.torchserve_model:load"
 SETTINGS = "model-config"
 
 

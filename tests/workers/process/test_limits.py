@@ -78,7 +78,7 @@ def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(tmp_path: Path
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
     monkeypatch.setattr(worker_process, "HEARTBEAT_TIMEOUT", 0.5)
     path = put(tmp_path / "echo" / "1" / "model.py", ECHO)
-    load = Load("backline.workers.process.python_model:load", "echo", "1", str(path), str(tmp_path / "echo"))
+    load = Load("backline.workers.child.python_model:load", "echo", "1", str(path), str(tmp_path / "echo"))
 
     async def freeze() -> tuple[int, list[int], list[bytes]]:
         pool = WorkerPool(WorkerCommand(load), PoolOptions(), asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus()))

@@ -16,7 +16,7 @@ from backline.repository.walk import PYTHON_VERSION
 
 #: The files that ask for packages, in the order in which they are looked for: the first one in a folder counts.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
-#: What a worker process itself needs, see workers/process/start.py; a model's own requirements may narrow it.
+#: What a worker process itself needs, see workers/child/start.py; a model's own requirements may narrow it.
 WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
 #: The oldest Python that a worker process runs on.
 OLDEST_PYTHON = (3, 11)

@@ -1,1 +1,1 @@
-"""The process lane: instances in processes of their own. `pool` is the server's side, `child` the worker's, `protocol` what they say."""
+"""The process lane, on the server's side: instances in processes of their own. What runs in such a process is in `workers/child/`."""

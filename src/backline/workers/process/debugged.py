@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from backline.engine.errors import Internal
-from backline.workers.process.child import make_worker
+from backline.workers.child.worker import make_worker
 from backline.workers.process.process import WorkerProcess
 
 #: What was imported, and where from, before any model was: it is nobody's to import again.

@@ -53,7 +53,7 @@ HEARTBEAT_TIMEOUT = 30.0
 _MEMORY_LOOK = 0.1
 #: Seconds that a worker has to say where it hangs before it is killed.
 _LAST_WORDS = 0.3
-_START = Path(__file__).with_name("start.py")
+_START = Path(__file__).parents[1] / "child" / "start.py"
 #: Workers are killed by the system when the thread that started them ends: this one lives as long as the process.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 

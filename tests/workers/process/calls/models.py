@@ -309,7 +309,7 @@ async def left(gate: str, models: Models) -> str:
 RUDE = """
 import gc
 from backline.model import Models
-from backline.workers.process.caller import Caller
+from backline.workers.child.caller import Caller
 from backline.workers.process.protocol import Ask, Call, Column, Kind, Note, Response, frame
 
 SAID = {

@@ -23,11 +23,11 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable, Unsupported
 from backline.engine.tensor import Tensor
 from backline.repository.unpacked import hold
-from backline.workers.process.caller import Caller
+from backline.workers.child.caller import Caller
+from backline.workers.child.requests import RequestBatch, WorkerRequest
+from backline.workers.child.torchserve_settings import Settings
+from backline.workers.child.worker_model import WorkerModel
 from backline.workers.process.protocol import Load, Loaded, Spec
-from backline.workers.process.requests import RequestBatch, WorkerRequest
-from backline.workers.process.torchserve_settings import Settings
-from backline.workers.process.worker_model import WorkerModel
 
 INPUT, OUTPUT = "data", "output"
 _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from backline.engine.custom_metrics import MetricKind as Kind
 from backline.engine.errors import AlreadyExists, BacklineError
-from backline.workers.process.measures import Measures
-from backline.workers.process.triton import worker
-from backline.workers.process.triton.errors import TritonModelException
+from backline.workers.child.measures import Measures
+from backline.workers.child.triton import worker
+from backline.workers.child.triton.errors import TritonModelException
 
 
 class MetricKind(IntEnum):

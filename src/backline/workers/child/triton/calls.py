@@ -8,12 +8,12 @@ from typing import Self
 
 from backline.engine.errors import BacklineError, Cancelled, DecoupledModel, NotFound
 from backline.engine.messages import InferResponse
-from backline.workers.process.call_stream import CallStream
-from backline.workers.process.caller import ModelCall, Question
-from backline.workers.process.triton import worker
-from backline.workers.process.triton.errors import TritonError, TritonModelException, to_triton
-from backline.workers.process.triton.responses import InferenceResponse
-from backline.workers.process.triton.tensor import Tensor
+from backline.workers.child.call_stream import CallStream
+from backline.workers.child.caller import ModelCall, Question
+from backline.workers.child.triton import worker
+from backline.workers.child.triton.errors import TritonError, TritonModelException, to_triton
+from backline.workers.child.triton.responses import InferenceResponse
+from backline.workers.child.triton.tensor import Tensor
 
 
 def infer(call: ModelCall) -> InferenceResponse:

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from backline.workers.child.triton.errors import TritonModelException
 from backline.workers.process.protocol import Parameter
-from backline.workers.process.triton.errors import TritonModelException
 
 
 def read_parameters(given: Any) -> dict[str, Parameter]:

@@ -22,15 +22,15 @@ from backline.model import metrics
 from backline.model.device import place
 from backline.model.hints import Models, Request, without_none
 from backline.model.media import DECODED_LIMIT
-from backline.workers.process.caller import Caller
-from backline.workers.process.measures import Measures
-from backline.workers.process.model_code import ModelCode, find_model, import_file
+from backline.workers.child.caller import Caller
+from backline.workers.child.measures import Measures
+from backline.workers.child.model_code import ModelCode, find_model, import_file
+from backline.workers.child.requests import RequestBatch, WorkerRequest
+from backline.workers.child.tracebacks import details, reason
+from backline.workers.child.triton import worker
+from backline.workers.child.typed_values import TypedValue
+from backline.workers.child.worker_model import WorkerModel
 from backline.workers.process.protocol import Kind, Load, Loaded, Numbers
-from backline.workers.process.requests import RequestBatch, WorkerRequest
-from backline.workers.process.tracebacks import details, reason
-from backline.workers.process.triton import worker
-from backline.workers.process.typed_values import TypedValue
-from backline.workers.process.worker_model import WorkerModel
 
 if TYPE_CHECKING:
     from backline.workers.joiner import Joiner
@@ -52,7 +52,7 @@ def load(message: Load, caller: Caller) -> WorkerModel:
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):
-        from backline.workers.process.triton.model import load_class
+        from backline.workers.child.triton.model import load_class
 
         return load_class(getattr(module, _TRITON_CLASS), message)
     return PythonModel(find_model(module, message.path), message, caller)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from backline.engine.datatypes import DataType
-from backline.workers.process.triton.errors import TritonModelException
+from backline.workers.child.triton.errors import TritonModelException
 
 #: kDLCPU.
 CPU: Final = (1, 0)

@@ -17,7 +17,7 @@ from backline.workers.process.arena import when_unused
 from backline.workers.process.protocol import WINDOW, Failure, Kind, Note, Parameter, Part, Result, frame
 
 if TYPE_CHECKING:
-    from backline.workers.process.connection import Connection
+    from backline.workers.child.connection import Connection
 
 Outputs: TypeAlias = Sequence[Tensor]
 NO_NOTE = Note()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from socket import socket
 from typing import Any, TypeAlias
 
-from backline.workers.process.mailbox import Mailbox
+from backline.workers.child.mailbox import Mailbox
 from backline.workers.process.protocol import FrameReader, Kind
 
 _RECEIVE = 1 << 18

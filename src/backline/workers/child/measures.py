@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backline.engine.errors import Unavailable
-from backline.workers.process.caller import Caller
+from backline.workers.child.caller import Caller
 from backline.workers.process.protocol import Kind, Measure
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from backline.workers.process.tracebacks import reason
-from backline.workers.process.triton.background import BackgroundLoop
+from backline.workers.child.tracebacks import reason
+from backline.workers.child.triton.background import BackgroundLoop
 
 #: Seconds between two questions, and that an answer may take (Triton's limit).
 _PAUSE = 1.0

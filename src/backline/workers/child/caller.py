@@ -17,12 +17,13 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.tensor import Tensor
+from backline.workers.child.call_stream import AsyncCallStream, CallStream
+from backline.workers.child.channel_reader import ChannelReader
+from backline.workers.child.connection import Connection
+from backline.workers.child.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
+from backline.workers.child.requests import WorkerRequest
 from backline.workers.process.arena import when_unused
-from backline.workers.process.call_stream import AsyncCallStream, CallStream
-from backline.workers.process.channel_reader import ChannelReader
 from backline.workers.process.columns import pack_columns, unpack_columns
-from backline.workers.process.connection import Connection
-from backline.workers.process.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
 from backline.workers.process.protocol import (
     Ask,
     Buffer,
@@ -38,7 +39,6 @@ from backline.workers.process.protocol import (
     Response,
     frame,
 )
-from backline.workers.process.requests import WorkerRequest
 
 _CLOSED = "the connection of this worker to the server is closed"
 

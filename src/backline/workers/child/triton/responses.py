@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from backline.engine import tensor as engine
 from backline.engine.errors import ModelFailed
-from backline.workers.process.requests import WorkerRequest
-from backline.workers.process.triton.errors import TritonError, TritonModelException, to_backline
-from backline.workers.process.triton.parameters import as_json, read_parameters
-from backline.workers.process.triton.tensor import Tensor
+from backline.workers.child.requests import WorkerRequest
+from backline.workers.child.triton.errors import TritonError, TritonModelException, to_backline
+from backline.workers.child.triton.parameters import as_json, read_parameters
+from backline.workers.child.triton.tensor import Tensor
 
 #: The last response, in the flags of `InferenceResponseSender.send`.
 FINAL: Final = 1

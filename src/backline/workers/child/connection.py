@@ -11,10 +11,10 @@ from socket import socket
 import numpy as np
 
 from backline.engine.tensor import Tensor
+from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, WorkerRequest
 from backline.workers.process.arena import Arena
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.protocol import Buffer, Column, Execute
-from backline.workers.process.requests import NO_NOTE, Outputs, RequestBatch, WorkerRequest
 
 
 class Connection:

@@ -15,14 +15,14 @@ from time import monotonic_ns
 from typing import Any
 
 from backline.engine.errors import BacklineError, Internal, ModelFailed
+from backline.workers.child.caller import Caller
+from backline.workers.child.connection import Connection
+from backline.workers.child.requests import RequestBatch
+from backline.workers.child.tracebacks import details, reason
+from backline.workers.child.worker_model import WorkerModel
 from backline.workers.process.arena import Arena
-from backline.workers.process.caller import Caller
-from backline.workers.process.connection import Connection
 from backline.workers.process.exits import CONNECTION_LOST
 from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Numbers, frame
-from backline.workers.process.requests import RequestBatch
-from backline.workers.process.tracebacks import details, reason
-from backline.workers.process.worker_model import WorkerModel
 
 #: Larger than any frame that the server sends in one piece.
 _RECEIVE = 1 << 18

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from backline.workers.process.requests import WorkerRequest
+from backline.workers.child.requests import WorkerRequest
 
 #: The requests that `execute` was called with, in the thread or the coroutines of that call; their numbers.
 _SERVED: ContextVar[tuple[int, ...]] = ContextVar("served", default=())

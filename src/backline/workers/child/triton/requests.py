@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from backline.workers.process.caller import ModelCall
+from backline.workers.child.caller import ModelCall
+from backline.workers.child.requests import WorkerRequest
+from backline.workers.child.triton import calls
+from backline.workers.child.triton.errors import TritonModelException
+from backline.workers.child.triton.memory import PreferredMemory
+from backline.workers.child.triton.parameters import as_json, read_parameters
+from backline.workers.child.triton.responses import InferenceResponse, InferenceResponseSender
+from backline.workers.child.triton.tensor import Tensor
+from backline.workers.child.triton.trace import InferenceTrace
 from backline.workers.process.protocol import Note, Parameter
-from backline.workers.process.requests import WorkerRequest
-from backline.workers.process.triton import calls
-from backline.workers.process.triton.errors import TritonModelException
-from backline.workers.process.triton.memory import PreferredMemory
-from backline.workers.process.triton.parameters import as_json, read_parameters
-from backline.workers.process.triton.responses import InferenceResponse, InferenceResponseSender
-from backline.workers.process.triton.tensor import Tensor
-from backline.workers.process.triton.trace import InferenceTrace
 
 #: In `flags`.
 SEQUENCE_START: Final = 1

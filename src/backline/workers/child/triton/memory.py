@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from backline.workers.process.triton.errors import TritonModelException
+from backline.workers.child.triton.errors import TritonModelException
 
 
 class MemoryType(IntEnum):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from backline.workers.process.triton.requests import InferenceRequest
-from backline.workers.process.triton.responses import InferenceResponse
-from backline.workers.process.triton.tensor import Tensor
+from backline.workers.child.triton.requests import InferenceRequest
+from backline.workers.child.triton.responses import InferenceResponse
+from backline.workers.child.triton.tensor import Tensor
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:

@@ -27,7 +27,7 @@ def _main() -> None:
     sys.path.pop(0)  # this folder, whose modules are nobody else's
     gc.disable()  # what is imported stays: it is not looked through for garbage
     _import_package()
-    from backline.workers.process.child import end_with_parent, main
+    from backline.workers.child.worker import end_with_parent, main
 
     gc.freeze()
     gc.enable()

@@ -11,19 +11,19 @@ from inspect import signature
 from typing import Any
 
 from backline.engine.errors import ModelFailed
+from backline.workers.child.requests import RequestBatch
+from backline.workers.child.tracebacks import details
+from backline.workers.child.triton import worker
+from backline.workers.child.triton.arguments import arguments
+from backline.workers.child.triton.background import BackgroundLoop
+from backline.workers.child.triton.failures import failure
+from backline.workers.child.triton.model_config import ModelConfig
+from backline.workers.child.triton.readiness import ReadinessWatch
+from backline.workers.child.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
+from backline.workers.child.triton.responses import FINAL, InferenceResponse
+from backline.workers.child.triton.trace import serving
+from backline.workers.child.worker_model import WorkerModel
 from backline.workers.process.protocol import Kind, Load, Loaded, Readiness
-from backline.workers.process.requests import RequestBatch
-from backline.workers.process.tracebacks import details
-from backline.workers.process.triton import worker
-from backline.workers.process.triton.arguments import arguments
-from backline.workers.process.triton.background import BackgroundLoop
-from backline.workers.process.triton.failures import failure
-from backline.workers.process.triton.model_config import ModelConfig
-from backline.workers.process.triton.readiness import ReadinessWatch
-from backline.workers.process.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
-from backline.workers.process.triton.responses import FINAL, InferenceResponse
-from backline.workers.process.triton.trace import serving
-from backline.workers.process.worker_model import WorkerModel
 
 
 def load_class(model: Any, message: Load) -> WorkerModel:

@@ -8,9 +8,9 @@ import numpy as np
 
 from backline.engine import tensor as engine
 from backline.engine.datatypes import DataType
-from backline.workers.process.triton import dlpack
-from backline.workers.process.triton.datatypes import NUMBERS, numpy_datatype
-from backline.workers.process.triton.errors import TritonModelException
+from backline.workers.child.triton import dlpack
+from backline.workers.child.triton.datatypes import NUMBERS, numpy_datatype
+from backline.workers.child.triton.errors import TritonModelException
 
 
 class Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backline.workers.process.caller import Caller
+from backline.workers.child.caller import Caller
 from backline.workers.process.protocol import Load
 
 _OUTSIDE = "triton_python_backend_utils works in worker processes of a server only"

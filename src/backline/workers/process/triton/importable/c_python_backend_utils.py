@@ -1,4 +1,0 @@
-"""The other name of the same: in Triton it is the part that is written in C++."""
-
-from backline.workers.process.triton.api import *  # noqa: F403
-from backline.workers.process.triton.api import __all__  # noqa: F401
