@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -18,6 +20,7 @@ import tritonclient.http as tritonclient
 
 import backline
 from backline.engine.errors import InvalidArgument
+from backline.workers.child.model_code import find_model
 from support.repositories import put
 from support.server import ServerProcess, serve
 
@@ -61,6 +64,9 @@ STREAM = """
 from collections.abc import Iterator
 
 class Model:
+    max_batchsize = 8
+    steps = 3
+
     def predict(self, text: str, count: int) -> Iterator[str]:
         for number in range(count):
             yield f"{text}{number}"
@@ -152,6 +158,28 @@ def test_what_a_model_prints_is_in_the_log_with_its_name(server: ServerProcess) 
 
 def test_a_failed_load_tells_the_exception_and_its_line(server: ServerProcess) -> None:
     assert "RuntimeError: no weights here (model.py, line 4, in load)" in server.output
+
+
+def test_what_is_nearly_a_setting_is_a_warning(server: ServerProcess) -> None:
+    assert (
+        "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean 'max_batch_size'?" in server.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("class Model:\n    def predit(self, x: int) -> int: ...", "found none; class Model has no method predict, but predit"),
+        ("class Model:\n    def load(self): ...", "found none; class Model has no method predict"),
+        ("def count(text: str): ...", "found none; function count does not say what it returns, as -> FP32[-1]"),
+    ],
+)
+def test_a_file_without_a_model_is_told_what_lacks(text: str, told: str) -> None:
+    module = ModuleType("model")
+    exec(text, vars(module))
+
+    with pytest.raises(InvalidArgument, match=f"{re.escape(told)}$"):
+        find_model(module, "model.py")
 
 
 def test_no_request_fails_while_workers_are_killed(tmp_path: Path) -> None:

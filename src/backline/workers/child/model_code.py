@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,11 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "execution_timeout_seconds": ((int, float), "a number of seconds above 0", lambda value: value > 0),
     "memory_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
 }
+
+#: Also that of a type hint.
+_KNOWN = (*_SETTINGS, "decoded_limit_bytes")
+#: How alike names are, from 0 to 1, of which one stands for the other: max_batch for max_batch_size, but not size.
+_NEARLY = 0.78
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,13 @@ class ModelCode:
         if value is None or (type(value) in types and fits(value)):
             return value
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
+
+    def misspelt(self) -> list[str]:
+        """Warnings of numbers that are called nearly as a setting."""
+        where = self.name.partition(".")[0] + "." if self.owner is not None else ""
+        named = (name for name, value in vars(self.settings).items() if type(value) in (int, float, bool) and name not in _KNOWN)
+        near = ((name, setting) for name in named for setting in get_close_matches(name, _KNOWN, 1, _NEARLY))
+        return [f"{where}{name} is no setting and has no effect, did you mean '{setting}'?" for name, setting in near]
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
@@ -76,7 +89,21 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
     functions = {name: value for name, value in own.items() if _is_model(name, value)}
     if function := _only(functions, "predict", functions.get("predict"), path):
         return ModelCode(function.__name__, function, module)
-    raise InvalidArgument(f"'{path}': expected a class with a method predict, or a public function with type hints, found none")
+    raise InvalidArgument(
+        f"'{path}': expected a class with a method predict, or a public function with type hints, found none{_nearest(own)}"
+    )
+
+
+def _nearest(own: dict[str, Any]) -> str:
+    """What may have been meant by what the file has."""
+    for name, value in own.items():
+        if isinstance(value, type):
+            near = get_close_matches("predict", [method for method, code in vars(value).items() if callable(code)], 1)
+            if near or name == "Model":
+                return f"; class {name} has no method predict" + (f", but {near[0]}" if near else "")
+        elif inspect.isfunction(value) and not name.startswith("_"):
+            return f"; function {name} does not say what it returns, as -> FP32[-1]"
+    return ""
 
 
 def _is_model(name: str, value: object) -> bool:

@@ -81,6 +81,7 @@ class PythonModel:
             batch,
             decoupled=self._stream,
             concurrency=_CONCURRENCY if self._asynchronous else 1,
+            warnings=[f"{Path(message.path).name} of model '{message.name}': {warning}" for warning in code.misspelt()],
             instances=code.setting("instances"),
             idempotent=code.setting("idempotent"),
             execution_timeout_seconds=code.setting("execution_timeout_seconds"),
