@@ -16,7 +16,6 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
-from backline.lifecycle.memory.budget import parse_bytes
 from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
 from backline.schedule.cache.key import RequestKeys
@@ -186,10 +185,10 @@ def test_damaged_bytes_are_refused_or_read_but_never_anything_else(noise: bytes,
 
 
 def test_options_as_tritons_with_units_and_over_several_values() -> None:
-    assert parse_cache_config([], parse_bytes) is None
-    assert parse_cache_config(["local,size=1048576"], parse_bytes) == LocalOptions(1048576)
-    assert parse_cache_config(["local,size=64MiB"], parse_bytes) == LocalOptions(64 << 20)
-    assert parse_cache_config(["redis,host=h,port=7000", "redis,socket_timeout=50,tls_enabled=yes,ttl=60"], parse_bytes) == RedisOptions(
+    assert parse_cache_config([]) is None
+    assert parse_cache_config(["local,size=1048576"]) == LocalOptions(1048576)
+    assert parse_cache_config(["local,size=64MiB"]) == LocalOptions(64 << 20)
+    assert parse_cache_config(["redis,host=h,port=7000", "redis,socket_timeout=50,tls_enabled=yes,ttl=60"]) == RedisOptions(
         "h", 7000, socket_timeout=0.05, tls=True, ttl=60
     )
 
@@ -210,4 +209,4 @@ def test_options_as_tritons_with_units_and_over_several_values() -> None:
 )
 def test_options_that_are_wrong_are_refused_by_name(texts: list[str], said: str) -> None:
     with pytest.raises(InvalidArgument, match=said):
-        parse_cache_config(texts, parse_bytes)
+        parse_cache_config(texts)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from backline.cli.option import Decorator, decorated, option
+from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
-from backline.lifecycle.memory.budget import parse_bytes
 from backline.lifecycle.options import ControlMode, LifecycleOptions
 from backline.observe.tracing.config import TraceConfig, parse_trace_config
 from backline.server import ServerOptions
@@ -70,7 +70,7 @@ def _response_cache(context: click.Context, parameter: click.Parameter, texts: S
     from backline.schedule.cache.config import parse_cache_config
 
     try:
-        return parse_cache_config(texts, parse_bytes)
+        return parse_cache_config(texts)
     except InvalidArgument as error:
         raise click.UsageError(error.message) from None
 

@@ -14,13 +14,13 @@ import click
 
 from backline.cli.debugging import banner
 from backline.cli.table import print_table
+from backline.engine.byte_size import format_bytes
 from backline.engine.datatypes import DataType
 from backline.engine.device import name_devices
 from backline.engine.engine import Engine, LoadProgress, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
 from backline.lifecycle.journal import LoadEvent
-from backline.lifecycle.memory.budget import format_bytes
 from backline.server import Server, ServerOptions
 
 if TYPE_CHECKING:

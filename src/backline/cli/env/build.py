@@ -14,8 +14,8 @@ import click
 from backline.backends.registry import choose
 from backline.cli.env.store_option import store_option
 from backline.cli.model_folder import open_models
+from backline.engine.byte_size import format_bytes
 from backline.engine.errors import BacklineError
-from backline.lifecycle.memory.budget import format_bytes
 from backline.repository.repository import FoundModel
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environments, User

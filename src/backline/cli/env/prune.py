@@ -8,7 +8,7 @@ import time
 import click
 
 from backline.cli.env.store_option import document, store_option
-from backline.lifecycle.memory.budget import format_bytes
+from backline.engine.byte_size import format_bytes
 from backline.workers.environments.store import Environments
 from backline.workers.environments.unused import unused
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from backline.client.errors import BacklineError, InvalidArgument, NotFound
 from backline.client.records import ModelIndex, Progress
+from backline.engine.byte_size import format_bytes
 from backline.engine.control import STABLE
-from backline.lifecycle.memory.budget import format_bytes
 
 
 def document(entry: ModelIndex) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
 from backline.schedule.cache.cache import ResponseCache
 from backline.schedule.cache.local import LocalCache
@@ -35,7 +36,7 @@ def open_cache(options: CacheOptions) -> ResponseCache:
     return LocalCache(options.size) if isinstance(options, LocalOptions) else RedisCache(options)
 
 
-def parse_cache_config(texts: Sequence[str], parse_bytes: Callable[[str], int]) -> CacheOptions | None:
+def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
     """Of the values of --cache-config, "local,size=64MiB" or "redis,host=127.0.0.1,port=6379", which may be spread over several.
 
     Timeouts are in milliseconds, as Triton's; `ttl` is in seconds. Raises InvalidArgument with the option that is wrong.

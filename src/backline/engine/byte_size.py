@@ -1,0 +1,26 @@
+"""Sizes in bytes as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS.update({_letter + "b": 1000**_power, _letter + "ib": 1024**_power, _letter: 1024**_power})
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from "2GiB", "500 MB" or "1073741824"; K, M, G and T alone are powers of 1024. Raises ValueError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = found and _UNITS.get(found[2].lower())
+    if not found or not unit:
+        raise ValueError(f"'{text}' is no size, expected a number of bytes or one with a unit, such as 2GiB, 500MB or 1073741824")
+    return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: "1.5 GiB", "300 MiB", "12 KiB"."""
+    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}" if count < 1000 * factor else f"{count / factor:.0f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,40 @@
+"""Sizes in bytes as people write and read them."""
+
+from __future__ import annotations
+
+import pytest
+
+from backline.engine.byte_size import format_bytes, parse_bytes
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1073741824", 1 << 30),
+        ("2GiB", 2 << 30),
+        ("2 gib", 2 << 30),
+        ("500MB", 500_000_000),
+        ("1.5M", 3 << 19),
+        ("7k", 7 << 10),
+        ("0", 0),
+        ("1TiB", 1 << 40),
+        ("12B", 12),
+    ],
+)
+def test_sizes_are_read_with_the_usual_units(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1", "2 potatoes", "1e9", "2 G i B", "1,5G"])
+def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is no size, expected .* 2GiB"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (300 * MIB, "300 MiB"), (1023 * MIB, "1023 MiB"), (3 << 29, "1.5 GiB")]
+)
+def test_sizes_are_printed_for_people(count: int, text: str) -> None:
+    assert format_bytes(count) == text
