@@ -12,8 +12,9 @@ import platformdirs
 
 from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unavailable
+from backline.engine.model import ModelState
 from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle

@@ -24,7 +24,8 @@ from backline.cli import serve as serve_command
 from backline.cli import serve_report
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
-from backline.engine.engine import Engine, LoadProgress, Model
+from backline.engine.engine import Engine
+from backline.engine.model import LoadProgress, Model
 from backline.engine.model_config import ModelConfig
 from support import models
 from support.repositories import put

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from backline.engine.control import ANY_VERSION, STABLE, Action, Change, Overrides
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument
+from backline.engine.model import ModelState
 
 
 class FakeControl:

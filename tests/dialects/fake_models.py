@@ -11,9 +11,10 @@ import numpy as np
 
 from backline.dialects.application import build_application
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Engine, Model, ModelState, Placement
+from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model import Model, ModelState, Placement
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor

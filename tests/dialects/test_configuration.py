@@ -8,7 +8,7 @@ import pytest
 
 from backline.dialects.open_inference.configuration import complete, describe
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Model, Placement
+from backline.engine.model import Model, Placement
 from backline.engine.signature import Signature, TensorSpec
 from backline.repository.configuration import read
 from backline.repository.configuration.json_form import configuration_json

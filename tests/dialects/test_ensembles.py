@@ -12,9 +12,9 @@ import tritonclient.grpc as grpc_client
 import tritonclient.http as http_client
 
 from backline.engine.datatypes import DataType
-from backline.engine.engine import ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
+from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
 from backline.server import Embedded
 from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser, start

@@ -12,7 +12,7 @@ import pytest
 from fake_models import OIP, Caller, FakeStreamCall, FakeUnaryCall, arrived_at
 
 from backline.engine.datatypes import DataType
-from backline.engine.engine import ModelState
+from backline.engine.model import ModelState
 from backline.protos import message, pool
 
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)

@@ -9,7 +9,8 @@ import pytest
 from fake_models import Caller, arrived_at
 
 from backline.dialects.application import build_application
-from backline.engine.engine import Engine, LoadProgress, ModelState
+from backline.engine.engine import Engine
+from backline.engine.model import LoadProgress, ModelState
 
 
 def test_server_metadata(caller: Caller) -> None:

@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from backline.engine.datatypes import DataType
-from backline.engine.engine import ModelState
 from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
 from backline.schedule.cache.config import LocalOptions
 from backline.server import Embedded

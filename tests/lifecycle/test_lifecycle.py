@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 
 from backline.backends.registry import FORMATS
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.engine import version_order
 from backline.engine.model_config import VersionPolicy
+from backline.engine.version_order import version_order
 from backline.lifecycle.wanted.version_policy import none_selected, select
 
 NAMES = st.one_of(

@@ -14,8 +14,8 @@ from onnx import TensorProto
 
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.datatypes import DataType
-from backline.engine.engine import ModelState
 from backline.engine.errors import InvalidArgument
+from backline.engine.model import ModelState
 from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.signature import RequestCheck, Signature
 from backline.engine.tensor import Tensor, encode_tensor

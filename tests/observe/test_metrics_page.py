@@ -7,8 +7,9 @@ from time import monotonic_ns, thread_time
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
 from backline.engine.messages import InferRequest
+from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
 from backline.observe.metrics import Metrics

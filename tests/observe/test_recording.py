@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor

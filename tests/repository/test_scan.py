@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.backends.formats import FORMATS
-from backline.engine.engine import version_order
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.version_order import version_order
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.local import LocalRepository
 from backline.repository.scan import scan_listing

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from backline.cli.serve import command
 from backline.engine.datatypes import DataType
-from backline.engine.engine import ModelState
 from backline.engine.errors import DeadlineExceeded, Internal
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded

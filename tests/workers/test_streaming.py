@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from backline.engine.datatypes import DataType
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, Parameter
+from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.responses import MAX_WAITING, Responses

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backline.cli.model_folder import ModelFolder, loaded_model, unloaded_model
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError
+from backline.engine.model import Model, ModelState
 from backline.repository.repository import FoundModel
 
 

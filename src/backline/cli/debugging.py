@@ -12,8 +12,9 @@ from pathlib import Path
 
 import click
 
-from backline.engine.engine import Engine, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.model import ModelState
 from backline.server import ServerOptions
 
 #: Seconds between two looks at the files where the system does not tell of changes.

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from backline.backends.registry import FORMATS
-from backline.engine.engine import Model, ModelState, Placement
 from backline.engine.errors import InvalidArgument
+from backline.engine.model import Model, ModelState, Placement
 from backline.engine.model_config import ModelConfig
 from backline.repository import configuration
 from backline.repository.configuration import files, override

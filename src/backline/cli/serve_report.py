@@ -17,7 +17,8 @@ from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
 from backline.engine.datatypes import DataType
 from backline.engine.device import name_devices
-from backline.engine.engine import Engine, LoadProgress, Model, ModelState
+from backline.engine.engine import Engine
+from backline.engine.model import LoadProgress, Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import element_count
 from backline.lifecycle.journal import LoadEvent

@@ -3,159 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import Enum
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
 
 from backline.engine.control import STABLE, Control
 from backline.engine.custom_metrics import CustomMetrics
 from backline.engine.deadline import unwatch, watch
-from backline.engine.device import NOWHERE, Places
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import ModelConfig
+from backline.engine.model import Model, ModelState
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.signature import Signature
-from backline.engine.statistics import LoadStatistics, ModelStatistics
+from backline.engine.statistics import LoadStatistics
 from backline.engine.tracing import TraceControl, Tracer
+from backline.engine.version_order import version_order
 
 _LONGEST_NAME = 256
-
-
-class ModelState(Enum):
-    """The life of a model version, with the names that clients know."""
-
-    UNKNOWN = "UNKNOWN"
-    LOADING = "LOADING"
-    READY = "READY"
-    UNLOADING = "UNLOADING"
-    UNAVAILABLE = "UNAVAILABLE"
-
-
-class RequestQueue(Protocol):
-    """What takes a checked request and sees to it that it is run."""
-
-    def submit(self, request: InferRequest) -> None:
-        """Accepts the request, or raises Unavailable when the queue is full."""
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait, without those that run."""
-
-
-class OpenSequences(Protocol):
-    """The sequences that a version is in the middle of."""
-
-    @property
-    def open_sequences(self) -> int:
-        """How many there are."""
-
-    def holds(self, request: InferRequest) -> bool:
-        """Whether the sequence of a request is one of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """How the server chose to run a model version, for people to read."""
-
-    lane: str
-    instances: int
-    max_batch_size: int
-    #: Why the model is or is not batched, and why it runs where it runs.
-    reason: str = ""
-    #: The devices of its instances.
-    places: Places = NOWHERE
-
-
-@dataclass(slots=True)
-class LoadProgress:
-    """How far a load is: its `phase` (fetch, environment, load, probe, warm-up), bytes fetched and in all, and when it began, of
-    time.monotonic(). The bytes of "environment" are those of its packages.
-    """
-
-    phase: str
-    began: float
-    bytes_done: int = 0
-    bytes_total: int = 0
-
-
-class Model:
-    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension of it is a batch.
-
-    A model that is `on_demand` is not loaded, but its queue takes requests, which wait until it is.
-    """
-
-    __slots__ = (
-        "backend",
-        "check",
-        "config",
-        "decoupled",
-        "max_batch_size",
-        "memory_bytes",
-        "name",
-        "on_demand",
-        "placement",
-        "platform",
-        "progress",
-        "queue",
-        "reason",
-        "required",
-        "scheduling",
-        "sequences",
-        "signature",
-        "state",
-        "statistics",
-        "unready",
-        "version",
-        "wake",
-    )
-
-    def __init__(self, name: str, version: str, config: ModelConfig) -> None:
-        self.name = name
-        self.version = version
-        self.config = config
-        self.state = ModelState.UNKNOWN
-        #: Why the model is in its state, empty when there is nothing to say.
-        self.reason = ""
-        #: Why the model says of itself that it is not ready, although it answers; empty when it says nothing.
-        self.unready = ""
-        self.backend = config.backend
-        self.platform = config.platform
-        #: Whether a request gets any number of responses; callers that take one are refused then.
-        self.decoupled = config.decoupled
-        self.signature = Signature((), ())
-        self.max_batch_size = 0
-        self.placement: Placement | None = None
-        #: How its requests are queued and joined, for people to read; empty of one that was never loaded.
-        self.scheduling = ""
-        self.statistics = ModelStatistics()
-        #: Raises InvalidArgument for a request that does not fit; a recording, and the sleep of a version, put one of their own there.
-        self.check: Callable[[InferRequest], None] | None = None
-        self.queue: RequestQueue | None = None
-        #: Of a loaded version whose requests belong to sequences.
-        self.sequences: OpenSequences | None = None
-        self.on_demand = False
-        #: Of a version that is on demand: loads it without a request. Raises BacklineError with the reason when it cannot be loaded.
-        self.wake: Callable[[], Awaitable[None]] | None = None
-        #: Whether the server is only ready when this version answers; not so for one that was unloaded, or whose old files still serve.
-        self.required = True
-        self.progress: LoadProgress | None = None
-        #: Resident memory that the model takes, measured when it was loaded; 0 when it is not loaded.
-        self.memory_bytes = 0
-
-    @property
-    def answers(self) -> bool:
-        """Whether a request to it will be answered: it is ready, or will be loaded for it."""
-        return self.state is ModelState.READY or self.on_demand
-
-    @property
-    def ready(self) -> bool:
-        """Whether it answers, and says nothing else of itself."""
-        return not self.unready and self.answers
 
 
 class Engine:
@@ -438,17 +301,6 @@ class Engine:
     def pending(self) -> int:
         """Requests that wait in all queues."""
         return sum(model.queue.pending for model in self.models() if model.queue is not None)
-
-
-def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
-    """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
-
-    No two versions are equal in it: of two that differ in leading zeros only the one with fewer comes first.
-    """
-    parts = re.findall(r"[0-9]+|[^0-9]+", version)
-    # The ASCII digits alone: str.isdigit is also true of "²", which is no number.
-    natural = tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
-    return natural, tuple(map(len, parts))
 
 
 def _shorten(name: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from uuid import uuid4
 
 from backline.engine.decoupled import DecoupledCheck
-from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.lifecycle.calls.call_graph import Wait

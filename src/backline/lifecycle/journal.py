@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from backline.engine.control import Action, Change
-from backline.engine.engine import ModelState, version_order
+from backline.engine.model import ModelState
+from backline.engine.version_order import version_order
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.served_model import ServedModel

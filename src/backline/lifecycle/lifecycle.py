@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
-from backline.engine.engine import Engine, version_order
+from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.version_order import version_order
 from backline.lifecycle.dependencies import composed_of
 from backline.lifecycle.executor import Executor
 from backline.lifecycle.holdings import LONGEST_NAME, Holdings

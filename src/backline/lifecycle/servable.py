@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from uuid import uuid4
 
 from backline.engine.decoupled import DecoupledCheck
-from backline.engine.engine import LoadProgress, Model, ModelState
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
+from backline.engine.model import LoadProgress, Model, ModelState
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
+from backline.engine.model import Model, ModelState
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.plan import Phase, Wanted
 from backline.lifecycle.servable import Servable

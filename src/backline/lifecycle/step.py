@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from backline.engine.engine import Model
+from backline.engine.model import Model
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TypeAlias
 
-from backline.engine.engine import Model, ModelState
+from backline.engine.model import Model, ModelState
 from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseCounters
 from backline.engine.statistics import FAILURES, CallStatistics, Duration, ModelStatistics
 from backline.observe.exposition import comment, label_text

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
+from backline.engine.model import Model, ModelState
 from backline.engine.pieces import in_pieces
 from backline.observe.custom_metrics import exposed
 from backline.observe.exposition import CONTENT_TYPE, comment, label_text

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from backline.engine.engine import Engine, Model
+from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model import Model
 from backline.engine.tensor import Tensor
 from backline.observe.prediction_log import encode_record
 

@@ -17,10 +17,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from backline.engine.engine import version_order
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
+from backline.engine.version_order import version_order
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles
 from backline.repository.fingerprint import fingerprint

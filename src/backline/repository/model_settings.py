@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from backline.engine.engine import version_order
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
+from backline.engine.version_order import version_order
 from backline.repository.configuration import ConfigFiles
 from backline.repository.layouts import FIRST_VERSION, has_config, is_model_folder, read_model, read_single
 from backline.repository.names import check_name, printable

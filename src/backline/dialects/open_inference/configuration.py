@@ -6,7 +6,8 @@ from typing import Any
 
 from backline.backends.registry import FORMATS
 from backline.dialects.open_inference.metadata import SCALAR
-from backline.engine.engine import Engine, Model
+from backline.engine.engine import Engine
+from backline.engine.model import Model
 from backline.engine.model_config import VersionPolicy
 from backline.engine.signature import TensorSpec
 from backline.protos import message

@@ -12,9 +12,9 @@ from backline.dialects.open_inference.json_data import MAX_DEPTH, decode_data, e
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan, InputPlan, prefix
-from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferResponse, Parameter
+from backline.engine.model import Model
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Buffer, Shape, Tensor
 

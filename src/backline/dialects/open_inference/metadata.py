@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
+from backline.engine.model import Model, ModelState
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
 from backline.version import __version__

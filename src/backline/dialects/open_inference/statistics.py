@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from backline.engine.engine import Engine, Model, ModelState
+from backline.engine.engine import Engine
 from backline.engine.errors import NotFound
+from backline.engine.model import Model, ModelState
 from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-from backline.engine.engine import Engine, Model
+from backline.engine.engine import Engine
 from backline.engine.ensemble import Ensemble
 from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape

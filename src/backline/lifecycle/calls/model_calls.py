@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from backline.engine.control import Control, Overrides
-from backline.engine.engine import Engine, Model
+from backline.engine.engine import Engine
 from backline.engine.errors import Internal, Unsupported
 from backline.engine.messages import InferRequest
+from backline.engine.model import Model
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.calls.call_graph import CallGraph, Wait
 from backline.lifecycle.calls.ensemble_steps import node, waits_for_steps

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.backends.replicas import replica_on
 from backline.engine.device import Device, Place
-from backline.engine.engine import Model, Placement
 from backline.engine.errors import BacklineError
+from backline.engine.model import Model, Placement
 from backline.engine.response_statistics import ResponseStatistics
 from backline.lifecycle.loading.loader import Loaded
 from backline.lifecycle.loading.run_time import spare_instances

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from backline.engine.engine import Model, RequestQueue
+from backline.engine.model import Model, RequestQueue
 from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loading.loader import Loaded
 from backline.schedule.batching import BatchPolicy

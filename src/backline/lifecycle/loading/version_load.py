@@ -14,10 +14,10 @@ from backline.backends.backend import StreamingModel
 from backline.backends.hosted import HostedModel
 from backline.backends.replicas import each_replica
 from backline.engine.device import Places
-from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import JoiningCheck
 from backline.engine.messages import InferRequest
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.lifecycle.loading.content import Content

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from backline.backends.hosted import HostedModel
 from backline.engine.device import Places
-from backline.engine.engine import Model
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.calls.model_calls import ModelCalls

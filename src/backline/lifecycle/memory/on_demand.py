@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from math import inf
 from time import monotonic
 
-from backline.engine.engine import Model
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
+from backline.engine.model import Model
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.total import QueueTotal

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable
 
-from backline.engine.engine import Model, ModelState
 from backline.engine.errors import Unavailable
+from backline.engine.model import Model, ModelState
 from backline.lifecycle.changes import Changes
 from backline.lifecycle.loading.queueing import queue_settings
 from backline.lifecycle.memory.budget import Tenant

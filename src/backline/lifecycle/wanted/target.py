@@ -6,8 +6,8 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from backline.engine.engine import version_order
 from backline.engine.model_config import ModelConfig
+from backline.engine.version_order import version_order
 from backline.lifecycle.plan import Wanted
 from backline.lifecycle.wanted.version_policy import none_selected, select
 from backline.repository.repository import FoundModel, FoundVersion, Repository

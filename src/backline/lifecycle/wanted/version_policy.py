@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from backline.engine.engine import version_order
 from backline.engine.model_config import VersionPolicy
+from backline.engine.version_order import version_order
 
 
 def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:

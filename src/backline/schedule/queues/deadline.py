@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from backline.engine.deadline import unwatch, watch
-from backline.engine.engine import RequestQueue
 from backline.engine.messages import InferRequest
+from backline.engine.model import RequestQueue
 
 
 class DeadlineQueue:

@@ -1,0 +1,16 @@
+"""Which of two versions is the newer one."""
+
+from __future__ import annotations
+
+import re
+
+
+def version_order(version: str) -> tuple[tuple[tuple[int, int, str], ...], tuple[int, ...]]:
+    """The natural order of versions: runs of digits compare as numbers, before runs of other characters.
+
+    No two versions are equal in it: of two that differ in leading zeros only the one with fewer comes first.
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", version)
+    # The ASCII digits alone: str.isdigit is also true of "²", which is no number.
+    natural = tuple((0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts)
+    return natural, tuple(map(len, parts))
