@@ -29,6 +29,8 @@ from backline.schedule.sequences.direct import SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
+from backline.workers.batch import Batch
+from backline.workers.instance import Finished
 from schedule.world import SLACK, Asked, FaultOfTheirs, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
@@ -325,15 +327,21 @@ class RateLimited(SchedulerMachine):
     """Instances that wait for resources, of which there is enough for one or two of them."""
 
     def make(self, instances: list[HeldInstance]) -> Any:
-        self.world.in_company = True
         self.limits = RateLimits({(EACH_DEVICE, "memory"): 4})
         self.permits = Permits(self.limits)
         return super().make(self.permitted(instances))
 
     def permitted(self, instances: list[HeldInstance]) -> list[Any]:
+        world = self.world
+
+        class Permitted(PermittedInstance):
+            def run(self, batch: Batch, finished: Finished) -> None:
+                world.taken(batch)
+                super().run(batch, finished)
+
         claims = [Claim({("0", "memory"): self.draw(st.integers(1, 4))}, self.draw(st.integers(1, 2))) for _ in instances]
         return [
-            PermittedInstance(instance, permit, self.world.loop)
+            Permitted(instance, permit, world.loop)
             for instance, permit in zip(instances, self.permits.register(claims, ("m", "1")), strict=True)
         ]
 
@@ -342,9 +350,6 @@ class RateLimited(SchedulerMachine):
 
     def rank(self, asked: Asked) -> tuple[float, float]:
         return 0, 0  # batches wait for their turn once more
-
-    def check_nobody_is_overdue(self) -> None:
-        """Who waits for a permit is told when that is granted."""
 
     def check_counts(self) -> None:
         assert sum(self.limits._taken.values()) <= 4
@@ -360,6 +365,10 @@ class RateLimitedOrderedMachine(RateLimited):
     """Answers in the order of the runs, which wait for resources."""
 
     ORDERED = True
+
+
+class RateLimitedSplittingMachine(RateLimited, SplittingMachine):
+    """The parts of requests, on instances that wait for resources."""
 
 
 class SequencesMachine(SchedulerMachine):
@@ -453,6 +462,10 @@ class RateLimitedSequencesMachine(RateLimited, SequencesMachine):
     """Sequences on instances that wait for resources."""
 
 
+class RateLimitedSlotsMachine(RateLimited, SlotsMachine):
+    """Sequences with places on instances that wait for resources."""
+
+
 def _in_every_order(machine: type[SchedulerMachine]) -> Any:
     case = machine.TestCase
     case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -467,6 +480,8 @@ TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
 TestRateLimited = _in_every_order(RateLimited)
 TestRateLimitedOrdered = _in_every_order(RateLimitedOrderedMachine)
+TestRateLimitedSplitting = _in_every_order(RateLimitedSplittingMachine)
 TestRateLimitedSequences = _in_every_order(RateLimitedSequencesMachine)
+TestRateLimitedSlots = _in_every_order(RateLimitedSlotsMachine)
 TestSequences = _in_every_order(SequencesMachine)
 TestSlots = _in_every_order(SlotsMachine)

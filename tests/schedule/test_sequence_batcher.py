@@ -15,6 +15,9 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching, SequenceState
 from backline.engine.tensor import Tensor
 from backline.schedule.batching import BatchPolicy
+from backline.schedule.rate_limit.limits import Claim, RateLimits
+from backline.schedule.rate_limit.permits import Permits
+from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
 from backline.schedule.sequences.direct import SlotLane, SlotPolicy
@@ -241,3 +244,25 @@ def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadli
     world.loop.inside(instance.end)
     world.loop.later(11)
     assert queue.open_sequences == 0
+
+
+def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_before_its_permit(world: World) -> None:
+    permits = Permits(RateLimits())
+    claim = Claim({("0", "memory"): 1})
+    (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
+    instance = world.instance()
+    permitted = PermittedInstance(instance, own, world.loop)
+    queue = batcher(world, [permitted], direct=True)
+    world.loop.inside(lambda: other.ask(lambda: None))
+    late = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), within=0.5))
+    second = asked(world.ask(queue.submit, [2.0], step=SequenceStep(2, start=True)))
+    world.loop.later(0)
+    world.loop.later(1)
+    world.loop.inside(other.give_back)
+    world.loop.later(0)
+    assert instance.batch is not None
+    assert [request.id for request in instance.batch.requests] == ["", str(second.number)]
+    world.loop.inside(instance.end)
+    assert isinstance(late.answers[0], DeadlineExceeded)
+    assert len(second.answers) == 1
+    assert (world.statistics.expired, world.statistics.fail.count) == (1, 0)

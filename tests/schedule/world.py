@@ -141,13 +141,11 @@ class World:
         #: Those for whom the run of another one is theirs, too.
         self.began_for: Callable[[Asked], list[Asked]] = lambda asked: []
         self.running: list[Batch] = []
-        #: Whether one that was cancelled at the last moment may run with others.
-        self.in_company = False
         #: Those of the batch that begins to run.
         self.starting: list[InferRequest] = []
         self.begun: list[InferRequest] = []
         self._ordered = ordered
-        #: Those whose run has begun, in the order in which they are to be answered.
+        #: Those who were taken from the queue, in the order in which they are to be answered.
         self._order: list[Asked] = []
         self._numbers = count()
 
@@ -214,9 +212,9 @@ class World:
             self.claim(response.id == request.id, "a response has the id of its request")
             doubled = [2 * value for value in asked.values]
             self.claim(response.outputs[0].data.tolist() == doubled, "a response is that of its request")
-        if self._ordered and asked.started:
+        if self._ordered and asked in self._order:
             before = self._order[: self._order.index(asked)]
-            self.claim(all(other.over for other in before), "those who were started before are answered before")
+            self.claim(all(other.over for other in before), "those who were taken before are answered before")
         if asked.then is not None:
             try:
                 asked.then()
@@ -227,8 +225,14 @@ class World:
 
     # the instances
 
+    def taken(self, batch: Batch) -> None:
+        """A batch has been taken from the queue."""
+        if self._ordered:
+            self._order += [asked for request in batch.requests if (asked := self.asked_of(request)) not in self._order]
+
     def began(self, batch: Batch) -> None:
         """A batch runs."""
+        self.taken(batch)
         asked = [request for request in batch.requests if request.id]
         self.starting = batch.requests
         now = self.clock.monotonic()
@@ -236,15 +240,12 @@ class World:
         self.claim(batch.items <= self.most or len(batch.requests) == 1, "a batch is not above the maximum")
         self.claim(len({request.batch_key for request in asked}) == 1, "the requests of a batch have one key")
         for request in asked:
-            alone = not self.in_company or all(other.cancelled for other in batch.requests)
-            self.claim(not request.cancelled or not alone, "what was cancelled is not run")
+            self.claim(not request.cancelled, "what was cancelled is not run")
             self.claim(request.deadline is None or request.deadline > now, "what has expired is not run")
             self.claim(request not in self.begun, "nothing is run twice")
             one = self.asked_of(request)
             self.claim(bool(not one.answers or self.began_for(one)), f"what was answered is not run: {one.number}")
-            if not one.started:
-                one.started = True
-                self._order.append(one)
+            one.started = True
             for other in self.began_for(one):
                 other.started = True
         self.begun += asked

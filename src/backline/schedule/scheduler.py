@@ -181,7 +181,7 @@ class Scheduler:
         self._instances = tuple(instances)
         self._idle = list(instances)
         for instance in instances:
-            if isinstance(instance, WaitsForTurn) and self._order is None:  # answers have their places by now
+            if isinstance(instance, WaitsForTurn):
                 instance.form_again = self._form_again
 
     async def drain(self, limit: float) -> None:
@@ -263,23 +263,39 @@ class Scheduler:
     def _form_again(self, batch: Batch) -> None:
         """Forms a batch that waits for its turn anew, of what waits by now; nothing may be left of it."""
         now = monotonic_ns()
-        live = [request for request in batch.requests if not request.cancelled]
-        self._tally.left(batch.requests)
+        before = batch.requests
+        live = [request for request in before if not request.cancelled]
+        self._tally.gone([request for request in before if request.cancelled])
+        if self._order is not None:
+            self._leave_out_late(batch, live, now / 1e9)
+            return
         self._queue.put_back(live, now / 1e9)
         formed = form_batch(self._queue, replace(self._policy, delay_ns=0), now)
-        self._running += len(formed.requests) - len(batch.requests)
+        self._running += len(formed.requests) - len(before)
         if self._total is not None:
             self._total.waiting += len(live) - len(formed.requests)
         for request in formed.requests:
             request.on_cancel = self._cancelled_running
         batch.requests, batch.items = formed.requests, formed.items
-        if not formed.requests:
-            batch.parts = []  # nothing to count
         for request in live:  # they may have to wait for others after all
             if request.deadline is not None and now / 1e9 < request.deadline < self._expiry.moment:
                 self._wait_for(request.deadline)
         if self._queue.expired:
             self._refuse_expired(now / 1e9)
+
+    def _leave_out_late(self, batch: Batch, live: list[InferRequest], now: float) -> None:
+        """A batch whose answers have their places gets no other requests; who is late is answered in its own."""
+        gone = [request for request in batch.requests if request.cancelled]
+        late = [request for request in live if request.deadline is not None and request.deadline <= now]
+        batch.requests = [request for request in live if request not in late]
+        batch.items = sum([request.batch_size for request in batch.requests])
+        self._running -= len(gone) + len(late)
+        for request in late:
+            request.on_cancel = None
+        for request in gone:
+            self._deliver_in_order(request, None, None)
+        for request in late:
+            self._deliver_in_order(request, None, self._error_of(request, lambda request: self._expiry_of(request, now)))
 
     # from the instances to those who asked
 
@@ -349,11 +365,15 @@ class Scheduler:
         if self._total is not None:
             self._total.waiting -= len(requests)
         for request in requests:
-            if request.cancelled:
-                self._tally.cancelled(request)
-            else:
-                self._tally.take_back(request)
-                deliver(request, None, why(request))
+            deliver(request, None, self._error_of(request, why))
+
+    def _error_of(self, request: InferRequest, why: Callable[[InferRequest], BacklineError]) -> BacklineError | None:
+        """What a request is told that does not run; None where it was cancelled since, which is counted."""
+        if request.cancelled:
+            self._tally.cancelled(request)
+            return None
+        self._tally.take_back(request)
+        return why(request)
 
     def _wait_for(self, deadline: float) -> None:
         self._expiry.set(deadline, self._sweep_after - monotonic())

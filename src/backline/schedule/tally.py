@@ -47,9 +47,11 @@ class Tally:
             self._statistics.record_cancelled(request)
             self._gone.add(request)
 
-    def left(self, requests: Iterable[InferRequest]) -> None:
-        """They do not run after all, or with another batch; who was cancelled is counted."""
-        self._gone.difference_update(requests)
+    def gone(self, requests: Iterable[InferRequest]) -> None:
+        """They were cancelled in a batch, and it does not run them after all."""
+        for request in requests:
+            self._gone.discard(request)
+            self._aside.pop(request, None)
 
     def ran(self, batch: Batch) -> None:
         """A batch has run."""

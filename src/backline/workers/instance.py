@@ -32,7 +32,9 @@ class Instance(Protocol):
 
 @runtime_checkable
 class WaitsForTurn(Protocol):
-    """An instance before which a batch may have to wait. `form_again`, if it is set, forms it anew of what waits by then."""
+    """An instance before which a batch may have to wait. `form_again`, which whoever runs batches on it sets, forms one anew: without those
+    who are late or gone, perhaps with others that have come since. Nothing may be left of it.
+    """
 
     form_again: Callable[[Batch], None] | None
 

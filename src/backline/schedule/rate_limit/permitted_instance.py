@@ -7,8 +7,7 @@ from collections.abc import Callable
 from time import monotonic, monotonic_ns
 from typing import ClassVar
 
-from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded
-from backline.engine.messages import InferRequest
+from backline.engine.errors import Cancelled
 from backline.schedule.rate_limit.permits import Permit
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
@@ -20,9 +19,9 @@ _LATE = 0.001
 class PermittedInstance:
     """An instance before which each batch waits for a permit. Lives on the event loop.
 
-    A batch that nobody waits for any more leaves at once, a request whose deadline passes meanwhile is not run. Where `form_again` is set,
-    it forms a batch that waits anew, of what waits by then: when its turn comes, and when a deadline passes. Nothing may be left of it. An
-    instance that takes the next batch before this one has all its answers asks for the next permit then, and has given this one back.
+    A batch that nobody waits for any more leaves at once. Any other that has waited is formed anew (see WaitsForTurn) when its turn comes,
+    and when a deadline passes meanwhile. An instance that takes the next batch before this one has all its answers asks for the next permit
+    then, and has given this one back.
     """
 
     beside_loop: ClassVar[bool] = True
@@ -79,7 +78,7 @@ class _Waiting:
         self._instance = instance
         self._batch = batch
         self._finished = finished
-        self._granted = False
+        self._granted = self._begun = False
         self._has_waited = False
         self._timer: asyncio.TimerHandle | None = None
         self._on_vacated = batch.on_vacated
@@ -87,10 +86,14 @@ class _Waiting:
         self._over = False
 
     def waits(self) -> None:
-        """It has asked for its turn, which may have come at once."""
-        if self._granted or self._instance.form_again is None:
+        """It has asked for its turn, unless that has come at once."""
+        if self._begun:
             return
         self._has_waited = True
+        if not self._granted:
+            self._wake_at_deadline()
+
+    def _wake_at_deadline(self) -> None:
         nearest = min((request.deadline for request in self._batch.requests if request.deadline is not None), default=None)
         if nearest is not None:
             delay = max(nearest - monotonic(), 0.0) + _LATE
@@ -101,13 +104,13 @@ class _Waiting:
         if self._batch.abandoned:  # by who was refused
             return
         if self._batch.requests:
-            self.waits()
+            self._wake_at_deadline()
         else:
             self._end(ran=False)
 
     def _form_again(self) -> None:
         self._timer = None
-        if self._has_waited and self._instance.form_again is not None:
+        if self._instance.form_again is not None:
             self._instance.form_again(self._batch)
 
     def abandoned(self) -> None:
@@ -125,7 +128,8 @@ class _Waiting:
 
     def _begin(self) -> None:
         batch = self._batch
-        if not batch.abandoned:
+        self._begun = True
+        if self._has_waited and not batch.abandoned:
             self._form_again()
         if batch.abandoned:  # since its turn came, or by who was refused
             return
@@ -133,44 +137,16 @@ class _Waiting:
         if not batch.requests:
             self._end(ran=False)
             return
-        now = monotonic()
         batch.started_ns = monotonic_ns()
         if batch.on_vacated is not None:
             batch.on_vacated = self._vacated
-        live = [request for request in batch.requests if request.deadline is None or request.deadline > now]
-        if len(live) == len(batch.requests):
-            self._instance.start(batch, lambda _, ran: self._end(ran=True))
-        elif live:
-            self._start_without_the_late(live)
-        else:
-            batch.outcomes = [_late(request) for request in batch.requests]
-            self._end(ran=False)
-
-    def _start_without_the_late(self, live: list[InferRequest]) -> None:
-        whole = self._batch
-        part = Batch(live, sum(request.batch_size for request in live), whole.started_ns, beside_loop=True)
-        whole.on_abandon = part.abandon
-        self._instance.start(part, lambda _, ran: self._put_together(part))
-
-    def _put_together(self, part: Batch) -> None:
-        whole = self._batch
-        whole.on_abandon = None
-        whole.parts = [*(part.parts or (part,))]
-        outcomes = dict(zip(part.requests, part.outcomes, strict=True))
-        for request in whole.requests:
-            if request not in outcomes:
-                late = Batch([request], request.batch_size, whole.started_ns)
-                late.ended_ns = part.ended_ns
-                outcomes[request] = error = _late(request)
-                late.outcomes = [error]
-                whole.parts.append(late)
-        whole.outcomes = [outcomes[request] for request in whole.requests]
-        whole.gathered_ns, whole.ran_ns = part.gathered_ns, part.ran_ns
-        self._end(ran=True)
+        self._instance.start(batch, lambda _, ran: self._end(ran=True))
 
     def _end(self, *, ran: bool) -> None:
         batch = self._batch
         batch.ended_ns = batch.ended_ns or monotonic_ns()
+        if not batch.requests:
+            batch.parts = []  # there is nothing to count
         if not self._over:
             self._instance.free(ran=ran)
         self._finished(self._instance, batch)
@@ -181,7 +157,3 @@ class _Waiting:
         self._instance.free(ran=True)
         if self._on_vacated is not None:
             self._on_vacated(self._instance, batch)
-
-
-def _late(request: InferRequest) -> BacklineError:
-    return DeadlineExceeded("The deadline of the request passed while it waited for resources of the server")

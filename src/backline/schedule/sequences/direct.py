@@ -15,7 +15,7 @@ from backline.schedule import refusals
 from backline.schedule.alarm import Alarm
 from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.workers.batch import Batch
-from backline.workers.instance import Instance
+from backline.workers.instance import Instance, WaitsForTurn
 
 #: Seconds behind a moment at which it is looked at what is due then: the loop's timers may be so much early.
 _LATER = 0.0001
@@ -73,6 +73,8 @@ class SlotLane:
         self._scheduled = False
         self._alarm = Alarm(self._dispatch, loop)
         self._rest: asyncio.Future[None] | None = None
+        if isinstance(instance, WaitsForTurn):
+            instance.form_again = self._form_again
 
     @property
     def pending(self) -> int:
@@ -121,6 +123,23 @@ class SlotLane:
             deadlines = [request.deadline for request in waiting if request.deadline is not None]
             self._alarm.set(min([until / 1e9, *deadlines]) + _LATER)
             return
+        requests = self._take()
+        self._batch = Batch(requests, len(requests), now, beside_loop=self._instance.beside_loop)
+        self._instance.run(self._batch, self._finished)
+
+    def _form_again(self, batch: Batch) -> None:
+        """Forms the batch that waits for its turn anew, of what its places have by now; nothing may be left of it."""
+        for slot, request in enumerate(batch.requests):
+            if request.on_complete is not _ignore:
+                self._ready[slot] = request
+        batch.requests = []
+        self._refuse_late(monotonic_ns() / 1e9)
+        if self.pending:
+            batch.requests = self._take()
+        batch.items = len(batch.requests)
+
+    def _take(self) -> list[InferRequest]:
+        """Takes the requests of the next batch, with an empty one for each place between them that has none."""
         chosen = choose(self._ready)
         requests: list[InferRequest] = []
         like = next(request for request in chosen if request is not None)
@@ -130,8 +149,7 @@ class SlotLane:
             else:
                 self._ready[slot] = None
             requests.append(request)
-        self._batch = Batch(requests, len(requests), now, beside_loop=self._instance.beside_loop)
-        self._instance.run(self._batch, self._finished)
+        return requests
 
     def _refuse_late(self, now: float) -> None:
         while late := [request for request in self._ready if request and request.deadline is not None and request.deadline <= now]:
