@@ -18,7 +18,13 @@ from onnx import TensorProto, helper
 from backline import connect
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
+from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.tensor import Tensor
+from backline.lifecycle.options import LifecycleOptions
+from backline.schedule.sequences.state_store import MemoryStateStore
+from backline.server import Embedded
 from support.server import ServerProcess, serve
 
 VAD = """
@@ -251,3 +257,29 @@ def test_sequences_go_on_with_the_next_load_of_their_version(tmp_path: Path) -> 
         client.unload("m")
         client.load("m")
         assert say([[1.0]], end=True)["sum_out"][0, 0] == 12.0
+
+
+def test_servers_that_share_a_store_go_on_with_each_others_sequences(tmp_path: Path) -> None:
+    counter(tmp_path / "models", "oldest", "oldest { max_candidate_sequences: 4 }")
+    store = MemoryStateStore()
+
+    def ask(x: float, *, start: bool = False) -> InferRequest:
+        tensor = Tensor("x", DataType.FP32, (1, 1), np.array([[x]], np.float32))
+        request = InferRequest("oldest", {"x": tensor}, lambda *_: None)
+        request.sequence = SequenceStep(7, start)
+        return request
+
+    async def scenario() -> None:
+        first, second = (
+            Embedded([tmp_path / "models"], LifecycleOptions(state_store=store, state_folder=tmp_path / name)) for name in ("one", "two")
+        )
+        await first.start()
+        await second.start()
+        await first.engine.infer(ask(1, start=True))
+        await first.engine.infer(ask(2))
+        answer = await second.engine.infer(ask(4))
+        await first.stop()
+        await second.stop()
+        assert {tensor.name: tensor.data.tolist() for tensor in answer.outputs}["sum_out"] == [[17]]
+
+    asyncio.run(scenario())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
+    from backline.schedule.sequences.state_store import StateStore
 
 #: Who decides what is loaded: the repositories once at the start, the repositories whenever they change, or requests (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
@@ -52,6 +53,8 @@ class LifecycleOptions:
     rate_limit: tuple[str, ...] | None = None
     #: Where answers are kept for the models that ask for it; None for nowhere.
     response_cache: CacheOptions | None = None
+    #: Where the states of sequences lie, None for this process: with one that servers share each goes on with the sequences of the others.
+    state_store: StateStore | None = None
     #: The Python model that runs in the server's process, without any limit of time, so that it can be debugged; empty for none.
     debugged_model: str = ""
     #: Where files of remote repositories and environments of models are kept, and archives unpacked; None for a folder of the user's.

@@ -9,7 +9,7 @@ from backline.engine.engine import Engine
 from backline.lifecycle.calls.call_graph import CallGraph
 from backline.lifecycle.loading.memory import LoadMeter
 from backline.lifecycle.options import LifecycleOptions
-from backline.schedule.sequences.state_store import MemoryStateStore
+from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
 from backline.workers.core_budget import CoreBudget
@@ -34,7 +34,7 @@ class Shared:
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
         self.cache = None if options.response_cache is None else _open_cache(options)
         #: Outlives the loads of versions, so that sequences go on with the next one.
-        self.states = MemoryStateStore()
+        self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
         #: For load threads, too.
         self.meter = LoadMeter()
