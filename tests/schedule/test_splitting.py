@@ -47,6 +47,21 @@ def test_a_large_request_is_answered_as_one_and_counted_as_one(inline: bool) -> 
     asyncio.run(scenario())
 
 
+def test_a_request_of_which_a_part_has_failed_and_that_is_cancelled_before_it_is_told_is_counted_once() -> None:
+    async def scenario() -> None:
+        bench = Bench(inline=True, split_at=2)
+        first, _ = bench.ask(1)
+        second, answer = bench.ask(3, 4, 13)
+        first.on_complete = lambda *_: second.cancel()
+        await asyncio.sleep(0.01)
+        assert not answer.done()
+        counted = bench.statistics
+        assert (counted.success.count, counted.fail.count, counted.cancelled) == (1, 1, 0)
+        await bench.scheduler.close()
+
+    asyncio.run(scenario())
+
+
 def test_its_last_part_runs_with_other_requests() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, split_at=8)

@@ -158,7 +158,8 @@ class _Whole:
 
     def cancelled(self, request: InferRequest) -> None:
         """Nobody waits for it any more."""
-        self._statistics.record_cancelled(request)
+        if not self._failed:  # a part of it has, and that is still to be told
+            self._statistics.record_cancelled(request)
         self.end()
 
     def end(self) -> None:
