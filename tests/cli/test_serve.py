@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -22,11 +23,13 @@ import pytest
 
 from backline.cli import serve as serve_command
 from backline.cli import serve_report
+from backline.cli.open_files import within_open_files
 from backline.client import connect
 from backline.client.errors import ConnectionFailed
 from backline.engine.engine import Engine
 from backline.engine.model import LoadProgress, Model
 from backline.engine.model_config import ModelConfig
+from backline.wire.limits import Limits
 from support import models
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -290,6 +293,39 @@ def test_options_of_triton_are_refused_together_and_say_what_to_do(backline: Run
     assert re.search(
         r"--backend-config: parameters in .*\n +--allow-grpc: --no-grpc for false.*\n +--http-thread-count: leave it out", done.stderr
     )
+
+
+@pytest.mark.parametrize(("allowed", "connections"), [((8448, 8448), 8192), ((64, 9000), 8192), ((64, 1000), 744), ((40, 40), 20)])
+def test_there_are_no_more_connections_than_open_files(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, allowed: tuple[int, int], connections: int
+) -> None:
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: allowed)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: given.append(limits))
+
+    limits = within_open_files(Limits())
+
+    assert limits.max_connections == connections
+    assert given == ([] if allowed[0] == allowed[1] == 8448 else [(min(8448, allowed[1]), allowed[1])])
+    assert ("raise its limit (ulimit -n 8448)" in caplog.text) == (connections < 8192)
+
+
+def test_the_server_may_open_as_many_files_as_its_connections_need(repository: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    try:
+        with serve(repository, tmp_path / "log") as server:
+            assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (min(8448, hard), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_state_folder_that_cannot_be_written_is_told_at_the_start(repository: Path, tmp_path: Path) -> None:
+    state = ("--state-dir", "/proc/nobody-can-write-here")
+    with serve(repository, tmp_path / "log", "--model-control-mode", "poll", *state) as server:
+        assert "labels and the audit log cannot be kept: '" in wait_report(server)
+    with serve(repository, tmp_path / "log", *state) as server:
+        assert "labels and the audit log" not in wait_report(server)
 
 
 def test_without_strict_readiness_a_failed_model_does_not_matter(repository: Path, tmp_path: Path) -> None:

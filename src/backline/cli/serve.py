@@ -18,6 +18,7 @@ from backline.cli.debugging import STOPPED_WITHIN, check_debugged, debugged_opti
 from backline.cli.event_loop import run
 from backline.cli.lasting_output import lasting_output
 from backline.cli.log_options import installed_log, log_options
+from backline.cli.open_files import within_open_files
 from backline.cli.serve_options import server_options
 from backline.cli.serve_report import LoadReport, print_report
 from backline.cli.triton_options import ServeCommand
@@ -75,6 +76,7 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         options = debugged_options(options, debug)
         log = replace(log, info=True)  # it tells of reloads
     with lasting_output(), installed_log(log) as server_log, kept_terminal() if debug is not None else contextlib.nullcontext():
+        options = replace(options, limits=within_open_files(options.limits))
         status = run(serve(options, server_log))
     if debug is not None:
         os._exit(status)  # a thread may stand at a breakpoint, which nothing ends

@@ -21,7 +21,7 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import LifecycleOptions
 from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.records.labels import LabelStore
-from backline.lifecycle.records.state_folder import default_state_folder
+from backline.lifecycle.records.state_folder import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.step import Step
 from backline.lifecycle.wanted.overriding import OverridingFiles, with_configuration
@@ -70,6 +70,8 @@ class Lifecycle:
         A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises BacklineError for a repository that
         does not exist or cannot be read.
         """
+        if self._options.mode != "none":  # else nothing is to be kept
+            await asyncio.to_thread(warn_of_folder, self.state_folder)
         chosen = await self._holdings.open()
         loads = sum(goal.loaded for name in chosen for goal in self._models[name].wanted())
         self._journal.starting(on_event or (lambda event: None), loads)

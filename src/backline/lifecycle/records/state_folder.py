@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +12,8 @@ from pathlib import Path
 import platformdirs
 
 from backline.engine.errors import BacklineError, Internal
+
+log = logging.getLogger("backline.lifecycle")
 
 
 def default_state_folder(locations: Iterable[str]) -> Path:
@@ -23,6 +28,16 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_writable(folder, error) from None
+
+
+def warn_of_folder(folder: Path) -> None:
+    """Says in the log when nothing can be kept in the folder: at the start, not with the first change."""
+    try:
+        make_folder(folder)
+        if not os.access(folder, os.W_OK):
+            raise not_writable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
+    except BacklineError as error:
+        log.warning("labels and the audit log cannot be kept: %s", error.message)
 
 
 def not_writable(path: Path, error: OSError) -> BacklineError:
