@@ -24,7 +24,7 @@ import backline
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
-from backline.repository.unpack import Limits
+from backline.repository.remote.unpack import Limits
 from backline.repository.unpacked import hold, unpacked
 from docs.pages import blocks
 from support.repositories import put

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from backline.backends.formats import FORMATS
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.version_order import version_order
+from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.local import LocalRepository
-from backline.repository.scan import scan_listing
 from support.repositories import ONNX, put
 
 PARTS = st.sampled_from(

@@ -28,7 +28,6 @@ NOT_NEEDED = {
     "backline.observe.tracing.spans": "traces",
     "backline.observe.tracing.trace_file": "traces",
     "backline.repository.remote": "repositories elsewhere",
-    "backline.repository.unpack": "archives",
     "backline.repository.configuration.toml": "model.toml",
     "backline.client": "clients",
     "backline.compat": "models of other servers",

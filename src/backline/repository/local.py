@@ -13,13 +13,13 @@ from backline.engine.model_format import ModelFormat
 from backline.repository import file_events
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_systems import is_remote
-from backline.repository.layouts import Known, read_single
-from backline.repository.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
-from backline.repository.model_files import suffix_of
+from backline.repository.layouts.layouts import Known, read_single
+from backline.repository.layouts.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
+from backline.repository.layouts.model_files import suffix_of
+from backline.repository.layouts.place import Place
+from backline.repository.layouts.scan import scan_listing
 from backline.repository.names import printable
-from backline.repository.place import Place
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
-from backline.repository.scan import scan_listing
 from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A list of models larger than this, in bytes, is none.

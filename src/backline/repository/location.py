@@ -39,14 +39,14 @@ def open_repository(
     if name:
         raise InvalidArgument(f"a name ('{name}') can be given to the model at a path only, not to what is at {location}")
     if scheme in _OBJECT_STORES:
-        from backline.repository.object_store import ObjectStoreRepository
+        from backline.repository.remote.object_store import ObjectStoreRepository
 
         return ObjectStoreRepository(location=location, formats=formats, cache=cache, configs=configs)
     if scheme in _ARCHIVES:
-        from backline.repository.archive import ArchiveRepository
+        from backline.repository.remote.archive import ArchiveRepository
 
         return ArchiveRepository(location=location, formats=formats, cache=cache, configs=configs)
-    from backline.repository.hugging_face import HuggingFaceRepository
+    from backline.repository.remote.hugging_face import HuggingFaceRepository
 
     return HuggingFaceRepository(location=location, formats=formats, cache=cache, configs=configs)
 

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.repository.unpack import Limits, members
+from backline.repository.remote.unpack import Limits, members
 
 #: Seconds after its last use by a load for which an unpacked archive is kept.
 _KEPT = 24 * 3600.0

@@ -13,10 +13,10 @@ import pytest
 
 from backline.backends.formats import ONNX
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
-from backline.repository.archive import ArchiveRepository
-from backline.repository.cache import ContentCache
 from backline.repository.names import printable
-from backline.repository.unpack import Limits
+from backline.repository.remote.archive import ArchiveRepository
+from backline.repository.remote.cache import ContentCache
+from backline.repository.remote.unpack import Limits
 from support import models
 
 from .conftest import Open, fetch, scan

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.repository.object_location import parse_location
+from backline.repository.remote.object_location import parse_location
 
 AZURE = "AccountName=acme;AccountKey=a2V5;EndpointSuffix=core.windows.net;DefaultEndpointsProtocol=https"
 

@@ -16,9 +16,9 @@ from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.configuration.text import parse_message
-from backline.repository.layouts import read_config, read_model
+from backline.repository.layouts.layouts import read_config, read_model
+from backline.repository.layouts.place import Place
 from backline.repository.names import check_name
-from backline.repository.place import Place
 from backline.repository.repository import FoundModel
 
 #: The platform of every SavedModel; the file of the model says as much.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backline.engine.errors import Unavailable
-from backline.repository.cache import Content, ContentCache
 from backline.repository.file_lock import Stopped
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
-from backline.repository.remote_files import GIT, MD5, SHA256, RemoteFiles, Unreachable
+from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unreachable
 
 #: How often a download goes on after a cut without a byte in between.
 _ATTEMPTS = 4

@@ -24,8 +24,7 @@ from backline.engine.version_order import version_order
 from backline.repository import configuration
 from backline.repository.configuration import ConfigFiles
 from backline.repository.fingerprint import fingerprint
-from backline.repository.listing import FileEntry, Listing
-from backline.repository.model_files import (
+from backline.repository.layouts.model_files import (
     candidates,
     find_by_suffix,
     find_model,
@@ -34,8 +33,9 @@ from backline.repository.model_files import (
     suffix_of,
     usual_file,
 )
+from backline.repository.layouts.place import Place
+from backline.repository.listing import FileEntry, Listing
 from backline.repository.names import check_name, printable
-from backline.repository.place import Place
 from backline.repository.repository import FoundModel, FoundVersion
 
 #: The files of a configuration, whose presence makes a folder that of a model.

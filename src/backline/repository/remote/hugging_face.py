@@ -12,12 +12,12 @@ from urllib.parse import quote, unquote, urljoin
 
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
-from backline.repository.cache import ContentCache
 from backline.repository.configuration import ConfigFiles
-from backline.repository.http_client import HttpAnswer, HttpClient, origin
 from backline.repository.listing import FileEntry
-from backline.repository.remote import RemoteRepository
-from backline.repository.remote_files import GIT, SHA256, Opened
+from backline.repository.remote.cache import ContentCache
+from backline.repository.remote.files import GIT, SHA256, Opened
+from backline.repository.remote.http_client import HttpAnswer, HttpClient, origin
+from backline.repository.remote.remote import RemoteRepository
 
 _HUB = "https://huggingface.co"
 _FORM = "expected hf://owner/repo, hf://owner/repo@revision or hf://owner/repo@revision/path"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
-from backline.repository.layouts import (
+from backline.repository.layouts.layouts import (
     CONFIG_FILES,
     FIRST_VERSION,
     Known,
@@ -19,10 +19,10 @@ from backline.repository.layouts import (
     read_repository,
     read_single,
 )
+from backline.repository.layouts.model_files import candidates
+from backline.repository.layouts.model_settings import has_settings, read_settings
+from backline.repository.layouts.place import Place
 from backline.repository.listing import Listing
-from backline.repository.model_files import candidates
-from backline.repository.model_settings import has_settings, read_settings
-from backline.repository.place import Place
 from backline.repository.repository import FoundModel
 
 

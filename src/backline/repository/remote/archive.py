@@ -10,15 +10,15 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
-from backline.repository.cache import Content, ContentCache
 from backline.repository.configuration import ConfigFiles
-from backline.repository.downloads import Downloads
-from backline.repository.http_client import HttpAnswer, HttpClient, without_secrets
 from backline.repository.listing import FileEntry
-from backline.repository.remembered import recall, remember
-from backline.repository.remote import RemoteRepository
-from backline.repository.remote_files import SHA256, Opened
-from backline.repository.unpack import ARCHIVES, Limits, archive_kind, members
+from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.downloads import Downloads
+from backline.repository.remote.files import SHA256, Opened
+from backline.repository.remote.http_client import HttpAnswer, HttpClient, without_secrets
+from backline.repository.remote.remembered import recall, remember
+from backline.repository.remote.remote import RemoteRepository
+from backline.repository.remote.unpack import ARCHIVES, Limits, archive_kind, members
 
 #: A server may not know HEAD, and a signed URL may be signed for GET alone.
 _NO_HEAD = frozenset({403, 405, 501})

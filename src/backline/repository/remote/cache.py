@@ -27,7 +27,7 @@ from typing import Protocol
 from backline.engine.errors import BacklineError, Unavailable
 from backline.repository.file_lock import locked
 from backline.repository.listing import FileEntry
-from backline.repository.remote_files import SHA256
+from backline.repository.remote.files import SHA256
 
 #: What nothing has used for so long is removed when a repository is opened.
 KEEP_SECONDS = 30 * 24 * 3600

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
-from backline.repository.cache import ContentCache
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
-from backline.repository.object_location import CREDENTIALS, ObjectLocation, parse_location
-from backline.repository.remote import RemoteRepository
-from backline.repository.remote_files import MD5, Opened, Unreachable
+from backline.repository.remote.cache import ContentCache
+from backline.repository.remote.files import MD5, Opened, Unreachable
+from backline.repository.remote.object_location import CREDENTIALS, ObjectLocation, parse_location
+from backline.repository.remote.remote import RemoteRepository
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

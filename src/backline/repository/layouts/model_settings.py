@@ -17,9 +17,9 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 from backline.engine.version_order import version_order
 from backline.repository.configuration import ConfigFiles
-from backline.repository.layouts import FIRST_VERSION, has_config, is_model_folder, read_model, read_single
+from backline.repository.layouts.layouts import FIRST_VERSION, has_config, is_model_folder, read_model, read_single
+from backline.repository.layouts.place import Place
 from backline.repository.names import check_name, printable
-from backline.repository.place import Place
 from backline.repository.repository import FoundModel, FoundVersion
 
 SETTINGS_FILE = "model-settings.json"

@@ -13,7 +13,7 @@ from typing import IO, Any, Final
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 from backline.engine.errors import BacklineError, NotFound, Unavailable
-from backline.repository.remote_files import Opened, Unreachable
+from backline.repository.remote.files import Opened, Unreachable
 from backline.version import __version__
 
 _TIMEOUT_SECONDS: Final = 15

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, Any, Final, cast
 
 from backline.engine.errors import BacklineError, InvalidArgument, Unsupported
-from backline.repository.cache import Readable
 from backline.repository.names import printable
-from backline.repository.remote_files import name_problem
+from backline.repository.remote.cache import Readable
+from backline.repository.remote.files import name_problem
 
 #: The suffixes of archives, and how tarfile calls the compression of those that are tar files.
 ARCHIVES: Final = {".zip": "zip", ".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}

@@ -14,16 +14,16 @@ from typing import TypeVar
 
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
-from backline.repository.cache import Content, ContentCache
 from backline.repository.configuration import ConfigFiles
-from backline.repository.downloads import Downloads
 from backline.repository.file_lock import Stopped
-from backline.repository.layouts import Known
+from backline.repository.layouts.layouts import Known
+from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.remembered import recall, remember
-from backline.repository.remote_files import RemoteFiles, Unreachable, checked
+from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.downloads import Downloads
+from backline.repository.remote.files import RemoteFiles, Unreachable, checked
+from backline.repository.remote.remembered import recall, remember
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
-from backline.repository.scan import scan_listing
 
 log = logging.getLogger("backline.repository")
 T = TypeVar("T")

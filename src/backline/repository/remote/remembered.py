@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from backline.repository.cache import ContentCache
 from backline.repository.listing import FileEntry
+from backline.repository.remote.cache import ContentCache
 
 log = logging.getLogger("backline.repository")
 
