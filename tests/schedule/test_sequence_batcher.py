@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import DeadlineExceeded, InvalidArgument, Unavailable
-from backline.engine.messages import SequenceStep
+from backline.engine.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.messages import InferResponse, SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching, SequenceState
 from backline.engine.tensor import Tensor
@@ -24,7 +24,7 @@ from backline.schedule.sequences.direct import SlotLane, SlotPolicy
 from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance
-from schedule.world import AGAIN, Asked, World
+from schedule.world import AGAIN, Asked, HeldInstance, World
 
 
 @pytest.fixture
@@ -266,3 +266,40 @@ def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_bef
     assert isinstance(late.answers[0], DeadlineExceeded)
     assert len(second.answers) == 1
     assert (world.statistics.expired, world.statistics.fail.count) == (1, 0)
+
+
+class Forgetful(HeldInstance):
+    """What its model keeps of sequences may be lost."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world, beside_loop=True, prompt=False)
+        self.memory = object()
+
+
+def test_what_was_handed_to_an_instance_that_has_forgotten_its_sequence_is_no_answer(world: World) -> None:
+    instance = Forgetful(world)
+    queue = batcher(world, [instance], direct=True)
+    for sequence in (1, 2):
+        world.ask(queue.submit, [1.0], step=SequenceStep(sequence, start=True))
+    world.loop.later(0)
+    world.loop.inside(instance.end)
+    running = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
+    world.loop.later(0)
+    handed, waits, anew = (asked(world.ask(queue.submit, [1.0], step=SequenceStep(2, start=start))) for start in (False, False, True))
+    begins = asked(world.ask(queue.submit, [1.0], step=SequenceStep(3, start=True)))
+
+    instance.memory = object()
+    world.loop.inside(lambda: instance.end(2))
+    for _ in range(2):
+        world.loop.later(0)
+        world.loop.inside(instance.end)
+    world.loop.later(0)
+
+    for one in (handed, waits):
+        assert isinstance(one.answers[0], Internal)
+        assert "sequence 2 of model 'm' was lost" in str(one.answers[0])
+    assert not isinstance(running.answers[0], InferResponse)
+    assert all(isinstance(one.answers[0], InferResponse) for one in (anew, begins))
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(1)) is None, "it has ended"
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(2)) is not None
+    assert world.total.waiting == 0

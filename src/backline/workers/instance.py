@@ -39,6 +39,14 @@ class WaitsForTurn(Protocol):
     form_again: Callable[[Batch], None] | None
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """An instance in which a model may keep what it knows of sequences. `memory` is another object once that is lost."""
+
+    @property
+    def memory(self) -> object: ...
+
+
 class InlineInstance:
     """Runs on the event loop itself: for models that take well below a millisecond, where a hop to a thread would cost more.
 

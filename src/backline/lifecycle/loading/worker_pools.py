@@ -96,13 +96,14 @@ class WorkerStarter:
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
             hosted = replace(hosted, python=str(packed.python), environment={**packed.variables, **hosted.environment})
         config = self._config
-        options = PoolOptions(config.execution_timeout_seconds, config.idempotent)
+        remembers = config.sequence is not None and not config.sequence.states
+        options = PoolOptions(config.execution_timeout_seconds, config.idempotent, remembers)
         environment = self._environment(hosted)
         if self._debugged:
             self._check_debugged(hosted, environment)
             from backline.workers.process.debugged import DebuggedWorker
 
-            options, placed = PoolOptions(inf, idempotent=False, worker=DebuggedWorker), _only_one(placed)
+            options, placed = PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker), _only_one(placed)
         pool = self._start(self._command(hosted, environment, placed, complete=self._may_complete), options, placed)
         if not pool.loaded.completed:
             return pool, config

@@ -10,7 +10,7 @@ from typing import ClassVar
 from backline.engine.errors import Cancelled
 from backline.schedule.rate_limit.permits import Permit
 from backline.workers.batch import Batch
-from backline.workers.instance import Finished, Instance
+from backline.workers.instance import Finished, Instance, Remembers
 
 #: Seconds that a deadline is over for when it is looked at: the loop's timers may be early.
 _LATE = 0.001
@@ -33,6 +33,11 @@ class PermittedInstance:
         self._closing = False
         self._busy = False
         self.form_again: Callable[[Batch], None] | None = None
+
+    @property
+    def memory(self) -> object:
+        """See Remembers."""
+        return self._instance.memory if isinstance(self._instance, Remembers) else None
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""

@@ -26,7 +26,7 @@ from backline.schedule.sequences.state_store import State, StateKey, StateStore
 from backline.schedule.sequences.table import Sequence, SequenceTable
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.total import QueueTotal
-from backline.workers.instance import Instance
+from backline.workers.instance import Instance, Remembers
 
 log = logging.getLogger("backline.schedule")
 
@@ -49,13 +49,14 @@ class Lane(Protocol):
 
 
 class _Step:
-    """A request on its way through a lane, and the one it was made of."""
+    """A request on its way through a lane, and the one it was made of; and where its model keeps what it knows, if that may be lost."""
 
-    __slots__ = ("request", "sequence")
+    __slots__ = ("instance", "request", "sequence")
 
-    def __init__(self, sequence: Sequence, request: InferRequest) -> None:
+    def __init__(self, sequence: Sequence, request: InferRequest, instance: Remembers | None) -> None:
         self.sequence = sequence
         self.request = request
+        self.instance = instance
 
 
 class SequenceBatcher:
@@ -63,7 +64,8 @@ class SequenceBatcher:
 
     A sequence has a place on an instance from its first request to its last, and one of its requests is run at a time, in their order.
     What was handed to an instance is run also when nobody waits for the answer any more, as the requests behind it need what it leaves. A
-    request that fails leaves the state as it was. `make_lane` makes what runs the requests of one instance, with `slots` places.
+    request that fails leaves the state as it was. What a model keeps in itself may be lost with its process: then its sequences end, which
+    the next request of each is told. `make_lane` makes what runs the requests of one instance, with `slots` places.
 
     A version that is drained goes on with the sequences that are open, for as long as it may. Their states lie in `store` beyond that: the
     next load of the same version goes on with them. `version` tells versions apart there.
@@ -91,7 +93,7 @@ class SequenceBatcher:
         self._tensors = tensors
         self._statistics = statistics
         self._make_lane = make_lane
-        self._lanes = [make_lane(instance) for instance in instances]
+        self._take_instances(instances)
         self._slots = slots
         self._batched = batched
         self._store = store
@@ -198,18 +200,29 @@ class SequenceBatcher:
         """Lets the instance run a request, as that step of its sequence."""
         inner = request.stand_in(dict(request.inputs), self._answered)
         inner.timeout = None  # it is in the deadline, and the instance's queue has no policy of its own
-        inner.context, inner.sequence, inner.flow = _Step(sequence, request), step, request.flow
+        assert sequence.place is not None, "what runs has a place"
+        lane = sequence.place[1]
+        keeper = self._keepers[lane]
+        inner.context, inner.sequence, inner.flow = _Step(sequence, request, keeper), step, request.flow
         inner.on_response = self._responded if request.on_response is not None else None
         self._tensors.add(inner, step, sequence.state)
-        assert sequence.place is not None, "what runs has a place"
         try:
-            self._lanes[sequence.place[1]].submit(inner)
+            if keeper is not None:
+                self._look_at_memory(sequence, step, keeper.memory)
+            self._lanes[lane].submit(inner)
         except BacklineError as error:
             self._answered(inner, None, error)
 
     def _answered(self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         held: _Step = inner.context  # type: ignore[assignment]  # it was made here
         sequence, request = held.sequence, held.request
+        refused: list[InferRequest] = []
+        if held.instance is not None and (memory := held.instance.memory) is not sequence.memory:
+            if error is None and inner.sequence is not None and inner.sequence.start:
+                sequence.memory = memory  # the process has changed before it began
+            else:
+                response, error = None, error or self._lost(sequence)
+                refused, _ = self._table.lose_beginning(sequence)
         if isinstance(response, Rescheduled):
             if not request.cancelled and not self._closed:
                 self._run_again(sequence, request)
@@ -234,6 +247,9 @@ class SequenceBatcher:
             self._forget_state(sequence)
         self._run_all(runnable)
         deliver(request, response, error)
+        if refused:
+            self._count_failed(refused)
+            self._refuse(refused, lambda _: self._lost(sequence))
         self._look_at_rest()
 
     def _run_again(self, sequence: Sequence, request: InferRequest) -> None:
@@ -270,6 +286,26 @@ class SequenceBatcher:
         self._statistics.rejected_invalid += len(orphans)
         self._refuse(orphans, lambda request: error or self._no_start(request))
         self._run_all(runnable)
+
+    # what a model keeps in itself
+
+    def _look_at_memory(self, sequence: Sequence, step: SequenceStep, memory: object) -> None:
+        """Raises Internal when the model does not know any more what came before in the sequence."""
+        if step.start:
+            sequence.memory = memory
+        elif sequence.memory is not memory:
+            self._count_failed([sequence.running] if sequence.running is not None else [])
+            raise self._lost(sequence)
+
+    def _lost(self, sequence: Sequence) -> Internal:
+        return Internal(
+            f"the state of sequence {sequence.id} of model '{self._name}' was lost with its worker process, and the sequence has ended:"
+            " begin it again"
+        )
+
+    def _count_failed(self, requests: Iterable[InferRequest]) -> None:
+        for request in requests:
+            self._statistics.fail.add(1, monotonic_ns() - request.arrived_ns)
 
     # states
 
@@ -373,8 +409,13 @@ class SequenceBatcher:
         """Runs what comes next on other instances; the present ones are closed when they have finished what they have."""
         for lane in self._lanes:
             self._beside(lane.drain(inf))
-        self._lanes = [self._make_lane(instance) for instance in instances]
+        self._take_instances(instances)
         self._run_all(self._table.resize(len(instances), self._slots))
+
+    def _take_instances(self, instances: Several[Instance]) -> None:
+        self._lanes = [self._make_lane(instance) for instance in instances]
+        keeps = not self._tensors.has_states  # else what a model knows comes with each request
+        self._keepers = [instance if keeps and isinstance(instance, Remembers) else None for instance in instances]
 
     def _beside(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work, loop=self._loop)

@@ -15,7 +15,7 @@ from backline.schedule.sequences.state_store import State
 class Sequence:
     """An open sequence, or one that has ended but whose last requests are still to be run."""
 
-    __slots__ = ("arriving", "ended", "id", "last_ns", "place", "running", "state", "waiting")
+    __slots__ = ("arriving", "ended", "id", "last_ns", "memory", "place", "running", "state", "waiting")
 
     def __init__(self, id: int | str, now_ns: int) -> None:
         self.id = id
@@ -28,6 +28,8 @@ class Sequence:
         self.ended = False
         #: What its last request has left; None before the first.
         self.state: State | None = None
+        #: Where the model keeps what else it knows of it, since its first request; None where that cannot be lost.
+        self.memory: object = None
         #: Whether its state is being fetched: nothing of it is run before.
         self.arriving = False
         #: When something was last heard or run of it.

@@ -15,6 +15,7 @@ from backline.workers.instance import Finished
 
 if TYPE_CHECKING:
     from backline.workers.process.pool import ProcessInstance
+    from backline.workers.process.seat import Seat
 
 log = logging.getLogger("backline.workers")
 
@@ -106,13 +107,14 @@ class Run:
 
 
 class Job:
-    """Requests of a run that go to one worker together, by their positions in its batch."""
+    """Requests of a run that go to one worker together, by their positions in its batch; `seat` is that of its instance."""
 
-    __slots__ = ("again", "by_number", "open", "positions", "run")
+    __slots__ = ("again", "by_number", "open", "positions", "run", "seat")
 
-    def __init__(self, run: Run, positions: Sequence[int], *, again: bool = False) -> None:
+    def __init__(self, run: Run, positions: Sequence[int], seat: Seat, *, again: bool = False) -> None:
         self.run = run
         self.positions = positions
+        self.seat = seat
         #: Whether the requests have been at a worker before, which has ended.
         self.again = again
         #: Positions without an outcome.
@@ -144,10 +146,12 @@ class Job:
 
     def apart(self) -> Iterator[Job]:
         """A job for each request without an outcome."""
-        return (Job(self.run, (position,), again=self.again) for position in sorted(self.open))
+        return (Job(self.run, (position,), self.seat, again=self.again) for position in sorted(self.open))
 
-    def once_more(self, ended: str, *, idempotent: bool) -> Iterator[Job]:
-        """Jobs of one request each for those that may be run again; the others fail. `ended` says what has become of the worker."""
+    def once_more(self, ended: str, *, idempotent: bool, remembers: bool) -> Iterator[Job]:
+        """Jobs of one request each for those that may be run again; the others fail. `ended` says what has become of the worker, which
+        `remembers` sequences: its requests are of these.
+        """
         requests = self.run.batch.requests
         for position in sorted(self.open):
             request = requests[position]
@@ -157,9 +161,9 @@ class Job:
                 self.settle(position, Internal(f"{ended} while it ran this request, and so had the one before"))
             elif not idempotent:
                 self.settle(position, Internal(f"{ended} while it ran this request, which is not tried again: the model is not idempotent"))
-            elif request.sequence is not None:
+            elif remembers:
                 self.settle(position, Internal(f"{ended} while it ran this request, and the state of its sequence is lost"))
             elif self.run.has_responses(position):
                 self.settle(position, Internal(f"{ended} after the first responses"))
             else:
-                yield Job(self.run, (position,), again=True)
+                yield Job(self.run, (position,), self.seat, again=True)

@@ -48,11 +48,13 @@ _OPEN_STREAMS = 128
 class PoolOptions:
     """How workers are treated; None is what the model says of itself, or the default.
 
-    `execution_timeout` is in seconds. `idempotent` requests are run again when a worker has ended.
+    `execution_timeout` is in seconds. `idempotent` requests are run again when a worker has ended. With `remembers` they belong to
+    sequences, of which only the worker knows that has begun them.
     """
 
     execution_timeout: float | None = None
     idempotent: bool | None = None
+    remembers: bool = False
     #: Where each worker lives: in a process of its own, unless it is debugged.
     worker: type[WorkerProcess] = WorkerProcess
 
@@ -69,6 +71,11 @@ class ProcessInstance:
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""
         self._pool.place(Run(batch, self, finished, self._pool.responses), self._seat)
+
+    @property
+    def memory(self) -> object:
+        """See Remembers."""
+        return self._seat.memory
 
     def close(self) -> None:
         """The workers end with `WorkerPool.close`."""
@@ -199,11 +206,11 @@ class WorkerPool(ModelInWorkers):
 
     def place(self, run: Run, seat: Seat) -> None:
         """Gives a batch to the worker of its seat, or to whichever is free."""
-        job = Job(run, range(len(run.batch.requests)))
+        job = Job(run, range(len(run.batch.requests)), seat)
         if seat.free:
             seat.send(job)
             return
-        if not seat.usable and (other := self._free_seat()) is not None:
+        if not seat.usable and (other := self._free_seat_for(job)) is not None:
             other.send(job)
         elif self._unavailable:
             job.fail(Unavailable(self._unavailable, retry_after=1))
@@ -216,18 +223,22 @@ class WorkerPool(ModelInWorkers):
 
     def has_room(self, seat: Seat) -> None:
         """A worker can take another batch."""
-        while self._waiting and seat.free:
-            job = self._waiting.popleft()
+        while seat.free and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None:
+            self._waiting.remove(job)
             if not job.drop_cancelled():
                 seat.send(job)
 
-    def _free_seat(self) -> Seat | None:
-        return next((seat for seat in self._seats if seat.free), None)
+    def _may_go(self, job: Job, seat: Seat) -> bool:
+        return seat is job.seat or not self.options.remembers
+
+    def _free_seat_for(self, job: Job) -> Seat | None:
+        return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
         """The worker of these jobs has ended: each request is run once more, alone, so that the one whose fault it was is on its own."""
         for job in jobs:
-            self._place_again(job.once_more(f"{self.label}: its worker process {reason}", idempotent=self.idempotent))
+            ended = f"{self.label}: its worker process {reason}"
+            self._place_again(job.once_more(ended, idempotent=self.idempotent, remembers=self.options.remembers))
 
     def refused(self, job: Job, error: Exception) -> None:
         """A batch has something in it that a worker cannot be told: each of its requests is sent alone, and a single one fails."""
@@ -238,7 +249,7 @@ class WorkerPool(ModelInWorkers):
 
     def _place_again(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            seat = self._free_seat()
+            seat = self._free_seat_for(job)
             if seat is not None:
                 seat.send(job)
             else:
@@ -302,6 +313,9 @@ class WorkerPool(ModelInWorkers):
         log.error("%s", reason)
         if not any(other.usable for other in self._seats):
             self._set_unavailable(reason)
+        for job in [job for job in self._waiting if job.seat is seat and self.options.remembers]:
+            self._waiting.remove(job)  # nobody knows when its worker will be there
+            job.fail(Unavailable(reason, retry_after=1))
         self._start_again(seat, reason)
 
     def _look_for_workers(self) -> None:

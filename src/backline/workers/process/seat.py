@@ -37,6 +37,8 @@ class Seat:
         self._pool = pool
         self._index = index
         self.process: WorkerProcess | None = None
+        #: What models keep in the present process, or in the next one while there is none: another object for each.
+        self.memory = object()
         self.usable = False
         #: Workers here that have ended one after the other without any answer.
         self.failures = 0
@@ -247,6 +249,7 @@ class Seat:
     def _ended(self, process: WorkerProcess, reason: str) -> None:
         if process is not self.process:
             return
+        self.memory = object()
         was_usable, self.usable = self.usable, False
         self.process = None
         if self._watch is not None:
