@@ -64,7 +64,7 @@ def test_a_field_that_is_unknown_here_causes_a_load() -> None:
         *("version_policy", "instance_count", "labels", "pinned", "on_demand", "idle_unload_seconds", "load_retries"),
         *("dynamic_batching", "preferred_batch_sizes", "max_queue_delay_us", "queue_policy"),
         *("priority_levels", "default_priority_level", "priority_queue_policies"),
-        *("metric_tags", "declared", "source", "warnings"),
+        *("metric_tags", "first_response_bounds_ms", "declared", "source", "warnings"),
     }
 
 

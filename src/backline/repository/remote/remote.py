@@ -22,6 +22,7 @@ from backline.repository.listing import FileEntry, Listing
 from backline.repository.remote.cache import Content, ContentCache
 from backline.repository.remote.downloads import Downloads
 from backline.repository.remote.files import RemoteFiles, Unreachable, checked
+from backline.repository.remote.progress import Progress
 from backline.repository.remote.remembered import recall, remember
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 
@@ -181,7 +182,7 @@ class RemoteRepository:
             if entry.problem:
                 raise InvalidArgument(entry.problem)
         stop = threading.Event()
-        progress = _Progress(sum(entry.size for entry in version.files.values()), on_bytes)
+        progress = Progress(sum(entry.size for entry in version.files.values()), on_bytes)
         try:
             contents = await self._run(self._find_all, version.files)
             missing = [path for path in version.files if path not in contents]
@@ -200,7 +201,7 @@ class RemoteRepository:
         found = {path: self._cache.find(self.location, path, entry) for path, entry in files.items()}
         return {path: content for path, content in found.items() if content is not None}
 
-    async def _fetch_all(self, files: Mapping[str, FileEntry], progress: _Progress, stop: threading.Event) -> dict[str, Content]:
+    async def _fetch_all(self, files: Mapping[str, FileEntry], progress: Progress, stop: threading.Event) -> dict[str, Content]:
         """The contents of all, or the first failure once the others have stopped."""
 
         def fetch(path: str, entry: FileEntry) -> Content:
@@ -274,44 +275,6 @@ class _Either(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._one.wait(timeout) or self._other.is_set()
-
-
-class _Progress:
-    """Bytes that arrive on threads, told on the event loop as often as it has time to hear of them."""
-
-    def __init__(self, total: int, on_bytes: OnBytes) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lock = threading.Lock()
-        self._total = total
-        self._on_bytes = on_bytes
-        self._here = 0
-        self._announced = False
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._here += count
-            if self._announced:
-                return
-            self._announced = True
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-            self._loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        with self._lock:
-            self._announced = False
-            here = self._here
-        self._on_bytes(here, self._total)
-
-    def end(self) -> None:
-        """Tells the last bytes at once, and nothing after."""
-        with self._lock:
-            on_bytes, self._on_bytes = self._on_bytes, _say_nothing
-            here = self._here
-        on_bytes(here, self._total)
-
-
-def _say_nothing(here: int, total: int) -> None:
-    """After the end."""
 
 
 def _ignore(count: int) -> None:
