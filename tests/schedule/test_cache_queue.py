@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, Internal, Unavailable
+from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
@@ -20,9 +21,11 @@ from backline.schedule.cache.local import LocalCache
 from backline.schedule.cache.queue import LARGE, CachedInstances
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
+from backline.schedule.splitting import SplittingQueue
 from backline.workers.execution import Execution
 from backline.workers.instance import ThreadInstance
 from schedule.bench import Doubler, values
+from schedule.world import World
 
 
 def tensor(name: str, data: np.ndarray) -> Tensor:
@@ -71,6 +74,13 @@ class Bench:
         """Returns when the model has begun its only run, which waits for the gate."""
         while not self.queue.running:  # noqa: ASYNC110  # it begins at the end of a turn of the loop
             await asyncio.sleep(0)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
 
 
 def test_a_request_that_was_answered_before_is_answered_without_a_run_and_counted_as_triton_does() -> None:
@@ -283,3 +293,28 @@ def test_large_requests_are_hashed_beside_the_loop_and_found_all_the_same() -> N
         assert bench.queue.pending == 0
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("policy", [QueuePolicy(), QueuePolicy(None, timeout_us=500_000)])
+def test_the_parts_of_a_request_wait_as_long_as_who_joins_it(world: World, policy: QueuePolicy) -> None:
+    instance = world.instance()
+    queue = QueueSettings(policy)
+    scheduler = Scheduler("m", Settings(BatchPolicy(2), queue), [instance], world.statistics, loop=world.loop, total=world.total)
+    splitting = SplittingQueue(scheduler, 2, world.statistics)
+    keys = RequestKeys("m", "1", "")
+    cached = CachedInstances(splitting, LocalCache(0), keys, queue, world.statistics, name="m", version="1", loop=world.loop)
+    world.began_for = lambda one: [other for other in world.open if other.values == one.values]
+    world.ask(cached.submit, [0.0])
+    world.loop.later(0)
+    hasty = world.ask(cached.submit, [1.0, 2.0, 3.0], within=0.2)
+    world.loop.later(0.1)
+    patient = world.ask(cached.submit, [1.0, 2.0, 3.0], within=0.45)
+    assert hasty is not None
+    assert patient is not None
+    world.loop.later(0.3)
+    assert isinstance(hasty.answers[0], DeadlineExceeded)
+    while instance.batch is not None:
+        world.loop.inside(instance.end)
+        world.loop.later(0)
+    assert isinstance(patient.answers[0], InferResponse)
+    assert not world.faults

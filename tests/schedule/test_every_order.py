@@ -323,6 +323,15 @@ class CachedMachine(SchedulerMachine):
         assert done + self.world.refused <= len(self.world.asked) + self.world.refused
 
 
+class CachedSplittingMachine(CachedMachine):
+    """A response cache in front of requests of more items than a batch may have."""
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        super().make(instances)
+        self.cached._queue = SplittingQueue(self.scheduler, 1, self.world.statistics)
+        return self.cached
+
+
 class RateLimited(SchedulerMachine):
     """Instances that wait for resources, of which there is enough for one or two of them."""
 
@@ -478,6 +487,7 @@ TestOrdered = _in_every_order(OrderedMachine)
 TestObjective = _in_every_order(ObjectiveMachine)
 TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
+TestCachedSplitting = _in_every_order(CachedSplittingMachine)
 TestRateLimited = _in_every_order(RateLimited)
 TestRateLimitedOrdered = _in_every_order(RateLimitedOrderedMachine)
 TestRateLimitedSplitting = _in_every_order(RateLimitedSplittingMachine)

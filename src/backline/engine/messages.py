@@ -165,22 +165,18 @@ class InferRequest:
         self.batch_key: object = None
 
     def stand_in(self, inputs: dict[str, Tensor], on_complete: Completion) -> InferRequest:
-        """Another request that is run in place of this one, or with it for a part of it: as old, as patient and as important."""
-        other = InferRequest(
-            self.model_name,
-            inputs,
-            on_complete,
-            model_version=self.model_version,
-            id=self.id,
-            outputs=self.outputs,
-            parameters=self.parameters,
-            priority=self.priority,
-            deadline=self.deadline,
-            timeout=self.timeout,
-        )
-        other.waits_until, other.compute, other.trace = self.waits_until, self.compute, self.trace
-        other.arrived_ns, other.batch_size, other.batch_key = self.arrived_ns, self.batch_size, self.batch_key
+        """Another request that is run in place of this one: as old, as patient and as important."""
+        other = InferRequest(self.model_name, inputs, on_complete, deadline=self.deadline)
+        other.stand_for(self)
         return other
+
+    def stand_for(self, request: InferRequest) -> None:
+        """Takes over all that a request says besides its inputs and its deadline, and what is known of it."""
+        self.model_version, self.id = request.model_version, request.id
+        self.outputs, self.parameters = request.outputs, request.parameters
+        self.priority, self.timeout, self.waits_until = request.priority, request.timeout, request.waits_until
+        self.compute, self.trace = request.compute, request.trace
+        self.arrived_ns, self.batch_size, self.batch_key = request.arrived_ns, request.batch_size, request.batch_key
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: `on_complete` is not called, and the request is not run if it has not started yet.

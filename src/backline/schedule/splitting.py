@@ -77,15 +77,33 @@ class SplittingQueue:
         await self._queue.drain(limit)
 
 
+class _Part(InferRequest):
+    """Some of the items of a request. It has the deadline of the whole, which may be put off while it waits, as others join that."""
+
+    __slots__ = ("_whole",)
+
+    def __init__(self, whole: InferRequest, inputs: dict[str, Tensor], items: int) -> None:
+        self._whole = whole
+        super().__init__(whole.model_name, inputs, whole.on_complete, deadline=whole.deadline)
+        self.stand_for(whole)
+        self.batch_size = items
+
+    @property
+    def deadline(self) -> float | None:
+        return self._whole.deadline
+
+    @deadline.setter
+    def deadline(self, deadline: float | None) -> None:
+        self._whole.deadline = deadline
+
+
 def split(request: InferRequest, limit: int) -> list[InferRequest]:
     """Requests of `limit` items and one of the rest, which share the memory of the whole."""
-    parts = []
+    parts: list[InferRequest] = []
     for start in range(0, request.batch_size, limit):
         end = min(start + limit, request.batch_size)
         inputs = {name: _rows(tensor, start, end) for name, tensor in request.inputs.items()}
-        part = request.stand_in(inputs, request.on_complete)
-        part.batch_size = end - start
-        parts.append(part)
+        parts.append(_Part(request, inputs, end - start))
     return parts
 
 
