@@ -87,3 +87,10 @@ def test_the_rooms_are_the_folders_of_the_package() -> None:
     rooms = {code(row["room"])[0].rstrip("/") for row in table(PAGE, "room")}
 
     assert rooms == {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+
+
+def test_the_rooms_within_rooms_are_told() -> None:
+    told = {path.rstrip("/") for row in table(PAGE, "folder") for path in code(row["folder"])}
+    within = {path.parent.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("*/*/__init__.py")}
+
+    assert told == {path for path in within if not path.startswith(("cli/", "compat/"))}
