@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import selectors
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from backline.client import connect
+from backline.client import connect, connect_async
 from backline.client.errors import (
     ConnectionFailed,
     DeadlineExceeded,
@@ -175,13 +178,35 @@ def test_importing_backline_imports_neither_client_nor_server() -> None:
 
 
 def test_the_pool_does_not_open_more_connections_than_it_may(server: ServerProcess) -> None:
-    import asyncio
-
-    from backline.client import connect_async
-
     async def main() -> int:
         async with connect_async(server.url, max_connections=2) as client:
             await asyncio.gather(*(client["add1"](np.zeros((1, 16), np.float32)) for _ in range(40)))
             return len((await client.transport())._pool._all)  # type: ignore[attr-defined]
 
     assert asyncio.run(main()) == 2
+
+
+def test_a_tensor_without_elements_behind_a_large_one_leaves_the_loop_at_rest(answering: Callable[..., str]) -> None:
+    inputs = [{"name": name, "datatype": "FP32", "shape": [-1]} for name in ("a", "b")]
+    metadata = {"name": "m", "versions": ["1"], "platform": "p", "inputs": inputs, "outputs": []}
+    answers = [json.dumps(body).encode() for body in (metadata, {"model_name": "m", "model_version": "1", "outputs": []})]
+    heads = [b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"]
+    url = answering(*(head % len(body) + body for head, body in zip(heads, answers, strict=True)), close=False)
+
+    class Counting(selectors.DefaultSelector):
+        turns = 0
+
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            self.turns += 1
+            return super().select(timeout)
+
+    async def main() -> int:
+        async with connect_async(url) as client:
+            await client["m"](a=np.zeros(100_000, np.float32), b=np.zeros(0, np.float32))
+            before = selector.turns
+            await asyncio.sleep(0.2)
+            return selector.turns - before
+
+    selector = Counting()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        assert runner.run(main()) < 20

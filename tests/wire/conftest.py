@@ -46,6 +46,8 @@ class EchoApplication:
             case b"zeros":
                 half = memoryview(bytes(int(request.query) // 2))
                 request.respond(200, OCTETS, (half, half))
+            case b"ending":  # its last part is empty
+                request.respond(200, OCTETS, (memoryview(bytes(int(request.query))), b""))
             case b"held":
                 self.held.append(request)
                 request.on_disconnect = self.lost.release

@@ -109,6 +109,11 @@ def test_head_has_the_fields_of_get_and_no_body(echo_server: WireServer) -> None
     assert answer.endswith(b"\r\n\r\n")
 
 
+def test_an_answer_whose_last_part_is_empty_ends(echo_server: WireServer) -> None:
+    answer = echo_server.send(b"GET /ending?3000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")  # until the server closes
+    assert answer.endswith(b"\r\n\r\n" + bytes(3_000_000))
+
+
 def test_status_204_has_neither_length_nor_body(echo_server: WireServer) -> None:
     answer = echo_server.send(b"GET /empty HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 204 No Content\r\n")

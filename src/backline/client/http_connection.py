@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from time import monotonic
 from typing import cast
@@ -45,7 +44,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[HttpAnswer] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._lost = False
-        self._joins = False
+        self._one_by_one = False
         self._timeout = 0.0
         self.reusable = True
         self.idle_since = monotonic()
@@ -81,7 +80,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             transport.write(parts[0])
         elif size <= JOINED_REQUEST:
             transport.write(b"".join(parts))
-        elif self._joins:
+        elif self._one_by_one:
             for part in parts:
                 transport.write(part)
         else:
@@ -117,8 +116,8 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        # Before 3.12 asyncio's own transports join what writelines gets.
-        self._joins = sys.version_info < (3, 12) and type(transport).__module__.startswith("asyncio.")
+        # What asyncio's own transports do with writelines: join (3.11), or wake the loop for ever behind an empty part (3.12, 3.13).
+        self._one_by_one = type(transport).__module__.startswith("asyncio.")
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._receive if self._direct is None else self._direct[self._filled :]

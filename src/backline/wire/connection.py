@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from types import MethodType
 
 from backline.wire.application import Application
 from backline.wire.inflation import Inflation
@@ -70,6 +71,16 @@ class Connection(asyncio.Protocol):
     @abstractmethod
     def abort(self) -> None:
         """Closes at once, whatever is in flight."""
+
+
+def join_writelines(transport: asyncio.Transport) -> None:
+    """Has a transport of asyncio's own join what `writelines` gets, as all of them did in Python 3.11.
+
+    In 3.12 and 3.13 that of TCP keeps an empty part in its buffer for ever, so that the loop never rests and the connection never closes,
+    and up to 3.12.8 and 3.13.1 it never pauses who writes (CVE-2024-12254). uvloop's are left as they are.
+    """
+    if type(transport).__module__.startswith("asyncio."):
+        transport.writelines = MethodType(asyncio.WriteTransport.writelines, transport)  # type: ignore[method-assign]
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import cast
 
-from backline.wire.connection import Connection, Wire
+from backline.wire.connection import Connection, Wire, join_writelines
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http1.head import response_head
 from backline.wire.http2.connection import Http2Connection
@@ -36,6 +36,7 @@ class Sniffer(Connection):
         if wire.draining or len(wire.connections) >= wire.limits.max_connections:
             refuse_connection(wire, transport)
             return
+        join_writelines(transport)
         self.attach(transport, b"")
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() == "h2":
