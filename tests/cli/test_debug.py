@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from support.packages import OLD_NUMPY
 from support.repositories import put
 from support.server import free_ports
 from support.terminal import Terminal
@@ -70,7 +71,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debugged]:
     folder = tmp_path_factory.mktemp("debug")
     put(folder / "models" / "tagger" / "1" / "model.py", MODEL)
     put(folder / "models" / "tagger" / "1" / "marks.py", "def mark():\n    return '!'\n")
-    put(folder / "models" / "tagger" / "requirements.txt", "tinydb==4.8.0\nnumpy==1.26.4\n")
+    put(folder / "models" / "tagger" / "requirements.txt", f"tinydb==4.8.0\nnumpy=={OLD_NUMPY}\n")
     put(folder / "models" / "shout" / "1" / "model.py", SHOUT)
     server = Debugged(folder / "models", folder)
     shown = server.terminal.read_until("Ctrl-C stops")

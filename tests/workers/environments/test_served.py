@@ -13,6 +13,7 @@ import tritonclient.http as tritonclient
 
 import backline
 from backline.engine.errors import BacklineError
+from support.packages import NEW_NUMPY, OLD_NUMPY
 from support.repositories import put
 from support.server import ServerProcess, serve
 from workers.environments.interpreters import another_python
@@ -28,7 +29,6 @@ class Model:
     def predict(self, x: FP32[-1], name: str) -> dict:
         return {"numpy": np.__version__, "sum": float(x.sum()), "name": name, "path": sys.prefix}
 """
-OTHER = "2.1.3" if np.__version__ != "2.1.3" else "2.1.2"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[ServerProcess]:
     repository = tmp_path_factory.mktemp("models")
-    for name, numpy in (("old", "1.26.4"), ("new", OTHER), ("same", np.__version__), ("plain", "")):
+    for name, numpy in (("old", OLD_NUMPY), ("new", NEW_NUMPY), ("same", np.__version__), ("plain", "")):
         put(repository / name / "1" / "model.py", VERSIONS)
         if numpy:
             put(repository / name / "requirements.txt", f"numpy=={numpy}\n")
@@ -58,7 +58,7 @@ def test_two_versions_of_one_library_run_side_by_side(server: ServerProcess, siz
             for name in ("old", "new", "plain")
         }
 
-    for name, numpy in (("old", "1.26.4"), ("new", OTHER), ("plain", np.__version__)):
+    for name, numpy in (("old", OLD_NUMPY), ("new", NEW_NUMPY), ("plain", np.__version__)):
         assert f'"numpy": "{numpy}", "sum": {size}.0, "name": "ä"'.encode() in answers[name]
 
 
