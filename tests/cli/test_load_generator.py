@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from backline.cli.load_generator import closed_loop, open_loop
+from backline.cli.bench.load_generator import closed_loop, open_loop
 from backline.engine.errors import Unavailable
 
 

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from backline.cli.serve import command
-from backline.cli.serve_options import server_options
+from backline.cli.serve.options import server_options
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import ServerOptions
 from backline.wire.tls import TlsFiles

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 import backline
 from backline.backends import onnx_options
-from backline.cli import serve, triton_options
+from backline.cli import serve
+from backline.cli.serve import triton_options
 from backline.client.options import ClientOptions
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig

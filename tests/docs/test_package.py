@@ -54,7 +54,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
-@pytest.mark.parametrize("name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve.py"])
+@pytest.mark.parametrize("name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/serve.py"])
 def test_the_wheel_holds_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert f"backline/{name}" in wheel.namelist()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from backline.cli.option import Decorator, decorated, option
+from backline.cli.serve.option import Decorator, decorated, option
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import FORMATS, LEVELS, LogFormat, LogLevel, LogSettings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from backline.cli.load_generator import Load
+from backline.cli.bench.load_generator import Load
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 

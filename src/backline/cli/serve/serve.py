@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from backline.cli.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
 from backline.cli.event_loop import run
-from backline.cli.lasting_output import lasting_output
-from backline.cli.log_options import installed_log, log_options
-from backline.cli.open_files import within_open_files
-from backline.cli.serve_options import server_options
-from backline.cli.serve_report import LoadReport, print_report
-from backline.cli.triton_options import ServeCommand
+from backline.cli.serve.debugging import STOPPED_WITHIN, check_debugged, debugged_options, kept_terminal
+from backline.cli.serve.lasting_output import lasting_output
+from backline.cli.serve.log_options import installed_log, log_options
+from backline.cli.serve.open_files import within_open_files
+from backline.cli.serve.options import server_options
+from backline.cli.serve.report import LoadReport, print_report
+from backline.cli.serve.triton_options import ServeCommand
 from backline.engine.errors import BacklineError
 from backline.lifecycle.loading.load_threads import loads_running
 from backline.observe.log.settings import LogSettings

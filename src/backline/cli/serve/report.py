@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backline.cli.debugging import banner
+from backline.cli.serve.debugging import banner
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
 from backline.engine.datatypes import DataType

@@ -10,12 +10,12 @@ from typing import Any
 import click
 import numpy as np
 
-from backline.cli.bench_report import BenchReport, print_bench, require_matplotlib, write_html, write_json, write_png
-from backline.cli.bench_step import BenchStep, ServerShare
+from backline.cli.bench.load_generator import Arrivals, Load, closed_loop, open_loop
+from backline.cli.bench.report import BenchReport, print_bench, require_matplotlib, write_html, write_json, write_png
+from backline.cli.bench.step import BenchStep, ServerShare
 from backline.cli.connection import connection_options, nearest_model
 from backline.cli.event_loop import run
 from backline.cli.input_value import generate, parse_shape
-from backline.cli.load_generator import Arrivals, Load, closed_loop, open_loop
 from backline.client.aio import AsyncClient
 from backline.client.arrays import to_tensor
 from backline.client.options import ClientOptions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from backline.cli.option import Decorator, decorated, option
+from backline.cli.serve.option import Decorator, decorated, option
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ControlMode, LifecycleOptions
