@@ -75,6 +75,16 @@ def test_requests_of_a_new_connection_are_all_in_flight_where_answers_are_known_
             served.wait_until(lambda: len(served.handlers.held) == 20)
 
 
+def test_the_first_requests_of_a_server_are_in_flight_together_up_to_a_limit() -> None:
+    """They may wait for each other: a model's batch is formed of them."""
+    with serve(LIMITS) as served, FrameClient(served.port) as client:
+        for number in range(1, 41, 2):
+            client.call(number, "/test.Test/Hold", prefixed(b""))
+        client.write(frames.frame(frames.PING, 0, 0, b"all read"))
+        client.until(frames.PING)
+        served.wait_until(lambda: len(served.handlers.held) == 16)
+
+
 def test_a_new_connection_is_held_to_the_large_answers_of_another() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as taught, FrameClient(served.port, SHUT) as client:
         ask_for(taught, 1, 200_000)

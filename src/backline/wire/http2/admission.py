@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 #: Kinds of compressed requests are counted from here: their size says little about what they become.
 _COMPRESSED = 64
-#: An answer that nothing is known of counts as this part of the budget.
-_UNKNOWN = 2
+#: An answer that nothing is known of counts as this part of the budget: a server's first requests may take long, or wait for each other in
+#: a batch.
+_UNKNOWN = 16
 
 
 class Admission:
     """A client that asks for large answers and does not take them gets few: the rest of its requests waits in their streams, in order.
 
     What a request will be answered with is not known before, so it is expected to be like the recent answers to requests of its size, on
-    its connection or else on any: only of a server's first requests few are in flight until an answer is there. Requests are told apart
-    by size because a client may mix small calls and large ones. Where answers are small, nothing is counted: `passes` is the size up to
-    which a request may go to the application without being offered here, which is -1 while even small requests have to be.
+    its connection or else on any: only of a server's first requests no more than 16 are in flight until an answer is there. Requests are
+    told apart by size because a client may mix small calls and large ones. Where answers are small, nothing is counted: `passes` is the
+    size up to which a request may go to the application without being offered here, which is -1 while even small requests have to be.
     """
 
     __slots__ = ("_budget", "_output", "_pausing", "_scheduled", "_sizes", "_small", "_streams", "_wire", "passes", "waiting")
