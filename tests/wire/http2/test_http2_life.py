@@ -69,6 +69,21 @@ def test_goaway_of_the_client_is_followed(served: Served) -> None:
         assert client.ended()
 
 
+def test_all_requests_of_a_connection_that_is_lost_are_told_also_when_one_of_them_has_another_answered(served: Served) -> None:
+    handlers = served.handlers
+    handlers.held_http.clear()
+    handlers.cancelled.clear()
+    with FrameClient(served.port) as client:
+        for number in (1, 3, 5):
+            client.request(number, "/hold")
+        served.wait_until(lambda: len(handlers.held_http) == 3)
+        first, second, _ = handlers.held_http
+        first.on_disconnect = lambda: second.respond(200, [], [b"nobody takes it"])
+        second.on_disconnect = None
+    served.wait_until(lambda: not served.wire.requests)
+    assert handlers.cancelled.is_set(), "the third one"
+
+
 def test_silent_client_is_closed() -> None:
     with serve(Limits(header_timeout=0.1)) as served, FrameClient(served.port, handshake=False) as client:
         assert client.ended()

@@ -145,8 +145,9 @@ class Http2Connection(FrameReader):
 
     def _abandon(self) -> None:
         for stream in list(self.streams.values()):
-            self.remove(stream)
-            stream.lost()
+            if not stream.closed:  # who is told before may have had it answered
+                self.remove(stream)
+                stream.lost()
 
     # Time limits
 
