@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import platformdirs
-
 from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine
@@ -28,6 +26,7 @@ from backline.observe.tracing.tracing import Tracing
 from backline.process_memory import share_arena
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
+from backline.user_folders import user_cache
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
 from backline.wire.limits import Limits
@@ -86,7 +85,7 @@ class Embedded:
         self._exit_on_error = exit_on_error
         options = options or LifecycleOptions()
         configs = ConfigFiles(config_name, complete=options.complete_configs)
-        cache = options.cache_folder or platformdirs.user_cache_path("backline")
+        cache = options.cache_folder or user_cache()
         # A folder that is named twice is one repository, under whichever name.
         locations = {_same(location): str(location) for location in reversed(repositories)}
         if model_name and len(locations) > 1:
@@ -205,8 +204,10 @@ class Server:
         self._embedded.stopping()
         if self._heap is not None:
             self._heap.close()
-        if self._listeners is not None:
-            await self._listeners.close(self.options.limits.drain_timeout)
-        await self._embedded.stop()
-        if self._tracing is not None:
-            await self._tracing.close()
+        try:
+            if self._listeners is not None:
+                await self._listeners.close(self.options.limits.drain_timeout)
+            await self._embedded.stop()
+        finally:  # also where the caller waits no longer for runs that have no end
+            if self._tracing is not None:
+                await self._tracing.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import resource
 import shutil
@@ -13,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TypeAlias
@@ -136,13 +138,40 @@ async def test_a_load_that_takes_long_has_a_line(monkeypatch: pytest.MonkeyPatch
     assert printed == "still loading big version 1 after 30 s: load\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_with_status_0(repository: Path, tmp_path: Path, number: signal.Signals) -> None:
     with serve(repository, tmp_path / "log") as server:
         wait_report(server)
         server.process.send_signal(number)
         assert server.process.wait(30) == 0
         assert server.output.rstrip().endswith("Stopped")
+
+
+SLOW = """
+import sys, time
+
+def slow(seconds: float) -> str:
+    print("asleep", file=sys.stderr, flush=True)
+    time.sleep(seconds)
+    return "done"
+"""
+
+
+def test_a_run_that_has_no_end_does_not_hold_the_end_of_the_server(repository: Path, tmp_path: Path) -> None:
+    put(repository / "slow" / "1" / "model.py", SLOW)
+    trace = tmp_path / "trace.json"
+    options = ("--exit-timeout-secs", "0.5", "--trace-config", f"triton,file={trace}", "--trace-config", "level=TIMESTAMPS")
+    with serve(repository, tmp_path / "log", *options, "--trace-config", "rate=1") as server, connect(server.url) as client:
+        client["add1"](np.zeros((1, 16), np.float32))
+        with ThreadPoolExecutor(1) as caller:
+            asked = caller.submit(client["slow"], [100.0])
+            server.wait_for("asleep")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(20) == 0
+            with pytest.raises(ConnectionFailed):
+                asked.result()
+        assert "A run has not ended by itself, and ends with the server" in server.output
+    assert json.loads(trace.read_text())
 
 
 def test_a_port_in_use_is_named_with_its_option(backline: Run, repository: Path) -> None:

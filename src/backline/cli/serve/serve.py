@@ -31,6 +31,11 @@ from backline.wire.tls import TlsFileError
 if TYPE_CHECKING:
     from backline.observe.log.server_log import ServerLog
 
+#: What ends the server: a request of the system, Ctrl-C, a terminal that goes away.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: Seconds that runs and unloading models may take when all connections are closed.
+REST_WITHIN = 5.0
+
 _EPILOG = """\b
 Examples:
   backline serve models/
@@ -77,17 +82,17 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
         log = replace(log, info=True)  # it tells of reloads
     with lasting_output(), installed_log(log) as server_log, kept_terminal() if debug is not None else contextlib.nullcontext():
         options = replace(options, limits=within_open_files(options.limits))
-        status = run(serve(options, server_log))
+        rested = run(serve(options, server_log))
     if debug is not None:
-        os._exit(status)  # a thread may stand at a breakpoint, which nothing ends
-    if loads_running():
-        print("A load has not ended by itself, and ends with the server", file=sys.stderr, flush=True)
-        os._exit(status)
-    return status
+        os._exit(0)  # a thread may stand at a breakpoint, which nothing ends
+    if loads_running() or not rested:
+        print(f"A {'run' if not rested else 'load'} has not ended by itself, and ends with the server", file=sys.stderr, flush=True)
+        os._exit(0)
+    return 0
 
 
-async def serve(options: ServerOptions, log: ServerLog) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit status. A second signal ends at once."""
+async def serve(options: ServerOptions, log: ServerLog) -> bool:
+    """Serves until one of _SIGNALS; returns whether all runs of models have ended. A second signal ends at once."""
     began = monotonic()
     server = Server(options, log)
     stopping = asyncio.Event()
@@ -95,11 +100,12 @@ async def serve(options: ServerOptions, log: ServerLog) -> int:
 
     def stop() -> None:
         stopping.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in heard:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has SIGHUP ignored
+    for number in heard:
         loop.add_signal_handler(number, stop)
     report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
     starting = asyncio.create_task(server.start(report.on_event))
@@ -124,12 +130,21 @@ async def serve(options: ServerOptions, log: ServerLog) -> int:
         if not starting.done():
             starting.cancel()
             await asyncio.wait((starting,))
-        # A request at a breakpoint of a model that is debugged has no end of its own.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOPPED_WITHIN if options.lifecycle.debugged_model else None):
-                await server.stop()
+        rested = await _stop(server, options)
     print("Stopped", flush=True)
-    return 0
+    return rested
+
+
+async def _stop(server: Server, options: ServerOptions) -> bool:
+    """Stops the server; returns whether all runs have ended. Nobody waits for those that go on when all connections are closed."""
+    # A request at a breakpoint of a model that is debugged has no end of its own.
+    limit = STOPPED_WITHIN if options.lifecycle.debugged_model else options.limits.drain_timeout + REST_WITHIN
+    try:
+        async with asyncio.timeout(limit):
+            await server.stop()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _port_in_use(error: OSError, options: ServerOptions) -> str:

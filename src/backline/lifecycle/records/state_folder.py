@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-import platformdirs
-
 from backline.engine.errors import BacklineError, Internal
+from backline.user_folders import user_state
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -19,7 +18,7 @@ log = logging.getLogger("backline.lifecycle")
 def default_state_folder(locations: Iterable[str]) -> Path:
     """The folder of a server with these repositories: the same at every start, another for other repositories."""
     digest = sha256("\n".join(sorted(locations)).encode("utf-8", "surrogateescape")).hexdigest()
-    return platformdirs.user_state_path("backline") / digest[:16]
+    return user_state() / digest[:16]
 
 
 def make_folder(folder: Path) -> None:

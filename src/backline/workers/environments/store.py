@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import platformdirs
 
 from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.repository.file_lock import Stopped, locked, open_lock, try_lock
+from backline.user_folders import user_cache
 from backline.workers.environments.requirements import (
     LOCK,
     OLDEST_PYTHON,
@@ -48,7 +48,7 @@ _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 def default_folder(cache: Path | None = None) -> Path:
     """Where environments are kept in a cache folder, or in the user's."""
-    return (cache or platformdirs.user_cache_path("backline")) / "environments"
+    return (cache or user_cache()) / "environments"
 
 
 class About(msgspec.Struct):
