@@ -101,7 +101,7 @@ def test_every_option_has_a_case() -> None:
     assert options - tried == {"--debug", "--strict-readiness"}
 
 
-def test_every_field_has_an_option_or_is_made_of_several() -> None:
+def test_every_field_has_an_option_is_made_of_several_or_is_for_programs() -> None:
     filled = {param.name for param in command.params}
     left = {field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)} - filled
-    assert left == {"lifecycle", "limits", "tls", "debugged_model"}
+    assert left == {"lifecycle", "limits", "tls", "debugged_model"} | {"state_store"}
