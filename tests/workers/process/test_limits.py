@@ -22,8 +22,8 @@ from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.placing import place
 from backline.workers.process import process as worker_process
+from backline.workers.process.command import WorkerCommand
 from backline.workers.process.pool import PoolOptions, WorkerPool
-from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Load
 from support.repositories import put
 from support.server import ServerProcess, serve

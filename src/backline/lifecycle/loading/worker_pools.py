@@ -32,8 +32,8 @@ from backline.workers.environments.packed import PARAMETER, packed_environment
 from backline.workers.environments.requirements import Requirements, find_requirements
 from backline.workers.environments.store import Environment, Environments, User, default_folder
 from backline.workers.environments.uv import OnBytes, Uv
+from backline.workers.process.command import WorkerCommand
 from backline.workers.process.pool import PoolOptions, WorkerPool
-from backline.workers.process.process import WorkerCommand
 from backline.workers.process.protocol import Load, Spec
 
 log = logging.getLogger("backline.lifecycle")

@@ -13,7 +13,7 @@ from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse, Rescheduled
 from backline.engine.tensor import Tensor
-from backline.workers.process.calls import CallChannel
+from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess

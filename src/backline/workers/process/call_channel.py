@@ -1,0 +1,354 @@
+"""The server's end of the channel on which a worker calls other models."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from socket import socket
+from time import monotonic, monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+from backline.engine.datatypes import DataType
+from backline.engine.deadline import unwatch, watch
+from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
+from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
+from backline.engine.tensor import Tensor
+from backline.engine.tracing import part_of
+from backline.workers.process.calls import Calls, Outcome
+from backline.workers.process.columns import pack_columns, unpack_columns
+from backline.workers.process.outbox import Outbox
+from backline.workers.process.protocol import (
+    WINDOW,
+    Ask,
+    Call,
+    Column,
+    Ended,
+    FrameReader,
+    Kind,
+    Measure,
+    ProtocolError,
+    Response,
+    frame,
+)
+
+if TYPE_CHECKING:
+    from backline.workers.process.process import WorkerProcess
+
+log = logging.getLogger("backline.workers")
+model_log = logging.getLogger("backline.model")
+
+_RECEIVE = 1 << 18
+#: Bytes of shared memory that calls under way may hold of one worker; inputs beyond it are copied.
+_MAX_HELD = 1 << 28
+_NOBODY_WAITS = "nobody waits for the answer of the calling model any more"
+
+
+@dataclass(slots=True)
+class _Open:
+    """A call under way: `asked` are the requests of the worker that it is for, `unread` the responses that the worker has not taken."""
+
+    request: InferRequest
+    asked: Sequence[InferRequest]
+    began_ns: int
+    unread: int = 0
+
+
+class CallChannel:
+    """Answers the calls of one worker. Lives on the event loop. `open_requests` gives those of the numbers that it has not answered."""
+
+    def __init__(
+        self,
+        calls: Calls | None,
+        open_requests: Callable[[Sequence[int]], list[InferRequest]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._calls = calls
+        self._open_requests = open_requests
+        self._loop = loop
+        self._reader = FrameReader()
+        self._open: dict[int, _Open] = {}
+        #: The requests that questions are for, by the numbers of the questions.
+        self._questions: dict[int, Sequence[InferRequest]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def attend(self, channel: socket, process: WorkerProcess) -> None:
+        """Answers on this socket from now on."""
+        channel.setblocking(False)
+        self._channel = channel
+        self._process = process
+        self._outbox = Outbox(channel, self._loop)
+        self._loop.add_reader(channel.fileno(), self._readable)
+
+    def close(self) -> None:
+        """The worker has ended: nobody waits for its calls any more."""
+        self._loop.remove_reader(self._channel.fileno())
+        self._loop.remove_writer(self._channel.fileno())
+        self._channel.close()
+        self._questions.clear()
+        for number in tuple(self._open):
+            self._give_up(number)
+
+    def abandoned(self) -> None:
+        """Nobody waits for some of the worker's requests any more: the calls that were only for such end."""
+        for number, one in tuple(self._open.items()):
+            if _is_for_nobody(one.asked):
+                self._give_up(number)
+                self._fail(number, Cancelled(_NOBODY_WAITS))
+        for number, asked in tuple(self._questions.items()):
+            if _is_for_nobody(asked):
+                self._tell(number, Cancelled(_NOBODY_WAITS))
+
+    # what is heard
+
+    def _readable(self) -> None:
+        try:
+            received = self._channel.recv(_RECEIVE)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:  # whether the worker is at its end is told by its other channels
+            self._loop.remove_reader(self._channel.fileno())
+            return
+        try:
+            for kind, message, payload in self._reader.feed(received):
+                self._take(kind, message, payload)
+        except (ProtocolError, BacklineError, ValueError) as error:
+            self._process.kill(f"broke the protocol: {error}")
+
+    def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
+        if kind in (Kind.CALL, Kind.ASK) and (message.number in self._open or message.number in self._questions):
+            raise ProtocolError(f"a second {kind.name} with number {message.number}")
+        if kind is Kind.CALL:
+            for at in message.returned:
+                self._process.arena.give_back(at)
+            self._call(message, self._tensors(message.columns, message.block, payload))
+        elif kind is Kind.ASK:
+            if any(file.datatype != DataType.UINT8.name for file in message.files):
+                raise ProtocolError("a file that is no column of UINT8")
+            self._ask(message, self._tensors(message.files, message.block, payload))
+        elif kind is Kind.DROP:
+            for number in message.numbers:
+                self._give_up(number)
+                self._fail(number, Cancelled("the answer is not wanted any more"))  # for the thread that reads, if it was its own call
+        elif kind is Kind.MORE:
+            number, count = message.numbers
+            self._more(number, count)
+        elif kind is Kind.MEASURE:
+            self._measure(message)
+        elif kind is Kind.LIMIT:
+            self._process.limit_memory(*message.numbers)
+        elif kind is Kind.READY:
+            self._process.says_ready(message.reason)
+        elif kind is Kind.LOG:
+            model_log.log(message.level, "%s: %s", self._process.command.label, message.text)
+        else:
+            raise ProtocolError(f"a frame of kind {kind.name}")
+
+    def _measure(self, message: Measure) -> None:
+        try:
+            if self._calls is None:
+                raise Unsupported("there is no page of metrics: this model runs without a server")
+            value = self._calls.measure(message)
+        except BacklineError as error:
+            if message.number:
+                self._fail(message.number, error)
+            else:
+                model_log.warning("%s: %s", self._process.command.label, error.message)
+        else:
+            if message.number:
+                self._say(Kind.ENDED, Ended(message.number, value=value))
+
+    def _tensors(self, columns: Sequence[Column], at: int, payload: memoryview) -> dict[str, Tensor]:
+        if at < 0:
+            return unpack_columns(columns, payload, 0, None, at)[0]
+        end = max((column.at + column.size for column in columns), default=at)
+        process = self._process
+        block = process.arena.read(at, end - at)
+        if process.hold(block, at) > _MAX_HELD:
+            block = block.copy()
+        return unpack_columns(columns, payload, 0, block, at)[0]
+
+    # calls
+
+    def _call(self, message: Call, inputs: dict[str, Tensor]) -> None:
+        number = message.number
+        if self._calls is None:
+            self._fail(number, Unsupported(f"model '{message.model}' cannot be called: this model runs without a server"))
+            return
+        asked = self._open_requests(message.requests)
+        if message.requests and all(request.cancelled for request in asked):
+            self._fail(number, Cancelled(_NOBODY_WAITS))
+            return
+        request = self._request(message, inputs, asked)
+        request.trace = part_of(self._open_requests(message.traced) if message.traced else asked)
+        self._open[number] = _Open(request, asked, monotonic_ns())
+        if request.deadline is not None:
+            watch(request, request.deadline)
+        try:
+            self._calls.submit(request)
+        except BacklineError as error:
+            unwatch(request)
+            self._end(number, error)
+        except Exception as error:
+            log.exception("a call of model '%s' could not be submitted", message.model)
+            unwatch(request)
+            self._end(number, Internal(f"the call of model '{message.model}' failed: {type(error).__name__}"))
+
+    def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]) -> InferRequest:
+        """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
+        note = message.note
+        limits = [monotonic() + note.timeout] if note.timeout else []
+        waiting = [request.waits_until for request in asked]
+        if waiting and None not in waiting:
+            limits.append(max(deadline for deadline in waiting if deadline is not None))
+        priority = note.priority or min((request.priority for request in asked if request.priority), default=0)
+        number = message.number
+        return InferRequest(
+            message.model,
+            inputs,
+            partial(self._completed, number),
+            model_version=message.version,
+            id=note.id,
+            outputs=None if note.outputs is None else tuple(note.outputs),
+            parameters=note.parameters or None,
+            priority=priority,
+            deadline=min(limits, default=None),
+            timeout=message.queue_timeout or None,
+            sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end) if note.sequence else None,
+            on_response=partial(self._responded, number) if message.stream else None,
+            flow=ResponseFlow() if message.stream else None,
+        )
+
+    def _responded(self, number: int, request: InferRequest, response: InferResponse) -> None:
+        one = self._open.get(number)
+        if one is None:
+            return
+        one.unread += 1
+        if one.unread >= WINDOW and request.flow is not None:
+            request.flow.pause()
+        try:
+            self._respond(number, response, last=False)
+        except Internal as error:
+            request.cancel()
+            self._end(number, error)
+
+    def _more(self, number: int, count: int) -> None:
+        one = self._open.get(number)
+        if one is None or one.request.flow is None:
+            return
+        one.unread -= count
+        if one.request.flow.paused and one.unread < WINDOW:
+            one.request.flow.resume()
+
+    def _completed(self, number: int, _: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        if number in self._open:
+            self._end(number, error, response)
+
+    def _end(self, number: int, error: BacklineError | None, response: InferResponse | None = None) -> None:
+        """The call has its answer."""
+        try:
+            if error is not None:
+                self._fail(number, error)
+            elif response is not None:
+                self._respond(number, response, last=True)
+            else:
+                self._say(Kind.ENDED, Ended(number))
+        except Internal as too_large:
+            error = too_large
+            self._fail(number, error)
+        self._close(number, "success" if error is None else "fail")
+
+    def _give_up(self, number: int) -> None:
+        """Nobody waits for a call any more, or for the answer to a question."""
+        self._questions.pop(number, None)
+        one = self._open.get(number)
+        if one is not None:
+            self._close(number, "cancel")
+            one.request.cancel()
+            if one.request.flow is not None:
+                one.request.flow.resume()
+
+    def _close(self, number: int, outcome: Outcome) -> None:
+        one = self._open.pop(number)
+        assert self._calls is not None, "there are no calls without it"
+        self._calls.ended(one.request, outcome, monotonic_ns() - one.began_ns)
+
+    # questions
+
+    def _ask(self, message: Ask, files: Mapping[str, Tensor]) -> None:
+        self._questions[message.number] = self._open_requests(message.requests)
+        task = self._loop.create_task(self._answer(message, files))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, message: Ask, files: Mapping[str, Tensor]) -> None:
+        try:
+            value = await self._value(message, files)
+        except BacklineError as error:
+            self._tell(message.number, error)
+        except Exception as error:
+            log.exception("'%s' of model '%s', which a worker asked for, failed", message.what, message.model)
+            self._tell(message.number, Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"))
+        else:
+            self._tell(message.number, value)
+
+    def _tell(self, number: int, found: Any) -> None:
+        """Answers a question, unless it was answered before or nobody waits."""
+        if self._questions.pop(number, None) is None:
+            return
+        if isinstance(found, BacklineError):
+            self._fail(number, found)
+        else:
+            self._say(Kind.ENDED, Ended(number, value=found))
+
+    async def _value(self, message: Ask, files: Mapping[str, Tensor]) -> Any:
+        calls, model, version = self._calls, message.model, message.version
+        if calls is None:
+            raise Unsupported("there are no other models: this model runs without a server")
+        match message.what:
+            case "ready":
+                return calls.is_ready(model, version)
+            case "describe":
+                return await calls.describe(model, version)
+            case "load":
+                return await calls.load(model, version, message.config, {path: file.data.tobytes() for path, file in files.items()})
+            case "unload":
+                return await calls.unload(model, version, dependents=message.dependents)
+        raise Unsupported(f"a worker asks for '{message.what}', which there is no answer to")
+
+    # what is said
+
+    def _respond(self, number: int, response: InferResponse, *, last: bool) -> None:
+        """Raises Internal for a response that does not fit into the shared memory."""
+        try:
+            columns, payload, block = pack_columns([[(tensor,) for tensor in response.outputs]], self._process.arena)
+        except MemoryError as error:
+            raise Internal(f"the response of model '{response.model_name}': {error}") from None
+        message = Response(
+            number,
+            response.model_name,
+            response.model_version,
+            response.id,
+            columns[0],
+            response.parameters or {},
+            block,
+            last,
+            self._process.take_unused(),
+        )
+        self._say(Kind.RESPONSE, message, payload)
+
+    def _fail(self, number: int, error: BacklineError) -> None:
+        self._say(Kind.ENDED, Ended(number, type(error).__name__, error.message, error.retry_after))
+
+    def _say(self, kind: Kind, message: Response | Ended, payload: Iterable[Any] = ()) -> None:
+        if self._channel.fileno() >= 0:
+            self._outbox.send(frame(kind, message, list(payload)))
+
+
+def _is_for_nobody(asked: Sequence[InferRequest]) -> bool:
+    """Whether nobody waits for these requests any more; of calls that are for none it is not known."""
+    return bool(asked) and all(request.cancelled for request in asked)
