@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from backline.engine.messages import SequenceStep
+from backline.engine.datatypes import DataType
+from backline.engine.ensemble import Ensemble, EnsembleStep
+from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.statistics import ModelStatistics
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.local import LocalCache
 from backline.schedule.cache.queue import CachedInstances
+from backline.schedule.ensembles.queue import EnsembleQueue
 from backline.schedule.objective.scheduler import ObjectiveScheduler
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.rate_limit.limits import EACH_DEVICE, Claim, RateLimits
@@ -380,6 +386,53 @@ class RateLimitedSplittingMachine(RateLimited, SplittingMachine):
     """The parts of requests, on instances that wait for resources."""
 
 
+class EnsembleMachine(SchedulerMachine):
+    """An ensemble: two steps side by side and one behind them, all of the same model."""
+
+    LEVELS = 2
+
+    def make(self, instances: list[HeldInstance]) -> Any:
+        world = self.world
+        scheduler = super().make(instances)
+        world.factor = 4
+        self.statistics = ModelStatistics()
+        steps = (_step({"x": "X"}, "A"), _step({"x": "X"}, "B"), _step({"x": "A", "other": "B"}, "Y"))
+        spec = TensorSpec("Y", DataType.FP32, (-1,))
+
+        def submit_step(request: InferRequest) -> None:
+            request.batch_size = request.inputs["x"].shape[0]
+            scheduler.submit(request)
+
+        self.ensemble = EnsembleQueue("e", "1", Ensemble(steps), Signature((), (spec,)), submit_step, self.statistics, batched=True)
+        return SimpleNamespace(submit=self.submit_request, update=scheduler.update, drain=self.drain_both)
+
+    def submit_request(self, request: InferRequest) -> None:
+        request.inputs = {"X": request.inputs["x"]}
+        self.ensemble.submit(request)
+
+    async def drain_both(self, limit: float) -> None:
+        await self.ensemble.drain(limit)
+        await self.scheduler.drain(limit)
+
+    def rank(self, asked: Asked) -> tuple[float, float]:
+        return 0, 0  # a request waits in several places
+
+    def check_counts(self) -> None:
+        assert self.scheduler.pending == self.world.total.waiting
+        assert self.ensemble.running == len(self.world.open)
+
+    def check_statistics(self) -> None:
+        counted = self.statistics
+        done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
+        assert done == len(self.world.asked) + self.world.refused
+        steps = self.world.statistics
+        assert steps.success.count >= 3 * counted.success.count
+
+
+def _step(inputs: dict[str, str], output: str) -> EnsembleStep:
+    return EnsembleStep("m", "", inputs, {"y": output})
+
+
 class SequencesMachine(SchedulerMachine):
     """Sequences whose requests are joined like any others, one of each at a time."""
 
@@ -488,6 +541,7 @@ TestObjective = _in_every_order(ObjectiveMachine)
 TestSplitting = _in_every_order(SplittingMachine)
 TestCached = _in_every_order(CachedMachine)
 TestCachedSplitting = _in_every_order(CachedSplittingMachine)
+TestEnsemble = _in_every_order(EnsembleMachine)
 TestRateLimited = _in_every_order(RateLimited)
 TestRateLimitedOrdered = _in_every_order(RateLimitedOrderedMachine)
 TestRateLimitedSplitting = _in_every_order(RateLimitedSplittingMachine)

@@ -129,6 +129,8 @@ class World:
         self.statistics = ModelStatistics()
         self.total = QueueTotal(12)
         self.most = 8
+        #: What the values of a request are multiplied by.
+        self.factor = 2
         self.faults: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.faults.append(repr(context)))
         self.asked: list[Asked] = []
@@ -210,8 +212,8 @@ class World:
         asked.answers.append(response or error)
         if response is not None:
             self.claim(response.id == request.id, "a response has the id of its request")
-            doubled = [2 * value for value in asked.values]
-            self.claim(response.outputs[0].data.tolist() == doubled, "a response is that of its request")
+            outputs = [self.factor * value for value in asked.values]
+            self.claim(response.outputs[0].data.tolist() == outputs, "a response is that of its request")
         if self._ordered and asked in self._order:
             before = self._order[: self._order.index(asked)]
             self.claim(all(other.over for other in before), "those who were taken before are answered before")
