@@ -32,6 +32,7 @@ from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
 from backline.schedule.sequences.direct import SlotLane, SlotPolicy
+from backline.schedule.sequences.oldest import SequenceLane
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue
@@ -41,8 +42,25 @@ from schedule.world import SLACK, Asked, FaultOfTheirs, HeldInstance, World
 
 sizes = st.sampled_from([1, 1, 1, 2, 5, 8])
 withins = st.sampled_from([None, None, 0.0, 0.05, 1.0])
-policies = st.builds(QueuePolicy, st.sampled_from([None, 1, 3]), st.sampled_from([0, 0, 100_000]), st.booleans())
 reactions = st.sampled_from(["", "", "", "cancel", "cancel all", "ask", "raise"])
+asks = st.fixed_dictionaries(
+    {
+        "size": sizes,
+        "within": withins,
+        "timeout": st.sampled_from([None, None, 0.05]),
+        "priority": st.integers(0, 3),
+        "key": st.sampled_from([None, None, None, "other"]),
+        "then": reactions,
+    }
+)
+steps = st.fixed_dictionaries(
+    {
+        "step": st.builds(SequenceStep, st.sampled_from([1, 2, 3, "four"]), st.booleans(), st.sampled_from([False, False, True])),
+        "within": withins,
+        "then": reactions,
+    }
+)
+policies = st.builds(QueuePolicy, st.sampled_from([None, None, 1, 5]), st.sampled_from([0, 0, 100_000]), st.booleans())
 batches = st.sampled_from([BatchPolicy(8), BatchPolicy(1), BatchPolicy(8, (4, 8), 50_000_000), BatchPolicy(5, (), 20_000_000)])
 
 
@@ -97,16 +115,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     # events
 
     @precondition(lambda self: self.drained is None)
-    @rule(
-        size=sizes,
-        within=withins,
-        timeout=st.sampled_from([None, None, 0.05]),
-        priority=st.integers(0, 3),
-        key=st.sampled_from([None, None, None, "other"]),
-        then=reactions,
-    )
-    def ask(self, size: int, within: float | None, timeout: float | None, priority: int, key: object, then: str) -> None:
-        self.submit([float(size + n) for n in range(size)], within=within, timeout=timeout, priority=priority, key=key, then=then)
+    @rule(asks=st.lists(asks, min_size=1, max_size=6))
+    def ask(self, asks: list[dict[str, Any]]) -> None:
+        """Several, so that it is more than everything else that happens."""
+        for options in asks:
+            size = options["size"]
+            self.submit([float(size + n) for n in range(size)], **{name: value for name, value in options.items() if name != "size"})
 
     def submit(self, values: list[float], *, then: str = "", **options: Any) -> Asked | None:
         def react() -> None:
@@ -165,7 +179,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def change(self, settings: Settings, others: list[Any] | None) -> None:
         self.queue.update(settings, instances=others)
 
-    @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
+    @precondition(lambda self: len(self.world.asked) > 8 and self.drained is None)
     @rule(limit=st.sampled_from([0.0, 0.5, inf]))
     def drain(self, limit: float) -> None:
         self.drained = self.world.loop.create_task(self.queue.drain(limit))
@@ -225,10 +239,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.scheduler._busy
 
     def check_statistics(self) -> None:
+        assert self.counted == len(self.world.asked) + self.world.refused
+
+    @property
+    def counted(self) -> int:
         counted = self.world.statistics
         rejected = counted.rejected_full + counted.rejected_total + counted.rejected_late + counted.rejected_invalid + self.world.invalid
         done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
-        assert done + rejected + self.world.unloaded == len(self.world.asked) + self.world.refused
+        return done + rejected + self.world.unloaded
 
 
 class LevelsMachine(SchedulerMachine):
@@ -382,6 +400,14 @@ class RateLimitedOrderedMachine(RateLimited):
     ORDERED = True
 
 
+class RateLimitedObjectiveMachine(RateLimited, ObjectiveMachine):
+    """A latency objective, on instances that wait for resources."""
+
+    def check_nobody_is_overdue(self) -> None:
+        """Who waits for a permit has no less time than its own."""
+        SchedulerMachine.check_nobody_is_overdue(self)
+
+
 class RateLimitedSplittingMachine(RateLimited, SplittingMachine):
     """The parts of requests, on instances that wait for resources."""
 
@@ -447,12 +473,14 @@ class SequencesMachine(SchedulerMachine):
         world.began_for = self.began_for
         tensors = SequenceTensors("m", SequenceBatching(), {}, batched=True, served=frozenset({"y"}))
         waits = self.draw(st.sampled_from([0, 50_000_000]))
+        ordered = self.draw(st.booleans())
 
         def make_lane(instance: Any) -> Lane:
             if self.DIRECT:
                 places = SlotPolicy(slots, 1.0, waits)
                 return SlotLane("m", places, instance, world.statistics, slot_of, tensors.empty, loop=world.loop)
-            return Scheduler("m", Settings(BatchPolicy(slots, (), waits)), [instance], world.statistics, loop=world.loop)
+            settings = Settings(BatchPolicy(slots, (), waits))
+            return SequenceLane("m", settings, [instance], world.statistics, loop=world.loop, preserve_ordering=ordered)
 
         self.batcher = SequenceBatcher(
             "m",
@@ -471,16 +499,13 @@ class SequencesMachine(SchedulerMachine):
         )
         return self.batcher
 
-    @precondition(lambda self: self.drained is None)
-    @rule(
-        id=st.sampled_from([1, 2, 3, "four"]),
-        start=st.booleans(),
-        end=st.sampled_from([False, False, True]),
-        within=withins,
-        then=reactions,
-    )
-    def ask(self, id: int | str, start: bool, end: bool, within: float | None, then: str) -> None:  # type: ignore[override]
-        self.submit([1.0], within=within, step=SequenceStep(id, start=start, end=end), then=then)
+    @precondition(lambda self: hasattr(self, "queue"))
+    @rule(asks=st.lists(steps, min_size=1, max_size=6))
+    def ask(self, asks: list[dict[str, Any]]) -> None:
+        """While it drains it goes on with the sequences that are open."""
+        for options in asks:
+            if self.drained is None or (options["step"].id in self.batcher._table.open and not self.batcher._closed):
+                self.submit([1.0], **options)
 
     def began_for(self, one: Asked) -> list[Asked]:
         """Looks whether it is the next one of its sequence, and the only one."""
@@ -513,6 +538,11 @@ class SequencesMachine(SchedulerMachine):
         assert not table.backlogged
         assert not self.batcher._tasks
 
+    def check_statistics(self) -> None:
+        """Who gives up what was handed to an instance, which then goes away, is not counted."""
+        cancelled = sum(asked.cancelled for asked in self.world.asked)
+        assert 0 <= len(self.world.asked) + self.world.refused - self.counted <= cancelled
+
 
 class SlotsMachine(SequencesMachine):
     """Sequences each of which has its place in the batches of an instance."""
@@ -530,7 +560,7 @@ class RateLimitedSlotsMachine(RateLimited, SlotsMachine):
 
 def _in_every_order(machine: type[SchedulerMachine]) -> Any:
     case = machine.TestCase
-    case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    case.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
     return case
 
 
@@ -544,6 +574,7 @@ TestCachedSplitting = _in_every_order(CachedSplittingMachine)
 TestEnsemble = _in_every_order(EnsembleMachine)
 TestRateLimited = _in_every_order(RateLimited)
 TestRateLimitedOrdered = _in_every_order(RateLimitedOrderedMachine)
+TestRateLimitedObjective = _in_every_order(RateLimitedObjectiveMachine)
 TestRateLimitedSplitting = _in_every_order(RateLimitedSplittingMachine)
 TestRateLimitedSequences = _in_every_order(RateLimitedSequencesMachine)
 TestRateLimitedSlots = _in_every_order(RateLimitedSlotsMachine)

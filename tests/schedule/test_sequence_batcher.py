@@ -157,21 +157,28 @@ def test_full_queues_refuse_no_sequence_whose_request_would_not_wait(world: Worl
 def test_who_is_refused_may_cancel_those_who_are_refused_with_it(world: World) -> None:
     instance = world.instance()
     queue = batcher(world, [instance])
-    others: list[Asked] = []
-
-    def give_up() -> None:
-        for other in others:
-            other.cancel()
-
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True))
-    world.ask(queue.submit, [2.0], step=SequenceStep(1), then=give_up)
-    others += [asked(world.ask(queue.submit, [3.0], step=SequenceStep(1))) for _ in range(2)]
+    first, second, third = [asked(world.ask(queue.submit, [2.0], step=SequenceStep(1))) for _ in range(3)]
+    first.then, second.then = second.cancel, third.cancel
     drained: asyncio.Task[None] = world.loop.create_task(queue.drain(0))
     world.loop.later(0)
-    assert (world.total.waiting, queue._table.waiting, world.statistics.cancelled) == (0, 0, 2)
+    assert (world.total.waiting, queue._table.waiting, world.statistics.cancelled) == (0, 0, 1)
+    assert isinstance(third.answers[0], Unavailable)
     world.loop.inside(instance.end)
     world.loop.later(0)
     assert drained.done()
+
+
+def test_who_is_refused_for_want_of_a_beginning_and_cancelled_meanwhile_is_counted_once(world: World) -> None:
+    queue = batcher(world, [world.instance()])
+    world.ask(queue.submit, [0.0], step=SequenceStep(9, start=True))
+    first = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True)))
+    second = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1)))
+    third = asked(world.ask(queue.submit, [3.0], step=SequenceStep(1)))
+    second.then = third.cancel
+    world.loop.inside(first.cancel)
+    assert isinstance(second.answers[0], InvalidArgument)
+    assert (world.statistics.rejected_invalid, world.statistics.cancelled) == (1, 2)
 
 
 def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_the_next_beginning_is_refused(world: World) -> None:

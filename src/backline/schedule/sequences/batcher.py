@@ -283,8 +283,11 @@ class SequenceBatcher:
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
     def _refuse_orphans(self, orphans: list[InferRequest], runnable: list[Sequence], error: BacklineError | None = None) -> None:
-        self._statistics.rejected_invalid += len(orphans)
-        self._refuse(orphans, lambda request: error or self._no_start(request))
+        def why(request: InferRequest) -> BacklineError:
+            self._statistics.rejected_invalid += 1
+            return error or self._no_start(request)
+
+        self._refuse(orphans, why)
         self._run_all(runnable)
 
     # what a model keeps in itself
