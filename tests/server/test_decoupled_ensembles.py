@@ -8,6 +8,7 @@ import queue
 import socket
 import time
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import InferenceServerException
 
 import backline.client
-from support.server import ServerProcess, serve
+from support.server import ServerProcess, metrics_page, serve
 from support.streaming import put_models
 
 #: repeat (any number of responses) -> timesten (an ONNX model with batches) ; the ensemble has none.
@@ -234,6 +235,30 @@ def test_it_counts_a_request_once_and_its_steps_for_each_response(server: Server
 
     after = {model: statistics(server, model)["inference_count"] for model in before}
     assert {model: after[model] - before[model] for model in before} == {"tenfold": 1, "repeat": 1, "timesten": 9}
+
+
+def responses(server: ServerProcess, model: str, outcome: str) -> list[int]:
+    """How many responses of a place in their streams had this outcome, place by place."""
+    return [counters[outcome]["count"] for counters in statistics(server, model)["response_stats"].values()]
+
+
+def grown(after: list[int], before: list[int]) -> list[int]:
+    """Counters of places, by how much they have grown."""
+    return [number - known for number, known in zip_longest(after, before, fillvalue=0)]
+
+
+def test_each_response_is_counted_by_its_place_and_the_first_one_is_timed(server: ServerProcess, stream: Stream) -> None:
+    succeeded, failed = responses(server, "chosen", "success"), responses(server, "chosen", "fail")
+    first = 'nv_inference_first_response_histogram_ms_count{model="chosen",version="1"}'
+    timed = metrics_page(server)[first]
+
+    stream.client.async_stream_infer("chosen", inputs([1, 2, -1, 4], delay=20))
+    while not isinstance(stream.next(), InferenceServerException):
+        pass
+
+    assert grown(responses(server, "chosen", "success"), succeeded)[:4] == [1, 1, 0]
+    assert grown(responses(server, "chosen", "fail"), failed)[:4] == [0, 0, 1]
+    assert metrics_page(server)[first] == timed + 1
 
 
 def test_a_slow_reader_pauses_the_decoupled_step_behind_which_others_run(server: ServerProcess) -> None:

@@ -13,6 +13,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
+from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
 from backline.lifecycle.calls.call_graph import Wait
 from backline.lifecycle.calls.ensemble_steps import (
@@ -115,6 +116,9 @@ class ComposedServable(Servable):
         if self._cached is not None:
             self._cached.answer_for(self._keys())
         model.decoupled = any(step.decoupled for step in models)
+        if model.decoupled != (model.statistics.responses is not None):
+            model.statistics.responses = ResponseStatistics() if model.decoupled else None
+        self._time_first_responses()
         model.scheduling = scheduling_text(model.config, 0, decoupled=model.decoupled, cached=self._cached is not None)
         check = RequestCheck(model.name, model.signature, model.max_batch_size, strict=True)
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
@@ -186,6 +190,7 @@ class ComposedServable(Servable):
     def update(self, config: ModelConfig) -> None:
         """Takes a configuration that differs in what needs no load."""
         self.model.config = config
+        self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds."""

@@ -171,8 +171,12 @@ class Servable:
         cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
         model.scheduling = scheduling_text(config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached)
-        if model.statistics.responses is not None:
-            model.statistics.responses.measure_first(config.first_response_bounds_ms or FIRST_RESPONSE_BOUNDS_MS)
+        self._time_first_responses()
+
+    def _time_first_responses(self) -> None:
+        responses = self.model.statistics.responses
+        if responses is not None:
+            responses.measure_first(self.model.config.first_response_bounds_ms or FIRST_RESPONSE_BOUNDS_MS)
 
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)

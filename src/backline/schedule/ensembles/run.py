@@ -83,8 +83,22 @@ class EnsembleRun:
         return InferResponse(queue.name, queue.version, self._request.id, outputs)
 
     def _finish(self, response: InferResponse | None) -> None:
+        if response is not None:
+            self._count_response(response)
         self._queue.statistics.record_in_steps(self._request, self._started_ns, monotonic_ns(), self._compute)
         self._complete(response, None)
+
+    @property
+    def _next_response(self) -> tuple[int, int]:
+        """Which one it is for its request, and when the one before was there."""
+        return 0, self._started_ns
+
+    def _count_response(self, response: InferResponse) -> None:
+        responses = self._queue.statistics.responses
+        if responses is not None:
+            now = monotonic_ns()
+            index, began = self._next_response
+            responses.succeeded(index, self._request.arrived_ns, began, now, now, empty=not response.outputs)
 
     def fail(self, error: BacklineError) -> None:
         """Answers with an error, and gives up the steps that are under way."""
@@ -94,12 +108,18 @@ class EnsembleRun:
         self._complete(None, error)
 
     def _count_failure(self) -> None:
-        self._queue.statistics.fail.add(1, monotonic_ns() - self._request.arrived_ns)
+        statistics, now = self._queue.statistics, monotonic_ns()
+        statistics.fail.add(1, now - self._request.arrived_ns)
+        if statistics.responses is not None:
+            statistics.responses.failed(*self._next_response, now)
 
     def cancelled(self, _: InferRequest) -> None:
         """Nobody waits for the answer any more: no further step begins, and those under way are cancelled."""
         if not self._over:
-            self._queue.statistics.record_cancelled(self._request)
+            statistics = self._queue.statistics
+            statistics.record_cancelled(self._request)
+            if statistics.responses is not None:
+                statistics.responses.cancelled(*self._next_response, monotonic_ns())
             self._give_up()
 
     def _complete(self, response: InferResponse | None, error: BacklineError | None) -> None:

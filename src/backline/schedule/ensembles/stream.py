@@ -22,7 +22,7 @@ log = logging.getLogger("backline.schedule")
 class StreamRun(EnsembleRun):
     """Carries out what EnsembleProgress decides: submits the steps, and answers."""
 
-    __slots__ = ("_advancing", "_flows", "_open", "_progress")
+    __slots__ = ("_advancing", "_answers", "_flows", "_open", "_progress", "_responded_ns")
 
     def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
         super().__init__(queue, request, plan)
@@ -32,6 +32,9 @@ class StreamRun(EnsembleRun):
         #: By level, what the decoupled step looks at that gives its rounds.
         self._flows: dict[int, ResponseFlow] = {}
         self._advancing = False
+        #: How many answers there were, and when the last one was.
+        self._answers = 0
+        self._responded_ns = self._started_ns
 
     def _begin(self) -> None:
         if self._request.flow is not None:
@@ -143,12 +146,20 @@ class StreamRun(EnsembleRun):
     def _answer(self, answered: Round) -> None:
         """Answers with the outputs of a round."""
         asked = self._request
+        response = self._response(answered.tensors)
+        self._count_response(response)
+        self._answers += 1
+        self._responded_ns = monotonic_ns()
         if asked.on_response is None:
             return
         try:
-            asked.on_response(asked, self._response(answered.tensors))
+            asked.on_response(asked, response)
         except Exception:
             log.exception("a response of ensemble '%s' could not be delivered", self._queue.name)
+
+    @property
+    def _next_response(self) -> tuple[int, int]:
+        return self._answers, self._responded_ns
 
     def _give_up(self) -> None:
         asked = self._request
