@@ -115,6 +115,15 @@ def test_a_model_without_version_is_told_where_to_put_its_file(tmp_path: Path) -
     assert f"move 'net.onnx' into a version's folder: '{tmp_path / 'loose' / '1' / 'net.onnx'}'" in loose.problem
 
 
+def test_a_repository_in_the_place_of_a_model_is_told(tmp_path: Path) -> None:
+    put(tmp_path / "models" / "some" / "1" / "model.onnx")
+    put(tmp_path / "models" / "other" / "config.pbtxt", "")
+
+    assert only(tmp_path).problem == (
+        f"'{tmp_path / 'models'}' has no version, but models: it is a repository, so name it as one, in the place of the folder above it"
+    )
+
+
 def test_versions_that_the_policy_names_but_nobody_has_are_warned_about(tmp_path: Path) -> None:
     put(tmp_path / "some" / "1" / "model.onnx")
     put(tmp_path / "some" / "config.pbtxt", "version_policy { specific { versions: [1, 4] } }")

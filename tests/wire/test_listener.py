@@ -36,6 +36,16 @@ def test_ipv6_address_is_opened(start: Start) -> None:
         assert read_answer(client)[0] == 200
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too(start: Start) -> None:
+    server = start()
+    port = server.wait(server.listeners.open_tcp("::", 0))
+    for address in ("::1", "127.0.0.1"):
+        with socket.create_connection((address, port), 5) as client:
+            client.sendall(GET)
+            assert read_answer(client)[0] == 200
+
+
 def test_port_in_use_is_an_error_that_names_it(start: Start) -> None:
     server = start()
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}: "):

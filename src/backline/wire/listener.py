@@ -53,12 +53,15 @@ class Listeners:
         return self._tls is not None
 
     async def open_tcp(self, host: str, port: int) -> int:
-        """Listens on all addresses of a host ("" for all of the machine); returns the port, which is a free one for port 0.
+        """Listens on all addresses of a host; returns the port, which is a free one for port 0.
+
+        "" and "::" are all addresses of the machine, those of IPv4, too.
 
         Raises OSError that names host and port.
         """
         try:
-            infos = await self._wire.loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            name = None if host == "::" else host or None
+            infos = await self._wire.loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except socket.gaierror as error:
             raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error.strerror}") from error
         sockets: list[socket.socket] = []

@@ -134,7 +134,9 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
     rows: list[tuple[str, ...]] = [_row(model, _labels(engine, model)) for model in models]
     known = {model.name for model in models}
     rows += [
-        (name, "-", "NOT LOADED", "-", "-", "-", "-", "-", "loaded when that is asked for") for name in engine.names() if name not in known
+        (name, "-", "NOT LOADED", "-", "-", "-", "-", "-", f"load it by request: backline models load {name}")
+        for name in engine.names()
+        if name not in known
     ]
     if rows:
         headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "device", "instances", "batch")

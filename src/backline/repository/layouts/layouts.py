@@ -254,4 +254,8 @@ def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[
     first = f"{listing.location}/{FIRST_VERSION}"
     if loose := find_by_suffix(listing, formats):
         return f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder: '{first}/{loose[0]}'"
+    if any(is_model_folder(place, formats) for place in Place(listing, "", listing.location).folders().values()):
+        return (
+            f"'{listing.location}' has no version, but models: it is a repository, so name it as one, in the place of the folder above it"
+        )
     return f"'{listing.location}' has no version; expected a model file such as '{first}/{usual_file(formats, config)}'"
