@@ -58,7 +58,8 @@ class AudioHint(OrNone):
         if found == self.channels:
             return samples
         if self.channels == 1:
-            return samples.mean(axis=1, keepdims=True, dtype=np.float32)  # type: ignore[no-any-return]
+            mixed: np.ndarray = samples.mean(axis=1, keepdims=True, dtype=np.float32)
+            return mixed
         if found == 1:
             return np.repeat(samples, self.channels, axis=1)
         raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")

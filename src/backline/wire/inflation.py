@@ -82,7 +82,7 @@ class Inflation:
         if not reserve(size):
             raise CodingError(503, "The server holds too many bytes of requests; try again")
         inflater = Inflater(coding, body, self._wire.limits.max_body_size)
-        room: memoryview = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
+        room = np.empty(size, np.uint8).data
         filled = 0
         done = False
         while not done:

@@ -82,7 +82,7 @@ class BenchStep:
             errors=dict(load.errors),
             throughput=latencies.size / load.seconds,
             mean_us=float(latencies.mean()) if some else None,
-            max_us=float(latencies.max()) if some else None,
+            max_us=float(np.max(latencies)) if some else None,
             percentiles_us={f"p{rank:g}": float(np.percentile(latencies, rank)) if some else None for rank in PERCENTILES},
             server=server,
             generator_cpu=load.generator_cpu,

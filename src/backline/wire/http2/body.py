@@ -16,7 +16,7 @@ class Body:
         self.size = size
         self.filled = 0
         self._growing = bytearray()
-        self._buffer = memoryview(np.empty(size, np.uint8)) if size is not None else None  # type: ignore[arg-type]
+        self._buffer = np.empty(size, np.uint8).data if size is not None else None
 
     def add(self, data: Buffer, begin: int, end: int) -> None:
         """Appends data[begin:end], which must fit."""
