@@ -90,6 +90,23 @@ async def test_versions_change_under_load_and_a_pinned_one_stays(chain: Path) ->
     await program.stop()
 
 
+@pytest.mark.timeout(20)  # what went on for ever held the event loop
+async def test_settings_that_need_no_load_change_while_an_ensemble_serves(chain: Path) -> None:
+    program = await start(chain)
+    control = program.engine.control
+    assert control is not None
+    before = program.engine.find("chain")
+
+    config = chain / "chain" / "config.pbtxt"
+    config.write_text(config.read_text() + 'parameters { key: "backline.pinned" value { string_value: "true" } }')
+    await control.load("chain", who="test")
+
+    assert program.engine.find("chain") is before
+    assert before.config.pinned
+    assert await value_of(program, "chain") == 11
+    await program.stop()
+
+
 async def test_who_has_pinned_a_version_is_out_of_service_when_it_goes_and_says_why(chain: Path) -> None:
     program = await start(chain)
     control = program.engine.control

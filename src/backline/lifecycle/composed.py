@@ -189,7 +189,7 @@ class ComposedServable(Servable):
 
     def update(self, config: ModelConfig) -> None:
         """Takes a configuration that differs in what needs no load."""
-        self.model.config = config
+        self._config = self.model.config = config
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
