@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Resource
-from backline.schedule.rate_limit.limits import EACH_DEVICE, EVERYWHERE, Claim, Owner, RateLimits, Turn, claim_of, parse_resources
+from backline.schedule.rate_limit.limits import EACH_DEVICE, EVERYWHERE, Claim, Claimant, Owner, RateLimits, claim_of, parse_resources
 
 KEYS = [("0", "a"), ("0", "b"), (EVERYWHERE, "c")]
 claims = st.builds(Claim, st.dictionaries(st.sampled_from(KEYS), st.integers(1, 4), max_size=3).map(MappingProxyType), st.integers(1, 3))
@@ -29,8 +29,8 @@ def test_never_more_is_out_than_there_is_and_everybody_gets_a_turn(wanted: list[
     limits = RateLimits()
     turns = limits.register(wanted)
     largest = {key: max(claim.resources.get(key, 0) for claim in wanted) for key in KEYS}
-    running: list[Turn] = []
-    rounds: Counter[Turn] = Counter()
+    running: list[Claimant] = []
+    rounds: Counter[Claimant] = Counter()
 
     for turn in turns:
         limits.stage(turn)
@@ -52,7 +52,7 @@ def test_turns_are_shared_by_the_inverse_of_the_priorities(priorities: tuple[int
     turns = limits.register([one(priority=priority) for priority in priorities])
     for turn in turns:
         limits.stage(turn)
-    runs: Counter[Turn] = Counter()
+    runs: Counter[Claimant] = Counter()
 
     for _ in range(600):
         (granted,) = limits.grant()
@@ -156,8 +156,8 @@ def finish_all(models: Mapping[str, list[Claim]], limits: RateLimits, chains: li
     """Lets chains of calls go on in a random order; returns how many calls were refused. Fails when all of them wait."""
     free = {name: limits.register(wanted, (name, "1")) for name, wanted in models.items()}
     asked = [Run(chain[0], chain[1:]) for chain in chains]
-    staged: dict[Turn, Run] = {}
-    running: dict[Run, Turn] = {}
+    staged: dict[Claimant, Run] = {}
+    running: dict[Run, Claimant] = {}
     refused = 0
     while asked or staged or running:
         for run in tuple(asked):

@@ -49,8 +49,8 @@ def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
     return Claim(MappingProxyType(resources), group.priority)
 
 
-class Turn:
-    """An instance's place among those that want to run."""
+class Claimant:
+    """An instance that may want to run, and its place among the others."""
 
     __slots__ = ("claim", "number", "owner", "passed")
 
@@ -63,7 +63,7 @@ class Turn:
         #: Of those with the same pass the one comes first that was staged first.
         self.number = 0
 
-    def __lt__(self, other: Turn) -> bool:
+    def __lt__(self, other: Claimant) -> bool:
         return (self.passed, self.number) < (other.passed, other.number)
 
 
@@ -72,62 +72,62 @@ class RateLimits:
 
     def __init__(self, given: Mapping[Key, int] | None = None) -> None:
         self._given = dict(given or {})
-        self._turns: list[Turn] = []
+        self._claimants: list[Claimant] = []
         self._limits: dict[Key, int] = {}
         self._taken: dict[Key, int] = {}
         #: By pass.
-        self._staged: list[Turn] = []
+        self._staged: list[Claimant] = []
         self._numbers = count()
         #: The pass of the last one that ran, before its run.
         self._now = 0
 
-    def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Turn]:
-        """The turns of the instances of a model, the `owner`. Raises InvalidArgument, in Triton's words, when one could never run."""
-        turns = [Turn(claim, owner) for claim in claims]
-        self._limits = self._limits_for(self._turns + turns)
-        self._turns += turns
-        return turns
+    def register(self, claims: list[Claim], owner: Owner | None = None) -> list[Claimant]:
+        """The instances of a model, the `owner`. Raises InvalidArgument, in Triton's words, when one could never run."""
+        claimants = [Claimant(claim, owner) for claim in claims]
+        self._limits = self._limits_for(self._claimants + claimants)
+        self._claimants += claimants
+        return claimants
 
-    def unregister(self, turn: Turn) -> None:
+    def unregister(self, claimant: Claimant) -> None:
         """An instance is gone; it neither runs nor is staged."""
-        self._turns = [other for other in self._turns if other is not turn]
-        self._limits = self._limits_for(self._turns)
+        self._claimants = [other for other in self._claimants if other is not claimant]
+        self._limits = self._limits_for(self._claimants)
 
-    def stage(self, turn: Turn) -> None:
+    def stage(self, claimant: Claimant) -> None:
         """An instance has work."""
-        turn.passed = max(turn.passed, self._now)
-        turn.number = next(self._numbers)
-        insort(self._staged, turn)
+        claimant.passed = max(claimant.passed, self._now)
+        claimant.number = next(self._numbers)
+        insort(self._staged, claimant)
 
-    def withdraw(self, turn: Turn) -> None:
+    def withdraw(self, claimant: Claimant) -> None:
         """A staged instance has no work any more."""
-        self._staged.remove(turn)
+        self._staged.remove(claimant)
 
-    def grant(self) -> list[Turn]:
+    def grant(self) -> list[Claimant]:
         """Takes the resources of those whose turn it is, who run from now on, until they are released."""
-        granted: list[Turn] = []
-        kept: list[Turn] = []
+        granted: list[Claimant] = []
+        kept: list[Claimant] = []
         kept_back: set[Key] = set()
-        for turn in self._staged:
-            resources = turn.claim.resources
+        for claimant in self._staged:
+            resources = claimant.claim.resources
             if not kept_back.isdisjoint(resources) or any(self._taken.get(key, 0) + n > self._limits[key] for key, n in resources.items()):
                 kept_back |= resources.keys()
-                kept.append(turn)
+                kept.append(claimant)
                 continue
             for key, wanted in resources.items():
                 self._taken[key] = self._taken.get(key, 0) + wanted
-            self._now = max(self._now, turn.passed)
-            turn.passed += turn.claim.priority
-            granted.append(turn)
+            self._now = max(self._now, claimant.passed)
+            claimant.passed += claimant.claim.priority
+            granted.append(claimant)
         self._staged = kept
         return granted
 
-    def release(self, turn: Turn, *, ran: bool = True) -> None:
+    def release(self, claimant: Claimant, *, ran: bool = True) -> None:
         """Gives the resources back. One that has not run after all has not had its turn."""
-        for key, wanted in turn.claim.resources.items():
+        for key, wanted in claimant.claim.resources.items():
             self._taken[key] -= wanted
         if not ran:
-            turn.passed -= turn.claim.priority
+            claimant.passed -= claimant.claim.priority
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
         """The resources for want of which one of those that wait for others, `waits`, might wait for ever, as a text; empty for none.
@@ -138,7 +138,7 @@ class RateLimits:
         stuck = set(waits)
         while waiting in stuck:
             short = self._short(stuck)
-            lacking = {turn.owner for turn in self._turns if not short.isdisjoint(turn.claim.resources)} | stuck
+            lacking = {claimant.owner for claimant in self._claimants if not short.isdisjoint(claimant.claim.resources)} | stuck
             ended = {owner for owner in stuck if lacking.isdisjoint(waits[owner])}
             if not ended:
                 return " and ".join(sorted({f"'{name}'" for _, name in short}))
@@ -149,9 +149,9 @@ class RateLimits:
         """The resources that somebody may wait for until one of the holders gives back: too little is left when all hold what they take."""
         held: Counter[Key] = Counter()
         most: Counter[Key] = Counter()  # that one of the others takes
-        for turn in self._turns:
-            for key, wanted in turn.claim.resources.items():
-                if turn.owner in holders:
+        for claimant in self._claimants:
+            for key, wanted in claimant.claim.resources.items():
+                if claimant.owner in holders:
                     held[key] += wanted
                 else:
                     most[key] = max(most[key], wanted)
@@ -161,12 +161,13 @@ class RateLimits:
         return short
 
     def _kept_back(self, short: set[Key]) -> set[Key]:
-        return {key for turn in self._turns if not short.isdisjoint(turn.claim.resources) for key in turn.claim.resources} - short
+        claims = [claimant.claim.resources for claimant in self._claimants]
+        return {key for resources in claims if not short.isdisjoint(resources) for key in resources} - short
 
-    def _limits_for(self, turns: list[Turn]) -> dict[Key, int]:
+    def _limits_for(self, claimants: list[Claimant]) -> dict[Key, int]:
         limits: dict[Key, int] = {}
-        for turn in turns:
-            for key, wanted in turn.claim.resources.items():
+        for claimant in claimants:
+            for key, wanted in claimant.claim.resources.items():
                 limits[key] = max(limits.get(key, 0), wanted)
         for (device, name), needed in limits.items():
             if device == EVERYWHERE and any(other == name and where != EVERYWHERE for where, other in limits):

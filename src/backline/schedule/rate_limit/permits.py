@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
-from backline.schedule.rate_limit.limits import Claim, Owner, RateLimits, Turn
+from backline.schedule.rate_limit.limits import Claim, Claimant, Owner, RateLimits
 
 
 class Permits:
@@ -18,34 +18,35 @@ class Permits:
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
         self._granting = False
-        self._permits: dict[Turn, Permit] = {}
+        self._permits: dict[Claimant, Permit] = {}
 
     def register(self, claims: list[Claim], owner: Owner) -> list[Permit]:
         """The permits of the instances of a model, the `owner`. Raises InvalidArgument when one of them could never run."""
-        permits = [Permit(self, turn) for turn in self._limits.register(claims, owner)]
+        permits = [Permit(self, claimant) for claimant in self._limits.register(claims, owner)]
         for permit in permits:
-            self._permits[permit.turn] = permit
+            self._permits[permit.claimant] = permit
         return permits
 
     def stage(self, permit: Permit) -> None:
         """An instance has work."""
-        self._limits.stage(permit.turn)
+        self._limits.stage(permit.claimant)
         if not self._granting:
             self._grant()
 
     def withdraw(self, permit: Permit) -> None:
         """It has none any more."""
-        self._limits.withdraw(permit.turn)
+        self._limits.withdraw(permit.claimant)
         self._grant_later()  # others may have waited behind it
 
     def release(self, permit: Permit, *, ran: bool) -> None:
         """It does not run any more, or has not run after all."""
-        self._limits.release(permit.turn, ran=ran)
+        self._limits.release(permit.claimant, ran=ran)
         self._grant_later()
 
     def unregister(self, permit: Permit) -> None:
         """The instance is gone."""
-        self._limits.unregister(self._permits.pop(permit.turn).turn)
+        del self._permits[permit.claimant]
+        self._limits.unregister(permit.claimant)
 
     def wanting(self, waits: Mapping[Owner, Collection[Owner]], waiting: Owner) -> str:
         """See RateLimits."""
@@ -58,7 +59,7 @@ class Permits:
 
     def _grant(self) -> None:
         self._granting = False
-        granted = [self._permits[turn] for turn in self._limits.grant()]
+        granted = [self._permits[claimant] for claimant in self._limits.grant()]
         for permit in granted:
             permit.hold()
         for permit in granted:  # who begins may give up others, which hold theirs by now
@@ -68,11 +69,11 @@ class Permits:
 class Permit:
     """What one instance needs to run: asked for before each run, given back behind it."""
 
-    __slots__ = ("_held", "_on_granted", "_permits", "turn")
+    __slots__ = ("_held", "_on_granted", "_permits", "claimant")
 
-    def __init__(self, permits: Permits, turn: Turn) -> None:
+    def __init__(self, permits: Permits, claimant: Claimant) -> None:
         self._permits = permits
-        self.turn = turn
+        self.claimant = claimant
         self._held = False
         self._on_granted: Callable[[], None] | None = None
 
