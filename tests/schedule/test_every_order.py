@@ -492,7 +492,7 @@ class SequencesMachine(SchedulerMachine):
             slots=slots,
             batched=True,
             idle_seconds=2.0,
-            store=MemoryStateStore(world.clock.monotonic),
+            store=MemoryStateStore(),
             policy=self.settings.queue.policy,
             loop=world.loop,
             total=world.total,

@@ -69,7 +69,7 @@ def batcher(
             slots=slots,
             batched=True,
             idle_seconds=10.0,
-            store=store or MemoryStateStore(world.clock.monotonic),
+            store=store or MemoryStateStore(),
             policy=QueuePolicy(),
             loop=world.loop,
             total=world.total,
@@ -201,7 +201,7 @@ def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_
 
 def test_of_a_sequence_that_nobody_knows_what_precedes_its_beginning_is_refused(world: World) -> None:
     instance = world.instance()
-    queue = batcher(world, [instance], store=MemoryStateStore(world.clock.monotonic))
+    queue = batcher(world, [instance], store=MemoryStateStore())
     unknown = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
     begins = asked(world.ask(queue.submit, [2.0], step=SequenceStep(1, start=True)))
     world.loop.later(0)
@@ -211,7 +211,7 @@ def test_of_a_sequence_that_nobody_knows_what_precedes_its_beginning_is_refused(
 
 
 def test_a_sequence_that_nobody_knows_is_not_open_when_its_only_request_was_cancelled(world: World) -> None:
-    queue = batcher(world, [world.instance()], store=MemoryStateStore(world.clock.monotonic))
+    queue = batcher(world, [world.instance()], store=MemoryStateStore())
     world.loop.inside(asked(world.ask(queue.submit, [1.0], step=SequenceStep(1))).cancel)
     world.loop.later(0)
     assert queue.open_sequences == 0
@@ -221,7 +221,7 @@ def test_a_sequence_that_nobody_knows_is_not_open_when_its_only_request_was_canc
 
 
 def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_next_load(world: World) -> None:
-    store = MemoryStateStore(world.clock.monotonic)
+    store = MemoryStateStore()
     key = StateKey("m", "1", 1)
     store.put(key, {"before": Tensor("before", DataType.FP32, (1,), np.ones(1, np.float32))}, 10.0)
     instance = world.instance()

@@ -30,9 +30,9 @@ from backline.lifecycle.plan import Phase
 from backline.lifecycle.servable import Servable
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
+from backline.schedule.deadline import with_deadline
 from backline.schedule.ensembles.queue import EnsembleQueue
 from backline.schedule.ensembles.step_model import StepModel
-from backline.schedule.queues.deadline import with_deadline
 from backline.schedule.queues.queue import QueueSettings
 
 

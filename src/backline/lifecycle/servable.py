@@ -25,7 +25,7 @@ from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.plan import Held, Phase
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
-from backline.schedule.queues.deadline import with_deadline
+from backline.schedule.deadline import with_deadline
 from backline.workers.instance import InlineInstance
 from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool

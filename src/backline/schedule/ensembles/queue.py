@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 
 from backline.engine.ensemble import Ensemble
-from backline.engine.errors import Unavailable
 from backline.engine.messages import InferRequest
 from backline.engine.signature import Signature
 from backline.engine.statistics import ModelStatistics
+from backline.schedule import refusals
 from backline.schedule.ensembles.graph import EnsemblePlan, plan_ensemble
 from backline.schedule.ensembles.run import EnsembleRun, FittedRun, UnaryRun
 from backline.schedule.ensembles.step_model import StepModel
@@ -94,7 +94,7 @@ class EnsembleQueue:
             self._drained = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._drained,), timeout=limit)
         for run in tuple(self._runs):
-            run.fail(Unavailable(f"model '{self.name}' is being unloaded", retry_after=1))
+            run.fail(refusals.unloading(self.name))
 
     def _plan(self, outputs: tuple[str, ...]) -> tuple[type[EnsembleRun], EnsemblePlan]:
         if len(self._plans) >= _KEPT_PLANS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol, TypeAlias
@@ -42,8 +42,7 @@ class StateStore(Protocol):
 class MemoryStateStore:
     """A store in this process."""
 
-    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._states: dict[StateKey, tuple[State, float]] = {}
         self._look_at = _FEW
 
@@ -53,16 +52,16 @@ class MemoryStateStore:
     def put(self, key: StateKey, state: State, seconds: float) -> None:
         """See StateStore."""
         states = self._states
-        states[key] = (state, self._clock() + seconds)
+        states[key] = (state, monotonic() + seconds)
         if len(states) > self._look_at:
-            now = self._clock()
+            now = monotonic()
             self._states = {key: kept for key, kept in states.items() if kept[1] > now}
             self._look_at = max(_FEW, 2 * len(self._states))
 
     async def take(self, key: StateKey) -> State | None:
         """See StateStore."""
         state, end = self._states.pop(key, (None, 0.0))
-        return state if end > self._clock() else None
+        return state if end > monotonic() else None
 
     def drop(self, key: StateKey) -> None:
         """See StateStore."""
