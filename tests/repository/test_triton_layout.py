@@ -105,6 +105,18 @@ def test_a_numbered_version_without_model_file_is_told(tmp_path: Path) -> None:
     assert "holds no model file; expected 'model.onnx' or one file *.onnx" in version.problem
 
 
+def test_a_backend_that_there_is_not_is_told_before_its_files_are(tmp_path: Path) -> None:
+    put(tmp_path / "trt" / "1" / "model.plan")
+    put(tmp_path / "trt" / "config.pbtxt", 'platform: "tensorrt_plan"')
+    put(tmp_path / "onnx" / "1" / "model.plan")
+    put(tmp_path / "onnx" / "config.pbtxt", 'platform: "onnxruntime_onnx"')
+
+    onnx, trt = scan(tmp_path)
+
+    assert trt.versions[0].problem.endswith("is for the backend 'tensorrt_plan', which there is not; there are 'onnxruntime'")
+    assert onnx.versions[0].problem.endswith("holds no model file; expected 'model.onnx' or one file *.onnx")
+
+
 def test_a_model_without_version_is_told_where_to_put_its_file(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     put(tmp_path / "loose" / "net.onnx")

@@ -66,6 +66,10 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
     """Why a version's folder in which no model was found is none, and what it should hold."""
     if config.default_model_filename:
         return f"'{listing.location}' does not hold '{config.default_model_filename}', the default_model_filename of config.pbtxt"
+    wanted = config.backend or config.platform
+    if wanted and not any(wanted.startswith(form.backend) for form in formats):
+        known = ", ".join(f"'{backend}'" for backend in dict.fromkeys(form.backend for form in formats))
+        return f"'{listing.location}' is for the backend '{wanted}', which there is not; there are {known}"
     formats = _likely(formats, config)
     names = [f"'{form.filenames[0]}'" for form in formats if form.filenames]
     suffixes = [f"*{suffix}" for form in formats for suffix in form.suffixes]
@@ -80,7 +84,8 @@ def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
 
 def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
     """The formats of the configured backend, else all, those first that are a single file."""
-    return sorted([form for form in formats if form.backend == config.backend] or formats, key=lambda form: form.folder)
+    wanted = config.backend or config.platform  # as onnxruntime_onnx
+    return sorted([form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder)
 
 
 def _some(items: list[str]) -> list[str]:
