@@ -17,6 +17,7 @@ from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgum
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
+from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from backline.server import Embedded
 from support.reading import floats, start
@@ -291,4 +292,16 @@ async def test_texts_pass_from_step_to_step(tmp_path: Path) -> None:
     response = await program.engine.infer(InferRequest("loud", {"x": Tensor("x", DataType.BYTES, (3, 1), words)}, lambda *_: None))
 
     assert response.outputs[0].data.tolist() == [[b"HEY!"], ["GRüßE!".encode()], [b"!"]]
+    await program.stop()
+
+
+async def test_an_ensemble_that_is_to_be_loaded_at_the_start_brings_the_models_that_it_asks(chain: Path) -> None:
+    ensemble(chain, "outer", step("chain", "x", "z", names=("x", "z")))
+    adder(chain, "other", 5)
+    program = Embedded([chain], LifecycleOptions(mode="explicit", load_models=("outer",), state_folder=chain.parent / "state"))
+    await program.start()
+
+    assert await value_of(program, "outer") == 11
+    assert {model.name for model in program.engine.models()} == {"outer", "chain", "first", "second"}
+    assert program.engine.ready
     await program.stop()

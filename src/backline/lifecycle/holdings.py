@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from backline.engine.errors import NotFound
+from backline.lifecycle.dependencies import composed_of
 from backline.lifecycle.executor import Executor
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
@@ -56,7 +57,10 @@ class Holdings:
             if name not in self._known:
                 problem = f"failed to load '{name}', failed to poll from model repository: {self.described}"
                 self._known[name] = self._sources.missing(name, problem)
-        return list(options.load_models)
+        chosen = list(dict.fromkeys(options.load_models))
+        for name in chosen:  # which grows: as by request, an ensemble brings the models that it asks
+            chosen += [asked for asked in sorted(composed_of(self._known[name].config)) if asked in self._known and asked not in chosen]
+        return chosen
 
     async def watch(self) -> None:
         """Looks again whenever something may have changed; never returns."""
