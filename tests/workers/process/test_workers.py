@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -180,6 +181,15 @@ def test_a_file_without_a_model_is_told_what_lacks(text: str, told: str) -> None
 
     with pytest.raises(InvalidArgument, match=f"{re.escape(told)}$"):
         find_model(module, "model.py")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="such type hints are an error where they stand")
+def test_a_helper_may_have_type_hints_that_only_a_type_checker_knows() -> None:
+    module = ModuleType("model")
+    text = "def helper(x: unknown.Type): ...\ndef predict(x: int) -> int: ..."
+    exec(compile(text, "model.py", "exec", dont_inherit=True), vars(module))
+
+    assert find_model(module, "model.py").name == "predict"
 
 
 def test_no_request_fails_while_workers_are_killed(tmp_path: Path) -> None:

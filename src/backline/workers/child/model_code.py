@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
@@ -107,7 +107,20 @@ def _nearest(own: dict[str, Any]) -> str:
 
 
 def _is_model(name: str, value: object) -> bool:
-    return inspect.isfunction(value) and not name.startswith("_") and (name == "predict" or "return" in value.__annotations__)
+    return inspect.isfunction(value) and not name.startswith("_") and (name == "predict" or _says_what_it_returns(value))
+
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format, get_annotations
+
+    def _says_what_it_returns(function: FunctionType) -> bool:
+        # Type hints are evaluated where they are asked for, and those of a helper may name what only a type checker imports.
+        return "return" in get_annotations(function, format=Format.FORWARDREF)
+
+else:
+
+    def _says_what_it_returns(function: FunctionType) -> bool:
+        return "return" in function.__annotations__
 
 
 def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
