@@ -57,6 +57,15 @@ def test_sequences_are_spread_over_the_lanes() -> None:
     assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+def test_places_on_lanes_that_can_run_something_are_given_first() -> None:
+    broken = {0}
+    table = SequenceTable(2, 2, IDLE, lambda lane: lane not in broken)
+    places = [accept(table, request(id, start=True)).place for id in (1, 2, 3)]
+    broken.clear()
+    places.append(accept(table, request(4, start=True)).place)
+    assert places == [(0, 1), (1, 1), (0, 0), (1, 0)]
+
+
 def test_a_new_sequence_of_an_id_that_is_still_ending_is_another_one() -> None:
     table = SequenceTable(1, 4, IDLE)
     before = accept(table, request(7, start=True, end=True))

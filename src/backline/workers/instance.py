@@ -41,7 +41,9 @@ class WaitsForTurn(Protocol):
 
 @runtime_checkable
 class Remembers(Protocol):
-    """An instance in which a model may keep what it knows of sequences. `memory` is another object once that is lost."""
+    """An instance in which a model may keep what it knows of sequences. `memory` is another object once that is lost, None while there is
+    nothing that could remember.
+    """
 
     @property
     def memory(self) -> object: ...

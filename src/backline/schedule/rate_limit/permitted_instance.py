@@ -10,7 +10,7 @@ from typing import ClassVar
 from backline.engine.errors import Cancelled
 from backline.schedule.rate_limit.permits import Permit
 from backline.workers.batch import Batch
-from backline.workers.instance import Finished, Instance, Remembers
+from backline.workers.instance import Finished, Instance
 
 #: Seconds that a deadline is over for when it is looked at: the loop's timers may be early.
 _LATE = 0.001
@@ -36,8 +36,8 @@ class PermittedInstance:
 
     @property
     def memory(self) -> object:
-        """See Remembers."""
-        return self._instance.memory if isinstance(self._instance, Remembers) else None
+        """See Remembers; it is one if the instance behind it is."""
+        return self._instance.memory  # type: ignore[attr-defined]
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""

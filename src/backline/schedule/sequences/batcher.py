@@ -102,7 +102,7 @@ class SequenceBatcher:
         self._limit = policy.max_size or inf
         self._loop = loop
         self._total = total if total is not None and total.limit is not None else None
-        self._table = SequenceTable(len(instances), slots, int(idle_seconds * 1e9))
+        self._table = SequenceTable(len(instances), slots, int(idle_seconds * 1e9), self._works)
         self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
@@ -291,6 +291,10 @@ class SequenceBatcher:
         self._run_all(runnable)
 
     # what a model keeps in itself
+
+    def _works(self, lane: int) -> bool:
+        keeper = self._keepers[lane]
+        return keeper is None or keeper.memory is not None
 
     def _look_at_memory(self, sequence: Sequence, step: SequenceStep, memory: object) -> None:
         """Raises Internal when the model does not know any more what came before in the sequence."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
@@ -44,8 +44,10 @@ class SequenceTable:
     request that says so, or after `idle_ns` without any.
     """
 
-    def __init__(self, lanes: int, slots: int, idle_ns: int) -> None:
+    def __init__(self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True) -> None:
+        """`works` tells of a lane whether it can run anything at the moment: places on those that can are given first."""
         self.idle_ns = idle_ns
+        self._works = works
         #: The open sequences by id, the one that was idle for longest first.
         self.open: dict[int | str, Sequence] = {}
         #: Those with requests that wait.
@@ -251,8 +253,16 @@ class SequenceTable:
         return filled
 
     def _put(self, sequence: Sequence) -> None:
-        sequence.place = heappop(self._free)
+        sequence.place = self._next_place()
         self._placed[sequence] = None
+
+    def _next_place(self) -> tuple[int, int]:
+        if not self._works(self._free[0][1]) and (others := [place for place in self._free if self._works(place[1])]):
+            place = min(others)
+            self._free.remove(place)
+            heapify(self._free)
+            return place
+        return heappop(self._free)
 
 
 def _begins(request: InferRequest) -> bool:

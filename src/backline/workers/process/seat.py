@@ -37,8 +37,8 @@ class Seat:
         self._pool = pool
         self._index = index
         self.process: WorkerProcess | None = None
-        #: What models keep in the present process, or in the next one while there is none: another object for each.
-        self.memory = object()
+        #: Stands for what the model keeps in its process, while that is usable.
+        self.memory: object = None
         self.usable = False
         #: Workers here that have ended one after the other without any answer.
         self.failures = 0
@@ -67,6 +67,7 @@ class Seat:
         process.on_ready = pool.look_at_readiness
         loaded = await process.start()
         self.usable = True
+        self.memory = object()
         return loaded
 
     async def stop(self) -> None:
@@ -249,7 +250,7 @@ class Seat:
     def _ended(self, process: WorkerProcess, reason: str) -> None:
         if process is not self.process:
             return
-        self.memory = object()
+        self.memory = None
         was_usable, self.usable = self.usable, False
         self.process = None
         if self._watch is not None:
