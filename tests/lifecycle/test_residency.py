@@ -10,7 +10,7 @@ import pytest
 
 from backline.engine.errors import Unavailable
 from backline.lifecycle.loading.memory import LoadMeter
-from backline.lifecycle.memory.budget import Tenant
+from backline.lifecycle.memory.budget import Shortage, Tenant, make_room
 from backline.lifecycle.memory.residency import Residency
 
 MIB = 1 << 20
@@ -97,6 +97,26 @@ def test_a_load_that_may_not_evict_is_refused_with_the_numbers() -> None:
         assert house.gone == []
 
     run(scenario)
+
+
+def test_what_needs_nothing_is_let_in_by_a_full_house() -> None:
+    async def scenario() -> None:
+        house = House(budget=50 * MIB)
+        async with house.residency.room("an ensemble", 0, evict=False):
+            assert not house.gone
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("budget", "advice", "retry_after"), [(140, "Raise --memory-budget", None), (150, "Try again", 1)])
+def test_to_try_again_is_advised_where_that_may_help(budget: int, advice: str, retry_after: int | None) -> None:
+    busy = Tenant("busy", 30 * MIB, 0.0, busy=True)
+
+    found = make_room([busy], budget=budget * MIB, resident=130 * MIB, needed=50 * MIB)
+
+    assert isinstance(found, Shortage)
+    assert found.error("m").message.endswith(f". {advice}")
+    assert found.error("m").retry_after == retry_after
 
 
 def test_pinned_versions_stay_and_are_named_in_the_refusal() -> None:

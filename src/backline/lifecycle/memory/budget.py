@@ -38,13 +38,14 @@ class Shortage:
 
     def error(self, what: str) -> Unavailable:
         """What a request for `what` is told."""
+        passes = self.resident + self.needed - self.budget <= self.idle + self.busy  # when the requests have ended
         text = (
             f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)} has no room for it:"
             f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models and"
             f" {format_bytes(self.busy)} by models with requests; unloading the idle ones frees {format_bytes(self.idle)}."
-            f" {'Try again' if self.busy else 'Pin fewer models, or raise --memory-budget'}"
+            f" {'Try again' if passes else 'Pin fewer models, or raise --memory-budget' if self.pinned else 'Raise --memory-budget'}"
         )
-        return Unavailable(text, retry_after=1 if self.busy else None)
+        return Unavailable(text, retry_after=1 if passes else None)
 
 
 def make_room(tenants: Collection[Tenant], *, budget: int, resident: int, needed: int) -> list[Hashable] | Shortage:
