@@ -398,6 +398,7 @@ def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(home: Homes, repositor
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
+            (tmp_path / "state").rmdir()  # where it was found to be writable at the start
             (tmp_path / "state").write_text("a file where the folder should be")
             with pytest.raises(Internal, match="--state-dir"):
                 await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
