@@ -19,13 +19,14 @@ from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
 from backline.lifecycle.loading.loader import Loaded, Measured, place_again
-from backline.lifecycle.loading.queueing import VersionQueue, build_queue, build_sequence_queue, settings_of
+from backline.lifecycle.loading.queueing import build_queue, build_sequence_queue, settings_of
 from backline.lifecycle.loading.scheduling_text import scheduling_text
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
 from backline.lifecycle.plan import Held, Phase
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.deadline import with_deadline
+from backline.schedule.version_queue import InstancesQueue
 from backline.workers.instance import InlineInstance
 from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
@@ -90,7 +91,7 @@ class Servable:
         self._load: VersionLoad | None = None
         self._completion: Completion | None = None
         self._loaded: Loaded | None = None
-        self._queue: VersionQueue | None = None
+        self._queue: InstancesQueue | None = None
         self._maker: InstanceMaker | None = None
 
     def held(self) -> Held:

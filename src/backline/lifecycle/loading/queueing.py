@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from backline.engine.model import Model, RequestQueue
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.lifecycle.loading.loader import Loaded
 from backline.schedule.batching import BatchPolicy
@@ -15,6 +15,7 @@ from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
+from backline.schedule.version_queue import InstancesQueue
 from backline.workers.instance import Instance
 
 # What a model must ask for is imported when one does (below).
@@ -30,23 +31,6 @@ DEFAULT_QUEUE_SIZE = 1024
 REACH = 128
 
 
-class VersionQueue(RequestQueue, Protocol):
-    """The queue of a loaded version. One that stands in front of another hands on what is not its own business."""
-
-    @property
-    def running(self) -> int:
-        """Requests that run."""
-
-    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
-        """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are."""
-
-    def replace_instances(self, instances: Sequence[Instance]) -> None:
-        """Runs what comes next on other instances."""
-
-    async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instances. Nothing is submitted any more."""
-
-
 def build_queue(
     model: Model,
     loaded: Loaded,
@@ -56,7 +40,7 @@ def build_queue(
     turn: Turn | None = None,
     cache: ResponseCache | None = None,
     fingerprint: str = "",
-) -> VersionQueue:
+) -> InstancesQueue:
     """The queue of a version that was loaded, from the innermost to what requests come to first.
 
     With a `cache` it stands behind that, if the model asks for it; `fingerprint` tells what was loaded.
@@ -65,7 +49,7 @@ def build_queue(
     settings = settings_of(config, loaded)
     loop = asyncio.get_running_loop()
     scheduler = _scheduler(model, loaded, settings, instances, total, turn)
-    queue: VersionQueue = scheduler
+    queue: InstancesQueue = scheduler
     if config.split_large_batches:
         from backline.schedule.splitting import SplittingQueue
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from time import monotonic, monotonic_ns
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
@@ -19,6 +19,7 @@ from backline.schedule.cache.cache import ResponseCache, read_only
 from backline.schedule.cache.key import RequestKeys, input_bytes
 from backline.schedule.delivery import deliver
 from backline.schedule.queues.queue import QueueSettings, limit_wait, waited_too_long
+from backline.schedule.version_queue import InstancesQueue, VersionQueue
 
 if TYPE_CHECKING:
     from backline.schedule.scheduler import Settings
@@ -28,24 +29,6 @@ log = logging.getLogger("backline.schedule")
 
 #: Requests of more bytes are hashed on a thread: the loop would stand still for longer than a quick model runs.
 LARGE = 512 * 1024
-
-
-class InnerQueue(Protocol):
-    """The queue behind the cache."""
-
-    def submit(self, request: InferRequest) -> None: ...
-    @property
-    def pending(self) -> int: ...
-    @property
-    def running(self) -> int: ...
-    async def drain(self, limit: float) -> None: ...
-
-
-class InstancesQueue(InnerQueue, Protocol):
-    """The queue in front of instances."""
-
-    def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None: ...
-    def replace_instances(self, instances: Sequence[Instance]) -> None: ...
 
 
 class _Flight:
@@ -82,7 +65,7 @@ class CachedQueue:
 
     def __init__(
         self,
-        queue: InnerQueue,
+        queue: VersionQueue,
         cache: ResponseCache,
         keys: RequestKeys,
         settings: QueueSettings,
