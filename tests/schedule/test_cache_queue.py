@@ -318,3 +318,18 @@ def test_the_parts_of_a_request_wait_as_long_as_who_joins_it(world: World, polic
         world.loop.later(0)
     assert isinstance(patient.answers[0], InferResponse)
     assert not world.faults
+
+
+def test_a_request_that_a_more_important_one_has_passed_is_told_of_its_deadline_in_a_changed_queue_too(world: World) -> None:
+    instance = world.instance()
+    queue = QueueSettings(QueuePolicy(), levels=2, default_level=2)
+    scheduler = Scheduler("m", Settings(BatchPolicy(), queue), [instance], world.statistics, loop=world.loop, total=world.total)
+    keys = RequestKeys("m", "1", "")
+    cached = CachedInstances(scheduler, LocalCache(0), keys, queue, world.statistics, name="m", version="1", loop=world.loop)
+    world.ask(cached.submit, [0.0])
+    world.loop.later(0)
+    hasty, _, _ = world.ask(cached.submit, [1.0], within=0.2), world.ask(cached.submit, [1.0]), world.ask(cached.submit, [1.0], priority=1)
+    assert hasty is not None
+    world.loop.inside(lambda: cached.update(Settings(BatchPolicy(), QueueSettings(QueuePolicy(100)))))
+    world.loop.later(0.3)
+    assert isinstance(hasty.answers[0], DeadlineExceeded)

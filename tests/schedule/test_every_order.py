@@ -339,6 +339,7 @@ class CachedMachine(SchedulerMachine):
     def check_nothing_is_left(self) -> None:
         super().check_nothing_is_left()
         assert not self.cached._flights
+        assert not self.cached._passed
         assert self.cached._looking == 0
 
     def check_statistics(self) -> None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule import refusals
 from backline.schedule.cache.cache import ResponseCache, read_only
+from backline.schedule.cache.flight import Flight
 from backline.schedule.cache.key import RequestKeys, input_bytes
 from backline.schedule.delivery import deliver
-from backline.schedule.queues.queue import QueueSettings, limit_wait, waited_too_long
+from backline.schedule.queues.queue import QueueSettings, waited_too_long
 from backline.schedule.version_queue import InstancesQueue, VersionQueue
 
 if TYPE_CHECKING:
@@ -29,30 +29,6 @@ log = logging.getLogger("backline.schedule")
 
 #: Requests of more bytes are hashed on a thread: the loop would stand still for longer than a quick model runs.
 LARGE = 512 * 1024
-
-
-class _Flight:
-    """Requests with one key on their way: looked up, and then run as one, `run`. `lookup_ns` is how long the look took."""
-
-    __slots__ = ("began_ns", "key", "lookup_ns", "queued", "refusal", "run", "submitting", "timers", "waiting")
-
-    def __init__(self, request: InferRequest) -> None:
-        self.key = b""
-        self.waiting = [request]
-        self.began_ns = monotonic_ns()
-        self.lookup_ns = 0
-        self.run: InferRequest | None = None
-        #: The run's `on_cancel` while it waits in the queue; another one tells that it has left it.
-        self.queued: object = None
-        #: Whether the request is still being submitted, and what it is refused with.
-        self.submitting = True
-        self.refusal: BacklineError | None = None
-        self.timers: dict[InferRequest, asyncio.TimerHandle] = {}
-
-    @property
-    def waits(self) -> bool:
-        """Whether it has not begun to run."""
-        return self.run is None or (self.queued is not None and self.run.on_cancel is self.queued)
 
 
 class CachedQueue:
@@ -83,7 +59,9 @@ class CachedQueue:
         self._name = name
         self._version = version
         self._loop = loop
-        self._flights: dict[bytes, _Flight] = {}
+        self._flights: dict[bytes, Flight] = {}
+        #: Those in whose place another one is that is more important, and which nobody joins any more.
+        self._passed: set[Flight] = set()
         #: Requests that are hashed or looked up.
         self._looking = 0
         self._looked: asyncio.Future[None] | None = None
@@ -101,7 +79,7 @@ class CachedQueue:
         if request.sequence is not None or request.on_response is not None:
             self._queue.submit(request)
             return
-        flight = _Flight(request)
+        flight = Flight(request, monotonic_ns())
         if input_bytes(request) > LARGE:
             self._looking += 1
             request.on_cancel = partial(self._leave, flight)
@@ -128,7 +106,7 @@ class CachedQueue:
 
     # from the request to the cache
 
-    def _hashed(self, flight: _Flight, hashed: asyncio.Future[bytes]) -> None:
+    def _hashed(self, flight: Flight, hashed: asyncio.Future[bytes]) -> None:
         self._done_looking()
         if not flight.waiting:
             return
@@ -139,18 +117,20 @@ class CachedQueue:
             log.exception("a request for model '%s' could not be looked up", self._name, exc_info=error)
             self._run(flight)
 
-    def _begin(self, flight: _Flight) -> None:
+    def _begin(self, flight: Flight) -> None:
         request = flight.waiting[0]
         other = self._flights.get(flight.key)
-        if other is not None and self._may_join(request, other):
-            self._join(request, other)
-            return
+        if other is not None:
+            if other.admits(request, self._settings):
+                self._join(request, other)
+                return
+            self._passed.add(other)
         self._flights[flight.key] = flight
         request.on_cancel = partial(self._leave, flight)
         self._looking += 1
         self._cache.look_up(flight.key, partial(self._looked_up, flight))
 
-    def _looked_up(self, flight: _Flight, outputs: Sequence[Tensor] | None) -> None:
+    def _looked_up(self, flight: Flight, outputs: Sequence[Tensor] | None) -> None:
         self._done_looking()
         flight.lookup_ns = monotonic_ns() - flight.began_ns
         if not flight.waiting:
@@ -172,7 +152,7 @@ class CachedQueue:
             # At the end of the turn: what was not found is submitted before.
             self._loop.call_soon(_resolve, self._looked)
 
-    def _answer_from_cache(self, flight: _Flight, request: InferRequest, outputs: Sequence[Tensor]) -> None:
+    def _answer_from_cache(self, flight: Flight, request: InferRequest, outputs: Sequence[Tensor]) -> None:
         if request.cancelled:
             self._statistics.record_cancelled(request)
             return
@@ -181,42 +161,20 @@ class CachedQueue:
 
     # from the request to a run
 
-    def _may_join(self, request: InferRequest, flight: _Flight) -> bool:
-        settings = self._settings
-        if not settings.levels or not flight.waits or flight.run is None:
-            return True
-        return settings.level_of(request) >= settings.level_of(flight.run)
-
-    def _policy_of(self, request: InferRequest) -> QueuePolicy:
-        return self._settings.policy_of(self._settings.level_of(request))
-
-    def _join(self, request: InferRequest, flight: _Flight) -> None:
-        policy = self._policy_of(request)
-        if not policy.delay:
-            limit_wait(request, policy)
-        run = flight.run
-        if flight.waits:
-            if run is not None and run.deadline is not None:
-                first = flight.waiting[0]
-                if first.deadline is None:  # the queue has set one for the run
-                    first.deadline = run.deadline
-                run.deadline = _latest((run.deadline, request.deadline))
-            if run is not None:
-                run.waits_until = _latest((run.waits_until, request.waits_until))
-            for waiting in (*flight.waiting, request):
-                if waiting.deadline is not None and waiting not in flight.timers:
-                    pause = max(0.0, waiting.deadline - monotonic())
-                    flight.timers[waiting] = self._loop.call_later(pause, self._too_late, flight, waiting)
-        flight.waiting.append(request)
+    def _join(self, request: InferRequest, flight: Flight) -> None:
+        flight.join(request, self._settings)
         request.on_cancel = partial(self._leave, flight)
+        if not flight.waits:
+            return
+        for waiting in flight.waiting:
+            if waiting.deadline is not None and waiting not in flight.timers:
+                pause = max(0.0, waiting.deadline - monotonic())
+                flight.timers[waiting] = self._loop.call_later(pause, self._too_late, flight, waiting)
 
-    def _run(self, flight: _Flight) -> None:
-        """Queues one request for all that wait: the first one's inputs, the highest priority, the most patient deadline."""
+    def _run(self, flight: Flight) -> None:
+        """Queues one request for all that wait."""
         first = flight.waiting[0]
-        run = first.stand_in(first.inputs, partial(self._ran, flight))
-        run.deadline = run.waits_until = _latest([request.deadline for request in flight.waiting])
-        if self._settings.levels:
-            run.priority = min(map(self._settings.level_of, flight.waiting))
+        run = flight.make_run(self._settings, partial(self._ran, flight))
         try:
             self._queue.submit(run)
         except BacklineError as error:
@@ -232,7 +190,7 @@ class CachedQueue:
 
     # from the run to those who wait
 
-    def _ran(self, flight: _Flight, run: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _ran(self, flight: Flight, run: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
         if response is None:
             self._fail(flight, error)
             return
@@ -251,7 +209,7 @@ class CachedQueue:
                 statistics.record_cache_hit(request.arrived_ns, now, 0, now)
             deliver(request, self._response(request, shared, response), None)
 
-    def _fail(self, flight: _Flight, error: BacklineError | None) -> None:
+    def _fail(self, flight: Flight, error: BacklineError | None) -> None:
         self._forget(flight)
         for request in flight.waiting:
             request.on_cancel = None
@@ -262,7 +220,7 @@ class CachedQueue:
 
     # those who leave
 
-    def _leave(self, flight: _Flight, request: InferRequest) -> None:
+    def _leave(self, flight: Flight, request: InferRequest) -> None:
         """A request was cancelled; when it was the last one its run is cancelled too, and counted there."""
         flight.waiting.remove(request)
         timer = flight.timers.pop(request, None)
@@ -275,7 +233,7 @@ class CachedQueue:
             if flight.run is not None:
                 flight.run.cancel()
 
-    def _too_late(self, flight: _Flight, request: InferRequest) -> None:
+    def _too_late(self, flight: Flight, request: InferRequest) -> None:
         flight.timers.pop(request, None)
         if not flight.waits or (flight.run is None and len(flight.waiting) == 1):  # what runs is answered, and what is to run is looked at
             return
@@ -288,21 +246,18 @@ class CachedQueue:
             flight.run.waits_until = request.deadline  # by which its queue counts it as expired
             flight.run.cancel()
         now = monotonic()
-        late = waited_too_long(request, self._policy_of(request), now)
+        late = waited_too_long(request, self._settings.policy_of(self._settings.level_of(request)), now)
         deliver(request, None, refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=late))
 
-    def _forget(self, flight: _Flight) -> None:
+    def _forget(self, flight: Flight) -> None:
         """From now on nobody joins it."""
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
+        else:
+            self._passed.discard(flight)
         for timer in flight.timers.values():
             timer.cancel()
         flight.timers.clear()
-
-
-def _latest(deadlines: Sequence[float | None]) -> float | None:
-    """The deadline of the most patient one, None if somebody waits for any time."""
-    return None if None in deadlines else max(deadline for deadline in deadlines if deadline is not None)
 
 
 class CachedInstances(CachedQueue):
@@ -312,7 +267,7 @@ class CachedInstances(CachedQueue):
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         self._settings = settings.queue
-        waiting = [flight for flight in self._flights.values() if flight.run is not None and flight.waits]
+        waiting = [flight for flight in (*self._flights.values(), *self._passed) if flight.run is not None and flight.waits]
         self._queue.update(settings, instances=instances)
         for flight in waiting:  # perhaps in another queue now
             flight.queued = None if flight.run is None else flight.run.on_cancel
