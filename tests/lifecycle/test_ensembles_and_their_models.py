@@ -125,6 +125,17 @@ async def test_who_has_pinned_a_version_is_out_of_service_when_it_goes_and_says_
     await program.stop()
 
 
+async def test_a_change_that_needs_no_load_is_taken_once(chain: Path) -> None:
+    program = await start(chain)
+    config = chain / "chain" / "config.pbtxt"
+    config.write_text(config.read_text() + 'metric_tags { key: "team" value: "sound" }\n')
+    assert program.engine.control is not None
+    await program.engine.control.load("chain", who="test")
+    tags = program.engine.find("chain").config.metric_tags
+    await program.stop()
+    assert tags == {"team": "sound"}
+
+
 async def test_a_step_that_fails_to_load_is_named_with_its_reason(chain: Path) -> None:
     (chain / "second" / "1" / "model.onnx").write_bytes(b"no model")
     program = await start(chain)
