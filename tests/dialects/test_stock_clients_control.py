@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from support import models
+from support.repositories import put
 from support.server import ServerProcess, serve
 
 pytest.importorskip("tritonclient")
@@ -21,6 +22,16 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
+
+BOTH = """
+platform: "ensemble"
+max_batch_size: 8
+input { name: "IN" data_type: TYPE_FP32 dims: [ 16 ] }
+output { name: "OUT" data_type: TYPE_FP32 dims: [ 16 ] }
+ensemble_scheduling { step {
+  model_name: "add1" model_version: -1
+  input_map { key: "INPUT0" value: "IN" } output_map { key: "OUTPUT0" value: "OUT" } } }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +240,22 @@ def test_what_a_load_brings_along_is_held_against_the_limit_of_a_request(tmp_pat
             with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
                 client.load_model("add1", **too_large)
             assert client.is_model_ready("add1")
+
+
+def test_the_configuration_that_a_server_tells_may_be_given_back(tmp_path: Path) -> None:
+    """As tools do that read it, change something and load the model again."""
+    repository = tmp_path / "models"
+    models.add1(repository)
+    put(repository / "python" / "1" / "model.py", "def half(x: float) -> float:\n    return x / 2\n")
+    put(repository / "both" / "config.pbtxt", BOTH)
+    with serve(repository, tmp_path / "log", "--model-control-mode", "explicit", "--load-model", "*") as server:
+        client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.http_port}")
+        for name in ("add1", "python", "both"):
+            config = client.get_model_config(name)
+            client.load_model(name, config=json.dumps(config | {"metric_tags": {"again": "yes"}}))
+            assert client.is_model_ready(name)
+            told = client.get_model_config(name)
+            for one in (config, told):  # what was measured may differ
+                one["parameters"].pop("backline.placement", None)
+            assert told == config | {"metric_tags": {"again": "yes"}}
+        client.close()

@@ -17,6 +17,8 @@ from backline.engine.tensor import Shape
 
 #: What a configuration may choose from.
 Lane = Literal["inline", "thread"]
+#: Beside these what models in worker processes have.
+AnyLane = Literal[Lane, "process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class ModelConfig:
     instance_count: int | None = None
     #: Where the instances of `instance_count` run and what they take, group by group; empty where the server decides how many there are.
     instance_groups: tuple[InstanceGroup, ...] = ()
-    lane: Lane | None = None
+    lane: AnyLane | None = None
     #: The cores that its threads or worker processes are kept to; empty for all.
     cpus: tuple[int, ...] = ()
     dynamic_batching: bool | None = None

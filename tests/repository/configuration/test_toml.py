@@ -120,7 +120,7 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("max_batch_size = ", "1:18: Invalid value"),
         ("a = 1\na = 2", "2:6: Cannot overwrite a value"),
         ("pinned = 'yes'", "1:1: 'pinned' is 'yes', expected true or false"),
-        ("lane = 'gpu'", "1:1: parameter 'backline.lane' is 'gpu', expected inline or thread"),
+        ("lane = 'gpu'", "1:1: parameter 'backline.lane' is 'gpu', expected inline, thread or process"),
         ("labels = 'stable'", "1:1: 'labels' is 'stable', expected a table"),
         ("versions = '1'", "1:1: 'versions' is '1', expected a list"),
         ("versions = []", "1:1: parameter 'backline.versions' is '', expected the names of versions"),

@@ -90,6 +90,11 @@ def load(
     on_phase("load")
     entry = choose(config, path)
     backend = entry.backend()
+    if config.lane == "process":
+        if not entry.hosted:
+            where = config.source or config.name
+            raise InvalidArgument(f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or thread")
+        config = replace(config, lane=None)  # it says what is so anyway
     ignored = ignored_settings(config, "worker" if entry.hosted else "here")
     if entry.hosted:
         config = replace(config, lane=None)
@@ -180,6 +185,7 @@ def _place(
     placed: Places,
 ) -> Loaded:
     on_gpus = any(device.kind == "gpu" for device in placed.devices)
+    assert config.lane != "process", "it is loaded here"
     chosen = plan(
         measured.times,
         cores=len(config.cpus) or usable_cores(),

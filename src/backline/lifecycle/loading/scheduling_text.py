@@ -41,7 +41,7 @@ def _parts(
         yield "one by one"
     else:
         yield f"up to {batch_limit} together"
-        yield from _company(config, waits_us)
+        yield from _company(config, batch_limit, waits_us)
     if decoupled:
         yield "any number of responses"
     if config.objective_seconds is not None:
@@ -59,10 +59,10 @@ def _parts(
         yield "cached"
 
 
-def _company(config: ModelConfig, waits_us: int) -> Iterator[str]:
-    """What a free instance waits for."""
+def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> Iterator[str]:
+    """What a free instance waits for; that it prefers the largest batch says nothing."""
     delay = config.max_queue_delay_us or waits_us
-    sizes = " or ".join(map(str, config.preferred_batch_sizes))
+    sizes = " or ".join(map(str, config.preferred_batch_sizes)) if config.preferred_batch_sizes != (batch_limit,) else ""
     if delay:
         yield f"waits {format_seconds(delay / 1e6)}{f' for {sizes}' if sizes else ''}"
     else:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
-from backline.engine.model_config import Lane, VersionPolicy
+from backline.engine.model_config import AnyLane, VersionPolicy
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.suggestion import suggest
 
@@ -24,7 +24,7 @@ SCHEDULING: Final = "backline.scheduling"
 def _choice(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(f"expected {' or '.join(choices)}")
+            raise ValueError(f"expected {', '.join(choices[:-1])} or {choices[-1]}")
         return text
 
     return read
@@ -178,7 +178,7 @@ SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType(
     {
         setting.name: setting
         for setting in (
-            Setting("lane", _choice(*get_args(Lane)), (str,)),
+            Setting("lane", _choice(*get_args(AnyLane)), (str,)),
             Setting("cpus", _cores, (int, str, list)),
             Setting("versions", _versions, (list,)),
             Setting("labels", _version, (str, int), by_key=True),
