@@ -50,6 +50,19 @@ def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_pa
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["OUTPUT0"], value + 1)
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -> None:
+    code = "from collections.abc import Iterator\ndef words(text: str) -> Iterator[str]:\n    yield from text.split()\n"
+    put(tmp_path / "models" / "words" / "1" / "model.py", code)
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        url = server.url if scheme == "http" else server.grpc_url
+        done = backline("infer", "words", "-u", url, "-i", "text=one two", "-o", tmp_path / "word.npz")
+    assert done.returncode == 0, done.stderr
+    assert "[b'one']" in done.stdout
+    assert "words version 1 answered with 2 responses in " in done.stdout
+    assert [np.load(tmp_path / name)["output"].item() for name in ("word.npz", "word-1.npz")] == [b"one", b"two"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -10,10 +10,10 @@ import click
 
 from backline.cli.connection import connection_options, with_suggestion
 from backline.cli.input_value import input_option, read_inputs
-from backline.cli.result_files import check_destination, document, save, show
+from backline.cli.result_files import check_destination, documents, save_all, show
 from backline.client.options import ClientOptions
 from backline.client.sync import Client
-from backline.engine.errors import NotFound
+from backline.engine.errors import NotFound, Unsupported
 
 _EPILOG = """\b
 Examples:
@@ -43,21 +43,26 @@ def command(
     as_json: bool,
     destination: Path | None,
 ) -> None:
-    """Run MODEL of a server once and show its outputs."""
+    """Run MODEL of a server once and show its outputs. A model with many responses shows all of them."""
     check_destination(destination, "-o")
     with Client(url, options) as client:
         handle = client.model(model, model_version)
         try:
             values = read_inputs(handle.metadata(), inputs)
             began = perf_counter()
-            result = handle(values, outputs=outputs or None)
+            try:
+                results = [handle(values, outputs=outputs or None)]
+            except Unsupported:  # it gives any number of responses
+                results = list(handle.stream(values, outputs=outputs or None))
         except NotFound as error:
             raise with_suggestion(client, model, error) from None
         seconds = perf_counter() - began
     if destination is not None:
-        save(destination, result)
+        save_all(destination, results)
     if as_json:
-        print(json.dumps(document(result)))
+        print(json.dumps(documents(results)))
     else:
-        show([result])
-        print(f"{result.model_name} version {result.model_version or '?'} answered in {seconds * 1000:.2f} ms")
+        show(results)
+        responses = "" if len(results) == 1 else f" with {len(results)} responses"
+        version = results[0].model_version if results else model_version
+        print(f"{model} version {version or '?'} answered{responses} in {seconds * 1000:.2f} ms")

@@ -24,6 +24,12 @@ def check_destination(path: Path | None, param_hint: str, *, folders: bool = Fal
     raise click.BadParameter(f"'{path}' ends neither with .npz nor with .npy or .json{others}", param_hint=param_hint)
 
 
+def save_all(path: Path, results: Sequence[InferResult]) -> None:
+    """Writes the outputs of each response: outputs.npz, outputs-1.npz, ... Raises UsageError as `save`."""
+    for index, result in enumerate(results):
+        save(path.with_name(f"{path.stem}-{index}{path.suffix}") if index else path, result)
+
+
 def save(path: Path, result: InferResult) -> None:
     """Writes outputs: all into .npz or .json, the only one into .npy, each as <name>.npy into a folder.
 
@@ -47,6 +53,12 @@ def save(path: Path, result: InferResult) -> None:
 def _storable(array: np.ndarray) -> np.ndarray:
     """BYTES as numpy's fixed-width bytes, which need no pickle."""
     return array.astype("S") if array.dtype == object and array.size else array.astype("S1") if array.dtype == object else array
+
+
+def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
+    """The responses as JSON; the only one by itself."""
+    found = [document(result) for result in results]
+    return found[0] if len(found) == 1 else found
 
 
 def document(result: InferResult) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import click
 from backline.cli.event_loop import run
 from backline.cli.input_value import input_option, read_inputs
 from backline.cli.model_folder import open_models
-from backline.cli.result_files import check_destination, document, save, show
+from backline.cli.result_files import check_destination, documents, save_all, show
 from backline.client.aio import AsyncClient
 from backline.client.options import ClientOptions
 from backline.client.result import InferResult
@@ -77,11 +77,9 @@ def command(
         embedded = Embedded([repository], options)
         results, loaded, answered = run(_run(embedded, name, beside, model_version, inputs))
     if destination is not None:
-        for index, result in enumerate(results):
-            save(_numbered(destination, index) if index else destination, result)
+        save_all(destination, results)
     if as_json:
-        documents = [document(result) for result in results]
-        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+        print(json.dumps(documents(results)))
     else:
         show(results)
     responses = "" if len(results) == 1 else f" with {len(results)} responses"
@@ -151,8 +149,3 @@ async def _only(client: AsyncClient) -> str:
     if len(names) != 1:
         raise InvalidArgument(f"the repository is not one model, it holds {', '.join(names) or 'none'}; add the name of one to the URL")
     return names[0]
-
-
-def _numbered(path: Path, index: int) -> Path:
-    """Where a further response goes: outputs.npz, outputs-1.npz, ..."""
-    return path.with_name(f"{path.stem}-{index}{path.suffix}")
