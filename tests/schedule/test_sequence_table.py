@@ -123,7 +123,12 @@ def test_with_other_places_the_oldest_sequences_go_on_first() -> None:
 
 
 events = st.lists(
-    st.tuples(st.sampled_from(["ask", "begin", "end", "run", "finish", "cancel", "idle"]), st.integers(1, 6)), min_size=1, max_size=120
+    st.tuples(
+        st.sampled_from(["ask", "begin", "end", "run", "finish", "lose", "cancel first", "cancel last", "idle"]),
+        st.integers(1, 6),
+    ),
+    min_size=1,
+    max_size=120,
 )
 
 
@@ -135,7 +140,18 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
     accepted: dict[InferRequest, int] = {}
     gone: list[InferRequest] = []
     ran: dict[Sequence, list[int]] = {}
+    #: The beginnings of each sequence, and those that have run or may yet.
+    beginnings: dict[Sequence, list[InferRequest]] = {}
+    begun: set[InferRequest] = set()
     now = 0
+
+    def run(sequence: Sequence, one: InferRequest) -> None:
+        ran.setdefault(sequence, []).append(accepted[one])
+        before = [beginning for beginning in beginnings[sequence] if accepted[beginning] <= accepted[one]]
+        if before[-1] is one:
+            begun.add(one)
+        assert before[-1] in begun, "nothing runs whose beginning has not"
+
     for what, id in happened:
         now += 1
         if what in ("ask", "begin", "end"):
@@ -145,6 +161,8 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
                 accepted[one] = len(accepted)
                 if sequence not in known:
                     known.append(sequence)
+                if what == "begin":
+                    beginnings.setdefault(sequence, []).append(one)
         elif what == "idle":
             now += IDLE
             table.end_idle(now)
@@ -155,12 +173,17 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
                 busy = sequence.running is not None
                 if (one := table.take(sequence)) is not None:
                     assert not busy, "one request of a sequence runs at a time"
-                    ran.setdefault(sequence, []).append(accepted[one])
+                    run(sequence, one)
             elif what == "finish" and sequence.running is not None:
                 gone.append(sequence.running)
                 table.finish(sequence, now)
-            elif what == "cancel" and sequence.waiting:
-                dropped = sequence.waiting[-1]
+            elif what == "lose" and sequence.running in begun:
+                gone.append(sequence.running)
+                begun.remove(sequence.running)
+                table.finish(sequence, now)
+                gone += table.lose_beginning(sequence)[0]
+            elif what.startswith("cancel") and sequence.waiting:
+                dropped = sequence.waiting[0 if what == "cancel first" else -1]
                 gone += [dropped, *table.drop(sequence, dropped)[0]]
         held = [sequence.place for sequence in known if sequence.place is not None]
         assert len(held) == len(set(held)) <= lanes * slots
@@ -170,7 +193,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
         now += IDLE + 1
         for sequence in known:
             if sequence.running is None and (one := table.take(sequence)) is not None:
-                ran.setdefault(sequence, []).append(accepted[one])
+                run(sequence, one)
             if (one := sequence.running) is not None:
                 gone.append(one)
                 table.finish(sequence, now)
