@@ -17,7 +17,7 @@ from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgum
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
-from backline.lifecycle.options import LifecycleOptions
+from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from backline.server import Embedded
 from support.reading import floats, start
@@ -315,4 +315,35 @@ async def test_an_ensemble_that_is_to_be_loaded_at_the_start_brings_the_models_t
     assert await value_of(program, "outer") == 11
     assert {model.name for model in program.engine.models()} == {"outer", "chain", "first", "second"}
     assert program.engine.ready
+    await program.stop()
+
+
+async def test_in_a_namespace_steps_are_the_models_of_the_own_repository(tmp_path: Path) -> None:
+    for name, number in (("blue", 1.0), ("green", 100.0)):
+        adder(tmp_path / name, "first", number)
+        ensemble(tmp_path / name, "chain", step("first", "x", "m"), step("green.other", "m", "z"))
+    adder(tmp_path / "green", "other", 5)
+    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), namespacing=True, state_folder=tmp_path / "state")
+    program = Embedded([tmp_path / "blue", tmp_path / "green"], options)
+    await program.start()
+
+    assert await value_of(program, "blue.chain") == 6
+    assert await value_of(program, "green.chain") == 105
+    await program.stop()
+
+
+async def test_in_a_namespace_an_ensemble_comes_with_the_model_that_its_repository_lacked(tmp_path: Path) -> None:
+    repository = tmp_path / "blue"
+    repository.mkdir()
+    ensemble(repository, "chain", step("first", "x", "z"))
+    options = LifecycleOptions(mode="poll", namespacing=True, state_folder=tmp_path / "state")
+    program = Embedded([repository], options)
+    await program.start()
+    assert program.engine.find("blue.chain").state is ModelState.UNAVAILABLE
+
+    adder(repository, "first", 1)
+    assert program.engine.control is not None
+    await program.engine.control.refresh()
+
+    assert await value_of(program, "blue.chain") == 1
     await program.stop()

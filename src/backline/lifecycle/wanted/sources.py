@@ -20,7 +20,8 @@ class Sources:
     """The models of all repositories, by the names under which they are served.
 
     With `namespacing` a model is called <repository>.<model>, after the last part of the repository's location, so that repositories may
-    hold models of one name. Without it such models have a problem, as in Triton.
+    hold models of one name; the steps of an ensemble may name models of its own repository without that. Without it such models have a
+    problem, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
@@ -49,9 +50,12 @@ class Sources:
         await asyncio.gather(*(self._scan(location, repository, first) for location, repository in self._repositories.items()))
         sources: dict[str, list[Source]] = {}
         for location, repository in self._repositories.items():  # in their order, whichever was scanned first
-            for model in self._found.get(location, ()):
-                name = self._prefixes[location] + model.name
-                sources.setdefault(name, []).append(Source(name, model, repository))
+            found, prefix = self._found.get(location, ()), self._prefixes[location]
+            names = frozenset(model.name for model in found) if prefix else frozenset()
+            for model in found:
+                name = prefix + model.name
+                siblings = names if model.config.ensemble is not None else frozenset()
+                sources.setdefault(name, []).append(Source(name, _as_composed(model, siblings), repository, siblings=siblings))
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
     async def _scan(self, location: str, repository: Repository, first: bool) -> None:
@@ -97,6 +101,15 @@ class Sources:
     async def close(self) -> None:
         for repository in self._repositories.values():
             await repository.close()
+
+
+def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
+    """An ensemble is another one when its repository begins to hold a model of its steps, or no longer does."""
+    if model.config.ensemble is None or not siblings:
+        return model
+    own = " ".join(sorted(model.config.ensemble.models & siblings))
+    versions = tuple(replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions)
+    return replace(model, versions=versions)
 
 
 def _last_part(location: str) -> str:

@@ -25,12 +25,21 @@ class Source:
     repository: Repository
     #: Whether its files are those of this machine's owner: not from elsewhere, and not brought along by a load.
     own_files: bool = True
+    #: Of an ensemble in a namespace: the models of its repository, which its steps name without the namespace.
+    siblings: frozenset[str] = frozenset()
 
     @property
     def config(self) -> ModelConfig:
-        """The configuration, under the name that is served."""
+        """The configuration, under the name that is served; steps of an ensemble, too, have the names that are served."""
         config = self.found.config
-        return config if config.name == self.name else replace(config, name=self.name)
+        if config.name == self.name:
+            return config
+        ensemble = config.ensemble
+        if ensemble is not None and self.siblings:
+            prefix = self.name.removesuffix(self.found.name)
+            renamed = {name: prefix + name for name in ensemble.models & self.siblings}
+            ensemble = replace(ensemble, steps=tuple(replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps))
+        return replace(config, name=self.name, ensemble=ensemble)
 
     @property
     def versions(self) -> tuple[str, ...]:
