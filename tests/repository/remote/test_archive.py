@@ -216,6 +216,24 @@ def test_a_header_that_would_fill_the_memory_is_refused(web: WebServer, opened: 
         scan(opened(f"{web.url}/models.tgz"))
 
 
+def test_headers_that_would_fill_the_memory_one_by_one_are_refused(web: WebServer, opened: Open) -> None:
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 900 * tarfile.BLOCKSIZE
+    header = long_name.tobuf(tarfile.GNU_FORMAT) + b"a" * long_name.size
+    web.put("/models.tar", header * 3 + tarfile.TarInfo("a").tobuf() + bytes(2 * tarfile.BLOCKSIZE))
+    with pytest.raises(InvalidArgument, match="a header of it is too large"):
+        scan(opened(f"{web.url}/models.tar"))
+
+
+def test_many_empty_files_in_a_row_are_read(web: WebServer, opened: Open) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for number in range(3000):
+            archive.addfile(tarfile.TarInfo(f"a/1/{number}"))
+    web.put("/models.tar", made.getvalue())
+    assert list(scan(opened(f"{web.url}/models.tar"))) == ["a"]
+
+
 @pytest.mark.parametrize("name", FORMS)
 def test_a_damaged_archive_is_told(name: str, web: WebServer, opened: Open) -> None:
     content = FORMS[name]({"a/1/model.onnx": bytes(range(256)) * 1000})

@@ -22,7 +22,7 @@ from backline.repository.remote.files import name_problem
 
 #: The suffixes of archives, and how tarfile calls the compression of those that are tar files.
 ARCHIVES: Final = {".zip": "zip", ".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
-#: A name or a header that is larger is an attack on memory.
+#: A member whose name and other headers are larger is an attack on memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
     tarfile.TarError,
@@ -171,6 +171,7 @@ def _tar_members(archive: Path, kind: str, names: _Names) -> Iterator[Member]:
         stream = _Forward(plain)
         with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", errors="surrogateescape") as opened:
             while info := opened.next():
+                stream.allow_header()
                 if info.isdir():
                     names.accept_folder(info.name)
                     continue
@@ -203,12 +204,18 @@ class _Forward:
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._at = 0
+        self.allow_header()
+
+    def allow_header(self) -> None:
+        """So much may be read in a row, in as many steps as tarfile likes: all headers of a member."""
+        self._left = _MAX_HEADER
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
+        if not 0 <= size <= self._left:
             raise ValueError("a header of it is too large")
         data = self._stream.read(size)
         self._at += len(data)
+        self._left -= len(data)
         return data
 
     def tell(self) -> int:
@@ -218,8 +225,10 @@ class _Forward:
         if whence != 0 or offset < self._at:
             raise ValueError("its members are not one after the other")
         while self._at < offset:
+            self.allow_header()
             if not self.read(min(offset - self._at, _MAX_HEADER)):
                 raise EOFError("it ends in the middle of a member")
+        self.allow_header()
         return self._at
 
     def seekable(self) -> bool:
