@@ -77,7 +77,7 @@ def test_a_full_configuration_is_read() -> None:
     assert (read_config.preferred_batch_sizes, read_config.queue_policy.max_size) == ((4, 8), 16)
     assert read_config.default_model_filename == "net.onnx"
     assert read_config.source == "m/model.toml"
-    assert read_config.warnings == ()
+    assert read_config.warnings == ("model.toml of 'm': idle_unload_seconds has no effect: the model is pinned, and stays",)
 
 
 @pytest.mark.parametrize(
@@ -202,5 +202,11 @@ def test_a_setting_of_how_a_model_runs_is_named_where_it_is_an_ensembles(setting
 
 
 def test_settings_of_when_a_model_is_loaded_are_an_ensembles_too() -> None:
-    given = 'pinned = true\nload = "on_demand"\nidle_unload_seconds = 5\nload_retries = 1\ndefault_deadline_seconds = 9\n'
+    given = 'load = "on_demand"\nidle_unload_seconds = 5\nload_retries = 1\ndefault_deadline_seconds = 9\n'
     assert config(given + _ENSEMBLE).warnings == ()
+
+
+def test_a_pinned_model_is_not_unloaded_when_it_is_idle_and_says_so() -> None:
+    reason = "idle_unload_seconds has no effect: the model is pinned, and stays"
+    assert config("pinned = true\nidle_unload_seconds = 5").warnings == (f"model.toml of 'm': {reason}",)
+    assert config("pinned = false\nidle_unload_seconds = 5").warnings == ()

@@ -48,6 +48,8 @@ class _Reader:
         check(self._document, self._name)
         settings, of_joining = native.read_settings(self._document)
         self._note_fields_without_effect()
+        if settings.get("pinned") and "idle_unload_seconds" in settings:
+            self._warn("idle_unload_seconds has no effect: the model is pinned, and stays")
         self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
