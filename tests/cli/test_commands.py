@@ -50,6 +50,17 @@ def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_pa
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["OUTPUT0"], value + 1)
 
 
+def test_a_request_alone_is_a_whole_sequence(backline: Run, tmp_path: Path) -> None:
+    tensors = " ".join(f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [ 1 ] }}' for kind, name in (("input", "x"), ("output", "x")))
+    put(tmp_path / "models" / "kept" / "config.pbtxt", f'backend: "identity" max_batch_size: 1 sequence_batching {{ }} {tensors}')
+    (tmp_path / "models" / "kept" / "1").mkdir()
+    with serve(tmp_path / "models", tmp_path / "log") as server:
+        for url in (server.url, server.grpc_url):
+            done = backline("infer", "kept", "-u", url, "-i", "x=[[3]]")
+            assert "[[3.]]" in done.stdout, done.stderr
+    assert "[[3.]]" in backline("run", tmp_path / "models" / "kept", "-i", "x=[[3]]").stdout
+
+
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -> None:
     code = "from collections.abc import Iterator\ndef words(text: str) -> Iterator[str]:\n    yield from text.split()\n"

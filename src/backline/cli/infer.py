@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import click
 
 from backline.cli.connection import connection_options, with_suggestion
 from backline.cli.input_value import input_option, read_inputs
+from backline.cli.lone_request import lone_parameters
 from backline.cli.result_files import check_destination, documents, save_all, show
 from backline.client.options import ClientOptions
-from backline.client.sync import Client
-from backline.engine.errors import NotFound, Unsupported
+from backline.client.sync import Client, Model
+from backline.engine.errors import BacklineError, NotFound, Unsupported
 
 _EPILOG = """\b
 Examples:
@@ -49,11 +51,12 @@ def command(
         handle = client.model(model, model_version)
         try:
             values = read_inputs(handle.metadata(), inputs)
+            parameters = lone_parameters(_config(handle))
             began = perf_counter()
             try:
-                results = [handle(values, outputs=outputs or None)]
+                results = [handle(values, outputs=outputs or None, parameters=parameters)]
             except Unsupported:  # it gives any number of responses
-                results = list(handle.stream(values, outputs=outputs or None))
+                results = list(handle.stream(values, outputs=outputs or None, parameters=parameters))
         except NotFound as error:
             raise with_suggestion(client, model, error) from None
         seconds = perf_counter() - began
@@ -66,3 +69,11 @@ def command(
         responses = "" if len(results) == 1 else f" with {len(results)} responses"
         version = results[0].model_version if results else model_version
         print(f"{model} version {version or '?'} answered{responses} in {seconds * 1000:.2f} ms")
+
+
+def _config(model: Model) -> dict[str, Any]:
+    """The configuration, an extension that not every server has."""
+    try:
+        return model.config()
+    except BacklineError:
+        return {}

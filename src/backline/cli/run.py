@@ -16,6 +16,7 @@ import click
 
 from backline.cli.event_loop import run
 from backline.cli.input_value import input_option, read_inputs
+from backline.cli.lone_request import lone_parameters
 from backline.cli.model_folder import open_models
 from backline.cli.result_files import check_destination, documents, save_all, show
 from backline.client.aio import AsyncClient
@@ -137,8 +138,9 @@ async def _run(
         loaded = perf_counter()
         handle = client.model(name, version)
         values = read_inputs(await handle.metadata(), inputs)
+        parameters = lone_parameters(await handle.config())
         asked = perf_counter()
-        results = [result async for result in handle.stream(values)]
+        results = [result async for result in handle.stream(values, parameters=parameters)]
         return results, loaded - began, perf_counter() - asked
     finally:
         await transport.close()
