@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from backline.engine.errors import DeadlineExceeded
 from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits
 from backline.schedule.rate_limit.permitted_instance import PermittedInstance
@@ -23,12 +24,12 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def model(world: World, permits: Permits, count: int = 1) -> tuple[Scheduler, HeldInstance]:
+def model(world: World, permits: Permits, count: int = 1, *, ordered: bool = False) -> tuple[Scheduler, HeldInstance]:
     """A model whose instance takes `count` of the memory, one request at a time."""
     instance = world.instance()
     (permit,) = permits.register([Claim({MEMORY: count})], ("m", "1"))
     permitted = PermittedInstance(instance, permit, world.loop)
-    return Scheduler("m", SchedulerSettings(), [permitted], world.statistics, loop=world.loop), instance
+    return Scheduler("m", SchedulerSettings(), [permitted], world.statistics, loop=world.loop, preserve_ordering=ordered), instance
 
 
 def turns(world: World) -> None:
@@ -76,4 +77,26 @@ def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_f
     assert unused.batch is None
     assert not any(limits._taken.values())
     assert not limits._staged
+    assert not world.faults
+
+
+def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_their_order(world: World) -> None:
+    permits = Permits(RateLimits({MEMORY: 1}))
+    (blocking, _), (ordered, _) = model(world, permits), model(world, permits, ordered=True)
+    held = world.instance()
+    world.ask(blocking.submit, [1.0])
+    turns(world)
+    patient = world.ask(ordered.submit, [2.0])
+    turns(world)
+    world.loop.inside(
+        lambda: ordered.replace_instances([PermittedInstance(held, *permits.register([Claim({MEMORY: 1})], ("m", "1")), world.loop)])
+    )
+    late = world.ask(ordered.submit, [3.0], within=0.5)
+    turns(world)
+    world.loop.later(1)
+    assert patient is not None
+    assert late is not None
+    assert not patient.answers
+    assert isinstance(late.answers[0], DeadlineExceeded)
+    assert world.statistics.expired == 1
     assert not world.faults

@@ -214,7 +214,7 @@ class World:
             self.claim(response.id == request.id, "a response has the id of its request")
             outputs = [self.factor * value for value in asked.values]
             self.claim(response.outputs[0].data.tolist() == outputs, "a response is that of its request")
-        if self._ordered and asked in self._order:
+        if self._ordered and asked.started:
             before = self._order[: self._order.index(asked)]
             self.claim(all(other.over for other in before), "those who were taken before are answered before")
         if asked.then is not None:

@@ -45,6 +45,14 @@ class AnswerOrder:
         """Notes what came of a started request, and gives the answers whose turn it is now."""
         answer = self._places.pop(request)
         answer.response, answer.error, answer.done = response, error, True
+        return self._due()
+
+    def withdraw(self, request: InferRequest) -> list[Answer]:
+        """Takes a started request out, which has not run after all, and gives the answers whose turn it is now."""
+        self._answers.remove(self._places.pop(request))
+        return self._due()
+
+    def _due(self) -> list[Answer]:
         given: list[Answer] = []
         while self._answers and self._answers[0].done:
             given.append(self._answers.popleft())

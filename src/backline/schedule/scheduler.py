@@ -284,7 +284,8 @@ class Scheduler:
             self._refuse_expired(now / 1e9)
 
     def _leave_out_late(self, batch: Batch, live: list[InferRequest], now: float) -> None:
-        """A batch whose answers have their places gets no other requests; who is late is answered in its own."""
+        """A batch whose answers have their places gets no other requests."""
+        assert self._order is not None, "only then is it called"
         gone = [request for request in batch.requests if request.cancelled]
         late = [request for request in live if request.deadline is not None and request.deadline <= now]
         batch.requests = [request for request in live if request not in late]
@@ -292,10 +293,11 @@ class Scheduler:
         self._running -= len(gone) + len(late)
         for request in late:
             request.on_cancel = None
-        for request in gone:
-            self._deliver_in_order(request, None, None)
+        for request in (*gone, *late):
+            for answer in self._order.withdraw(request):
+                deliver(answer.request, answer.response, answer.error)
         for request in late:
-            self._deliver_in_order(request, None, self._error_of(request, lambda request: self._expiry_of(request, now)))
+            self._tell(request, lambda request: self._expiry_of(request, now))
 
     # from the instances to those who asked
 
@@ -365,15 +367,15 @@ class Scheduler:
         if self._total is not None:
             self._total.waiting -= len(requests)
         for request in requests:
-            deliver(request, None, self._error_of(request, why))
+            self._tell(request, why)
 
-    def _error_of(self, request: InferRequest, why: Callable[[InferRequest], BacklineError]) -> BacklineError | None:
-        """What a request is told that does not run; None where it was cancelled since, which is counted."""
+    def _tell(self, request: InferRequest, why: Callable[[InferRequest], BacklineError]) -> None:
+        """Tells a request that does not run, or counts that it was cancelled meanwhile."""
         if request.cancelled:
             self._tally.cancelled(request)
-            return None
-        self._tally.take_back(request)
-        return why(request)
+        else:
+            self._tally.take_back(request)
+            deliver(request, None, why(request))
 
     def _wait_for(self, deadline: float) -> None:
         self._expiry.set(deadline, self._sweep_after - monotonic())
