@@ -57,7 +57,7 @@ def scan_listing(
         return [read_single(root, name, formats, configs)]
     if configured:
         model = read_model(root, name, formats, configs)
-        if model.config.ensemble is not None:  # it has no file
+        if model.config.ensemble is not None or any(not version.problem for version in model.versions):  # its backend needs no file
             return [model]
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]
