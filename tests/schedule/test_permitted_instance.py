@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
 
-from backline.engine.errors import DeadlineExceeded
+from backline.engine.errors import DeadlineExceeded, Unavailable
 from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits
 from backline.schedule.rate_limit.permitted_instance import PermittedInstance
@@ -99,4 +100,25 @@ def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_
     assert not patient.answers
     assert isinstance(late.answers[0], DeadlineExceeded)
     assert world.statistics.expired == 1
+    assert not world.faults
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_waits_for_its_permit_when_a_drain_is_over_is_refused(world: World, ordered: bool) -> None:
+    permits = Permits(RateLimits({MEMORY: 1}))
+    (blocking, holder), (waiting, unused) = model(world, permits), model(world, permits, ordered=ordered)
+    world.ask(blocking.submit, [1.0])
+    turns(world)
+    one = world.ask(waiting.submit, [2.0])
+    turns(world)
+    drained: asyncio.Task[None] = world.loop.create_task(waiting.drain(0.5))
+    world.loop.later(0)
+    assert one is not None
+    assert not one.answers
+    world.loop.later(1)
+    world.loop.later(0)
+    assert isinstance(one.answers[0], Unavailable)
+    assert drained.done()
+    assert unused.closed
+    world.loop.inside(holder.end)
     assert not world.faults

@@ -310,3 +310,21 @@ def test_what_was_handed_to_an_instance_that_has_forgotten_its_sequence_is_no_an
     assert world.ask(queue.submit, [1.0], step=SequenceStep(1)) is None, "it has ended"
     assert world.ask(queue.submit, [1.0], step=SequenceStep(2)) is not None
     assert world.total.waiting == 0
+
+
+def test_direct_sequences_that_wait_for_a_permit_when_a_drain_is_over_are_refused(world: World) -> None:
+    permits = Permits(RateLimits())
+    claim = Claim({("0", "memory"): 1})
+    (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
+    instance = world.instance()
+    queue = batcher(world, [PermittedInstance(instance, own, world.loop)], direct=True)
+    world.loop.inside(lambda: other.ask(lambda: None))
+    one = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True)))
+    world.loop.later(0)
+    drained: asyncio.Task[None] = world.loop.create_task(queue.drain(0.5))
+    world.loop.later(0)
+    world.loop.later(1)
+    world.loop.later(0)
+    assert isinstance(one.answers[0], Unavailable)
+    assert drained.done()
+    assert instance.closed

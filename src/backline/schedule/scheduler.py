@@ -198,7 +198,11 @@ class Scheduler:
         """Refuses what still waits, lets what runs end, and gives the instances back."""
         self._company.stop()
         self._expiry.stop()
-        self._refuse(self._queue.clear(), lambda request: refusals.unloading(self._name))
+        self._refuse(self._queue.clear(), self._unloading)
+        for instance in self._instances:
+            if isinstance(instance, WaitsForTurn):
+                instance.form_again = self._refuse_batch
+                instance.look_again()
         await self._until_rest(None)
         for instance in self._instances:
             instance.close()
@@ -267,7 +271,9 @@ class Scheduler:
         live = [request for request in before if not request.cancelled]
         self._tally.gone([request for request in before if request.cancelled])
         if self._order is not None:
-            self._leave_out_late(batch, live, now / 1e9)
+            # Its answers have their places: it gets no other requests.
+            late = [request for request in live if request.deadline is not None and request.deadline <= now / 1e9]
+            self._leave_out(batch, late, lambda request: self._expiry_of(request, now / 1e9))
             return
         self._queue.put_back(live, now / 1e9)
         formed = form_batch(self._queue, replace(self._policy, delay_ns=0), now)
@@ -283,21 +289,25 @@ class Scheduler:
         if self._queue.expired:
             self._refuse_expired(now / 1e9)
 
-    def _leave_out_late(self, batch: Batch, live: list[InferRequest], now: float) -> None:
-        """A batch whose answers have their places gets no other requests."""
-        assert self._order is not None, "only then is it called"
-        gone = [request for request in batch.requests if request.cancelled]
-        late = [request for request in live if request.deadline is not None and request.deadline <= now]
-        batch.requests = [request for request in live if request not in late]
+    def _refuse_batch(self, batch: Batch) -> None:
+        """A batch that waits for its turn when the model goes away does so for nothing."""
+        self._tally.gone([request for request in batch.requests if request.cancelled])
+        self._leave_out(batch, [request for request in batch.requests if not request.cancelled], self._unloading)
+
+    def _leave_out(self, batch: Batch, leaving: list[InferRequest], why: Callable[[InferRequest], BacklineError]) -> None:
+        """Leaves those who are gone out of a batch that waits for its turn, and others, who are told why."""
+        before = batch.requests
+        batch.requests = [request for request in before if not request.cancelled and request not in leaving]
         batch.items = sum([request.batch_size for request in batch.requests])
-        self._running -= len(gone) + len(late)
-        for request in late:
+        self._running -= len(before) - len(batch.requests)
+        for request in leaving:
             request.on_cancel = None
-        for request in (*gone, *late):
-            for answer in self._order.withdraw(request):
-                deliver(answer.request, answer.response, answer.error)
-        for request in late:
-            self._tell(request, lambda request: self._expiry_of(request, now))
+        if self._order is not None:
+            for request in [request for request in before if request not in batch.requests]:
+                for answer in self._order.withdraw(request):
+                    deliver(answer.request, answer.response, answer.error)
+        for request in leaving:
+            self._tell(request, why)
 
     # from the instances to those who asked
 
@@ -376,6 +386,9 @@ class Scheduler:
         else:
             self._tally.take_back(request)
             deliver(request, None, why(request))
+
+    def _unloading(self, request: InferRequest) -> BacklineError:
+        return refusals.unloading(self._name)
 
     def _wait_for(self, deadline: float) -> None:
         self._expiry.set(deadline, self._sweep_after - monotonic())

@@ -38,6 +38,9 @@ class WaitsForTurn(Protocol):
 
     form_again: Callable[[Batch], None] | None
 
+    def look_again(self) -> None:
+        """Has the batch that waits, if one does, formed anew now."""
+
 
 @runtime_checkable
 class Remembers(Protocol):

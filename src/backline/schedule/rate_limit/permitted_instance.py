@@ -32,6 +32,7 @@ class PermittedInstance:
         self._loop = loop
         self._closing = False
         self._busy = False
+        self._waiting: _Waiting | None = None
         self.form_again: Callable[[Batch], None] | None = None
 
     @property
@@ -42,10 +43,15 @@ class PermittedInstance:
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""
         self._busy = True
-        waiting = _Waiting(self, batch, finished)
+        waiting = self._waiting = _Waiting(self, batch, finished)
         batch.on_abandon = waiting.abandoned
         self._permit.ask(waiting.granted)
         waiting.waits()
+
+    def look_again(self) -> None:
+        """See WaitsForTurn."""
+        if self._busy and self._waiting is not None:
+            self._waiting.look_again()
 
     def close(self) -> None:
         """See Instance."""
@@ -102,9 +108,12 @@ class _Waiting:
         nearest = min((request.deadline for request in self._batch.requests if request.deadline is not None), default=None)
         if nearest is not None:
             delay = max(nearest - monotonic(), 0.0) + _LATE
-            self._timer = asyncio.get_running_loop().call_later(delay, self._deadline_passed)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
 
-    def _deadline_passed(self) -> None:
+    def look_again(self) -> None:
+        """Looks who of the batch still waits, unless its turn has come, when that is looked at anyway."""
+        if self._granted:
+            return
         self._form_again()
         if self._batch.abandoned:  # by who was refused
             return
@@ -114,6 +123,8 @@ class _Waiting:
             self._end(ran=False)
 
     def _form_again(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = None
         if self._instance.form_again is not None:
             self._instance.form_again(self._batch)

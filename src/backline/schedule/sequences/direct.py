@@ -93,10 +93,10 @@ class SlotLane:
         if self._batch is not None or self.pending:
             self._rest = self._loop.create_future()
             await asyncio.wait((self._rest,), timeout=limit)
-        for slot, request in enumerate(self._ready):
-            self._ready[slot] = None
-            if request is not None:
-                request.on_complete(request, None, refusals.unloading(self._name))
+        self._refuse_all()
+        if isinstance(self._instance, WaitsForTurn):
+            self._instance.form_again = self._refuse_batch
+            self._instance.look_again()
         if self._batch is not None:
             self._rest = self._loop.create_future()
             await self._rest
@@ -127,12 +127,27 @@ class SlotLane:
         self._batch = Batch(requests, len(requests), now, beside_loop=self._instance.beside_loop)
         self._instance.run(self._batch, self._finished)
 
-    def _form_again(self, batch: Batch) -> None:
-        """Forms the batch that waits for its turn anew, of what its places have by now; nothing may be left of it."""
+    def _refuse_all(self) -> None:
+        ready, self._ready = self._ready, [None] * self._policy.slots
+        for request in ready:
+            if request is not None:
+                request.on_complete(request, None, refusals.unloading(self._name))
+
+    def _refuse_batch(self, batch: Batch) -> None:
+        """A batch that waits for its turn when the model goes away does so for nothing."""
+        self._put_back(batch)
+        self._refuse_all()
+        batch.items = 0
+
+    def _put_back(self, batch: Batch) -> None:
         for slot, request in enumerate(batch.requests):
             if request.on_complete is not _ignore:
                 self._ready[slot] = request
         batch.requests = []
+
+    def _form_again(self, batch: Batch) -> None:
+        """Forms the batch that waits for its turn anew, of what its places have by now; nothing may be left of it."""
+        self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
             batch.requests = self._take()
