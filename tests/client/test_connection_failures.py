@@ -53,6 +53,12 @@ def test_a_connection_closed_before_the_answer_is_told_and_not_repeated(answerin
         client.live()
 
 
+def test_a_port_without_tls_is_told(server: ServerProcess) -> None:
+    url = server.url.replace("http:", "https:")
+    with connect(url) as client, pytest.raises(ConnectionFailed, match=r"Does that port speak https\?$"):
+        client.live()
+
+
 def test_a_connection_closed_within_the_answer_is_told(answering: Callable[..., str]) -> None:
     url = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\nabc")
     with connect(url) as client, pytest.raises(ConnectionFailed, match="in the middle of its answer"):

@@ -30,13 +30,18 @@ def versions(repository: Path, *names: str, policy: str = "") -> None:
 # loading and unloading
 
 
+TRITONS_WORDS = "explicit model load / unload is not allowed if polling is enabled"
+
+
 @pytest.mark.parametrize("mode", ["none", "poll"])
 def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, repository: Path, mode: str) -> None:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode=mode) as server:
             for change in (server.lifecycle.load, server.lifecycle.unload):
-                with pytest.raises(Unavailable, match="explicit model load / unload is not allowed if polling is enabled"):
+                with pytest.raises(
+                    Unavailable, match=f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode explicit$"
+                ):
                     await change("add1", who=WHO)
             assert await server.answer() == 1
 

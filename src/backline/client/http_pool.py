@@ -155,4 +155,6 @@ class HttpPool:
             return ConnectionFailed(
                 f"connection refused by {address.url}: nothing listens there. Start a server (backline serve REPO) or check host and port"
             )
-        return ConnectionFailed(f"cannot connect to {address.url}: {error}")
+        if self._ssl is not None and number is None and isinstance(error, ConnectionError):
+            return ConnectionFailed(f"{address.url} closed the connection instead of beginning TLS. Does that port speak https?")
+        return ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}")

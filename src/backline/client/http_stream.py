@@ -127,4 +127,4 @@ async def _connect(address: Address, context: ssl.SSLContext | None, timeout: fl
     except TimeoutError:
         raise ConnectionFailed(f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?") from None
     except OSError as error:
-        raise ConnectionFailed(f"cannot connect to {address.url}: {error}") from None
+        raise ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}") from None

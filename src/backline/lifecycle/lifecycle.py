@@ -248,7 +248,9 @@ class Lifecycle:
 
     def _check_loading(self) -> None:
         if self._options.mode != "explicit":
-            raise Unavailable("explicit model load / unload is not allowed if polling is enabled")  # Triton's words, for mode none too
+            # Triton's words, for mode none too.
+            text = "explicit model load / unload is not allowed if polling is enabled"
+            raise Unavailable(f"{text}: this server's mode is {self._options.mode}, start it with --model-control-mode explicit")
 
     @asynccontextmanager
     async def _changing(self, model: str) -> AsyncIterator[None]:
