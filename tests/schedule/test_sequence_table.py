@@ -41,6 +41,24 @@ def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
     assert table.empty
 
 
+def test_places_are_given_slot_by_slot_and_cost_nothing_before() -> None:
+    table = SequenceTable(2, 2_000_000_000, IDLE)
+    sequences = [accept(table, request(id, start=True, end=True)) for id in range(1, 6)]
+    assert [sequence.place for sequence in sequences] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    assert table.take(sequences[1]) is not None
+    table.finish(sequences[1], 0)
+    assert accept(table, request(6, start=True)).place == (0, 1)
+    assert accept(table, request(7, start=True)).place == (2, 1)
+
+
+def test_a_lane_that_works_gives_its_next_place_before_others_give_any() -> None:
+    works = {0, 1}
+    table = SequenceTable(2, 3, IDLE, works.__contains__)
+    works.remove(0)
+    places = [accept(table, request(id, start=True)).place for id in range(1, 7)]
+    assert places == [(0, 1), (1, 1), (2, 1), (0, 0), (1, 0), (2, 0)]
+
+
 def test_a_sequence_without_a_place_gets_that_of_the_first_one_to_end() -> None:
     table = SequenceTable(1, 1, IDLE)
     first = accept(table, request(1, start=True, end=True))

@@ -216,6 +216,7 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
         ("instance_group [ { }, { kind: 7 } ]", "unknown value 7; expected one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL"),
         ("model_warmup { inputs { key: 'a' value { data_type: 77 } } }", "unknown value 77; expected one of TYPE_INVALID"),
         ("instance_group { count: -1 }", "instance_group has count -1"),
+        ("max_batch_size: 70000 sequence_batching { }", "max_batch_size is 70000; a batch of sequences has a place for each"),
         ("parameters { key: 'backline.lane' value { string_value: 'gpu' } }", "is 'gpu', expected inline, thread or process"),
         ("platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' } }", "must specify 'input_map' in step 0 of ensemble 'm'"),
         ("platform: 'ensemble'", "ensemble scheduling must be set for ensemble m whose platform is ensemble"),

@@ -11,6 +11,8 @@ _CORRELATION = "CONTROL_SEQUENCE_CORRID"
 _CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
 _KINDS = ("CONTROL_SEQUENCE_START", "CONTROL_SEQUENCE_END", "CONTROL_SEQUENCE_READY", _CORRELATION)
 _SECTION = "sequence_batching"
+#: Of a batch whose places are there whether anybody has them or not.
+MAX_PLACES = 65_536
 
 
 def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
@@ -22,6 +24,9 @@ def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str,
                 yield f"sequence batching preferred batch size must be positive for {name}", path
             if size > limit:
                 yield f"sequence batching preferred batch size must be <= max batch size for {name}", path
+    if not batching.HasField("oldest") and limit > MAX_PLACES:
+        reason = f"max_batch_size is {limit}; a batch of sequences has a place for each, expected at most {MAX_PLACES} for {name}"
+        yield reason, "max_batch_size"
     if batching.HasField("direct") and not 0 <= batching.direct.minimum_slot_utilization <= 1:
         reason = f"sequence batching minimum slot utilization must be in range (0.0, 1.0] for {name}"
         yield reason, f"{_SECTION}.direct.minimum_slot_utilization"

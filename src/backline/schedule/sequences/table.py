@@ -58,7 +58,9 @@ class SequenceTable:
         self.running = 0
         self._placed: dict[Sequence, None] = {}
         self._unplaced: dict[Sequence, None] = {}
+        #: Free places, a heap; those of later slots come when these are taken, as there may be far more places than sequences.
         self._free: list[tuple[int, int]] = []
+        self._later: Iterator[list[tuple[int, int]]] = iter(())
         self.resize(lanes, slots)
 
     @property
@@ -69,8 +71,8 @@ class SequenceTable:
     def resize(self, lanes: int, slots: int) -> list[Sequence]:
         """Goes on with other places; those who had one are the first to get one. Returns who has one now."""
         before = [*self._placed, *self._unplaced]
-        self._free = [(slot, lane) for slot in range(slots) for lane in range(lanes)]
-        heapify(self._free)
+        self._later = ([(slot, lane) for lane in range(lanes)] for slot in range(slots))
+        self._free = next(self._later, [])
         self._placed = {}
         self._unplaced = dict.fromkeys(before)
         for sequence in before:
@@ -257,12 +259,20 @@ class SequenceTable:
         self._placed[sequence] = None
 
     def _next_place(self) -> tuple[int, int]:
-        if not self._works(self._free[0][1]) and (others := [place for place in self._free if self._works(place[1])]):
-            place = min(others)
-            self._free.remove(place)
-            heapify(self._free)
-            return place
-        return heappop(self._free)
+        free = self._free
+        if not self._works(free[0][1]):
+            if not any(self._works(lane) for _, lane in free):
+                free += next(self._later, [])  # one of each lane
+            if others := [place for place in free if self._works(place[1])]:
+                place = min(others)
+                free.remove(place)
+                heapify(free)
+                self._free = free or next(self._later, [])
+                return place
+            heapify(free)
+        place = heappop(free)
+        self._free = free or next(self._later, [])
+        return place
 
 
 def _begins(request: InferRequest) -> bool:
