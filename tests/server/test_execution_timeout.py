@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 from backline.workers.timed import MAX_STUCK
 from support.networks import looping
-from support.server import serve
+from support.server import metrics_page, serve
 
 #: Rounds that take minutes, and hardly any time.
 ENDLESS, QUICK = 2**40, 3
@@ -159,6 +162,19 @@ def test_with_many_runs_that_do_not_end_it_takes_no_requests_until_one_does(tmp_
 
     put_sleeping(tmp_path / "models", seconds=1.0, instances=4)
     run(tmp_path, scenario)
+
+
+def test_a_run_that_ended_while_the_server_stood_still_has_not_taken_too_long(tmp_path: Path) -> None:
+    put_sleeping(tmp_path / "models", seconds=0.3, timeout=0.5)
+    with serve(tmp_path / "models", tmp_path / "log") as server, ThreadPoolExecutor(1) as thread:
+        body = b'{"inputs":[{"name":"X","datatype":"FP32","shape":[1],"data":[1]}]}'
+        answer = thread.submit(urllib.request.urlopen, f"{server.url}/v2/models/sleep/infer", body)
+        time.sleep(0.1)  # it runs
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(2)
+        server.process.send_signal(signal.SIGCONT)
+        assert answer.result().status == 200
+        assert metrics_page(server)['backline_execution_timeouts_total{model="sleep",version="1"}'] == 0
 
 
 def test_a_cancelled_run_is_not_one_that_took_too_long(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance, ThreadInstance
+from backline.workers.standstill import stood_still
 
 log = logging.getLogger("backline.workers")
 
@@ -155,6 +156,9 @@ class _TimedRun:
         self._instance.thread.run(batch, self._done)
 
     def _too_late(self) -> None:
+        if self._timer is not None and stood_still(self._timer, self._instance.loop):  # its answer may be on its way
+            self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
+            return
         self._late = True
         batch = self._running
         can_be_ended = batch.on_abandon is not None

@@ -99,6 +99,35 @@ def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(tmp_path: Path
     assert not psutil.pid_exists(frozen)
 
 
+def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(worker_process, "HEARTBEAT_TIMEOUT", 0.5)
+    path = put(tmp_path / "echo" / "1" / "model.py", ECHO)
+    load = Load("backline.workers.child.python_model:load", "echo", "1", str(path), str(tmp_path / "echo"))
+
+    async def stand_still() -> tuple[list[int], list[int], list[bytes]]:
+        options = PoolOptions(execution_timeout=0.5)
+        pool = WorkerPool(WorkerCommand(load), options, asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus()))
+        await pool.start()
+        before = pool.pids
+        answer = asyncio.ensure_future(asyncio.to_thread(pool.run, {"x": one("once")}, ["output"]))
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251  # the request is there
+        await asyncio.sleep(0)
+        time.sleep(2)  # noqa: ASYNC251  # as a process that was stopped
+        answers = await asyncio.wait_for(answer, 20)
+        await asyncio.sleep(0.3)
+        try:
+            return before, pool.pids, answers[0].tolist()
+        finally:
+            await pool.stop()
+
+    before, after, answer = asyncio.run(stand_still())
+
+    assert answer == [b"once"]
+    assert before == after
+
+
 @contextmanager
 def broken(tmp_path: Path) -> Iterator[ServerProcess]:
     """A server whose only worker has been killed and cannot load its model any more."""

@@ -40,6 +40,7 @@ from backline.workers.process.protocol import (
     Result,
     frame,
 )
+from backline.workers.standstill import stood_still
 
 log = logging.getLogger("backline.workers")
 
@@ -282,6 +283,8 @@ class WorkerProcess:
     # how it is
 
     def _beat(self) -> None:
+        if stood_still(self._timers["heartbeat"], self._loop):  # nobody has asked
+            self._heard = monotonic()
         silent = monotonic() - self._heard
         if silent > HEARTBEAT_TIMEOUT:
             self.hang(f"did not answer for {silent:.0f} s")

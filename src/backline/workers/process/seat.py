@@ -18,6 +18,7 @@ from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess
 from backline.workers.process.protocol import Execute, Failure, Loaded, Note, Part, Result
+from backline.workers.standstill import stood_still
 
 if TYPE_CHECKING:
     from backline.workers.process.pool import WorkerPool
@@ -237,11 +238,14 @@ class Seat:
 
     def _look_at_time(self) -> None:
         """Kills a worker that has a batch for longer than it may; looks again when the next one would have."""
-        self._watch = None
+        watch, self._watch = self._watch, None
         limit = self._pool.execution_timeout
         if not self._started or self.process is None:
             return
-        left = min(self._started.values()) + limit - monotonic()
+        now = monotonic()
+        if watch is not None and stood_still(watch, self._pool.loop):  # the answers may be on their way
+            self._started = dict.fromkeys(self._started, now)
+        left = min(self._started.values()) + limit - now
         if left <= 0:
             self.process.hang(f"did not finish within {limit:g} s and was killed")
         else:
