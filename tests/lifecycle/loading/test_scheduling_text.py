@@ -46,7 +46,7 @@ def told(folder: Path, config: str, batch_limit: int, seconds: Mapping[int, floa
             8,
             "up to 8 together, waits 5 ms for 4 or 8",
         ),
-        ("max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 4 ] }", 8, "up to 8 together, preferably 4"),
+        ("max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 4, 2, 4 ] }", 8, "up to 8 together, preferably 2 or 4"),
         ("max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 8 ] }", 8, "up to 8 together, no delay"),
         (
             f"max_batch_size: 8 dynamic_batching {{ priority_levels: 3 default_priority_level: 2 {QUEUE} }}",

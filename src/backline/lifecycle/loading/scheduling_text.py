@@ -62,7 +62,7 @@ def _parts(
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> Iterator[str]:
     """What a free instance waits for; that it prefers the largest batch says nothing."""
     delay = config.max_queue_delay_us or waits_us
-    sizes = " or ".join(map(str, config.preferred_batch_sizes)) if config.preferred_batch_sizes != (batch_limit,) else ""
+    sizes = " or ".join(map(str, sorted(set(config.preferred_batch_sizes)))) if config.preferred_batch_sizes != (batch_limit,) else ""
     if delay:
         yield f"waits {format_seconds(delay / 1e6)}{f' for {sizes}' if sizes else ''}"
     else:
