@@ -81,7 +81,7 @@ def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -
         (("add1",), "no value for INPUT0. It expects INPUT0 FP32[-1, 16]. For example --input INPUT0=random"),
         (("add1", "-i", "OTHER=1"), "no input 'OTHER'"),
         (("add1", "-i", "INPUT0=[[1"), "is not JSON"),
-        (("add1", "-i", "@/nowhere.npy"), "cannot read '/nowhere.npy'"),
+        (("add1", "-i", "@/nowhere.npy"), "cannot read '/nowhere.npy' for input 'INPUT0': No such file or directory"),
         (("add1", "-i", "[[1, 2]]"), "expects shape [-1, 16], got [1, 2]"),
         (("add1", "-i", "zeros", "--output", "NOPE"), "NOPE"),
         (("add1", "-i", "random:99999999999,16"), "input 'INPUT0' cannot be made with the shape [99999999999, 16]"),

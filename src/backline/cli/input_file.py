@@ -62,9 +62,14 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
         if suffix in AUDIO:
             return _audio(spec, path)
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read {where}: {error}") from None
+        raise InvalidArgument(f"cannot read {where}: {_why(error)}") from None
     kinds = ".npy, .npz, .json, an image nor audio"
     raise InvalidArgument(f"{where} is neither {kinds}; write JSON, random or zeros for numbers, or @FILE with one of these")
+
+
+def _why(error: Exception) -> str:
+    """Without the number and the name that the system's errors repeat."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 def _is_json_itself(spec: TensorSpec) -> bool:
@@ -77,14 +82,14 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read '{path}': {error}") from None
+        raise InvalidArgument(f"cannot read '{path}': {_why(error)}") from None
 
 
 def _json(path: Path, what: str) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read '{what}': {error}") from None
+        raise InvalidArgument(f"cannot read '{what}': {_why(error)}") from None
 
 
 def _only(arrays: Mapping[str, np.ndarray], where: str) -> np.ndarray:
