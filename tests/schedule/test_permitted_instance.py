@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from backline.engine.errors import DeadlineExceeded, Unavailable
+from backline.schedule.batching import BatchPolicy
 from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits
 from backline.schedule.rate_limit.permitted_instance import PermittedInstance
@@ -121,4 +122,21 @@ def test_what_waits_for_its_permit_when_a_drain_is_over_is_refused(world: World,
     assert drained.done()
     assert unused.closed
     world.loop.inside(holder.end)
+    assert not world.faults
+
+
+def test_who_is_cancelled_by_one_that_is_too_late_for_its_permit_is_not_run_either(world: World) -> None:
+    (permit,) = Permits(RateLimits()).register([Claim({MEMORY: 1})], ("m", "1"))
+    permitted = PermittedInstance(world.instance(beside_loop=False), permit, world.loop)
+    settings = SchedulerSettings(BatchPolicy(8))
+    scheduler = Scheduler("m", settings, [permitted], world.statistics, loop=world.loop)
+    given_up, late, other = [world.ask(scheduler.submit, [1.0], within=within) for within in (None, 0.05, None)]
+    assert given_up is not None
+    assert late is not None
+    assert other is not None
+    late.then = given_up.cancel
+    world.loop.turn()
+    world.loop.later(1)
+    assert world.begun == [other.request]
+    assert (world.statistics.expired, world.statistics.cancelled) == (1, 1)
     assert not world.faults

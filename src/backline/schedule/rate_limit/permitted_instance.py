@@ -147,6 +147,8 @@ class _Waiting:
         self._begun = True
         if self._has_waited and not batch.abandoned:
             self._form_again()
+            while not batch.abandoned and any(request.cancelled for request in batch.requests):  # by who was refused
+                self._form_again()
         if batch.abandoned:  # since its turn came, or by who was refused
             return
         batch.on_abandon = None
