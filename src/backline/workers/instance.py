@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection
 from queue import SimpleQueue
 from time import thread_time_ns
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from backline.workers.affinity import pin
 from backline.workers.batch import Batch
@@ -42,7 +42,6 @@ class WaitsForTurn(Protocol):
         """Has the batch that waits, if one does, formed anew now."""
 
 
-@runtime_checkable
 class Remembers(Protocol):
     """An instance in which a model may keep what it knows of sequences. `memory` is another object once that is lost, None while there is
     nothing that could remember.
@@ -50,6 +49,11 @@ class Remembers(Protocol):
 
     @property
     def memory(self) -> object: ...
+
+
+def remembers(instance: Instance) -> TypeGuard[Remembers]:
+    """Whether an instance Remembers; of one that runs another, whether that one does. From Python 3.12 on isinstance asks the class."""
+    return hasattr(instance, "memory")
 
 
 class InlineInstance:

@@ -26,7 +26,7 @@ from backline.schedule.sequences.state_store import State, StateKey, StateStore
 from backline.schedule.sequences.table import Sequence, SequenceTable
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.total import QueueTotal
-from backline.workers.instance import Instance, Remembers
+from backline.workers.instance import Instance, Remembers, remembers
 
 log = logging.getLogger("backline.schedule")
 
@@ -422,7 +422,7 @@ class SequenceBatcher:
     def _take_instances(self, instances: Several[Instance]) -> None:
         self._lanes = [self._make_lane(instance) for instance in instances]
         keeps = not self._tensors.has_states  # else what a model knows comes with each request
-        self._keepers = [instance if keeps and isinstance(instance, Remembers) else None for instance in instances]
+        self._keepers = [instance if keeps and remembers(instance) else None for instance in instances]
 
     def _beside(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work, loop=self._loop)
