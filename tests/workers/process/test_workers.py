@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -20,7 +21,11 @@ import pytest
 import tritonclient.http as tritonclient
 
 import backline
-from backline.engine.errors import InvalidArgument
+from backline.engine.datatypes import DataType
+from backline.engine.errors import BacklineError, InvalidArgument
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.tensor import Tensor
+from backline.server import Embedded
 from backline.workers.child.model_code import find_model
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -71,6 +76,29 @@ class Model:
     def predict(self, text: str, count: int) -> Iterator[str]:
         for number in range(count):
             yield f"{text}{number}"
+"""
+#: The first worker ends when it has the fourth request; later ones note what they are given.
+MORTAL = """
+import asyncio, os
+from pathlib import Path
+
+from backline.model import FP32
+
+class Model:
+    max_batch_size = 2
+    rows = 0
+
+    async def predict(self, x: FP32[1]) -> FP32[1]:
+        runs = Path(__file__).parent / "runs"
+        if not runs.exists():
+            self.rows += len(x)
+            if self.rows == 4:
+                runs.touch()
+                os._exit(4)
+            await asyncio.sleep(100)
+        with runs.open("a") as file:
+            print(*x.flat, file=file)
+        return x
 """
 FAILING_LOAD = """
 class Model:
@@ -224,6 +252,31 @@ def test_no_request_fails_while_workers_are_killed(tmp_path: Path) -> None:
             thread.join()
     assert failures == []
     assert slowest < 2
+
+
+def test_what_is_run_again_is_run_in_the_order_in_which_it_came(tmp_path: Path) -> None:
+    model = put(tmp_path / "mortal" / "1" / "model.py", MORTAL)
+
+    async def ask_four() -> None:
+        program = Embedded([tmp_path])
+        await program.start()
+        left = [1, 2, 3, 4]
+        answered = asyncio.Event()
+
+        def complete(request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+            left.remove(request.inputs["x"].data[0, 0])
+            if not left:
+                answered.set()
+
+        for number in (1, 2, 3, 4):
+            x = Tensor("x", DataType.FP32, (1, 1), np.full((1, 1), number, np.float32))
+            program.engine.submit(InferRequest("mortal", {"x": x}, complete))
+        await asyncio.wait_for(answered.wait(), 20)
+        await program.stop()
+
+    asyncio.run(ask_four())
+
+    assert model.with_name("runs").read_text().split() == ["1.0", "2.0", "3.0", "4.0"]
 
 
 def test_no_worker_outlives_a_server_that_is_killed(tmp_path: Path) -> None:

@@ -123,6 +123,11 @@ class Job:
         self.by_number: dict[int, int] = {}
 
     @property
+    def turn(self) -> tuple[int, int]:
+        """Jobs that wait go by this: also one that is run again comes before all that were started behind it."""
+        return self.run.batch.started_ns, self.positions[0]
+
+    @property
     def requests(self) -> list[InferRequest]:
         requests = self.run.batch.requests
         return [requests[position] for position in self.positions]

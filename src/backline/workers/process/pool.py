@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from bisect import insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -112,6 +113,7 @@ class WorkerPool(ModelInWorkers):
         #: Whether requests that run together may have different shapes, so that their tensors are not put into one.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
+        #: Jobs for which no worker was free, by their turn.
         self._waiting: deque[Job] = deque()
         self._numbers = count(1)
         self._closing = False
@@ -254,7 +256,7 @@ class WorkerPool(ModelInWorkers):
             if seat is not None:
                 seat.send(job)
             else:
-                self._waiting.appendleft(job)
+                insort(self._waiting, job, key=lambda waiting: waiting.turn)
 
     # workers that end
 

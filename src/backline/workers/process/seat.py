@@ -260,7 +260,7 @@ class Seat:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        jobs = list(dict.fromkeys([*self._jobs.values(), *self._open.values()]))
+        jobs = list(dict.fromkeys(self._open.values()))
         for state in (self._jobs, self._blocks, self._started, self._open, self._owed):
             state.clear()
         if was_usable:
