@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Several
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -22,7 +23,8 @@ from backline.schedule.alarm import Alarm
 from backline.schedule.delivery import deliver
 from backline.schedule.queues.queue import limit_wait, waited_too_long
 from backline.schedule.scheduler import Settings
-from backline.schedule.sequences.state_store import State, StateKey, StateStore
+from backline.schedule.sequences.state_store import StateStore
+from backline.schedule.sequences.states import SequenceStates
 from backline.schedule.sequences.table import Sequence, SequenceTable
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.total import QueueTotal
@@ -89,20 +91,19 @@ class SequenceBatcher:
         total: QueueTotal | None = None,
     ) -> None:
         self._name = name
-        self._version = version
         self._tensors = tensors
         self._statistics = statistics
         self._make_lane = make_lane
         self._take_instances(instances)
         self._slots = slots
         self._batched = batched
-        self._store = store
         self._idle_seconds = idle_seconds
         self._policy = policy
         self._limit = policy.max_size or inf
         self._loop = loop
         self._total = total if total is not None and total.limit is not None else None
         self._table = SequenceTable(len(instances), slots, int(idle_seconds * 1e9), self._works)
+        self._states = SequenceStates(name, version, tensors, self._table, store, seconds=idle_seconds)
         self._alarm = Alarm(self._look, loop, pause=_SHORTEST_WAIT)
         self._ended: asyncio.Future[None] | None = None
         self._closed = False
@@ -154,13 +155,26 @@ class SequenceBatcher:
             sequence = table.adopt(request, now)
             self._beside(self._adopt(sequence))
         elif step.start:
-            self._forget_state(sequence)
+            self._states.forget(sequence)
         if self._total is not None:
             self._total.waiting += 1
         self._run_next(sequence)
         if request is not sequence.running:
             self._wait(sequence, request)
         self._look_at(now / 1e9 + self._idle_seconds)
+
+    async def _adopt(self, sequence: Sequence) -> None:
+        """Goes on with a sequence that another load of this version, or another server, has run."""
+        error: BacklineError | None = None
+        try:
+            await self._states.take_over(sequence)
+        except BacklineError as failure:
+            error = failure
+        sequence.arriving = False
+        if sequence.state is None:
+            self._lose_beginning(sequence, error)
+        self._run_next(sequence)
+        self._look_at_rest()
 
     def _wait(self, sequence: Sequence, request: InferRequest) -> None:
         """A request waits, for its place or for the one before it."""
@@ -231,20 +245,16 @@ class SequenceBatcher:
             error = refusals.unloading(self._name) if self._closed else Cancelled("nobody waits for the answer any more")
         if response is not None:
             try:
-                state = self._tensors.take_state(response, request.outputs)
+                self._states.take_out(sequence, response, request.outputs)
             except Internal as failure:
                 response, error = None, failure
-            else:
-                if state is not None:
-                    self._keep_state(sequence, state)
         if self._tensors.iterative and not sequence.waiting:  # it ends with its answer
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
         begins = request.sequence is not None and request.sequence.start
         if begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):  # it has not run
             self._lose_beginning(sequence)
-        if sequence.ended and not sequence.waiting:
-            self._forget_state(sequence)
+        self._states.forget_if_over(sequence)
         self._run_all(runnable)
         deliver(request, response, error)
         if refused:
@@ -268,13 +278,8 @@ class SequenceBatcher:
         """One of any number of responses; the last one that has a state leaves it."""
         held: _Step = inner.context  # type: ignore[assignment]  # it was made here
         request = held.request
-        if self._tensors.has_states:
-            try:
-                state = self._tensors.take_state(response, request.outputs)
-            except Internal:
-                state = None
-            if state is not None:
-                self._keep_state(held.sequence, state)
+        with suppress(Internal):
+            self._states.take_out(held.sequence, response, request.outputs)
         if not request.cancelled and request.on_response is not None:
             request.on_response(request, response)
 
@@ -314,35 +319,6 @@ class SequenceBatcher:
         for request in requests:
             self._statistics.fail.add(1, monotonic_ns() - request.arrived_ns)
 
-    # states
-
-    def _key(self, sequence: Sequence) -> StateKey:
-        return StateKey(self._name, self._version, sequence.id)
-
-    def _keep_state(self, sequence: Sequence, state: State) -> None:
-        sequence.state = state
-        if self._table.open.get(sequence.id) is sequence:
-            self._store.put(self._key(sequence), state, self._idle_seconds)
-
-    def _forget_state(self, sequence: Sequence) -> None:
-        if self._tensors.has_states and self._table.open.get(sequence.id) in (None, sequence):
-            self._store.drop(self._key(sequence))
-
-    async def _adopt(self, sequence: Sequence) -> None:
-        """Goes on with a sequence that another load of this version, or another server, has run."""
-        error: BacklineError | None = None
-        try:
-            sequence.state = await self._store.take(self._key(sequence))
-        except BacklineError as failure:
-            error = failure
-        sequence.arriving = False
-        if sequence.state is None:
-            self._lose_beginning(sequence, error)
-        elif sequence.waiting or not sequence.ended:  # it is open, and nothing of it may ever run here
-            self._store.put(self._key(sequence), sequence.state, self._idle_seconds)
-        self._run_next(sequence)
-        self._look_at_rest()
-
     # those who leave without a run
 
     def _leave(self, count: int) -> None:
@@ -369,8 +345,7 @@ class SequenceBatcher:
         self._leave(1)
         request.on_cancel = None
         orphans, runnable = self._table.drop(sequence, request)
-        if sequence.ended and not sequence.waiting and sequence.running is None:
-            self._forget_state(sequence)
+        self._states.forget_if_over(sequence)
         self._refuse_orphans(orphans, runnable)
         self._look_at_rest()
 
@@ -398,7 +373,7 @@ class SequenceBatcher:
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
             log.info("sequence %s of model '%s' was idle for %g s and has ended", sequence.id, self._name, self._idle_seconds)
-            self._forget_state(sequence)
+            self._states.forget(sequence)
         self._run_all(runnable)
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))
         self._look_at_rest()
