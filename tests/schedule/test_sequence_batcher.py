@@ -275,6 +275,45 @@ def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_bef
     assert (world.statistics.expired, world.statistics.fail.count) == (1, 0)
 
 
+@pytest.mark.parametrize("direct", [True, False])
+def test_who_waits_for_longer_than_it_wants_is_told_that_and_not_of_a_deadline(world: World, direct: bool) -> None:
+    permits = Permits(RateLimits())
+    claim = Claim({("0", "memory"): 1})
+    (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
+    queue = batcher(world, [PermittedInstance(world.instance(), own, world.loop)], direct=direct)
+    world.loop.inside(lambda: other.ask(lambda: None))
+    late = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), timeout=0.5))
+    world.loop.later(0)
+    world.loop.later(1)
+    assert isinstance(late.answers[0], Unavailable)
+    assert "Request timeout expired" in str(late.answers[0])
+    assert world.statistics.expired == 1
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_the_time_for_which_a_request_may_wait_is_not_that_of_its_runs(world: World, placed: bool) -> None:
+    """Also when it has to wait for another place in between."""
+    instances = [world.instance(), world.instance()]
+    queue = batcher(world, instances, iterative=True)
+    both = [asked(world.ask(queue.submit, [1.0], timeout=timeout)) for timeout in (None, 0.5)]
+    world.loop.later(0)
+    after = world.instance()
+    if not placed:
+        world.loop.inside(lambda: queue.replace_instances([after]))
+    world.loop.later(1)
+    world.begun.clear()  # they run again
+    for instance in instances:
+        world.loop.inside(lambda instance=instance: instance.end(AGAIN))
+    world.loop.later(1)
+    for _ in range(2):
+        for instance in (*instances, after):
+            if instance.batch is not None:
+                world.loop.inside(instance.end)
+        world.loop.later(0)
+    assert all(isinstance(one.answers[0], InferResponse) for one in both)
+    assert world.total.waiting == 0
+
+
 class Forgetful(HeldInstance):
     """What its model keeps of sequences may be lost."""
 

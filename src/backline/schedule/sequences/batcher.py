@@ -213,7 +213,6 @@ class SequenceBatcher:
     def _hand_on(self, sequence: Sequence, request: InferRequest, step: SequenceStep) -> None:
         """Lets the instance run a request, as that step of its sequence."""
         inner = request.stand_in(dict(request.inputs), self._answered)
-        inner.timeout = None  # it is in the deadline, and the instance's queue has no policy of its own
         assert sequence.place is not None, "what runs has a place"
         lane = sequence.place[1]
         keeper = self._keepers[lane]
@@ -265,6 +264,7 @@ class SequenceBatcher:
     def _run_again(self, sequence: Sequence, request: InferRequest) -> None:
         assert request.sequence is not None, "it was checked"
         step = replace(request.sequence, start=False)
+        request.deadline, request.timeout = request.waits_until, None  # it has waited for its beginning only
         if sequence.place is not None:
             self._hand_on(sequence, request, step)
             return

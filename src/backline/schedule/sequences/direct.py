@@ -9,16 +9,20 @@ from time import monotonic_ns
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
 from backline.schedule import refusals
 from backline.schedule.alarm import Alarm
 from backline.schedule.failed_runs import record_failure, record_shared_execution
+from backline.schedule.queues.queue import waited_too_long
 from backline.workers.batch import Batch
 from backline.workers.instance import Instance, WaitsForTurn
 
 #: Seconds behind a moment at which it is looked at what is due then: the loop's timers may be so much early.
 _LATER = 0.0001
+#: Requests of sequences wait for as long as they say.
+_POLICY = QueuePolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,8 @@ class SlotLane:
             self._ready = [None if request in late else request for request in self._ready]
             for request in late:  # behind whom others come to its place, perhaps as late
                 self._statistics.record_expired(request)
-                error = refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=False)
+                by_policy = waited_too_long(request, _POLICY, now)
+                error = refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy)
                 request.on_complete(request, None, error)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
