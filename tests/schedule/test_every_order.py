@@ -30,9 +30,10 @@ from backline.schedule.rate_limit.limits import EACH_DEVICE, Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits
 from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
+from backline.schedule.sequences.batcher import Lane, SequenceBatcher
 from backline.schedule.sequences.direct import SlotLane, SlotPolicy
 from backline.schedule.sequences.oldest import SequenceLane
+from backline.schedule.sequences.passage import slot_of
 from backline.schedule.sequences.state_store import MemoryStateStore
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.splitting import SplittingQueue

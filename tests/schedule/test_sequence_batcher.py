@@ -19,8 +19,9 @@ from backline.schedule.rate_limit.limits import Claim, RateLimits
 from backline.schedule.rate_limit.permits import Permits
 from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.schedule.sequences.batcher import Lane, SequenceBatcher, slot_of
+from backline.schedule.sequences.batcher import Lane, SequenceBatcher
 from backline.schedule.sequences.direct import SlotLane, SlotPolicy
+from backline.schedule.sequences.passage import slot_of
 from backline.schedule.sequences.state_store import MemoryStateStore, StateKey
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.workers.instance import Instance

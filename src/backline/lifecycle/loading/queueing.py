@@ -98,9 +98,10 @@ def build_sequence_queue(
     total: QueueTotal | None = None,
 ) -> SequenceBatcher:
     """The queue of a version whose requests belong to sequences."""
-    from backline.schedule.sequences.batcher import SequenceBatcher, slot_of
+    from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.direct import SlotLane, SlotPolicy
     from backline.schedule.sequences.oldest import SequenceLane
+    from backline.schedule.sequences.passage import slot_of
 
     config = model.config
     batching = config.sequence

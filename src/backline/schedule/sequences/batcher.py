@@ -23,12 +23,13 @@ from backline.schedule.alarm import Alarm
 from backline.schedule.delivery import deliver
 from backline.schedule.queues.queue import limit_wait, waited_too_long
 from backline.schedule.scheduler import Settings
+from backline.schedule.sequences.passage import Passage, passage_of
 from backline.schedule.sequences.state_store import StateStore
 from backline.schedule.sequences.states import SequenceStates
 from backline.schedule.sequences.table import Sequence, SequenceTable
 from backline.schedule.sequences.tensors import SequenceTensors
 from backline.schedule.total import QueueTotal
-from backline.workers.instance import Instance, Remembers, remembers
+from backline.workers.instance import Instance, remembers
 
 log = logging.getLogger("backline.schedule")
 
@@ -48,17 +49,6 @@ class Lane(Protocol):
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
-
-
-class _Step:
-    """A request on its way through a lane, and the one it was made of; and where its model keeps what it knows, if that may be lost."""
-
-    __slots__ = ("instance", "request", "sequence")
-
-    def __init__(self, sequence: Sequence, request: InferRequest, instance: Remembers | None) -> None:
-        self.sequence = sequence
-        self.request = request
-        self.instance = instance
 
 
 class SequenceBatcher:
@@ -215,27 +205,26 @@ class SequenceBatcher:
         inner = request.stand_in(dict(request.inputs), self._answered)
         assert sequence.place is not None, "what runs has a place"
         lane = sequence.place[1]
-        keeper = self._keepers[lane]
-        inner.context, inner.sequence, inner.flow = _Step(sequence, request, keeper), step, request.flow
+        passage = Passage(sequence, request, self._keepers[lane])
+        inner.context, inner.sequence, inner.flow = passage, step, request.flow
         inner.on_response = self._responded if request.on_response is not None else None
         self._tensors.add(inner, step, sequence.state)
         try:
-            if keeper is not None:
-                self._look_at_memory(sequence, step, keeper.memory)
+            if not passage.is_remembered(begins=step.start):
+                self._count_failed([request])
+                raise self._lost(sequence)
             self._lanes[lane].submit(inner)
         except BacklineError as error:
             self._answered(inner, None, error)
 
     def _answered(self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
-        held: _Step = inner.context  # type: ignore[assignment]  # it was made here
-        sequence, request = held.sequence, held.request
+        passage = passage_of(inner)
+        sequence, request = passage.sequence, passage.request
         refused: list[InferRequest] = []
-        if held.instance is not None and (memory := held.instance.memory) is not sequence.memory:
-            if error is None and inner.sequence is not None and inner.sequence.start:
-                sequence.memory = memory  # the process has changed before it began
-            else:
-                response, error = None, error or self._lost(sequence)
-                refused, _ = self._table.lose_beginning(sequence)
+        begun_here = error is None and inner.sequence is not None and inner.sequence.start  # also when the process changed before it ran
+        if not passage.is_remembered(begins=begun_here):
+            response, error = None, error or self._lost(sequence)
+            refused, _ = self._table.lose_beginning(sequence)
         if isinstance(response, Rescheduled):
             if not request.cancelled and not self._closed:
                 self._run_again(sequence, request)
@@ -276,10 +265,10 @@ class SequenceBatcher:
 
     def _responded(self, inner: InferRequest, response: InferResponse) -> None:
         """One of any number of responses; the last one that has a state leaves it."""
-        held: _Step = inner.context  # type: ignore[assignment]  # it was made here
-        request = held.request
+        passage = passage_of(inner)
+        request = passage.request
         with suppress(Internal):
-            self._states.take_out(held.sequence, response, request.outputs)
+            self._states.take_out(passage.sequence, response, request.outputs)
         if not request.cancelled and request.on_response is not None:
             request.on_response(request, response)
 
@@ -300,14 +289,6 @@ class SequenceBatcher:
     def _works(self, lane: int) -> bool:
         keeper = self._keepers[lane]
         return keeper is None or keeper.memory is not None
-
-    def _look_at_memory(self, sequence: Sequence, step: SequenceStep, memory: object) -> None:
-        """Raises Internal when the model does not know any more what came before in the sequence."""
-        if step.start:
-            sequence.memory = memory
-        elif sequence.memory is not memory:
-            self._count_failed([sequence.running] if sequence.running is not None else [])
-            raise self._lost(sequence)
 
     def _lost(self, sequence: Sequence) -> Internal:
         return Internal(
@@ -425,10 +406,3 @@ class SequenceBatcher:
     def _look_at_rest(self) -> None:
         if self._ended is not None and not self._ended.done() and self._table.empty:
             self._ended.set_result(None)
-
-
-def slot_of(request: InferRequest) -> int:
-    """The place on its instance of a request that was handed to it."""
-    held: _Step = request.context  # type: ignore[assignment]  # it was made here
-    assert held.sequence.place is not None, "what runs has a place"
-    return held.sequence.place[0]
