@@ -291,6 +291,15 @@ def test_who_waits_for_longer_than_it_wants_is_told_that_and_not_of_a_deadline(w
     assert world.statistics.expired == 1
 
 
+def test_the_model_is_told_for_how_long_a_request_may_wait(world: World) -> None:
+    instance = world.instance()
+    queue = batcher(world, [instance])
+    world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), timeout=0.5)
+    world.loop.later(0)
+    assert instance.batch is not None
+    assert [request.timeout for request in instance.batch.requests] == [0.5]
+
+
 @pytest.mark.parametrize("placed", [True, False])
 def test_the_time_for_which_a_request_may_wait_is_not_that_of_its_runs(world: World, placed: bool) -> None:
     """Also when it has to wait for another place in between."""
