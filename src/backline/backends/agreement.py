@@ -8,6 +8,7 @@ from pathlib import Path
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
+from backline.engine.reshape import narrower
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
 
@@ -75,11 +76,12 @@ def _merge(
         if kind == "output" and not actual.shape:  # a file may leave the rank of an output open
             merged: Shape | None = shape
         else:
-            merged = _merge_shapes(shape, actual.shape)
+            merged = narrower(shape, actual.shape)
         if merged is None:
             note = " (with the batch dimension, as max_batch_size is above 0)" if config.max_batch_size else ""
+            what = "shape" if spec.reshape is None else "the reshape"
             raise InvalidArgument(
-                f"{where}: {kind} '{spec.name}' has shape {list(shape)}{note} in {config.source}, but {list(actual.shape)} in '{path}'"
+                f"{where}: {kind} '{spec.name}' has {what} {list(shape)}{note} in {config.source}, but {list(actual.shape)} in '{path}'"
             )
         by_name[spec.name] = replace(actual, shape=merged, labels=spec.labels)
     return tuple(by_name.values())
@@ -99,13 +101,6 @@ def _check_flat(where: str, path: Path, kind: str, actual: TensorSpec) -> None:
             f"{where}: configuration expects model provides input with shape [-1] for ragged input '{actual.name}', model provides"
             f" {list(actual.shape)} in '{path}'"
         )
-
-
-def _merge_shapes(given: Shape, actual: Shape) -> Shape | None:
-    """The narrower of two shapes; None when they exclude each other."""
-    if len(given) != len(actual) or any(-1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)):
-        return None
-    return tuple(max(g, a) for g, a in zip(given, actual, strict=True))
 
 
 def _list(names: list[str]) -> str:

@@ -17,13 +17,17 @@ BATCH_NOTE = (
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output: `shape` has -1 for every dimension that varies. `labels` name the classes of a classification output."""
+    """An input or output: `shape` has -1 for every dimension that varies. `labels` name the classes of a classification output.
+
+    In a configuration `reshape` is what the model has in the place of `shape`, which is what clients see.
+    """
 
     name: str
     datatype: DataType
     shape: Shape
     optional: bool = False
     labels: tuple[str, ...] = ()
+    reshape: Shape | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.joining import Cut, Joining, Padding
+from backline.engine.reshape import Reshapes, reshape_arrays
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape, element_count
 from backline.workers.told_inputs import BATCH_INPUTS, Arrays, Told, lengths, mask
@@ -25,12 +27,21 @@ class Joiner:
     """Joins and splits by a `joining`; it keeps nothing, so several threads may use it at once.
 
     `signature` is what the model takes, hidden inputs included, with the batch as the first dimension. `scattered` are the shapes of
-    scattered outputs as clients see them. A model that is not `batched` gets one request at a time, and its outputs are whole. Raises
-    InvalidArgument, which begins with `where`, when the model does not fit.
+    scattered outputs as clients see them; `reshapes` make of inputs what the model is told of their shapes. A model that is not `batched`
+    gets one request at a time, and its outputs are whole. Raises InvalidArgument, which begins with `where`, when the model does not fit.
     """
 
-    def __init__(self, where: str, joining: Joining, signature: Signature, scattered: Mapping[str, Shape], *, batched: bool) -> None:
-        self._made_of = (where, signature, scattered)
+    def __init__(
+        self,
+        where: str,
+        joining: Joining,
+        signature: Signature,
+        scattered: Mapping[str, Shape],
+        *,
+        batched: bool,
+        reshapes: Reshapes = MappingProxyType({}),
+    ) -> None:
+        self._made_of = (where, signature, scattered, reshapes)
         specs = {spec.name: spec for spec in signature.inputs}
         _check_names(where, joining, signature)
         self.joining = replace(joining, pad_all=False, padding=_padding(where, joining, signature))
@@ -49,19 +60,22 @@ class Joiner:
             rank = 2 if batch_input.kind == "BATCH_ITEM_SHAPE" else 1
             for target in batch_input.targets:
                 dtype = _told(where, specs[target], rank, batch_input.datatype)
-                self._made.append((target, batch_input.source, partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)))
+                make: Told = partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)
+                if batch_input.source in reshapes:
+                    make = partial(_reshaped, make, reshapes)
+                self._made.append((target, batch_input.source, make))
         self._batched = batched
         self._scattered = {name: (source, scattered[name]) for name, source in joining.scattered.items()}
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
         """One that leaves a request that is alone as it is: without buckets and sizes to fill up to."""
-        where, signature, scattered = self._made_of
+        where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ()) for name, padding in self.joining.padding.items()
         }
         joining = replace(self.joining, allowed_batch_sizes=(), padding=padding)
-        return Joiner(where, joining, signature, scattered, batched=self._batched)
+        return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """The inputs of the model, of requests that have so many rows each; see `JoiningCheck` for which may be joined."""
@@ -131,6 +145,11 @@ def _one_after_the_other(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return _one_after_the_other([array.reshape(-1) for array in arrays])
+
+
+def _reshaped(make: Told, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays) -> np.ndarray:
+    """What is told of requests whose shapes are others for the model."""
+    return make([reshape_arrays(request, reshapes) for request in requests], rows, inputs)
 
 
 def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -132,7 +132,6 @@ def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: [ 1, 1 ] } }', "input.reshape"),
         ("instance_group { host_policy: 'p' }", "instance_group.host_policy"),
         ("optimization { priority: PRIORITY_MAX }", "optimization.priority"),
         ("model_operations { op_library_filename: 'a.so' }", "model_operations"),
@@ -140,6 +139,23 @@ def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_
 )
 def test_fields_without_effect_are_named(text: str, field: str, file: Path) -> None:
     assert config(file, text).warnings == (f"config.pbtxt of 'm': {field} is not supported yet and has no effect",)
+
+
+def test_the_shape_that_a_model_has_is_read_beside_that_of_clients(file: Path) -> None:
+    text = '%s { name: "%s" data_type: TYPE_FP32 dims: [ 1 ] %s }'
+    reshape, empty = "reshape { shape: [ 1, 1 ] }", "reshape { }"
+    read = config(file, f"max_batch_size: 1 {text % ('input', 'x', reshape)} {text % ('output', 'y', empty)} {text % ('output', 'z', '')}")
+    assert [(spec.shape, spec.reshape) for spec in (*read.inputs, *read.outputs)] == [((1,), (1, 1)), ((1,), ()), ((1,), None)]
+    assert read.warnings == ()
+
+
+def test_an_ensemble_has_no_model_that_could_have_another_shape(file: Path) -> None:
+    tensor = '{ name: "x" data_type: TYPE_FP32 dims: 4 reshape { shape: [ 2, 2 ] } }'
+    step = 'step { model_name: "a" model_version: -1 input_map { key: "i" value: "x" } output_map { key: "o" value: "y" } }'
+    read = config(file, f'platform: "ensemble" input {tensor} output {tensor.replace("x", "y")} ensemble_scheduling {{ {step} }}')
+    assert [warning.partition(": ")[2] for warning in read.warnings] == [
+        f"{kind}.reshape has no effect on an ensemble: give it to the models of its steps" for kind in ("input", "output")
+    ]
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", False), ("model_transaction_policy { decoupled: true }", True)])

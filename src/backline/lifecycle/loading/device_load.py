@@ -15,6 +15,7 @@ from backline.engine.device import Device
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.joined import as_the_model_sees
+from backline.lifecycle.loading.reshaped import as_reshaped, reshaped
 from backline.lifecycle.loading.sequence_states import with_hidden_tensors
 
 
@@ -37,13 +38,15 @@ def load_on_devices(
 
 
 def _load_on(path: Path, backend: Backend, config: ModelConfig, device: Device) -> LoadedModel | StreamingModel | HostedModel:
+    seen = as_the_model_sees(with_hidden_tensors(as_reshaped(config)))
     if is_arranged(config):
-        return _arranged(path, backend, config, device)
-    return load_on(backend, path, as_the_model_sees(with_hidden_tensors(config)), device)
+        return reshaped(_arranged(path, backend, config, seen, device), config)
+    model = load_on(backend, path, seen, device)
+    return model if isinstance(model, HostedModel) else reshaped(model, config)
 
 
-def _arranged(path: Path, backend: Backend, config: ModelConfig, device: Device) -> LoadedModel:
-    """The model as its configuration arranges it: the backend loads what the file says."""
+def _arranged(path: Path, backend: Backend, config: ModelConfig, seen: ModelConfig, device: Device) -> LoadedModel:
+    """The model as its configuration arranges it, `seen` as it has it then: the backend loads what the file says."""
     model = load_on(backend, path, replace(config, inputs=(), outputs=(), max_batch_size=None), device)
     if isinstance(model, HostedModel):
         raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which Python models do not take")
@@ -52,7 +55,7 @@ def _arranged(path: Path, backend: Backend, config: ModelConfig, device: Device)
         raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which streams do not take")
     try:
         arranged = ArrangedModel(model, config)
-        arranged.signature = agree(path, arranged.signature, as_the_model_sees(with_hidden_tensors(config)))
+        arranged.signature = agree(path, arranged.signature, seen)
     except BacklineError:
         model.close()
         raise

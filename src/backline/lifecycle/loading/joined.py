@@ -16,6 +16,7 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
 from backline.lifecycle.loading.batch_probe import BatchProbe, equal_rows
+from backline.lifecycle.loading.reshaped import to_model
 from backline.lifecycle.loading.trial_inputs import FAMILIES, Arrays, Sizes, find_trial, free_dimensions, make_inputs
 from backline.workers.joiner import Joiner
 from backline.workers.model_in_workers import ModelInWorkers
@@ -34,7 +35,7 @@ def make_joiner(config: ModelConfig, signature: Signature) -> Joiner | None:
     batch = (-1,) if config.max_batch_size else ()
     shapes = {spec.name: (*batch, *spec.shape) for spec in config.outputs}
     scattered = {name: shapes[name] for name in joining.scattered}
-    return Joiner(f"model '{config.name}': {config.source}", joining, signature, scattered, batched=bool(batch))
+    return Joiner(f"model '{config.name}': {config.source}", joining, signature, scattered, batched=bool(batch), reshapes=to_model(config))
 
 
 def joining_of_workers(config: ModelConfig, model: ModelInWorkers) -> Joining | None:

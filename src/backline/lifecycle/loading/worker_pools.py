@@ -207,7 +207,8 @@ def _sendable(joining: Joining | None) -> Joining | None:
 
 
 def _spec(spec: TensorSpec) -> Spec:
-    return Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional)
+    reshape = None if spec.reshape is None else list(spec.reshape)
+    return Spec(spec.name, spec.datatype.name, list(spec.shape), spec.optional, reshape)
 
 
 def _only_one(placed: Places) -> Places:

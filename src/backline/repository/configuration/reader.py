@@ -15,6 +15,7 @@ from backline.engine.instance_group import InstanceGroup, Resource
 from backline.engine.model_config import ModelConfig, QueuePolicy, VersionPolicy, WarmUpInput, WarmUpSample
 from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY
 from backline.engine.signature import TensorSpec
+from backline.engine.tensor import Shape
 from backline.repository.configuration import native
 from backline.repository.configuration.checks import check
 from backline.repository.configuration.document import Document
@@ -93,6 +94,9 @@ class _Reader:
     def _note_fields_without_effect(self) -> None:
         for path in dict.fromkeys(without_effect(self._message)):
             self._warn(f"{path} is not supported yet and has no effect")
+        for tensors in ("input", "output") if self._message.HasField("ensemble_scheduling") else ():
+            if any(tensor.HasField("reshape") for tensor in getattr(self._message, tensors)):
+                self._warn(f"{tensors}.reshape has no effect on an ensemble: give it to the models of its steps")
         if any(group.passive for group in self._message.instance_group):
             self._warn("instances of passive instance groups get no requests and are not made: no backend here has a use for them")
         if any(group.secondary_devices for group in self._message.instance_group):
@@ -119,12 +123,12 @@ class _Reader:
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:
-        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), optional=tensor.optional)
+        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), optional=tensor.optional, reshape=_reshape(tensor))
 
     def _output(self, index: int, tensor: Any) -> TensorSpec:
         path = f"output[{index}].label_filename"
         labels = self._labels(tensor.name, tensor.label_filename, path) if tensor.label_filename else ()
-        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), labels=labels)
+        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), labels=labels, reshape=_reshape(tensor))
 
     def _labels(self, output: str, filename: str, path: str) -> tuple[str, ...]:
         what = f"label_filename of output '{output}'"
@@ -222,6 +226,10 @@ def _step(given: Any) -> EnsembleStep:
     version = str(given.model_version) if given.model_version > 0 else ""  # -1 is the one that is served; Triton takes 0 for a version
     inputs, outputs = (MappingProxyType(dict(sorted(tensors.items()))) for tensors in (given.input_map, given.output_map))
     return EnsembleStep(given.model_name, version, inputs, outputs)
+
+
+def _reshape(tensor: Any) -> Shape | None:
+    return tuple(tensor.reshape.shape) if tensor.HasField("reshape") else None
 
 
 def data_type(tensor: Any) -> DataType:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from socket import socket
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from backline.engine.reshape import Reshapes, reshape_tensor
 from backline.engine.tensor import Tensor
-from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, WorkerRequest
+from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, ReshapedBatch, WorkerRequest
 from backline.workers.process.arena import Arena
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.protocol import Buffer, Column, Execute
+
+Unpack: TypeAlias = Callable[[Sequence[Column], memoryview, int, np.ndarray | None, int], tuple[dict[str, Tensor], int]]
+MakeBatch: TypeAlias = Callable[["Connection", int, np.ndarray | None, int], RequestBatch]
 
 
 class Connection:
@@ -32,8 +38,21 @@ class Connection:
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
+        #: How requests are read; see `reshape`.
+        self._unpack: Unpack = unpack_columns
+        self._make_batch: MakeBatch = RequestBatch
         #: Blocks of the server that the model held on to and has let go.
         self.let_go: deque[int] = deque()
+
+    def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
+        """From now on the model has these inputs and outputs in other shapes than the server. Others pay nothing for it."""
+
+        def unpack(*given: Any) -> tuple[dict[str, Tensor], int]:
+            tensors, offset = unpack_columns(*given)
+            return {name: reshape_tensor(tensor, inputs) for name, tensor in tensors.items()}, offset
+
+        self._unpack = unpack
+        self._make_batch = partial(ReshapedBatch, outputs)
 
     def send(self, message: bytes) -> None:
         with self.lock:
@@ -83,11 +102,11 @@ class Connection:
         if message.block >= 0:
             end = max(column.at + column.size for part in message.parts for column in part.columns if column.at >= 0)
             block = self.arena.read(message.block, end - message.block, writable=True)
-        batch = RequestBatch(self, message.batch, block, message.block)
+        batch = self._make_batch(self, message.batch, block, message.block)
         notes = iter(message.notes)
         offset = 0
         for part in message.parts:
-            tensors, offset = unpack_columns(part.columns, payload, offset, block, message.block)
+            tensors, offset = self._unpack(part.columns, payload, offset, block, message.block)
             rows = part.rows or [_rows_of(tensors) if batched else 1]
             if batched and len(message.parts) == 1:
                 batch.columns = tensors

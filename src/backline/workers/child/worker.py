@@ -14,15 +14,18 @@ from socket import SHUT_RD, socket
 from time import monotonic_ns
 from typing import Any
 
+import msgspec
+
 from backline.engine.errors import BacklineError, Internal, ModelFailed
 from backline.workers.child.caller import Caller
 from backline.workers.child.connection import Connection
 from backline.workers.child.requests import RequestBatch
+from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import WorkerModel
 from backline.workers.process.arena import Arena
 from backline.workers.process.exits import CONNECTION_LOST
-from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Numbers, frame
+from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Loaded, Numbers, frame
 
 #: Larger than any frame that the server sends in one piece.
 _RECEIVE = 1 << 18
@@ -155,12 +158,20 @@ class Worker:
         module, _, name = load.adapter.partition(":")
         try:
             self._model = getattr(import_module(module), name)(load, self._caller)
+            loaded = self._model.loaded
+            if is_reshaped(load) and not loaded.completed:
+                loaded = self._reshape(load, loaded)
         except BaseException as error:
             told = isinstance(error, ModelFailed)  # its traceback, which is the model's, has been printed
             self._connection.send(frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error))))
             return False
-        self._connection.send(frame(Kind.LOADED, self._model.loaded))
+        self._connection.send(frame(Kind.LOADED, loaded))
         return True
+
+    def _reshape(self, load: Load, loaded: Loaded) -> Loaded:
+        inputs, outputs = shapes_of(load, loaded)
+        self._connection.reshape(inputs.to_model, outputs.to_server)
+        return msgspec.structs.replace(loaded, inputs=inputs.specs, outputs=outputs.specs)
 
     def _serve(self) -> None:
         while frames := self._receive():

@@ -75,12 +75,16 @@ class Kind(IntEnum):
 
 
 class Spec(msgspec.Struct, array_like=True):
-    """An input or output: `shape` without the batch dimension, -1 where it varies."""
+    """An input or output: `shape` without the batch dimension, -1 where it varies.
+
+    `reshape` is what the model has in its place, if that is another.
+    """
 
     name: str
     datatype: str
     shape: list[int]
     optional: bool = False
+    reshape: list[int] | None = None
 
 
 class Load(msgspec.Struct, array_like=True):

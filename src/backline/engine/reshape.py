@@ -1,0 +1,59 @@
+"""Tensors whose shape the model has otherwise than its clients (Triton's `reshape`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+
+from backline.engine.errors import Internal
+from backline.engine.tensor import Shape, Tensor
+
+
+class Reshape:
+    """From shapes that fit `source` to those of `target`, which has as many elements.
+
+    -1 stands for a dimension that varies, the batch among them; both have as many, which keep their sizes in their order.
+    """
+
+    __slots__ = ("_source", "_target", "_varying")
+
+    def __init__(self, source: Shape, target: Shape) -> None:
+        self._source = source
+        self._target = target
+        self._varying = tuple(axis for axis, dim in enumerate(source) if dim < 0)
+
+    def shape(self, name: str, shape: Shape) -> Shape:
+        """The shape that one becomes of the tensor `name`. Raises Internal for one that does not fit."""
+        if len(shape) != len(self._source) or any(dim not in (-1, got) for dim, got in zip(self._source, shape, strict=True)):
+            raise Internal(
+                f"the model has '{name}' with shape {list(shape)}, but its configuration reshapes {list(self._source)} to"
+                f" {list(self._target)}"
+            )
+        sizes = iter([shape[axis] for axis in self._varying])
+        return tuple(next(sizes) if dim < 0 else dim for dim in self._target)
+
+
+Reshapes: TypeAlias = Mapping[str, Reshape]
+
+
+def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict[str, np.ndarray]:
+    """The arrays, those that have one in another shape. Raises Internal for an array whose shape does not fit."""
+    return {name: array.reshape(reshapes[name].shape(name, array.shape)) if name in reshapes else array for name, array in arrays.items()}
+
+
+def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
+    """The tensor, in another shape if it has one. Raises Internal where its shape does not fit."""
+    reshape = reshapes.get(tensor.name)
+    if reshape is None:
+        return tensor
+    shape = reshape.shape(tensor.name, tensor.shape)
+    return Tensor(tensor.name, tensor.datatype, shape, tensor.data.reshape(shape))
+
+
+def narrower(given: Shape, actual: Shape) -> Shape | None:
+    """The narrower of two shapes with -1 for what varies; None when they exclude each other."""
+    if len(given) != len(actual) or any(-1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)):
+        return None
+    return tuple(max(g, a) for g, a in zip(given, actual, strict=True))
