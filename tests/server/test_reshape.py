@@ -204,6 +204,13 @@ def test_requests_are_joined_in_the_shape_of_the_model_and_answered_in_that_of_c
     assert counts(server, model).since(before) == Counts(3, 0, 4, 1, {4: 1})
 
 
+@pytest.mark.parametrize("model", ["python", "triton"])
+def test_large_tensors_are_reshaped_where_they_lie(ask: Ask, model: str) -> None:
+    for start in (0, 1):  # the second in the shared memory of the first
+        (answer,) = ask(model, [{"x": numbers(4, 2, 50_000, 2, start=start)}])
+        np.testing.assert_array_equal(answer["y"], numbers(4, 2, 50_000, 2, start=start) * 2)
+
+
 @pytest.mark.parametrize("model", ["onnx", "python", "triton"])
 def test_metadata_show_what_clients_send_and_get(server: ServerProcess, model: str) -> None:
     metadata = get(server, model)

@@ -34,13 +34,17 @@ class Reshape:
         sizes = iter([shape[axis] for axis in self._varying])
         return tuple(next(sizes) if dim < 0 else dim for dim in self._target)
 
+    def array(self, name: str, array: np.ndarray) -> np.ndarray:
+        """The array of the tensor `name`, in its other shape. Raises as `shape`."""
+        return array.reshape(self.shape(name, array.shape))
+
 
 Reshapes: TypeAlias = Mapping[str, Reshape]
 
 
 def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict[str, np.ndarray]:
     """The arrays, those that have one in another shape. Raises Internal for an array whose shape does not fit."""
-    return {name: array.reshape(reshapes[name].shape(name, array.shape)) if name in reshapes else array for name, array in arrays.items()}
+    return {name: reshapes[name].array(name, array) if name in reshapes else array for name, array in arrays.items()}
 
 
 def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
@@ -48,8 +52,8 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
     reshape = reshapes.get(tensor.name)
     if reshape is None:
         return tensor
-    shape = reshape.shape(tensor.name, tensor.shape)
-    return Tensor(tensor.name, tensor.datatype, shape, tensor.data.reshape(shape))
+    data = reshape.array(tensor.name, tensor.data)
+    return Tensor(tensor.name, tensor.datatype, data.shape, data)
 
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:

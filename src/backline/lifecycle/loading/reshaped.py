@@ -95,7 +95,8 @@ class _ReshapedModel:
 
     def _run_by(self, run: Run, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         arrays = run(reshape_arrays(inputs, self._shapes.inputs), outputs)
-        return list(reshape_arrays(dict(zip(outputs, arrays, strict=True)), self._shapes.outputs).values())
+        reshapes = self._shapes.outputs
+        return [reshapes[name].array(name, array) if name in reshapes else array for name, array in zip(outputs, arrays, strict=True)]
 
     def close(self) -> None:
         """See LoadedModel."""
