@@ -341,7 +341,7 @@ def test_there_are_no_more_connections_than_open_files(
 
 def test_the_server_may_open_as_many_files_as_its_connections_need(repository: Path, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))  # which is enough for the tests themselves
     try:
         with serve(repository, tmp_path / "log") as server:
             assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (min(8448, hard), hard)
