@@ -41,8 +41,8 @@ def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
 
 
 def decode_entry(key: bytes, raw: bytes) -> list[Tensor]:
-    """The outputs; their data is a read-only view of `raw`. Raises DamagedEntry, also for the entry of another key: who can write to the
-    cache, or copies from one to another, must not give one request the answer of another.
+    """The outputs; their data is a read-only view of `raw`. Raises DamagedEntry, also for the entry of another key: what was copied or
+    renamed in the cache does not answer there.
     """
     if not raw.startswith(_MAGIC):
         raise DamagedEntry("it does not begin as an entry of this version does")

@@ -22,7 +22,7 @@ from backline.workers.child.connection import Connection
 from backline.workers.child.requests import RequestBatch
 from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
-from backline.workers.child.worker_model import WorkerModel
+from backline.workers.child.worker_model import Adapter, WorkerModel
 from backline.workers.process.arena import Arena
 from backline.workers.process.exits import CONNECTION_LOST
 from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Loaded, Numbers, frame
@@ -157,7 +157,8 @@ class Worker:
         self._folder = load.folder
         module, _, name = load.adapter.partition(":")
         try:
-            self._model = getattr(import_module(module), name)(load, self._caller)
+            adapter: Adapter = getattr(import_module(module), name)
+            self._model = adapter(load, self._caller)
             loaded = self._model.loaded
             if is_reshaped(load) and not loaded.completed:
                 loaded = self._reshape(load, loaded)
