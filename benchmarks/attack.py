@@ -24,7 +24,21 @@ from harness.model import write_model
 from harness.peers.backline import serve_command
 from harness.server_process import ServerProcess, answers_200, free_ports
 
-COLUMNS = ("attack", "errors", "p50", "p99", "valid", "before", "peak", "after", "CPU s", "idle after", "sent MB", "it got", "missed")
+COLUMNS = (
+    "attack",
+    "errors",
+    "p50",
+    "p99",
+    "valid",
+    "before",
+    "peak",
+    "after",
+    "CPU s",
+    "idle after",
+    "sent MB",
+    "it got",
+    "missed",
+)
 
 
 @contextmanager
@@ -43,7 +57,9 @@ def allow_many_files() -> None:
     """2,000 connections need as many descriptors here, in the attacker and in the server."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 8192:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (8192 if hard == resource.RLIM_INFINITY else min(8192, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (8192 if hard == resource.RLIM_INFINITY else min(8192, hard), hard)
+        )
 
 
 def row(result: Result) -> list[str]:
@@ -69,14 +85,32 @@ def row(result: Result) -> list[str]:
 def record(result: Result) -> dict[str, Any]:
     """A result for JSON."""
     cells = dict(zip(COLUMNS, row(result), strict=True))
-    return cells | {"misses": result.misses, "calls": len(result.during.calls), "got": dict(result.spoils.got)}
+    return cells | {
+        "misses": result.misses,
+        "calls": len(result.during.calls),
+        "got": dict(result.spoils.got),
+    }
 
 
 @click.command(help=__doc__)
 @click.option("--duration", default=2.0, show_default=True, help="Seconds of each attack.")
-@click.option("--only", multiple=True, metavar="NAME", help="Attacks whose name contains this; may be given several times.")
-@click.option("--slack", default=100.0, show_default=True, help="Milliseconds that p99 may be above that under valid load.")
-@click.option("--port", type=int, help="Attack the server that listens on this port of 127.0.0.1, and has add1 and ident; needs --pid.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Attacks whose name contains this; may be given several times.",
+)
+@click.option(
+    "--slack",
+    default=100.0,
+    show_default=True,
+    help="Milliseconds that p99 may be above that under valid load.",
+)
+@click.option(
+    "--port",
+    type=int,
+    help="Attack the server that listens on this port of 127.0.0.1, and has add1 and ident; needs --pid.",
+)
 @click.option("--pid", type=int, help="Its process.")
 @click.option("--shared", is_flag=True, help="One server for all attacks, instead of a fresh one each.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
@@ -103,15 +137,21 @@ def main(
     with tempfile.TemporaryDirectory(prefix="backline-attack-") as folder:
         write_model(Path(folder) / "add1/1/model.onnx", "Add", [16], 1.0)
         write_model(Path(folder) / "ident/1/model.onnx", "Identity", [3, 224, 224])
-        results = run(names, duration, slack, Path(folder), Target(port, pid) if port and pid else None, shared)
+        results = run(
+            names, duration, slack, Path(folder), Target(port, pid) if port and pid else None, shared
+        )
     if json_path:
         json_path.write_text(json.dumps([record(result) for result in results], indent=1))
     missed = [result for result in results if result.misses]
-    click.echo(f"\n{len(results)} attacks of {duration:g} s, {len(missed)} with a missed mark (times in ms, memory in MB)")
+    click.echo(
+        f"\n{len(results)} attacks of {duration:g} s, {len(missed)} with a missed mark (times in ms, memory in MB)"
+    )
     sys.exit(1 if missed else 0)
 
 
-def run(names: list[str], duration: float, slack: float, repository: Path, given: Target | None, shared: bool) -> list[Result]:
+def run(
+    names: list[str], duration: float, slack: float, repository: Path, given: Target | None, shared: bool
+) -> list[Result]:
     """Fights one after another and prints each row as it is known."""
     click.echo("| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS))
     controls: dict[int, float] = {}

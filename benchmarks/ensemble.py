@@ -38,7 +38,9 @@ max_batch_size: 64
 input [ { name: "INPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
 output [ { name: "OUTPUT0" data_type: TYPE_FP32 dims: [ 16 ] } ]
 """
-_PYTHON = f'backend: "python"{_TENSORS}dynamic_batching {{ }}\ninstance_group [ {{ kind: KIND_CPU count: 1 }} ]\n'
+_PYTHON = (
+    f'backend: "python"{_TENSORS}dynamic_batching {{ }}\ninstance_group [ {{ kind: KIND_CPU count: 1 }} ]\n'
+)
 
 
 def ensemble() -> str:
@@ -100,13 +102,21 @@ def tell(rows: list[Row]) -> bool:
     holds = True
     for row in rows:
         own = row.median("backline")
-        rates = [one.requests_per_second if one is not None else math.nan for one in map(row.median, (OWN, SAME, "triton"))]
+        rates = [
+            one.requests_per_second if one is not None else math.nan
+            for one in map(row.median, (OWN, SAME, "triton"))
+        ]
         about = [math.nan] * 3 if own is None else [own.p99_us / 1e3, own.cpu_us, own.errors]
-        numbers = " ".join(f"{number:11.{digits}f}" for number, digits in zip((*rates, *about), (0, 0, 0, 2, 1, 0), strict=True))
+        numbers = " ".join(
+            f"{number:11.{digits}f}"
+            for number, digits in zip((*rates, *about), (0, 0, 0, 2, 1, 0), strict=True)
+        )
         ratio, same = row.ratio(OWN, "triton"), row.ratio(SAME, "triton")
         kept = ratio is not None and ratio >= LEAST
         holds = holds and kept
-        verdict = f"{_times(ratio)} ({'at least' if kept else 'MISSED, not'} {LEAST:g}), model.py {_times(same)}"
+        verdict = (
+            f"{_times(ratio)} ({'at least' if kept else 'MISSED, not'} {LEAST:g}), model.py {_times(same)}"
+        )
         print(f"{row.case.way.split()[0]:5} {row.case.concurrency:12} {numbers}  {verdict}")
         for name, reason in row.reasons.items():
             print(f"  {name}: {reason}")
@@ -127,13 +137,21 @@ def main(rounds: int, seconds: float, protocols: str) -> None:
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     model = asked()
     generators = {"http": "wrk", "grpc": "h2load"}
-    cases = [Case(model, protocol, "binary", generators[protocol], count) for protocol in protocols.split(",") for count in CONNECTIONS]
+    cases = [
+        Case(model, protocol, "binary", generators[protocol], count)
+        for protocol in protocols.split(",")
+        for count in CONNECTIONS
+    ]
     try:
         peers = start()
     except CannotRun as error:
         sys.exit(str(error))
     try:
-        print("; ".join(f"{name}: {', '.join(map(' '.join, peer.versions.items()))}" for name, peer in peers.items()))
+        print(
+            "; ".join(
+                f"{name}: {', '.join(map(' '.join, peer.versions.items()))}" for name, peer in peers.items()
+            )
+        )
         rows = measure(cases, peers, rounds=rounds, seconds=seconds, say=click.echo)
     finally:
         end(peers)

@@ -42,7 +42,12 @@ class Model:
 
     def request(self) -> tuple[bytes, dict[str, str]]:
         raw = np.ones((1, self.side), np.float32).tobytes()
-        tensor = {"name": "x", "shape": [1, self.side], "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+        tensor = {
+            "name": "x",
+            "shape": [1, self.side],
+            "datatype": "FP32",
+            "parameters": {"binary_data_size": len(raw)},
+        }
         header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
         return header + raw, {"Inference-Header-Content-Length": str(len(header))}
 
@@ -64,7 +69,9 @@ def make_models(repository: Path, count: int) -> list[Model]:
                 [numpy_helper.from_array(weights, "w")],
             )
             file.parent.mkdir(parents=True, exist_ok=True)
-            onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))
+            onnx.save(
+                helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file)
+            )
         models.append(Model(name, file, side, weights.sum(axis=0)))
     return models
 
@@ -181,9 +188,29 @@ def reloads(models: list[Model], port: int, count: int) -> list[tuple[float, flo
 @click.option("--skew", type=float, default=1.0, help="Zipf's exponent.")
 @click.option("--reload-count", type=click.IntRange(1), default=60, help="Reloads that are timed.")
 @click.option("--max-over", type=float, default=0.1, help="By how much the budget may be exceeded.")
-@click.option("--max-ms", type=float, default=30.0, help="What a reload may take beyond the creation of its session, at the median.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "memory_budget.json", help="Where the results go.")
-def main(count: int, fit: int, requests: int, skew: float, reload_count: int, max_over: float, max_ms: float, json_file: Path) -> None:
+@click.option(
+    "--max-ms",
+    type=float,
+    default=30.0,
+    help="What a reload may take beyond the creation of its session, at the median.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    default=BENCH / "memory_budget.json",
+    help="Where the results go.",
+)
+def main(
+    count: int,
+    fit: int,
+    requests: int,
+    skew: float,
+    reload_count: int,
+    max_over: float,
+    max_ms: float,
+    json_file: Path,
+) -> None:
     """Serves more models than fit. Status 1 if an answer is wrong or a claim does not hold."""
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
@@ -208,7 +235,10 @@ def main(count: int, fit: int, requests: int, skew: float, reload_count: int, ma
         raise click.ClickException(str(error)) from error
     beyond = [(slow - fast - session) * 1000 for slow, fast, session in timed]
     claims = [
-        (True, f"{requests + count + 2 * reload_count} answers of {count} models were right, {ready} of them loaded at start"),
+        (
+            True,
+            f"{requests + count + 2 * reload_count} answers of {count} models were right, {ready} of them loaded at start",
+        ),
         (
             highest <= budget * (1 + max_over),
             (
@@ -231,8 +261,17 @@ def main(count: int, fit: int, requests: int, skew: float, reload_count: int, ma
     for holds, words in claims:
         click.echo(f"{'holds ' if holds else 'BROKEN'} {words}")
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    data = {"machine": about, "budget": budget, "base": base, "highest": highest, "beyond_ms": beyond, "request_seconds": seconds}
-    json_file.write_text(json.dumps({**data, "claims": [{"holds": h, "claim": w} for h, w in claims]}, indent=1))
+    data = {
+        "machine": about,
+        "budget": budget,
+        "base": base,
+        "highest": highest,
+        "beyond_ms": beyond,
+        "request_seconds": seconds,
+    }
+    json_file.write_text(
+        json.dumps({**data, "claims": [{"holds": h, "claim": w} for h, w in claims]}, indent=1)
+    )
     click.echo(f"Written: {json_file}")
     if not all(holds for holds, _ in claims):
         raise SystemExit(1)

@@ -54,13 +54,19 @@ class TunedTriton(Triton):
     def _configuration(self, model: Model) -> str:
         text = super()._configuration(model)
         batching = "max_batch_size: 64\ndynamic_batching { }"
-        policy = f"max_batch_size: {MAX_BATCH}\ndynamic_batching {{ default_queue_policy {{ {self.policy} }} }}"
+        policy = (
+            f"max_batch_size: {MAX_BATCH}\ndynamic_batching {{ default_queue_policy {{ {self.policy} }} }}"
+        )
         return text.replace(batching, policy).replace(f"count: {os.cpu_count()}", "count: 1")
 
 
 def http_request(model: Model) -> bytes:
     body, headers = model.binary_request()
-    lines = [f"POST /v2/models/{model.name}/infer HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines = [
+        f"POST /v2/models/{model.name}/infer HTTP/1.1",
+        "Host: 127.0.0.1",
+        f"Content-Length: {len(body)}",
+    ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -107,10 +113,16 @@ def tune(model: Model, capacity: float, objective: float, seconds: float) -> tup
     tried: list[tuple[float, TunedTriton]] = []
     words = []
     for timeout, size in policies:
-        triton = TunedTriton(None if timeout is None else timeout * objective, None if size is None else max(1, round(size * fit)))
+        triton = TunedTriton(
+            None if timeout is None else timeout * objective,
+            None if size is None else max(1, round(size * fit)),
+        )
         try:
             triton.start([model])
-            turns = [asyncio.run(offer(triton, model, "http", times * capacity, seconds, seed=0)) for times in (1.1, 4.0)]
+            turns = [
+                asyncio.run(offer(triton, model, "http", times * capacity, seconds, seed=0))
+                for times in (1.1, 4.0)
+            ]
             good = [turn.rate(ANSWERED, objective) for turn in turns]
         finally:
             triton.end()
@@ -123,13 +135,28 @@ def tune(model: Model, capacity: float, objective: float, seconds: float) -> tup
 
 @click.command(context_settings={"show_default": True})
 @click.option("--objective-ms", type=click.FloatRange(1), default=150.0, help="The objective.")
-@click.option("--rounds", type=click.IntRange(1), default=5, help="How often each server has its turn at each load.")
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, help="How often each server has its turn at each load."
+)
 @click.option("--seconds", type=click.FloatRange(1), default=5.0, help="How long a turn is measured.")
 @click.option("--loads", default="0.7,1.1,2,4", help="Times the capacity, with commas between.")
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
 @click.option("--without-triton", is_flag=True, help="Leave Triton out.")
-@click.option("--report", type=click.Path(path_type=Path), default=REPORT, help="Where the page goes; the picture lies beside it.")
-def main(objective_ms: float, rounds: int, seconds: float, loads: str, protocols: str, without_triton: bool, report: Path) -> None:
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    default=REPORT,
+    help="Where the page goes; the picture lies beside it.",
+)
+def main(
+    objective_ms: float,
+    rounds: int,
+    seconds: float,
+    loads: str,
+    protocols: str,
+    without_triton: bool,
+    report: Path,
+) -> None:
     """Overloads three servers in turns. Status 1 if a claim is broken."""
     objective = objective_ms / 1000
     about = machine()
@@ -161,18 +188,29 @@ def main(objective_ms: float, rounds: int, seconds: float, loads: str, protocols
                         turn = asyncio.run(offer(peers[mode], model, protocol, rate, seconds, seed=number))
                         peers[mode].pause()
                         turns.setdefault((protocol, times, mode), []).append(turn)
-                        click.echo(f"{number + 1}: {protocol} {times:g}x {mode}: {outcome_of([turn], objective)}")
+                        click.echo(
+                            f"{number + 1}: {protocol} {times:g}x {mode}: {outcome_of([turn], objective)}"
+                        )
     except CannotRun as error:
         raise click.ClickException(str(error)) from error
     finally:
         for peer in peers.values():
             peer.end()
-    found = Report(objective, seconds, rounds, {key: outcome_of(turns[key], objective) for key in sorted(turns, reverse=True)})
+    found = Report(
+        objective,
+        seconds,
+        rounds,
+        {key: outcome_of(turns[key], objective) for key in sorted(turns, reverse=True)},
+    )
     low, high = min(capacities), max(capacities)
-    about["capacity"] = f"{median(capacities):.1f}/s in a closed loop of 32 clients, asked before each round: {low:.1f} to {high:.1f}"
+    about["capacity"] = (
+        f"{median(capacities):.1f}/s in a closed loop of 32 clients, asked before each round: {low:.1f} to {high:.1f}"
+    )
     versions = {mode: peers[mode].versions for mode in found.modes}
     found.write(report, about=about, versions=versions, tried=tried, objective_mode=OBJECTIVE)
-    (BENCH / "objective.json").write_text(json.dumps({"machine": about, "outcomes": found.as_json()}, indent=1))
+    (BENCH / "objective.json").write_text(
+        json.dumps({"machine": about, "outcomes": found.as_json()}, indent=1)
+    )
     claims = found.claims(OBJECTIVE, loads=sorted(levels))
     for holds, words in claims:
         click.echo(f"{'holds ' if holds else 'BROKEN'} {words}")

@@ -62,7 +62,11 @@ def slow_model(milliseconds: float) -> Model:
 
 def http_request(model: Model) -> bytes:
     body, headers = model.binary_request()
-    lines = [f"POST /v2/models/{model.name}/infer HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines = [
+        f"POST /v2/models/{model.name}/infer HTTP/1.1",
+        "Host: 127.0.0.1",
+        f"Content-Length: {len(body)}",
+    ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -71,7 +75,10 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     """In milliseconds; NaN when there are none."""
     if not seconds:
         return dict.fromkeys(("p50", "p99", "max"), float("nan"))
-    return {name: float(np.quantile(seconds, quantile) * 1000) for name, quantile in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))}
+    return {
+        name: float(np.quantile(seconds, quantile) * 1000)
+        for name, quantile in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    }
 
 
 def told(ms: dict[str, float]) -> str:
@@ -123,7 +130,13 @@ def open_loop(server: Backline, model: Model, protocol: str, rate: float, reques
     if protocol == "http":
         # On HTTP/1.1 a request occupies its connection, so that each gets a new one; they come in pulses of 20 ms.
         pulse = max(1, round(rate * 0.02))
-        options = ["--h1", f"-c{requests}", f"-n{requests}", f"-r{pulse}", f"--rate-period={max(1, round(1000 * pulse / rate))}ms"]
+        options = [
+            "--h1",
+            f"-c{requests}",
+            f"-n{requests}",
+            f"-r{pulse}",
+            f"--rate-period={max(1, round(1000 * pulse / rate))}ms",
+        ]
     else:
         each = -(-requests // GRPC_CONNECTIONS)
         options = [
@@ -164,7 +177,9 @@ async def first_refusal(fates: Fates, seconds: float) -> None:
         await asyncio.sleep(0.05)
 
 
-async def overload(server: Backline, model: Model, protocol: str, times: float, seconds: float, report: Report) -> float:
+async def overload(
+    server: Backline, model: Model, protocol: str, times: float, seconds: float, report: Report
+) -> float:
     """The closed loop, then the open loop; returns the best throughput, in requests per second."""
     best = max([await closed_loop(server, model, protocol, number, 4.0) for number in (4, 16, 64)])
     rate = best * times
@@ -200,7 +215,9 @@ async def overload(server: Backline, model: Model, protocol: str, times: float, 
     if protocol == "http":
         times_of["h2load"] = [request.took for request in requests if request.status == 503]
     others = {str(status): number for status, number in statuses.items() if status not in (200, 503)}
-    others |= {what: number for what, number in probes.fates.count().items() if what not in (*SUCCESS, *REFUSALS)}
+    others |= {
+        what: number for what, number in probes.fates.count().items() if what not in (*SUCCESS, *REFUSALS)
+    }
     unfinished = h2load.unfinished(output)
     third = max(1, len(samples) // 3)
     middle, last = max(samples[third : 2 * third]), max(samples[2 * third :])
@@ -215,24 +232,40 @@ async def overload(server: Backline, model: Model, protocol: str, times: float, 
         "refusal_ms": refusal_ms,
         "resident_mb": samples,
     }
-    click.echo(f"  h2load saw {dict(statuses)}, the probes {dict(probes.fates.count())}; a closed loop afterwards: {again:,.1f}/s")
+    click.echo(
+        f"  h2load saw {dict(statuses)}, the probes {dict(probes.fates.count())}; a closed loop afterwards: {again:,.1f}/s"
+    )
     kinds = ", ".join(sorted({fate.what for fate in refused}))
     claims = [
-        (offered >= 0.95 * rate, f"{offered / best:.2f} times the best throughput was offered (asked {times:g})"),
+        (
+            offered >= 0.95 * rate,
+            f"{offered / best:.2f} times the best throughput was offered (asked {times:g})",
+        ),
         (kept >= 0.9 * best, f"answered {kept:,.1f}/s, {kept / best:.1%} of the best (at least 90 %)"),
         *(
-            (ms["p99"] <= 50, f"{len(times_of[who])} refusals ({kinds}) by {who} within {told(ms)} (p99 at most 50 ms)")
+            (
+                ms["p99"] <= 50,
+                f"{len(times_of[who])} refusals ({kinds}) by {who} within {told(ms)} (p99 at most 50 ms)",
+            )
             for who, ms in refusal_ms.items()
         ),
-        (not others and not lost and not unfinished, f"no other fate: {others}, {lost + unfinished} without any at the end"),
-        (last <= middle + 8, f"memory {samples[0]:.0f} MB at first, {middle:.0f} in the middle, {last:.0f} at the end (at most 8 more)"),
+        (
+            not others and not lost and not unfinished,
+            f"no other fate: {others}, {lost + unfinished} without any at the end",
+        ),
+        (
+            last <= middle + 8,
+            f"memory {samples[0]:.0f} MB at first, {middle:.0f} in the middle, {last:.0f} at the end (at most 8 more)",
+        ),
     ]
     for holds, words in claims:
         report.claim(holds, f"{protocol}: {words}")
     return best
 
 
-async def terminate_under_load(server: Backline, model: Model, protocol: str, rate: float, report: Report) -> None:
+async def terminate_under_load(
+    server: Backline, model: Model, protocol: str, rate: float, report: Report
+) -> None:
     """SIGTERM while requests come at `rate`: what was sent before must be answered, and no answer may be cut off."""
     clients = clients_of(server, model, protocol)
     sending = asyncio.create_task(clients.open_loop(rate, 4.0))
@@ -251,14 +284,23 @@ async def terminate_under_load(server: Backline, model: Model, protocol: str, ra
     after = Fates([fate for fate in clients.fates.all if fate.sent >= terminated])
     seen = {"before": dict(before.count()), "after": dict(after.count()), "seconds": took, "status": status}
     report.numbers[f"{protocol} sigterm"] = seen
-    click.echo(f"SIGTERM at {rate:,.0f}/s over {protocol}: sent before {dict(before.count())}, sent after {dict(after.count())}")
+    click.echo(
+        f"SIGTERM at {rate:,.0f}/s over {protocol}: sent before {dict(before.count())}, sent after {dict(after.count())}"
+    )
     bad_before = [fate.what for fate in before.all if fate.what not in SUCCESS]
     # A client that sends on a kept connection in the moment in which it is closed sees it closed without a byte, and may send again
     # (RFC 9112, section 9.3.1); a cut answer is never right.
-    bad_after = [fate.what for fate in after.all if fate.what not in (*SUCCESS, *REFUSALS, "no connection", "unanswered")]
+    bad_after = [
+        fate.what
+        for fate in after.all
+        if fate.what not in (*SUCCESS, *REFUSALS, "no connection", "unanswered")
+    ]
     unanswered = len(after.of("unanswered"))
     claims = [
-        (not bad_before and not lost, f"every request sent before it was answered ({bad_before[:3]}, {lost} open)"),
+        (
+            not bad_before and not lost,
+            f"every request sent before it was answered ({bad_before[:3]}, {lost} open)",
+        ),
         (not bad_after, f"nothing sent after it got a broken answer ({bad_after[:3]})"),
         (unanswered == 0, f"{unanswered} requests sent after it met a closing connection without an answer"),
         (status == 0, f"ended with status {status} after {took:.1f} s"),
@@ -269,11 +311,23 @@ async def terminate_under_load(server: Backline, model: Model, protocol: str, ra
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--times", type=click.FloatRange(1), default=3.0, help="How many times the best throughput is offered.")
-@click.option("--seconds", type=click.FloatRange(3), default=20.0, help="How long, from when the queue is full.")
-@click.option("--model-ms", type=click.FloatRange(1), default=20.0, help="About how long a run of the model takes.")
+@click.option(
+    "--times", type=click.FloatRange(1), default=3.0, help="How many times the best throughput is offered."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(3), default=20.0, help="How long, from when the queue is full."
+)
+@click.option(
+    "--model-ms", type=click.FloatRange(1), default=20.0, help="About how long a run of the model takes."
+)
 @click.option("--protocols", default="http,grpc", help="http, grpc or both.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "overload.json", help="Where the results go as JSON.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    default=BENCH / "overload.json",
+    help="Where the results go as JSON.",
+)
 def main(times: float, seconds: float, model_ms: float, protocols: str, json_file: Path) -> None:
     """Overloads `backline serve`, then ends it under load. Status 1 if a claim is broken."""
     names = protocols.split(",")

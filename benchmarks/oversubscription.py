@@ -38,7 +38,9 @@ def put_models(repository: Path, count: int, threads: int) -> None:
         (folder / "1").mkdir(parents=True, exist_ok=True)
         if index:
             shutil.copy(first, folder / "1" / "model.onnx")
-        (folder / "model.toml").write_text(f'lane = "thread"\nmax_batch_size = 0\nparameters.intra_op_thread_count = {threads}\n')
+        (folder / "model.toml").write_text(
+            f'lane = "thread"\nmax_batch_size = 0\nparameters.intra_op_thread_count = {threads}\n'
+        )
 
 
 async def measure(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
@@ -50,7 +52,10 @@ async def measure(repository: Path, seconds: float, compute_threads: int | None)
     from backline.server import Embedded
 
     options = LifecycleOptions(
-        mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.parent / "state", compute_threads=compute_threads
+        mode="explicit",
+        load_models=(ALL_MODELS,),
+        state_folder=repository.parent / "state",
+        compute_threads=compute_threads,
     )
     program = Embedded([repository], options)
     await program.start()
@@ -62,7 +67,11 @@ async def measure(repository: Path, seconds: float, compute_threads: int | None)
 
     async def ask(name: str) -> None:
         while (asked := monotonic()) < end:
-            await engine.infer(InferRequest(name, {"INPUT0": Tensor("INPUT0", DataType.FP32, row.shape, row)}, lambda *_: None))
+            await engine.infer(
+                InferRequest(
+                    name, {"INPUT0": Tensor("INPUT0", DataType.FP32, row.shape, row)}, lambda *_: None
+                )
+            )
             if asked >= begin:
                 took.append(monotonic() - asked)
 
@@ -71,7 +80,12 @@ async def measure(repository: Path, seconds: float, compute_threads: int | None)
     computed = process_time() - computed
     await program.stop()
     p50, p99 = np.percentile(np.array(took) * 1000, (50, 99))
-    return {"a second": len(took) / seconds, "cpu ms": computed * 1000 / max(len(took), 1), "p50": float(p50), "p99": float(p99)}
+    return {
+        "a second": len(took) / seconds,
+        "cpu ms": computed * 1000 / max(len(took), 1),
+        "p50": float(p50),
+        "p99": float(p99),
+    }
 
 
 def in_its_own_process(repository: Path, seconds: float, compute_threads: int | None) -> dict[str, float]:
@@ -94,7 +108,9 @@ def main(models: str, threads: int, seconds: float, rounds: int, alone: str | No
         print(json.dumps(asyncio.run(measure(Path(alone), seconds, int(limit) if limit else None))))
         return
     click.echo(machine())
-    click.echo(f"{'models':>6} {'limit':>8} {'requests/s':>11} {'CPU ms each':>11} {'p50 ms':>8} {'p99 ms':>8}")
+    click.echo(
+        f"{'models':>6} {'limit':>8} {'requests/s':>11} {'CPU ms each':>11} {'p50 ms':>8} {'p99 ms':>8}"
+    )
     for count in map(int, models.split(",")):
         repository = BENCH / "oversubscription" / "models"
         put_models(repository, count, threads)
@@ -104,10 +120,17 @@ def main(models: str, threads: int, seconds: float, rounds: int, alone: str | No
                 ways[way].append(in_its_own_process(repository, seconds, limited_to))
         medians = {way: {key: median(one[key] for one in ran) for key in ran[0]} for way, ran in ways.items()}
         for way, found in medians.items():
-            click.echo(f"{count:>6} {way:>8} {found['a second']:>11.0f} {found['cpu ms']:>11.2f} {found['p50']:>8.1f} {found['p99']:>8.1f}")
+            click.echo(
+                f"{count:>6} {way:>8} {found['a second']:>11.0f} {found['cpu ms']:>11.2f} {found['p50']:>8.1f} {found['p99']:>8.1f}"
+            )
         pairs = list(zip(ways["cores"], ways["none"], strict=True))
-        ratios = [median(one[key] / other[key] for one, other in pairs) for key in ("a second", "cpu ms", "p50", "p99")]
-        click.echo(f"{'':>6} {'ratio':>8} {ratios[0]:>11.2f} {ratios[1]:>11.2f} {ratios[2]:>8.2f} {ratios[3]:>8.2f}")
+        ratios = [
+            median(one[key] / other[key] for one, other in pairs)
+            for key in ("a second", "cpu ms", "p50", "p99")
+        ]
+        click.echo(
+            f"{'':>6} {'ratio':>8} {ratios[0]:>11.2f} {ratios[1]:>11.2f} {ratios[2]:>8.2f} {ratios[3]:>8.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ def start_backline(repository: Path) -> tuple[ServerProcess, int]:
     http, grpc, metrics = free_ports(3)
     ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     server = ServerProcess(
-        "process_lane", [sys.executable, "-m", "backline", "serve", str(repository), *ports], environment=dict(os.environ)
+        "process_lane",
+        [sys.executable, "-m", "backline", "serve", str(repository), *ports],
+        environment=dict(os.environ),
     )
     server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
     return server, http
@@ -107,7 +109,10 @@ def request(size: int) -> tuple[bytes, dict[str, str]]:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, size // 4], "parameters": parameters}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     data = np.random.default_rng(0).random(size // 4).astype(np.float32).tobytes()
-    return head + data, {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    return head + data, {
+        "Inference-Header-Content-Length": str(len(head)),
+        "Content-Type": "application/octet-stream",
+    }
 
 
 def check(url: str, body: bytes, headers: dict[str, str], size: int) -> None:
@@ -125,7 +130,9 @@ def check(url: str, body: bytes, headers: dict[str, str], size: int) -> None:
             time.sleep(0.1)
 
 
-def take_turns(sides: list[Side], size: int, connections: int, seconds: float, rounds: int) -> dict[str, list[Measurement]]:
+def take_turns(
+    sides: list[Side], size: int, connections: int, seconds: float, rounds: int
+) -> dict[str, list[Measurement]]:
     body, headers = request(size)
     found: dict[str, list[Measurement]] = {side.name: [] for side in sides}
     for turn in range(rounds):
@@ -142,15 +149,23 @@ def take_turns(sides: list[Side], size: int, connections: int, seconds: float, r
                 print(f"{side.name} ended before its turn with {connections} connections: {error}")
                 found[side.name].append(Measurement(0.0, math.nan, math.nan, 0))
                 continue
-            found[side.name].append(wrk.run(side.url, f"process_lane_{size}", body, headers, concurrency=connections, seconds=seconds))
+            found[side.name].append(
+                wrk.run(
+                    side.url, f"process_lane_{size}", body, headers, concurrency=connections, seconds=seconds
+                )
+            )
     return found
 
 
-def measure(own: list[Side], triton: Triton, repository: Path, sizes: list[int], seconds: float, rounds: int) -> bool:
+def measure(
+    own: list[Side], triton: Triton, repository: Path, sizes: list[int], seconds: float, rounds: int
+) -> bool:
     """Prints a row for each case; whether all that is claimed holds. Triton is started for each case, as it may end in one."""
     names = [*(side.name for side in own), "triton"]
     print(
-        f"{'bytes':>8} {'connections':>12} " + " ".join(f"{name + '/s':>10}" for name in names) + f" {'p99 ms':>8} {'failed':>7}  python is"
+        f"{'bytes':>8} {'connections':>12} "
+        + " ".join(f"{name + '/s':>10}" for name in names)
+        + f" {'p99 ms':>8} {'failed':>7}  python is"
     )
     holds = True
     for size in sizes:
@@ -158,7 +173,11 @@ def measure(own: list[Side], triton: Triton, repository: Path, sizes: list[int],
             try:
                 triton.start_repository(repository)
                 found = take_turns(
-                    [*own, Side("triton", "identity", triton.http_port, triton.running())], size, connections, seconds, rounds
+                    [*own, Side("triton", "identity", triton.http_port, triton.running())],
+                    size,
+                    connections,
+                    seconds,
+                    rounds,
                 )
             finally:
                 triton.end()
@@ -169,10 +188,15 @@ def measure(own: list[Side], triton: Triton, repository: Path, sizes: list[int],
                 kept = ratios["triton"] >= least
                 holds = holds and kept
                 verdict = f" ({'at least' if kept else 'MISSED, not'} {least:g})"
-            rates = " ".join(f"{median(one.requests_per_second for one in found[name]):10.0f}" for name in names)
+            rates = " ".join(
+                f"{median(one.requests_per_second for one in found[name]):10.0f}" for name in names
+            )
             slowest = median(one.p99_us for one in found["python"]) / 1e3
             failed = sum(one.errors for one in found["python"])
-            told = ", ".join(f"{name} ended" if math.isnan(value) else f"{value:.2f} of {name}" for name, value in ratios.items())
+            told = ", ".join(
+                f"{name} ended" if math.isnan(value) else f"{value:.2f} of {name}"
+                for name, value in ratios.items()
+            )
             print(f"{size:8} {connections:12} {rates} {slowest:8.2f} {failed:7}  {told}{verdict}", flush=True)
     return holds
 
@@ -181,12 +205,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=list(SIZES), help="bytes: 64,602112")
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [int(size) for size in text.split(",")],
+        default=list(SIZES),
+        help="bytes: 64,602112",
+    )
     given = parser.parse_args()
     if not wrk.available():
         print("wrk is not installed")
         return 1
-    print(f"backline {backline.__version__}; " + ", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(
+        f"backline {backline.__version__}; "
+        + ", ".join(f"{name} {value}" for name, value in machine().items())
+    )
     triton = Triton()
     with tempfile.TemporaryDirectory() as folder:
         own, theirs = write_repositories(Path(folder))

@@ -94,16 +94,37 @@ def verdicts(goal: Goal, rows: Sequence[Row]) -> list[tuple[str, str]]:
         name = f"{row.case.model.name} with all scheduling on" if goal.scheduled else row.case.model.name
         what = f"{name}, {row.case.way}, {row.case.concurrency} clients by {row.case.generator}"
         if share is None or math.isnan(share):
-            lines.append((f"{what}: {'; '.join(f'{name}: {reason}' for name, reason in row.reasons.items())}", "NOT MEASURED"))
+            lines.append(
+                (
+                    f"{what}: {'; '.join(f'{name}: {reason}' for name, reason in row.reasons.items())}",
+                    "NOT MEASURED",
+                )
+            )
             continue
         word = "aim reached" if share >= goal.aim else "reached" if share >= goal.least else "MISSED"
-        lines.append((f"{what}: {share:.2f} of {goal.against} (least {goal.least:.2f}, aim {goal.aim:.2f})", word))
-        if goal.scheduled and row.case.concurrency == max(goal.concurrency) and (cpu := _cpu_share(row, goal.against)) is not None:
+        lines.append(
+            (f"{what}: {share:.2f} of {goal.against} (least {goal.least:.2f}, aim {goal.aim:.2f})", word)
+        )
+        if (
+            goal.scheduled
+            and row.case.concurrency == max(goal.concurrency)
+            and (cpu := _cpu_share(row, goal.against)) is not None
+        ):
             word = "reached" if cpu <= CPU_SHARE else "MISSED"
-            lines.append((f"{what}: {cpu:.2f} times the processor time of {goal.against} for each request (at most {CPU_SHARE:.2f})", word))
+            lines.append(
+                (
+                    f"{what}: {cpu:.2f} times the processor time of {goal.against} for each request (at most {CPU_SHARE:.2f})",
+                    word,
+                )
+            )
         beside = row.ratio("backline", IN_PROCESS)
         if beside is not None:
-            lines.append((f"{what}: {beside:.2f} of {IN_PROCESS} with several runs at the same time (no goal)", "beside it"))
+            lines.append(
+                (
+                    f"{what}: {beside:.2f} of {IN_PROCESS} with several runs at the same time (no goal)",
+                    "beside it",
+                )
+            )
     return lines
 
 
@@ -117,10 +138,18 @@ def _cpu_share(row: Row, against: str) -> float | None:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("proofs", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--only", multiple=True, type=click.Choice(tuple(GOALS)), help="Only these comparisons; all if not given.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(tuple(GOALS)), help="Only these comparisons; all if not given."
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, help="How often each of the two has a turn.")
 @click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "proofs.json", help="Where the results go as JSON.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    default=BENCH / "proofs.json",
+    help="Where the results go as JSON.",
+)
 def main(proofs: Path, only: tuple[str, ...], rounds: int, seconds: float, json_file: Path) -> None:
     """Measures Backline and the speed proofs in PROOFS, taking turns, and prints the ratios. Status 1 if a goal is missed."""
     about = machine()
@@ -135,12 +164,16 @@ def main(proofs: Path, only: tuple[str, ...], rounds: int, seconds: float, json_
             continue
         rows += measured
         lines += verdicts(GOALS[name], measured)
-    data = as_json(rows, machine=about, versions={}, skipped={}, settings={"rounds": rounds, "seconds": seconds})
+    data = as_json(
+        rows, machine=about, versions={}, skipped={}, settings={"rounds": rounds, "seconds": seconds}
+    )
     data["goals"] = [{"what": what, "result": result} for what, result in lines]
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(data, indent=1))
     click.echo("\n" + "\n".join(f"- {name}: {value}" for name, value in about.items()))
-    click.echo(f"\nMedians of {rounds} rounds of {seconds:g} s; bold: how many times its requests per second backline reaches.\n")
+    click.echo(
+        f"\nMedians of {rounds} rounds of {seconds:g} s; bold: how many times its requests per second backline reaches.\n"
+    )
     click.echo(table(rows, ["backline", "proof", ONE_CALLER, IN_PROCESS]) + "\n")
     for what, result in lines:
         click.echo(f"{result:13} {what}")

@@ -44,15 +44,24 @@ def make_model() -> Path:
 
 
 def post(url: str, body: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, body, headers or {}, method="POST"), timeout=60) as answer:
+    with urllib.request.urlopen(
+        urllib.request.Request(url, body, headers or {}, method="POST"), timeout=60
+    ) as answer:
         return answer.read()
 
 
 def infer(url: str) -> None:
     raw = np.ones((1, SIDE), np.float32).tobytes()
-    tensor = {"name": "x", "shape": [1, SIDE], "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+    tensor = {
+        "name": "x",
+        "shape": [1, SIDE],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": len(raw)},
+    }
     header = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    answer = post(f"{url}/v2/models/large/infer", header + raw, {"Inference-Header-Content-Length": str(len(header))})
+    answer = post(
+        f"{url}/v2/models/large/infer", header + raw, {"Inference-Header-Content-Length": str(len(header))}
+    )
     if len(answer) < 4 * SIDE:
         raise CannotRun(f"an answer of {len(answer)} bytes is too short")
 
@@ -71,16 +80,31 @@ def settled(process: ServerProcess, seconds: float = 5.0) -> int:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--rounds", type=click.IntRange(2), default=50, help="How often the model is loaded and unloaded.")
-@click.option("--max-growth", type=float, default=0.05, help="The growth that is allowed, of the memory after the first unload.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "reload_memory.json", help="Where the results go.")
+@click.option(
+    "--rounds", type=click.IntRange(2), default=50, help="How often the model is loaded and unloaded."
+)
+@click.option(
+    "--max-growth",
+    type=float,
+    default=0.05,
+    help="The growth that is allowed, of the memory after the first unload.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    default=BENCH / "reload_memory.json",
+    help="Where the results go.",
+)
 def main(rounds: int, max_growth: float, json_file: Path) -> None:
     """Loads and unloads a model of 100 MB. Status 1 if memory is kept."""
     about = machine()
     click.echo("\n".join(f"- {name}: {value}" for name, value in about.items()))
     file = make_model()
     ports = free_ports(3)
-    process = ServerProcess("reload_memory", [*serve_command(REPOSITORY, *ports), "--model-control-mode", "explicit"])
+    process = ServerProcess(
+        "reload_memory", [*serve_command(REPOSITORY, *ports), "--model-control-mode", "explicit"]
+    )
     url = f"http://127.0.0.1:{ports[0]}"
     loaded: list[int] = []
     unloaded: list[int] = []
@@ -97,7 +121,9 @@ def main(rounds: int, max_growth: float, json_file: Path) -> None:
             post(f"{url}/v2/repository/models/large/unload")
             unloaded.append(settled(process))
             if number in (0, 1, rounds // 2, rounds - 1):
-                click.echo(f"  {number + 1:3}: {loaded[-1] / 1e6:6.1f} MB loaded, {unloaded[-1] / 1e6:6.1f} MB after the unload")
+                click.echo(
+                    f"  {number + 1:3}: {loaded[-1] / 1e6:6.1f} MB loaded, {unloaded[-1] / 1e6:6.1f} MB after the unload"
+                )
     finally:
         process.end()
     growth = unloaded[-1] / unloaded[0] - 1
@@ -107,7 +133,13 @@ def main(rounds: int, max_growth: float, json_file: Path) -> None:
         f" {unloaded[0] / 1e6:.1f} MB after the first ({growth:+.1%}, at most {max_growth:+.0%}), {before / 1e6:.1f} MB before it"
     )
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    results = {"machine": about, "before": before, "loaded": loaded, "unloaded": unloaded, "load_seconds": seconds}
+    results = {
+        "machine": about,
+        "before": before,
+        "loaded": loaded,
+        "unloaded": unloaded,
+        "load_seconds": seconds,
+    }
     json_file.write_text(json.dumps(results, indent=1))
     click.echo(f"Written: {json_file}")
     if not holds:

@@ -50,7 +50,9 @@ class Numbers(click.ParamType):
         return numbers
 
 
-def cases_of(models: list[Model], protocols: list[str], concurrency: list[int], peers: list[Peer], remarks: list[str]) -> list[Case]:
+def cases_of(
+    models: list[Model], protocols: list[str], concurrency: list[int], peers: list[Peer], remarks: list[str]
+) -> list[Case]:
     """Every way to ask every model. What no load generator here can do, or only one peer would do, is left out and remarked."""
     ways: list[tuple[str, str, str]] = []
     if "http" in protocols:
@@ -60,7 +62,9 @@ def cases_of(models: list[Model], protocols: list[str], concurrency: list[int], 
                 ways.append(("http", "json", "wrk"))
         else:
             ways.append(("http", "binary", "perf_analyzer"))
-            remarks.append("wrk is not installed, so perf_analyzer measured HTTP; it cannot drive peers without the v2 protocol")
+            remarks.append(
+                "wrk is not installed, so perf_analyzer measured HTTP; it cannot drive peers without the v2 protocol"
+            )
     if "grpc" in protocols:
         if perf_analyzer.executable():
             ways.append(("grpc", "binary", "perf_analyzer"))
@@ -70,10 +74,20 @@ def cases_of(models: list[Model], protocols: list[str], concurrency: list[int], 
         if h2load.available() and (others or not perf_analyzer.executable()):
             ways.append(("grpc", "binary", "h2load"))
         elif others:
-            remarks.append("h2load is not installed, so gRPC of peers that perf_analyzer cannot drive was not measured")
-    cases = [Case(one, *way, clients) for one in models for way in ways_of(one, ways) for clients in concurrency]
-    if any(one.large for one in models) and ("grpc", "binary", "perf_analyzer") in ways and h2load.available():
-        remarks.append("gRPC of large requests was measured by h2load alone, for every peer: perf_analyzer gets no result with 16 clients")
+            remarks.append(
+                "h2load is not installed, so gRPC of peers that perf_analyzer cannot drive was not measured"
+            )
+    cases = [
+        Case(one, *way, clients) for one in models for way in ways_of(one, ways) for clients in concurrency
+    ]
+    if (
+        any(one.large for one in models)
+        and ("grpc", "binary", "perf_analyzer") in ways
+        and h2load.available()
+    ):
+        remarks.append(
+            "gRPC of large requests was measured by h2load alone, for every peer: perf_analyzer gets no result with 16 clients"
+        )
     return cases
 
 
@@ -86,15 +100,47 @@ def ways_of(asked: Model, ways: list[tuple[str, str, str]]) -> list[tuple[str, s
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--peers", type=Names(tuple(PEERS)), default=",".join(PEERS), help="Who takes part; ratios are those of backline to each.")
+@click.option(
+    "--peers",
+    type=Names(tuple(PEERS)),
+    default=",".join(PEERS),
+    help="Who takes part; ratios are those of backline to each.",
+)
 @click.option("--models", type=Names(NAMES), default=",".join(NAMES), help="Which models are asked.")
 @click.option("--protocols", type=Names(("http", "grpc")), default="http,grpc", help="How they are asked.")
-@click.option("--concurrency", type=Numbers(), default="1,16,64", help="Numbers of clients, each waiting for its answer.")
-@click.option("--rounds", type=click.IntRange(1), default=3, help="How often everybody has a turn; medians are taken over the rounds.")
-@click.option("--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn; slow models get more.")
-@click.option("--quick", is_flag=True, help="One round of one second: shows that everything runs, the numbers mean little.")
-@click.option("--cpus", type=str, default=None, help="Processors for servers and load generators together, as 0,1; all if not given.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "results.json", help="Where the results go as JSON.")
+@click.option(
+    "--concurrency",
+    type=Numbers(),
+    default="1,16,64",
+    help="Numbers of clients, each waiting for its answer.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    help="How often everybody has a turn; medians are taken over the rounds.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.5), default=3.0, help="Seconds of one turn; slow models get more."
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="One round of one second: shows that everything runs, the numbers mean little.",
+)
+@click.option(
+    "--cpus",
+    type=str,
+    default=None,
+    help="Processors for servers and load generators together, as 0,1; all if not given.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    default=BENCH / "results.json",
+    help="Where the results go as JSON.",
+)
 def main(
     peers: list[str],
     models: list[str],
@@ -111,9 +157,13 @@ def main(
         rounds, seconds = 1, 1.0
     if cpus is not None:
         try:
-            os.sched_setaffinity(0, {int(cpu) for cpu in cpus.split(",")})  # Every process started from here inherits it.
+            os.sched_setaffinity(
+                0, {int(cpu) for cpu in cpus.split(",")}
+            )  # Every process started from here inherits it.
         except (ValueError, OSError) as error:
-            raise click.BadParameter(f"{cpus!r}: {error}; give processors of this machine, as 0,1", param_hint="--cpus") from error
+            raise click.BadParameter(
+                f"{cpus!r}: {error}; give processors of this machine, as 0,1", param_hint="--cpus"
+            ) from error
     about = machine()
     loaded = [model(name) for name in models]
     started: dict[str, Peer] = {}

@@ -60,7 +60,9 @@ def ask(port: int, seconds: float) -> list[float]:
 
 def show(count: int, way: str, took: list[float], scrapes: str) -> None:
     p50, p99, p999 = np.percentile(took, (50, 99, 99.9))
-    click.echo(f"{count:>6} {way:>8} {len(took):>8} {p50:>8.2f} {p99:>8.2f} {p999:>8.2f} {max(took):>8.2f}  {scrapes}")
+    click.echo(
+        f"{count:>6} {way:>8} {len(took):>8} {p50:>8.2f} {p99:>8.2f} {p999:>8.2f} {max(took):>8.2f}  {scrapes}"
+    )
 
 
 @click.command()
@@ -71,13 +73,17 @@ def main(models: str, seconds: float, rounds: int) -> None:
     """Measure the latency of a client with and without scrapes beside it."""
     for name, value in machine().items():
         click.echo(f"{name}: {value}")
-    click.echo(f"{'models':>6} {'scrapes':>8} {'requests':>8} {'p50 ms':>8} {'p99 ms':>8} {'p99.9':>8} {'longest':>8}")
+    click.echo(
+        f"{'models':>6} {'scrapes':>8} {'requests':>8} {'p50 ms':>8} {'p99 ms':>8} {'p99.9':>8} {'longest':>8}"
+    )
     for count in map(int, models.split(",")):
         repository = BENCH / "scrapes" / "models"
         put_models(repository, count)
         port, metrics = free_ports(2)
         options = ["--no-grpc", "--http-port", str(port), "--metrics-port", str(metrics)]
-        server = ServerProcess("scrapes", [sys.executable, "-m", "backline", "serve", str(repository), *options])
+        server = ServerProcess(
+            "scrapes", [sys.executable, "-m", "backline", "serve", str(repository), *options]
+        )
         try:
             server.wait_until(lambda port=port: answers_200(f"http://127.0.0.1:{port}/v2/health/ready"), 120)
             measure(count, port, f"http://127.0.0.1:{metrics}/metrics", seconds, rounds)
@@ -103,7 +109,12 @@ def measure(count: int, port: int, page: str, seconds: float, rounds: int) -> No
     whole = [line for line in scrapes if len(line) == 2]
     show(count, "none", alone, "")
     took = np.median([float(line[1]) for line in whole]) * 1000
-    show(count, "all time", beside, f"{len(whole)} scrapes of {int(whole[0][0]) // 1024} KiB, {took:.0f} ms each")
+    show(
+        count,
+        "all time",
+        beside,
+        f"{len(whole)} scrapes of {int(whole[0][0]) // 1024} KiB, {took:.0f} ms each",
+    )
 
 
 if __name__ == "__main__":

@@ -121,7 +121,12 @@ def one_by_one(backend: str, sound: np.ndarray) -> np.ndarray:
 def http_request(sequence: int, chunk: np.ndarray, *, start: bool, end: bool) -> bytes:
     parameters = {"sequence_id": sequence, "binary_data_output": True}
     parameters |= ({"sequence_start": True} if start else {}) | ({"sequence_end": True} if end else {})
-    tensor = {"name": "input", "shape": [1, CHUNK], "datatype": "FP32", "parameters": {"binary_data_size": chunk.nbytes}}
+    tensor = {
+        "name": "input",
+        "shape": [1, CHUNK],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": chunk.nbytes},
+    }
     body = json.dumps({"inputs": [tensor], "parameters": parameters}, separators=(",", ":")).encode()
     head = (
         "POST /v2/models/vad/infer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/octet-stream\r\n"
@@ -134,7 +139,9 @@ def grpc_request(sequence: int, chunk: np.ndarray, *, start: bool, end: bool) ->
     from tritonclient.grpc import service_pb2
 
     tensor = service_pb2.ModelInferRequest.InferInputTensor(name="input", datatype="FP32", shape=[1, CHUNK])
-    message = service_pb2.ModelInferRequest(model_name="vad", inputs=[tensor], raw_input_contents=[chunk.tobytes()])
+    message = service_pb2.ModelInferRequest(
+        model_name="vad", inputs=[tensor], raw_input_contents=[chunk.tobytes()]
+    )
     message.parameters["sequence_id"].int64_param = sequence
     for name, value in (("sequence_start", start), ("sequence_end", end)):
         if value:
@@ -148,7 +155,10 @@ def streams_of(sound: np.ndarray) -> list[Stream]:
     made = []
     for number, chunks in enumerate(sound):
         request = grpc_request if number % 2 else http_request
-        requests = [request(number + 1, chunk, start=index == 0, end=index == last) for index, chunk in enumerate(chunks)]
+        requests = [
+            request(number + 1, chunk, start=index == 0, end=index == last)
+            for index, chunk in enumerate(chunks)
+        ]
         made.append(Stream(requests, kept=4))
     return made
 
@@ -168,12 +178,19 @@ def measure(backend: str, batch: int, sound: np.ndarray) -> Run:
         write_model(Path(folder), backend, batch)
         http, grpc, metrics = free_ports(3)
         ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
-        server = ServerProcess("sequences", [sys.executable, "-m", "backline", "serve", folder, *ports], environment=dict(os.environ))
+        server = ServerProcess(
+            "sequences",
+            [sys.executable, "-m", "backline", "serve", folder, *ports],
+            environment=dict(os.environ),
+        )
         try:
             server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
             streams = streams_of(sound)
             calls = streams[1::2]
-            shared = [Grpc(grpc, METHOD, calls[number::GRPC_CONNECTIONS]) for number in range(min(GRPC_CONNECTIONS, len(calls)))]
+            shared = [
+                Grpc(grpc, METHOD, calls[number::GRPC_CONNECTIONS])
+                for number in range(min(GRPC_CONNECTIONS, len(calls)))
+            ]
             before = server.cpu_seconds()
             seconds = run([*(Http(http, stream) for stream in streams[::2]), *shared])
             spent = server.cpu_seconds() - before
@@ -183,7 +200,12 @@ def measure(backend: str, batch: int, sound: np.ndarray) -> Run:
             server.end()
     count = sound.shape[0] * sound.shape[1]
     answers = np.stack([np.frombuffer(b"".join(stream.answers), np.float32) for stream in streams])
-    return Run(answers, count / seconds, statistics["inference_count"] / statistics["execution_count"], spent / count * 1e6)
+    return Run(
+        answers,
+        count / seconds,
+        statistics["inference_count"] / statistics["execution_count"],
+        spent / count * 1e6,
+    )
 
 
 def main() -> int:
@@ -194,12 +216,19 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    print(f"backline {backline.__version__}; " + ", ".join(f"{name} {value}" for name, value in machine().items()))
-    print(f"silero_vad by {given.backend}, {given.streams} streams of {given.chunks} chunks, half over HTTP, half over gRPC")
+    print(
+        f"backline {backline.__version__}; "
+        + ", ".join(f"{name} {value}" for name, value in machine().items())
+    )
+    print(
+        f"silero_vad by {given.backend}, {given.streams} streams of {given.chunks} chunks, half over HTTP, half over gRPC"
+    )
     sound = audio(given.streams, given.chunks)
     began = time.perf_counter()
     expected = one_by_one(given.backend, sound)
-    print(f"one stream after the other, no server  {sound.shape[0] * sound.shape[1] / (time.perf_counter() - began):8.0f} chunks/s")
+    print(
+        f"one stream after the other, no server  {sound.shape[0] * sound.shape[1] / (time.perf_counter() - began):8.0f} chunks/s"
+    )
     runs: dict[int, list[Run]] = {1: [], given.batch: []}
     same = True
     for number in range(given.rounds):
@@ -216,7 +245,9 @@ def main() -> int:
     ratio = median(large.rate / small.rate for large, small in zip(runs[given.batch], runs[1], strict=True))
     average = min(found.batch for found in runs[given.batch])
     holds = same and average >= LEAST_BATCH and ratio >= LEAST_RATIO
-    print(f"{'holds' if holds else 'MISSED'}: {ratio:.2f} times the throughput (at least {LEAST_RATIO:g}), batches of {average:.1f}")
+    print(
+        f"{'holds' if holds else 'MISSED'}: {ratio:.2f} times the throughput (at least {LEAST_RATIO:g}), batches of {average:.1f}"
+    )
     return 0 if holds else 1
 
 

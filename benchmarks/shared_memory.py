@@ -66,9 +66,31 @@ def copies(size: int) -> dict[str, float]:
 
 
 def requests_per_second(port: int, kind: str, seconds: float) -> float:
-    command = [str(perf_analyzer.executable()), "-m", NAME, "-i", "grpc", "-u", f"localhost:{port}", "--shared-memory", kind]
-    command += ["--output-shared-memory-size", str(1 << 20), "--concurrency-range", "4", "-s", "999", "-r", "3", "--measurement-interval"]
-    shown = subprocess.run([*command, str(int(seconds * 1000))], capture_output=True, text=True, check=False).stdout
+    command = [
+        str(perf_analyzer.executable()),
+        "-m",
+        NAME,
+        "-i",
+        "grpc",
+        "-u",
+        f"localhost:{port}",
+        "--shared-memory",
+        kind,
+    ]
+    command += [
+        "--output-shared-memory-size",
+        str(1 << 20),
+        "--concurrency-range",
+        "4",
+        "-s",
+        "999",
+        "-r",
+        "3",
+        "--measurement-interval",
+    ]
+    shown = subprocess.run(
+        [*command, str(int(seconds * 1000))], capture_output=True, text=True, check=False
+    ).stdout
     found = re.search(r"Throughput: ([0-9.e+]+) infer/sec", shown)
     if found is None:
         raise CannotRun(f"perf_analyzer gave no result:\n{shown[-500:]}")
@@ -78,7 +100,9 @@ def requests_per_second(port: int, kind: str, seconds: float) -> float:
 @click.command()
 @click.option("--rounds", default=3, show_default=True, help="Turns of each way.")
 @click.option("--seconds", default=2.0, show_default=True, help="Of one measurement.")
-@click.option("--json", "file", type=click.Path(path_type=Path), default=BENCH / "shared_memory.json", show_default=True)
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path), default=BENCH / "shared_memory.json", show_default=True
+)
 def main(rounds: int, seconds: float, file: Path) -> None:
     """Measures shared memory with clients."""
     if perf_analyzer.executable() is None:
@@ -104,9 +128,15 @@ def main(rounds: int, seconds: float, file: Path) -> None:
     finally:
         process.end()
     ratio = median(shared / sent for shared, sent in zip(rates["system"], rates["none"], strict=True))
-    print(f"{NAME}: {median(rates['none']):,.0f} requests/s sent, {median(rates['system']):,.0f} in shared memory: {ratio:.2f} times")
+    print(
+        f"{NAME}: {median(rates['none']):,.0f} requests/s sent, {median(rates['system']):,.0f} in shared memory: {ratio:.2f} times"
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": machine(), "copies_us": table, "requests_per_second": rates, "ratio": ratio}, indent=1))
+    file.write_text(
+        json.dumps(
+            {"machine": machine(), "copies_us": table, "requests_per_second": rates, "ratio": ratio}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

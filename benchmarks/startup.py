@@ -59,7 +59,10 @@ def seconds_to_ready() -> float:
 def answered(connection: http.client.HTTPConnection, name: str) -> int:
     """How many requests the server has answered with a result, as it counts itself."""
     connection.request("GET", f"/v2/models/{name}/stats")
-    return sum(version["inference_stats"]["success"]["count"] for version in json.loads(connection.getresponse().read())["model_stats"])
+    return sum(
+        version["inference_stats"]["success"]["count"]
+        for version in json.loads(connection.getresponse().read())["model_stats"]
+    )
 
 
 def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> list[tuple[int, float]]:
@@ -96,12 +99,27 @@ def memory_after(requests: int, protocol: str, say: Callable[[str], None]) -> li
 
 @click.command(context_settings={"show_default": True})
 @click.option("--starts", type=click.IntRange(1), default=5, help="How often the server is started.")
-@click.option("--requests", type=click.IntRange(1), default=100_000, help="Memory is read after so many and after ten times as many.")
+@click.option(
+    "--requests",
+    type=click.IntRange(1),
+    default=100_000,
+    help="Memory is read after so many and after ten times as many.",
+)
 @click.option("--protocols", default="http,grpc", help="http, grpc or both, each with a server of its own.")
 @click.option("--max-seconds", type=float, default=0.6, help="The start that is asked for.")
-@click.option("--max-mb", type=float, default=100.0, help="The memory that is asked for after the first count.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), default=BENCH / "startup.json", help="Where the results go as JSON.")
-def main(starts: int, requests: int, protocols: str, max_seconds: float, max_mb: float, json_file: Path) -> None:
+@click.option(
+    "--max-mb", type=float, default=100.0, help="The memory that is asked for after the first count."
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    default=BENCH / "startup.json",
+    help="Where the results go as JSON.",
+)
+def main(
+    starts: int, requests: int, protocols: str, max_seconds: float, max_mb: float, json_file: Path
+) -> None:
     """Measures start and memory. Status 1 if one of them is worse than asked for."""
     names = protocols.split(",")
     if unknown := [name for name in names if name not in ("http", "grpc")]:
@@ -114,20 +132,37 @@ def main(starts: int, requests: int, protocols: str, max_seconds: float, max_mb:
         seconds_to_ready()  # The first start warms the disk's cache, and compiles the modules if they are not yet.
         times = [seconds_to_ready() for _ in range(starts)]
         middle = median(times)
-        claims.append((middle <= max_seconds, f"ready after {middle:.3f} s, the median of {starts} (at most {max_seconds:g} s)"))
+        claims.append(
+            (
+                middle <= max_seconds,
+                f"ready after {middle:.3f} s, the median of {starts} (at most {max_seconds:g} s)",
+            )
+        )
         memory: dict[str, list[tuple[int, float]]] = {}
         for name in names:
             memory[name] = memory_after(requests, name, click.echo)
             (_, first), (before, some), (after, many) = memory[name]
-            claims.append((some < max_mb, f"{name}: {some:.2f} MB after {before:,} requests, {first:.2f} before (below {max_mb:g} MB)"))
-            words = f"{many:.2f} MB after {after:,} requests (no higher than {some:.2f}, but for {PAGES_MB:g} MB)"
+            claims.append(
+                (
+                    some < max_mb,
+                    f"{name}: {some:.2f} MB after {before:,} requests, {first:.2f} before (below {max_mb:g} MB)",
+                )
+            )
+            words = (
+                f"{many:.2f} MB after {after:,} requests (no higher than {some:.2f}, but for {PAGES_MB:g} MB)"
+            )
             claims.append((many <= some + PAGES_MB, f"{name}: {words}"))
     except CannotRun as error:
         raise click.ClickException(str(error)) from error
     for holds, words in claims:
         click.echo(f"{'holds ' if holds else 'BROKEN'} {words}")
     json_file.parent.mkdir(parents=True, exist_ok=True)
-    data = {"machine": about, "ready_seconds": times, "memory_mb": memory, "claims": [{"holds": h, "claim": w} for h, w in claims]}
+    data = {
+        "machine": about,
+        "ready_seconds": times,
+        "memory_mb": memory,
+        "claims": [{"holds": h, "claim": w} for h, w in claims],
+    }
     json_file.write_text(json.dumps(data, indent=1))
     click.echo(f"Written: {json_file}")
     if not all(holds for holds, _ in claims):

@@ -91,8 +91,16 @@ class _Receiver(http.server.BaseHTTPRequestHandler):
 
 
 @click.command()
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="How often each way has a turn; the least counts.")
-@click.option("--measure", "settings", hidden=True, help="Measures one way, given as JSON, and prints what it found.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How often each way has a turn; the least counts.",
+)
+@click.option(
+    "--measure", "settings", hidden=True, help="Measures one way, given as JSON, and prints what it found."
+)
 def main(rounds: int, settings: str | None) -> None:
     """Measures what tracing costs the server, and prints a table."""
     if settings is not None:
@@ -108,13 +116,19 @@ def main(rounds: int, settings: str | None) -> None:
             "trace file, every request": (*FILE, "rate=1"),
             "spans, every 1000th request": (*SPANS, there, "rate=1000"),
             "spans, every request": (*SPANS, there, "rate=1"),
-            "spans, every request, nobody takes them": (*SPANS, "opentelemetry,url=http://127.0.0.1:9/v1/traces", "rate=1"),
+            "spans, every request, nobody takes them": (
+                *SPANS,
+                "opentelemetry,url=http://127.0.0.1:9/v1/traces",
+                "rate=1",
+            ),
         }
         found: dict[str, list[list[float]]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, told in ways.items():
                 command = [sys.executable, __file__, "--measure", json.dumps(told)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                done = subprocess.run(
+                    command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
                 found[way].append(json.loads(done.stdout))
         receiver.shutdown()
     click.echo(", ".join(f"{name} {value}" for name, value in machine().items()))

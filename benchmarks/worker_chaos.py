@@ -105,7 +105,9 @@ async def kill(server: psutil.Process, seconds: float) -> int:
     return killed
 
 
-async def phase(client: AsyncClient, rate: float, seconds: float, victim: psutil.Process | None) -> tuple[Seen, Seen, int]:
+async def phase(
+    client: AsyncClient, rate: float, seconds: float, victim: psutil.Process | None
+) -> tuple[Seen, Seen, int]:
     own, others = Seen(), Seen()
     _, _, killed = await asyncio.gather(
         load(client, ["python"], rate, seconds, own),
@@ -120,7 +122,9 @@ async def measure(port: int, server: psutil.Process, rate: float, seconds: float
         await phase(client, rate, 1, None)
         quiet = await phase(client, rate, max(2.0, seconds / 4), None)
         fire = await phase(client, rate, seconds, server)
-    print(f"{'phase':10} {'models':12} {'requests':>8} {'failed':>7} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}")
+    print(
+        f"{'phase':10} {'models':12} {'requests':>8} {'failed':>7} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8}"
+    )
     for name, (own, others, _) in (("quiet", quiet), ("kills", fire)):
         print(own.row(name, "python"))
         print(others.row(name, f"{OTHERS} others"))
@@ -138,12 +142,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=200.0)
     given = parser.parse_args()
-    print(f"backline {backline.__version__}; " + ", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(
+        f"backline {backline.__version__}; "
+        + ", ".join(f"{name} {value}" for name, value in machine().items())
+    )
     http, grpc, metrics = free_ports(3)
     with tempfile.TemporaryDirectory() as folder:
         write_repository(Path(folder))
         ports = ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
-        server = ServerProcess("worker_chaos", [sys.executable, "-m", "backline", "serve", folder, *ports], environment=dict(os.environ))
+        server = ServerProcess(
+            "worker_chaos",
+            [sys.executable, "-m", "backline", "serve", folder, *ports],
+            environment=dict(os.environ),
+        )
         try:
             server.wait_until(lambda: answers_200(f"http://127.0.0.1:{http}/v2/health/ready"))
             held = asyncio.run(measure(http, psutil.Process(server.process.pid), given.rate, given.seconds))

@@ -18,7 +18,11 @@ from support.server import ServerProcess, serve
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Where the tools are known to be there (continuous integration), a test that is skipped for want of one has failed."""
     report = yield
-    if report.skipped and "not installed" in str(report.longrepr) and os.environ.get("BACKLINE_TESTS_REQUIRE_TOOLS"):
+    if (
+        report.skipped
+        and "not installed" in str(report.longrepr)
+        and os.environ.get("BACKLINE_TESTS_REQUIRE_TOOLS")
+    ):
         report.outcome = "failed"
     return report
 

@@ -22,6 +22,13 @@ print(user_cache(), user_state())
 def test_a_user_without_a_home_has_the_root_as_in_containers() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
 
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
+    )
 
     assert done.stdout == "/.cache/backline /.local/state/backline\n", done.stderr

@@ -68,7 +68,9 @@ class Result:
         if not self.watch.alive:
             self.misses.append("the server died")
         if self.errors:
-            self.misses.append(f"{len(self.errors)} honest errors, the first: {self.errors[0].protocol} {self.errors[0].error}")
+            self.misses.append(
+                f"{len(self.errors)} honest errors, the first: {self.errors[0].protocol} {self.errors[0].error}"
+            )
         p99 = self.during.quantile(0.99)
         if p99 > self.valid_p99 + slack:
             self.misses.append(f"p99 {p99:.0f} ms, {self.valid_p99:.0f} ms under valid load")
@@ -130,7 +132,11 @@ class Sampler:
         self._thread.join()
         try:
             self.watch.after = self._memory()
-            self.watch.alive = self.watch.alive and self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+            self.watch.alive = (
+                self.watch.alive
+                and self._process.is_running()
+                and self._process.status() != psutil.STATUS_ZOMBIE
+            )
         except psutil.Error:
             self.watch.alive = False
         return self.watch
@@ -147,7 +153,9 @@ def honest_client(target: Target) -> Iterator[Connection]:
         try:
             ours.recv()
         except EOFError:
-            raise RuntimeError(f"the server did not answer an honest client for {honest.PATIENCE:.0f} s before the attack") from None
+            raise RuntimeError(
+                f"the server did not answer an honest client for {honest.PATIENCE:.0f} s before the attack"
+            ) from None
         yield ours
     finally:
         ours.close()

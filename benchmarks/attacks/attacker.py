@@ -113,7 +113,9 @@ class Attacker:
         self._watch(shooter, writing=not self.weapon.trickle and len(shooter.blob) > 0)
 
     def _watch(self, shooter: Shooter, *, writing: bool) -> None:
-        events = (selectors.EVENT_READ if self.weapon.reads else 0) | (selectors.EVENT_WRITE if writing else 0)
+        events = (selectors.EVENT_READ if self.weapon.reads else 0) | (
+            selectors.EVENT_WRITE if writing else 0
+        )
         if events == shooter.events:
             return
         if not shooter.events:

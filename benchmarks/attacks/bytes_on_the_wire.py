@@ -56,7 +56,9 @@ def data(stream: int, payload: bytes, *, end: bool) -> bytes:
     """DATA frames of at most 16 KiB."""
     pieces = [payload[at : at + 16384] for at in range(0, len(payload), 16384)] or [b""]
     last = len(pieces) - 1
-    return b"".join(frame(DATA, END_STREAM if end and at == last else 0, stream, piece) for at, piece in enumerate(pieces))
+    return b"".join(
+        frame(DATA, END_STREAM if end and at == last else 0, stream, piece) for at, piece in enumerate(pieces)
+    )
 
 
 def _varint(value: int) -> bytes:
@@ -98,7 +100,9 @@ def binary_request(model: str, shape: Sequence[int], raw: bytes) -> bytes:
         f'{{"inputs":[{{"name":"INPUT0","datatype":"FP32","shape":[{dimensions}],"parameters":{{"binary_data_size":{len(raw)}}}}}],'
         '"parameters":{"binary_data_output":true}}'
     ).encode()
-    return post(f"/v2/models/{model}/infer", document + raw, f"Inference-Header-Content-Length: {len(document)}")
+    return post(
+        f"/v2/models/{model}/infer", document + raw, f"Inference-Header-Content-Length: {len(document)}"
+    )
 
 
 def add1_request() -> bytes:
@@ -108,7 +112,9 @@ def add1_request() -> bytes:
 @cache
 def zipped_ident_message() -> bytes:
     """A call of ident: 600 bytes that ask for 602,112."""
-    return grpc_message(gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True)
+    return grpc_message(
+        gzip.compress(infer_message("ident", (1, 3, 224, 224), bytes(602112))), compressed=True
+    )
 
 
 @cache

@@ -79,7 +79,9 @@ class GrpcCaller:
 
     def __init__(self, host: str, port: int) -> None:
         self._channel = grpc.insecure_channel(f"{host}:{port}")
-        self._call = self._channel.unary_unary(wire.MODEL_INFER, request_serializer=bytes, response_deserializer=bytes)
+        self._call = self._channel.unary_unary(
+            wire.MODEL_INFER, request_serializer=bytes, response_deserializer=bytes
+        )
         self._message = wire.infer_message("add1", (1, 16), bytes(64))
 
     def __call__(self) -> None:

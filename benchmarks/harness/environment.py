@@ -28,13 +28,23 @@ def environment(name: str, requirements: list[str]) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     for command in (
         [sys.executable, "-m", "venv", str(folder)],
-        [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
+        [
+            str(folder / "bin" / "python"),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            *requirements,
+        ],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             shutil.rmtree(folder, ignore_errors=True)
             words = (done.stderr or done.stdout).strip().splitlines()
-            raise CannotRun(f"cannot be installed: {words[-1] if words else 'pip ended with ' + str(done.returncode)}")
+            raise CannotRun(
+                f"cannot be installed: {words[-1] if words else 'pip ended with ' + str(done.returncode)}"
+            )
     stamp.write_text(wanted)
     return folder
 
@@ -47,7 +57,9 @@ def versions(folder: Path, packages: list[str]) -> dict[str, str]:
         "    try: print(p, m.version(p))\n"
         "    except m.PackageNotFoundError: pass\n"
     )
-    done = subprocess.run([str(folder / "bin" / "python"), "-c", script, *packages], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(folder / "bin" / "python"), "-c", script, *packages], capture_output=True, text=True, check=False
+    )
     found: dict[str, str] = {}
     for line in done.stdout.splitlines():
         name, found[name] = line.split(" ", 1)

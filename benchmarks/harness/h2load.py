@@ -17,7 +17,10 @@ from harness.case import Measurement
 from harness.environment import CannotRun
 
 FINISHED = re.compile(r"^finished in ([\d.]+)(s|ms|us), ([\d.]+) req/s", re.MULTILINE)
-REQUESTS = re.compile(r"^requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored", re.MULTILINE)
+REQUESTS = re.compile(
+    r"^requests: (\d+) total, (\d+) started, (\d+) done, (\d+) succeeded, (\d+) failed, (\d+) errored",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,11 @@ class Post:
 def grpc_post(port: int, message: bytes) -> Post:
     """ModelInfer with the serialised `message`, uncompressed."""
     url = f"http://127.0.0.1:{port}/inference.GRPCInferenceService/ModelInfer"
-    return Post(url, b"\0" + struct.pack(">I", len(message)) + message, {"content-type": "application/grpc", "te": "trailers"})
+    return Post(
+        url,
+        b"\0" + struct.pack(">I", len(message)) + message,
+        {"content-type": "application/grpc", "te": "trailers"},
+    )
 
 
 def available() -> bool:
@@ -64,7 +71,9 @@ class Load:
         command = ["h2load", "-t1", *options, f"--log-file={self._log}", "-d", str(body)]
         for name, value in post.headers.items():
             command += ["-H", f"{name}: {value}"]
-        self._process = subprocess.Popen([*command, post.url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._process = subprocess.Popen(
+            [*command, post.url], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def running(self) -> bool:
         return self._process.poll() is None

@@ -18,7 +18,9 @@ from harness import perf_analyzer
 def processor() -> str:
     """The processor's name as the kernel tells it."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    found = (
+        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    )
     return found[1] if found else platform.processor() or platform.machine()
 
 

@@ -62,7 +62,9 @@ class Model:
         elif self.name == "basic_pitch":
             # Two seconds of an A major chord at the model's rate of 22,050 Hz, rounded so that its JSON is of a natural length.
             seconds = np.arange(size) / 22050
-            data = np.round(sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.18, 329.63)) * 0.25, 4)
+            data = np.round(
+                sum(np.sin(2 * np.pi * hertz * seconds) for hertz in (220.0, 277.18, 329.63)) * 0.25, 4
+            )
         elif self.name == "voice_encoder":
             # As loud as the mel spectra of speech are.
             data = np.random.default_rng(0).gamma(0.5, 0.5, size)
@@ -80,16 +82,26 @@ class Model:
     def binary_request(self) -> tuple[bytes, dict[str, str]]:
         """Body and headers of the v2 request with binary tensors both ways."""
         raw = self.input.tobytes()
-        tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "parameters": {"binary_data_size": len(raw)}}
+        tensor = {
+            "name": self.input_name,
+            "shape": self.shape,
+            "datatype": "FP32",
+            "parameters": {"binary_data_size": len(raw)},
+        }
         parameters = {"binary_data_output": True, **dict(self.parameters)}
         header = json.dumps({"inputs": [tensor], "parameters": parameters}, separators=(",", ":")).encode()
-        return header + raw, {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+        return header + raw, {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": str(len(header)),
+        }
 
     def json_request(self) -> tuple[bytes, dict[str, str]]:
         """Body and headers of the v2 request with JSON tensors both ways."""
         data = [float(f"{value:.6g}") for value in self.input.ravel()]
         tensor = {"name": self.input_name, "shape": self.shape, "datatype": "FP32", "data": data}
-        return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode(), {"Content-Type": "application/json"}
+        return json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode(), {
+            "Content-Type": "application/json"
+        }
 
     def request(self, encoding: str) -> tuple[bytes, dict[str, str]]:
         return self.binary_request() if encoding == "binary" else self.json_request()
@@ -100,9 +112,15 @@ class Model:
 
         return service_pb2.ModelInferRequest(
             model_name=self.name,
-            inputs=[service_pb2.ModelInferRequest.InferInputTensor(name=self.input_name, datatype="FP32", shape=self.shape)],
+            inputs=[
+                service_pb2.ModelInferRequest.InferInputTensor(
+                    name=self.input_name, datatype="FP32", shape=self.shape
+                )
+            ],
             raw_input_contents=[self.input.tobytes()],
-            parameters={name: service_pb2.InferParameter(int64_param=value) for name, value in self.parameters},
+            parameters={
+                name: service_pb2.InferParameter(int64_param=value) for name, value in self.parameters
+            },
         ).SerializeToString()
 
     def check(self, answer: dict[str, np.ndarray]) -> None:
@@ -110,16 +128,24 @@ class Model:
         for name, right in self.outputs.items():
             got = answer.get(name)
             if got is None:
-                raise CannotRun(f"its answer for {self.name} lacks the output {name}; it has {sorted(answer)}")
-            if got.size != right.size or not np.allclose(got.reshape(right.shape), right, rtol=1e-3, atol=1e-3):
-                raise CannotRun(f"its answer for {self.name}, output {name}, is wrong: {got.ravel()[:4]}, right is {right.ravel()[:4]}")
+                raise CannotRun(
+                    f"its answer for {self.name} lacks the output {name}; it has {sorted(answer)}"
+                )
+            if got.size != right.size or not np.allclose(
+                got.reshape(right.shape), right, rtol=1e-3, atol=1e-3
+            ):
+                raise CannotRun(
+                    f"its answer for {self.name}, output {name}, is wrong: {got.ravel()[:4]}, right is {right.ravel()[:4]}"
+                )
 
 
 def write_model(path: Path, operator: str, dims: list[int], constant: float | None = None) -> None:
     """A model of one operator on a tensor [N, *dims]; with a constant as the second operand where one is given."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, ["N", *dims])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, ["N", *dims])
-    constants = [] if constant is None else [helper.make_tensor("constant", TensorProto.FLOAT, [1], [constant])]
+    constants = (
+        [] if constant is None else [helper.make_tensor("constant", TensorProto.FLOAT, [1], [constant])]
+    )
     node = helper.make_node(operator, ["INPUT0", *(one.name for one in constants)], ["OUTPUT0"])
     graph = helper.make_graph([node], "graph", [x], [y], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
@@ -132,10 +158,14 @@ def write_slow_model(path: Path, layers: int, width: int = 512) -> None:
     """A chain of matrix products on a tensor [1, width]: its cost grows with `layers`, and it cannot be batched."""
     x = helper.make_tensor_value_info("INPUT0", TensorProto.FLOAT, [1, width])
     y = helper.make_tensor_value_info("OUTPUT0", TensorProto.FLOAT, [1, width])
-    weights = helper.make_tensor("weights", TensorProto.FLOAT, [width, width], np.eye(width, dtype=np.float32).tobytes(), raw=True)
+    weights = helper.make_tensor(
+        "weights", TensorProto.FLOAT, [width, width], np.eye(width, dtype=np.float32).tobytes(), raw=True
+    )
     names = ["INPUT0", *(f"x{i}" for i in range(1, layers)), "OUTPUT0"]
     nodes = [helper.make_node("MatMul", [names[i], "weights"], [names[i + 1]]) for i in range(layers)]
-    model = helper.make_model(helper.make_graph(nodes, "graph", [x], [y], [weights]), opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", [x], [y], [weights]), opset_imports=[helper.make_opsetid("", 17)]
+    )
     model.ir_version = 8
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
@@ -146,11 +176,27 @@ def fetch_basic_pitch(path: Path) -> None:
     folder = BENCH / "basic-pitch"
     found = next(folder.rglob("nmp.onnx"), None)
     if found is None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
-        done = subprocess.run([*command, "--target", str(folder), "basic-pitch==0.4.0"], capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-compile",
+        ]
+        done = subprocess.run(
+            [*command, "--target", str(folder), "basic-pitch==0.4.0"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         found = next(folder.rglob("nmp.onnx"), None)
         if found is None:
-            raise CannotRun(f"basic-pitch 0.4.0 cannot be fetched: {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}")
+            raise CannotRun(
+                f"basic-pitch 0.4.0 cannot be fetched: {(done.stderr.strip().splitlines() or ['no nmp.onnx in it'])[-1]}"
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(found.read_bytes())
 

@@ -170,7 +170,9 @@ class Clients:
         try:
             if len(self.open) >= self.most:
                 raise ConnectionError("too many connections")
-            _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(self), "127.0.0.1", self.port)
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(self), "127.0.0.1", self.port
+            )
         except OSError:
             self.fates.all.append(Fate("no connection", due, started, monotonic()))
             self.under_way -= 1

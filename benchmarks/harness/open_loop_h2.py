@@ -21,7 +21,14 @@ END_STREAM, ACK, END_HEADERS = 1, 1, 4
 LARGEST_WINDOW = 2**31 - 1
 MAX_FRAME = 16384
 #: The names of the codes of gRPC that servers refuse with, and OK.
-NAMES = {"0": "OK", "1": "CANCELLED", "4": "DEADLINE_EXCEEDED", "8": "RESOURCE_EXHAUSTED", "13": "INTERNAL", "14": "UNAVAILABLE"}
+NAMES = {
+    "0": "OK",
+    "1": "CANCELLED",
+    "4": "DEADLINE_EXCEEDED",
+    "8": "RESOURCE_EXHAUSTED",
+    "13": "INTERNAL",
+    "14": "UNAVAILABLE",
+}
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -58,7 +65,9 @@ class Connection(asyncio.Protocol):
         self.window -= self.clients.body_size
         self.calls[stream] = (due, monotonic())
         number = struct.pack(">I", stream)
-        self.transport.write(b"".join([part for head, payload in self.clients.frames for part in (head, number, payload)]))
+        self.transport.write(
+            b"".join([part for head, payload in self.clients.frames for part in (head, number, payload)])
+        )
 
     def data_received(self, data: bytes) -> None:
         data = self.received + data
@@ -141,7 +150,9 @@ class H2Clients:
         pieces = [body[at : at + MAX_FRAME] for at in range(0, len(body), MAX_FRAME)]
         #: Each frame of a call: what stands before the number of its stream, and what behind.
         self.frames = [(frame(HEADERS, END_HEADERS, 0, head)[:5], head)]
-        self.frames += [(frame(DATA, END_STREAM if piece is pieces[-1] else 0, 0, piece)[:5], piece) for piece in pieces]
+        self.frames += [
+            (frame(DATA, END_STREAM if piece is pieces[-1] else 0, 0, piece)[:5], piece) for piece in pieces
+        ]
 
     async def open(self) -> None:
         """Opens the connections."""

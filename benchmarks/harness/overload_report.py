@@ -29,7 +29,9 @@ class Turn:
 
     def rate(self, what: Sequence[str], within: float = float("inf")) -> float:
         """Requests per second with one of these fates, `within` seconds after they were due."""
-        return sum(fate.what in what and fate.ended - fate.due <= within for fate in self.fates) / self.seconds
+        return (
+            sum(fate.what in what and fate.ended - fate.due <= within for fate in self.fates) / self.seconds
+        )
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,37 @@ class Report:
             for times, least in ((1.1, 0.95), (4.0, 0.9)):
                 if times in loads:
                     share = self.outcomes[protocol, times, mode].goodput / best
-                    made.append((share >= least, f"{protocol}, {times:g} times: {share:.1%} of the best goodput (at least {least:.0%})"))
+                    made.append(
+                        (
+                            share >= least,
+                            f"{protocol}, {times:g} times: {share:.1%} of the best goodput (at least {least:.0%})",
+                        )
+                    )
             for times in loads:
                 p99 = self.outcomes[protocol, times, mode].p99
                 objective = self.objective * 1000
-                made.append((p99 <= objective, f"{protocol}, {times:g} times: p99 of the answered {p99:.0f} ms (at most {objective:g} ms)"))
+                made.append(
+                    (
+                        p99 <= objective,
+                        f"{protocol}, {times:g} times: p99 of the answered {p99:.0f} ms (at most {objective:g} ms)",
+                    )
+                )
         return made
 
     def as_json(self) -> list[dict[str, Any]]:
-        return [{"protocol": p, "times": times, "mode": mode, **asdict(outcome)} for (p, times, mode), outcome in self.outcomes.items()]
+        return [
+            {"protocol": p, "times": times, "mode": mode, **asdict(outcome)}
+            for (p, times, mode), outcome in self.outcomes.items()
+        ]
 
     def write(
-        self, page: Path, *, about: Mapping[str, str], versions: Mapping[str, Mapping[str, str]], tried: Sequence[str], objective_mode: str
+        self,
+        page: Path,
+        *,
+        about: Mapping[str, str],
+        versions: Mapping[str, Mapping[str, str]],
+        tried: Sequence[str],
+        objective_mode: str,
     ) -> None:
         """Writes the page, and the picture beside it."""
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +181,10 @@ class Report:
             f"![Goodput and p99 over the load]({picture.name})",
             "",
             *(f"- {name}: {value}" for name, value in about.items()),
-            *(f"- {NAMES[mode]}: {', '.join(f'{name} {version}' for name, version in found.items())}" for mode, found in versions.items()),
+            *(
+                f"- {NAMES[mode]}: {', '.join(f'{name} {version}' for name, version in found.items())}"
+                for mode, found in versions.items()
+            ),
             "",
         ]
         for protocol in self.protocols:
@@ -169,23 +193,57 @@ class Report:
         claims = self.claims(objective_mode, self.loads(self.protocols[0]))
         lines += [f"- {'yes' if holds else '**no**'}: {words}" for holds, words in claims]
         if tried:
-            lines += ["", "Queue policies of Triton that were tried over HTTP, of which the best one (the sum of both) took part:", ""]
+            lines += [
+                "",
+                "Queue policies of Triton that were tried over HTTP, of which the best one (the sum of both) took part:",
+                "",
+            ]
             lines += [f"- {words}" for words in tried]
         page.write_text("\n".join([*lines, ""]))
 
     def _table(self, protocol: str) -> list[str]:
         best = self.best(protocol)
-        head = ["load", "server", "goodput", "of the best", "answered", "p50", "p99", "refusals p99", "generator late p99"]
-        lines = [f"## {'HTTP' if protocol == 'http' else 'gRPC'}", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+        head = [
+            "load",
+            "server",
+            "goodput",
+            "of the best",
+            "answered",
+            "p50",
+            "p99",
+            "refusals p99",
+            "generator late p99",
+        ]
+        lines = [
+            f"## {'HTTP' if protocol == 'http' else 'gRPC'}",
+            "",
+            "| " + " | ".join(head) + " |",
+            "|" + " --- |" * len(head),
+        ]
         for times in self.loads(protocol):
             for mode in self.modes:
                 one = self.outcomes[protocol, times, mode]
                 least, most = one.goodputs
                 goodput = f"{one.goodput:.0f}/s ({least:.0f} to {most:.0f})"
-                cells = [f"{times:g}x, {one.offered:.0f}/s", NAMES[mode], goodput, f"{one.goodput / best:.1%}"]
-                cells += [f"{one.answered:.0f}/s", _ms(one.p50), _ms(one.p99), _ms(one.refusal_p99), _ms(one.lateness_p99)]
+                cells = [
+                    f"{times:g}x, {one.offered:.0f}/s",
+                    NAMES[mode],
+                    goodput,
+                    f"{one.goodput / best:.1%}",
+                ]
+                cells += [
+                    f"{one.answered:.0f}/s",
+                    _ms(one.p50),
+                    _ms(one.p99),
+                    _ms(one.refusal_p99),
+                    _ms(one.lateness_p99),
+                ]
                 lines.append("| " + " | ".join(cells) + " |")
-        others = {(times, mode): one.others for (p, times, mode), one in self.outcomes.items() if p == protocol and one.others}
+        others = {
+            (times, mode): one.others
+            for (p, times, mode), one in self.outcomes.items()
+            if p == protocol and one.others
+        }
         lines += [
             "",
             *(f"At {times:g} times, {NAMES[mode]}: {found}." for (times, mode), found in others.items()),
@@ -200,7 +258,9 @@ class Report:
         mpl.use("Agg")
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(2, len(self.protocols), figsize=(4.6 * len(self.protocols), 6.2), squeeze=False, sharex=True)
+        figure, axes = plt.subplots(
+            2, len(self.protocols), figsize=(4.6 * len(self.protocols), 6.2), squeeze=False, sharex=True
+        )
         for column, protocol in enumerate(self.protocols):
             loads = self.loads(protocol)
             for mode in self.modes:

@@ -38,7 +38,10 @@ def parse(output: str) -> Measurement:
     final = FINAL.search(output)
     if final is None:
         words = [line.strip() for line in output.splitlines() if line.strip()]
-        said = next((line for line in reversed(words) if "rror" in line or "ailed" in line), words[-1] if words else "nothing")
+        said = next(
+            (line for line in reversed(words) if "rror" in line or "ailed" in line),
+            words[-1] if words else "nothing",
+        )
         raise CannotRun(f"perf_analyzer got no result: {said[:300]}")
     percentiles = {name: float(value) for name, value in PERCENTILE.findall(output)}
     return Measurement(
@@ -62,9 +65,21 @@ def run(case: Case, port: int, *, seconds: float, batched: bool = True) -> Measu
     command += ["--concurrency-range", str(case.concurrency)]
     # Three windows that make up the asked time, and no wish for steadiness: repeating and taking medians is our part. With fewer than
     # three windows perf_analyzer reports nothing, and with --request-count its throughput comes from a time rounded to seconds.
-    command += ["--measurement-interval", str(max(200, round(seconds * 1000 / 3))), "--max-trials", "3", "--stability-percentage", "999"]
-    if case.model.name != "basic_pitch":  # Its shape is fixed, and its input has a colon in the name, where --shape splits.
-        command += ["--shape", f"{case.model.input_name}:{','.join(map(str, case.model.shape[1:] if batched else case.model.shape))}"]
+    command += [
+        "--measurement-interval",
+        str(max(200, round(seconds * 1000 / 3))),
+        "--max-trials",
+        "3",
+        "--stability-percentage",
+        "999",
+    ]
+    if (
+        case.model.name != "basic_pitch"
+    ):  # Its shape is fixed, and its input has a colon in the name, where --shape splits.
+        command += [
+            "--shape",
+            f"{case.model.input_name}:{','.join(map(str, case.model.shape[1:] if batched else case.model.shape))}",
+        ]
     if case.protocol == "http" and case.encoding == "json":
         command += ["--input-tensor-format", "json", "--output-tensor-format", "json"]
     try:

@@ -29,10 +29,21 @@ def draw(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
     figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), squeeze=False)
     colours = {peer: f"C{i}" for i, peer in enumerate(peers)}
     for axis, ((model, way), shown) in zip(axes.flat, panels.items(), strict=False):
-        medians = {(peer, x): median for peer in peers for x, row in enumerate(shown) if (median := row.median(peer)) is not None}
-        served = max([median.requests_per_second for (peer, _), median in medians.items() if peer != CEILING], default=0.0)
+        medians = {
+            (peer, x): median
+            for peer in peers
+            for x, row in enumerate(shown)
+            if (median := row.median(peer)) is not None
+        }
+        served = max(
+            [median.requests_per_second for (peer, _), median in medians.items() if peer != CEILING],
+            default=0.0,
+        )
         # A ceiling far above the servers would flatten their bars; it stands in the title then.
-        ceiling = max([median.requests_per_second for (peer, _), median in medians.items() if peer == CEILING], default=0.0)
+        ceiling = max(
+            [median.requests_per_second for (peer, _), median in medians.items() if peer == CEILING],
+            default=0.0,
+        )
         hidden = {CEILING} if served and ceiling > 2 * served else set()
         present = [peer for peer in peers if peer not in hidden and any(name == peer for name, _ in medians)]
         width = 0.8 / max(1, len(present))
@@ -43,7 +54,13 @@ def draw(rows: Sequence[Row], peers: Sequence[str], path: Path) -> None:
             rates = [run.requests_per_second for run in shown[x].runs[peer]]
             axis.bar(place, median.requests_per_second, width, color=colours[peer])
             axis.vlines(place, min(rates), max(rates), color="black", linewidth=1)
-            axis.annotate(f"{median.requests_per_second:,.0f}", (place, max(rates)), ha="center", va="bottom", fontsize=6)
+            axis.annotate(
+                f"{median.requests_per_second:,.0f}",
+                (place, max(rates)),
+                ha="center",
+                va="bottom",
+                fontsize=6,
+            )
         axis.set_title(f"{model}: {way}" + (f"\n({CEILING}: {ceiling:,.0f}/s)" if hidden else ""), fontsize=9)
         axis.set_xticks(range(len(shown)), [str(row.case.concurrency) for row in shown])
         axis.margins(y=0.12)

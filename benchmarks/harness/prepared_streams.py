@@ -99,7 +99,9 @@ class Grpc:
     def start(self) -> None:
         settings = struct.pack(">HI", 4, _LARGEST_WINDOW)
         self.socket.sendall(
-            _PREFACE + _frame(_SETTINGS, 0, 0, settings) + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
+            _PREFACE
+            + _frame(_SETTINGS, 0, 0, settings)
+            + _frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", _LARGEST_WINDOW - 65_535))
         )
         self._waiting = list(self._streams)
         self._send()
@@ -130,7 +132,9 @@ class Grpc:
             end = at + 9 + size
             if end > len(data):
                 break
-            self._frame(data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big"), data[at + 9 : end])
+            self._frame(
+                data[at + 3], data[at + 4], int.from_bytes(data[at + 5 : at + 9], "big"), data[at + 9 : end]
+            )
             at = end
         self._received = data[at:]
         self._send()
@@ -175,7 +179,10 @@ def _head(path: str) -> bytes:
         ("te", "trailers"),
         ("content-type", "application/grpc"),
     )
-    return b"".join(b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode() for name, value in fields)
+    return b"".join(
+        b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+        for name, value in fields
+    )
 
 
 def run(connections: Sequence[Connection], timeout: float = 300.0) -> float:

@@ -53,7 +53,14 @@ class ServerProcess:
     processor time from the one that is measured.
     """
 
-    def __init__(self, name: str, command: list[str], *, environment: dict[str, str] | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        *,
+        environment: dict[str, str] | None = None,
+        folder: Path | None = None,
+    ) -> None:
         self.name = name
         self.command = command
         self.log = BENCH / "logs" / f"{name}.log"
@@ -74,10 +81,14 @@ class ServerProcess:
         deadline = time.monotonic() + seconds
         while not ready():  # type: ignore[operator]
             if self.process.poll() is not None:
-                raise CannotRun(f"{self.name} ended with status {self.process.returncode} at start: {self.last_words()} (log: {self.log})")
+                raise CannotRun(
+                    f"{self.name} ended with status {self.process.returncode} at start: {self.last_words()} (log: {self.log})"
+                )
             if time.monotonic() > deadline:
                 self.end()
-                raise CannotRun(f"{self.name} was not ready within {seconds:.0f} s: {self.last_words()} (log: {self.log})")
+                raise CannotRun(
+                    f"{self.name} was not ready within {seconds:.0f} s: {self.last_words()} (log: {self.log})"
+                )
             time.sleep(0.05)
 
     def last_words(self) -> str:

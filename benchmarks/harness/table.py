@@ -54,10 +54,16 @@ def table(rows: Sequence[Row], peers: Sequence[str], base: str = BASE) -> str:
     for row in rows:
         case = row.case
         cells = [
-            cell(row.median(peer), row.ratio(base, peer) if peer != base else None, row.reasons.get(peer)).replace("|", "/")
+            cell(
+                row.median(peer), row.ratio(base, peer) if peer != base else None, row.reasons.get(peer)
+            ).replace("|", "/")
             for peer in peers
         ]
-        lines.append("| " + " | ".join([case.model.name, f"{case.way}, {case.generator}", str(case.concurrency), *cells]) + " |")
+        lines.append(
+            "| "
+            + " | ".join([case.model.name, f"{case.way}, {case.generator}", str(case.concurrency), *cells])
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -116,4 +122,10 @@ def as_json(
         asked = {"model": case.model.name, "protocol": case.protocol, "encoding": case.encoding}
         cases.append({**asked, "generator": case.generator, "concurrency": case.concurrency, "peers": peers})
     found = {peer: dict(names) for peer, names in versions.items()}
-    return {"machine": dict(machine), "versions": found, "settings": dict(settings), "skipped": dict(skipped), "cases": cases}
+    return {
+        "machine": dict(machine),
+        "versions": found,
+        "settings": dict(settings),
+        "skipped": dict(skipped),
+        "cases": cases,
+    }

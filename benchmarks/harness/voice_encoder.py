@@ -27,8 +27,22 @@ def _weights() -> Path:
     folder = BENCH / "resemblyzer"
     found = next(folder.rglob("pretrained.pt"), None)
     if found is None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
-        done = subprocess.run([*command, "--target", str(folder), "resemblyzer==0.1.4"], capture_output=True, text=True, check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--no-compile",
+        ]
+        done = subprocess.run(
+            [*command, "--target", str(folder), "resemblyzer==0.1.4"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         found = next(folder.rglob("pretrained.pt"), None)
         if found is None:
             words = done.stderr.strip().splitlines() or ["no pretrained.pt in it"]
@@ -40,7 +54,9 @@ def _export(weights: Path, path: Path) -> None:
     try:
         import torch
     except ImportError as error:
-        raise CannotRun("PyTorch is not installed, which the model is exported with (pip install 'backline[torch]')") from error
+        raise CannotRun(
+            "PyTorch is not installed, which the model is exported with (pip install 'backline[torch]')"
+        ) from error
 
     class Encoder(torch.nn.Module):
         def __init__(self) -> None:
@@ -54,7 +70,9 @@ def _export(weights: Path, path: Path) -> None:
             return embedding / torch.linalg.vector_norm(embedding, dim=1, keepdim=True)
 
     encoder = Encoder()
-    encoder.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model_state"], strict=False)
+    encoder.load_state_dict(
+        torch.load(weights, map_location="cpu", weights_only=True)["model_state"], strict=False
+    )
     encoder.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

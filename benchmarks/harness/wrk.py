@@ -37,13 +37,28 @@ def write_request(name: str, body: bytes, headers: dict[str, str]) -> tuple[Path
     return header_file, body_file
 
 
-def run(url: str, name: str, body: bytes, headers: dict[str, str], *, concurrency: int, seconds: float) -> Measurement:
+def run(
+    url: str, name: str, body: bytes, headers: dict[str, str], *, concurrency: int, seconds: float
+) -> Measurement:
     """POSTs `body` to `url` for `seconds` (whole seconds, at least 1: wrk knows no others)."""
     files = write_request(name, body, headers)
     duration = max(1, round(seconds))
-    command = ["wrk", "-t1", f"-c{concurrency}", f"-d{duration}s", "--timeout", "60s", "-s", str(HARNESS / "post.lua"), url, "--"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{concurrency}",
+        f"-d{duration}s",
+        "--timeout",
+        "60s",
+        "-s",
+        str(HARNESS / "post.lua"),
+        url,
+        "--",
+    ]
     try:
-        done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=False, timeout=duration + 90)
+        done = subprocess.run(
+            [*command, *map(str, files)], capture_output=True, text=True, check=False, timeout=duration + 90
+        )
     except subprocess.TimeoutExpired as error:
         raise CannotRun(f"wrk did not end within {duration + 90} s") from error
     return parse(done.stdout + done.stderr)

@@ -51,7 +51,9 @@ def load(path: Path, rate: int) -> Recording:
             samples = _resampled(file, rate)
             recording = Recording(samples, rate, file.samplerate, file.channels, file.format)
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{path}: cannot be read as audio (WAV, FLAC, OGG, Opus and MP3 can): {_reason(error)}") from error
+        raise AudioError(
+            f"{path}: cannot be read as audio (WAV, FLAC, OGG, Opus and MP3 can): {_reason(error)}"
+        ) from error
     if not len(recording.samples):
         raise AudioError(f"{path}: is an audio file without any samples")
     if not np.isfinite(recording.samples).all():

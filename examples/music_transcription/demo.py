@@ -37,16 +37,32 @@ class DemoError(Exception):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Serve two networks, transcribe a recording with them, and stop.")
-    parser.add_argument("audio", nargs="?", type=Path, help="WAV, FLAC, OGG, Opus or MP3; without it, a melody whose notes are known")
+    parser = argparse.ArgumentParser(
+        description="Serve two networks, transcribe a recording with them, and stop."
+    )
+    parser.add_argument(
+        "audio",
+        nargs="?",
+        type=Path,
+        help="WAV, FLAC, OGG, Opus or MP3; without it, a melody whose notes are known",
+    )
     audio = parser.parse_args().audio
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped then, too
     try:
         for line in build(_REPOSITORY):
             print(f"repository   {line}")
         with _server() as url:
-            transcribe = [sys.executable, str(_HERE / "transcribe.py"), "--url", url, "--require-f1", str(_REQUIRED_F1)]
-            return subprocess.run([*transcribe, "--", *([str(audio)] if audio else [])], check=False).returncode
+            transcribe = [
+                sys.executable,
+                str(_HERE / "transcribe.py"),
+                "--url",
+                url,
+                "--require-f1",
+                str(_REQUIRED_F1),
+            ]
+            return subprocess.run(
+                [*transcribe, "--", *([str(audio)] if audio else [])], check=False
+            ).returncode
     except (DemoError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -58,7 +74,13 @@ def main() -> int:
 def _server() -> Iterator[str]:
     """A `backline serve` on free ports: gives its URL when its models are ready, and sees to it that the process has ended afterwards."""
     http, grpc, metrics = _free_ports(3)
-    command = [str(Path(sys.executable).with_name("backline")), "serve", str(_REPOSITORY), "--host", "127.0.0.1"]
+    command = [
+        str(Path(sys.executable).with_name("backline")),
+        "serve",
+        str(_REPOSITORY),
+        "--host",
+        "127.0.0.1",
+    ]
     command += ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     _LOG.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -101,7 +123,11 @@ def _is_ready(client: Client) -> bool:
     try:
         if client.ready():
             return True
-        failed = [f"{model.name}: {model.reason}" for model in client.models() if model.state == "UNAVAILABLE" and model.reason]
+        failed = [
+            f"{model.name}: {model.reason}"
+            for model in client.models()
+            if model.state == "UNAVAILABLE" and model.reason
+        ]
     except Unavailable:  # it does not listen yet
         return False
     if failed:
@@ -118,7 +144,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        raise DemoError(f"the server did not stop within {_STOP_SECONDS} s of SIGTERM and was killed. {_last_words()}") from None
+        raise DemoError(
+            f"the server did not stop within {_STOP_SECONDS} s of SIGTERM and was killed. {_last_words()}"
+        ) from None
     if status != 0:
         raise DemoError(f"the server ended with status {status} after SIGTERM. {_last_words()}")
     print(f"server       stopped by SIGTERM after {time.monotonic() - started:.2f} s, status {status}")
@@ -126,7 +154,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _last_words() -> str:
     lines = _LOG.read_text(errors="replace").strip().splitlines()
-    return "\n".join([f"Its log ({_LOG}) ends with:", *(f"    {line}" for line in lines[-15:])]) if lines else f"Its log ({_LOG}) is empty."
+    return (
+        "\n".join([f"Its log ({_LOG}) ends with:", *(f"    {line}" for line in lines[-15:])])
+        if lines
+        else f"Its log ({_LOG}) is empty."
+    )
 
 
 if __name__ == "__main__":

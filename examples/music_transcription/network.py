@@ -41,7 +41,9 @@ def hear(samples: np.ndarray, network: Network, in_flight: int) -> Heard:
     return Heard(sounding, onset, len(answers), in_flight, seconds)
 
 
-def _answers(cut: Iterator[np.ndarray], network: Network, in_flight: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _answers(
+    cut: Iterator[np.ndarray], network: Network, in_flight: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     def ask(window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         outputs = network(window)
         return outputs[SOUNDING], outputs[ONSET]

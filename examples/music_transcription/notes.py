@@ -53,7 +53,9 @@ class Thresholds:
     overtone: float = 0.6
 
 
-def decode(sounding: np.ndarray, onset: np.ndarray, frame_rate: float, thresholds: Thresholds | None = None) -> list[Note]:
+def decode(
+    sounding: np.ndarray, onset: np.ndarray, frame_rate: float, thresholds: Thresholds | None = None
+) -> list[Note]:
     """The notes in posteriorgrams [frames, 88], lowest pitch A0 (MIDI 21), by time.
 
     A note begins at a peak of the onset picture, and ends where it has faded, or where the same pitch begins again.
@@ -96,7 +98,9 @@ def _without_overtones(found: list[Note], part: float) -> list[Note]:
     return [
         note
         for index, note in enumerate(found)
-        if not any(_shadows(other, note, part) for other in found[max(index - _NEIGHBOURS, 0) : index + _NEIGHBOURS])
+        if not any(
+            _shadows(other, note, part) for other in found[max(index - _NEIGHBOURS, 0) : index + _NEIGHBOURS]
+        )
     ]
 
 

@@ -79,7 +79,13 @@ def _waveform(axes: Axes, recording: Recording, start: float, end: float) -> Non
     if len(samples):
         blocks = np.array_split(samples, min(1600, len(samples)))
         time = np.linspace(start, start + len(samples) / recording.rate, len(blocks))
-        axes.fill_between(time, [block.min() for block in blocks], [block.max() for block in blocks], color="#b3bdc9", linewidth=0)
+        axes.fill_between(
+            time,
+            [block.min() for block in blocks],
+            [block.max() for block in blocks],
+            color="#b3bdc9",
+            linewidth=0,
+        )
     peak = 1.1 * float(np.abs(recording.samples).max()) or 1.0
     axes.set(xlim=(start, end), ylim=(-peak, peak))
     axes.axis("off")
@@ -107,7 +113,9 @@ def _keyboard(axes: Axes, low: int, high: int) -> None:
     """The keys of a piano as they lie: the white ones fill their octave, the black ones lie upon them."""
     axes.set(xlim=(0, 1), ylim=(low - 0.5, high + 0.5))
     axes.axis("off")
-    axes.add_patch(Rectangle((0, low - 0.5), 1, high - low + 1, facecolor="white", edgecolor=_FAINT, linewidth=0.8))
+    axes.add_patch(
+        Rectangle((0, low - 0.5), 1, high - low + 1, facecolor="white", edgecolor=_FAINT, linewidth=0.8)
+    )
     for midi in range(low, high + 1):
         if midi % 12 in _BLACK_KEYS:
             axes.add_patch(Rectangle((0.4, midi - 0.42), 0.6, 0.84, facecolor=_INK, linewidth=0))
@@ -144,7 +152,17 @@ def _notes(axes: Axes, music: Transcription, start: float, end: float) -> None:
 
 def _box(axes: Axes, note: Note, colour: str, inches_a_second: float) -> None:
     alpha = 0.35 + 0.65 * min(note.strength / 0.8, 1)
-    axes.add_patch(Rectangle((note.start, note.midi - 0.38), note.length, 0.76, facecolor=colour, alpha=alpha, linewidth=0, zorder=3))
+    axes.add_patch(
+        Rectangle(
+            (note.start, note.midi - 0.38),
+            note.length,
+            0.76,
+            facecolor=colour,
+            alpha=alpha,
+            linewidth=0,
+            zorder=3,
+        )
+    )
     axes.plot(
         (note.start, note.start), (note.midi - 0.38, note.midi + 0.38), color="white", linewidth=1, zorder=3.5
     )  # parts repeated notes
@@ -169,13 +187,19 @@ def _heading(figure: Figure, music: Transcription, shown: float, height: float) 
             Patch(facecolor=_FOUND, label=f"found, true ({len(score.pairs)})"),
             Patch(facecolor=_EXTRA, label=f"found, not true ({score.found_count - len(score.pairs)})"),
             Patch(
-                facecolor="none", edgecolor=_MISSED, linewidth=1.6, linestyle="--", label=f"missed ({score.true_count - len(score.pairs)})"
+                facecolor="none",
+                edgecolor=_MISSED,
+                linewidth=1.6,
+                linestyle="--",
+                label=f"missed ({score.true_count - len(score.pairs)})",
             ),
             Patch(facecolor="none", edgecolor=_INK, label=f"true ({score.true_count})"),
         ]
     key.append(Patch(facecolor=_SEEN, label="what the network saw"))
     margin = 0.25 / _WIDTH
-    figure.text(margin, 1 - 0.42 / height, music.title, fontsize=19, fontweight="bold", color=_INK, va="center")
+    figure.text(
+        margin, 1 - 0.42 / height, music.title, fontsize=19, fontweight="bold", color=_INK, va="center"
+    )
     figure.text(margin, 1 - 0.78 / height, "   ·   ".join(facts), fontsize=10.5, color=_FAINT, va="center")
     figure.legend(
         handles=key, loc="center right", bbox_to_anchor=(1 - 0.1 / _WIDTH, 1 - 0.45 / height), ncols=len(key), frameon=False,

@@ -59,7 +59,9 @@ def score_lines(true: Sequence[Note], score: Score) -> list[str]:
     caught = {index for index, _ in score.pairs}
     missed = [f"{note.name} at {note.start:.2f} s" for index, note in enumerate(true) if index not in caught]
     right, extra = len(score.pairs), score.found_count - len(score.pairs)
-    lines = [f"{right} of {score.true_count} true notes were found (same pitch, onset within 50 ms), and {extra} that are not true"]
+    lines = [
+        f"{right} of {score.true_count} true notes were found (same pitch, onset within 50 ms), and {extra} that are not true"
+    ]
     if missed:
         lines.append(f"missed: {', '.join(missed)}")
     lines.append(f"precision {score.precision:.3f}   recall {score.recall:.3f}   F1 {score.f1:.3f}")

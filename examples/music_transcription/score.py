@@ -42,7 +42,9 @@ def compare(true: Sequence[Note], found: Sequence[Note], tolerance: float = ONSE
     for midi in {note.midi for note in true}:
         candidates = sorted((note.start, index) for index, note in enumerate(found) if note.midi == midi)
         position = 0
-        for start, index in sorted((note.start, index) for index, note in enumerate(true) if note.midi == midi):
+        for start, index in sorted(
+            (note.start, index) for index, note in enumerate(true) if note.midi == midi
+        ):
             while position < len(candidates) and candidates[position][0] < start - tolerance:
                 position += 1
             if position < len(candidates) and candidates[position][0] <= start + tolerance:

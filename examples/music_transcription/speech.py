@@ -43,7 +43,9 @@ def detect(samples: np.ndarray, step: Step) -> Speech:
     padded = np.zeros(_CONTEXT_SAMPLES + sections * length * _STEP_SAMPLES, np.float32)
     padded[_CONTEXT_SAMPLES : _CONTEXT_SAMPLES + len(samples)] = samples
     # [sections, length, 576]: each step hears the last 64 samples of the one before it again
-    every = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT_SAMPLES + _STEP_SAMPLES)[::_STEP_SAMPLES]
+    every = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT_SAMPLES + _STEP_SAMPLES)[
+        ::_STEP_SAMPLES
+    ]
     inputs = every.reshape(sections, length, _CONTEXT_SAMPLES + _STEP_SAMPLES)
     state = np.zeros((2, sections, 128), np.float32)
     rate = np.array(SAMPLE_RATE, np.int64)

@@ -55,13 +55,28 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The notes in a recording, found by networks that a Backline server runs.")
-    parser.add_argument("audio", nargs="?", type=Path, help="WAV, FLAC, OGG, Opus or MP3; without it, a melody whose notes are known")
+    parser = argparse.ArgumentParser(
+        description="The notes in a recording, found by networks that a Backline server runs."
+    )
+    parser.add_argument(
+        "audio",
+        nargs="?",
+        type=Path,
+        help="WAV, FLAC, OGG, Opus or MP3; without it, a melody whose notes are known",
+    )
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    parser.add_argument("--in-flight", type=_positive, default=8, help="requests at a time (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("build"), help="folder for what is written (default: %(default)s)")
-    parser.add_argument("--notes", type=_positive, default=120, help="the most notes to list (default: %(default)s)")
-    parser.add_argument("--require-f1", type=float, default=0.0, help="status 1 if F1 of the known melody is lower")
+    parser.add_argument(
+        "--in-flight", type=_positive, default=8, help="requests at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("build"), help="folder for what is written (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--notes", type=_positive, default=120, help="the most notes to list (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--require-f1", type=float, default=0.0, help="status 1 if F1 of the known melody is lower"
+    )
     return parser.parse_args()
 
 
@@ -80,7 +95,9 @@ def _music(path: Path | None, output: Path) -> Music:
         return Music(path.name, path.stem, audio.load(path, windows.SAMPLE_RATE))
     rendered = output / "ode_to_joy.wav"
     true = melody.render(rendered)
-    return Music(f"{melody.TITLE}, {melody.COMPOSER}", rendered.stem, audio.load(rendered, windows.SAMPLE_RATE), true)
+    return Music(
+        f"{melody.TITLE}, {melody.COMPOSER}", rendered.stem, audio.load(rendered, windows.SAMPLE_RATE), true
+    )
 
 
 def _transcribe(client: Client, music: Music, arguments: argparse.Namespace) -> int:
@@ -104,7 +121,9 @@ def _transcribe(client: Client, music: Music, arguments: argparse.Namespace) -> 
         print("", *report.score_lines(music.true, result), sep="\n")
 
     png, mid = (arguments.output / f"{music.stem}{suffix}" for suffix in (".png", ".mid"))
-    picture.draw(png, picture.Transcription(music.title, recording, heard.sounding, found, music.true, result))
+    picture.draw(
+        png, picture.Transcription(music.title, recording, heard.sounding, found, music.true, result)
+    )
     midi.write(mid, found)
     print(f"\nwritten      {png} (piano roll) and {mid} (MIDI)")
     if result and result.f1 < arguments.require_f1:

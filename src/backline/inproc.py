@@ -33,7 +33,9 @@ class InprocTransport(Transport):
         """Of the repository at the address, or of an engine that is there."""
         self._url = address.url
         # All models are loaded, and the program may change them.
-        self._embedded = embedded or Embedded([address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,)))
+        self._embedded = embedded or Embedded(
+            [address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,))
+        )
         self._engine = self._embedded.engine
         self._closed = False
         self._control = InprocControl(self._engine)
@@ -57,7 +59,9 @@ class InprocTransport(Transport):
             async with asyncio.timeout(call.timeout):
                 return await self._engine.infer(request)
         except TimeoutError:
-            raise DeadlineExceeded(f"model '{call.model}' gave no answer within {call.timeout:.3g} s") from None
+            raise DeadlineExceeded(
+                f"model '{call.model}' gave no answer within {call.timeout:.3g} s"
+            ) from None
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
         if self._closed:
@@ -68,7 +72,9 @@ class InprocTransport(Transport):
                     async with asyncio.timeout(call.timeout):
                         response = await anext(responses, None)
                 except TimeoutError:
-                    raise DeadlineExceeded(f"model '{call.model}' gave no response within {call.timeout:.3g} s") from None
+                    raise DeadlineExceeded(
+                        f"model '{call.model}' gave no response within {call.timeout:.3g} s"
+                    ) from None
                 if response is None:
                     return
                 yield response
@@ -97,7 +103,9 @@ class InprocTransport(Transport):
         found = self._engine.find_ready(model, version)
         signature = found.signature
         versions = tuple(self._engine.served_versions(model))
-        return ModelMetadata(model, versions, found.platform or found.backend, signature.inputs, signature.outputs)
+        return ModelMetadata(
+            model, versions, found.platform or found.backend, signature.inputs, signature.outputs
+        )
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
         await self._know(model, version)

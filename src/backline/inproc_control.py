@@ -31,11 +31,15 @@ class InprocControl(ModelControl):
     def _control(self) -> Control:
         control = self._engine.control
         if control is None:
-            raise Unsupported("the models of this repository cannot be changed while it is open: it was opened without a control")
+            raise Unsupported(
+                "the models of this repository cannot be changed while it is open: it was opened without a control"
+            )
         return control
 
     async def models(self, timeout: float) -> list[ModelIndex]:
-        return complete_listing(self._engine.names(), msgspec.convert(model_listing(self._engine), list[ModelIndex]))
+        return complete_listing(
+            self._engine.names(), msgspec.convert(model_listing(self._engine), list[ModelIndex])
+        )
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
         await _within(timeout, self._control.load(model, version, overrides=overrides, who=self._who))
@@ -49,10 +53,14 @@ class InprocControl(ModelControl):
         return dict(self._engine.labels(model))
 
     async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        return await _within(timeout, self._control.set_label(model, label, version, expected=expected, who=self._who))
+        return await _within(
+            timeout, self._control.set_label(model, label, version, expected=expected, who=self._who)
+        )
 
     async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        return await _within(timeout, self._control.remove_label(model, label, expected=expected, who=self._who))
+        return await _within(
+            timeout, self._control.remove_label(model, label, expected=expected, who=self._who)
+        )
 
     async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
         return await _within(timeout, self._control.promote(model, version, expected=expected, who=self._who))

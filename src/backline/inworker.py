@@ -61,7 +61,9 @@ class CallingThread:
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         coroutine.close()
-        raise Unsupported("a model that is not asynchronous cannot wait for this: make its predict an `async def`")
+        raise Unsupported(
+            "a model that is not asynchronous cannot wait for this: make its predict an `async def`"
+        )
 
 
 class WorkerTransport(Transport):
@@ -102,7 +104,11 @@ class WorkerTransport(Transport):
             priority=plan.priority,
         )
         if plan.sequence is not None:
-            note.sequence, note.sequence_start, note.sequence_end = plan.sequence.id, plan.sequence.start, plan.sequence.end
+            note.sequence, note.sequence_start, note.sequence_end = (
+                plan.sequence.id,
+                plan.sequence.start,
+                plan.sequence.end,
+            )
         return ModelCall(call.model, call.inputs, call.version, self._requests, note, plan.timeout or 0.0)
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
@@ -129,7 +135,9 @@ class WorkerTransport(Transport):
 
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
         found = msgspec.convert(await self.ask(Question("describe", model, version), timeout), Described)
-        return ModelMetadata(model, tuple(found.versions), found.platform, _specs(found.inputs), _specs(found.outputs))
+        return ModelMetadata(
+            model, tuple(found.versions), found.platform, _specs(found.inputs), _specs(found.outputs)
+        )
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
         raise _for_clients("the configuration of models")
@@ -167,7 +175,9 @@ class WorkerControl(ModelControl):
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
         overrides = overrides or Overrides()
-        await self._transport.ask(Question("load", model, version, overrides.config, overrides.files), timeout)
+        await self._transport.ask(
+            Question("load", model, version, overrides.config, overrides.files), timeout
+        )
 
     async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
         await self._transport.ask(Question("unload", model, version, dependents=dependents), timeout)
@@ -198,8 +208,13 @@ class WorkerControl(ModelControl):
 
 
 def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional) for spec in specs)
+    return tuple(
+        TensorSpec(spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional)
+        for spec in specs
+    )
 
 
 def _for_clients(what: str) -> Unsupported:
-    return Unsupported(f"a model calls, loads and unloads other models; {what} are for clients of the server: use backline.connect(url)")
+    return Unsupported(
+        f"a model calls, loads and unloads other models; {what} are for clients of the server: use backline.connect(url)"
+    )

@@ -19,7 +19,10 @@ _M_ARENA_MAX = -8
 def resident_bytes(pid: int | None = None) -> int:
     """The resident memory of a process in bytes, of this one where none is named; 0 of one that is gone."""
     # A tenth of the time that psutil takes, and no module to load, where the system has it.
-    with suppress(OSError, ValueError, IndexError), open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file:
+    with (
+        suppress(OSError, ValueError, IndexError),
+        open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file,
+    ):
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     import psutil
 

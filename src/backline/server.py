@@ -89,7 +89,9 @@ class Embedded:
         # A folder that is named twice is one repository, under whichever name.
         locations = {_same(location): str(location) for location in reversed(repositories)}
         if model_name and len(locations) > 1:
-            raise InvalidArgument(f"the model name '{model_name}' is for one repository with one model, but there are {len(locations)}")
+            raise InvalidArgument(
+                f"the model name '{model_name}' is for one repository with one model, but there are {len(locations)}"
+            )
         opened = [
             open_repository(location, formats=FORMATS, cache=cache, configs=configs, name=model_name)
             for location in reversed(locations.values())
@@ -108,9 +110,15 @@ class Embedded:
         """
         await self._lifecycle.start(on_event)
         if self._exit_on_error:
-            failed = [model for model in self.engine.models() if model.state is ModelState.UNAVAILABLE and not model.on_demand]
+            failed = [
+                model
+                for model in self.engine.models()
+                if model.state is ModelState.UNAVAILABLE and not model.on_demand
+            ]
             if failed:
-                reasons = "".join(f"\n  {model.name} version {model.version}: {model.reason}" for model in failed)
+                reasons = "".join(
+                    f"\n  {model.name} version {model.version}: {model.reason}" for model in failed
+                )
                 raise Unavailable(f"not all models could be loaded, and --exit-on-error is set:{reasons}")
 
     def stopping(self) -> None:
@@ -145,7 +153,9 @@ class Server:
         )
         self._log = self.engine.log_control = log
         if options.allow_client_shm:
-            self.engine.shared_memory = SharedMemory(options.limits.max_body_size, options.limits.max_buffered_bytes)
+            self.engine.shared_memory = SharedMemory(
+                options.limits.max_body_size, options.limits.max_buffered_bytes
+            )
         self._tracing: Tracing | None = None
         self._listeners: Listeners | None = None
         self._heap: Heap | None = None
@@ -171,7 +181,10 @@ class Server:
             self._log.watch(lambda settings: tracing.tell(requests if settings.verbose_level else None))
         recorder = Recorder(self.engine, self._embedded.state_folder)
         application = build_application(
-            self.engine, Metrics(self.engine).page, recorder=recorder, not_ready_status=options.not_ready_status
+            self.engine,
+            Metrics(self.engine).page,
+            recorder=recorder,
+            not_ready_status=options.not_ready_status,
         )
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)
@@ -182,7 +195,11 @@ class Server:
     async def _open(self, listeners: Listeners) -> None:
         options = self.options
         scheme = "https" if listeners.secure else "http"
-        for label, port in (("HTTP", options.http_port), ("gRPC", options.grpc_port), ("metrics", options.metrics_port)):
+        for label, port in (
+            ("HTTP", options.http_port),
+            ("gRPC", options.grpc_port),
+            ("metrics", options.metrics_port),
+        ):
             if port is not None:
                 opened = await listeners.open_tcp(options.host, port)
                 path = "/metrics" if label == "metrics" else ""

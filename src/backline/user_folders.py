@@ -11,7 +11,9 @@ def user_cache() -> Path:
     """Where remote files and environments are kept."""
     try:
         return platformdirs.user_cache_path("backline")
-    except RuntimeError:  # neither HOME nor an entry among the users: as container runtimes do, the root is taken for the home
+    except (
+        RuntimeError
+    ):  # neither HOME nor an entry among the users: as container runtimes do, the root is taken for the home
         return Path("/.cache/backline")
 
 

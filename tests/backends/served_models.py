@@ -77,7 +77,11 @@ def config(version: Path, text: str) -> None:
 
 PITCH = "serving_default_input_2:0"
 #: The names that the ONNX file has for what the SavedModel calls by its meaning.
-PITCH_OUTPUTS = {"note": "StatefulPartitionedCall:1", "onset": "StatefulPartitionedCall:2", "contour": "StatefulPartitionedCall:0"}
+PITCH_OUTPUTS = {
+    "note": "StatefulPartitionedCall:1",
+    "onset": "StatefulPartitionedCall:2",
+    "contour": "StatefulPartitionedCall:0",
+}
 
 
 def basic_pitch() -> Path:
@@ -121,13 +125,17 @@ def saved_model_answer(folder: Path, inputs: Arrays) -> Arrays:
         signature = v1.saved_model.load(session, ["serve"], str(folder)).signature_def["serving_default"]
         names = list(signature.outputs)
         feed = {signature.inputs[name].name: array for name, array in inputs.items()}
-        return dict(zip(names, session.run([signature.outputs[name].name for name in names], feed), strict=True))
+        return dict(
+            zip(names, session.run([signature.outputs[name].name for name in names], feed), strict=True)
+        )
 
 
 def build_pitch_openvino(version: Path) -> None:
     import openvino
 
-    openvino.save_model(openvino.convert_model(basic_pitch() / "nmp.onnx"), version / "model.xml", compress_to_fp16=False)
+    openvino.save_model(
+        openvino.convert_model(basic_pitch() / "nmp.onnx"), version / "model.xml", compress_to_fp16=False
+    )
 
 
 # torchcrepe: frames of 1024 samples at 16 kHz in, 360 probabilities of pitches out.
@@ -177,7 +185,9 @@ def export_crepe() -> Any:
     import torch
 
     return torch.export.export(
-        crepe(), (torch.zeros(2, 1024), False), dynamic_shapes=({0: torch.export.Dim("items", min=1, max=4096)}, None)
+        crepe(),
+        (torch.zeros(2, 1024), False),
+        dynamic_shapes=({0: torch.export.Dim("items", min=1, max=4096)}, None),
     )
 
 
@@ -212,7 +222,9 @@ def silero() -> Path:
 
 def speech(items: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(items)
-    return (0.1 * rng.standard_normal((items, 576))).astype(np.float32), rng.standard_normal((2, items, 128)).astype(np.float32)
+    return (0.1 * rng.standard_normal((items, 576))).astype(np.float32), rng.standard_normal(
+        (2, items, 128)
+    ).astype(np.float32)
 
 
 def silero_inputs(items: int) -> Arrays:
@@ -241,7 +253,9 @@ def silero_script_answer(_: Path, inputs: Arrays) -> Arrays:
     import torch
 
     with torch.inference_mode():
-        answers = torch.jit.load(silero() / "silero_vad.jit")._model(torch.from_numpy(inputs["x"]), torch.from_numpy(inputs["state"]))
+        answers = torch.jit.load(silero() / "silero_vad.jit")._model(
+            torch.from_numpy(inputs["x"]), torch.from_numpy(inputs["state"])
+        )
     return {"OUTPUT__0": answers[0].numpy(), "OUTPUT__1": answers[1].numpy()}
 
 
@@ -305,7 +319,9 @@ def build_catboost(version: Path) -> None:
     import catboost
 
     table, classes = wines()
-    model = catboost.CatBoostClassifier(iterations=10, verbose=0, allow_writing_files=False, cat_features=[1], thread_count=1)
+    model = catboost.CatBoostClassifier(
+        iterations=10, verbose=0, allow_writing_files=False, cat_features=[1], thread_count=1
+    )
     model.fit(catboost_rows(*with_cultivars(table)), classes).save_model(str(version / "model.cbm"))
 
 
@@ -373,12 +389,17 @@ def jax_inputs(items: int) -> Arrays:
 
 
 def jax_answer(_: Path, inputs: Arrays) -> Arrays:
-    return {name: np.asarray(value) for name, value in jax_function(inputs["INPUT__0"], inputs["scale"]).items()}
+    return {
+        name: np.asarray(value) for name, value in jax_function(inputs["INPUT__0"], inputs["scale"]).items()
+    }
 
 
 def build_identity(version: Path) -> None:
     tensor = "data_type: TYPE_STRING dims: [ 2 ]"
-    config(version, f'backend: "identity" max_batch_size: 8 input [{{ name: "IN" {tensor} }}] output [{{ name: "OUT" {tensor} }}]')
+    config(
+        version,
+        f'backend: "identity" max_batch_size: 8 input [{{ name: "IN" {tensor} }}] output [{{ name: "OUT" {tensor} }}]',
+    )
     (version / "README").write_text("Nothing is read from here.")
 
 
@@ -459,10 +480,26 @@ PITCH_SAVED_MODEL_OPENVINO = Served(
     openvino_answer,
     1e-4,
 )
-CREPE_SCRIPT = Served("crepe_script", ("torch", "torchcrepe"), build_crepe_script, _named("INPUT__0", frames), crepe_answer("OUTPUT__0"))
-CREPE_EXPORTED = Served("crepe_exported", ("torch", "torchcrepe"), build_crepe_exported, _named("x", frames), crepe_answer("OUTPUT__0"))
+CREPE_SCRIPT = Served(
+    "crepe_script",
+    ("torch", "torchcrepe"),
+    build_crepe_script,
+    _named("INPUT__0", frames),
+    crepe_answer("OUTPUT__0"),
+)
+CREPE_EXPORTED = Served(
+    "crepe_exported",
+    ("torch", "torchcrepe"),
+    build_crepe_exported,
+    _named("x", frames),
+    crepe_answer("OUTPUT__0"),
+)
 CREPE_ONNX = Served(
-    "crepe_onnx", ("torch", "torchcrepe", "onnx", "onnxruntime"), build_crepe_onnx, _named("frames", frames), crepe_answer("pitch")
+    "crepe_onnx",
+    ("torch", "torchcrepe", "onnx", "onnxruntime"),
+    build_crepe_onnx,
+    _named("frames", frames),
+    crepe_answer("pitch"),
 )
 SILERO_ONNX = Served(
     "silero_onnx",
@@ -471,15 +508,33 @@ SILERO_ONNX = Served(
     silero_inputs,
     _of_file(onnx_answer, "*.onnx"),
 )
-SILERO_SCRIPT = Served("silero_script", ("torch", "silero_vad"), build_silero_script, silero_script_inputs, silero_script_answer)
+SILERO_SCRIPT = Served(
+    "silero_script", ("torch", "silero_vad"), build_silero_script, silero_script_inputs, silero_script_answer
+)
 XGBOOST_UBJ = Served(
-    "xgboost_ubj", ("xgboost", "sklearn"), build_xgboost("model.ubj"), wine_rows(np.float32), _of_file(xgboost_answer, "*.ubj")
+    "xgboost_ubj",
+    ("xgboost", "sklearn"),
+    build_xgboost("model.ubj"),
+    wine_rows(np.float32),
+    _of_file(xgboost_answer, "*.ubj"),
 )
 XGBOOST_JSON = Served(
-    "xgboost_json", ("xgboost", "sklearn"), build_xgboost("model.json"), wine_rows(np.float32), _of_file(xgboost_answer, "*.json")
+    "xgboost_json",
+    ("xgboost", "sklearn"),
+    build_xgboost("model.json"),
+    wine_rows(np.float32),
+    _of_file(xgboost_answer, "*.json"),
 )
-LIGHTGBM = Served("lightgbm", ("lightgbm", "sklearn"), build_lightgbm, wine_rows(np.float64), _of_file(lightgbm_answer, "*.txt"))
-CATBOOST = Served("catboost", ("catboost", "sklearn"), build_catboost, catboost_inputs, _of_file(catboost_answer, "*.cbm"))
+LIGHTGBM = Served(
+    "lightgbm",
+    ("lightgbm", "sklearn"),
+    build_lightgbm,
+    wine_rows(np.float64),
+    _of_file(lightgbm_answer, "*.txt"),
+)
+CATBOOST = Served(
+    "catboost", ("catboost", "sklearn"), build_catboost, catboost_inputs, _of_file(catboost_answer, "*.cbm")
+)
 SKOPS = Served(
     "skops",
     ("sklearn", "skops"),
@@ -487,7 +542,13 @@ SKOPS = Served(
     wine_rows(np.float64),
     _of_file(skops_answer, "*.skops"),
 )
-MLFLOW = Served("mlflow", ("sklearn", "skops", "yaml"), build_mlflow, wine_rows(np.float64), _of_file(skops_answer, "*.skops"))
+MLFLOW = Served(
+    "mlflow",
+    ("sklearn", "skops", "yaml"),
+    build_mlflow,
+    wine_rows(np.float64),
+    _of_file(skops_answer, "*.skops"),
+)
 JAX = Served("jax", ("jax",), build_jax, jax_inputs, jax_answer)
 IDENTITY = Served("identity", (), build_identity, identity_inputs, lambda _, inputs: {"OUT": inputs["IN"]})
 

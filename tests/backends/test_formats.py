@@ -30,7 +30,9 @@ from backends.served_models import (
     need,
 )
 
-pytestmark = pytest.mark.timeout(400)  # the first test waits until all runtimes are imported and all models loaded
+pytestmark = pytest.mark.timeout(
+    400
+)  # the first test waits until all runtimes are imported and all models loaded
 
 CLIENTS: dict[str, Any] = {"HTTP": tritonclient.http, "gRPC": tritonclient.grpc}
 #: The formats of one model, each with the names of its outputs; the first is what the others are compared with.
@@ -61,7 +63,10 @@ def infer(formats: Formats, protocol: str, model: str, inputs: Arrays) -> Arrays
         result = client.infer(model, tensors)
         answer = result.get_response()
         outputs = answer["outputs"] if protocol == "HTTP" else answer.outputs
-        return {name: result.as_numpy(name) for name in (o["name"] if protocol == "HTTP" else o.name for o in outputs)}
+        return {
+            name: result.as_numpy(name)
+            for name in (o["name"] if protocol == "HTTP" else o.name for o in outputs)
+        }
 
 
 def assert_alike(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
@@ -76,7 +81,9 @@ def assert_alike(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> 
 @pytest.mark.parametrize("items", [1, 3])
 @pytest.mark.parametrize("protocol", CLIENTS)
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_the_answers_are_those_of_the_runtime_itself(model: Served, protocol: str, items: int, request: pytest.FixtureRequest) -> None:
+def test_the_answers_are_those_of_the_runtime_itself(
+    model: Served, protocol: str, items: int, request: pytest.FixtureRequest
+) -> None:
     need(*model.needs)
     formats: Formats = request.getfixturevalue("formats")
     inputs = model.inputs(items)
@@ -89,7 +96,9 @@ def test_the_answers_are_those_of_the_runtime_itself(model: Served, protocol: st
         assert_alike(answers[name], array, model.tolerance)
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=[f"{one[0].name}-{other[0].name}" for one, other in PAIRS])
+@pytest.mark.parametrize(
+    ("one", "other"), PAIRS, ids=[f"{one[0].name}-{other[0].name}" for one, other in PAIRS]
+)
 def test_one_model_answers_alike_from_each_of_its_formats(
     one: tuple[Served, list[str]], other: tuple[Served, list[str]], request: pytest.FixtureRequest
 ) -> None:

@@ -29,11 +29,16 @@ GPU = Device("gpu", 0)
 
 def asked_in_another_process(code: str, variables: dict[str, str]) -> str:
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, env={**os.environ, **variables}, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def gpus_of_the_driver(variables: dict[str, str]) -> str:
-    return asked_in_another_process("from backline.backends.cuda import cuda_gpus as ask; g = ask(); print(g.indexes, g.reason)", variables)
+    return asked_in_another_process(
+        "from backline.backends.cuda import cuda_gpus as ask; g = ask(); print(g.indexes, g.reason)",
+        variables,
+    )
 
 
 def test_the_driver_is_asked_for_gpus(tmp_path: Path) -> None:
@@ -43,22 +48,37 @@ def test_the_driver_is_asked_for_gpus(tmp_path: Path) -> None:
 def test_a_driver_that_shows_none_is_told_apart_from_one_that_cannot_be_used(tmp_path: Path) -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
 
-    assert gpus_of_the_driver(show_gpus(tmp_path, 0) | hidden) == "() the NVIDIA driver shows no GPU (with CUDA_VISIBLE_DEVICES=)"
-    assert "() the NVIDIA driver cannot be used: CUDA_ERROR_NO_DEVICE" in gpus_of_the_driver(show_gpus(tmp_path, 1, code=100))
+    assert (
+        gpus_of_the_driver(show_gpus(tmp_path, 0) | hidden)
+        == "() the NVIDIA driver shows no GPU (with CUDA_VISIBLE_DEVICES=)"
+    )
+    assert "() the NVIDIA driver cannot be used: CUDA_ERROR_NO_DEVICE" in gpus_of_the_driver(
+        show_gpus(tmp_path, 1, code=100)
+    )
 
 
 def test_a_backend_without_gpus_says_that_it_has_none() -> None:
-    assert gpus_of(Identity(), Path(), ModelConfig("m")) == Gpus(reason="models of the identity backend run on the CPU")
+    assert gpus_of(Identity(), Path(), ModelConfig("m")) == Gpus(
+        reason="models of the identity backend run on the CPU"
+    )
 
 
-@pytest.mark.parametrize(("available", "expected"), [(["CPU"], ()), (["CPU", "GPU", "NPU"], (0,)), (["CPU", "GPU.0", "GPU.1"], (0, 1))])
+@pytest.mark.parametrize(
+    ("available", "expected"),
+    [(["CPU"], ()), (["CPU", "GPU", "NPU"], (0,)), (["CPU", "GPU.0", "GPU.1"], (0, 1))],
+)
 def test_openvinos_gpus_are_among_its_devices(available: list[str], expected: tuple[int, ...]) -> None:
     assert gpu_indexes(available) == expected
 
 
 def test_openvino_compiles_for_the_device(tmp_path: Path) -> None:
     need("openvino")
-    build(tmp_path / "model.onnx", [node("Relu", ["X"], ["Y"])], [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 4])])
+    build(
+        tmp_path / "model.onnx",
+        [node("Relu", ["X"], ["Y"])],
+        [("X", FLOAT, ["N", 4])],
+        [("Y", FLOAT, ["N", 4])],
+    )
     config = ModelConfig("m", backend="openvino", source="config.pbtxt")
     gpus = gpus_of(OpenVino(), tmp_path / "model.onnx", config)
 
@@ -85,11 +105,18 @@ def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
 
     calls = [one for one in model._session.graph.get_operations() if one.type == "StatefulPartitionedCall"]
     assert {one.device for one in calls} == {"/device:GPU:1"}
-    np.testing.assert_allclose(model.run({"x": floats(2, 4)}, ["y"])[0], on_cpu.run({"x": floats(2, 4)}, ["y"])[0])
-    assert {one.device for one in on_cpu._session.graph.get_operations() if one.type == "StatefulPartitionedCall"} == {""}
+    np.testing.assert_allclose(
+        model.run({"x": floats(2, 4)}, ["y"])[0], on_cpu.run({"x": floats(2, 4)}, ["y"])[0]
+    )
+    assert {
+        one.device for one in on_cpu._session.graph.get_operations() if one.type == "StatefulPartitionedCall"
+    } == {""}
     gpus = TensorFlow().gpus(tmp_path / "model.savedmodel", config)
     assert gpus.indexes == tuple(range(len(tensorflow.config.list_physical_devices("GPU"))))
-    assert gpus.indexes or "has no GPU (it is built for the CPU alone): pip install 'tensorflow[and-cuda]'" in gpus.reason
+    assert (
+        gpus.indexes
+        or "has no GPU (it is built for the CPU alone): pip install 'tensorflow[and-cuda]'" in gpus.reason
+    )
 
 
 def build_saved_model(folder: Path) -> None:
@@ -98,7 +125,9 @@ def build_saved_model(folder: Path) -> None:
     module = tensorflow.Module()
     module.weights = tensorflow.Variable(floats(4, 3))
     signature = [tensorflow.TensorSpec([None, 4], tensorflow.float32, name="x")]
-    multiply = tensorflow.function(lambda x: {"y": tensorflow.matmul(x, module.weights)}, input_signature=signature)
+    multiply = tensorflow.function(
+        lambda x: {"y": tensorflow.matmul(x, module.weights)}, input_signature=signature
+    )
     tensorflow.saved_model.save(module, str(folder), signatures=multiply.get_concrete_function())
 
 
@@ -124,9 +153,14 @@ there = model.run(inputs, ["sum"])[0]
 assert (there == Jax().load(path, config).run(inputs, ["sum"])[0]).all()
 print({{device.id for value in seen for device in value.devices()}}, Jax().gpus(path, config).reason)
 """
-    told = asked_in_another_process(code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"})
+    told = asked_in_another_process(
+        code, {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    )
 
-    assert told == f"{{1}} '{tmp_path / 'model.jax'}' was exported for cpu: export it with platforms=['cpu', 'cuda']"
+    assert (
+        told
+        == f"{{1}} '{tmp_path / 'model.jax'}' was exported for cpu: export it with platforms=['cpu', 'cuda']"
+    )
 
 
 def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
@@ -151,7 +185,11 @@ def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
 
     answer = moving(torch, program.call, "meta")(torch.zeros(2, 4))
     assert (answer.device.type, answer.shape) == ("meta", (2, 3))
-    assert [device_name(one) for one in (Device(), Device("gpu", 2), Device("model"))] == ["cpu", "cuda:2", None]
+    assert [device_name(one) for one in (Device(), Device("gpu", 2), Device("model"))] == [
+        "cpu",
+        "cuda:2",
+        None,
+    ]
     assert moving(torch, lambda x, scale: x * scale, "cpu")(torch.ones(2), 3).tolist() == [3, 3]
 
 
@@ -164,7 +202,10 @@ def test_pytorch_says_why_it_has_no_gpu(tmp_path: Path) -> None:
     gpus = usable_gpus(torch)
     assert gpus.indexes == tuple(range(torch.cuda.device_count()))
     if not (torch.version.cuda or torch.version.hip):
-        assert f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an index" in gpus.reason
+        assert (
+            f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an index"
+            in gpus.reason
+        )
 
 
 def test_machine_code_runs_on_the_kind_of_device_that_it_was_compiled_for(tmp_path: Path) -> None:
@@ -172,23 +213,39 @@ def test_machine_code_runs_on_the_kind_of_device_that_it_was_compiled_for(tmp_pa
     for kind in ("cpu", "cuda"):
         with zipfile.ZipFile(tmp_path / f"{kind}.pt2", "w") as archive:
             archive.writestr("model/data/aotinductor/model/code.so", b"\x7fELF")
-            archive.writestr("model/data/aotinductor/model/code.wrapper_metadata.json", json.dumps({"AOTI_DEVICE_KEY": kind}))
+            archive.writestr(
+                "model/data/aotinductor/model/code.wrapper_metadata.json",
+                json.dumps({"AOTI_DEVICE_KEY": kind}),
+            )
     config = ModelConfig("m", trust_pickle=True)
     backend = choose(config, tmp_path / "cpu.pt2").backend()
 
-    assert gpus_of(backend, tmp_path / "cpu.pt2", config).reason == f"'{tmp_path / 'cpu.pt2'}' was compiled for cpu"
+    assert (
+        gpus_of(backend, tmp_path / "cpu.pt2", config).reason
+        == f"'{tmp_path / 'cpu.pt2'}' was compiled for cpu"
+    )
     with pytest.raises(InvalidArgument, match="was compiled for cuda, and cannot run on cpu"):
         load(tmp_path / "cuda.pt2", trust_pickle=True)
 
 
-def test_an_onnx_session_on_a_gpu_that_does_not_work_is_refused_and_not_run_on_the_cpu(tmp_path: Path) -> None:
+def test_an_onnx_session_on_a_gpu_that_does_not_work_is_refused_and_not_run_on_the_cpu(
+    tmp_path: Path,
+) -> None:
     import onnxruntime
 
     from backline.backends.onnxruntime import OnnxRuntime
 
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    build(tmp_path / "model.onnx", [node("Relu", ["X"], ["Y"])], [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 4])])
+    build(
+        tmp_path / "model.onnx",
+        [node("Relu", ["X"], ["Y"])],
+        [("X", FLOAT, ["N", 4])],
+        [("Y", FLOAT, ["N", 4])],
+    )
 
-    with pytest.raises(InvalidArgument, match="asks for the execution provider 'cuda', which the installed ONNX Runtime does not have"):
+    with pytest.raises(
+        InvalidArgument,
+        match="asks for the execution provider 'cuda', which the installed ONNX Runtime does not have",
+    ):
         OnnxRuntime().load(tmp_path / "model.onnx", ModelConfig("m"), GPU)

@@ -19,7 +19,13 @@ OUT = TensorSpec("OUT", DataType.FP32, (4,))
 
 def test_an_output_is_the_input_of_its_place(tmp_path: Path) -> None:
     words = TensorSpec("WORDS", DataType.BYTES, (-1,))
-    model = load(tmp_path, backend="identity", max_batch_size=8, inputs=(IN, words), outputs=(OUT, TensorSpec("W", DataType.BYTES, (-1,))))
+    model = load(
+        tmp_path,
+        backend="identity",
+        max_batch_size=8,
+        inputs=(IN, words),
+        outputs=(OUT, TensorSpec("W", DataType.BYTES, (-1,))),
+    )
     inputs = {"IN": np.ones((2, 4), np.float32), "WORDS": np.array([[b"a"], [b"b"]], object)}
 
     answers = model.run(inputs, ["W", "OUT"])
@@ -30,7 +36,9 @@ def test_an_output_is_the_input_of_its_place(tmp_path: Path) -> None:
 
 
 def test_a_delay_is_in_milliseconds(tmp_path: Path) -> None:
-    model = load(tmp_path, backend="identity", inputs=(IN,), outputs=(OUT,), parameters={"execute_delay_ms": "30"})
+    model = load(
+        tmp_path, backend="identity", inputs=(IN,), outputs=(OUT,), parameters={"execute_delay_ms": "30"}
+    )
     started = time.monotonic()
 
     model.run({"IN": np.ones(4, np.float32)}, ["OUT"])
@@ -42,8 +50,14 @@ def test_a_delay_is_in_milliseconds(tmp_path: Path) -> None:
     ("fields", "reason"),
     [
         ({"inputs": (IN,)}, "names 1 inputs and 0 outputs"),
-        ({"inputs": (IN,), "outputs": (TensorSpec("OUT", DataType.FP32, (3,)),)}, "they differ in datatype or dims"),
-        ({"inputs": (IN,), "outputs": (OUT,), "parameters": {"execute_delay_ms": "soon"}}, "is 'soon', expected milliseconds"),
+        (
+            {"inputs": (IN,), "outputs": (TensorSpec("OUT", DataType.FP32, (3,)),)},
+            "they differ in datatype or dims",
+        ),
+        (
+            {"inputs": (IN,), "outputs": (OUT,), "parameters": {"execute_delay_ms": "soon"}},
+            "is 'soon', expected milliseconds",
+        ),
     ],
     ids=["count", "shape", "delay"],
 )

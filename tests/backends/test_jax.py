@@ -23,8 +23,14 @@ def test_keywords_and_keys_keep_their_names_and_positions_get_one(tmp_path: Path
     build_jax(tmp_path)
     signature = load(tmp_path / "model.jax").signature
 
-    assert signature.inputs == (TensorSpec("INPUT__0", DataType.FP32, (-1, 4)), TensorSpec("scale", DataType.FP32, (-1, 1)))
-    assert signature.outputs == (TensorSpec("sum", DataType.FP32, (-1,)), TensorSpec("tanh", DataType.FP32, (-1, 3)))
+    assert signature.inputs == (
+        TensorSpec("INPUT__0", DataType.FP32, (-1, 4)),
+        TensorSpec("scale", DataType.FP32, (-1, 1)),
+    )
+    assert signature.outputs == (
+        TensorSpec("sum", DataType.FP32, (-1,)),
+        TensorSpec("tanh", DataType.FP32, (-1, 3)),
+    )
 
 
 def test_bfloat16_travels_as_its_bits(tmp_path: Path) -> None:
@@ -37,17 +43,23 @@ def test_bfloat16_travels_as_its_bits(tmp_path: Path) -> None:
 
 
 def test_a_function_that_was_exported_for_another_platform_is_told_how_to_export_it(tmp_path: Path) -> None:
-    exported = export.export(jax.jit(lambda x: x * 2), platforms=["cuda"])(jax.ShapeDtypeStruct((1,), numpy.float32))
+    exported = export.export(jax.jit(lambda x: x * 2), platforms=["cuda"])(
+        jax.ShapeDtypeStruct((1,), numpy.float32)
+    )
     (tmp_path / "model.jax").write_bytes(exported.serialize())
 
-    with pytest.raises(InvalidArgument, match=r"was exported for cuda; export it with platforms=\['cpu'\] as well"):
+    with pytest.raises(
+        InvalidArgument, match=r"was exported for cuda; export it with platforms=\['cpu'\] as well"
+    ):
         load(tmp_path / "model.jax")
 
 
 def test_another_file_of_that_name_is_no_function(tmp_path: Path) -> None:
     (tmp_path / "model.jax").write_bytes(b"something else altogether, and long enough to be read" * 10)
 
-    with pytest.raises(InvalidArgument, match=r"cannot be loaded by JAX .* expected what jax\.export\.export"):
+    with pytest.raises(
+        InvalidArgument, match=r"cannot be loaded by JAX .* expected what jax\.export\.export"
+    ):
         load(tmp_path / "model.jax")
 
 
@@ -55,4 +67,6 @@ def test_shapes_that_do_not_fit_are_the_clients_fault(tmp_path: Path) -> None:
     build_jax(tmp_path)
 
     with pytest.raises(InvalidArgument, match="model 'm' refuses the input"):
-        load(tmp_path / "model.jax").run({"INPUT__0": np.zeros((2, 5), np.float32), "scale": np.zeros((2, 1), np.float32)}, ["sum"])
+        load(tmp_path / "model.jax").run(
+            {"INPUT__0": np.zeros((2, 5), np.float32), "scale": np.zeros((2, 1), np.float32)}, ["sum"]
+        )

@@ -43,7 +43,9 @@ def test_a_batch_that_the_file_fixes_to_one_is_resized_where_the_network_allows(
     need("tensorflow")
     import tensorflow as tf
 
-    (tmp_path / "model.tflite").write_bytes(convert(lambda x: tf.nn.relu(x) * 2, tf.TensorSpec([1, 4], tf.float32, "x")))
+    (tmp_path / "model.tflite").write_bytes(
+        convert(lambda x: tf.nn.relu(x) * 2, tf.TensorSpec([1, 4], tf.float32, "x"))
+    )
     model = load(tmp_path / "model.tflite")
     (given,), (answered,) = model.signature.inputs, model.signature.outputs
 
@@ -57,11 +59,16 @@ def test_a_batch_of_one_that_the_network_insists_on_stays(tmp_path: Path) -> Non
     need("tensorflow")
     import tensorflow as tf
 
-    (tmp_path / "model.tflite").write_bytes(convert(lambda x: tf.reshape(x, [2, 2]), tf.TensorSpec([1, 4], tf.float32, "x")))
+    (tmp_path / "model.tflite").write_bytes(
+        convert(lambda x: tf.reshape(x, [2, 2]), tf.TensorSpec([1, 4], tf.float32, "x"))
+    )
     model = load(tmp_path / "model.tflite")
 
     assert model.signature.inputs[0].shape == (1, 4)
-    (answer,) = model.run({model.signature.inputs[0].name: np.arange(4, dtype=np.float32)[None]}, [model.signature.outputs[0].name])
+    (answer,) = model.run(
+        {model.signature.inputs[0].name: np.arange(4, dtype=np.float32)[None]},
+        [model.signature.outputs[0].name],
+    )
     np.testing.assert_array_equal(answer, np.arange(4, dtype=np.float32).reshape(2, 2))
 
 

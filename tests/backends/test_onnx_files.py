@@ -19,7 +19,12 @@ def _value(name: str, kind: onnx.TypeProto) -> onnx.ValueInfoProto:
     return helper.make_value_info(name, kind)
 
 
-def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> Path:
+def _save(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+) -> Path:
     graph = helper.make_graph(nodes, "graph", inputs, outputs)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     return path
@@ -28,10 +33,16 @@ def _save(path: Path, nodes: list[onnx.NodeProto], inputs: list[onnx.ValueInfoPr
 def test_a_sequence_is_refused_by_the_name_of_the_input(tmp_path: Path) -> None:
     tensor = helper.make_tensor_type_proto(FLOAT, ["N"])
     inputs = [_value("parts", helper.make_sequence_type_proto(tensor))]
-    path = _save(tmp_path / "model.onnx", [node("ConcatFromSequence", ["parts"], ["Y"], axis=0)], inputs, [_value("Y", tensor)])
+    path = _save(
+        tmp_path / "model.onnx",
+        [node("ConcatFromSequence", ["parts"], ["Y"], axis=0)],
+        inputs,
+        [_value("Y", tensor)],
+    )
 
     with pytest.raises(
-        InvalidArgument, match=r"model.onnx' cannot be served: input 'parts' is a seq\(tensor\(float\)\), which no request can"
+        InvalidArgument,
+        match=r"model.onnx' cannot be served: input 'parts' is a seq\(tensor\(float\)\), which no request can",
     ):
         load(path)
 
@@ -39,14 +50,23 @@ def test_a_sequence_is_refused_by_the_name_of_the_input(tmp_path: Path) -> None:
 def test_an_optional_is_refused_by_the_name_of_the_input(tmp_path: Path) -> None:
     tensor = helper.make_tensor_type_proto(FLOAT, ["N"])
     inputs = [_value("maybe", helper.make_optional_type_proto(tensor))]
-    path = _save(tmp_path / "model.onnx", [node("OptionalGetElement", ["maybe"], ["Y"])], inputs, [_value("Y", tensor)])
+    path = _save(
+        tmp_path / "model.onnx", [node("OptionalGetElement", ["maybe"], ["Y"])], inputs, [_value("Y", tensor)]
+    )
 
-    with pytest.raises(InvalidArgument, match=r"model.onnx' cannot be served: input 'maybe' is a optional\(tensor\(float\)\)"):
+    with pytest.raises(
+        InvalidArgument, match=r"model.onnx' cannot be served: input 'maybe' is a optional\(tensor\(float\)\)"
+    ):
         load(path)
 
 
 def test_an_operator_that_nobody_knows_is_told(tmp_path: Path) -> None:
-    path = build(tmp_path / "model.onnx", [node("Transmogrify", ["X"], ["Y"])], [("X", FLOAT, ["N"])], [("Y", FLOAT, ["N"])])
+    path = build(
+        tmp_path / "model.onnx",
+        [node("Transmogrify", ["X"], ["Y"])],
+        [("X", FLOAT, ["N"])],
+        [("Y", FLOAT, ["N"])],
+    )
 
     with pytest.raises(InvalidArgument, match=r"model.onnx' cannot be loaded by ONNX Runtime .*Transmogrify"):
         load(path)
@@ -60,7 +80,9 @@ def test_int8_weights_compute_what_they_stand_for(tmp_path: Path) -> None:
     ]
     weights = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
     constants = {"scale": np.array(0.5, np.float32), "zero": np.array(128, np.uint8), "W": weights}
-    model = load(build(tmp_path / "model.onnx", nodes, [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 3])], constants))
+    model = load(
+        build(tmp_path / "model.onnx", nodes, [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 3])], constants)
+    )
     x = np.array([[0.5, 1.0, -1.5, 2.0]], np.float32)
 
     np.testing.assert_allclose(model.run({"X": x}, ["Y"])[0], (x / 0.5) @ weights)
@@ -68,10 +90,19 @@ def test_int8_weights_compute_what_they_stand_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [TensorProto.INT8, TensorProto.UINT8])
 def test_int8_inputs_and_outputs_are_served_as_they_are(kind: int, tmp_path: Path) -> None:
-    model = load(build(tmp_path / "model.onnx", [node("Identity", ["X"], ["Y"])], [("X", kind, ["N"])], [("Y", kind, ["N"])]))
+    model = load(
+        build(
+            tmp_path / "model.onnx",
+            [node("Identity", ["X"], ["Y"])],
+            [("X", kind, ["N"])],
+            [("Y", kind, ["N"])],
+        )
+    )
 
     assert model.signature.inputs[0].datatype in (DataType.INT8, DataType.UINT8)
-    assert model.run({"X": np.array([1, 2], model.signature.inputs[0].datatype.dtype)}, ["Y"])[0].tolist() == [1, 2]
+    assert model.run({"X": np.array([1, 2], model.signature.inputs[0].datatype.dtype)}, ["Y"])[
+        0
+    ].tolist() == [1, 2]
 
 
 def test_a_model_of_more_than_two_gigabytes_is_served_from_external_data(tmp_path: Path) -> None:
@@ -80,7 +111,9 @@ def test_a_model_of_more_than_two_gigabytes_is_served_from_external_data(tmp_pat
     with (tmp_path / "weights.bin").open("wb") as file:  # a hole, but for its end
         file.seek((rows - 1) * columns * 4)
         file.write(last.tobytes())
-    table = TensorProto(name="table", data_type=FLOAT, dims=[rows, columns], data_location=TensorProto.EXTERNAL)
+    table = TensorProto(
+        name="table", data_type=FLOAT, dims=[rows, columns], data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", str(rows * columns * 4))):
         table.external_data.add(key=key, value=value)
     graph = helper.make_graph(

@@ -30,7 +30,9 @@ def declared(text: dict[str, list[tuple[str, dict[str, str]]]]) -> ModelConfig:
     config = message("inference.ModelConfig")()
     for kind, accelerators in text.items():
         for name, parameters in accelerators:
-            added = getattr(config.optimization.execution_accelerators, f"{kind}_execution_accelerator").add(name=name)
+            added = getattr(config.optimization.execution_accelerators, f"{kind}_execution_accelerator").add(
+                name=name
+            )
             added.parameters.update(parameters)
     return ModelConfig("m", declared=config.SerializeToString(), source="config.pbtxt")
 
@@ -49,18 +51,42 @@ def test_without_a_configuration_the_cpu_computes_by_itself_and_a_gpu_by_cuda() 
 
 def test_tritons_accelerators_keep_their_options_under_onnx_runtimes_names() -> None:
     config = declared(
-        {"gpu": [("tensorrt", {"precision_mode": "FP16", "max_workspace_size_bytes": "1073741824", "trt_dump_subgraphs": "1"})]}
+        {
+            "gpu": [
+                (
+                    "tensorrt",
+                    {
+                        "precision_mode": "FP16",
+                        "max_workspace_size_bytes": "1073741824",
+                        "trt_dump_subgraphs": "1",
+                    },
+                )
+            ]
+        }
     )
 
     assert providers(config) == [
-        (TENSORRT, {"device_id": "1", "trt_fp16_enable": "1", "trt_max_workspace_size": "1073741824", "trt_dump_subgraphs": "1"}),
+        (
+            TENSORRT,
+            {
+                "device_id": "1",
+                "trt_fp16_enable": "1",
+                "trt_max_workspace_size": "1073741824",
+                "trt_dump_subgraphs": "1",
+            },
+        ),
         (CUDA, {"device_id": "1"}),
         (CPU, {}),
     ]
 
 
 def test_accelerators_of_the_gpu_come_before_those_of_the_cpu() -> None:
-    config = declared({"cpu": [("openvino", {"num_of_threads": "2"})], "gpu": [("cuda", {"cudnn_conv_algo_search": "HEURISTIC"})]})
+    config = declared(
+        {
+            "cpu": [("openvino", {"num_of_threads": "2"})],
+            "gpu": [("cuda", {"cudnn_conv_algo_search": "HEURISTIC"})],
+        }
+    )
 
     assert providers(config) == [
         (CUDA, {"device_id": "1", "cudnn_conv_algo_search": "HEURISTIC"}),
@@ -72,7 +98,10 @@ def test_accelerators_of_the_gpu_come_before_those_of_the_cpu() -> None:
 def test_accelerators_of_the_gpu_are_left_out_on_the_cpu() -> None:
     config = declared({"cpu": [("openvino", {})], "gpu": [("tensorrt", {})]})
 
-    assert providers(config, PROCESSOR) == [(OPENVINO, {"device_type": "CPU", "num_of_threads": "1"}), (CPU, {})]
+    assert providers(config, PROCESSOR) == [
+        (OPENVINO, {"device_type": "CPU", "num_of_threads": "1"}),
+        (CPU, {}),
+    ]
 
 
 def test_a_parameter_names_providers_in_order() -> None:
@@ -95,14 +124,26 @@ def test_where_the_model_decides_providers_are_as_they_are_configured() -> None:
             GPU,
             "to run on GPU 1, but execution_providers names none of cuda",
         ),
-        (ModelConfig("m", parameters={"execution_providers": "abacus"}), PROCESSOR, "'abacus'; expected one of cpu, cuda"),
+        (
+            ModelConfig("m", parameters={"execution_providers": "abacus"}),
+            PROCESSOR,
+            "'abacus'; expected one of cpu, cuda",
+        ),
         (
             ModelConfig("m", parameters={"execution_providers": "cuda"}),
             PROCESSOR,
             "provider 'cuda', but its instances are on the CPU: there is no driver",
         ),
-        (declared({"gpu": [("tensorrt", {"precision_mode": "FP8"})]}), GPU, "'m' is 'FP8', expected one of FP32, FP16, INT8"),
-        (declared({"gpu": [("cuda", {"device_id": "0"})]}), GPU, "gives device_id to 'cuda'; say it by instance_group"),
+        (
+            declared({"gpu": [("tensorrt", {"precision_mode": "FP8"})]}),
+            GPU,
+            "'m' is 'FP8', expected one of FP32, FP16, INT8",
+        ),
+        (
+            declared({"gpu": [("cuda", {"device_id": "0"})]}),
+            GPU,
+            "gives device_id to 'cuda'; say it by instance_group",
+        ),
         (
             declared({"gpu": [("cuda", {"enable_cuda_graph": "1"})]}),
             GPU,
@@ -118,7 +159,11 @@ def test_what_cannot_be_meant_is_refused(config: ModelConfig, device: Device, me
 @pytest.mark.parametrize(
     ("parameters", "installed", "reason"),
     [
-        ({}, [CPU], "the installed ONNX Runtime has no CUDAExecutionProvider (it has CPUExecutionProvider): pip install onnxruntime-gpu"),
+        (
+            {},
+            [CPU],
+            "the installed ONNX Runtime has no CUDAExecutionProvider (it has CPUExecutionProvider): pip install onnxruntime-gpu",
+        ),
         ({"execution_providers": "openvino"}, INSTALLED, "its parameter execution_providers is 'openvino'"),
         ({"execution_providers": "tensorrt,cpu"}, INSTALLED, ""),
         ({}, INSTALLED, ""),
@@ -136,23 +181,42 @@ def test_a_provider_can_be_used_where_a_session_gets_it() -> None:
     others = [name for name in onnxruntime.get_available_providers() if name not in (CUDA, TENSORRT)]
     assert len(others) > 1 or CUDA in onnxruntime.get_available_providers()
     assert all(can_use(onnxruntime, (name, {})) for name in others)
-    assert can_use(onnxruntime, (CUDA, {})) == bool(cuda_gpus().indexes and CUDA in onnxruntime.get_available_providers())
+    assert can_use(onnxruntime, (CUDA, {})) == bool(
+        cuda_gpus().indexes and CUDA in onnxruntime.get_available_providers()
+    )
 
 
-def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_strict_server(tmp_path: Path) -> None:
-    build(tmp_path / "model.onnx", [node("Identity", ["X"], ["Y"])], [("X", FLOAT, ["N"])], [("Y", FLOAT, ["N"])])
+def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_strict_server(
+    tmp_path: Path,
+) -> None:
+    build(
+        tmp_path / "model.onnx",
+        [node("Identity", ["X"], ["Y"])],
+        [("X", FLOAT, ["N"])],
+        [("Y", FLOAT, ["N"])],
+    )
     config = declared({"gpu": [("tensorrt", {})]})
     reason = "model 'm' asks for the accelerator tensorrt of a GPU, but runs on the CPU"
 
-    assert OnnxRuntime().load(tmp_path / "model.onnx", config).warnings == (f"{reason}, where it has no effect",)
+    assert OnnxRuntime().load(tmp_path / "model.onnx", config).warnings == (
+        f"{reason}, where it has no effect",
+    )
     with pytest.raises(InvalidArgument, match=reason):
         OnnxRuntime().load(tmp_path / "model.onnx", replace(config, strict_devices=True))
 
 
 def test_a_provider_that_is_not_installed_is_told_with_the_package_that_has_it(tmp_path: Path) -> None:
-    build(tmp_path / "model.onnx", [node("Identity", ["X"], ["Y"])], [("X", FLOAT, ["N"])], [("Y", FLOAT, ["N"])])
+    build(
+        tmp_path / "model.onnx",
+        [node("Identity", ["X"], ["Y"])],
+        [("X", FLOAT, ["N"])],
+        [("Y", FLOAT, ["N"])],
+    )
 
-    with pytest.raises(InvalidArgument, match=r"'coreml', which the installed ONNX Runtime does not have \(it has .*CPUExecutionProvider"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"'coreml', which the installed ONNX Runtime does not have \(it has .*CPUExecutionProvider",
+    ):
         load(tmp_path / "model.onnx", parameters={"execution_providers": "coreml"})
 
 
@@ -160,7 +224,9 @@ def test_openvino_computes_what_the_cpu_computes(tmp_path: Path) -> None:
     import onnxruntime
 
     if OPENVINO not in onnxruntime.get_available_providers():
-        pytest.skip("this ONNX Runtime has no OpenVINO (it comes with onnxruntime-openvino, in place of onnxruntime)")
+        pytest.skip(
+            "this ONNX Runtime has no OpenVINO (it comes with onnxruntime-openvino, in place of onnxruntime)"
+        )
     build(
         tmp_path / "model.onnx",
         [node("MatMul", ["X", "W"], ["Y"])],
@@ -170,4 +236,6 @@ def test_openvino_computes_what_the_cpu_computes(tmp_path: Path) -> None:
     )
     model = load(tmp_path / "model.onnx", parameters={"execution_providers": "openvino"})
 
-    np.testing.assert_allclose(model.run({"X": floats(2, 4)}, ["Y"])[0], floats(2, 4) @ floats(4, 3), rtol=1e-4)
+    np.testing.assert_allclose(
+        model.run({"X": floats(2, 4)}, ["Y"])[0], floats(2, 4) @ floats(4, 3), rtol=1e-4
+    )

@@ -83,7 +83,9 @@ def test_bfloat16_is_computed_and_comes_beside_other_datatypes(file: Path) -> No
         node("Cast", ["n"], [Y], to=bf16),
         node("Cast", ["n"], ["S"], to=STRING),
     ]
-    model = load(build(file, nodes, [(X, bf16, ["N"]), ("B", FLOAT, ["N"])], [(Y, bf16, ["N"]), ("S", STRING, ["N"])]))
+    model = load(
+        build(file, nodes, [(X, bf16, ["N"]), ("B", FLOAT, ["N"])], [(Y, bf16, ["N"]), ("S", STRING, ["N"])])
+    )
     bits = np.array([0x3F80, 0x4000], np.uint16)  # 1.0 and 2.0
 
     product, texts = model.run({X: bits, "B": np.array([-1, 0.5], np.float32)}, [Y, "S"])
@@ -113,12 +115,16 @@ def test_strings_are_bytes_outside_and_keep_every_character(file: Path) -> None:
 def test_bytes_that_are_no_text_are_refused_with_their_place(file: Path) -> None:
     model = load(identity(file, STRING, ("N",)))
 
-    with pytest.raises(InvalidArgument, match=r"element 1 of input 'X' of model 'm' is not UTF-8 text \(byte 2\)"):
+    with pytest.raises(
+        InvalidArgument, match=r"element 1 of input 'X' of model 'm' is not UTF-8 text \(byte 2\)"
+    ):
         model.run({X: np.array([b"ok", b"ab\xff"], object)}, [Y])
 
 
 def test_scalars_have_rank_0(file: Path) -> None:
-    model = load(build(file, [node("Mul", [X, "S"], [Y])], [(X, FLOAT, []), ("S", FLOAT, [])], [(Y, FLOAT, [])]))
+    model = load(
+        build(file, [node("Mul", [X, "S"], [Y])], [(X, FLOAT, []), ("S", FLOAT, [])], [(Y, FLOAT, [])])
+    )
 
     (answer,) = model.run({X: np.array(3, np.float32), "S": np.array(2, np.float32)}, [Y])
 
@@ -149,7 +155,11 @@ def test_only_the_outputs_asked_for_come_in_their_order(file: Path) -> None:
 
 def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
     plain = build(
-        tmp_path / "a.onnx", [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", 64])], [(Y, FLOAT, ["N", 64])], {"W": floats(64, 64)}
+        tmp_path / "a.onnx",
+        [node("MatMul", [X, "W"], [Y])],
+        [(X, FLOAT, ["N", 64])],
+        [(Y, FLOAT, ["N", 64])],
+        {"W": floats(64, 64)},
     )
     onnx.save_model(onnx.load(plain), tmp_path / "b.onnx", save_as_external_data=True, location="weights.bin")
     values = floats(3, 64, seed=5)
@@ -163,7 +173,9 @@ def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
 
 def test_data_at_any_address_and_of_any_stride_is_read_rightly(file: Path) -> None:
     weights = {"W": floats(64, 9)}
-    model = load(build(file, [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", 64])], [(Y, FLOAT, ["N", 9])], weights))
+    model = load(
+        build(file, [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", 64])], [(Y, FLOAT, ["N", 9])], weights)
+    )
     values = floats(4, 64, seed=1)
     raw = b"odd" + values.tobytes()
     unaligned = np.frombuffer(memoryview(raw)[3:], np.float32).reshape(4, 64)
@@ -202,7 +214,15 @@ def test_a_closed_model_says_so(file: Path) -> None:
 
 
 def test_runs_on_several_threads_do_not_mix(file: Path) -> None:
-    model = load(build(file, [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", 64])], [(Y, FLOAT, ["N", 64])], {"W": floats(64, 64)}))
+    model = load(
+        build(
+            file,
+            [node("MatMul", [X, "W"], [Y])],
+            [(X, FLOAT, ["N", 64])],
+            [(Y, FLOAT, ["N", 64])],
+            {"W": floats(64, 64)},
+        )
+    )
     inputs = [floats(4, 64, seed=seed) for seed in range(4)]
     expected = [model.run({X: values}, [Y])[0] for values in inputs]
     right = [0] * 4
@@ -223,9 +243,15 @@ def test_runs_on_several_threads_do_not_mix(file: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [
-        ({X: np.zeros((1, 5), np.float32)}, "model 'm' refuses the input: Got invalid dimensions for input: X"),
+        (
+            {X: np.zeros((1, 5), np.float32)},
+            "model 'm' refuses the input: Got invalid dimensions for input: X",
+        ),
         ({X: np.zeros((1, 4), np.float64)}, "model 'm' refuses the input: Unexpected input data type"),
-        ({X: np.zeros((1, 4), np.float32), "Z": np.zeros(1)}, "model 'm' refuses the input: Invalid input name: Z"),
+        (
+            {X: np.zeros((1, 4), np.float32), "Z": np.zeros(1)},
+            "model 'm' refuses the input: Invalid input name: Z",
+        ),
     ],
 )
 def test_wrong_input_is_the_callers_fault(inputs: dict[str, np.ndarray], reason: str, file: Path) -> None:
@@ -240,7 +266,15 @@ def test_wrong_input_is_the_callers_fault(inputs: dict[str, np.ndarray], reason:
 
 
 def test_an_index_out_of_range_is_told_in_one_line(file: Path) -> None:
-    model = load(build(file, [node("Gather", ["W", X], [Y])], [(X, INT64, ["N"])], [(Y, FLOAT, ["N", 3])], {"W": floats(10, 3)}))
+    model = load(
+        build(
+            file,
+            [node("Gather", ["W", X], [Y])],
+            [(X, INT64, ["N"])],
+            [(Y, FLOAT, ["N", 3])],
+            {"W": floats(10, 3)},
+        )
+    )
 
     with pytest.raises(InvalidArgument, match="indices element out of data bounds") as raised:
         model.run({X: ints(99)}, [Y])
@@ -250,7 +284,13 @@ def test_an_index_out_of_range_is_told_in_one_line(file: Path) -> None:
 
 
 def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> None:
-    build(file, [node("Reshape", [X, "shape"], [Y])], [(X, FLOAT, ["N", 4])], [(Y, FLOAT, [2, 4])], {"shape": ints(2, 4)})
+    build(
+        file,
+        [node("Reshape", [X, "shape"], [Y])],
+        [(X, FLOAT, ["N", 4])],
+        [(Y, FLOAT, [2, 4])],
+        {"shape": ints(2, 4)},
+    )
     program = (
         "import sys; from pathlib import Path; import numpy as np\n"
         "from backline.backends.onnxruntime import OnnxRuntime; from backline.engine.model_config import ModelConfig\n"
@@ -259,15 +299,21 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
         "except Exception as error: print(type(error).__name__, error)\n"
     )
 
-    done = subprocess.run([sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)], capture_output=True, text=True, check=True
+    )
 
     assert done.stderr == ""
-    assert done.stdout.startswith("Internal model 'm' failed: Non-zero status code returned while running Reshape node.")
+    assert done.stdout.startswith(
+        "Internal model 'm' failed: Non-zero status code returned while running Reshape node."
+    )
     assert "cannot be reshaped" in done.stdout
     assert "onnxruntime_src" not in done.stdout
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the kernel does not tell the threads of a process")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(), reason="the kernel does not tell the threads of a process"
+)
 def test_the_runtime_reports_to_nobody(file: Path) -> None:
     identity(file)
     program = (
@@ -281,7 +327,13 @@ def test_the_runtime_reports_to_nobody(file: Path) -> None:
     ours = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
 
     def threads(environment: dict[str, str]) -> str:
-        done = subprocess.run([sys.executable, "-c", program, str(file)], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(file)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return done.stdout
 
     # Its telemetry has a thread of its own.
@@ -320,7 +372,9 @@ def test_types_that_no_request_carries_are_refused_at_load(file: Path) -> None:
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), file)
 
-    with pytest.raises(InvalidArgument, match=r"output 'Y' is a seq\(tensor\(float\)\), which no request can carry"):
+    with pytest.raises(
+        InvalidArgument, match=r"output 'Y' is a seq\(tensor\(float\)\), which no request can carry"
+    ):
         load(file)
 
 
@@ -375,7 +429,12 @@ def test_unknown_parameters_are_warned_about(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("intra_op_thread_count", "many"), ("intra_op_thread_count", "-1"), ("execution_mode", "2"), ("enable_mem_arena", "perhaps")],
+    [
+        ("intra_op_thread_count", "many"),
+        ("intra_op_thread_count", "-1"),
+        ("execution_mode", "2"),
+        ("enable_mem_arena", "perhaps"),
+    ],
 )
 def test_wrong_parameters_are_errors(key: str, value: str, file: Path) -> None:
     with pytest.raises(InvalidArgument, match=f"parameter '{key}' of model 'm' is '{value}', expected "):
@@ -400,28 +459,55 @@ def test_a_configuration_narrows_and_labels_the_signature(file: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
-        ({"inputs": (TensorSpec("Q", DataType.FP32, (-1, 4)),)}, r"names the input 'Q', which '.*' does not have; it has 'X'"),
-        ({"inputs": (TensorSpec(X, DataType.INT32, (-1, 4)),)}, r"input 'X' is TYPE_INT32 in config.pbtxt, but TYPE_FP32 in '"),
-        ({"inputs": (TensorSpec(X, DataType.FP32, (-1, 5)),)}, r"input 'X' has shape \[-1, 5\] in config.pbtxt, but \[-1, 4\] in '"),
-        ({"inputs": (TensorSpec(X, DataType.FP32, (4,)),)}, r"input 'X' has shape \[4\] in config.pbtxt, but \[-1, 4\] in '"),
-        ({"inputs": (TensorSpec(X, DataType.FP32, (-1, 4), optional=True),)}, r"input 'X' is optional, but '.*' needs it"),
-        ({"outputs": (TensorSpec("Q", DataType.FP32, (-1, 4)),)}, r"names the output 'Q', which '.*' does not have; it has 'Y'$"),
-        ({"max_batch_size": 4, "outputs": (TensorSpec(Y, DataType.FP32, (-1, 4)),)}, r"\[-1, -1, 4\] \(with the batch dimension"),
+        (
+            {"inputs": (TensorSpec("Q", DataType.FP32, (-1, 4)),)},
+            r"names the input 'Q', which '.*' does not have; it has 'X'",
+        ),
+        (
+            {"inputs": (TensorSpec(X, DataType.INT32, (-1, 4)),)},
+            r"input 'X' is TYPE_INT32 in config.pbtxt, but TYPE_FP32 in '",
+        ),
+        (
+            {"inputs": (TensorSpec(X, DataType.FP32, (-1, 5)),)},
+            r"input 'X' has shape \[-1, 5\] in config.pbtxt, but \[-1, 4\] in '",
+        ),
+        (
+            {"inputs": (TensorSpec(X, DataType.FP32, (4,)),)},
+            r"input 'X' has shape \[4\] in config.pbtxt, but \[-1, 4\] in '",
+        ),
+        (
+            {"inputs": (TensorSpec(X, DataType.FP32, (-1, 4), optional=True),)},
+            r"input 'X' is optional, but '.*' needs it",
+        ),
+        (
+            {"outputs": (TensorSpec("Q", DataType.FP32, (-1, 4)),)},
+            r"names the output 'Q', which '.*' does not have; it has 'Y'$",
+        ),
+        (
+            {"max_batch_size": 4, "outputs": (TensorSpec(Y, DataType.FP32, (-1, 4)),)},
+            r"\[-1, -1, 4\] \(with the batch dimension",
+        ),
     ],
 )
-def test_a_configuration_that_disagrees_with_the_file_is_an_error(fields: dict[str, object], reason: str, file: Path) -> None:
+def test_a_configuration_that_disagrees_with_the_file_is_an_error(
+    fields: dict[str, object], reason: str, file: Path
+) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         load(identity(file), **fields)
 
 
 def test_a_batch_limit_for_a_model_without_batch_dimension_is_an_error(file: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is no batch"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is no batch",
+    ):
         load(identity(file, shape=(1, 4)), max_batch_size=8)
 
 
 def test_a_batch_that_is_another_dimension_can_be_named(file: Path) -> None:
     with pytest.raises(
-        InvalidArgument, match=r"\[2, -1\], whose .* full dims, or name the dimension that is one, as backline.batch_axis.X = 1$"
+        InvalidArgument,
+        match=r"\[2, -1\], whose .* full dims, or name the dimension that is one, as backline.batch_axis.X = 1$",
     ):
         load(identity(file, shape=(2, "N")), max_batch_size=8)
 

@@ -23,14 +23,18 @@ need("openvino")
 @pytest.fixture
 def onnx_file(tmp_path: Path) -> Path:
     nodes = [node("MatMul", ["X", "W"], ["hidden"]), node("Tanh", ["hidden"], ["Y"])]
-    return build(tmp_path / "net.onnx", nodes, [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 3])], {"W": floats(4, 3)})
+    return build(
+        tmp_path / "net.onnx", nodes, [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 3])], {"W": floats(4, 3)}
+    )
 
 
 @pytest.fixture
 def file(onnx_file: Path) -> Path:
     import openvino
 
-    openvino.save_model(openvino.convert_model(onnx_file), onnx_file.with_name("model.xml"), compress_to_fp16=False)
+    openvino.save_model(
+        openvino.convert_model(onnx_file), onnx_file.with_name("model.xml"), compress_to_fp16=False
+    )
     return onnx_file.with_name("model.xml")
 
 
@@ -49,7 +53,9 @@ def test_answers_of_runs_beside_each_other_stay_their_own(file: Path) -> None:
     rows = floats(64, 4, seed=2)
 
     with ThreadPoolExecutor(4) as threads:
-        answers = list(threads.map(lambda index: model.run({"X": rows[index : index + 1]}, ["Y"])[0], range(64)))
+        answers = list(
+            threads.map(lambda index: model.run({"X": rows[index : index + 1]}, ["Y"])[0], range(64))
+        )
 
     np.testing.assert_allclose(np.concatenate(answers), model.run({"X": rows}, ["Y"])[0], atol=1e-6)
 
@@ -94,6 +100,12 @@ def test_its_telemetry_is_not_loaded(onnx_file: Path) -> None:
         "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
     )
 
-    done = subprocess.run([sys.executable, "-c", program, str(onnx_file)], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(onnx_file)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
 
     assert done.stdout == "[]\n"

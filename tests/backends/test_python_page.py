@@ -67,7 +67,9 @@ def test_each_model_of_the_pages_is_asked() -> None:
 
 def test_the_pipeline_runs_in_a_notebook(server: ServerProcess, folder: Path) -> None:
     code = NOTEBOOK.text.replace("http://localhost:8000", server.url)
-    printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout
 
     assert [printed.strip()] == re.findall(r"print\(.*\)  # (.*)", code)
 

@@ -62,7 +62,9 @@ def script(network: torch.nn.Module, path: Path) -> Path:
 
 def export(network: torch.nn.Module, path: Path, *examples: torch.Tensor) -> Path:
     items = torch.export.Dim("items")
-    torch.export.save(torch.export.export(network, examples, dynamic_shapes=tuple({0: items} for _ in examples)), path)
+    torch.export.save(
+        torch.export.export(network, examples, dynamic_shapes=tuple({0: items} for _ in examples)), path
+    )
     return path
 
 
@@ -74,16 +76,23 @@ def test_an_exported_program_says_its_inputs_and_outputs_itself(tmp_path: Path) 
     model = load(export(Parts(), tmp_path / "model.pt2", torch.zeros(2, 4, dtype=torch.bfloat16)))
 
     assert model.signature.inputs == (TensorSpec("x", DataType.BF16, (-1, 4)),)
-    assert model.signature.outputs == (TensorSpec("first", DataType.BF16, (-1, 1)), TensorSpec("rest", DataType.BF16, (-1, 3)))
+    assert model.signature.outputs == (
+        TensorSpec("first", DataType.BF16, (-1, 1)),
+        TensorSpec("rest", DataType.BF16, (-1, 3)),
+    )
     bits = np.arange(0x3F80, 0x3F8C, dtype=np.uint16).reshape(3, 4)
     rest, first = model.run({"x": bits}, ["rest", "first"])
     np.testing.assert_array_equal(first, bits[:, :1])
     np.testing.assert_array_equal(rest, bits[:, 1:])
 
 
-@pytest.mark.parametrize("names", [("x", "y"), ("INPUT__0", "INPUT__1"), ("a", "b")], ids=["arguments", "indexes", "order"])
+@pytest.mark.parametrize(
+    "names", [("x", "y"), ("INPUT__0", "INPUT__1"), ("a", "b")], ids=["arguments", "indexes", "order"]
+)
 @pytest.mark.parametrize("suffix", [".pt", ".pt2"])
-def test_inputs_are_named_as_the_arguments_by_index_or_in_order(suffix: str, names: tuple[str, str], tmp_path: Path) -> None:
+def test_inputs_are_named_as_the_arguments_by_index_or_in_order(
+    suffix: str, names: tuple[str, str], tmp_path: Path
+) -> None:
     path = tmp_path / f"model{suffix}"
     if suffix == ".pt":
         script(Add(), path)
@@ -114,7 +123,8 @@ def test_numbers_and_texts_become_arguments_of_those_types(tmp_path: Path) -> No
     model = load(script(Scaled(), tmp_path / "model.pt"), inputs=inputs, outputs=outputs)
 
     scaled, words = model.run(
-        {"x": floats(2, 4), "factor": np.array([3]), "words": np.array([b"a", "ü".encode()], object)}, ["OUTPUT__0", "OUTPUT__1"]
+        {"x": floats(2, 4), "factor": np.array([3]), "words": np.array([b"a", "ü".encode()], object)},
+        ["OUTPUT__0", "OUTPUT__1"],
     )
 
     np.testing.assert_allclose(scaled, floats(2, 4) * 3)
@@ -142,20 +152,28 @@ def test_a_network_that_overwrites_its_input_does_not_overwrite_the_request(tmp_
 
 
 def test_a_script_without_a_configuration_is_told_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r'is TorchScript, which does not say .* input \[ \{ name: "x" .*\{ name: "y" .* output \['):
+    with pytest.raises(
+        InvalidArgument,
+        match=r'is TorchScript, which does not say .* input \[ \{ name: "x" .*\{ name: "y" .* output \[',
+    ):
         load(script(Add(), tmp_path / "model.pt"))
 
 
 def test_names_that_do_not_fit_the_arguments_are_refused_with_both(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidArgument, match=r"config.pbtxt names the inputs 'x', but '.*model.pt' takes 'x', 'y'; name them so, or INPUT__0"
+        InvalidArgument,
+        match=r"config.pbtxt names the inputs 'x', but '.*model.pt' takes 'x', 'y'; name them so, or INPUT__0",
     ):
         load(script(Add(), tmp_path / "model.pt"), inputs=(X,), outputs=(Y,))
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "pickle"])
 def test_a_checkpoint_is_no_model_and_is_not_executed(legacy: bool, tmp_path: Path) -> None:
-    torch.save({"model": Payload(tmp_path / "executed")}, tmp_path / "model.pt", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"model": Payload(tmp_path / "executed")},
+        tmp_path / "model.pt",
+        _use_new_zipfile_serialization=not legacy,
+    )
 
     with pytest.raises(InvalidArgument, match=r"is a checkpoint that is not a model.*torch\.export\.save"):
         load(tmp_path / "model.pt", trust_pickle=True)
@@ -186,7 +204,9 @@ def test_an_exported_program_with_pickled_objects_is_refused_with_their_name(tmp
     with zipfile.ZipFile(bad, "a") as archive:
         archive.writestr("good/data/constants/opaque_obj_0", pickle.dumps(Payload(tmp_path / "executed")))
 
-    with pytest.raises(InvalidArgument, match=r"holds objects that only executing a pickle could restore .*opaque_obj_0"):
+    with pytest.raises(
+        InvalidArgument, match=r"holds objects that only executing a pickle could restore .*opaque_obj_0"
+    ):
         load(bad)
     assert not (tmp_path / "executed").exists()
 
@@ -207,9 +227,15 @@ def test_shapes_outside_of_those_exported_are_refused_as_the_clients_fault(tmp_p
 
 
 def test_an_output_of_another_datatype_than_configured_is_told(tmp_path: Path) -> None:
-    model = load(script(Overwriting(), tmp_path / "model.pt"), inputs=(X,), outputs=(TensorSpec("OUTPUT__0", DataType.INT64, (-1, 4)),))
+    model = load(
+        script(Overwriting(), tmp_path / "model.pt"),
+        inputs=(X,),
+        outputs=(TensorSpec("OUTPUT__0", DataType.INT64, (-1, 4)),),
+    )
 
-    with pytest.raises(Internal, match="output 'OUTPUT__0' of model 'm' is TYPE_FP32, but its configuration says TYPE_INT64"):
+    with pytest.raises(
+        Internal, match="output 'OUTPUT__0' of model 'm' is TYPE_FP32, but its configuration says TYPE_INT64"
+    ):
         model.run({"x": floats(1, 4)}, ["OUTPUT__0"])
 
 
@@ -217,18 +243,27 @@ def test_machine_code_needs_trust(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("model/data/aotinductor/model/code.so", b"\x7fELF")
 
-    with pytest.raises(InvalidArgument, match=r"is an AOTInductor package, whose machine code can do anything.*--trust-pickle"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"is an AOTInductor package, whose machine code can do anything.*--trust-pickle",
+    ):
         load(tmp_path / "model.pt2")
 
 
 @pytest.mark.timeout(300)
 def test_a_trusted_package_of_machine_code_answers_as_the_network(tmp_path: Path) -> None:
     items = torch.export.Dim("items", min=1, max=64)
-    exported = torch.export.export(Add(), (torch.zeros(2, 4), torch.zeros(2, 4)), dynamic_shapes=({0: items}, {0: items}))
+    exported = torch.export.export(
+        Add(), (torch.zeros(2, 4), torch.zeros(2, 4)), dynamic_shapes=({0: items}, {0: items})
+    )
     torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
     inputs = tuple(TensorSpec(f"INPUT__{index}", DataType.FP32, (4,)) for index in range(2))
     model = load(
-        tmp_path / "model.pt2", trust_pickle=True, max_batch_size=8, inputs=inputs, outputs=(TensorSpec("OUTPUT__0", DataType.FP32, (4,)),)
+        tmp_path / "model.pt2",
+        trust_pickle=True,
+        max_batch_size=8,
+        inputs=inputs,
+        outputs=(TensorSpec("OUTPUT__0", DataType.FP32, (4,)),),
     )
 
     (answer,) = model.run({"INPUT__0": floats(3, 4), "INPUT__1": floats(3, 4)}, ["OUTPUT__0"])
@@ -241,5 +276,7 @@ def test_one_run_takes_one_core_unless_the_configuration_says_otherwise(tmp_path
     path = script(Add(), tmp_path / "model.pt")
     names = (X, TensorSpec("y", DataType.FP32, (-1, 4)))
 
-    assert load(path, inputs=names, outputs=(Y,), parameters={"INTRA_OP_THREAD_COUNT": "2"}).threads_per_run == 2
+    assert (
+        load(path, inputs=names, outputs=(Y,), parameters={"INTRA_OP_THREAD_COUNT": "2"}).threads_per_run == 2
+    )
     assert load(path, inputs=names, outputs=(Y,)).threads_per_run == 1

@@ -50,7 +50,9 @@ def onnx_padded(folder: Path) -> Path:
     ]
     inputs = [("INPUT__0", TensorProto.FLOAT, ["N", "T"]), ("INPUT__1", TensorProto.BOOL, ["N", "T"])]
     last = helper.make_tensor("last", TensorProto.INT64, [1], [1])
-    return models.save(folder / "model.onnx", nodes, inputs, [("OUTPUT__0", TensorProto.FLOAT, ["N", 1])], [last])
+    return models.save(
+        folder / "model.onnx", nodes, inputs, [("OUTPUT__0", TensorProto.FLOAT, ["N", 1])], [last]
+    )
 
 
 def torch_ragged(folder: Path) -> Path:

@@ -29,7 +29,13 @@ except BacklineError as error:
     print(error.message)
 """
 #: What a file must begin with, so that the import of the runtime is reached.
-STARTS = {"model.tflite": b"0000TFL3", "model.json": b'{"learner"', "model.txt": b"tree\n", "model.cbm": b"CBM1", "MLmodel": b"flavors:"}
+STARTS = {
+    "model.tflite": b"0000TFL3",
+    "model.json": b'{"learner"',
+    "model.txt": b"tree\n",
+    "model.cbm": b"CBM1",
+    "MLmodel": b"flavors:",
+}
 EXTRAS = [
     ("model.onnx", "onnxruntime", "onnx"),
     ("model.pt", "torch", "torch"),
@@ -46,12 +52,16 @@ EXTRAS = [
 
 
 @pytest.mark.parametrize(("filename", "module", "extra"), EXTRAS)
-def test_a_missing_package_is_told_with_the_extra_that_brings_it(filename: str, module: str, extra: str, tmp_path: Path) -> None:
+def test_a_missing_package_is_told_with_the_extra_that_brings_it(
+    filename: str, module: str, extra: str, tmp_path: Path
+) -> None:
     (tmp_path / filename).write_bytes(STARTS.get(filename, b"model"))
     (tmp_path / "model.bin").touch()
     program = BLOCKED.format(modules=[module, f"{module}.interpreter"], path=str(tmp_path / filename))
 
-    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
     assert f"pip install 'backline[{extra}]'" in printed
 
@@ -83,7 +93,12 @@ def test_names_that_mean_anything_are_not_recognised(filename: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "backend"), [("saved_model.pb", "tensorflow"), ("model.savedmodel/saved_model.pb", "tensorflow"), ("MLmodel", "mlflow")]
+    ("file", "backend"),
+    [
+        ("saved_model.pb", "tensorflow"),
+        ("model.savedmodel/saved_model.pb", "tensorflow"),
+        ("MLmodel", "mlflow"),
+    ],
 )
 def test_a_folder_is_recognised_by_what_it_holds(file: str, backend: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -98,7 +113,10 @@ def test_the_configuration_goes_before_the_name_of_the_file() -> None:
 
 
 def test_a_misspelt_backend_is_told_the_nearest() -> None:
-    with pytest.raises(InvalidArgument, match=re.escape("config.pbtxt: there is no backend 'xgbost', did you mean 'xgboost'?")):
+    with pytest.raises(
+        InvalidArgument,
+        match=re.escape("config.pbtxt: there is no backend 'xgbost', did you mean 'xgboost'?"),
+    ):
         choose(ModelConfig("m", backend="xgbost", source="config.pbtxt"), Path("model.json"))
 
 
@@ -110,24 +128,47 @@ def test_every_format_has_its_backend_and_every_backend_its_name() -> None:
 
 
 def test_no_runtime_is_imported_before_a_model_needs_it() -> None:
-    runtimes = {"torch", "tensorflow", "jax", "openvino", "xgboost", "lightgbm", "catboost", "sklearn", "onnxruntime"}
+    runtimes = {
+        "torch",
+        "tensorflow",
+        "jax",
+        "openvino",
+        "xgboost",
+        "lightgbm",
+        "catboost",
+        "sklearn",
+        "onnxruntime",
+    }
     program = (
         "import sys\nfrom backline.backends.registry import BACKENDS\nfor entry in BACKENDS: entry.backend()\n"
         f"print(*sorted(set(sys.modules) & {runtimes!r}))"
     )
 
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60).stdout == "\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        == "\n"
+    )
 
 
-@pytest.mark.parametrize("filename", ["model.onnx", "model.pt", "model.tflite", "model.json", "model.txt", "model.cbm"])
+@pytest.mark.parametrize(
+    "filename", ["model.onnx", "model.pt", "model.tflite", "model.json", "model.txt", "model.cbm"]
+)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [(b"", "is empty"), (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS")],
 )
-def test_files_without_a_model_are_told_for_what_they_are(filename: str, content: bytes, reason: str, tmp_path: Path) -> None:
+def test_files_without_a_model_are_told_for_what_they_are(
+    filename: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
     from backends.served_models import need
 
-    need({"model.onnx": "onnxruntime", "model.pt": "torch", "model.tflite": "ai_edge_litert"}.get(filename, "numpy"))
+    need(
+        {"model.onnx": "onnxruntime", "model.pt": "torch", "model.tflite": "ai_edge_litert"}.get(
+            filename, "numpy"
+        )
+    )
     (tmp_path / filename).write_bytes(content)
 
     with pytest.raises(InvalidArgument, match=f"{filename}' {reason}"):

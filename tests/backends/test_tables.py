@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from backends.loading import load
-from backends.served_models import build_catboost, build_lightgbm, build_mlflow, build_skops, build_xgboost, need, wines
+from backends.served_models import (
+    build_catboost,
+    build_lightgbm,
+    build_mlflow,
+    build_skops,
+    build_xgboost,
+    need,
+    wines,
+)
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.signature import TensorSpec
@@ -31,11 +39,17 @@ class Payload:
     ("filename", "content", "reason"),
     [
         ("model.json", b'{"name": "a list of labels"}', "is not a model that XGBoost's save_model wrote"),
-        ("model.txt", b"Notes about this model.", "is not a model that LightGBM's save_model wrote: it does not begin with 'tree'"),
+        (
+            "model.txt",
+            b"Notes about this model.",
+            "is not a model that LightGBM's save_model wrote: it does not begin with 'tree'",
+        ),
         ("model.cbm", b"something else", "is not a CatBoost model: it does not begin with 'CBM1'"),
     ],
 )
-def test_another_file_of_that_name_is_no_model(filename: str, content: bytes, reason: str, tmp_path: Path) -> None:
+def test_another_file_of_that_name_is_no_model(
+    filename: str, content: bytes, reason: str, tmp_path: Path
+) -> None:
     (tmp_path / filename).write_bytes(content)
 
     with pytest.raises(InvalidArgument, match=reason):
@@ -70,7 +84,10 @@ def test_catboost_predicts_classes_where_it_is_asked_to(tmp_path: Path) -> None:
     build_catboost(tmp_path)
     model = load(tmp_path / "model.cbm", parameters={"prediction_type": "Class"})
 
-    inputs = {"input__0": np.zeros((2, 12), np.float32), "categorical__0": np.array([[b"light"], [b"strong"]], object)}
+    inputs = {
+        "input__0": np.zeros((2, 12), np.float32),
+        "categorical__0": np.array([[b"light"], [b"strong"]], object),
+    }
     assert set(np.unique(model.run(inputs, ["output__0"])[0])) <= {0, 1, 2}
     assert [spec.name for spec in model.signature.inputs] == ["input__0", "categorical__0"]
 
@@ -79,7 +96,10 @@ def test_a_value_that_a_parameter_cannot_have_is_told_with_those_it_can(tmp_path
     need("catboost", "sklearn")
     build_catboost(tmp_path)
 
-    with pytest.raises(InvalidArgument, match="parameter 'prediction_type' of model 'm' is 'Guess', expected one of RawFormulaVal, Prob"):
+    with pytest.raises(
+        InvalidArgument,
+        match="parameter 'prediction_type' of model 'm' is 'Guess', expected one of RawFormulaVal, Prob",
+    ):
         load(tmp_path / "model.cbm", parameters={"prediction_type": "Guess"})
 
 
@@ -88,7 +108,9 @@ def test_a_pickle_is_not_executed_without_trust(filename: str, tmp_path: Path) -
     need("sklearn")
     (tmp_path / filename).write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
 
-    with pytest.raises(InvalidArgument, match=r"is a pickle, which can execute anything.*skops.io.dump.*--trust-pickle"):
+    with pytest.raises(
+        InvalidArgument, match=r"is a pickle, which can execute anything.*skops.io.dump.*--trust-pickle"
+    ):
         load(tmp_path / filename)
     assert not (tmp_path / "executed").exists()
 
@@ -117,9 +139,15 @@ def test_types_that_skops_does_not_trust_are_named_and_need_trust(tmp_path: Path
 
     io.dump(RandomForestClassifier(3).fit(*wines()), tmp_path / "model.skops")
 
-    with pytest.raises(InvalidArgument, match=r"types that skops does not trust: sklearn\.tree\._tree\.Tree; serve with --trust-pickle"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"types that skops does not trust: sklearn\.tree\._tree\.Tree; serve with --trust-pickle",
+    ):
         load(tmp_path / "model.skops")
-    assert [spec.name for spec in load(tmp_path / "model.skops", trust_pickle=True).signature.outputs] == ["predict", "predict_proba"]
+    assert [spec.name for spec in load(tmp_path / "model.skops", trust_pickle=True).signature.outputs] == [
+        "predict",
+        "predict_proba",
+    ]
 
 
 def test_texts_go_to_a_vectoriser_and_classes_may_be_words(tmp_path: Path) -> None:
@@ -129,7 +157,9 @@ def test_texts_go_to_a_vectoriser_and_classes_may_be_words(tmp_path: Path) -> No
     from sklearn.pipeline import make_pipeline
     from skops import io
 
-    pipeline = make_pipeline(CountVectorizer(), MultinomialNB()).fit(["slow and sad", "fast and glad"], ["minor", "major"])
+    pipeline = make_pipeline(CountVectorizer(), MultinomialNB()).fit(
+        ["slow and sad", "fast and glad"], ["minor", "major"]
+    )
     io.dump(pipeline, tmp_path / "model.skops")
     model = load(tmp_path / "model.skops")
 
@@ -162,7 +192,9 @@ def test_values_that_an_estimator_refuses_are_the_clients_fault(tmp_path: Path) 
 
 def test_a_folder_of_mlflow_without_a_flavour_that_is_served_is_told_which_are(tmp_path: Path) -> None:
     need("yaml")
-    (tmp_path / "MLmodel").write_text("flavors:\n  prophet:\n    data: model.pr\n  python_function:\n    loader_module: mlflow.prophet\n")
+    (tmp_path / "MLmodel").write_text(
+        "flavors:\n  prophet:\n    data: model.pr\n  python_function:\n    loader_module: mlflow.prophet\n"
+    )
 
     with pytest.raises(InvalidArgument, match="it has 'prophet', 'python_function', expected one of 'onnx'"):
         load(tmp_path)
@@ -180,7 +212,9 @@ def test_a_pickle_of_mlflow_needs_trust_as_well(tmp_path: Path) -> None:
     need("yaml", "sklearn", "skops")
     build_mlflow(tmp_path)
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
-    (tmp_path / "MLmodel").write_text("flavors:\n  sklearn:\n    pickled_model: model.pkl\n    serialization_format: cloudpickle\n")
+    (tmp_path / "MLmodel").write_text(
+        "flavors:\n  sklearn:\n    pickled_model: model.pkl\n    serialization_format: cloudpickle\n"
+    )
 
     with pytest.raises(InvalidArgument, match="is a pickle, which can execute anything"):
         load(tmp_path)
@@ -189,7 +223,9 @@ def test_a_pickle_of_mlflow_needs_trust_as_well(tmp_path: Path) -> None:
 
 def test_yaml_that_would_build_objects_is_refused(tmp_path: Path) -> None:
     need("yaml")
-    (tmp_path / "MLmodel").write_text(f"flavors: !!python/object/apply:os.mkdir ['{tmp_path / 'executed'}']\n")
+    (tmp_path / "MLmodel").write_text(
+        f"flavors: !!python/object/apply:os.mkdir ['{tmp_path / 'executed'}']\n"
+    )
 
     with pytest.raises(InvalidArgument, match="MLmodel' cannot be read"):
         load(tmp_path)

@@ -37,7 +37,11 @@ class Several(tf.Module):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("several") / "model.savedmodel"
     several = Several()
-    tf.saved_model.save(several, str(path), {"serving_default": several.double, "shout": several.shout, "halve": several.halve})
+    tf.saved_model.save(
+        several,
+        str(path),
+        {"serving_default": several.double, "shout": several.shout, "halve": several.halve},
+    )
     return path
 
 
@@ -48,7 +52,10 @@ def test_the_default_signature_is_served_where_none_is_named(folder: Path) -> No
     total, doubled = model.run({"x": x}, ["sum", "doubled"])
 
     assert model.signature.inputs == (TensorSpec("x", DataType.FP32, (-1, 4)),)
-    assert model.signature.outputs == (TensorSpec("doubled", DataType.FP32, (-1, 4)), TensorSpec("sum", DataType.FP32, (-1,)))
+    assert model.signature.outputs == (
+        TensorSpec("doubled", DataType.FP32, (-1, 4)),
+        TensorSpec("sum", DataType.FP32, (-1,)),
+    )
     np.testing.assert_array_equal(doubled, 2 * x)
     np.testing.assert_array_equal(total, x.sum(1))
 
@@ -70,7 +77,9 @@ def test_bfloat16_travels_as_its_bits(folder: Path) -> None:
 
 
 def test_a_signature_that_is_not_there_is_told_those_that_are(folder: Path) -> None:
-    with pytest.raises(InvalidArgument, match=r"has no signature 'sing', .* it has 'halve', 'serving_default', 'shout'"):
+    with pytest.raises(
+        InvalidArgument, match=r"has no signature 'sing', .* it has 'halve', 'serving_default', 'shout'"
+    ):
         load(folder, parameters={"TF_SIGNATURE_DEF": "sing"})
 
 

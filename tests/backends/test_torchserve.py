@@ -30,7 +30,9 @@ from docs.pages import blocks
 from support.repositories import put
 from support.server import ServerProcess, serve
 
-pytestmark = pytest.mark.skipif(find_spec("torch") is None or find_spec("model_archiver") is None, reason="no torch or no archiver")
+pytestmark = pytest.mark.skipif(
+    find_spec("torch") is None or find_spec("model_archiver") is None, reason="no torch or no archiver"
+)
 
 FUNCTION = """
 import json
@@ -144,9 +146,15 @@ def archive(folder: Path, name: str, handler: str, *, format: str = "default", *
     from model_archiver.model_archiver_config import ModelArchiverConfig
 
     given = {key: str(value) for key, value in options.items()}
-    asked = ModelArchiverConfig(name, handler, "1.0", export_path=str(folder), archive_format=format, force=True, **given)
+    asked = ModelArchiverConfig(
+        name, handler, "1.0", export_path=str(folder), archive_format=format, force=True, **given
+    )
     ModelArchiver.generate_model_archive(asked)
-    return folder / name if format == "no-archive" else folder / f"{name}.{'tar.gz' if format == 'tgz' else 'mar'}"
+    return (
+        folder / name
+        if format == "no-archive"
+        else folder / f"{name}.{'tar.gz' if format == 'tgz' else 'mar'}"
+    )
 
 
 def script(path: Path, module: Any) -> Path:
@@ -171,12 +179,27 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
     import torch
 
     made, models = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("models")
-    function, base, net = put(made / "function.py", FUNCTION), put(made / "base.py", BASE), put(made / "net.py", NET)
-    for name, format in (("function", "default"), ("cats", "default"), ("function_tgz", "tgz"), ("function_folder", "no-archive")):
+    function, base, net = (
+        put(made / "function.py", FUNCTION),
+        put(made / "base.py", BASE),
+        put(made / "net.py", NET),
+    )
+    for name, format in (
+        ("function", "default"),
+        ("cats", "default"),
+        ("function_tgz", "tgz"),
+        ("function_folder", "no-archive"),
+    ):
         place(archive(made, name, str(function), format=format), models, name)
     settings = put(made / "model-config.yaml", SETTINGS)
     extra = put(made / "extra.txt", "!\n")
-    place(archive(made, "class", str(put(made / "class_handler.py", CLASS)), config_file=settings, extra_files=extra), models, "class")
+    place(
+        archive(
+            made, "class", str(put(made / "class_handler.py", CLASS)), config_file=settings, extra_files=extra
+        ),
+        models,
+        "class",
+    )
     weights = made / "net.pth"
     torch.save({"scale": torch.tensor(3.0)}, weights)
     place(archive(made, "eager", str(base), model_file=net, serialized_file=weights), models, "eager")
@@ -185,7 +208,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * 2
 
-    place(archive(made, "twice", str(base), serialized_file=script(made / "twice.pt", Twice())), models, "twice")
+    place(
+        archive(made, "twice", str(base), serialized_file=script(made / "twice.pt", Twice())), models, "twice"
+    )
     program = made / "twice.pt2"
     torch.export.save(torch.export.export(Twice(), (torch.ones(1, 3),)), program)
     place(archive(made, "program", str(base), serialized_file=program), models, "program")
@@ -198,7 +223,9 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
             models / envelope / "config.pbtxt",
             f'backend: "torchserve" parameters {{ key: "service_envelope" value {{ string_value: "{envelope}" }} }}\n',
         )
-    with serve(models, tmp_path_factory.mktemp("log") / "log", environment={"XDG_CACHE_HOME": str(made / "cache")}) as running:
+    with serve(
+        models, tmp_path_factory.mktemp("log") / "log", environment={"XDG_CACHE_HOME": str(made / "cache")}
+    ) as running:
         yield running
 
 
@@ -220,9 +247,12 @@ def test_a_function_in_each_kind_of_archive(archives: ServerProcess, name: str) 
 
 
 @pytest.mark.parametrize(
-    ("content_type", "kind"), [("application/json; charset=utf-8", "dict"), ("text/plain", "str"), ("image/png", "bytes")]
+    ("content_type", "kind"),
+    [("application/json; charset=utf-8", "dict"), ("text/plain", "str"), ("image/png", "bytes")],
 )
-def test_the_content_type_says_what_a_handler_gets(archives: ServerProcess, content_type: str, kind: str) -> None:
+def test_the_content_type_says_what_a_handler_gets(
+    archives: ServerProcess, content_type: str, kind: str
+) -> None:
     assert ask(archives, "function", "{}", **{"Content-Type": content_type})["type"] == kind
 
 
@@ -236,9 +266,15 @@ def test_a_body_that_is_not_of_its_content_type_is_refused(archives: ServerProce
 def test_the_requests_of_the_page_are_answered(archives: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(b"\xff\xd8 no text")
     (shown,) = (block.text for block in blocks("docs/torchserve.md") if block.language == "console")
-    commands = [line.removeprefix("$ ").replace("localhost:8000", f"localhost:{archives.http_port}") for line in shown.splitlines()]
+    commands = [
+        line.removeprefix("$ ").replace("localhost:8000", f"localhost:{archives.http_port}")
+        for line in shown.splitlines()
+    ]
 
-    _, generated = (subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True).stdout for line in commands)
+    _, generated = (
+        subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, check=True).stdout
+        for line in commands
+    )
 
     assert b'"type": "bytes"' in (tmp_path / "answer.bin").read_bytes()
     assert json.loads(json.loads(generated)["output"])["type"] == "dict"
@@ -267,7 +303,9 @@ def test_batch_delay_workers_and_timeout_are_those_of_the_archive(tmp_path: Path
     made, models = tmp_path / "made", tmp_path / "models"
     handler = str(put(made / "paced.py", PACED))
     for name, settings in (("joined", JOINED), ("late", LATE)):
-        place(archive(made, name, handler, config_file=put(made / "model-config.yaml", settings)), models, name)
+        place(
+            archive(made, name, handler, config_file=put(made / "model-config.yaml", settings)), models, name
+        )
 
     async def together() -> list[Any]:
         async with backline.connect_async(server.url, timeout=15) as client:
@@ -298,7 +336,9 @@ def test_requests_at_the_same_time_are_a_batch(archives: ServerProcess) -> None:
         ("teapot", 404, "no such tea"),
     ],
 )
-def test_what_a_handler_fails_with_is_told(archives: ServerProcess, data: str, status: int, text: str) -> None:
+def test_what_a_handler_fails_with_is_told(
+    archives: ServerProcess, data: str, status: int, text: str
+) -> None:
     with pytest.raises(BacklineError, match=text) as caught:
         ask(archives, "class", data)
     assert caught.value.http_status == status
@@ -344,7 +384,15 @@ def test_a_subclass_of_base_handler(archives: ServerProcess, name: str, factor: 
     ],
 )
 def test_envelopes(archives: ServerProcess, name: str, body: Any, answer: Any) -> None:
-    assert ask(archives, name, json.dumps(body), **({"content-type": "application/json"} if name == "body" else {})) == answer
+    assert (
+        ask(
+            archives,
+            name,
+            json.dumps(body),
+            **({"content-type": "application/json"} if name == "body" else {}),
+        )
+        == answer
+    )
 
 
 def test_responses_before_the_last_one_are_a_stream(archives: ServerProcess) -> None:
@@ -388,7 +436,9 @@ def built_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerP
             found: list[dict[str, torch.Tensor]] = []
             for image in images:
                 box = torch.tensor([[0.0, 0.0, float(image.shape[2]), float(image.shape[1])]]).repeat(2, 1)
-                found.append({"boxes": box, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.1])})
+                found.append(
+                    {"boxes": box, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.1])}
+                )
             return found
 
     class Words(torch.nn.Module):
@@ -402,7 +452,9 @@ def built_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerP
     names = put(made / "index_to_name.json", json.dumps(LABELS))
     words = ["i", "do", "not", "like", "i do", "do not", "not like"]
     torch.save({word: number for number, word in enumerate(words)}, made / "source_vocab.pt")
-    classifier = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(3 * 7 * 7, 10))
+    classifier = torch.nn.Sequential(
+        torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(3 * 7 * 7, 10)
+    )
     for name, module, extra in (
         ("image_classifier", classifier, str(names)),
         ("image_segmenter", Segmenter(), ""),
@@ -410,12 +462,20 @@ def built_in(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerP
         ("text_classifier", Words(), str(made / "source_vocab.pt")),
     ):
         options = {"extra_files": extra} if extra else {}
-        place(archive(made, name, name, serialized_file=script(made / f"{name}.pt", module), **options), models, name)
+        place(
+            archive(made, name, name, serialized_file=script(made / f"{name}.pt", module), **options),
+            models,
+            name,
+        )
     with serve(models, made / "log", environment={"XDG_CACHE_HOME": str(made / "cache")}) as running:
         yield running, made
 
 
-CAT = Path(find_spec("skimage").origin or "").parent / "data" / "chelsea.png" if find_spec("skimage") else Path()
+CAT = (
+    Path(find_spec("skimage").origin or "").parent / "data" / "chelsea.png"
+    if find_spec("skimage")
+    else Path()
+)
 
 
 def prepared(size: int = 224) -> Any:
@@ -453,7 +513,9 @@ def test_the_image_segmenter_tells_the_class_of_each_pixel(built_in: tuple[Serve
 
 
 def test_the_object_detector_tells_boxes_above_its_threshold(built_in: tuple[ServerProcess, Path]) -> None:
-    assert ask(built_in[0], "object_detector", CAT.read_bytes()) == [{"class 1": [0.0, 0.0, 451.0, 300.0], "score": pytest.approx(0.9)}]
+    assert ask(built_in[0], "object_detector", CAT.read_bytes()) == [
+        {"class 1": [0.0, 0.0, 451.0, 300.0], "score": pytest.approx(0.9)}
+    ]
 
 
 def test_the_text_classifier_reads_words_and_pairs_of_words(built_in: tuple[ServerProcess, Path]) -> None:
@@ -463,7 +525,9 @@ def test_the_text_classifier_reads_words_and_pairs_of_words(built_in: tuple[Serv
     answer = ask(server, "text_classifier", "<b>I</b> don't l\u00edke!")
 
     numbers = torch.tensor([0, 1, 2, 3, 4, 5, 6])
-    expected = torch.softmax(torch.jit.load(made / "text_classifier.pt")(numbers, torch.tensor([0])), 1)[0].tolist()
+    expected = torch.softmax(torch.jit.load(made / "text_classifier.pt")(numbers, torch.tensor([0])), 1)[
+        0
+    ].tolist()
     np.testing.assert_allclose([answer["0"], answer["1"]], expected, rtol=1e-5)
 
 
@@ -473,7 +537,11 @@ def test_the_text_classifier_reads_words_and_pairs_of_words(built_in: tuple[Serv
 @pytest.mark.skipif(shutil.which("uv") is None and find_spec("uv") is None, reason="uv is not installed")
 def test_requirements_in_an_archive_give_it_an_environment(tmp_path: Path) -> None:
     source = "def handle(data, context):\n    import six\n    return data and [six.__version__]\n"
-    files = {"MAR-INF/MANIFEST.json": manifest(handler="h"), "h.py": source, "requirements.txt": "six==1.16.0\n"}
+    files = {
+        "MAR-INF/MANIFEST.json": manifest(handler="h"),
+        "h.py": source,
+        "requirements.txt": "six==1.16.0\n",
+    }
     mar(tmp_path / "models" / "six" / "1" / "model.mar", files)
     with (
         serve(tmp_path / "models", tmp_path / "log", "--cache-dir", str(tmp_path / "cache")) as server,
@@ -485,7 +553,10 @@ def test_requirements_in_an_archive_give_it_an_environment(tmp_path: Path) -> No
 def test_a_handler_is_debugged_in_the_servers_process_and_loaded_again(tmp_path: Path) -> None:
     def write(answer: str) -> None:
         source = f"import os\n\ndef handle(data, context):\n    return data and [{{'pid': os.getpid(), 'answer': '{answer}'}}]\n"
-        mar(tmp_path / "models" / "h" / "1" / "model.mar", {"MAR-INF/MANIFEST.json": manifest(handler="h"), "h.py": source})
+        mar(
+            tmp_path / "models" / "h" / "1" / "model.mar",
+            {"MAR-INF/MANIFEST.json": manifest(handler="h"), "h.py": source},
+        )
 
     write("first")
     options = ("--debug", "h", "--cache-dir", str(tmp_path / "cache"))
@@ -519,13 +590,24 @@ def manifest(**model: str) -> str:
         ({}, "it does not hold MAR-INF/MANIFEST.json"),
         ({"MAR-INF/MANIFEST.json": "{"}, "MAR-INF/MANIFEST.json is no JSON"),
         ({"MAR-INF/MANIFEST.json": "{}"}, "names no handler"),
-        ({"MAR-INF/MANIFEST.json": manifest(handler="x", serializedFile="a.pt")}, "its serializedFile 'a.pt' is not in the archive"),
-        ({"MAR-INF/MANIFEST.json": manifest(handler="x", configFile="c.yaml"), "c.yaml": "a: ["}, "c.yaml cannot be read"),
-        ({"MAR-INF/MANIFEST.json": manifest(handler="x", configFile="c.yaml"), "c.yaml": "3"}, "c.yaml must hold keys and values"),
+        (
+            {"MAR-INF/MANIFEST.json": manifest(handler="x", serializedFile="a.pt")},
+            "its serializedFile 'a.pt' is not in the archive",
+        ),
+        (
+            {"MAR-INF/MANIFEST.json": manifest(handler="x", configFile="c.yaml"), "c.yaml": "a: ["},
+            "c.yaml cannot be read",
+        ),
+        (
+            {"MAR-INF/MANIFEST.json": manifest(handler="x", configFile="c.yaml"), "c.yaml": "3"},
+            "c.yaml must hold keys and values",
+        ),
         ({"MAR-INF/MANIFEST.json": "x" * (1 << 21)}, "is larger than 1048576 bytes"),
     ],
 )
-def test_what_is_wrong_with_an_archive_is_told_before_anything_runs(tmp_path: Path, files: dict[str, str], text: str) -> None:
+def test_what_is_wrong_with_an_archive_is_told_before_anything_runs(
+    tmp_path: Path, files: dict[str, str], text: str
+) -> None:
     with pytest.raises(BacklineError, match=text):
         load(mar(tmp_path / "model.mar", files), ModelConfig("m"))
 
@@ -563,7 +645,9 @@ def test_an_archive_is_unpacked_once_and_again_when_it_changes(tmp_path: Path) -
 
 
 def test_what_nobody_has_used_for_a_day_goes_unless_it_is_held(tmp_path: Path) -> None:
-    old, held = (unpacked(mar(tmp_path / f"{name}.mar", {name: ""}), tmp_path / "cache") for name in ("old", "held"))
+    old, held = (
+        unpacked(mar(tmp_path / f"{name}.mar", {name: ""}), tmp_path / "cache") for name in ("old", "held")
+    )
     for folder in (old, held):
         os.utime(folder, (0, 0))
     descriptor = hold(held)
@@ -575,30 +659,55 @@ def test_what_nobody_has_used_for_a_day_goes_unless_it_is_held(tmp_path: Path) -
 
 
 BAD_HANDLERS = {
-    "unknown": ({"handler": "nobody"}, {}, "does not hold its handler 'nobody.py', and no built-in is called so"),
+    "unknown": (
+        {"handler": "nobody"},
+        {},
+        "does not hold its handler 'nobody.py', and no built-in is called so",
+    ),
     "syntax": ({"handler": "h.py"}, {"h.py": "def handle(:"}, "SyntaxError"),
     "nothing": ({"handler": "h.py"}, {"h.py": "x = 1"}, "expected a function handle"),
-    "two": ({"handler": "h"}, {"h.py": "class A:\n  def handle(self, d, c): ...\nclass B(A): ...\n"}, "found A, B"),
+    "two": (
+        {"handler": "h"},
+        {"h.py": "class A:\n  def handle(self, d, c): ...\nclass B(A): ...\n"},
+        "found A, B",
+    ),
     "initialize": (
         {"handler": "h"},
         {"h.py": "class A:\n  def initialize(self, c): 1/0\n  def handle(self, d, c): ...\n"},
         "division by zero",
     ),
-    "timeout": ({"handler": "h", "configFile": "c"}, {"h.py": "def handle(d, c): ...", "c": "batchSize: many"}, "batchSize is 'many'"),
+    "timeout": (
+        {"handler": "h", "configFile": "c"},
+        {"h.py": "def handle(d, c): ...", "c": "batchSize: many"},
+        "batchSize is 'many'",
+    ),
     "sequences": (
         {"handler": "h", "configFile": "c"},
         {"h.py": "def handle(d, c): ...", "c": "sequenceBatching: true"},
         "sequenceBatching",
     ),
-    "missing": ({"handler": "image_classifier"}, {}, "the built-in handler 'image_classifier' needs the package 'torchvision'"),
+    "missing": (
+        {"handler": "image_classifier"},
+        {},
+        "the built-in handler 'image_classifier' needs the package 'torchvision'",
+    ),
 }
 
 
 def test_a_handler_that_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     for name, (model, files, _) in BAD_HANDLERS.items():
-        mar(tmp_path / "models" / name / "1" / "model.mar", {"MAR-INF/MANIFEST.json": manifest(**model), **files})
-    put(tmp_path / "path" / "torchvision" / "__init__.py", "raise ModuleNotFoundError('gone', name='torchvision')")
-    environment = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join((str(tmp_path / "path"), *sys.path))}
+        mar(
+            tmp_path / "models" / name / "1" / "model.mar",
+            {"MAR-INF/MANIFEST.json": manifest(**model), **files},
+        )
+    put(
+        tmp_path / "path" / "torchvision" / "__init__.py",
+        "raise ModuleNotFoundError('gone', name='torchvision')",
+    )
+    environment = {
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join((str(tmp_path / "path"), *sys.path)),
+    }
     with serve(tmp_path / "models", tmp_path / "log", ready=False, environment=environment) as server:
         server.wait_started()
         with backline.connect(server.url) as client:

@@ -67,10 +67,14 @@ def test_a_server_that_trusts_pickles_serves_them_and_says_so(tmp_path: Path) ->
 
     repository = tmp_path / "repository"
     (repository / "line" / "1").mkdir(parents=True)
-    joblib.dump(LinearRegression().fit([[0.0], [1.0]], [1.0, 3.0]), repository / "line" / "1" / "model.joblib")
+    joblib.dump(
+        LinearRegression().fit([[0.0], [1.0]], [1.0, 3.0]), repository / "line" / "1" / "model.joblib"
+    )
 
     with serve(repository, tmp_path / "log", "--trust-pickle") as server:
-        body = json.dumps({"inputs": [{"name": "input__0", "datatype": "FP64", "shape": [1, 1], "data": [2.0]}]}).encode()
+        body = json.dumps(
+            {"inputs": [{"name": "input__0", "datatype": "FP64", "shape": [1, 1], "data": [2.0]}]}
+        ).encode()
         with urllib.request.urlopen(f"{server.url}/v2/models/line/infer", body, timeout=30) as answer:
             outputs = json.load(answer)["outputs"]
 

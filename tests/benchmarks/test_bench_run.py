@@ -15,7 +15,9 @@ RUN = Path(__file__).parents[2] / "benchmarks" / "run.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(RUN), *arguments], capture_output=True, text=True, check=False, timeout=110)
+    return subprocess.run(
+        [sys.executable, str(RUN), *arguments], capture_output=True, text=True, check=False, timeout=110
+    )
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -26,7 +28,19 @@ def test_backline_alone_is_measured(protocol: str, tmp_path: Path) -> None:
         pytest.skip("perf_analyzer is not installed")
     file = tmp_path / "results.json"
 
-    done = run("--quick", "--peers", "backline", "--models", "add1", "--protocols", protocol, "--concurrency", "2", "--json", str(file))
+    done = run(
+        "--quick",
+        "--peers",
+        "backline",
+        "--models",
+        "add1",
+        "--protocols",
+        protocol,
+        "--concurrency",
+        "2",
+        "--json",
+        str(file),
+    )
 
     assert done.returncode == 0, done.stdout + done.stderr
     (only,) = json.loads(file.read_text())["cases"]

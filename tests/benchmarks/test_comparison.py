@@ -49,7 +49,11 @@ class Recorder:
 
 
 def test_median_of_each_number_and_sum_of_counts() -> None:
-    runs = [Measurement(10, 5, 9, 100, 1, 7.0), Measurement(30, 1, 8, 300, 0, 9.0), Measurement(20, 3, 7, 200, 2, 8.0)]
+    runs = [
+        Measurement(10, 5, 9, 100, 1, 7.0),
+        Measurement(30, 1, 8, 300, 0, 9.0),
+        Measurement(20, 3, 7, 200, 2, 8.0),
+    ]
 
     assert median_measurement(runs) == Measurement(20, 3, 8, 600, 3, 8.0)
 
@@ -88,7 +92,10 @@ def test_peers_take_turns() -> None:
 
 def test_a_peer_that_fails_keeps_what_it_reached_and_says_why() -> None:
     log: list[str] = []
-    peers = {"backline": Recorder("backline", [4, 4], log), "other": Recorder("other", [2, 2], log, failing=1)}
+    peers = {
+        "backline": Recorder("backline", [4, 4], log),
+        "other": Recorder("other", [2, 2], log, failing=1),
+    }
 
     (row,) = measure([case()], peers, rounds=2, seconds=1, say=lambda line: None)  # type: ignore[arg-type]
 
@@ -106,7 +113,9 @@ def test_table_shows_rates_latencies_and_ratios() -> None:
 
     text = table([row], ["backline", "triton"])
 
-    assert text.splitlines()[-1] == ("| add1 | HTTP binary, wrk | 16 | 31,000, 100 us / 200 us | 10,000, 100 us / 200 us, **3.10x** |")
+    assert text.splitlines()[-1] == (
+        "| add1 | HTTP binary, wrk | 16 | 31,000, 100 us / 200 us | 10,000, 100 us / 200 us, **3.10x** |"
+    )
 
 
 def test_table_says_why_a_peer_has_no_number() -> None:

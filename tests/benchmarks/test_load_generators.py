@@ -24,7 +24,10 @@ def test_wrk_rate_latencies_and_count(recorded: Recorded) -> None:
 
 def test_wrk_counts_refused_and_broken_answers_as_errors(recorded: Recorded) -> None:
     output = (
-        recorded("wrk.txt").replace('"read": 0', '"read": 3').replace('"status": 0', '"status": 40').replace('"timeout": 0', '"timeout": 2')
+        recorded("wrk.txt")
+        .replace('"read": 0', '"read": 3')
+        .replace('"status": 0', '"status": 40')
+        .replace('"timeout": 0', '"timeout": 2')
     )
 
     assert wrk.parse(output).errors == 45
@@ -73,7 +76,9 @@ def test_h2load_without_a_result_says_what_it_printed() -> None:
 
 def test_h2load_tells_how_many_requests_got_no_whole_answer(recorded: Recorded) -> None:
     output = recorded("h2load.txt")
-    broken = output.replace("12869 done, 12869 succeeded, 0 failed, 0 errored", "12860 done, 12857 succeeded, 3 failed, 3 errored")
+    broken = output.replace(
+        "12869 done, 12869 succeeded, 0 failed, 0 errored", "12860 done, 12857 succeeded, 3 failed, 3 errored"
+    )
 
     assert h2load.unfinished(output) == 0
     assert h2load.unfinished(broken) == 12
@@ -82,7 +87,10 @@ def test_h2load_tells_how_many_requests_got_no_whole_answer(recorded: Recorded) 
 def test_h2load_writes_down_each_request() -> None:
     if not h2load.available():
         pytest.skip("h2load is not installed")
-    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"]
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n",
+    ]
 
     def serve(listening: socket.socket) -> None:
         connected, _ = listening.accept()
@@ -95,7 +103,10 @@ def test_h2load_writes_down_each_request() -> None:
         server = Thread(target=serve, args=(listening,))
         server.start()
         before = time()
-        load = h2load.Load(h2load.Post(f"http://127.0.0.1:{listening.getsockname()[1]}/", b"body", {}), ["--h1", "-c1", "-n2"])
+        load = h2load.Load(
+            h2load.Post(f"http://127.0.0.1:{listening.getsockname()[1]}/", b"body", {}),
+            ["--h1", "-c1", "-n2"],
+        )
         try:
             output = load.finish(20)
             first, second = load.requests()

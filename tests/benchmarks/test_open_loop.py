@@ -38,7 +38,10 @@ def fates(answers: list[bytes], *, close: bool = False) -> dict[str, int]:
 
 
 def test_answers_are_counted_by_status() -> None:
-    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n"]
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+        b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n",
+    ]
 
     assert fates(answers) == {"200": 1, "503": 1}
 

@@ -40,7 +40,9 @@ def fates(server: ServerProcess, name: str, moments: list[float]) -> list[Fate]:
     return asyncio.run(main())
 
 
-def test_calls_are_told_apart_by_their_status_and_counted_from_when_they_were_due(server: ServerProcess) -> None:
+def test_calls_are_told_apart_by_their_status_and_counted_from_when_they_were_due(
+    server: ServerProcess,
+) -> None:
     moments = [number / 1000 for number in range(200)]
     answered = fates(server, "add1", moments)
     assert {fate.what for fate in answered} == {"OK"}
@@ -60,7 +62,12 @@ def turn(*latencies: float, seconds: float = 1.0) -> Turn:
 
 
 def test_goodput_is_what_was_answered_within_the_objective() -> None:
-    told = [Fate("200", 0.0, 0.01, 0.05), Fate("200", 0.0, 0.0, 0.2), Fate("503", 0.0, 0.0, 0.001), Fate("partial", 0.0, 0.0, 0.1)]
+    told = [
+        Fate("200", 0.0, 0.01, 0.05),
+        Fate("200", 0.0, 0.0, 0.2),
+        Fate("503", 0.0, 0.0, 0.001),
+        Fate("partial", 0.0, 0.0, 0.1),
+    ]
     outcome = outcome_of([Turn(told, lost=1, seconds=2.0)], objective=0.1)
     assert (outcome.offered, outcome.answered, outcome.goodput, outcome.refused) == (2.0, 1.0, 0.5, 0.5)
     assert outcome.others == {"partial": 1, "no answer": 1}
@@ -79,7 +86,9 @@ def test_the_page_says_which_claims_hold(tmp_path: Path) -> None:
     }
     report = Report(0.1, 2.0, 1, outcomes)
     assert [holds for holds, _ in report.claims("objective", [1.1])] == [False, True]
-    report.write(tmp_path / "overload.md", about={"cores": "2"}, versions={}, tried=[], objective_mode="objective")
+    report.write(
+        tmp_path / "overload.md", about={"cores": "2"}, versions={}, tried=[], objective_mode="objective"
+    )
     page = (tmp_path / "overload.md").read_text()
     assert "- **no**: http, 1.1 times: 94.0% of the best goodput (at least 95%)" in page
     assert "- yes: http, 1.1 times: p99 of the answered 50 ms (at most 100 ms)" in page

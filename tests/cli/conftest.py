@@ -20,6 +20,8 @@ def backline() -> Run:
     def run(*arguments: object, **environment: str) -> CompletedProcess[str]:
         command = [sys.executable, "-m", "backline", *map(str, arguments)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BACKLINE_")}
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**clean, **environment})
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env={**clean, **environment}
+        )
 
     return run

@@ -44,15 +44,31 @@ def test_infer_takes_json_and_generated_values(backline: Run, server: ServerProc
 def test_infer_reads_and_writes_npy(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
     value = np.random.default_rng(0).random((2, 16), np.float32)
     np.save(tmp_path / "x.npy", value)
-    assert backline("infer", "add1", "-u", server.url, "-i", f"@{tmp_path / 'x.npy'}", "-o", tmp_path / "y.npy").returncode == 0
+    assert (
+        backline(
+            "infer", "add1", "-u", server.url, "-i", f"@{tmp_path / 'x.npy'}", "-o", tmp_path / "y.npy"
+        ).returncode
+        == 0
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), value + 1)
-    assert backline("infer", "add1", "-u", server.url, "-i", f"@{tmp_path / 'x.npy'}", "-o", tmp_path / "y.npz").returncode == 0
+    assert (
+        backline(
+            "infer", "add1", "-u", server.url, "-i", f"@{tmp_path / 'x.npy'}", "-o", tmp_path / "y.npz"
+        ).returncode
+        == 0
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["OUTPUT0"], value + 1)
 
 
 def test_a_request_alone_is_a_whole_sequence(backline: Run, tmp_path: Path) -> None:
-    tensors = " ".join(f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [ 1 ] }}' for kind, name in (("input", "x"), ("output", "x")))
-    put(tmp_path / "models" / "kept" / "config.pbtxt", f'backend: "identity" max_batch_size: 1 sequence_batching {{ }} {tensors}')
+    tensors = " ".join(
+        f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [ 1 ] }}'
+        for kind, name in (("input", "x"), ("output", "x"))
+    )
+    put(
+        tmp_path / "models" / "kept" / "config.pbtxt",
+        f'backend: "identity" max_batch_size: 1 sequence_batching {{ }} {tensors}',
+    )
     (tmp_path / "models" / "kept" / "1").mkdir()
     with serve(tmp_path / "models", tmp_path / "log") as server:
         for url in (server.url, server.grpc_url):
@@ -71,7 +87,10 @@ def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -
     assert done.returncode == 0, done.stderr
     assert "[b'one']" in done.stdout
     assert "words version 1 answered with 2 responses in " in done.stdout
-    assert [np.load(tmp_path / name)["output"].item() for name in ("word.npz", "word-1.npz")] == [b"one", b"two"]
+    assert [np.load(tmp_path / name)["output"].item() for name in ("word.npz", "word-1.npz")] == [
+        b"one",
+        b"two",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -81,13 +100,21 @@ def test_infer_shows_all_responses(backline: Run, tmp_path: Path, scheme: str) -
         (("add1",), "no value for INPUT0. It expects INPUT0 FP32[-1, 16]. For example --input INPUT0=random"),
         (("add1", "-i", "OTHER=1"), "no input 'OTHER'"),
         (("add1", "-i", "INPUT0=[[1"), "is not JSON"),
-        (("add1", "-i", "@/nowhere.npy"), "cannot read '/nowhere.npy' for input 'INPUT0': No such file or directory"),
+        (
+            ("add1", "-i", "@/nowhere.npy"),
+            "cannot read '/nowhere.npy' for input 'INPUT0': No such file or directory",
+        ),
         (("add1", "-i", "[[1, 2]]"), "expects shape [-1, 16], got [1, 2]"),
         (("add1", "-i", "zeros", "--output", "NOPE"), "NOPE"),
-        (("add1", "-i", "random:99999999999,16"), "input 'INPUT0' cannot be made with the shape [99999999999, 16]"),
+        (
+            ("add1", "-i", "random:99999999999,16"),
+            "input 'INPUT0' cannot be made with the shape [99999999999, 16]",
+        ),
     ],
 )
-def test_infer_says_what_is_wrong(backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str) -> None:
+def test_infer_says_what_is_wrong(
+    backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str
+) -> None:
     done = backline("infer", *arguments, BACKLINE_URL=server.url)
     assert done.returncode == 1
     assert message in done.stderr
@@ -97,7 +124,9 @@ def test_infer_says_what_is_wrong(backline: Run, server: ServerProcess, argument
 def test_models_are_listed(backline: Run, server: ServerProcess) -> None:
     assert "add1   1        READY" in backline("models", "list", "-u", server.url).stdout
     entries = json.loads(backline("models", "list", "-u", server.grpc_url, "--json").stdout)
-    assert {(entry["name"], entry["version"], entry["state"], entry["ready"]) for entry in entries} >= {("add1", "1", "READY", True)}
+    assert {(entry["name"], entry["version"], entry["state"], entry["ready"]) for entry in entries} >= {
+        ("add1", "1", "READY", True)
+    }
 
 
 def test_a_model_is_shown(backline: Run, server: ServerProcess) -> None:
@@ -122,14 +151,31 @@ def test_bench_tells_that_the_response_cache_has_answered(backline: Run, tmp_pat
     models.add1(tmp_path / "models")
     put(tmp_path / "models" / "add1" / "config.pbtxt", "response_cache { enable: true }")
     with serve(tmp_path / "models", tmp_path / "log", "--cache-config", "local,size=1MiB") as server:
-        done = backline("bench", "add1", "-u", server.url, "-c", "1,2", "--duration", "0.1", "--warm-up", "0.1")
+        done = backline(
+            "bench", "add1", "-u", server.url, "-c", "1,2", "--duration", "0.1", "--warm-up", "0.1"
+        )
     assert "At concurrency 1, 2 answers came from the response cache" in done.stdout
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc", "inproc"])
-def test_bench_measures_a_closed_loop(backline: Run, server: ServerProcess, model_repository: Path, tmp_path: Path, scheme: str) -> None:
+def test_bench_measures_a_closed_loop(
+    backline: Run, server: ServerProcess, model_repository: Path, tmp_path: Path, scheme: str
+) -> None:
     url = {"http": server.url, "grpc": server.grpc_url, "inproc": f"inproc://{model_repository}"}[scheme]
-    done = backline("bench", "add1", "-u", url, "-c", "1,4", "--duration", "0.3", "--warm-up", "0.1", "--json", tmp_path / "b.json")
+    done = backline(
+        "bench",
+        "add1",
+        "-u",
+        url,
+        "-c",
+        "1,4",
+        "--duration",
+        "0.3",
+        "--warm-up",
+        "0.1",
+        "--json",
+        tmp_path / "b.json",
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "b.json").read_text())
     assert [step["concurrency"] for step in document["steps"]] == [1, 4]
@@ -145,7 +191,20 @@ def test_bench_measures_a_closed_loop(backline: Run, server: ServerProcess, mode
 def test_bench_draws_a_page_and_a_picture(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page, picture = tmp_path / "b.html", tmp_path / "b.png"
-    options = ("--rate", "50,100", "--arrivals", "constant", "--duration", "0.4", "--warm-up", "0", "--html", page, "--png", picture)
+    options = (
+        "--rate",
+        "50,100",
+        "--arrivals",
+        "constant",
+        "--duration",
+        "0.4",
+        "--warm-up",
+        "0",
+        "--html",
+        page,
+        "--png",
+        picture,
+    )
     done = backline("bench", "add1", "-u", server.url, *options)
     assert done.returncode == 0, done.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -156,7 +215,20 @@ def test_bench_draws_a_page_and_a_picture(backline: Run, server: ServerProcess, 
 
 def test_bench_takes_inputs_from_a_file(backline: Run, server: ServerProcess, tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", INPUT0=np.ones((5, 16), np.float32))
-    done = backline("bench", "add1", "-u", server.url, "-c", "1", "--duration", "0.1", "--warm-up", "0", "--data", tmp_path / "x.npz")
+    done = backline(
+        "bench",
+        "add1",
+        "-u",
+        server.url,
+        "-c",
+        "1",
+        "--duration",
+        "0.1",
+        "--warm-up",
+        "0",
+        "--data",
+        tmp_path / "x.npz",
+    )
     assert "INPUT0 FP32[5, 16]" in done.stdout
 
 
@@ -169,7 +241,9 @@ def test_bench_takes_inputs_from_a_file(backline: Run, server: ServerProcess, tm
         (("add1", "--input-shape", "INPUT0:1,17"), "expects shape [-1, 16], got [1, 17]"),
     ],
 )
-def test_bench_says_what_is_wrong(backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str) -> None:
+def test_bench_says_what_is_wrong(
+    backline: Run, server: ServerProcess, arguments: tuple[str, ...], message: str
+) -> None:
     done = backline("bench", *arguments, "-u", server.url)
     assert done.returncode == 1
     assert message in done.stderr

@@ -66,10 +66,16 @@ def test_explain_says_where_each_value_comes_from(backline: Run, repository: Pat
     done = backline("config", "explain", repository / "add1", "--json")
 
     assert done.returncode == 0, done.stderr
-    values = {value["path"]: (value["value"], value["origin"], value["where"]) for value in json.loads(done.stdout)}
+    values = {
+        value["path"]: (value["value"], value["origin"], value["where"]) for value in json.loads(done.stdout)
+    }
     folder = repository / "add1"
     assert values["max_batch_size"] == (4, "file", f"{folder}/config.pbtxt:1:1")
-    assert values["parameters[backline.lane].string_value"] == ("thread", "file", f"{folder}/config.pbtxt:2:43")
+    assert values["parameters[backline.lane].string_value"] == (
+        "thread",
+        "file",
+        f"{folder}/config.pbtxt:2:43",
+    )
     assert values["input[0].dims"] == ([16], "model", f"{folder}/1/model.onnx")
     assert values["version_policy.latest.num_versions"] == (1, "default", "")
     assert values["instance_group[0].count"][1] == "server"
@@ -78,8 +84,14 @@ def test_explain_says_where_each_value_comes_from(backline: Run, repository: Pat
 def test_explain_prints_a_table_and_the_warnings(backline: Run, repository: Path) -> None:
     done = backline("config", "explain", repository / "add1", "--no-inspect")
 
-    assert any(line.split() == ["max_batch_size", "4", "file", "config.pbtxt:1:1"] for line in done.stdout.splitlines())
-    assert "warning: config.pbtxt of 'add1': optimization.priority is not supported yet and has no effect" in done.stderr
+    assert any(
+        line.split() == ["max_batch_size", "4", "file", "config.pbtxt:1:1"]
+        for line in done.stdout.splitlines()
+    )
+    assert (
+        "warning: config.pbtxt of 'add1': optimization.priority is not supported yet and has no effect"
+        in done.stderr
+    )
 
 
 def test_a_single_file_is_a_model(backline: Run, repository: Path) -> None:
@@ -87,16 +99,31 @@ def test_a_single_file_is_a_model(backline: Run, repository: Path) -> None:
 
     done = backline("config", "explain", file, "--json")
 
-    assert {"path": "input[0].name", "value": "INPUT0", "origin": "model", "where": str(file)} in json.loads(done.stdout)
+    assert {"path": "input[0].name", "value": "INPUT0", "origin": "model", "where": str(file)} in json.loads(
+        done.stdout
+    )
 
 
 def test_explain_knows_what_a_load_overrides(backline: Run, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "load.json").write_text('{"max_batch_size": 2}')
 
-    done = backline("config", "explain", repository / "add1", "--override", tmp_path / "load.json", "--no-inspect", "--json")
+    done = backline(
+        "config",
+        "explain",
+        repository / "add1",
+        "--override",
+        tmp_path / "load.json",
+        "--no-inspect",
+        "--json",
+    )
 
     (value,) = [value for value in json.loads(done.stdout) if value["path"] == "max_batch_size"]
-    assert value == {"path": "max_batch_size", "value": 2, "origin": "override", "where": "load parameter 'config'"}
+    assert value == {
+        "path": "max_batch_size",
+        "value": 2,
+        "origin": "override",
+        "where": "load parameter 'config'",
+    }
 
 
 def test_validate_names_what_is_wrong(backline: Run, repository: Path) -> None:
@@ -114,7 +141,9 @@ def test_validate_names_what_is_wrong(backline: Run, repository: Path) -> None:
 
 
 def test_validate_with_load_finds_what_disagrees_with_the_model(backline: Run, repository: Path) -> None:
-    (repository / "add1" / "config.pbtxt").write_text('input { name: "OTHER" data_type: TYPE_FP32 dims: [ 4, 16 ] }')
+    (repository / "add1" / "config.pbtxt").write_text(
+        'input { name: "OTHER" data_type: TYPE_FP32 dims: [ 4, 16 ] }'
+    )
     assert backline("config", "validate", repository / "add1").returncode == 0
 
     done = backline("config", "validate", repository / "add1", "--load", "--json")
@@ -165,9 +194,14 @@ def test_models_of_every_kind_are_validated_with_load(backline: Run, repository:
     assert "names the input 'START', which the model does not have" in errors["ident"][0]
 
 
-def test_steps_of_ensembles_are_held_against_the_models_beside_them(backline: Run, repository: Path, tmp_path: Path) -> None:
+def test_steps_of_ensembles_are_held_against_the_models_beside_them(
+    backline: Run, repository: Path, tmp_path: Path
+) -> None:
     put(repository / "good" / "config.pbtxt", ENSEMBLE)
-    put(repository / "outer" / "config.pbtxt", ENSEMBLE.replace("add1", "good").replace("INPUT0", "x").replace("OUTPUT0", "y"))
+    put(
+        repository / "outer" / "config.pbtxt",
+        ENSEMBLE.replace("add1", "good").replace("INPUT0", "x").replace("OUTPUT0", "y"),
+    )
     put(repository / "typo" / "config.pbtxt", ENSEMBLE.replace("add1", "add2"))
     put(repository / "version" / "config.pbtxt", ENSEMBLE.replace("model_version: -1", "model_version: 7"))
     put(repository / "tensor" / "config.pbtxt", ENSEMBLE.replace("OUTPUT0", "OUTPUT1"))
@@ -175,34 +209,54 @@ def test_steps_of_ensembles_are_held_against_the_models_beside_them(backline: Ru
 
     def errors(*arguments: object) -> dict[str, list[str]]:
         done = backline("config", "validate", *arguments, "--json")
-        return {checked["model"]: checked["errors"] for checked in json.loads(done.stdout) if checked["errors"]}
+        return {
+            checked["model"]: checked["errors"] for checked in json.loads(done.stdout) if checked["errors"]
+        }
 
-    missing = {"typo": ["ensemble typo contains models that are not available or ambiguous: add2. Did you mean 'add1'?"]}
+    missing = {
+        "typo": [
+            "ensemble typo contains models that are not available or ambiguous: add2. Did you mean 'add1'?"
+        ]
+    }
     version = {"version": ["ensemble 'version' depends on 'add1' whose required version 7 is not loaded."]}
-    tensor = {"tensor": ["in ensemble tensor, ensemble tensor y is mapped from non-existing output OUTPUT1 in model add1"]}
+    tensor = {
+        "tensor": [
+            "in ensemble tensor, ensemble tensor y is mapped from non-existing output OUTPUT1 in model add1"
+        ]
+    }
     assert errors(repository) == missing | version
     assert errors(repository, "--load") == missing | version | tensor
     assert errors(repository, tmp_path / "more") == version
     assert errors(repository / "typo") == {}
 
 
-def test_a_load_finds_warm_up_that_does_not_fit_and_parameters_without_effect(backline: Run, repository: Path) -> None:
+def test_a_load_finds_warm_up_that_does_not_fit_and_parameters_without_effect(
+    backline: Run, repository: Path
+) -> None:
     warm_up = 'model_warmup { name: "w" batch_size: 1 inputs { key: "X" value { data_type: TYPE_FP32 dims: 16 zero_data: true } } }'
     put(repository / "add1" / "config.pbtxt", f"max_batch_size: 4 {warm_up}")
-    put(repository / "ident" / "config.pbtxt", 'parameters { key: "intra_op_threads" value { string_value: "2" } }')
+    put(
+        repository / "ident" / "config.pbtxt",
+        'parameters { key: "intra_op_threads" value { string_value: "2" } }',
+    )
 
     done = backline("config", "validate", repository, "--load")
 
     assert "error: warm-up sample 'w' of " in done.stdout
     assert "does not fit the model" in done.stdout
     assert "warning: parameter 'intra_op_threads' of model 'ident' is not known" in done.stdout
-    assert "did you mean 'intra_op_thread_count'?" in backline("config", "explain", repository / "ident").stderr
+    assert (
+        "did you mean 'intra_op_thread_count'?" in backline("config", "explain", repository / "ident").stderr
+    )
 
 
 def test_explain_asks_a_python_model_itself(backline: Run, repository: Path) -> None:
     put(repository / "good" / "1" / "model.py", PYTHON)
 
-    values = {value["path"]: value for value in json.loads(backline("config", "explain", repository / "good", "--json").stdout)}
+    values = {
+        value["path"]: value
+        for value in json.loads(backline("config", "explain", repository / "good", "--json").stdout)
+    }
 
     assert (values["max_batch_size"]["value"], values["input[0].name"]["value"]) == (8, "x")
 
@@ -210,17 +264,25 @@ def test_explain_asks_a_python_model_itself(backline: Run, repository: Path) -> 
 def test_convert_goes_there_and_back(backline: Run, repository: Path) -> None:
     folder = repository / "add1"
     assert backline("config", "convert", folder, "--output", folder / "model.toml").returncode == 0
-    assert (folder / "model.toml").read_text() == 'max_batch_size = 4\nlane = "thread"\n\n[optimization]\npriority = "PRIORITY_MAX"\n'
+    assert (
+        folder / "model.toml"
+    ).read_text() == 'max_batch_size = 4\nlane = "thread"\n\n[optimization]\npriority = "PRIORITY_MAX"\n'
 
     done = backline("config", "convert", folder / "model.toml", "--json")
 
     converted = json.loads(done.stdout)
     assert converted["format"] == "pbtxt"
-    assert text.parse(converted["text"], "").message == text.parse(CONFIG, "").message != message("inference.ModelConfig")()
+    assert (
+        text.parse(converted["text"], "").message
+        == text.parse(CONFIG, "").message
+        != message("inference.ModelConfig")()
+    )
 
 
 def test_convert_does_not_write_over_a_file(backline: Run, repository: Path) -> None:
-    done = backline("config", "convert", repository / "add1", "--output", repository / "add1" / "config.pbtxt")
+    done = backline(
+        "config", "convert", repository / "add1", "--output", repository / "add1" / "config.pbtxt"
+    )
 
     assert done.returncode == 1
     assert "File exists" in done.stderr

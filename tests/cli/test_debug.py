@@ -48,7 +48,16 @@ class Debugged:
         self._port = free_ports(1)[0]
         self._asking = ThreadPoolExecutor(2)
         self.terminal = Terminal(
-            *("serve", repository, "--debug", "tagger", "--http-port", self._port, "--no-grpc", "--no-metrics"),
+            *(
+                "serve",
+                repository,
+                "--debug",
+                "tagger",
+                "--http-port",
+                self._port,
+                "--no-grpc",
+                "--no-metrics",
+            ),
             *("--cache-dir", folder / "cache", "--state-dir", folder / "state"),
         )
 
@@ -76,12 +85,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Debugged]:
     server = Debugged(folder / "models", folder)
     shown = server.terminal.read_until("Ctrl-C stops")
     assert "Debugging tagger: it runs in this process, breakpoint() stops here" in shown
-    assert "is debugged with packages of the server that its environment has in other versions: numpy" in shown
+    assert (
+        "is debugged with packages of the server that its environment has in other versions: numpy" in shown
+    )
     yield server
     server.terminal.close()
 
 
-def test_a_breakpoint_stops_at_the_terminal_for_any_time_and_the_request_is_answered_then(server: Debugged) -> None:
+def test_a_breakpoint_stops_at_the_terminal_for_any_time_and_the_request_is_answered_then(
+    server: Debugged,
+) -> None:
     answer = server.ask(text="hello", stop=True)
     server.terminal.read_until(r"\(Pdb\) ")
     server.terminal.type("p text\n")
@@ -94,7 +107,9 @@ def test_a_breakpoint_stops_at_the_terminal_for_any_time_and_the_request_is_answ
 
 
 def test_an_error_shows_its_traceback_at_the_terminal_and_hurts_nobody(server: Debugged) -> None:
-    assert "ValueError: too loud (model.py, line 13, in predict)" in server.ask(text="hello", fail=True).result(10)
+    assert "ValueError: too loud (model.py, line 13, in predict)" in server.ask(
+        text="hello", fail=True
+    ).result(10)
 
     shown = server.terminal.read_until("ValueError: too loud")
     assert 'model.py", line 13, in predict' in shown
@@ -103,7 +118,10 @@ def test_an_error_shows_its_traceback_at_the_terminal_and_hurts_nobody(server: D
 
 @pytest.mark.parametrize(
     ("file", "text", "answer"),
-    [("marks.py", "def mark():\n    return '?'\n", "HELLO?"), ("model.py", MODEL.replace("+ mark()", "+ mark() * 2"), "HELLO??")],
+    [
+        ("marks.py", "def mark():\n    return '?'\n", "HELLO?"),
+        ("model.py", MODEL.replace("+ mark()", "+ mark() * 2"), "HELLO??"),
+    ],
 )
 def test_an_edit_of_any_of_its_files_reloads_it(server: Debugged, file: str, text: str, answer: str) -> None:
     put(server.repository / "tagger" / "1" / file, text)
@@ -131,13 +149,20 @@ def test_ctrl_c_ends_the_server_also_at_a_breakpoint(server: Debugged) -> None:
         (("tagger", "--model-control-mode", "explicit"), "--debug looks at the files of models itself"),
     ],
 )
-def test_what_cannot_be_debugged_is_refused(backline, tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_cannot_be_debugged_is_refused(
+    backline, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:  # type: ignore[no-untyped-def]
     put(tmp_path / "models" / "tagger" / "1" / "model.py", SHOUT)
     (tmp_path / "models" / "add1" / "1").mkdir(parents=True)
     inputs = '{ name: "%s" data_type: TYPE_FP32 dims: [ 1 ] }'
-    put(tmp_path / "models" / "add1" / "config.pbtxt", f'backend: "identity"\ninput {inputs % "a"}\noutput {inputs % "b"}\n')
+    put(
+        tmp_path / "models" / "add1" / "config.pbtxt",
+        f'backend: "identity"\ninput {inputs % "a"}\noutput {inputs % "b"}\n',
+    )
 
-    run = backline("serve", tmp_path / "models", "--debug", *arguments, "--http-port", "0", "--no-grpc", "--no-metrics")
+    run = backline(
+        "serve", tmp_path / "models", "--debug", *arguments, "--http-port", "0", "--no-grpc", "--no-metrics"
+    )
 
     assert run.returncode in (1, 2)
     assert told in run.stderr
@@ -145,7 +170,9 @@ def test_what_cannot_be_debugged_is_refused(backline, tmp_path: Path, arguments:
 
 def test_without_a_repository_it_is_the_path_of_a_model(tmp_path: Path) -> None:
     put(tmp_path / "tagger" / "1" / "model.py", SHOUT)
-    terminal = Terminal("serve", "--debug", "tagger", "--http-port", "0", "--no-grpc", "--no-metrics", folder=tmp_path)
+    terminal = Terminal(
+        "serve", "--debug", "tagger", "--http-port", "0", "--no-grpc", "--no-metrics", folder=tmp_path
+    )
     try:
         assert "loaded tagger version 1" in terminal.read_until("Debugging tagger")
         terminal.type("\x03")

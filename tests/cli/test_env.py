@@ -22,7 +22,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_environments_are_built_once_listed_and_removed_when_no_model_asks_for_them(backline, models: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_environments_are_built_once_listed_and_removed_when_no_model_asks_for_them(
+    backline, models: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     def env(*arguments: object) -> str:
         run = backline("env", *arguments, "--cache-dir", tmp_path)
         assert run.returncode == 0, run.stderr

@@ -19,7 +19,9 @@ def test_version(backline: Run) -> None:
     assert backline("--version").stdout == f"backline, version {package.__version__}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("infer",), ("models",), ("models", "list"), ("models", "show"), ("bench",)])
+@pytest.mark.parametrize(
+    "command", [(), ("serve",), ("infer",), ("models",), ("models", "list"), ("models", "show"), ("bench",)]
+)
 def test_every_command_has_help_with_an_example(backline: Run, command: tuple[str, ...]) -> None:
     done = backline(*command, "--help")
     assert done.returncode == 0
@@ -44,7 +46,9 @@ def test_every_command_has_help_with_an_example(backline: Run, command: tuple[st
         (("config", "explian", "models"), "Did you mean 'explain'?"),
     ],
 )
-def test_wrong_options_end_with_status_2_and_a_hint(backline: Run, arguments: tuple[str, ...], hint: str) -> None:
+def test_wrong_options_end_with_status_2_and_a_hint(
+    backline: Run, arguments: tuple[str, ...], hint: str
+) -> None:
     done = backline(*arguments)
     assert done.returncode == 2
     assert hint in done.stderr
@@ -75,4 +79,9 @@ def test_serving_imports_neither_client_nor_rich() -> None:
         "import backline.cli.main, backline.cli.serve, sys\n"
         "print(sorted({'rich', 'matplotlib', 'grpc', 'backline.client'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        == "[]\n"
+    )

@@ -30,7 +30,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def controlled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose models come and go by request."""
     folder = tmp_path_factory.mktemp("server")
-    with serve(repository, folder / "log", "--model-control-mode", "explicit", "--state-dir", str(folder / "state")) as running:
+    with serve(
+        repository, folder / "log", "--model-control-mode", "explicit", "--state-dir", str(folder / "state")
+    ) as running:
         yield running
 
 
@@ -79,7 +81,9 @@ def entries(client: Client, name: str) -> dict[str, ModelIndex]:
     return {entry.version: entry for entry in client.models() if entry.name == name}
 
 
-@pytest.mark.parametrize("name", ["list", "show", "load", "unload", "refresh", "label", "promote", "rollback", "history"])
+@pytest.mark.parametrize(
+    "name", ["list", "show", "load", "unload", "refresh", "label", "promote", "rollback", "history"]
+)
 def test_every_command_has_help_with_examples_and_json(backline: Run, name: str) -> None:
     done = backline("models", name, "--help")
     assert f"Examples:\n    backline models {name}" in done.stdout
@@ -122,7 +126,9 @@ def test_a_model_is_loaded_from_local_files(run: Run, make_model: MakeModel, tmp
     assert "\nscheduling     up to 4 together, no delay\nbecause  " in shown
 
 
-def test_a_load_tells_the_memory_that_the_model_takes(run: Run, repository: Path, make_model: MakeModel) -> None:
+def test_a_load_tells_the_memory_that_the_model_takes(
+    run: Run, repository: Path, make_model: MakeModel
+) -> None:
     name = make_model(0)
     models.slow(repository, name, size=1024, layers=2)
     assert "MiB" in run("load", name).stdout
@@ -132,7 +138,11 @@ def test_the_list_tells_labels_and_the_default(run: Run, known: str) -> None:
     lines = [line.split() for line in run("list").stdout.splitlines()]
     assert [known, "2", "READY", "canary"] in [line[:4] for line in lines]
     assert [known, "3", "READY", "(default)"] in [line[:4] for line in lines]
-    found = {entry["version"]: entry for entry in json.loads(run("list", "--json").stdout) if entry["name"] == known}
+    found = {
+        entry["version"]: entry
+        for entry in json.loads(run("list", "--json").stdout)
+        if entry["name"] == known
+    }
     assert (found["2"]["labels"], found["3"]["default"]) == (["canary"], True)
 
 
@@ -145,7 +155,12 @@ def test_labels_are_set_moved_shown_and_removed(run: Run, client: Client, make_m
     assert run("label", name).stdout.split() == ["label", "version", "canary", "3"]
     assert json.loads(run("label", name, "--json").stdout) == {"canary": "3"}
     removed = json.loads(run("label", name, "canary", "--remove", "--json").stdout)
-    assert (removed["action"], removed["label"], removed["before"], removed["version"]) == ("unlabel", "canary", "3", "")
+    assert (removed["action"], removed["label"], removed["before"], removed["version"]) == (
+        "unlabel",
+        "canary",
+        "3",
+        "",
+    )
 
 
 def test_promote_and_rollback(run: Run, client: Client, make_model: MakeModel) -> None:
@@ -168,7 +183,10 @@ def test_the_history_tells_who_changed_what(run: Run, make_model: MakeModel) -> 
     assert "(none) -> 2" in run("history", name).stdout
     changes = json.loads(run("history", name, "--json").stdout)
     assert [change["action"] for change in changes] == ["promote", "load"]
-    assert all(change["who"].startswith(f"{getpass.getuser()}@") and change["who"].endswith(" (127.0.0.1)") for change in changes)
+    assert all(
+        change["who"].startswith(f"{getpass.getuser()}@") and change["who"].endswith(" (127.0.0.1)")
+        for change in changes
+    )
     assert len(json.loads(run("history", name, "--limit", "1", "--json").stdout)) == 1
 
 
@@ -181,10 +199,15 @@ def test_refresh_makes_a_new_model_known(run: Run, make_model: MakeModel) -> Non
 def test_show_tells_states_and_labels_of_the_versions(run: Run, known: str) -> None:
     assert "\n2        READY  canary" in run("show", known).stdout
     document = json.loads(run("show", known, "--model-version", "canary", "--json").stdout)
-    assert {entry["version"]: entry["labels"] for entry in document["states"] if entry["ready"]} == {"2": ["canary"], "3": []}
+    assert {entry["version"]: entry["labels"] for entry in document["states"] if entry["ready"]} == {
+        "2": ["canary"],
+        "3": [],
+    }
 
 
-def test_every_command_works_over_grpc(backline: Run, controlled: ServerProcess, make_model: MakeModel) -> None:
+def test_every_command_works_over_grpc(
+    backline: Run, controlled: ServerProcess, make_model: MakeModel
+) -> None:
     name = make_model()
 
     def over_grpc(*arguments: str) -> str:
@@ -252,7 +275,9 @@ def test_a_first_load_that_fails_says_why(
         (("rollback", "known_model"), "so there is none to go back to; point it to one, or remove it"),
     ],
 )
-def test_what_the_server_does_not_know(backline: Run, controlled: ServerProcess, known: str, arguments: tuple[str, ...], text: str) -> None:
+def test_what_the_server_does_not_know(
+    backline: Run, controlled: ServerProcess, known: str, arguments: tuple[str, ...], text: str
+) -> None:
     done = backline("models", *arguments, "--url", controlled.url)
     assert done.returncode == 1
     assert text in done.stderr

@@ -39,7 +39,13 @@ def test_the_tests_of_all_templates_pass_together_and_without_a_server(backline,
     for template in TEMPLATES:
         backline("new", tmp_path / f"{template}.v1", "--template", template)
 
-    run = subprocess.run([sys.executable, "-m", "pytest", "-q", tmp_path], capture_output=True, text=True, check=False, cwd=tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", tmp_path],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
 
     assert f"{len(TEMPLATES)} passed" in run.stdout
 
@@ -50,7 +56,9 @@ def test_required_packages_are_written_down(backline, tmp_path: Path) -> None:  
     assert (tmp_path / "m" / "requirements.txt").read_text() == "pillow\ntinydb==4.8.0\n"
 
 
-@pytest.mark.parametrize(("name", "told"), [("there", "exists already"), ("no good", "is no good name for a model")])
+@pytest.mark.parametrize(
+    ("name", "told"), [("there", "exists already"), ("no good", "is no good name for a model")]
+)
 def test_nothing_is_overwritten_and_names_are_checked(backline, tmp_path: Path, name: str, told: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "there").mkdir()
 

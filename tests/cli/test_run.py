@@ -68,7 +68,14 @@ ensemble_scheduling {{
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     models.add1(folder)
-    texts = {"shout": PYTHON, "words": WORDS, "picture": PICTURE, "song": SONG, "caller": CALLER, "loud": PYTHON}
+    texts = {
+        "shout": PYTHON,
+        "words": WORDS,
+        "picture": PICTURE,
+        "song": SONG,
+        "caller": CALLER,
+        "loud": PYTHON,
+    }
     for name, text in texts.items():
         put(folder / name / "1" / "model.py", text)
     put(folder / "both" / "config.pbtxt", ENSEMBLE)
@@ -95,7 +102,9 @@ def test_a_model_s_file_is_enough(backline, repository: Path) -> None:  # type: 
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
-def test_arrays_come_from_files_and_go_into_files(backline, repository: Path, tmp_path: Path, suffix: str) -> None:  # type: ignore[no-untyped-def]
+def test_arrays_come_from_files_and_go_into_files(
+    backline, repository: Path, tmp_path: Path, suffix: str
+) -> None:  # type: ignore[no-untyped-def]
     sent = np.arange(16, dtype=np.float32).reshape(1, 16)
     given = tmp_path / f"given{suffix}"
     if suffix == ".npy":
@@ -109,17 +118,23 @@ def test_arrays_come_from_files_and_go_into_files(backline, repository: Path, tm
     np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["OUTPUT0"], sent + 1)
 
 
-def test_the_inputs_of_a_json_are_found_by_their_names_and_outputs_go_into_a_folder(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_inputs_of_a_json_are_found_by_their_names_and_outputs_go_into_a_folder(
+    backline, repository: Path, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     put(tmp_path / "in.json", '{"text": ["ab"], "times": [3]}')
 
-    run = backline("run", repository / "shout", "--input", tmp_path / "in.json", "--output", tmp_path / "answers")
+    run = backline(
+        "run", repository / "shout", "--input", tmp_path / "in.json", "--output", tmp_path / "answers"
+    )
 
     assert run.returncode == 0, run.stderr
     assert np.load(tmp_path / "answers" / "output.npy").tolist() == [b"ABABAB"]
 
 
 def test_a_text_is_the_only_input(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    assert outputs(backline("run", repository / "shout", "--input", put(tmp_path / "letter.txt", "dear"), "--json")) == {"output": ["DEAR"]}
+    assert outputs(
+        backline("run", repository / "shout", "--input", put(tmp_path / "letter.txt", "dear"), "--json")
+    ) == {"output": ["DEAR"]}
 
 
 def test_an_image_is_decoded_to_the_shape_that_is_wanted(backline, repository: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -150,7 +165,9 @@ def test_all_responses_of_a_model_of_many_are_shown(backline, repository: Path) 
 
 
 def test_models_that_it_calls_are_loaded_with_it(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
-    assert outputs(backline("run", repository / "caller", "--with", "shout", "--input", "text=hey", "--json")) == {"output": ["HEY!"]}
+    assert outputs(
+        backline("run", repository / "caller", "--with", "shout", "--input", "text=hey", "--json")
+    ) == {"output": ["HEY!"]}
 
 
 def test_an_ensemble_brings_its_steps(backline, repository: Path) -> None:  # type: ignore[no-untyped-def]
@@ -167,7 +184,9 @@ def test_an_ensemble_brings_its_steps(backline, repository: Path) -> None:  # ty
         (("shout", "--input", "text=a", "--output", "x.txt"), "ends neither with .npz"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_with_what_to_do(repository: Path, arguments: tuple[str, ...], told: str) -> None:
+def test_what_is_wrong_is_told_with_what_to_do(
+    repository: Path, arguments: tuple[str, ...], told: str
+) -> None:
     name, *options = arguments
     run = CliRunner().invoke(command, [str(repository / name), *options])
 

@@ -57,11 +57,15 @@ def test_the_report_shows_models_states_reasons_and_urls(repository: Path, tmp_p
     (repository / "broken" / "1").mkdir(parents=True)
     (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
     models.add1(repository, "patient")
-    (repository / "patient" / "model.toml").write_text("max_batch_size = 8\ndynamic_batching.max_queue_delay_microseconds = 500\n")
+    (repository / "patient" / "model.toml").write_text(
+        "max_batch_size = 8\ndynamic_batching.max_queue_delay_microseconds = 500\n"
+    )
     with serve(repository, tmp_path / "log", ready=False) as server:
         output = wait_report(server)
     assert re.search(r"^add1 +1 +READY +inline +1 +64 +up to \d+ together, no delay$", output, re.MULTILINE)
-    assert re.search(r"^patient +1 +READY +inline +1 +8 +up to 8 together, waits 500 us$", output, re.MULTILINE)
+    assert re.search(
+        r"^patient +1 +READY +inline +1 +8 +up to 8 together, waits 500 us$", output, re.MULTILINE
+    )
     assert re.search(r"^broken +1 +UNAVAILABLE .*model\.onnx", output, re.MULTILINE)
     assert "loaded add1 version 1" in output
     assert server.url in output
@@ -83,14 +87,18 @@ def test_the_printed_curl_line_of_a_large_model_works(tmp_path: Path) -> None:
     models.ident(tmp_path / "models")
     with serve(tmp_path / "models", tmp_path / "log") as server:
         line = next(line for line in wait_report(server).splitlines() if "| curl " in line)
-        done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path)
+        done = subprocess.run(
+            line, shell=True, capture_output=True, text=True, timeout=30, check=True, cwd=tmp_path
+        )
     assert "200 OK" in done.stdout
     assert (tmp_path / "answer.bin").stat().st_size > 602_112
 
 
 def test_the_printed_python_line_works(repository: Path, tmp_path: Path) -> None:
     with serve(repository, tmp_path / "log") as server:
-        line = next(line for line in wait_report(server).splitlines() if " -c " in line and "backline.connect" in line)
+        line = next(
+            line for line in wait_report(server).splitlines() if " -c " in line and "backline.connect" in line
+        )
         done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)
     assert "'OUTPUT0': array([[2., 2." in done.stdout
 
@@ -108,12 +116,17 @@ def test_the_printed_lines_of_a_model_of_many_responses_work(tmp_path: Path) -> 
     put(tmp_path / "models" / "words" / "1" / "model.py", STREAM)
     with serve(tmp_path / "models", tmp_path / "log") as server:
         lines = [line for line in wait_report(server).splitlines() if line.startswith("  ")]
-        done = [subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True).stdout for line in lines if line]
+        done = [
+            subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True).stdout
+            for line in lines
+            if line
+        ]
     assert [line.count("more") for line in done] == [1, 1]
 
 
 SEQUENCES = 'backend: "identity"\nsequence_batching { }\n' + "\n".join(
-    f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [1] }}' for kind, name in (("input", "a"), ("output", "b"))
+    f'{kind} {{ name: "{name}" data_type: TYPE_FP32 dims: [1] }}'
+    for kind, name in (("input", "a"), ("output", "b"))
 )
 
 
@@ -124,7 +137,9 @@ def test_no_line_is_printed_for_a_model_that_a_single_request_does_not_fit(tmp_p
         assert "Try it" not in wait_report(server)
 
 
-async def test_a_load_that_takes_long_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_load_that_takes_long_has_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(serve_report, "PROGRESS_EVERY", 0)
     engine, model = Engine(), Model("big", "1", ModelConfig("big"))
     model.progress = LoadProgress("load", time.monotonic() - 31)
@@ -160,8 +175,18 @@ def slow(seconds: float) -> str:
 def test_a_run_that_has_no_end_does_not_hold_the_end_of_the_server(repository: Path, tmp_path: Path) -> None:
     put(repository / "slow" / "1" / "model.py", SLOW)
     trace = tmp_path / "trace.json"
-    options = ("--exit-timeout-secs", "0.5", "--trace-config", f"triton,file={trace}", "--trace-config", "level=TIMESTAMPS")
-    with serve(repository, tmp_path / "log", *options, "--trace-config", "rate=1") as server, connect(server.url) as client:
+    options = (
+        "--exit-timeout-secs",
+        "0.5",
+        "--trace-config",
+        f"triton,file={trace}",
+        "--trace-config",
+        "level=TIMESTAMPS",
+    )
+    with (
+        serve(repository, tmp_path / "log", *options, "--trace-config", "rate=1") as server,
+        connect(server.url) as client,
+    ):
         client["add1"](np.zeros((1, 16), np.float32))
         with ThreadPoolExecutor(1) as caller:
             asked = caller.submit(client["slow"], [100.0])
@@ -192,7 +217,9 @@ def test_a_repository_that_is_not_there_is_named(backline: Run) -> None:
 
 def test_options_are_environment_variables_too(repository: Path, tmp_path: Path) -> None:
     with serve(
-        repository, tmp_path / "log", environment={"BACKLINE_NO_METRICS": "1", "BACKLINE_UNIX_SOCKET": str(tmp_path / "s")}
+        repository,
+        tmp_path / "log",
+        environment={"BACKLINE_NO_METRICS": "1", "BACKLINE_UNIX_SOCKET": str(tmp_path / "s")},
     ) as server:
         assert "metrics" not in wait_report(server)
         with connect(f"unix:{tmp_path / 's'}") as client:
@@ -214,14 +241,25 @@ def test_tls_is_served_and_verified(repository: Path, tmp_path: Path) -> None:
     request = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext {names} -keyout {key} -out {certificate}"
     subprocess.run(request.split(), check=True, capture_output=True)
     value = np.ones((1, 16), np.float32)
-    with serve(repository, tmp_path / "log", "--ssl-certificate", str(certificate), "--ssl-key", str(key), ready=False) as server:
+    with serve(
+        repository,
+        tmp_path / "log",
+        "--ssl-certificate",
+        str(certificate),
+        "--ssl-key",
+        str(key),
+        ready=False,
+    ) as server:
         wait_report(server)
         for url in (f"https://127.0.0.1:{server.http_port}", f"grpcs://localhost:{server.grpc_port}"):
             with connect(url, ca=certificate) as client:
                 assert client["add1"](value)["OUTPUT0"][0, 0] == 2
         with connect(f"https://127.0.0.1:{server.http_port}", verify=False) as client:
             assert client.ready()
-        with connect(f"https://127.0.0.1:{server.http_port}") as client, pytest.raises(ConnectionFailed, match=r"cannot be verified.*ca="):
+        with (
+            connect(f"https://127.0.0.1:{server.http_port}") as client,
+            pytest.raises(ConnectionFailed, match=r"cannot be verified.*ca="),
+        ):
             client.ready()
 
 
@@ -242,7 +280,10 @@ def test_models_change_while_it_runs_and_the_log_says_so(repository: Path, tmp_p
         (repository / "broken" / "1").mkdir(parents=True)
         (repository / "broken" / "1" / "model.onnx").write_bytes(b"no")
         end = time.monotonic() + 20
-        while "'broken' version 1 is not available" not in server.output or "'add1' version 1 was unloaded" not in server.output:
+        while (
+            "'broken' version 1 is not available" not in server.output
+            or "'add1' version 1 was unloaded" not in server.output
+        ):
             assert time.monotonic() < end, server.output
             time.sleep(0.01)
         with connect(server.url) as client:
@@ -253,7 +294,14 @@ def test_models_change_while_it_runs_and_the_log_says_so(repository: Path, tmp_p
 
 def test_explicit_loads_only_what_is_named(repository: Path, tmp_path: Path) -> None:
     models.add1(repository, "other")
-    options = ("--model-control-mode", "explicit", "--load-model", "add1", "--state-dir", str(tmp_path / "state"))
+    options = (
+        "--model-control-mode",
+        "explicit",
+        "--load-model",
+        "add1",
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
     with serve(repository, tmp_path / "log", *options) as server:
         output = wait_report(server)
     assert re.search(r"^add1 +1 +READY", output, re.MULTILINE)
@@ -269,9 +317,13 @@ def test_a_model_to_load_needs_mode_explicit(backline: Run, repository: Path) ->
 
 def test_the_report_shows_labels_and_models_on_demand(repository: Path, tmp_path: Path) -> None:
     models.add1(repository, version="2")
-    (repository / "add1" / "config.pbtxt").write_text('parameters { key: "backline.labels.stable" value { string_value: "1" } }')
+    (repository / "add1" / "config.pbtxt").write_text(
+        'parameters { key: "backline.labels.stable" value { string_value: "1" } }'
+    )
     models.add1(repository, "later")
-    (repository / "later" / "config.pbtxt").write_text('parameters { key: "backline.load" value { string_value: "on_demand" } }')
+    (repository / "later" / "config.pbtxt").write_text(
+        'parameters { key: "backline.load" value { string_value: "on_demand" } }'
+    )
     with serve(repository, tmp_path / "log") as server:
         output = wait_report(server)
     assert re.search(r"^add1 +1 +READY +stable ", output, re.MULTILINE)
@@ -287,7 +339,11 @@ def test_a_model_of_triton_that_fails_has_one_traceback_and_one_row(repository: 
     with serve(repository, tmp_path / "log", ready=False) as server:
         output = wait_report(server)
     assert output.count("Traceback") == 1
-    assert re.search(r"^wrong +1 +UNAVAILABLE .*ZeroDivisionError: division by zero At: 1/model.py\(3\): initialize$", output, re.MULTILINE)
+    assert re.search(
+        r"^wrong +1 +UNAVAILABLE .*ZeroDivisionError: division by zero At: 1/model.py\(3\): initialize$",
+        output,
+        re.MULTILINE,
+    )
 
 
 def test_exit_on_error_ends_with_the_reasons(backline: Run, repository: Path) -> None:
@@ -306,7 +362,11 @@ def test_a_switch_may_have_a_value_as_in_triton(monkeypatch: pytest.MonkeyPatch)
         "serve", ["models", "--exit-on-error=false", "--strict-readiness=0", "--trust-pickle=true"]
     ).params
 
-    assert (params["exit_on_error"], params["strict_readiness"], params["trust_pickle"]) == (False, False, True)
+    assert (params["exit_on_error"], params["strict_readiness"], params["trust_pickle"]) == (
+        False,
+        False,
+        True,
+    )
     assert params["repositories"] == ("models",)
 
 
@@ -316,17 +376,30 @@ def test_a_switch_with_a_value_that_is_no_truth_value_is_refused() -> None:
 
 
 def test_options_of_triton_are_refused_together_and_say_what_to_do(backline: Run, repository: Path) -> None:
-    done = backline("serve", repository, "--backend-config=onnxruntime,threads=2", "--allow-grpc", "false", "--http-thread-count=8")
+    done = backline(
+        "serve",
+        repository,
+        "--backend-config=onnxruntime,threads=2",
+        "--allow-grpc",
+        "false",
+        "--http-thread-count=8",
+    )
 
     assert done.returncode == 2
     assert re.search(
-        r"--backend-config: parameters in .*\n +--allow-grpc: --no-grpc for false.*\n +--http-thread-count: leave it out", done.stderr
+        r"--backend-config: parameters in .*\n +--allow-grpc: --no-grpc for false.*\n +--http-thread-count: leave it out",
+        done.stderr,
     )
 
 
-@pytest.mark.parametrize(("allowed", "connections"), [((8448, 8448), 8192), ((64, 9000), 8192), ((64, 1000), 744), ((40, 40), 20)])
+@pytest.mark.parametrize(
+    ("allowed", "connections"), [((8448, 8448), 8192), ((64, 9000), 8192), ((64, 1000), 744), ((40, 40), 20)]
+)
 def test_there_are_no_more_connections_than_open_files(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, allowed: tuple[int, int], connections: int
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    allowed: tuple[int, int],
+    connections: int,
 ) -> None:
     given: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: allowed)
@@ -366,7 +439,9 @@ def test_without_strict_readiness_a_failed_model_does_not_matter(repository: Pat
 
 def test_damaged_labels_are_named_at_the_start(backline: Run, repository: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text("{")
-    done = backline("serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--state-dir", tmp_path)
+    done = backline(
+        "serve", repository, "--http-port", 0, "--no-grpc", "--no-metrics", "--state-dir", tmp_path
+    )
     assert done.returncode == 1
     assert f"'{tmp_path / 'labels.json'}' with the labels of models is damaged" in done.stderr
 

@@ -36,14 +36,19 @@ def test_without_auto_completion_only_models_with_complete_configurations_are_se
     (repository / "half" / "config.pbtxt").write_text("max_batch_size: 4")
     (repository / "whole" / "config.pbtxt").write_text(COMPLETE)
     options = ("--disable-auto-complete-config", "--model-control-mode", "explicit", "--load-model", "*")
-    with serve(repository, tmp_path / "log", *options, ready=False) as server, connect(server.url, timeout=30) as client:
+    with (
+        serve(repository, tmp_path / "log", *options, ready=False) as server,
+        connect(server.url, timeout=30) as client,
+    ):
         server.wait_started()
         reasons = {entry.name: entry.reason for entry in client.models()}
         assert ones(server, "whole") == 1
         with pytest.raises(InvalidArgument, match="must specify at least one input for whole"):
             client.load("whole", config="{}")
     assert reasons["whole"] == ""
-    assert reasons["bare"].endswith("models/bare' holds no config.pbtxt, and configurations are not completed from the model")
+    assert reasons["bare"].endswith(
+        "models/bare' holds no config.pbtxt, and configurations are not completed from the model"
+    )
     assert reasons["half"].endswith(
         "half/config.pbtxt: must specify at least one input for half, as configurations are not completed from the model"
     )
@@ -64,9 +69,21 @@ def test_a_single_model_is_called_as_the_option_says(tmp_path: Path, location: s
 def test_a_name_for_several_models_is_refused(backline: Run, tmp_path: Path) -> None:
     models.add1(tmp_path / "models", "one")
     models.add1(tmp_path / "models", "two")
-    done = backline("serve", tmp_path / "models", "--model-name", "adder", "--http-port", 0, "--no-grpc", "--no-metrics")
+    done = backline(
+        "serve", tmp_path / "models", "--model-name", "adder", "--http-port", 0, "--no-grpc", "--no-metrics"
+    )
     assert done.returncode == 1
     assert "holds 'one', 'two'" in done.stderr
-    done = backline("serve", tmp_path / "models", tmp_path, "--model-name", "adder", "--http-port", 0, "--no-grpc", "--no-metrics")
+    done = backline(
+        "serve",
+        tmp_path / "models",
+        tmp_path,
+        "--model-name",
+        "adder",
+        "--http-port",
+        0,
+        "--no-grpc",
+        "--no-metrics",
+    )
     assert done.returncode == 1
     assert "'adder' is for one repository with one model, but there are 2" in done.stderr

@@ -97,11 +97,17 @@ def test_without_options_everything_is_the_default() -> None:
 
 def test_every_option_has_a_case() -> None:
     tried = {argument for arguments, _, _ in CASES for argument in arguments if argument.startswith("--")}
-    options = {param.opts[0] for param in command.params if isinstance(param, click.Option) and not param.opts[0].startswith("--log-")}
+    options = {
+        param.opts[0]
+        for param in command.params
+        if isinstance(param, click.Option) and not param.opts[0].startswith("--log-")
+    }
     assert options - tried == {"--debug", "--strict-readiness"}
 
 
 def test_every_field_has_an_option_is_made_of_several_or_is_for_programs() -> None:
     filled = {param.name for param in command.params}
-    left = {field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)} - filled
+    left = {
+        field.name for kind in (ServerOptions, LifecycleOptions) for field in dataclasses.fields(kind)
+    } - filled
     assert left == {"lifecycle", "limits", "tls", "debugged_model"} | {"state_store"}

@@ -52,8 +52,12 @@ def typed_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def typed_server(typed_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("log")
-    with serve(typed_repository, folder / "server.log", "--unix-socket", str(folder / "s"), ready=False) as running:
-        while "Not all models are ready" not in running.output:  # one model never is, so the server's own readiness does not come
+    with serve(
+        typed_repository, folder / "server.log", "--unix-socket", str(folder / "s"), ready=False
+    ) as running:
+        while (
+            "Not all models are ready" not in running.output
+        ):  # one model never is, so the server's own readiness does not come
             time.sleep(0.02)
             assert running.process.poll() is None, running.output
         yield running

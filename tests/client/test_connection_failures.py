@@ -36,7 +36,10 @@ def test_a_refused_connection_names_the_url_and_what_to_do(scheme: str) -> None:
 
 
 def test_a_missing_socket_names_its_path() -> None:
-    with connect("unix:/nowhere/s") as client, pytest.raises(ConnectionFailed, match="--unix-socket /nowhere/s"):
+    with (
+        connect("unix:/nowhere/s") as client,
+        pytest.raises(ConnectionFailed, match="--unix-socket /nowhere/s"),
+    ):
         client.live()
 
 
@@ -48,8 +51,13 @@ def test_an_answer_that_does_not_come_ends_at_the_timeout(answering: Callable[..
         client.live(timeout=0.2)
 
 
-def test_a_connection_closed_before_the_answer_is_told_and_not_repeated(answering: Callable[..., str]) -> None:
-    with connect(answering(b"")) as client, pytest.raises(ConnectionFailed, match="before it answered; the request may have run"):
+def test_a_connection_closed_before_the_answer_is_told_and_not_repeated(
+    answering: Callable[..., str],
+) -> None:
+    with (
+        connect(answering(b"")) as client,
+        pytest.raises(ConnectionFailed, match="before it answered; the request may have run"),
+    ):
         client.live()
 
 
@@ -66,20 +74,29 @@ def test_a_connection_closed_within_the_answer_is_told(answering: Callable[..., 
 
 
 def test_something_that_is_not_http_is_told(answering: Callable[..., str]) -> None:
-    with connect(answering(b"SSH-2.0-x\r\n")) as client, pytest.raises(ProtocolError, match=r"does not answer in HTTP/1\.1"):
+    with (
+        connect(answering(b"SSH-2.0-x\r\n")) as client,
+        pytest.raises(ProtocolError, match=r"does not answer in HTTP/1\.1"),
+    ):
         client.live()
 
 
 def test_an_answer_that_is_not_json_is_told(answering: Callable[..., str]) -> None:
-    with connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<html")) as client, pytest.raises(ProtocolError, match="not JSON"):
+    with (
+        connect(answering(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n<html")) as client,
+        pytest.raises(ProtocolError, match="not JSON"),
+    ):
         client.metadata()
 
 
 def test_a_chunked_answer_after_an_interim_one_is_read(answering: Callable[..., str]) -> None:
     body = b'{"name":"other","version":"1","extensions":[]}'
-    answer = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
-        len(body),
-        body,
+    answer = (
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+        % (
+            len(body),
+            body,
+        )
     )
     with connect(answering(answer)) as client:
         assert client.metadata().name == "other"
@@ -105,13 +122,22 @@ def test_a_connection_that_the_server_closed_is_replaced(answering: Callable[...
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
-    for options in ({"timeout": 0}, {"max_connections": 0}, {"headers": {"a b": "c"}}, {"headers": {"a": "b\r\nc: d"}}, {"key": "k"}):
+    for options in (
+        {"timeout": 0},
+        {"max_connections": 0},
+        {"headers": {"a b": "c"}},
+        {"headers": {"a": "b\r\nc: d"}},
+        {"key": "k"},
+    ):
         with pytest.raises(InvalidArgument):
             connect("http://a", **options)  # type: ignore[arg-type]
 
 
 def test_a_missing_ca_file_is_told() -> None:
-    with connect("https://127.0.0.1:1", ca="/nowhere.pem") as client, pytest.raises(InvalidArgument, match=r"/nowhere\.pem"):
+    with (
+        connect("https://127.0.0.1:1", ca="/nowhere.pem") as client,
+        pytest.raises(InvalidArgument, match=r"/nowhere\.pem"),
+    ):
         client.live()
 
 
@@ -135,7 +161,12 @@ def test_a_client_used_after_a_fork_says_so(server: ServerProcess) -> None:
         "os.wait()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, server.url], capture_output=True, text=True, timeout=60, check=True, env={**os.environ}
+        [sys.executable, "-c", program, server.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ},
     )
     assert "Connect again in the child" in done.stdout
     assert done.stdout.strip().endswith("True")
@@ -151,7 +182,13 @@ def test_grpc_after_a_fork_is_refused_and_does_not_hang(server: ServerProcess) -
         "    os._exit(0)\n"
         "os.wait()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program, server.grpc_url], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.grpc_url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert "grpcio was used before a fork" in done.stdout
 
 
@@ -167,20 +204,32 @@ def test_a_program_ends_with_no_loop_running_and_later_calls_say_so(server: Serv
         "client = backline.connect(sys.argv[1]); client.live()\n"
     )
     for url in (server.url, server.grpc_url):
-        done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=True)
-        assert done.stdout.splitlines() == ["ended", "the program ends: a synchronous client cannot be called any more"]
+        done = subprocess.run(
+            [sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.splitlines() == [
+            "ended",
+            "the program ends: a synchronous client cannot be called any more",
+        ]
         assert done.stderr == ""
 
 
 def test_grpc_without_grpcio_says_what_to_install() -> None:
     program = "import sys; sys.modules['grpc'] = None\nimport backline\nbackline.connect('grpc://127.0.0.1:1').live()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
     assert "pip install 'backline[grpc]'" in done.stderr
 
 
 def test_importing_backline_imports_neither_client_nor_server() -> None:
     program = "import backline, sys; print([name for name in sys.modules if name in ('backline.client', 'backline.server', 'numpy')])"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_the_pool_does_not_open_more_connections_than_it_may(server: ServerProcess) -> None:
@@ -192,12 +241,22 @@ def test_the_pool_does_not_open_more_connections_than_it_may(server: ServerProce
     assert asyncio.run(main()) == 2
 
 
-def test_a_tensor_without_elements_behind_a_large_one_leaves_the_loop_at_rest(answering: Callable[..., str]) -> None:
+def test_a_tensor_without_elements_behind_a_large_one_leaves_the_loop_at_rest(
+    answering: Callable[..., str],
+) -> None:
     inputs = [{"name": name, "datatype": "FP32", "shape": [-1]} for name in ("a", "b")]
     metadata = {"name": "m", "versions": ["1"], "platform": "p", "inputs": inputs, "outputs": []}
-    answers = [json.dumps(body).encode() for body in (metadata, {"model_name": "m", "model_version": "1", "outputs": []})]
-    heads = [b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"]
-    url = answering(*(head % len(body) + body for head, body in zip(heads, answers, strict=True)), close=False)
+    answers = [
+        json.dumps(body).encode()
+        for body in (metadata, {"model_name": "m", "model_version": "1", "outputs": []})
+    ]
+    heads = [
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n",
+    ]
+    url = answering(
+        *(head % len(body) + body for head, body in zip(heads, answers, strict=True)), close=False
+    )
 
     class Counting(selectors.DefaultSelector):
         turns = 0

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from backline.client import Client, connect, connect_async
-from backline.client.errors import AlreadyExists, ConnectionFailed, DeadlineExceeded, InvalidArgument, NotFound, Unsupported
+from backline.client.errors import (
+    AlreadyExists,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from backline.engine.errors import BacklineError
 from backline.protos import message
 from support import models
@@ -30,14 +37,24 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def controlled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose models come and go by request."""
     folder = tmp_path_factory.mktemp("server")
-    options = ("--model-control-mode", "explicit", "--state-dir", str(folder / "state"), "--unix-socket", str(folder / "s"))
+    options = (
+        "--model-control-mode",
+        "explicit",
+        "--state-dir",
+        str(folder / "state"),
+        "--unix-socket",
+        str(folder / "s"),
+    )
     with serve(repository, folder / "log", *options) as running:
         yield running
 
 
 @pytest.fixture(scope="module", params=["http", "grpc", "inproc", "unix", "grpc+unix"])
 def changing(
-    request: pytest.FixtureRequest, controlled: ServerProcess, repository: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    controlled: ServerProcess,
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
     """A client that may change the models, by every transport."""
     path = controlled.log.parent / "s"
@@ -49,7 +66,9 @@ def changing(
         "grpc+unix": f"grpc+unix:{path}",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))  # labels of inproc:// are kept there
+        patch.setenv(
+            "XDG_STATE_HOME", str(tmp_path_factory.mktemp("state"))
+        )  # labels of inproc:// are kept there
         with connect(urls[request.param], timeout=20) as connected:
             yield connected
 
@@ -97,7 +116,9 @@ def test_one_version_beside_the_others(changing: Client, make_model: MakeModel) 
     assert ready(changing, name) == {"1"}
 
 
-def test_a_configuration_and_files_come_along(changing: Client, make_model: MakeModel, tmp_path: Path) -> None:
+def test_a_configuration_and_files_come_along(
+    changing: Client, make_model: MakeModel, tmp_path: Path
+) -> None:
     name = make_model(1)
     file = models.add1(tmp_path, "elsewhere", constant=9.0)
     changing.load(name, config={"backend": "onnxruntime", "max_batch_size": 4}, files={"2/model.onnx": file})
@@ -111,7 +132,13 @@ def test_labels(changing: Client, make_model: MakeModel) -> None:
     name = make_model()
     changing.load(name)
     change = changing.set_label(name, "canary", 2, expected="")
-    assert (change.action, change.model, change.label, change.before, change.version) == ("label", name, "canary", "", "2")
+    assert (change.action, change.model, change.label, change.before, change.version) == (
+        "label",
+        name,
+        "canary",
+        "",
+        "2",
+    )
     assert changing.labels(name) == {"canary": "2"}
     assert added(changing, name, "canary") == (2, "2")
     entry = next(entry for entry in changing.models() if (entry.name, entry.version) == (name, "2"))
@@ -174,7 +201,9 @@ def test_a_first_load_that_fails_says_why(changing: Client, make_model: MakeMode
     broken = repository / name / "1" / "model.onnx"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no model")
-    with pytest.raises(InvalidArgument, match=f"load failed for model '{name}': version 1 is at UNAVAILABLE state: "):
+    with pytest.raises(
+        InvalidArgument, match=f"load failed for model '{name}': version 1 is at UNAVAILABLE state: "
+    ):
         changing.load(name)
     models.add1(repository, name)
     changing.load(name)
@@ -185,8 +214,14 @@ def test_a_first_load_that_fails_says_why(changing: Client, make_model: MakeMode
     ("options", "text"),
     [
         ({"files": {"1/model.onnx": b""}}, "files of a model need their configuration too"),
-        ({"config": {}, "files": {"1/model.onnx": "text"}}, "the content of '1/model.onnx' is a str, expected bytes"),
-        ({"config": {}, "files": {"1/model.onnx": Path("/nowhere")}}, "cannot read '/nowhere' for '1/model.onnx'"),
+        (
+            {"config": {}, "files": {"1/model.onnx": "text"}},
+            "the content of '1/model.onnx' is a str, expected bytes",
+        ),
+        (
+            {"config": {}, "files": {"1/model.onnx": Path("/nowhere")}},
+            "cannot read '/nowhere' for '1/model.onnx'",
+        ),
     ],
 )
 def test_wrong_overrides_are_refused_before_anything_is_sent(options: dict[str, object], text: str) -> None:
@@ -215,7 +250,9 @@ def test_the_asyncio_client_has_the_same_methods(controlled: ServerProcess, make
     asyncio.run(change())
 
 
-def test_a_name_in_the_clients_headers_goes_before_the_users(controlled: ServerProcess, make_model: MakeModel) -> None:
+def test_a_name_in_the_clients_headers_goes_before_the_users(
+    controlled: ServerProcess, make_model: MakeModel
+) -> None:
     name = make_model()
     for url in (controlled.url, controlled.grpc_url):
         with connect(url, headers={"X-Backline-User": "ci@pipeline"}) as client:
@@ -224,7 +261,10 @@ def test_a_name_in_the_clients_headers_goes_before_the_users(controlled: ServerP
 
 
 def test_a_load_whose_time_is_over_is_told_to_go_on(answering: Callable[..., str]) -> None:
-    with connect(answering(b"", close=False)) as client, pytest.raises(DeadlineExceeded, match="The load of 'add1' goes on"):
+    with (
+        connect(answering(b"", close=False)) as client,
+        pytest.raises(DeadlineExceeded, match="The load of 'add1' goes on"),
+    ):
         client.load("add1", timeout=0.2)
 
 
@@ -232,25 +272,40 @@ def test_a_load_whose_time_is_over_is_told_to_go_on(answering: Callable[..., str
 
 
 def http_answer(status: str, body: bytes) -> bytes:
-    return b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (
-        status.encode(),
-        len(body),
-        body,
+    return (
+        b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+        % (
+            status.encode(),
+            len(body),
+            body,
+        )
     )
 
 
 @pytest.mark.parametrize(
-    "answer", [http_answer("404 Not Found", b'{"error":"Not Found"}'), http_answer("405 x", b'{"error":"Method Not Allowed"}')]
+    "answer",
+    [
+        http_answer("404 Not Found", b'{"error":"Not Found"}'),
+        http_answer("405 x", b'{"error":"Method Not Allowed"}'),
+    ],
 )
 def test_triton_has_no_labels(answering: Callable[..., str], answer: bytes) -> None:
     with connect(answering(answer)) as client, pytest.raises(Unsupported, match="need a Backline server"):
         client.set_label("add1", "stable", 1)
-    with connect(answering(answer)) as client, pytest.raises(Unsupported, match="does not know GET /v2/repository/history"):
+    with (
+        connect(answering(answer)) as client,
+        pytest.raises(Unsupported, match="does not know GET /v2/repository/history"),
+    ):
         client.history()
 
 
-@pytest.mark.parametrize("listing", [http_answer("404 Not Found", b'{"error":"Not Found"}'), http_answer("200 OK", b'{"models":["add1"]}')])
-def test_the_models_of_other_servers_come_from_the_index(answering: Callable[..., str], listing: bytes) -> None:
+@pytest.mark.parametrize(
+    "listing",
+    [http_answer("404 Not Found", b'{"error":"Not Found"}'), http_answer("200 OK", b'{"models":["add1"]}')],
+)
+def test_the_models_of_other_servers_come_from_the_index(
+    answering: Callable[..., str], listing: bytes
+) -> None:
     index = http_answer("200 OK", b'[{"name":"add1","version":"1","state":"READY"},{"name":"never"}]')
     with connect(answering(listing, index)) as client:
         first, second = client.models()
@@ -274,9 +329,13 @@ def grpc_only() -> Iterator[str]:
     handlers = {
         "ServerLive": answer("ServerLive", live=True),
         "RepositoryModelLoad": answer("RepositoryModelLoad"),
-        "RepositoryIndex": answer("RepositoryIndex", models=[{"name": "add1", "version": "1", "state": "READY"}]),
+        "RepositoryIndex": answer(
+            "RepositoryIndex", models=[{"name": "add1", "version": "1", "state": "READY"}]
+        ),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"grpc://127.0.0.1:{port}"
@@ -298,5 +357,8 @@ def test_a_grpc_port_without_http_has_no_labels_and_says_what_to_do(grpc_only: s
 
 
 def test_a_grpc_port_that_nobody_listens_on_is_a_failed_connection() -> None:
-    with connect(f"grpc://127.0.0.1:{free_ports(1)[0]}", connect_timeout=1) as client, pytest.raises(ConnectionFailed):
+    with (
+        connect(f"grpc://127.0.0.1:{free_ports(1)[0]}", connect_timeout=1) as client,
+        pytest.raises(ConnectionFailed),
+    ):
         client.labels("add1")

@@ -57,7 +57,9 @@ def test_bf16_is_given_as_numbers_and_comes_back_as_fp32(client: Client) -> None
     assert answer.tolist() == [[1.0, -2.5]]
 
 
-@pytest.mark.parametrize("value", [3.5, np.float32(3.5), np.array(3.5, np.float32), np.array([3.5], np.float32)])
+@pytest.mark.parametrize(
+    "value", [3.5, np.float32(3.5), np.array(3.5, np.float32), np.array([3.5], np.float32)]
+)
 def test_a_scalar_goes_as_a_number_or_as_an_array_of_one(client: Client, value: object) -> None:
     answer = client["scalar"](value)["OUTPUT0"]
     assert (answer.shape, float(answer)) == ((), 3.5)
@@ -65,7 +67,9 @@ def test_a_scalar_goes_as_a_number_or_as_an_array_of_one(client: Client, value: 
 
 @pytest.mark.parametrize("datatype", ["FP32", "BF16", "BOOL", "INT64", "BYTES"])
 def test_a_tensor_without_elements_keeps_its_shape(client: Client, datatype: str) -> None:
-    dtype = {"FP32": np.float32, "BF16": np.uint16, "BOOL": np.bool_, "INT64": np.int64, "BYTES": np.object_}[datatype]
+    dtype = {"FP32": np.float32, "BF16": np.uint16, "BOOL": np.bool_, "INT64": np.int64, "BYTES": np.object_}[
+        datatype
+    ]
     assert client[f"same_{datatype.lower()}"](np.empty((3, 0), dtype))["OUTPUT0"].shape == (3, 0)
 
 
@@ -133,8 +137,12 @@ def test_a_model_that_failed_to_load_is_unavailable(client: Client) -> None:
 
 def test_metadata_tells_inputs_and_outputs(client: Client) -> None:
     metadata = client["add1"].metadata()
-    assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.inputs] == [("INPUT0", "FP32", (-1, 16))]
-    assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.outputs] == [("OUTPUT0", "FP32", (-1, 16))]
+    assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.inputs] == [
+        ("INPUT0", "FP32", (-1, 16))
+    ]
+    assert [(spec.name, spec.datatype.name, spec.shape) for spec in metadata.outputs] == [
+        ("OUTPUT0", "FP32", (-1, 16))
+    ]
     assert metadata.versions == ("1",)
 
 

@@ -30,7 +30,11 @@ def streaming_server(repository: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module", params=["http", "grpc", "inproc"])
 def url(request: pytest.FixtureRequest, streaming_server: ServerProcess, repository: Path) -> str:
-    return {"http": streaming_server.url, "grpc": streaming_server.grpc_url, "inproc": f"inproc://{repository}"}[request.param]
+    return {
+        "http": streaming_server.url,
+        "grpc": streaming_server.grpc_url,
+        "inproc": f"inproc://{repository}",
+    }[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,11 @@ def client(url: str) -> Iterator[Client]:
 
 
 def inputs(count: int, delay: int = 0) -> dict[str, np.ndarray]:
-    return {"IN": np.arange(10, 10 + count, dtype=np.int32), "DELAY": np.full(count, delay, np.uint32), "WAIT": np.zeros(1, np.uint32)}
+    return {
+        "IN": np.arange(10, 10 + count, dtype=np.int32),
+        "DELAY": np.full(count, delay, np.uint32),
+        "WAIT": np.zeros(1, np.uint32),
+    }
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 500])
@@ -129,7 +137,10 @@ def test_many_streams_at_once(url: str) -> None:
 
 def test_an_asyncio_stream_can_be_left(url: str) -> None:
     async def run() -> int:
-        async with connect_async(url, timeout=20) as client, aclosing(client["repeat"].stream(inputs(1000))) as responses:
+        async with (
+            connect_async(url, timeout=20) as client,
+            aclosing(client["repeat"].stream(inputs(1000))) as responses,
+        ):
             async for part in responses:
                 if part.IDX[0] == 5:
                     return int(part.OUT[0])

@@ -25,7 +25,9 @@ class Answer:
         """The message of an error in the dialect's shape."""
         document: Any = json.loads(self.body)
         assert isinstance(document, dict), f"an error must be an object, got: {self.body[:200]!r}"
-        assert list(document) == ["error"], f"an error must have the single key 'error', got: {self.body[:200]!r}"
+        assert list(document) == ["error"], (
+            f"an error must have the single key 'error', got: {self.body[:200]!r}"
+        )
         assert isinstance(document["error"], str)
         assert document["error"]
         return document["error"]
@@ -52,7 +54,9 @@ class HttpProbe:
             self.socket.sendall(data)
         self._sent = time.monotonic()
 
-    def request(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+    def request(
+        self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
         """A well-formed request and its answer, which must come."""
         lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}"]
         if body is not None:

@@ -20,8 +20,21 @@ DEFAULT_WINDOW = 65535
 #: As h2spec waits by default.
 TIMEOUT = 2.0
 
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
-TYPE_NAMES = ("DATA", "HEADERS", "PRIORITY", "RST_STREAM", "SETTINGS", "PUSH_PROMISE", "PING", "GOAWAY", "WINDOW_UPDATE", "CONTINUATION")
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
+    range(10)
+)
+TYPE_NAMES = (
+    "DATA",
+    "HEADERS",
+    "PRIORITY",
+    "RST_STREAM",
+    "SETTINGS",
+    "PUSH_PROMISE",
+    "PING",
+    "GOAWAY",
+    "WINDOW_UPDATE",
+    "CONTINUATION",
+)
 
 END_STREAM = ACK = 0x1
 END_HEADERS = 0x4
@@ -39,7 +52,14 @@ CANCEL = 0x8
 COMPRESSION_ERROR = 0x9
 ENHANCE_YOUR_CALM = 0xB
 
-HEADER_TABLE_SIZE, ENABLE_PUSH, MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE, MAX_HEADER_LIST_SIZE = range(1, 7)
+(
+    HEADER_TABLE_SIZE,
+    ENABLE_PUSH,
+    MAX_CONCURRENT_STREAMS,
+    INITIAL_WINDOW_SIZE,
+    MAX_FRAME_SIZE,
+    MAX_HEADER_LIST_SIZE,
+) = range(1, 7)
 
 Field = tuple[str, str]
 
@@ -112,7 +132,11 @@ class Outcome:
         return self.fields.get("grpc-status", "0") != "0" or self.fields.get(":status", "200")[0] in "45"
 
     def __str__(self) -> str:
-        told = {name: value for name, value in self.fields.items() if name in (":status", "grpc-status", "grpc-message")}
+        told = {
+            name: value
+            for name, value in self.fields.items()
+            if name in (":status", "grpc-status", "grpc-message")
+        }
         return f"{told} {self.ended}"
 
 
@@ -122,7 +146,11 @@ def _text(value: str | bytes) -> str:
 
 def frame(type: int, flags: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:
     """The bytes of a frame; `length` may lie about the payload."""
-    return struct.pack(">I", len(payload) if length is None else length)[1:] + struct.pack(">BBI", type, flags, stream) + payload
+    return (
+        struct.pack(">I", len(payload) if length is None else length)[1:]
+        + struct.pack(">BBI", type, flags, stream)
+        + payload
+    )
 
 
 def settings_payload(*pairs: tuple[int, int]) -> bytes:
@@ -186,7 +214,13 @@ class Probe:
 
     def fields(self, method: str = "GET", path: str = "/", extra: Sequence[Field] = ()) -> list[Field]:
         """The fields of a plain request, in the order :method, :scheme, :path, :authority, then `extra`."""
-        return [(":method", method), (":scheme", "http"), (":path", path), (":authority", self.authority), *extra]
+        return [
+            (":method", method),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", self.authority),
+            *extra,
+        ]
 
     def encode(self, fields: Sequence[Field]) -> bytes:
         """A header block in this connection's compression context."""
@@ -226,7 +260,9 @@ class Probe:
             block = self.encode(block)
         self.frame(CONTINUATION, END_HEADERS if end_headers else 0, stream, block)
 
-    def data(self, stream: int, payload: bytes = b"test", *, end: bool = True, padding: bytes | None = None) -> None:
+    def data(
+        self, stream: int, payload: bytes = b"test", *, end: bool = True, padding: bytes | None = None
+    ) -> None:
         flags = END_STREAM if end else 0
         if padding is not None:
             flags |= PADDED

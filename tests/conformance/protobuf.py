@@ -25,7 +25,12 @@ def field(number: int, value: bytes | str | int) -> bytes:
     return varint(number << 3 | 2) + varint(len(value)) + value
 
 
-def tensor(name: str | bytes = "INPUT0", datatype: str = "FP32", shape: Iterable[int] = (1, 16), contents: bytes | None = None) -> bytes:
+def tensor(
+    name: str | bytes = "INPUT0",
+    datatype: str = "FP32",
+    shape: Iterable[int] = (1, 16),
+    contents: bytes | None = None,
+) -> bytes:
     """inference.ModelInferRequest.InferInputTensor."""
     message = field(1, name) + field(2, datatype) + field(3, b"".join(map(varint, shape)))
     return message if contents is None else message + field(5, contents)

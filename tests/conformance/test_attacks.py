@@ -45,7 +45,9 @@ def control(target: Target) -> float:
 @pytest.mark.parametrize("name", WEAPONS)
 def test_attack(target: Target, control: float, name: str) -> None:
     misses = [_misses(target, control, name)]
-    if misses[0]:  # other programs on the machine may have spoilt the first try; a fault of the server spoils both
+    if misses[
+        0
+    ]:  # other programs on the machine may have spoilt the first try; a fault of the server spoils both
         misses.append(_misses(target, control, name))
     assert not misses[-1], "; then ".join(misses)
 

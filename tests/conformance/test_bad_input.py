@@ -149,7 +149,9 @@ WRONG_INPUTS = {
     "binary size negative": one(data=None, parameters={"binary_data_size": -64}),
     "binary size a string": one(data=None, parameters={"binary_data_size": "64"}),
     "binary size 2^64": one(data=None, parameters={"binary_data_size": 1 << 64}),
-    "shared memory unknown": one(data=None, parameters={"shared_memory_region": "nobody", "shared_memory_byte_size": 64}),
+    "shared memory unknown": one(
+        data=None, parameters={"shared_memory_region": "nobody", "shared_memory_byte_size": 64}
+    ),
 }
 
 
@@ -172,7 +174,9 @@ MAY_BE_TAKEN = {
     "time-out a string": body(parameters={"timeout": "soon"}),
     "sequence id": body(parameters={"sequence_id": 7}),
     "batch of none": one(shape=[0, 16], data=[]),
-    "classification of more than there is": body(outputs=[{"name": "OUTPUT0", "parameters": {"classification": 1000000000}}]),
+    "classification of more than there is": body(
+        outputs=[{"name": "OUTPUT0", "parameters": {"classification": 1000000000}}]
+    ),
 }
 
 
@@ -196,10 +200,17 @@ DEPTH = 1_000_000
         pytest.param(b'{"inputs":' + b"[" * DEPTH + b"]" * DEPTH + b"}", id="inputs"),
         pytest.param(one(data=7).replace(b'"data": 7', b'"data":' + b"[" * DEPTH + b"]" * DEPTH), id="data"),
         pytest.param(one(data=7).replace(b'"data": 7', b'"data":' + b"[" * DEPTH), id="data cut off"),
-        pytest.param(body(id=7).replace(b'"id": 7', b'"parameters":' + b'{"a":' * DEPTH + b"1" + b"}" * DEPTH), id="parameters"),
+        pytest.param(
+            body(id=7).replace(b'"id": 7', b'"parameters":' + b'{"a":' * DEPTH + b"1" + b"}" * DEPTH),
+            id="parameters",
+        ),
         pytest.param(b'{"nonsense":' + b"[" * DEPTH + b"]" * DEPTH + b"," + body()[1:], id="unknown key"),
-        pytest.param(one(shape=7).replace(b'"shape": 7', b'"shape":' + b"[" * 2000 + b"]" * 2000), id="shape 2000 deep"),
-        pytest.param(one(data=7).replace(b'"data": 7', b'"data":' + b"[" * 900 + b"1" + b"]" * 900), id="data 900 deep"),
+        pytest.param(
+            one(shape=7).replace(b'"shape": 7', b'"shape":' + b"[" * 2000 + b"]" * 2000), id="shape 2000 deep"
+        ),
+        pytest.param(
+            one(data=7).replace(b'"data": 7', b'"data":' + b"[" * 900 + b"1" + b"]" * 900), id="data 900 deep"
+        ),
     ],
 )
 def test_deep_nesting_gets_400(h1: HttpProbe, nested: bytes) -> None:
@@ -269,7 +280,9 @@ def test_valid_binary_request(h1: HttpProbe) -> None:
     assert json.loads(answer.body)["outputs"][0]["data"] == [1.0] * 16
 
 
-@pytest.mark.parametrize(("size", "statuses"), [(0, (400,)), (63, (400,)), (64, (200,)), (65, (400,)), (1 << 20, (200, 400))])
+@pytest.mark.parametrize(
+    ("size", "statuses"), [(0, (400,)), (63, (400,)), (64, (200,)), (65, (400,)), (1 << 20, (200, 400))]
+)
 def test_raw_binary_request(h1: HttpProbe, size: int, statuses: tuple[int, ...]) -> None:
     answer = h1.request("POST", INFER, bytes(size), {"Inference-Header-Content-Length": "0"})
     assert answer.status in statuses, answer.body[:300]
@@ -309,7 +322,13 @@ def test_unknown_names_and_routes(h1: HttpProbe, method: str, path: str, statuse
     assert_refused(h1.request(method, path, body() if method == "POST" else None), *statuses)
 
 
-CONNECT_FIELDS = [(), ("Connection: close",), ("Content-Encoding: gzip",), ("Transfer-Encoding: chunked",), ("Upgrade: h2c",)]
+CONNECT_FIELDS = [
+    (),
+    ("Connection: close",),
+    ("Content-Encoding: gzip",),
+    ("Transfer-Encoding: chunked",),
+    ("Upgrade: h2c",),
+]
 
 
 @pytest.mark.parametrize("fields", CONNECT_FIELDS, ids=str)
@@ -377,7 +396,9 @@ def bomb(wrapper: int) -> bytes:
 
 
 @pytest.mark.parametrize(("encoding", "wrapper"), [("gzip", 31), ("deflate", 15)])
-def test_compressed_bomb_gets_413_and_no_memory(h1: HttpProbe, server: Server, encoding: str, wrapper: int) -> None:
+def test_compressed_bomb_gets_413_and_no_memory(
+    h1: HttpProbe, server: Server, encoding: str, wrapper: int
+) -> None:
     packed = bomb(wrapper)
     process = psutil.Process(server.pid) if server.pid else None
     before = process.memory_info().rss if process else 0
@@ -469,7 +490,9 @@ def test_whole_request_on_a_half_open_connection_is_answered(server: Server) -> 
     probe.close()
 
 
-@pytest.mark.parametrize("start", [head("Content-Length: 1000"), head("Content-Length: 1000")[:30]], ids=["body", "head"])
+@pytest.mark.parametrize(
+    "start", [head("Content-Length: 1000"), head("Content-Length: 1000")[:30]], ids=["body", "head"]
+)
 def test_reset_connection_leaves_nothing_behind(server: Server, start: bytes) -> None:
     for _ in range(20):
         connection = socket.create_connection((server.host, server.port))

@@ -17,7 +17,15 @@ from conformance.running_server import Server
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 AT_ONCE = 1.0
 
-OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = 0, 3, 4, 5, 8, 12, 13
+OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL = (
+    0,
+    3,
+    4,
+    5,
+    8,
+    12,
+    13,
+)
 
 
 @dataclass(frozen=True)
@@ -91,17 +99,35 @@ MUST_REFUSE = {
     "prefix shorter than body": (Call(grpc_message(MESSAGE, length=len(MESSAGE) - 10)), None),
     "two messages in a unary call": (Call(grpc_message(MESSAGE) * 2), None),
     "compressed flag without encoding": (Call(grpc_message(PACKED, flag=1)), INTERNAL),
-    "compressed flag, not gzip": (Call(grpc_message(MESSAGE, flag=1), extra=(("grpc-encoding", "gzip"),)), None),
-    "compressed flag, gzip cut off": (Call(grpc_message(PACKED[:-9], flag=1), extra=(("grpc-encoding", "gzip"),)), None),
-    "compressed flag, bytes after gzip": (Call(grpc_message(PACKED + b"rest", flag=1), extra=(("grpc-encoding", "gzip"),)), None),
+    "compressed flag, not gzip": (
+        Call(grpc_message(MESSAGE, flag=1), extra=(("grpc-encoding", "gzip"),)),
+        None,
+    ),
+    "compressed flag, gzip cut off": (
+        Call(grpc_message(PACKED[:-9], flag=1), extra=(("grpc-encoding", "gzip"),)),
+        None,
+    ),
+    "compressed flag, bytes after gzip": (
+        Call(grpc_message(PACKED + b"rest", flag=1), extra=(("grpc-encoding", "gzip"),)),
+        None,
+    ),
     "flag 2": (Call(grpc_message(MESSAGE, flag=2)), None),
-    "unknown encoding": (Call(grpc_message(MESSAGE, flag=1), extra=(("grpc-encoding", "snappy"),)), UNIMPLEMENTED),
+    "unknown encoding": (
+        Call(grpc_message(MESSAGE, flag=1), extra=(("grpc-encoding", "snappy"),)),
+        UNIMPLEMENTED,
+    ),
     "not a protobuf": (Call(grpc_message(b"\xff" * 40)), None),
     "field longer than message": (Call(grpc_message(b"\x0a\x7fadd1")), None),
     "model name that is not UTF-8": (Call(grpc_message(infer_request(b"\xff\xfe"))), None),
     "1 GB declared, stream ended": (Call(grpc_message(MESSAGE, length=1 << 30)), None),
-    "1 GB declared, stream open": (Call(grpc_message(MESSAGE, length=1 << 30), ended=False), RESOURCE_EXHAUSTED),
-    "4 GB declared, stream open": (Call(grpc_message(MESSAGE, length=(1 << 32) - 1), ended=False), RESOURCE_EXHAUSTED),
+    "1 GB declared, stream open": (
+        Call(grpc_message(MESSAGE, length=1 << 30), ended=False),
+        RESOURCE_EXHAUSTED,
+    ),
+    "4 GB declared, stream open": (
+        Call(grpc_message(MESSAGE, length=(1 << 32) - 1), ended=False),
+        RESOURCE_EXHAUSTED,
+    ),
     "unknown method": (Call(path="/inference.GRPCInferenceService/Nothing"), UNIMPLEMENTED),
     "unknown service": (Call(path="/nobody.Nothing/ModelInfer"), UNIMPLEMENTED),
     "path without slash": (Call(path="inference.GRPCInferenceService"), None),
@@ -186,8 +212,14 @@ WRONG_REQUESTS = {
     "no raw contents": (infer_request(raw=[]), INVALID_ARGUMENT),
     "more raw contents than inputs": (infer_request(raw=[bytes(64), bytes(64)]), INVALID_ARGUMENT),
     "raw and typed contents": (one_input(contents=fp32_contents(*[0.0] * 16)), INVALID_ARGUMENT),
-    "typed contents of another type": (infer_request(inputs=[tensor(contents=b"\x12\x01\x01")], raw=[]), INVALID_ARGUMENT),
-    "too few typed contents": (infer_request(inputs=[tensor(contents=fp32_contents(1.0))], raw=[]), INVALID_ARGUMENT),
+    "typed contents of another type": (
+        infer_request(inputs=[tensor(contents=b"\x12\x01\x01")], raw=[]),
+        INVALID_ARGUMENT,
+    ),
+    "too few typed contents": (
+        infer_request(inputs=[tensor(contents=fp32_contents(1.0))], raw=[]),
+        INVALID_ARGUMENT,
+    ),
     "overflow shape with typed contents": (
         infer_request(inputs=[tensor(shape=[68719476736, 16], contents=fp32_contents(1.0))], raw=[]),
         INVALID_ARGUMENT,
@@ -195,7 +227,13 @@ WRONG_REQUESTS = {
 }
 
 
-NAMES = {"40 KB": "x" * 40_000, "CRLF": "a\r\nb: c", "NUL": "a\0b", "not ASCII": "\u00e9\u4e2d\U0001f600", "percent": "%0a"}
+NAMES = {
+    "40 KB": "x" * 40_000,
+    "CRLF": "a\r\nb: c",
+    "NUL": "a\0b",
+    "not ASCII": "\u00e9\u4e2d\U0001f600",
+    "percent": "%0a",
+}
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)

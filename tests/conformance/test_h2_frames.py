@@ -316,7 +316,9 @@ def test_http2_6_9_1_window_above_the_maximum_on_a_stream(h2: Probe) -> None:
     assert answer.code == FLOW_CONTROL_ERROR
 
 
-def test_http2_6_9_2_initial_window_size_changes_open_streams(h2: Probe, answer_length: Callable[[int], None]) -> None:
+def test_http2_6_9_2_initial_window_size_changes_open_streams(
+    h2: Probe, answer_length: Callable[[int], None]
+) -> None:
     answer_length(1)
     h2.set((INITIAL_WINDOW_SIZE, 0))
     h2.expect_settings_ack()

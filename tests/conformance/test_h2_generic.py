@@ -227,7 +227,9 @@ HUFFMAN_NEW = bytes.fromhex("85f2b24a84ff") + bytes.fromhex("849c48aca4")
 
 @pytest.mark.parametrize("name", ["known", "new"])
 @pytest.mark.parametrize("coding", ["plain", "huffman"])
-@pytest.mark.parametrize("first", [b"\x40", b"\x00", b"\x10"], ids=["incremental", "without-indexing", "never-indexed"])
+@pytest.mark.parametrize(
+    "first", [b"\x40", b"\x00", b"\x10"], ids=["incremental", "without-indexing", "never-indexed"]
+)
 def test_generic_5_hpack_literal(h2: Probe, first: bytes, coding: str, name: str) -> None:
     literal = {
         ("plain", "known"): PLAIN_KNOWN,

@@ -19,7 +19,12 @@ LENGTH = b"Content-Length: 5"
 TE = b"Transfer-Encoding: chunked"
 
 
-def post(*fields: bytes, body: bytes = BODY, line: bytes = b"POST /v2/repository/index HTTP/1.1", host: bytes | None = b"Host: x") -> bytes:
+def post(
+    *fields: bytes,
+    body: bytes = BODY,
+    line: bytes = b"POST /v2/repository/index HTTP/1.1",
+    host: bytes | None = b"Host: x",
+) -> bytes:
     return b"\r\n".join([line, *([host] if host else []), *fields]) + b"\r\n\r\n" + body
 
 
@@ -126,7 +131,11 @@ def test_odd_request_is_taken_or_refused(server: Server, case: str) -> None:
 def test_whole_of_a_pipeline_is_answered_in_order(server: Server) -> None:
     probe = HttpProbe(server.host, server.port)
     try:
-        once = [post(LENGTH), b"GET /v2/nothing HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"]
+        once = [
+            post(LENGTH),
+            b"GET /v2/nothing HTTP/1.1\r\nHost: x\r\n\r\n",
+            b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n",
+        ]
         probe.send(b"".join(once) * 20 + BEHIND)
         assert [answer.status for answer in probe.answers()] == [200, 404, 200] * 20 + [200]
     finally:

@@ -22,7 +22,9 @@ class FakeControl:
         self.gate.set()
         self.failure: Exception | None = None
 
-    async def load(self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str) -> None:
+    async def load(
+        self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
+    ) -> None:
         await self.gate.wait()
         if self.failure is not None:
             raise self.failure
@@ -38,7 +40,9 @@ class FakeControl:
         self.calls.append(("unload", model, version, dependents))
         self._note("unload", model, version, who)
 
-    async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+    async def set_label(
+        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
+    ) -> Change:
         self.engine.find(model, version)
         return self._move(model, label, version, expected, who)
 
@@ -67,14 +71,18 @@ class FakeControl:
         labels = dict(self.engine.labels(model))
         before = labels.pop(label, "")
         if expected not in (ANY_VERSION, before):
-            raise AlreadyExists(f"label '{label}' of model '{model}' points to {before or 'nothing'}, not to {expected}")
+            raise AlreadyExists(
+                f"label '{label}' of model '{model}' points to {before or 'nothing'}, not to {expected}"
+            )
         if version:
             labels[label] = version
         self.engine.set_labels(model, labels)
         self.engine.refresh()
         return self._note("label" if version else "unlabel", model, version, who, label, before)
 
-    def _note(self, action: Action, model: str, version: str, who: str, label: str = "", before: str = "") -> Change:
+    def _note(
+        self, action: Action, model: str, version: str, who: str, label: str = "", before: str = ""
+    ) -> Change:
         change = Change(1764000000.0 + len(self.changes), who, action, model, version, label, before)
         self.changes.append(change)
         return change

@@ -19,7 +19,15 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.protos import message
-from backline.wire.application import Application, Buffer, Fields, HttpRequest, ResponseStream, StreamCall, UnaryCall
+from backline.wire.application import (
+    Application,
+    Buffer,
+    Fields,
+    HttpRequest,
+    ResponseStream,
+    StreamCall,
+    UnaryCall,
+)
 
 Compute = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 OIP = b"/inference.GRPCInferenceService/"
@@ -75,7 +83,9 @@ class NumpyQueue:
             for spec in self._model.signature.outputs
             if request.outputs is None or spec.name in request.outputs
         ]
-        request.on_complete(request, InferResponse(self._model.name, self._model.version, request.id, outputs), None)
+        request.on_complete(
+            request, InferResponse(self._model.name, self._model.version, request.id, outputs), None
+        )
 
 
 def add_model(
@@ -88,7 +98,11 @@ def add_model(
     version: str = "1",
     max_batch_size: int = 0,
 ) -> Model:
-    model = Model(name, version, ModelConfig(name, backend="numpy", platform="numpy_function", default_model_filename="model.npy"))
+    model = Model(
+        name,
+        version,
+        ModelConfig(name, backend="numpy", platform="numpy_function", default_model_filename="model.npy"),
+    )
     model.signature = Signature(tuple(inputs), tuple(outputs))
     model.max_batch_size = max_batch_size
     model.placement = Placement("inline", 2, max_batch_size)
@@ -136,7 +150,9 @@ def fill_engine() -> Engine:
         max_batch_size=8,
     )
     for name, compute in (("failing", _fail), ("broken", _break)):
-        add_model(engine, name, [row], [TensorSpec("OUTPUT0", DataType.FP32, (-1, 16))], compute, max_batch_size=8)
+        add_model(
+            engine, name, [row], [TensorSpec("OUTPUT0", DataType.FP32, (-1, 16))], compute, max_batch_size=8
+        )
     for datatype in DataType:
         for rank in range(4):
             shape = (-1,) * rank
@@ -178,7 +194,15 @@ class HttpAnswer:
 class FakeHttpRequest(HttpRequest):
     """Remembers its answer."""
 
-    def __init__(self, method: bytes, path: bytes, headers: dict[bytes, bytes], body: Buffer, query: bytes = b"", peer: str = "") -> None:
+    def __init__(
+        self,
+        method: bytes,
+        path: bytes,
+        headers: dict[bytes, bytes],
+        body: Buffer,
+        query: bytes = b"",
+        peer: str = "",
+    ) -> None:
         super().__init__(method, path, query, headers, body)
         self._peer = peer
         self.answer: HttpAnswer | None = None
@@ -248,7 +272,9 @@ class Caller:
         self.engine = engine
         self.application = application
 
-    def http(self, method: str, path: str, body: Buffer = b"", headers: dict[bytes, bytes] | None = None) -> FakeHttpRequest:
+    def http(
+        self, method: str, path: str, body: Buffer = b"", headers: dict[bytes, bytes] | None = None
+    ) -> FakeHttpRequest:
         request = FakeHttpRequest(method.encode(), path.encode(), headers or {}, body)
         self.application.http(request)
         return request
@@ -311,7 +337,9 @@ class Caller:
         return message("inference.ModelInferResponse").FromString(call.message)
 
     def rpc_call(self, method: str, **fields: object) -> FakeUnaryCall:
-        return self.call(OIP + method.encode(), message(f"inference.{method}Request")(**fields).SerializeToString())
+        return self.call(
+            OIP + method.encode(), message(f"inference.{method}Request")(**fields).SerializeToString()
+        )
 
 
 def make_caller() -> Caller:

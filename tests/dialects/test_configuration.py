@@ -22,7 +22,9 @@ def configuration(text: str, *, max_batch_size: int = 64) -> Any:
     assert config is not None
     model = Model("m", "1", config)
     model.backend, model.platform = "onnxruntime", "onnxruntime_onnx"
-    model.signature = Signature((TensorSpec("x", DataType.FP32, (-1, 4)),), (TensorSpec("y", DataType.INT64, (-1,)),))
+    model.signature = Signature(
+        (TensorSpec("x", DataType.FP32, (-1, 4)),), (TensorSpec("y", DataType.INT64, (-1,)),)
+    )
     model.max_batch_size = max_batch_size
     model.placement = Placement("thread", 3, max_batch_size, "measured")
     model.scheduling = "one by one"
@@ -35,9 +37,15 @@ def test_an_empty_file_is_filled_from_the_model_and_by_what_was_decided() -> Non
     assert (config["name"], config["backend"], config["platform"]) == ("m", "onnxruntime", "onnxruntime_onnx")
     assert config["default_model_filename"] == "model.onnx"
     assert config["max_batch_size"] == 64
-    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["input"]] == [("x", "TYPE_FP32", [4])]
-    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["output"]] == [("y", "TYPE_INT64", [])]
-    assert [(group["name"], group["count"], group["kind"]) for group in config["instance_group"]] == [("m", 3, "KIND_CPU")]
+    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["input"]] == [
+        ("x", "TYPE_FP32", [4])
+    ]
+    assert [(entry["name"], entry["data_type"], entry["dims"]) for entry in config["output"]] == [
+        ("y", "TYPE_INT64", [])
+    ]
+    assert [(group["name"], group["count"], group["kind"]) for group in config["instance_group"]] == [
+        ("m", 3, "KIND_CPU")
+    ]
     assert config["dynamic_batching"]["preferred_batch_size"] == [64]
     assert config["parameters"] == {
         "backline.lane": {"string_value": "thread"},
@@ -71,7 +79,10 @@ def test_what_the_file_says_stays_as_it_is() -> None:
     [
         ("", {"latest": {"num_versions": 1}}),
         ("version_policy { all { } }", {"all": {}}),
-        ('parameters { key: "backline.versions" value { string_value: "1.4.2,7" } }', {"specific": {"versions": [7]}}),
+        (
+            'parameters { key: "backline.versions" value { string_value: "1.4.2,7" } }',
+            {"specific": {"versions": [7]}},
+        ),
     ],
 )
 def test_the_version_policy_is_shown_as_far_as_the_field_can_hold_it(text: str, policy: object) -> None:

@@ -35,7 +35,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_tritonclient_reads_a_picture_by_three_models(server: ServerProcess, pictures: np.ndarray, protocol: str) -> None:
+def test_tritonclient_reads_a_picture_by_three_models(
+    server: ServerProcess, pictures: np.ndarray, protocol: str
+) -> None:
     module = http_client if protocol == "http" else grpc_client
     port = server.http_port if protocol == "http" else server.grpc_port
     given = module.InferInput("picture", list(pictures.shape), "FP32")
@@ -54,13 +56,19 @@ def test_its_configuration_and_metadata_are_shown_as_tritons(server: ServerProce
     config, metadata = client.get_model_config("read"), client.get_model_metadata("read")
 
     assert (config["platform"], config["instance_group"]) == ("ensemble", [])
-    assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["detect", "crop", "recognise"]
+    assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == [
+        "detect",
+        "crop",
+        "recognise",
+    ]
     assert metadata["inputs"] == [{"name": "picture", "datatype": "FP32", "shape": [-1, 1, SIDE, SIDE]}]
     client.close()
 
 
 def executions(program: Embedded) -> dict[str, tuple[int, int]]:
-    return {m.name: (m.statistics.inference_count, m.statistics.execution_count) for m in program.engine.models()}
+    return {
+        m.name: (m.statistics.inference_count, m.statistics.execution_count) for m in program.engine.models()
+    }
 
 
 async def test_only_the_steps_run_that_the_wanted_output_needs(tmp_path: Path, pictures: np.ndarray) -> None:
@@ -140,13 +148,17 @@ async def test_an_error_of_a_step_says_in_which_ensemble(tmp_path: Path, picture
     await program.stop()
 
 
-async def test_it_goes_out_of_service_with_a_step_and_comes_back_with_it(tmp_path: Path, pictures: np.ndarray) -> None:
+async def test_it_goes_out_of_service_with_a_step_and_comes_back_with_it(
+    tmp_path: Path, pictures: np.ndarray
+) -> None:
     program = await start(reader(tmp_path / "models"))
     control = program.engine.control
     assert control is not None
 
     await control.unload("crop", who="test")
-    with pytest.raises(Unavailable, match="ensemble 'read' depends on 'crop' whose required version 1 is not loaded"):
+    with pytest.raises(
+        Unavailable, match="ensemble 'read' depends on 'crop' whose required version 1 is not loaded"
+    ):
         program.engine.submit(Asked(pictures).request)
     await control.load("crop", who="test")
     asked = Asked(pictures)
@@ -162,7 +174,9 @@ async def test_unloading_with_dependents_unloads_the_steps_and_loading_loads_the
     assert control is not None
 
     await control.unload("read", dependents=True, who="test")
-    gone = [name for name in ("detect", "crop", "recognise", "read") if not program.engine.served_versions(name)]
+    gone = [
+        name for name in ("detect", "crop", "recognise", "read") if not program.engine.served_versions(name)
+    ]
     await control.load("read", who="test")
 
     assert gone == ["detect", "crop", "recognise", "read"]
@@ -185,11 +199,19 @@ async def test_unloading_with_dependents_unloads_the_steps_and_loading_loads_the
             ('key: "crop" value: "cut"', 'key: "crp" value: "cut"'),
             "mapping to non-existing input crp in model recognise|mapped from non-existing",
         ),
-        (("model_version: 1", "model_version: 7"), "ensemble 'read' depends on 'crop' whose required version 7 is not loaded"),
-        (("TYPE_FP32 dims: [ 1, 8, 8 ]", "TYPE_INT32 dims: [ 1, 8, 8 ]"), "inconsistent data type: TYPE_INT32 is inferred from model read"),
+        (
+            ("model_version: 1", "model_version: 7"),
+            "ensemble 'read' depends on 'crop' whose required version 7 is not loaded",
+        ),
+        (
+            ("TYPE_FP32 dims: [ 1, 8, 8 ]", "TYPE_INT32 dims: [ 1, 8, 8 ]"),
+            "inconsistent data type: TYPE_INT32 is inferred from model read",
+        ),
     ],
 )
-async def test_an_ensemble_that_does_not_fit_its_models_is_refused(tmp_path: Path, change: tuple[str, str], reason: str) -> None:
+async def test_an_ensemble_that_does_not_fit_its_models_is_refused(
+    tmp_path: Path, change: tuple[str, str], reason: str
+) -> None:
     program = await start(reader(tmp_path / "models"))
     control = program.engine.control
     assert control is not None
@@ -224,7 +246,9 @@ async def test_a_step_that_begins_to_give_many_responses_makes_the_ensemble_deco
     assert control is not None
     before = program.engine.find("whole").decoupled
 
-    many = one.replace("import FP32", "import FP32\nfrom collections.abc import Iterator").replace("-> FP32[1]", "-> Iterator[FP32[1]]")
+    many = one.replace("import FP32", "import FP32\nfrom collections.abc import Iterator").replace(
+        "-> FP32[1]", "-> Iterator[FP32[1]]"
+    )
     (repository / "cut" / "1" / "model.py").write_text(many.replace("return x", "yield x\n        yield -x"))
     await control.load("cut", who="test")
     x = Tensor("x", DataType.FP32, (1,), np.ones(1, np.float32))
@@ -251,7 +275,9 @@ async def test_a_step_that_was_put_to_sleep_still_gets_its_batch_of_one(tmp_path
     )
     program = await start(repository)
     asleep = asyncio.Event()
-    program.engine.watch(lambda: asleep.set() if program.engine.find("recognise").state is not ModelState.READY else None)
+    program.engine.watch(
+        lambda: asleep.set() if program.engine.find("recognise").state is not ModelState.READY else None
+    )
     await asleep.wait()
 
     cut = Tensor("cut", DataType.FP32, (CUT,), np.ones(CUT, np.float32))

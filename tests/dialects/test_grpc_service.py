@@ -70,7 +70,9 @@ async def test_model_statistics(caller: Caller) -> None:
 def test_repository_index(caller: Caller) -> None:
     entries = {(entry.name, entry.version): entry.state for entry in caller.rpc("RepositoryIndex").models}
     assert entries["loading", "1"] == "LOADING"
-    assert ("loading", "1") not in {(entry.name, entry.version) for entry in caller.rpc("RepositoryIndex", ready=True).models}
+    assert ("loading", "1") not in {
+        (entry.name, entry.version) for entry in caller.rpc("RepositoryIndex", ready=True).models
+    }
     assert caller.rpc_call("RepositoryIndex", repository_name="mine").code == 12
 
 
@@ -79,7 +81,9 @@ def test_all_methods_of_the_service_are_there(caller: Caller) -> None:
         assert OIP + method.name.encode() in caller.application.rpc
 
 
-@pytest.mark.parametrize(("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "changing the log by request")])
+@pytest.mark.parametrize(
+    ("method", "what"), [("TraceSetting", "tracing"), ("LogSettings", "changing the log by request")]
+)
 def test_what_is_not_served_is_unimplemented(caller: Caller, method: str, what: str) -> None:
     call = caller.rpc_call(method)
     assert call.code == 12
@@ -99,7 +103,9 @@ def test_infer_with_raw_contents(caller: Caller, kind: type) -> None:
         call = caller.call(OIP + b"ModelInfer", kind(received))
         response = message("inference.ModelInferResponse").FromString(call.message)
         assert (response.model_name, response.model_version, response.id) == ("add1", "2", id)
-        assert [(output.name, output.datatype, list(output.shape)) for output in response.outputs] == [("OUTPUT0", "FP32", [1, 16])]
+        assert [(output.name, output.datatype, list(output.shape)) for output in response.outputs] == [
+            ("OUTPUT0", "FP32", [1, 16])
+        ]
         assert list(response.raw_output_contents) == [(ROW + 1).tobytes()]
 
 
@@ -115,8 +121,13 @@ def test_infer_of_two_inputs_and_requested_outputs(caller: Caller) -> None:
     raw = [np.array(values, np.int32).tobytes() for values in ([5, 6], [1, 2])]
     response = caller.rpc_infer(model_name="pair", inputs=pair, raw_input_contents=raw)
     assert [output.name for output in response.outputs] == ["SUM", "DIFFERENCE"]
-    assert [list(np.frombuffer(content, np.int32)) for content in response.raw_output_contents] == [[6, 8], [4, 4]]
-    response = caller.rpc_infer(model_name="pair", inputs=pair, raw_input_contents=raw, outputs=[{"name": "DIFFERENCE"}])
+    assert [list(np.frombuffer(content, np.int32)) for content in response.raw_output_contents] == [
+        [6, 8],
+        [4, 4],
+    ]
+    response = caller.rpc_infer(
+        model_name="pair", inputs=pair, raw_input_contents=raw, outputs=[{"name": "DIFFERENCE"}]
+    )
     assert [output.name for output in response.outputs] == ["DIFFERENCE"]
 
 
@@ -134,14 +145,19 @@ def test_shapes_without_elements(caller: Caller) -> None:
 
 
 def test_rank_zero(caller: Caller) -> None:
-    response = caller.rpc_infer(model_name="echo_FP32_0", inputs=[row_input(shape=[])], raw_input_contents=[b"abcd"])
+    response = caller.rpc_infer(
+        model_name="echo_FP32_0", inputs=[row_input(shape=[])], raw_input_contents=[b"abcd"]
+    )
     assert (list(response.outputs[0].shape), list(response.raw_output_contents)) == ([], [b"abcd"])
 
 
 def test_large_message(caller: Caller) -> None:
     data = np.arange(200_000, dtype=np.float32)
     response = caller.rpc_infer(
-        model_name="echo_FP32_1", id="big", inputs=[row_input(shape=[200_000])], raw_input_contents=[data.tobytes()]
+        model_name="echo_FP32_1",
+        id="big",
+        inputs=[row_input(shape=[200_000])],
+        raw_input_contents=[data.tobytes()],
     )
     assert response.raw_output_contents[0] == data.tobytes()
     assert response.id == "big"
@@ -181,7 +197,9 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
     """Which of them ends the wait is for the queue to say, as its policy may not let a request choose."""
     deadline = time.monotonic() + 5.0
     parameters = {} if own is None else {"timeout": {"int64_param": own}}
-    received = message("inference.ModelInferRequest")(**infer_fields(parameters=parameters)).SerializeToString()
+    received = message("inference.ModelInferRequest")(
+        **infer_fields(parameters=parameters)
+    ).SerializeToString()
     caller.application.rpc[OIP + b"ModelInfer"].handler(FakeUnaryCall(deadline=deadline), received)
     request = caller.engine.find("add1").queue.seen[-1]
     assert (request.deadline, request.timeout) == (deadline, timeout)
@@ -199,7 +217,11 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         ({"outputs": [{"name": "OUTPUT1"}]}, 3, "unexpected inference output 'OUTPUT1'"),
         ({"inputs": [row_input(datatype="FP31")]}, 3, "unknown datatype 'FP31'"),
         ({"inputs": [row_input(shape=[-1, 16])]}, 3, "negative dimension"),
-        ({"inputs": [row_input(shape=[2**62, 4, 16])]}, 3, "input byte size mismatch for input 'INPUT0' for model 'add1'"),
+        (
+            {"inputs": [row_input(shape=[2**62, 4, 16])]},
+            3,
+            "input byte size mismatch for input 'INPUT0' for model 'add1'",
+        ),
         ({"inputs": [row_input(shape=[0, 2**62, 4])]}, 3, "too large for any data"),
         ({"inputs": [row_input(shape=[1] * 100)]}, 3, "100 dimensions"),
         ({"raw_input_contents": [b"x" * 60]}, 3, "Expected 64, got 60"),
@@ -210,10 +232,18 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
             3,
             "contents field must not be specified when using raw_input_contents for 'INPUT0' for model 'add1'",
         ),
-        ({"parameters": {"triton_x": {"bool_param": True}}}, 3, "parameter keys starting with 'triton_' are reserved"),
+        (
+            {"parameters": {"triton_x": {"bool_param": True}}},
+            3,
+            "parameter keys starting with 'triton_' are reserved",
+        ),
         ({"parameters": {"timeout": {"string_param": "1"}}}, 3, "'timeout' must be an unsigned integer"),
         ({"parameters": {"mood": {}}}, 3, "parameter 'mood' has no value"),
-        ({"inputs": [row_input(parameters={"shared_memory_region": {"string_param": "r"}})]}, 12, "Client shared memory is disabled"),
+        (
+            {"inputs": [row_input(parameters={"shared_memory_region": {"string_param": "r"}})]},
+            12,
+            "Client shared memory is disabled",
+        ),
     ],
 )
 def test_faulty_requests(caller: Caller, fields: dict[str, object], code: int, text: str) -> None:
@@ -241,7 +271,11 @@ def test_faulty_typed_contents(caller: Caller, datatype: str, contents: dict[str
 
 
 def test_id_that_is_no_text(caller: Caller) -> None:
-    received = message("inference.ModelInferRequest")(**infer_fields(id="abc")).SerializeToString().replace(b"abc", b"a\xffc")
+    received = (
+        message("inference.ModelInferRequest")(**infer_fields(id="abc"))
+        .SerializeToString()
+        .replace(b"abc", b"a\xffc")
+    )
     call = caller.call(OIP + b"ModelInfer", received)
     assert (call.code, call.error) == (3, "the id of the request is not UTF-8")
 
@@ -273,7 +307,9 @@ def test_no_cycle_keeps_a_call_alive(caller: Caller) -> None:
     queue = caller.engine.find("add1").queue
     queue.hold()
     call = Call()
-    caller.application.rpc[OIP + b"ModelInfer"].handler(call, message("inference.ModelInferRequest")(**infer_fields()).SerializeToString())
+    caller.application.rpc[OIP + b"ModelInfer"].handler(
+        call, message("inference.ModelInferRequest")(**infer_fields()).SerializeToString()
+    )
     gc.disable()
     try:
         queue.release()
@@ -302,7 +338,10 @@ def test_every_datatype_has_typed_contents_or_says_so(caller: Caller, datatype: 
 
 
 def health(caller: Caller, service: str) -> FakeUnaryCall:
-    return caller.call(b"/grpc.health.v1.Health/Check", message("grpc.health.v1.HealthCheckRequest")(service=service).SerializeToString())
+    return caller.call(
+        b"/grpc.health.v1.Health/Check",
+        message("grpc.health.v1.HealthCheckRequest")(service=service).SerializeToString(),
+    )
 
 
 @pytest.mark.parametrize("service", ["", "inference.GRPCInferenceService", "grpc.health.v1.Health"])
@@ -347,9 +386,13 @@ async def test_health_watch_of_unknown_service(caller: Caller) -> None:
 
 async def reflect(caller: Caller, version: str, **fields: object):
     call = FakeStreamCall()
-    await call.requests.put(message("grpc.reflection.v1.ServerReflectionRequest")(**fields).SerializeToString())
+    await call.requests.put(
+        message("grpc.reflection.v1.ServerReflectionRequest")(**fields).SerializeToString()
+    )
     await call.requests.put(None)
-    await caller.application.rpc[f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo".encode()].handler(call)
+    await caller.application.rpc[
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo".encode()
+    ].handler(call)
     return message("grpc.reflection.v1.ServerReflectionResponse").FromString(call.responses.get_nowait())
 
 
@@ -361,7 +404,9 @@ async def test_reflection(caller: Caller, version: str) -> None:
         "grpc.reflection.v1.ServerReflection",
         "inference.GRPCInferenceService",
     ]
-    response = await reflect(caller, version, file_containing_symbol="inference.GRPCInferenceService.ModelInfer")
+    response = await reflect(
+        caller, version, file_containing_symbol="inference.GRPCInferenceService.ModelInfer"
+    )
     files = response.file_descriptor_response.file_descriptor_proto
     assert len(files) == 2  # the service and the model configuration it imports
     response = await reflect(caller, version, file_by_filename="backline/protos/health.proto")

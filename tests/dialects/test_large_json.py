@@ -56,7 +56,9 @@ def test_what_is_wrong_in_a_piece_is_refused(text: str) -> None:
 
 def infer(server: ServerProcess, model: str, array: np.ndarray) -> tuple[int, dict[str, object]]:
     connection = HTTPConnection("127.0.0.1", server.http_port, timeout=60)
-    document = {"inputs": [{"name": "INPUT0", "shape": list(array.shape), "datatype": "FP32", "data": array.tolist()}]}
+    document = {
+        "inputs": [{"name": "INPUT0", "shape": list(array.shape), "datatype": "FP32", "data": array.tolist()}]
+    }
     connection.request("POST", f"/v2/models/{model}/infer", json.dumps(document))
     answer = connection.getresponse()
     return answer.status, json.loads(answer.read())
@@ -74,7 +76,11 @@ def test_a_large_tensor_makes_the_round_trip(server: ServerProcess) -> None:
 
 def test_a_wrong_count_in_a_large_tensor_is_the_clients_error(server: ServerProcess) -> None:
     connection = HTTPConnection("127.0.0.1", server.http_port, timeout=60)
-    body = '{"inputs":[{"name":"INPUT0","shape":[1,3,224,224],"datatype":"FP32","data":[' + ",".join(["1.5"] * 150_000) + "]}]}"
+    body = (
+        '{"inputs":[{"name":"INPUT0","shape":[1,3,224,224],"datatype":"FP32","data":['
+        + ",".join(["1.5"] * 150_000)
+        + "]}]}"
+    )
 
     connection.request("POST", "/v2/models/ident/infer", body)
     answer = connection.getresponse()

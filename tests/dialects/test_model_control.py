@@ -26,7 +26,12 @@ def control(caller: Caller) -> FakeControl:
 
 
 async def ask(
-    caller: Caller, method: str, path: str, document: object = None, headers: dict[bytes, bytes] | None = None, peer: str = ""
+    caller: Caller,
+    method: str,
+    path: str,
+    document: object = None,
+    headers: dict[bytes, bytes] | None = None,
+    peer: str = "",
 ) -> HttpAnswer:
     """The answer to a request whose query may stand behind its path."""
     target, _, query = path.partition("?")
@@ -38,7 +43,9 @@ async def ask(
     return request.answer
 
 
-async def call(caller: Caller, method: str, metadata: dict[bytes, bytes] | None = None, **fields: object) -> FakeUnaryCall:
+async def call(
+    caller: Caller, method: str, metadata: dict[bytes, bytes] | None = None, **fields: object
+) -> FakeUnaryCall:
     asked = FakeUnaryCall(metadata)
     received = message(f"inference.{method}Request")(**fields).SerializeToString()
     caller.application.rpc[OIP + method.encode()].handler(asked, received)  # type: ignore[arg-type]
@@ -63,7 +70,9 @@ async def call(caller: Caller, method: str, metadata: dict[bytes, bytes] | None 
         ("POST", "/v2/models/add1/rollback"),
     ],
 )
-async def test_without_control_a_change_is_501_and_says_what_to_do(caller: Caller, method: str, path: str) -> None:
+async def test_without_control_a_change_is_501_and_says_what_to_do(
+    caller: Caller, method: str, path: str
+) -> None:
     answer = await ask(caller, method, path)
     assert answer.status == 501
     assert answer.error.endswith(NOT_SUPPORTED)
@@ -109,9 +118,14 @@ async def test_a_client_that_goes_away_does_not_cancel_its_load(caller: Caller, 
 
 
 async def test_the_reason_of_a_failed_load_is_the_answer(caller: Caller, control: FakeControl) -> None:
-    control.failure = InvalidArgument("load failed for model 'loading': version 1 is at UNAVAILABLE state: broken")
+    control.failure = InvalidArgument(
+        "load failed for model 'loading': version 1 is at UNAVAILABLE state: broken"
+    )
     answer = await ask(caller, "POST", LOAD)
-    assert (answer.status, answer.error) == (400, "load failed for model 'loading': version 1 is at UNAVAILABLE state: broken")
+    assert (answer.status, answer.error) == (
+        400,
+        "load failed for model 'loading': version 1 is at UNAVAILABLE state: broken",
+    )
     asked = await call(caller, "RepositoryModelLoad", model_name="loading")
     assert (asked.code, asked.error) == (3, answer.error)
 
@@ -125,10 +139,19 @@ async def test_an_unexpected_exception_is_hidden(caller: Caller, control: FakeCo
 
 async def test_overrides_come_as_base64_over_rest(caller: Caller, control: FakeControl) -> None:
     content = bytes(range(256)) * 8192  # base64 of several pieces
-    parameters = {"config": '{"max_batch_size": 2}', "file:1/model.onnx": base64.b64encode(content).decode(), "file:labels.txt": ""}
+    parameters = {
+        "config": '{"max_batch_size": 2}',
+        "file:1/model.onnx": base64.b64encode(content).decode(),
+        "file:labels.txt": "",
+    }
     assert (await ask(caller, "POST", LOAD, {"parameters": parameters})).status == 200
     assert control.calls == [
-        ("load", "loading", "", Overrides('{"max_batch_size": 2}', {"1/model.onnx": content, "labels.txt": b""})),
+        (
+            "load",
+            "loading",
+            "",
+            Overrides('{"max_batch_size": 2}', {"1/model.onnx": content, "labels.txt": b""}),
+        ),
     ]
 
 
@@ -143,14 +166,25 @@ async def test_overrides_come_as_bytes_over_grpc(caller: Caller, control: FakeCo
     [
         ({"file:1/model.onnx": "AAAA"}, "Load parameter 'config' must be specified for model file override"),
         ({"confg": "{}"}, "unrecognized load parameter 'confg'. Did you mean 'config'?"),
-        ({"config": {"max_batch_size": 1}}, "invalid value type for load parameter 'config', expected a string: the configuration as JSON"),
-        ({"config": "{}", "file:1/model.onnx": "*"}, "the value of load parameter 'file:1/model.onnx' is not base64"),
-        ({"config": "{}", "file:../x": ""}, "load parameter 'file:../x' names no file inside the model's folder"),
+        (
+            {"config": {"max_batch_size": 1}},
+            "invalid value type for load parameter 'config', expected a string: the configuration as JSON",
+        ),
+        (
+            {"config": "{}", "file:1/model.onnx": "*"},
+            "the value of load parameter 'file:1/model.onnx' is not base64",
+        ),
+        (
+            {"config": "{}", "file:../x": ""},
+            "load parameter 'file:../x' names no file inside the model's folder",
+        ),
         ({"config": "{}", "file:/etc/x": ""}, "load parameter 'file:/etc/x' names no file inside"),
         ({"config": "{}", "file:1/\0": ""}, "load parameter 'file:1/\\x00' names no file inside"),
     ],
 )
-async def test_wrong_load_parameters_over_rest(caller: Caller, control: FakeControl, parameters: object, text: str) -> None:
+async def test_wrong_load_parameters_over_rest(
+    caller: Caller, control: FakeControl, parameters: object, text: str
+) -> None:
     answer = await ask(caller, "POST", LOAD, {"parameters": parameters})
     assert answer.status == 400
     assert answer.error.startswith(text)
@@ -160,13 +194,24 @@ async def test_wrong_load_parameters_over_rest(caller: Caller, control: FakeCont
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        ({"file:1/model.onnx": {"bytes_param": b""}}, "Load parameter 'config' must be specified for model file override"),
+        (
+            {"file:1/model.onnx": {"bytes_param": b""}},
+            "Load parameter 'config' must be specified for model file override",
+        ),
         ({"x": {"string_param": "{}"}}, "unrecognized load parameter 'x'."),
-        ({"config": {"bytes_param": b"{}"}}, "invalid value type for load parameter 'config', expected string_param."),
-        ({"file:1": {"string_param": ""}}, "invalid value type for load parameter 'file:1', expected bytes_param."),
+        (
+            {"config": {"bytes_param": b"{}"}},
+            "invalid value type for load parameter 'config', expected string_param.",
+        ),
+        (
+            {"file:1": {"string_param": ""}},
+            "invalid value type for load parameter 'file:1', expected bytes_param.",
+        ),
     ],
 )
-async def test_wrong_load_parameters_over_grpc(caller: Caller, control: FakeControl, parameters: object, text: str) -> None:
+async def test_wrong_load_parameters_over_grpc(
+    caller: Caller, control: FakeControl, parameters: object, text: str
+) -> None:
     asked = await call(caller, "RepositoryModelLoad", model_name="loading", parameters=parameters)
     assert asked.code == 3
     assert asked.error.startswith(text)
@@ -181,7 +226,9 @@ async def test_wrong_load_parameters_over_grpc(caller: Caller, control: FakeCont
         ([], "Expected `object`, got `array`"),
     ],
 )
-async def test_wrong_load_documents(caller: Caller, control: FakeControl, document: object, text: str) -> None:
+async def test_wrong_load_documents(
+    caller: Caller, control: FakeControl, document: object, text: str
+) -> None:
     answer = await ask(caller, "POST", LOAD, document)
     assert (answer.status, answer.error) == (400, f"failed to parse the request JSON: {text}")
 
@@ -195,19 +242,40 @@ async def test_one_version_is_loaded_and_unloaded(caller: Caller, control: FakeC
 
 
 async def test_dependents_are_unloaded_where_asked_for(caller: Caller, control: FakeControl) -> None:
-    await ask(caller, "POST", "/v2/repository/models/pair/unload", {"parameters": {"unload_dependents": True}})
-    await call(caller, "RepositoryModelUnload", model_name="add1", parameters={"unload_dependents": {"bool_param": True}})
+    await ask(
+        caller, "POST", "/v2/repository/models/pair/unload", {"parameters": {"unload_dependents": True}}
+    )
+    await call(
+        caller,
+        "RepositoryModelUnload",
+        model_name="add1",
+        parameters={"unload_dependents": {"bool_param": True}},
+    )
     await call(caller, "RepositoryModelUnload", model_name="animals")
     assert [entry[-1] for entry in control.calls] == [True, True, False]
 
 
 async def test_wrong_unload_parameters(caller: Caller, control: FakeControl) -> None:
-    answer = await ask(caller, "POST", "/v2/repository/models/pair/unload", {"parameters": {"unload_dependants": True}})
-    assert answer.error == "unrecognized unload parameter 'unload_dependants'. Did you mean 'unload_dependents'?"
-    answer = await ask(caller, "POST", "/v2/repository/models/pair/unload", {"parameters": {"unload_dependents": 1}})
+    answer = await ask(
+        caller, "POST", "/v2/repository/models/pair/unload", {"parameters": {"unload_dependants": True}}
+    )
+    assert (
+        answer.error == "unrecognized unload parameter 'unload_dependants'. Did you mean 'unload_dependents'?"
+    )
+    answer = await ask(
+        caller, "POST", "/v2/repository/models/pair/unload", {"parameters": {"unload_dependents": 1}}
+    )
     assert answer.error == "invalid value type for 'unload_dependents' parameter, expected true or false"
-    asked = await call(caller, "RepositoryModelUnload", model_name="pair", parameters={"unload_dependents": {"int64_param": 1}})
-    assert (asked.code, asked.error) == (3, "invalid value type for 'unload_dependents' parameter, expected bool_param.")
+    asked = await call(
+        caller,
+        "RepositoryModelUnload",
+        model_name="pair",
+        parameters={"unload_dependents": {"int64_param": 1}},
+    )
+    assert (asked.code, asked.error) == (
+        3,
+        "invalid value type for 'unload_dependents' parameter, expected bool_param.",
+    )
 
 
 @pytest.mark.parametrize("action", ["load", "unload"])
@@ -219,7 +287,9 @@ async def test_a_named_repository_is_refused(caller: Caller, control: FakeContro
 
 
 async def test_an_empty_name_is_refused(caller: Caller, control: FakeControl) -> None:
-    assert (await call(caller, "RepositoryModelLoad")).error == "the name of the model is empty: set model_name"
+    assert (
+        await call(caller, "RepositoryModelLoad")
+    ).error == "the name of the model is empty: set model_name"
 
 
 async def test_a_malformed_message_is_refused(caller: Caller, control: FakeControl) -> None:
@@ -244,9 +314,13 @@ async def test_a_label_is_set_moved_listed_and_removed(caller: Caller, control: 
         "before": "",
         "detail": "",
     }
-    assert (await ask(caller, "PUT", "/v2/models/add1/labels/canary", {"version": "1", "expected": "2"})).json["before"] == "2"
+    assert (
+        await ask(caller, "PUT", "/v2/models/add1/labels/canary", {"version": "1", "expected": "2"})
+    ).json["before"] == "2"
     assert caller.get("/v2/models/add1/labels").json == {"name": "add1", "labels": {"canary": "1"}}
-    assert (await ask(caller, "DELETE", "/v2/models/add1/labels/canary?expected=1")).json["action"] == "unlabel"
+    assert (await ask(caller, "DELETE", "/v2/models/add1/labels/canary?expected=1")).json[
+        "action"
+    ] == "unlabel"
     assert caller.get("/v2/models/add1/labels").json == {"name": "add1", "labels": {}}
 
 
@@ -257,7 +331,9 @@ async def test_a_label_that_moved_meanwhile_stays(caller: Caller, control: FakeC
     assert caller.get("/v2/models/add1/labels").json["labels"] == {"stable": "1"}
 
 
-async def test_promote_and_rollback_move_what_requests_without_a_version_get(caller: Caller, control: FakeControl) -> None:
+async def test_promote_and_rollback_move_what_requests_without_a_version_get(
+    caller: Caller, control: FakeControl
+) -> None:
     document = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.0] * 16}]}
     await ask(caller, "POST", "/v2/models/add1/promote", {"version": "2"})
     await ask(caller, "POST", "/v2/models/add1/promote", {"version": "1", "expected": "2"})
@@ -270,13 +346,25 @@ async def test_promote_and_rollback_move_what_requests_without_a_version_get(cal
 @pytest.mark.parametrize(
     ("method", "path", "document", "text"),
     [
-        ("PUT", "/v2/models/add1/labels/x", {"versoin": "1"}, "unknown key 'versoin'. Did you mean 'version'?"),
+        (
+            "PUT",
+            "/v2/models/add1/labels/x",
+            {"versoin": "1"},
+            "unknown key 'versoin'. Did you mean 'version'?",
+        ),
         ("PUT", "/v2/models/add1/labels/x", {}, "Object missing required field `version`"),
-        ("POST", "/v2/models/add1/promote", {"version": True}, "Expected `int | str`, got `bool` - at `$.version`"),
+        (
+            "POST",
+            "/v2/models/add1/promote",
+            {"version": True},
+            "Expected `int | str`, got `bool` - at `$.version`",
+        ),
         ("POST", "/v2/models/add1/rollback", {"lable": "x"}, "unknown key 'lable'. Did you mean 'label'?"),
     ],
 )
-async def test_wrong_label_documents(caller: Caller, control: FakeControl, method: str, path: str, document: object, text: str) -> None:
+async def test_wrong_label_documents(
+    caller: Caller, control: FakeControl, method: str, path: str, document: object, text: str
+) -> None:
     answer = await ask(caller, method, path, document)
     assert (answer.status, answer.error) == (400, f"failed to parse the request JSON: {text}")
 
@@ -293,24 +381,41 @@ async def test_a_label_stands_wherever_a_version_does(caller: Caller, control: F
     assert answered.json["model_version"] == "1"
     tensor = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16]}
     raw = np.ones((1, 16), np.float32).tobytes()
-    found = caller.rpc_infer(model_name="add1", model_version="old", inputs=[tensor], raw_input_contents=[raw])
+    found = caller.rpc_infer(
+        model_name="add1", model_version="old", inputs=[tensor], raw_input_contents=[raw]
+    )
     assert found.model_version == "1"
     assert caller.get("/v2/models/add1/versions/old/ready").status == 200
-    assert (await caller.get_later("/v2/models/add1/versions/old/stats")).json["model_stats"][0]["version"] == "1"
+    assert (await caller.get_later("/v2/models/add1/versions/old/stats")).json["model_stats"][0][
+        "version"
+    ] == "1"
     assert caller.rpc("ModelReady", name="add1", version="old").ready
-    assert (await caller.rpc_later("ModelStatistics", name="add1", version="old")).model_stats[0].version == "1"
+    assert (await caller.rpc_later("ModelStatistics", name="add1", version="old")).model_stats[
+        0
+    ].version == "1"
 
 
 # history and refresh
 
 
 async def test_the_history_names_who_changed_what(caller: Caller, control: FakeControl) -> None:
-    await ask(caller, "POST", "/v2/models/add1/promote", {"version": "1"}, {b"x-backline-user": b"ada@laptop"}, "10.0.0.7")
+    await ask(
+        caller,
+        "POST",
+        "/v2/models/add1/promote",
+        {"version": "1"},
+        {b"x-backline-user": b"ada@laptop"},
+        "10.0.0.7",
+    )
     await ask(caller, "POST", "/v2/repository/models/pair/load", None, {}, "10.0.0.8")
     metadata = {b"x-backline-user": "adä\nline\x1b[31m".encode() + b"x" * 500}
     await call(caller, "RepositoryModelUnload", metadata, model_name="pair")
     changes = (await ask(caller, "GET", "/v2/repository/history")).json["changes"]
-    assert [(change["action"], change["model"]) for change in changes] == [("unload", "pair"), ("load", "pair"), ("label", "add1")]
+    assert [(change["action"], change["model"]) for change in changes] == [
+        ("unload", "pair"),
+        ("load", "pair"),
+        ("label", "add1"),
+    ]
     forged, address, named = (change["who"] for change in changes)
     assert forged == "adä?line?[31m" + "x" * 51 + " (local)"
     assert (address, named) == ("10.0.0.8", "ada@laptop (10.0.0.7)")
@@ -321,7 +426,10 @@ async def test_the_history_is_filtered_and_limited(caller: Caller, control: Fake
         await ask(caller, "POST", "/v2/models/add1/promote", {"version": version})
     await ask(caller, "POST", "/v2/repository/models/pair/load")
     changes = (await ask(caller, "GET", "/v2/repository/history?model=add1&limit=2")).json["changes"]
-    assert [(change["model"], change["version"], change["before"]) for change in changes] == [("add1", "1", "2"), ("add1", "2", "1")]
+    assert [(change["model"], change["version"], change["before"]) for change in changes] == [
+        ("add1", "1", "2"),
+        ("add1", "2", "1"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,12 @@ ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
 
 def binary_input(size: int = 64, **changes: object) -> dict[str, object]:
-    return {"name": "INPUT0", "shape": [1, 16], "datatype": "FP32", "parameters": {"binary_data_size": size}} | changes
+    return {
+        "name": "INPUT0",
+        "shape": [1, 16],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": size},
+    } | changes
 
 
 def json_input(**changes: object) -> dict[str, object]:
@@ -45,7 +50,14 @@ def test_binary_in_binary_out(caller: Caller, body_type: type) -> None:
         assert answer.json == {
             "model_name": "add1",
             "model_version": "2",
-            "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [1, 16], "parameters": {"binary_data_size": 64}}],
+            "outputs": [
+                {
+                    "name": "OUTPUT0",
+                    "datatype": "FP32",
+                    "shape": [1, 16],
+                    "parameters": {"binary_data_size": 64},
+                }
+            ],
         }
         assert binary_parts(answer) == [(ROW + 1).tobytes()]
 
@@ -59,7 +71,9 @@ def test_json_nested_or_flat_in_flat_out(caller: Caller, data: object) -> None:
         "id": "seven",
         "model_name": "add1",
         "model_version": "1",
-        "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [1, 16], "data": (ROW + 1).reshape(-1).tolist()}],
+        "outputs": [
+            {"name": "OUTPUT0", "datatype": "FP32", "shape": [1, 16], "data": (ROW + 1).reshape(-1).tolist()}
+        ],
     }
 
 
@@ -85,7 +99,9 @@ def test_requested_outputs_only(caller: Caller) -> None:
 def test_output_overrides_the_default_of_the_request(caller: Caller) -> None:
     inputs = [{"name": name, "shape": [2], "datatype": "INT32", "data": [5, 6]} for name in "AB"]
     outputs = [{"name": "SUM"}, {"name": "DIFFERENCE", "parameters": {"binary_data": False}}]
-    answer = caller.infer("pair", {"inputs": inputs, "outputs": outputs, "parameters": {"binary_data_output": True}})
+    answer = caller.infer(
+        "pair", {"inputs": inputs, "outputs": outputs, "parameters": {"binary_data_output": True}}
+    )
     assert [output.get("data") for output in answer.json["outputs"]] == [None, [0, 0]]
 
 
@@ -93,7 +109,14 @@ def test_bytes_in_binary_form(caller: Caller) -> None:
     elements = [b"", "\u00e4\u00df".encode(), b"\x00\xff"]
     raw = b"".join(struct.pack("<I", len(element)) + element for element in elements)
     document = {
-        "inputs": [{"name": "INPUT0", "shape": [3], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}],
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "shape": [3],
+                "datatype": "BYTES",
+                "parameters": {"binary_data_size": len(raw)},
+            }
+        ],
         "parameters": {"binary_data_output": True},
     }
     assert binary_parts(caller.infer("echo_BYTES_1", document, raw)) == [raw]
@@ -101,7 +124,11 @@ def test_bytes_in_binary_form(caller: Caller) -> None:
 
 def test_bytes_that_are_no_text_need_binary_form(caller: Caller) -> None:
     raw = struct.pack("<I", 1) + b"\xff"
-    document = {"inputs": [{"name": "INPUT0", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}]}
+    document = {
+        "inputs": [
+            {"name": "INPUT0", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}}
+        ]
+    }
     answer = caller.infer("echo_BYTES_1", document, raw)
     assert answer.status == 400
     assert "not UTF-8" in answer.error
@@ -113,18 +140,35 @@ def test_nan_and_infinity_need_binary_form(caller: Caller, value: float) -> None
     answer = caller.infer("add1", {"inputs": [binary_input()]}, raw)
     assert answer.status == 400
     assert "NaN or infinite" in answer.error
-    assert caller.infer("add1", {"inputs": [binary_input()], "parameters": {"binary_data_output": True}}, raw).status == 200
+    assert (
+        caller.infer(
+            "add1", {"inputs": [binary_input()], "parameters": {"binary_data_output": True}}, raw
+        ).status
+        == 200
+    )
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_half_floats_are_binary_only(caller: Caller, datatype: str) -> None:
     model = f"echo_{datatype}_1"
-    answer = caller.infer(model, {"inputs": [{"name": "INPUT0", "shape": [1], "datatype": datatype, "data": [1.0]}]})
+    answer = caller.infer(
+        model, {"inputs": [{"name": "INPUT0", "shape": [1], "datatype": datatype, "data": [1.0]}]}
+    )
     assert answer.status == 400
-    assert answer.error == f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input INPUT0"
-    binary = {"inputs": [{"name": "INPUT0", "shape": [1], "datatype": datatype, "parameters": {"binary_data_size": 2}}]}
+    assert (
+        answer.error
+        == f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input INPUT0"
+    )
+    binary = {
+        "inputs": [
+            {"name": "INPUT0", "shape": [1], "datatype": datatype, "parameters": {"binary_data_size": 2}}
+        ]
+    }
     answer = caller.infer(model, binary, b"\x00\x3c")
-    assert answer.error == f"sending {datatype} data via JSON is not supported. Please use the binary data format for output OUTPUT0"
+    assert (
+        answer.error
+        == f"sending {datatype} data via JSON is not supported. Please use the binary data format for output OUTPUT0"
+    )
     answer = caller.infer(model, binary | {"parameters": {"binary_data_output": True}}, b"\x00\x3c")
     assert binary_parts(answer) == [b"\x00\x3c"]
 
@@ -132,10 +176,14 @@ def test_half_floats_are_binary_only(caller: Caller, datatype: str) -> None:
 @pytest.mark.parametrize("shape", [[0], [0, 16], [2, 0, 3]])
 def test_shapes_without_elements(caller: Caller, shape: list[int]) -> None:
     model = f"echo_FP32_{len(shape)}"
-    answer = caller.infer(model, {"inputs": [{"name": "INPUT0", "shape": shape, "datatype": "FP32", "data": []}]})
+    answer = caller.infer(
+        model, {"inputs": [{"name": "INPUT0", "shape": shape, "datatype": "FP32", "data": []}]}
+    )
     assert answer.json["outputs"] == [{"name": "OUTPUT0", "datatype": "FP32", "shape": shape, "data": []}]
     document = {
-        "inputs": [{"name": "INPUT0", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": 0}}],
+        "inputs": [
+            {"name": "INPUT0", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": 0}}
+        ],
         "parameters": {"binary_data_output": True},
     }
     assert caller.infer(model, document, b"").json["outputs"][0]["shape"] == shape
@@ -143,7 +191,9 @@ def test_shapes_without_elements(caller: Caller, shape: list[int]) -> None:
 
 def test_rank_zero(caller: Caller) -> None:
     for data in (5.5, [5.5]):
-        answer = caller.infer("echo_FP32_0", {"inputs": [{"name": "INPUT0", "shape": [], "datatype": "FP32", "data": data}]})
+        answer = caller.infer(
+            "echo_FP32_0", {"inputs": [{"name": "INPUT0", "shape": [], "datatype": "FP32", "data": data}]}
+        )
         assert answer.json["outputs"] == [{"name": "OUTPUT0", "datatype": "FP32", "shape": [], "data": [5.5]}]
 
 
@@ -174,7 +224,10 @@ def test_classification_must_be_a_count(caller: Caller, count: object) -> None:
 
 def test_classification_of_strings_is_refused(caller: Caller) -> None:
     inputs = [{"name": "INPUT0", "shape": [1], "datatype": "BYTES", "data": ["a"]}]
-    answer = caller.infer("echo_BYTES_1", {"inputs": inputs, "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1}}]})
+    answer = caller.infer(
+        "echo_BYTES_1",
+        {"inputs": inputs, "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 1}}]},
+    )
     assert answer.status == 400
     assert "unsupported type 'BYTES'" in answer.error
 
@@ -195,7 +248,11 @@ def test_raw_binary_request_of_bytes(caller: Caller) -> None:
 @pytest.mark.parametrize(
     ("model", "body", "text"),
     [
-        ("pair", b"", "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'pair' model configuration"),
+        (
+            "pair",
+            b"",
+            "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'pair' model configuration",
+        ),
         (
             "echo_FP32_2",
             b"",
@@ -212,7 +269,15 @@ def test_raw_binary_request_that_does_not_fit(caller: Caller, model: str, body: 
 
 
 def test_parameters_reach_the_model(caller: Caller) -> None:
-    parameters = {"mood": "blue", "tempo": 120, "swing": 0.6, "loud": True, "sequence_id": 7, "sequence_start": True, "priority": 3}
+    parameters = {
+        "mood": "blue",
+        "tempo": 120,
+        "swing": 0.6,
+        "loud": True,
+        "sequence_id": 7,
+        "sequence_start": True,
+        "priority": 3,
+    }
     assert caller.infer("add1", {"inputs": [json_input()], "parameters": parameters}).status == 200
     request = caller.engine.find("add1").queue.seen[-1]
     assert request.priority == 3
@@ -221,7 +286,9 @@ def test_parameters_reach_the_model(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(("parameter", "timeout"), [(2_500_000, 2.5), (0, None)])
-def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(caller: Caller, parameter: int, timeout: float | None) -> None:
+def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(
+    caller: Caller, parameter: int, timeout: float | None
+) -> None:
     caller.infer("add1", {"inputs": [json_input()], "parameters": {"timeout": parameter}})
     request = caller.engine.find("add1").queue.seen[-1]
     assert (request.timeout, request.deadline) == (timeout, None)
@@ -230,7 +297,10 @@ def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(caller
 @pytest.mark.parametrize(
     ("parameters", "text"),
     [
-        ({"triton_x": 1}, "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."),
+        (
+            {"triton_x": 1},
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.",
+        ),
         ({"triton_enable_empty_final_response": True}, "parameter keys starting with 'triton_' are reserved"),
         ({"timeout": -1}, "parameter 'timeout' must be an unsigned integer"),
         ({"timeout": 2**64}, "parameter 'timeout' must be an unsigned integer"),
@@ -256,9 +326,17 @@ def test_faulty_parameters(caller: Caller, parameters: dict[str, object], text: 
     [
         ({}, None, "missing required field `inputs`"),
         ({"inputs": []}, None, "expected 1 inputs but got 0 inputs for model 'add1'"),
-        ({"inputs": [json_input(shape=[1, "16"])]}, None, "Expected `int`, got `str` - at `$.inputs[0].shape[1]`"),
+        (
+            {"inputs": [json_input(shape=[1, "16"])]},
+            None,
+            "Expected `int`, got `str` - at `$.inputs[0].shape[1]`",
+        ),
         ({"inputs": [json_input(datatype="FP31")]}, None, "input 'INPUT0': unknown datatype 'FP31'"),
-        ({"inputs": [json_input(datatype="INT32", data=list(range(16)))]}, None, "data-type is 'INT32', but model 'add1' expects 'FP32'"),
+        (
+            {"inputs": [json_input(datatype="INT32", data=list(range(16)))]},
+            None,
+            "data-type is 'INT32', but model 'add1' expects 'FP32'",
+        ),
         ({"inputs": [json_input(shape=[1, 17])]}, None, "shape does not match true shape"),
         ({"inputs": [json_input(shape=[1, 15])]}, None, "Shape does not match true shape of 'data' field"),
         (
@@ -274,16 +352,40 @@ def test_faulty_parameters(caller: Caller, parameters: dict[str, object], text: 
         ({"inputs": [json_input(shape=[0, 2**40, 2**40], data=[])]}, None, "too large for any data"),
         ({"inputs": [json_input(shape=[1] * 100)]}, None, "100 dimensions"),
         ({"inputs": [json_input(), json_input()]}, None, "input 'INPUT0' already exists in request"),
-        ({"inputs": [json_input()], "outputs": [{"name": "OUTPUT0"}] * 2}, None, "output 'OUTPUT0' already exists in request"),
-        ({"inputs": [json_input()], "outputs": [{"name": "OUTPUT1"}]}, None, "unexpected inference output 'OUTPUT1' for model 'add1'"),
+        (
+            {"inputs": [json_input()], "outputs": [{"name": "OUTPUT0"}] * 2},
+            None,
+            "output 'OUTPUT0' already exists in request",
+        ),
+        (
+            {"inputs": [json_input()], "outputs": [{"name": "OUTPUT1"}]},
+            None,
+            "unexpected inference output 'OUTPUT1' for model 'add1'",
+        ),
         ({"inputs": [binary_input(data=[1])]}, b"", "Input must set only one of the following fields"),
-        ({"inputs": [{"name": "INPUT0", "shape": [1, 16], "datatype": "FP32"}]}, None, "Input must set only one of the following fields"),
-        ({"inputs": [binary_input(60)]}, bytes(60), "input byte size mismatch for input 'INPUT0' for model 'add1'. Expected 64, got 60"),
+        (
+            {"inputs": [{"name": "INPUT0", "shape": [1, 16], "datatype": "FP32"}]},
+            None,
+            "Input must set only one of the following fields",
+        ),
+        (
+            {"inputs": [binary_input(60)]},
+            bytes(60),
+            "input byte size mismatch for input 'INPUT0' for model 'add1'. Expected 64, got 60",
+        ),
         ({"inputs": [binary_input(-64)]}, bytes(64), "must be a number of bytes"),
-        ({"inputs": [binary_input()]}, bytes(60), "unexpected size for input 'INPUT0', expecting 4 additional bytes for model 'add1'"),
+        (
+            {"inputs": [binary_input()]},
+            bytes(60),
+            "unexpected size for input 'INPUT0', expecting 4 additional bytes for model 'add1'",
+        ),
         ({"inputs": [binary_input()]}, bytes(65), "unexpected additional input data for model 'add1'"),
         ({"inputs": [json_input()]}, b"x", "unexpected additional input data for model 'add1'"),
-        ({"inputs": [json_input(data=["1"] * 16)]}, None, "Expected `float`, got `str` - at `$.inputs[0].data[0]`"),
+        (
+            {"inputs": [json_input(data=["1"] * 16)]},
+            None,
+            "Expected `float`, got `str` - at `$.inputs[0].data[0]`",
+        ),
         ({"inputs": [json_input(data=[True] * 16)]}, None, "Expected `float`, got `bool`"),
         ({"inputs": [json_input(data=[1e300] * 16)]}, None, "FP32 cannot hold"),
         ({"inputs": [json_input(data={"a": 1})]}, None, "shape does not match"),
@@ -316,7 +418,9 @@ def test_faulty_requests_are_400(caller: Caller, document: object, binary: bytes
         ("BYTES", [], "shape does not match true shape"),
     ],
 )
-def test_values_that_do_not_fit_the_datatype(caller: Caller, datatype: str, data: list[object], text: str) -> None:
+def test_values_that_do_not_fit_the_datatype(
+    caller: Caller, datatype: str, data: list[object], text: str
+) -> None:
     document = {"inputs": [{"name": "INPUT0", "shape": [1], "datatype": datatype, "data": data}]}
     answer = caller.infer(f"echo_{datatype}_1", document)
     assert answer.status == 400
@@ -335,8 +439,15 @@ def test_values_that_do_not_fit_the_datatype(caller: Caller, datatype: str, data
         b'{"inputs":' + b"[" * 1_000_000,
         b'{"parameters":' + b"[" * 1_000_000,
         b'{"surprise":' + b"[" * 1_000_000,
-        b'{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","data":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}]}",
-        b'{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","data":' + b"[" * 200 + b"1" + b"]" * 200 + b"}]}",
+        b'{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","data":'
+        + b"[" * 1_000_000
+        + b"]" * 1_000_000
+        + b"}]}",
+        b'{"inputs":[{"name":"INPUT0","shape":[1],"datatype":"FP32","data":'
+        + b"[" * 200
+        + b"1"
+        + b"]" * 200
+        + b"}]}",
         b'{"inputs":[{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[NaN' + b",1" * 15 + b"]}]}",
         b'{"id":"\\ud800","inputs":[]}',
     ],
@@ -347,17 +458,25 @@ async def test_malformed_json_is_400(caller: Caller, body: bytes) -> None:
 
 @pytest.mark.parametrize("length", [b"-1", b"x", b"9" * 30, b"1000000", b"", b" 5", b"5, 5"])
 def test_faulty_header_length(caller: Caller, length: bytes) -> None:
-    answer = caller.http("POST", "/v2/models/add1/infer", b"{}", {b"inference-header-content-length": length}).answer
+    answer = caller.http(
+        "POST", "/v2/models/add1/infer", b"{}", {b"inference-header-content-length": length}
+    ).answer
     assert answer.status == 400
     assert "header" in answer.error
 
 
 def test_header_length_beyond_the_body_in_tritons_words(caller: Caller) -> None:
-    assert caller.post("/v2/models/add1/infer", b"{}", 3).error == "inference header size should be in range (0, 2), got: 3"
+    assert (
+        caller.post("/v2/models/add1/infer", b"{}", 3).error
+        == "inference header size should be in range (0, 2), got: 3"
+    )
 
 
 def test_shared_memory_is_501(caller: Caller) -> None:
-    answer = caller.infer("add1", {"inputs": [json_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 64})]})
+    answer = caller.infer(
+        "add1",
+        {"inputs": [json_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 64})]},
+    )
     assert answer.status == 501
     assert "Client shared memory is disabled" in answer.error
 
@@ -367,7 +486,10 @@ def test_unknown_model_and_version(caller: Caller) -> None:
     assert (answer.status, answer.error) == (404, "Request for unknown model: 'nope' is not found")
     answer = caller.infer("add1/versions/9", {"inputs": [json_input()]})
     assert (answer.status, answer.error) == (404, "Request for unknown model: 'add1' version 9 is not found")
-    assert caller.infer("empty", {"inputs": [json_input()]}).error == "Request for unknown model: 'empty' has no available versions"
+    assert (
+        caller.infer("empty", {"inputs": [json_input()]}).error
+        == "Request for unknown model: 'empty' has no available versions"
+    )
 
 
 def test_model_that_is_not_ready_is_503_with_retry_after(caller: Caller) -> None:
@@ -380,7 +502,11 @@ def test_model_that_is_not_ready_is_503_with_retry_after(caller: Caller) -> None
 def test_full_queue_is_503_with_retry_after(caller: Caller) -> None:
     caller.engine.find("add1").queue.full = True
     answer = caller.infer("add1", {"inputs": [json_input()]})
-    assert (answer.status, answer.fields[b"retry-after"], answer.error) == (503, b"2", "Exceeds maximum queue size")
+    assert (answer.status, answer.fields[b"retry-after"], answer.error) == (
+        503,
+        b"2",
+        "Exceeds maximum queue size",
+    )
 
 
 def test_failing_model(caller: Caller) -> None:
@@ -388,7 +514,9 @@ def test_failing_model(caller: Caller) -> None:
     assert (answer.status, answer.error) == (500, "the runtime failed: out of luck")
 
 
-def test_unexpected_exception_is_told_to_the_log_only(caller: Caller, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_exception_is_told_to_the_log_only(
+    caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = caller.infer("broken", {"inputs": [json_input()]})
     assert answer.status == 500
     assert answer.error == "internal error: the server failed to handle this request, see its log"
@@ -433,12 +561,24 @@ def test_no_cycle_keeps_a_request_alive(caller: Caller) -> None:
 def test_large_tensors_are_not_copied(caller: Caller) -> None:
     data = np.arange(100_000, dtype=np.float32)
     document = {
-        "inputs": [{"name": "INPUT0", "shape": [100_000], "datatype": "FP32", "parameters": {"binary_data_size": data.nbytes}}],
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "shape": [100_000],
+                "datatype": "FP32",
+                "parameters": {"binary_data_size": data.nbytes},
+            }
+        ],
         "parameters": {"binary_data_output": True},
     }
     header = json.dumps(document).encode()
     body = header + data.tobytes()
-    request = caller.http("POST", "/v2/models/echo_FP32_1/infer", body, {b"inference-header-content-length": b"%d" % len(header)})
+    request = caller.http(
+        "POST",
+        "/v2/models/echo_FP32_1/infer",
+        body,
+        {b"inference-header-content-length": b"%d" % len(header)},
+    )
     received = np.frombuffer(body, np.uint8)
     sent = np.frombuffer(request.buffers[1], np.uint8)
     assert np.shares_memory(received, sent)
@@ -447,7 +587,12 @@ def test_large_tensors_are_not_copied(caller: Caller) -> None:
 def test_requests_that_differ_in_the_header_are_not_confused(caller: Caller) -> None:
     answers = []
     for raw in (b"\1\2", b"\1\2\3"):
-        given = {"name": "INPUT0", "shape": [len(raw)], "datatype": "INT8", "parameters": {"binary_data_size": len(raw)}}
+        given = {
+            "name": "INPUT0",
+            "shape": [len(raw)],
+            "datatype": "INT8",
+            "parameters": {"binary_data_size": len(raw)},
+        }
         answers.append(caller.infer("echo_INT8_1", {"inputs": [given]}, raw))
     assert [answer.json["outputs"][0]["data"] for answer in answers] == [[1, 2], [1, 2, 3]]
 
@@ -461,4 +606,7 @@ def test_id_comes_back(caller: Caller, id: str) -> None:
             assert answer.json.get("id", "") == id
             assert answer.json["outputs"][0]["data"] == list(range(1, 17))
             header = json.dumps({"id": "other", "inputs": [binary_input()]}, separators=separators).encode()
-            assert caller.post("/v2/models/add1/infer", header + ROW.tobytes(), len(header)).json["id"] == "other"
+            assert (
+                caller.post("/v2/models/add1/infer", header + ROW.tobytes(), len(header)).json["id"]
+                == "other"
+            )

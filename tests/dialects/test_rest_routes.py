@@ -55,7 +55,10 @@ def test_models_are_listed_with_their_states(caller: Caller) -> None:
         "memory_bytes": 0,
     }
     assert versions["add1", "1"]["default"] is False
-    assert (versions["loading", "1"]["state"], versions["loading", "1"]["reason"]) == ("LOADING", "reading the file")
+    assert (versions["loading", "1"]["state"], versions["loading", "1"]["reason"]) == (
+        "LOADING",
+        "reading the file",
+    )
     assert versions["loading", "1"]["ready"] is False
 
 
@@ -64,9 +67,15 @@ def test_the_list_tells_labels_memory_and_progress(caller: Caller) -> None:
     caller.engine.find("add1", "1").memory_bytes = 5_000_000
     caller.engine.find("loading").progress = LoadProgress("fetch", time.monotonic() - 3, 10, 100)
     caller.engine.refresh()
-    versions = {(entry["name"], entry["version"]): entry for entry in caller.get("/v2/models").json["versions"]}
+    versions = {
+        (entry["name"], entry["version"]): entry for entry in caller.get("/v2/models").json["versions"]
+    }
     stable = versions["add1", "1"]
-    assert (stable["labels"], stable["default"], stable["memory_bytes"]) == (["old", "stable"], True, 5_000_000)
+    assert (stable["labels"], stable["default"], stable["memory_bytes"]) == (
+        ["old", "stable"],
+        True,
+        5_000_000,
+    )
     progress = versions["loading", "1"]["progress"]
     assert 3 <= progress.pop("seconds") < 60
     assert progress == {"phase": "fetch", "bytes_done": 10, "bytes_total": 100}
@@ -82,9 +91,14 @@ def test_a_model_that_is_loaded_on_demand_is_ready(caller: Caller) -> None:
 
 async def test_statistics_tell_the_memory_of_a_version(caller: Caller) -> None:
     caller.engine.find("add1", "2").memory_bytes = 4096
-    usage = {entry["version"]: entry["memory_usage"] for entry in (await caller.get_later("/v2/models/add1/stats")).json["model_stats"]}
+    usage = {
+        entry["version"]: entry["memory_usage"]
+        for entry in (await caller.get_later("/v2/models/add1/stats")).json["model_stats"]
+    }
     assert usage == {"1": [], "2": [{"type": "CPU", "id": 0, "byte_size": 4096}]}
-    assert (await caller.rpc_later("ModelStatistics", name="add1", version="2")).model_stats[0].memory_usage[0].byte_size == 4096
+    assert (await caller.rpc_later("ModelStatistics", name="add1", version="2")).model_stats[0].memory_usage[
+        0
+    ].byte_size == 4096
 
 
 def test_model_metadata_has_full_shapes(caller: Caller) -> None:
@@ -155,13 +169,24 @@ async def test_statistics(caller: Caller) -> None:
         }
     ]
     assert "call_stats" not in entry
-    assert [entry["version"] for entry in (await caller.get_later("/v2/models/add1/stats")).json["model_stats"]] == ["1", "2"]
-    assert "pair" in [entry["name"] for entry in (await caller.get_later("/v2/models/stats")).json["model_stats"]]
+    assert [
+        entry["version"] for entry in (await caller.get_later("/v2/models/add1/stats")).json["model_stats"]
+    ] == ["1", "2"]
+    assert "pair" in [
+        entry["name"] for entry in (await caller.get_later("/v2/models/stats")).json["model_stats"]
+    ]
 
 
 async def test_statistics_tell_why_requests_were_not_answered(caller: Caller) -> None:
     statistics = caller.engine.find("add1", "2").statistics
-    counters = ("rejected_full", "rejected_total", "rejected_late", "expired", "cancelled", "rejected_invalid")
+    counters = (
+        "rejected_full",
+        "rejected_total",
+        "rejected_late",
+        "expired",
+        "cancelled",
+        "rejected_invalid",
+    )
     for number, counter in enumerate(counters, 1):
         setattr(statistics, counter, number)
     statistics.fail.add(7, 1000)
@@ -177,7 +202,9 @@ async def test_statistics_tell_why_requests_were_not_answered(caller: Caller) ->
     }
 
 
-@pytest.mark.parametrize(("method", "body"), [("GET", b""), ("POST", b""), ("POST", b"{}"), ("POST", b'{"ready":false}')])
+@pytest.mark.parametrize(
+    ("method", "body"), [("GET", b""), ("POST", b""), ("POST", b"{}"), ("POST", b'{"ready":false}')]
+)
 def test_repository_index(caller: Caller, method: str, body: bytes) -> None:
     answer = caller.http(method, "/v2/repository/index", body).answer
     assert {"name": "add1", "version": "1", "state": "READY"} in answer.json
@@ -189,7 +216,9 @@ def test_repository_index_of_what_is_ready(caller: Caller) -> None:
     assert {entry["state"] for entry in entries} == {"READY"}
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready":1}', b'{"redy":true}', b"\xff", b'{"x":' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"{", b"[]", b'{"ready":1}', b'{"redy":true}', b"\xff", b'{"x":' + b"[" * 100_000]
+)
 def test_malformed_index_request(caller: Caller, body: bytes) -> None:
     assert caller.post("/v2/repository/index", body).status == 400
 
@@ -227,7 +256,10 @@ def test_head_wherever_get(caller: Caller) -> None:
 
 def test_unknown_route_suggests_a_near_one(caller: Caller) -> None:
     answer = caller.get("/v2/modles/add1")
-    assert (answer.status, answer.error) == (404, "Not Found: GET /v2/modles/add1 (did you mean /v2/models/add1?)")
+    assert (answer.status, answer.error) == (
+        404,
+        "Not Found: GET /v2/modles/add1 (did you mean /v2/models/add1?)",
+    )
     assert caller.get("/nothing/like/it").error == "Not Found: GET /nothing/like/it"
 
 
@@ -244,7 +276,11 @@ def test_index_page_names_server_and_urls(caller: Caller) -> None:
 
 async def test_metrics(caller: Caller) -> None:
     answer = await caller.get_later("/metrics")
-    assert (answer.status, answer.fields[b"content-type"], answer.body) == (200, b"text/plain; charset=utf-8", b"metric 1\nother 2\n")
+    assert (answer.status, answer.fields[b"content-type"], answer.body) == (
+        200,
+        b"text/plain; charset=utf-8",
+        b"metric 1\nother 2\n",
+    )
 
 
 async def test_metrics_that_fail_are_an_internal_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -66,17 +66,28 @@ input [{ name: "x" data_type: TYPE_FP32 dims: [1] }]
 
 
 def counter_model(path: Path, step: float) -> None:
-    kinds = {"x": TensorProto.FLOAT, "START": TensorProto.FLOAT, "END": TensorProto.INT32, "READY": TensorProto.BOOL}
+    kinds = {
+        "x": TensorProto.FLOAT,
+        "START": TensorProto.FLOAT,
+        "END": TensorProto.INT32,
+        "READY": TensorProto.BOOL,
+    }
     kinds |= {"ID": TensorProto.UINT64, "sum": TensorProto.FLOAT}
     inputs = [helper.make_tensor_value_info(name, kind, ["N", 1]) for name, kind in kinds.items()]
-    casts = [helper.make_node("Cast", [name], [f"{name}_f"], to=TensorProto.FLOAT) for name in ("END", "READY", "ID")]
+    casts = [
+        helper.make_node("Cast", [name], [f"{name}_f"], to=TensorProto.FLOAT)
+        for name in ("END", "READY", "ID")
+    ]
     nodes = [
         *casts,
         helper.make_node("Concat", ["START", "END_f", "READY_f", "ID_f"], ["seen"], axis=1),
         helper.make_node("Mul", ["x", "step"], ["scaled"]),
         helper.make_node("Add", ["sum", "scaled"], ["sum_out"]),
     ]
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size]) for name, size in (("seen", 4), ("sum_out", 1))]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", size])
+        for name, size in (("seen", 4), ("sum_out", 1))
+    ]
     constant = helper.make_tensor("step", TensorProto.FLOAT, [1], [step])
     graph = helper.make_graph(nodes, "counter", inputs, outputs, [constant])
     path.parent.mkdir(parents=True)
@@ -92,7 +103,9 @@ def counter(repository: Path, name: str, strategy: str, idle: int = 20_000_000) 
 
 
 def silero() -> Path:
-    return Path(str(importlib.metadata.distribution("silero-vad").locate_file("silero_vad/data/silero_vad.onnx")))
+    return Path(
+        str(importlib.metadata.distribution("silero-vad").locate_file("silero_vad/data/silero_vad.onnx"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +122,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ServerProcess]:
-    with serve(repository, repository.parent / "log", "--model-control-mode", "explicit", "--load-model", "*") as running:
+    with serve(
+        repository, repository.parent / "log", "--model-control-mode", "explicit", "--load-model", "*"
+    ) as running:
         yield running
 
 
@@ -124,11 +139,15 @@ def one_by_one(sound: np.ndarray) -> np.ndarray:
     for stream, chunks in enumerate(sound):
         state = np.zeros((2, 1, 128), np.float32)
         for index, chunk in enumerate(chunks):
-            answers[stream, index], state = session.run(None, {"input": chunk, "state": state, "sr": np.array(16000, np.int64)})
+            answers[stream, index], state = session.run(
+                None, {"input": chunk, "state": state, "sr": np.array(16000, np.int64)}
+            )
     return answers
 
 
-async def test_interleaved_audio_streams_are_batched_and_answered_as_one_by_one(server: ServerProcess) -> None:
+async def test_interleaved_audio_streams_are_batched_and_answered_as_one_by_one(
+    server: ServerProcess,
+) -> None:
     sound = np.random.default_rng(3).standard_normal((48, 12, 1, 576)).astype(np.float32) * np.float32(0.1)
     answers = np.empty((48, 12, 1, 1), np.float32)
     options = ClientOptions(timeout=25)
@@ -151,8 +170,13 @@ async def test_interleaved_audio_streams_are_batched_and_answered_as_one_by_one(
 
 @pytest.mark.parametrize("model", ["oldest", "direct"])
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_model_is_told_where_in_which_sequence_a_request_is(server: ServerProcess, model: str, protocol: str) -> None:
-    with connect(server.url if protocol == "http" else server.grpc_url) as client, client[model].sequence(42) as say:
+def test_a_model_is_told_where_in_which_sequence_a_request_is(
+    server: ServerProcess, model: str, protocol: str
+) -> None:
+    with (
+        connect(server.url if protocol == "http" else server.grpc_url) as client,
+        client[model].sequence(42) as say,
+    ):
         answers = [say([[1.0]]), say([[2.0]]), say([[3.0]], end=True)]
     assert [answer["seen"].tolist()[0] for answer in answers] == [[1, 5, 1, 42], [0, 5, 1, 42], [0, 7, 1, 42]]
 
@@ -163,7 +187,10 @@ async def test_no_two_sequences_mix_their_states(server: ServerProcess, model: s
 
         async def add(stream: int) -> list[float]:
             async with client[model].sequence(1000 + stream) as say:
-                return [float((await say([[float(stream)]], end=step == 9))["sum_out"][0, 0]) for step in range(10)]
+                return [
+                    float((await say([[float(stream)]], end=step == 9))["sum_out"][0, 0])
+                    for step in range(10)
+                ]
 
         sums = await asyncio.gather(*(add(stream) for stream in range(1, 12)))
     assert sums == [[10.0 + stream * step for step in range(1, 11)] for stream in range(1, 12)]
@@ -173,7 +200,9 @@ def test_a_generate_request_is_a_step_of_its_sequence(server: ServerProcess) -> 
     sums = []
     for number, flags in ((1, {"sequence_start": True}), (2, {}), (3, {"sequence_end": True})):
         body = json.dumps({"x": [float(number)], "sequence_id": 991, **flags}).encode()
-        asked = urllib.request.Request(f"{server.url}/v2/models/oldest/generate", body, {"content-type": "application/json"})
+        asked = urllib.request.Request(
+            f"{server.url}/v2/models/oldest/generate", body, {"content-type": "application/json"}
+        )
         with urllib.request.urlopen(asked, timeout=10) as answer:
             sums.append(json.load(answer)["seen"])
     assert [seen[0] for seen in sums] == [1, 0, 0]
@@ -215,12 +244,18 @@ def test_what_belongs_to_no_sequence_is_refused_in_tritons_words(
 
 
 def test_an_id_of_more_than_128_characters_is_refused(server: ServerProcess) -> None:
-    with connect(server.url) as client, pytest.raises(Unsupported, match="string correlation ID cannot be longer than 128 characters"):
+    with (
+        connect(server.url) as client,
+        pytest.raises(Unsupported, match="string correlation ID cannot be longer than 128 characters"),
+    ):
         client["oldest"]([[1.0]], parameters={"sequence_id": "x" * 129, "sequence_start": True})
 
 
 def test_a_text_is_no_id_for_a_model_that_takes_numbers(server: ServerProcess) -> None:
-    with connect(server.url) as client, pytest.raises(InvalidArgument, match="'abc' is a text and does not fit input 'ID'"):
+    with (
+        connect(server.url) as client,
+        pytest.raises(InvalidArgument, match="'abc' is a text and does not fit input 'ID'"),
+    ):
         client["oldest"]([[1.0]], parameters={"sequence_id": "abc", "sequence_start": True})
 
 
@@ -235,17 +270,17 @@ async def test_an_idle_sequence_ends_and_the_next_one_gets_its_place(server: Ser
 
 def test_open_sequences_stay_with_their_version_while_a_new_one_serves(tmp_path: Path) -> None:
     counter(tmp_path / "models", "m", "oldest { max_candidate_sequences: 4 }")
-    with serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit", "--load-model", "m") as running:  # noqa: SIM117
-        with connect(running.url) as client:
-            before = client["m"].sequence(1)
-            assert before([[1.0]])["sum_out"][0, 0] == 11.0
-            counter_model(tmp_path / "models" / "m" / "2" / "model.onnx", 100.0)
-            client.load("m")
-            after = client["m"].sequence(2)
-            assert after([[1.0]])["sum_out"][0, 0] == 110.0
-            second = before([[1.0]], end=True)
-            assert (second.model_version, second["sum_out"][0, 0]) == ("1", 12.0)
-            assert after([[1.0]], end=True).model_version == "2"
+    options = ("--model-control-mode", "explicit", "--load-model", "m")
+    with serve(tmp_path / "models", tmp_path / "log", *options) as running, connect(running.url) as client:
+        before = client["m"].sequence(1)
+        assert before([[1.0]])["sum_out"][0, 0] == 11.0
+        counter_model(tmp_path / "models" / "m" / "2" / "model.onnx", 100.0)
+        client.load("m")
+        after = client["m"].sequence(2)
+        assert after([[1.0]])["sum_out"][0, 0] == 110.0
+        second = before([[1.0]], end=True)
+        assert (second.model_version, second["sum_out"][0, 0]) == ("1", 12.0)
+        assert after([[1.0]], end=True).model_version == "2"
 
 
 def test_sequences_go_on_with_the_next_load_of_their_version(tmp_path: Path) -> None:
@@ -271,7 +306,8 @@ def test_servers_that_share_a_store_go_on_with_each_others_sequences(tmp_path: P
 
     async def scenario() -> None:
         first, second = (
-            Embedded([tmp_path / "models"], LifecycleOptions(state_store=store, state_folder=tmp_path / name)) for name in ("one", "two")
+            Embedded([tmp_path / "models"], LifecycleOptions(state_store=store, state_folder=tmp_path / name))
+            for name in ("one", "two")
         )
         await first.start()
         await second.start()

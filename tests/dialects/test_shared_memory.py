@@ -93,7 +93,9 @@ def http(memory_server: ServerProcess) -> Iterator[triton_http.InferenceServerCl
 
 
 @pytest.fixture
-def rpc(memory_server: ServerProcess, http: triton_http.InferenceServerClient) -> Iterator[triton_grpc.InferenceServerClient]:
+def rpc(
+    memory_server: ServerProcess, http: triton_http.InferenceServerClient
+) -> Iterator[triton_grpc.InferenceServerClient]:
     with triton_grpc.InferenceServerClient(f"127.0.0.1:{memory_server.grpc_port}") as client:
         yield client
 
@@ -121,7 +123,9 @@ def created() -> Iterator[Callable[[int], tuple[Any, str]]]:
 
 
 @pytest.fixture
-def registered(http: triton_http.InferenceServerClient, created: Callable[[int], tuple[Any, str]]) -> tuple[Any, Any]:
+def registered(
+    http: triton_http.InferenceServerClient, created: Callable[[int], tuple[Any, str]]
+) -> tuple[Any, Any]:
     """The regions "in", which holds ROW, and "out": their handles."""
     handles = []
     for name in ("in", "out"):
@@ -137,14 +141,21 @@ def path_of(handle: Any) -> Path:
 
 
 def shared_input(
-    module: ModuleType, region: str = "in", size: int = SIZE, offset: int = 0, name: str = "INPUT0", shape: tuple[int, ...] = (1, 16)
+    module: ModuleType,
+    region: str = "in",
+    size: int = SIZE,
+    offset: int = 0,
+    name: str = "INPUT0",
+    shape: tuple[int, ...] = (1, 16),
 ) -> Any:
     given = module.InferInput(name, list(shape), "FP32")
     given.set_shared_memory(region, size, offset)
     return given
 
 
-def shared_output(module: ModuleType, region: str = "out", size: int = SIZE, offset: int = 0, name: str = "OUTPUT0") -> Any:
+def shared_output(
+    module: ModuleType, region: str = "out", size: int = SIZE, offset: int = 0, name: str = "OUTPUT0"
+) -> Any:
     wanted = module.InferRequestedOutput(name)
     wanted.set_shared_memory(region, size, offset)
     return wanted
@@ -181,7 +192,9 @@ def test_a_region_is_shown_until_it_is_unregistered(client, created) -> None:
         assert regions["one"] == {"name": "one", "key": key, "offset": "32", "byte_size": "64"}
         assert list(asked.get_system_shared_memory_status("two", **options)["regions"]) == ["two"]
     asked.unregister_system_shared_memory("one")
-    with pytest.raises(InferenceServerException, match="Unable to find system shared memory region: 'one'") as caught:
+    with pytest.raises(
+        InferenceServerException, match="Unable to find system shared memory region: 'one'"
+    ) as caught:
         asked.get_system_shared_memory_status("one")
     assert caught.value.status() in ("404", "StatusCode.NOT_FOUND")
     asked.unregister_system_shared_memory()
@@ -197,12 +210,16 @@ def test_a_name_is_taken_once(client, created) -> None:
     asked, _ = client
     _, key = created(64)
     asked.register_system_shared_memory("mine", key, 64)
-    with pytest.raises(InferenceServerException, match="shared memory region 'mine' already in manager") as caught:
+    with pytest.raises(
+        InferenceServerException, match="shared memory region 'mine' already in manager"
+    ) as caught:
         asked.register_system_shared_memory("mine", key, 64)
     assert caught.value.status() in ("400", "StatusCode.ALREADY_EXISTS")
 
 
-@pytest.mark.parametrize("key", ["/nobody-made-this", "", "/", "..", "../etc/passwd", "/../etc/passwd", "a/b", "\0", "x" * 300])
+@pytest.mark.parametrize(
+    "key", ["/nobody-made-this", "", "/", "..", "../etc/passwd", "/../etc/passwd", "a/b", "\0", "x" * 300]
+)
 def test_a_key_that_names_no_object_is_refused(client, key: str) -> None:
     with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '") as caught:
         client[0].register_system_shared_memory("region", key, 64)
@@ -211,7 +228,10 @@ def test_a_key_that_names_no_object_is_refused(client, key: str) -> None:
 
 def test_a_name_has_a_length_that_can_be_repeated(client, created) -> None:
     _, key = created(64)
-    with pytest.raises(InferenceServerException, match="the name of a shared memory region has 1 to 255 characters, this one has 300"):
+    with pytest.raises(
+        InferenceServerException,
+        match="the name of a shared memory region has 1 to 255 characters, this one has 300",
+    ):
         client[0].register_system_shared_memory("n" * 300, key, 64)
     with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '//////"):
         client[0].register_system_shared_memory("slashes", "/" * 1000 + key, 64)
@@ -243,7 +263,9 @@ def test_the_prefix_of_tritons_own_memory_is_refused(client) -> None:
 @pytest.mark.parametrize(("size", "offset"), [(65, 0), (64, 1), (1, 64), (0, 0), (2**62, 2**62)])
 def test_a_region_outside_of_its_object_is_refused(client, created, size: int, offset: int) -> None:
     _, key = created(64)
-    with pytest.raises(InferenceServerException, match="failed to register shared memory region 'large': invalid args"):
+    with pytest.raises(
+        InferenceServerException, match="failed to register shared memory region 'large': invalid args"
+    ):
         client[0].register_system_shared_memory("large", key, size, offset)
 
 
@@ -257,16 +279,22 @@ def test_a_region_outside_of_its_object_is_refused(client, created, size: int, o
         ({"key": "/x", "byte_size": 64, "ofset": 1}, "Did you mean 'offset'?"),
     ],
 )
-def test_a_wrong_register_request_says_what_is_wrong(memory_server: ServerProcess, document: dict, text: str) -> None:
+def test_a_wrong_register_request_says_what_is_wrong(
+    memory_server: ServerProcess, document: dict, text: str
+) -> None:
     status, answer = ask(memory_server, f"{SYSTEM}/region/wrong/register", document)
     assert (status, text in answer["error"]) == (400, True), answer
 
 
-def test_only_so_many_regions_may_be_registered(http: triton_http.InferenceServerClient, rpc, created) -> None:
+def test_only_so_many_regions_may_be_registered(
+    http: triton_http.InferenceServerClient, rpc, created
+) -> None:
     _, key = created(64)
     for number in range(1000):
         rpc.register_system_shared_memory(f"r{number}", key, 64)
-    with pytest.raises(InferenceServerException, match="there are 1000 shared memory regions, the most that there may be"):
+    with pytest.raises(
+        InferenceServerException, match="there are 1000 shared memory regions, the most that there may be"
+    ):
         rpc.register_system_shared_memory("r1000", key, 64)
     http.unregister_system_shared_memory()
     rpc.register_system_shared_memory("r1000", key, 64)
@@ -274,7 +302,10 @@ def test_only_so_many_regions_may_be_registered(http: triton_http.InferenceServe
 
 def test_cuda_memory_is_refused(client) -> None:
     asked, module = client
-    with pytest.raises(InferenceServerException, match="failed to register CUDA shared memory region: 'gpu', GPUs not supported"):
+    with pytest.raises(
+        InferenceServerException,
+        match="failed to register CUDA shared memory region: 'gpu', GPUs not supported",
+    ):
         asked.register_cuda_shared_memory("gpu", b"\0" * 64, 0, 64)
     status = asked.get_cuda_shared_memory_status()
     assert (status == []) if module is triton_http else not status.regions
@@ -301,17 +332,27 @@ def test_inputs_and_outputs_lie_in_regions(client, registered) -> None:
         result = asked.infer("add1", [shared_input(module)], outputs=[shared_output(module)])
         output = result.get_output("OUTPUT0")
         assert output is not None
-        np.testing.assert_array_equal(shm.get_contents_as_numpy(registered[1], np.float32, [1, 16]), ROW + step + 1)
+        np.testing.assert_array_equal(
+            shm.get_contents_as_numpy(registered[1], np.float32, [1, 16]), ROW + step + 1
+        )
 
 
 def test_the_response_has_neither_data_nor_size(memory_server: ServerProcess, registered) -> None:
     place = {"shared_memory_region": "in", "shared_memory_byte_size": SIZE}
     given = [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "parameters": place}]
     wanted = [{"name": "OUTPUT0", "parameters": {**place, "shared_memory_region": "out"}}]
-    answer = ask(memory_server, "/v2/models/add1/infer", {"inputs": given, "outputs": wanted, "parameters": {"binary_data_output": True}})
+    answer = ask(
+        memory_server,
+        "/v2/models/add1/infer",
+        {"inputs": given, "outputs": wanted, "parameters": {"binary_data_output": True}},
+    )
     assert answer == (
         200,
-        {"model_name": "add1", "model_version": "1", "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [1, 16]}]},
+        {
+            "model_name": "add1",
+            "model_version": "1",
+            "outputs": [{"name": "OUTPUT0", "datatype": "FP32", "shape": [1, 16]}],
+        },
     )
 
 
@@ -328,7 +369,9 @@ def test_only_the_output_lies_in_a_region(client, registered) -> None:
     given.set_data_from_numpy(ROW * 3)
     for _ in range(2):
         asked.infer("add1", [given], outputs=[shared_output(module)])
-        np.testing.assert_array_equal(shm.get_contents_as_numpy(registered[1], np.float32, [1, 16]), ROW * 3 + 1)
+        np.testing.assert_array_equal(
+            shm.get_contents_as_numpy(registered[1], np.float32, [1, 16]), ROW * 3 + 1
+        )
 
 
 def test_an_offset_counts_from_the_region_and_the_region_from_its_object(client, created) -> None:
@@ -336,7 +379,9 @@ def test_an_offset_counts_from_the_region_and_the_region_from_its_object(client,
     handle, key = created(256)
     shm.set_shared_memory_region(handle, [ROW], 32 + 16)
     asked.register_system_shared_memory("part", key, 224, 32)
-    asked.infer("add1", [shared_input(module, "part", offset=16)], outputs=[shared_output(module, "part", offset=128)])
+    asked.infer(
+        "add1", [shared_input(module, "part", offset=16)], outputs=[shared_output(module, "part", offset=128)]
+    )
     np.testing.assert_array_equal(shm.get_contents_as_numpy(handle, np.float32, [1, 16], 32 + 128), ROW + 1)
 
 
@@ -373,11 +418,16 @@ def test_an_ensemble_reads_and_writes_regions(client, registered) -> None:
 
 def test_the_asyncio_clients(memory_server: ServerProcess, registered) -> None:
     async def run() -> None:
-        for module, port in ((triton_http_aio, memory_server.http_port), (triton_grpc_aio, memory_server.grpc_port)):
+        for module, port in (
+            (triton_http_aio, memory_server.http_port),
+            (triton_grpc_aio, memory_server.grpc_port),
+        ):
             async with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
                 shm.set_shared_memory_region(registered[1], [np.zeros_like(ROW)])
                 await client.infer("add1", [shared_input(module)], outputs=[shared_output(module)])
-                np.testing.assert_array_equal(shm.get_contents_as_numpy(registered[1], np.float32, [1, 16]), ROW + 1)
+                np.testing.assert_array_equal(
+                    shm.get_contents_as_numpy(registered[1], np.float32, [1, 16]), ROW + 1
+                )
                 assert await client.get_system_shared_memory_status()
 
     asyncio.run(run())
@@ -387,7 +437,9 @@ def test_a_grpc_stream(rpc: triton_grpc.InferenceServerClient, registered) -> No
     answers: queue.Queue = queue.Queue()
     rpc.start_stream(callback=lambda result, error: answers.put((result, error)))
     rpc.async_stream_infer("add1", [shared_input(triton_grpc)], outputs=[shared_output(triton_grpc)])
-    rpc.async_stream_infer("add1", [shared_input(triton_grpc)], outputs=[shared_output(triton_grpc, "nobody")])
+    rpc.async_stream_infer(
+        "add1", [shared_input(triton_grpc)], outputs=[shared_output(triton_grpc, "nobody")]
+    )
     first, second = answers.get(timeout=30), answers.get(timeout=30)
     rpc.stop_stream()
     assert first[1] is None
@@ -403,7 +455,10 @@ def test_a_grpc_stream(rpc: triton_grpc.InferenceServerClient, registered) -> No
         ({"offset": 4}, "Invalid offset \\+ byte size for shared memory region: 'in'"),
         ({"size": 0}, "Invalid offset \\+ byte size for shared memory region: 'in'"),
         ({"offset": SIZE}, "Invalid offset for shared memory region: 'in'"),
-        ({"size": SIZE // 2}, "input byte size mismatch for input 'INPUT0' for model 'add1'. Expected 64, got 32"),
+        (
+            {"size": SIZE // 2},
+            "input byte size mismatch for input 'INPUT0' for model 'add1'. Expected 64, got 32",
+        ),
     ],
 )
 def test_an_input_outside_of_its_region_is_refused(client, registered, place: dict, text: str) -> None:
@@ -434,27 +489,46 @@ def test_an_output_that_does_not_fit_its_place_is_refused(client, registered, pl
     ("given", "text"),
     [
         ({"data": [0] * 16}, "But input 'INPUT0' set 'data' 'shared_memory_region'"),
-        ({"parameters": {"binary_data_size": 64}}, "But input 'INPUT0' set 'binary_data_size' 'shared_memory_region'"),
+        (
+            {"parameters": {"binary_data_size": 64}},
+            "But input 'INPUT0' set 'binary_data_size' 'shared_memory_region'",
+        ),
         (
             {"parameters": {"shared_memory_byte_size": "64"}},
             "parameter 'shared_memory_byte_size' of input 'INPUT0' must be a number of bytes",
         ),
-        ({"parameters": {"shared_memory_offset": -1}}, "parameter 'shared_memory_offset' of input 'INPUT0' must be a number of bytes"),
-        ({"parameters": {"shared_memory_region": 1}}, "parameter 'shared_memory_region' of input 'INPUT0' must be a string"),
+        (
+            {"parameters": {"shared_memory_offset": -1}},
+            "parameter 'shared_memory_offset' of input 'INPUT0' must be a number of bytes",
+        ),
+        (
+            {"parameters": {"shared_memory_region": 1}},
+            "parameter 'shared_memory_region' of input 'INPUT0' must be a string",
+        ),
     ],
 )
-def test_a_wrong_place_says_what_is_wrong(memory_server: ServerProcess, registered, given: dict, text: str) -> None:
+def test_a_wrong_place_says_what_is_wrong(
+    memory_server: ServerProcess, registered, given: dict, text: str
+) -> None:
     place = {"shared_memory_region": "in", "shared_memory_byte_size": SIZE, **given.pop("parameters", {})}
-    document = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "parameters": place, **given}]}
+    document = {
+        "inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "parameters": place, **given}]
+    }
     status, answer = ask(memory_server, "/v2/models/add1/infer", document)
     assert (status, text in answer["error"]) == (400, True), answer
 
 
 @pytest.mark.parametrize(("key", "value"), [("binary_data", True), ("classification", 2)])
-def test_an_output_in_a_region_is_neither_binary_nor_classified(memory_server: ServerProcess, registered, key: str, value: object) -> None:
+def test_an_output_in_a_region_is_neither_binary_nor_classified(
+    memory_server: ServerProcess, registered, key: str, value: object
+) -> None:
     place = {"shared_memory_region": "out", "shared_memory_byte_size": SIZE, key: value}
     given = [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": ROW[0].tolist()}]
-    status, answer = ask(memory_server, "/v2/models/add1/infer", {"inputs": given, "outputs": [{"name": "OUTPUT0", "parameters": place}]})
+    status, answer = ask(
+        memory_server,
+        "/v2/models/add1/infer",
+        {"inputs": given, "outputs": [{"name": "OUTPUT0", "parameters": place}]},
+    )
     assert status == 400
     assert f"Output can't set both 'shared_memory_region' and '{key}'" in answer["error"]
 
@@ -483,7 +557,9 @@ def names(http: triton_http.InferenceServerClient) -> set[str]:
     return {entry["name"] for entry in http.get_system_shared_memory_status()}
 
 
-def test_a_region_in_use_is_unregistered_after_the_inference(http, rpc, registered, created, tmp_path: Path) -> None:
+def test_a_region_in_use_is_unregistered_after_the_inference(
+    http, rpc, registered, created, tmp_path: Path
+) -> None:
     answer = begin(http, tmp_path / "first")
     rpc.unregister_system_shared_memory()
     assert names(http) == {"in", "out"}
@@ -504,7 +580,9 @@ def test_a_cancelled_request_lets_go_of_its_regions(http, rpc, registered, tmp_p
     path = triton_grpc.InferInput("path", [1], "BYTES")
     path.set_data_from_numpy(np.array([str(tmp_path / "never").encode()], object))
     inputs = [shared_input(triton_grpc, name="x", shape=(16,)), path]
-    call = rpc.async_infer("patient", inputs, lambda result, error: None, outputs=[shared_output(triton_grpc, name="output")])
+    call = rpc.async_infer(
+        "patient", inputs, lambda result, error: None, outputs=[shared_output(triton_grpc, name="output")]
+    )
     until((tmp_path / "never.began").exists)
     rpc.unregister_system_shared_memory("out")
     assert names(http) == {"in", "out"}
@@ -553,7 +631,9 @@ def test_a_request_may_read_no_more_than_it_may_bring(client, created) -> None:
     asked, module = client
     _, key = created(1_200_000)
     asked.register_system_shared_memory("large", key, 1_200_000)
-    with pytest.raises(InferenceServerException, match="1200000 bytes in shared memory, more than the 1000000") as caught:
+    with pytest.raises(
+        InferenceServerException, match="1200000 bytes in shared memory, more than the 1000000"
+    ) as caught:
         asked.infer("add1", [shared_input(module, "large", 1_200_000, shape=(18750, 16))])
     assert caught.value.status() in ("413", "StatusCode.RESOURCE_EXHAUSTED")
 
@@ -571,8 +651,12 @@ def test_large_tensors_are_copied_beside_the_event_loop(tmp_path: Path, created)
                     client.register_system_shared_memory(name, key, rows.nbytes)
                 given = shared_input(module, size=rows.nbytes, shape=rows.shape)
                 client.infer("add1", [given], outputs=[shared_output(module, size=rows.nbytes)])
-                np.testing.assert_array_equal(shm.get_contents_as_numpy(handles[1][0], np.float32, rows.shape), rows + 1)
-                with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'nobody'"):
+                np.testing.assert_array_equal(
+                    shm.get_contents_as_numpy(handles[1][0], np.float32, rows.shape), rows + 1
+                )
+                with pytest.raises(
+                    InferenceServerException, match="Unable to find shared memory region: 'nobody'"
+                ):
                     client.infer("add1", [given], outputs=[shared_output(module, "nobody")])
                 os.truncate(path_of(handles[0][0]), 100)
                 with pytest.raises(InferenceServerException, match="has lost memory"):
@@ -595,7 +679,10 @@ def test_without_permission_everything_says_how_to_get_it(tmp_path: Path) -> Non
             assert ask(running, f"{base}/region/one/status") == (501, {"error": disabled})
             assert ask(running, f"{base}/region/one/register", {}) == (501, {"error": disabled})
             assert ask(running, f"{base}/unregister", {}) == (501, {"error": disabled})
-        assert ask(running, "/v2/models/add1/infer", {"inputs": [{**given[0], "parameters": place}]}) == (501, {"error": disabled})
+        assert ask(running, "/v2/models/add1/infer", {"inputs": [{**given[0], "parameters": place}]}) == (
+            501,
+            {"error": disabled},
+        )
         assert "system_shared_memory" not in ask(running, "/v2")[1]["extensions"]
         with triton_grpc.InferenceServerClient(f"127.0.0.1:{running.grpc_port}") as rpc:
             for call in (

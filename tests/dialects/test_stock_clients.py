@@ -95,7 +95,9 @@ def test_statistics_count_inferences(client) -> None:
     options = {} if module is triton_http else {"as_json": True}
 
     def count() -> int:
-        return int(asked.get_inference_statistics("add1", **options)["model_stats"][0].get("inference_count", 0))
+        return int(
+            asked.get_inference_statistics("add1", **options)["model_stats"][0].get("inference_count", 0)
+        )
 
     before = count()
     asked.infer("add1", [row_input(module, np.zeros((3, 16), np.float32))])
@@ -119,13 +121,17 @@ def test_every_datatype_as_json(http: triton_http.InferenceServerClient, name: s
     given.set_data_from_numpy(array, binary_data=False)
     output = triton_http.InferRequestedOutput("OUTPUT0", binary_data=False)
     got = http.infer(f"ident_{name}", [given], outputs=[output]).as_numpy("OUTPUT0")
-    expected = np.array([[element.decode() if isinstance(element, bytes) else element for element in array[0]]], got.dtype)
+    expected = np.array(
+        [[element.decode() if isinstance(element, bytes) else element for element in array[0]]], got.dtype
+    )
     np.testing.assert_array_equal(got, expected)
 
 
 def test_classification(client) -> None:
     asked, module = client
-    result = asked.infer("add1", [row_input(module)], outputs=[module.InferRequestedOutput("OUTPUT0", class_count=2)])
+    result = asked.infer(
+        "add1", [row_input(module)], outputs=[module.InferRequestedOutput("OUTPUT0", class_count=2)]
+    )
     assert result.as_numpy("OUTPUT0").tolist() == [[b"16.000000:15", b"15.000000:14"]]
 
 
@@ -163,7 +169,9 @@ def test_asynchronous_requests_of_the_synchronous_clients(
     for number, one in enumerate(pending):
         np.testing.assert_array_equal(one.get_result().as_numpy("OUTPUT0"), ROW + number + 1)
     answers: queue.Queue = queue.Queue()
-    rpc.async_infer("add1", [row_input(triton_grpc)], callback=lambda result, error: answers.put((result, error)))
+    rpc.async_infer(
+        "add1", [row_input(triton_grpc)], callback=lambda result, error: answers.put((result, error))
+    )
     result, error = answers.get(timeout=10)
     assert error is None
     np.testing.assert_array_equal(result.as_numpy("OUTPUT0"), ROW + 1)
@@ -175,7 +183,9 @@ def test_stream(rpc: triton_grpc.InferenceServerClient) -> None:
     for number in range(200):
         model = "nope" if number == 100 else "add1"
         given = row_input(triton_grpc, ROW + number)
-        rpc.async_stream_infer(model, [given], request_id=str(number), enable_empty_final_response=number % 2 == 0)
+        rpc.async_stream_infer(
+            model, [given], request_id=str(number), enable_empty_final_response=number % 2 == 0
+        )
     for number in range(200):
         result, error = answers.get(timeout=10)
         if number == 100:
@@ -213,7 +223,9 @@ async def test_asyncio_grpc_and_its_stream(stock_server: ServerProcess) -> None:
 
 
 def test_grpc_health(stock_server: ServerProcess) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{stock_server.http_port}") as channel:  # any port answers any protocol
+    with grpc.insecure_channel(
+        f"127.0.0.1:{stock_server.http_port}"
+    ) as channel:  # any port answers any protocol
         stub = health_pb2_grpc.HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="inference.GRPCInferenceService"))
@@ -234,7 +246,9 @@ def test_grpc_reflection(stock_server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
 def test_metrics_on_every_port(stock_server: ServerProcess, port: str) -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{getattr(stock_server, port)}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{getattr(stock_server, port)}/metrics", timeout=10
+    ) as answer:
         assert b"nv_inference" in answer.read()
 
 

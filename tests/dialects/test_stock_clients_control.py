@@ -42,7 +42,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def controlled(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("server")
-    with serve(repository, folder / "log", "--model-control-mode", "explicit", "--state-dir", str(folder / "state")) as running:
+    with serve(
+        repository, folder / "log", "--model-control-mode", "explicit", "--state-dir", str(folder / "state")
+    ) as running:
         yield running
 
 
@@ -78,7 +80,10 @@ def index(client: Any, **options: Any) -> dict[tuple[str, str], tuple[str, str]]
     """State and reason by name and version."""
     found = client.get_model_repository_index(**options)
     if isinstance(found, list):
-        return {(entry["name"], entry.get("version", "")): (entry.get("state", ""), entry.get("reason", "")) for entry in found}
+        return {
+            (entry["name"], entry.get("version", "")): (entry.get("state", ""), entry.get("reason", ""))
+            for entry in found
+        }
     return {(entry.name, entry.version): (entry.state, entry.reason) for entry in found.models}
 
 
@@ -100,7 +105,10 @@ def test_a_model_is_loaded_listed_and_unloaded(client: Any, make_model: Callable
     assert index(client)[name, "2"] == ("READY", "")
     client.unload_model(name)
     assert not client.is_model_ready(name)
-    assert index(client)[name, "2"][0] in ("UNLOADING", "UNAVAILABLE")  # what is in flight is finished after the answer
+    assert index(client)[name, "2"][0] in (
+        "UNLOADING",
+        "UNAVAILABLE",
+    )  # what is in flight is finished after the answer
 
 
 def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled: ServerProcess) -> None:
@@ -108,7 +116,10 @@ def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled
     with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{controlled.grpc_port}") as client:
         client.load_model(name)
         client.unload_model(name)
-        stub, request = client._client_stub, service_pb2.RepositoryIndexRequest(ready=True)  # the client has no argument for it
+        stub, request = (
+            client._client_stub,
+            service_pb2.RepositoryIndexRequest(ready=True),
+        )  # the client has no argument for it
         over_grpc = {entry.name for entry in stub.RepositoryIndex(request).models}
     asked = urllib.request.Request(f"{controlled.url}/v2/repository/index", b'{"ready": true}', method="POST")
     with urllib.request.urlopen(asked, timeout=10) as answer:
@@ -116,7 +127,9 @@ def test_the_index_of_what_is_ready(make_model: Callable[[int], str], controlled
     assert name not in over_http | over_grpc
 
 
-def test_a_load_takes_what_has_changed(flavour: str, client: Any, make_model: Callable[[int], str], repository: Path) -> None:
+def test_a_load_takes_what_has_changed(
+    flavour: str, client: Any, make_model: Callable[[int], str], repository: Path
+) -> None:
     name = make_model(1)
     client.load_model(name)
     assert added(client, flavour, name) == (1, "1")
@@ -125,18 +138,26 @@ def test_a_load_takes_what_has_changed(flavour: str, client: Any, make_model: Ca
     assert added(client, flavour, name) == (7, "2")
 
 
-def test_a_configuration_overrides_the_repositorys(client: Any, flavour: str, make_model: Callable[[int], str]) -> None:
+def test_a_configuration_overrides_the_repositorys(
+    client: Any, flavour: str, make_model: Callable[[int], str]
+) -> None:
     name = make_model(2)
     config = {"max_batch_size": 3, "version_policy": {"specific": {"versions": [1]}}}
     client.load_model(name, config=json.dumps({"name": name, "backend": "onnxruntime", **config}))
     assert added(client, flavour, name) == (1, "1")
-    found = client.get_model_config(name) if flavour == "http" else client.get_model_config(name, as_json=True)["config"]
+    found = (
+        client.get_model_config(name)
+        if flavour == "http"
+        else client.get_model_config(name, as_json=True)["config"]
+    )
     assert found["max_batch_size"] == 3
     client.load_model(name)
     assert added(client, flavour, name) == (2, "2")
 
 
-def test_files_override_the_repositorys(client: Any, flavour: str, make_model: Callable[[int], str], tmp_path: Path) -> None:
+def test_files_override_the_repositorys(
+    client: Any, flavour: str, make_model: Callable[[int], str], tmp_path: Path
+) -> None:
     name = make_model(1)
     content = models.add1(tmp_path, "elsewhere", constant=40.0).read_bytes()
     client.load_model(name, config='{"backend": "onnxruntime"}', files={"file:5/model.onnx": content})
@@ -155,14 +176,25 @@ def test_dependents_may_be_unloaded_too(client: Any, make_model: Callable[[int],
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"files": {"file:1/model.onnx": b"x"}}, "Load parameter 'config' must be specified for model file override"),
+        (
+            {"files": {"file:1/model.onnx": b"x"}},
+            "Load parameter 'config' must be specified for model file override",
+        ),
         ({"config": "{}", "files": {"1/model.onnx": b"x"}}, "unrecognized load parameter '1/model.onnx'."),
-        ({"config": "{}", "files": {"file:../model.onnx": b"x"}}, "load parameter 'file:../model.onnx' names no file inside"),
+        (
+            {"config": "{}", "files": {"file:../model.onnx": b"x"}},
+            "load parameter 'file:../model.onnx' names no file inside",
+        ),
         ({"config": "{", "files": {"file:1/model.onnx": b"x"}}, "is not JSON"),
-        ({"config": '{"backend": "onnxruntime"}', "files": {"file:1/model.onnx": b"x"}}, "load failed for model "),
+        (
+            {"config": '{"backend": "onnxruntime"}', "files": {"file:1/model.onnx": b"x"}},
+            "load failed for model ",
+        ),
     ],
 )
-def test_what_a_wrong_load_is_told(client: Any, make_model: Callable[[int], str], options: dict[str, Any], text: str) -> None:
+def test_what_a_wrong_load_is_told(
+    client: Any, make_model: Callable[[int], str], options: dict[str, Any], text: str
+) -> None:
     name = make_model(1)
     client.load_model(name)
     with pytest.raises(InferenceServerException) as raised:
@@ -172,19 +204,25 @@ def test_what_a_wrong_load_is_told(client: Any, make_model: Callable[[int], str]
 
 
 def test_unknown_models(client: Any, flavour: str) -> None:
-    with pytest.raises(InferenceServerException, match="failed to load 'nope', failed to poll from model repository"):
+    with pytest.raises(
+        InferenceServerException, match="failed to load 'nope', failed to poll from model repository"
+    ):
         client.load_model("nope")
     with pytest.raises(InferenceServerException, match="failed to unload 'nope'"):
         client.unload_model("nope")
 
 
-def test_the_reason_of_a_failed_load_is_in_the_index(client: Any, make_model: Callable[[int], str], repository: Path) -> None:
+def test_the_reason_of_a_failed_load_is_in_the_index(
+    client: Any, make_model: Callable[[int], str], repository: Path
+) -> None:
     name = make_model(1)
     client.load_model(name)
     broken = repository / name / "2" / "model.onnx"
     broken.parent.mkdir()
     broken.write_bytes(b"no model")
-    with pytest.raises(InferenceServerException, match=f"load failed for model '{name}': version 2 is at UNAVAILABLE state: "):
+    with pytest.raises(
+        InferenceServerException, match=f"load failed for model '{name}': version 2 is at UNAVAILABLE state: "
+    ):
         client.load_model(name)
     found = index(client)
     assert found[name, "1"] == ("READY", "")
@@ -193,9 +231,15 @@ def test_the_reason_of_a_failed_load_is_in_the_index(client: Any, make_model: Ca
 
 
 @pytest.mark.parametrize("flavour", ["http", "grpc"])
-async def test_the_asyncio_clients_load_and_unload(flavour: str, controlled: ServerProcess, make_model: Callable[[int], str]) -> None:
+async def test_the_asyncio_clients_load_and_unload(
+    flavour: str, controlled: ServerProcess, make_model: Callable[[int], str]
+) -> None:
     name = make_model(1)
-    module, port = (tritonclient.http.aio, controlled.http_port) if flavour == "http" else (tritonclient.grpc.aio, controlled.grpc_port)
+    module, port = (
+        (tritonclient.http.aio, controlled.http_port)
+        if flavour == "http"
+        else (tritonclient.grpc.aio, controlled.grpc_port)
+    )
     client: Any = module.InferenceServerClient(f"127.0.0.1:{port}")
     try:
         await client.load_model(name, config='{"backend": "onnxruntime", "max_batch_size": 2}')
@@ -213,10 +257,15 @@ def test_a_model_that_was_never_loaded_tells_its_inputs_and_is_loaded_for_it(tmp
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state")) as running:
         with tritonclient.http.InferenceServerClient(f"127.0.0.1:{running.http_port}") as client:
             assert {state for state, _ in index(client).values()} == {"UNAVAILABLE"}
-            assert client.get_model_metadata("by_metadata")["inputs"] == [{"name": "INPUT0", "datatype": "FP32", "shape": [-1, 16]}]
+            assert client.get_model_metadata("by_metadata")["inputs"] == [
+                {"name": "INPUT0", "datatype": "FP32", "shape": [-1, 16]}
+            ]
             assert [entry["name"] for entry in client.get_model_config("by_config")["input"]] == ["INPUT0"]
             asked = urllib.request.Request(
-                f"{running.url}/v2/models/by_raw/infer", bytes(64), {"Inference-Header-Content-Length": "0"}, method="POST"
+                f"{running.url}/v2/models/by_raw/infer",
+                bytes(64),
+                {"Inference-Header-Content-Length": "0"},
+                method="POST",
             )
             with urllib.request.urlopen(asked, timeout=10) as answer:
                 assert answer.status == 200
@@ -228,7 +277,14 @@ def test_a_model_that_was_never_loaded_tells_its_inputs_and_is_loaded_for_it(tmp
 
 def test_what_a_load_brings_along_is_held_against_the_limit_of_a_request(tmp_path: Path) -> None:
     models.add1(tmp_path / "models", "add1")
-    options = ("--model-control-mode", "explicit", "--state-dir", str(tmp_path / "state"), "--http-max-input-size", "100000")
+    options = (
+        "--model-control-mode",
+        "explicit",
+        "--state-dir",
+        str(tmp_path / "state"),
+        "--http-max-input-size",
+        "100000",
+    )
     too_large = {"config": '{"backend": "onnxruntime"}', "files": {"file:1/model.onnx": bytes(200_000)}}
     with serve(tmp_path / "models", tmp_path / "log", *options) as running:
         with tritonclient.http.InferenceServerClient(f"127.0.0.1:{running.http_port}") as client:
@@ -248,7 +304,9 @@ def test_the_configuration_that_a_server_tells_may_be_given_back(tmp_path: Path)
     models.add1(repository)
     put(repository / "python" / "1" / "model.py", "def half(x: float) -> float:\n    return x / 2\n")
     put(repository / "both" / "config.pbtxt", BOTH)
-    with serve(repository, tmp_path / "log", "--model-control-mode", "explicit", "--load-model", "*") as server:
+    with serve(
+        repository, tmp_path / "log", "--model-control-mode", "explicit", "--load-model", "*"
+    ) as server:
         client = tritonclient.http.InferenceServerClient(f"127.0.0.1:{server.http_port}")
         for name in ("add1", "python", "both"):
             config = client.get_model_config(name)

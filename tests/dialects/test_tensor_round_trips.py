@@ -29,7 +29,9 @@ def elements_of(datatype: DataType, *, text: bool) -> st.SearchStrategy[np.ndarr
         return arrays.arrays(np.object_, SHAPES, elements=element, fill=st.nothing())
     if text and datatype.dtype.kind == "f":
         width = datatype.itemsize * 8
-        return arrays.arrays(datatype.dtype, SHAPES, elements=st.floats(allow_nan=False, allow_infinity=False, width=width))
+        return arrays.arrays(
+            datatype.dtype, SHAPES, elements=st.floats(allow_nan=False, allow_infinity=False, width=width)
+        )
     return arrays.arrays(datatype.dtype, SHAPES)
 
 
@@ -47,7 +49,14 @@ def test_binary_over_rest(datatype: DataType, data: st.DataObject, id: str) -> N
     shape = list(array.shape)
     document = {
         "id": id,
-        "inputs": [{"name": "INPUT0", "shape": shape, "datatype": datatype.name, "parameters": {"binary_data_size": len(raw)}}],
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "shape": shape,
+                "datatype": datatype.name,
+                "parameters": {"binary_data_size": len(raw)},
+            }
+        ],
         "outputs": [{"name": "OUTPUT0", "parameters": {"binary_data": True}}],
     }
     answer = CALLER.infer(f"echo_{datatype.name}_{array.ndim}", document, raw)
@@ -58,7 +67,9 @@ def test_binary_over_rest(datatype: DataType, data: st.DataObject, id: str) -> N
 
 
 @pytest.mark.parametrize(
-    "datatype", [datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16)], ids=lambda datatype: datatype.name
+    "datatype",
+    [datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16)],
+    ids=lambda datatype: datatype.name,
 )
 @given(data=st.data(), nested=st.booleans())
 def test_json_over_rest(datatype: DataType, data: st.DataObject, nested: bool) -> None:
@@ -69,7 +80,12 @@ def test_json_over_rest(datatype: DataType, data: st.DataObject, nested: bool) -
         else array
     )
     flat = values.reshape(-1).tolist()
-    given_input = {"name": "INPUT0", "shape": list(array.shape), "datatype": datatype.name, "data": values.tolist() if nested else flat}
+    given_input = {
+        "name": "INPUT0",
+        "shape": list(array.shape),
+        "datatype": datatype.name,
+        "data": values.tolist() if nested else flat,
+    }
     answer = CALLER.infer(f"echo_{datatype.name}_{array.ndim}", {"inputs": [given_input]})
     assert answer.status == 200, answer.error
     (output,) = answer.json["outputs"]
@@ -92,21 +108,41 @@ def test_raw_over_grpc(datatype: DataType, data: st.DataObject, id: str) -> None
     assert list(response.raw_output_contents) == [raw_of(array)]
 
 
-_FIELDS = {"BOOL": "bool", "FP32": "fp32", "FP64": "fp64", "BYTES": "bytes", "INT64": "int64", "UINT64": "uint64"}
+_FIELDS = {
+    "BOOL": "bool",
+    "FP32": "fp32",
+    "FP64": "fp64",
+    "BYTES": "bytes",
+    "INT64": "int64",
+    "UINT64": "uint64",
+}
 
 
 @pytest.mark.parametrize(
-    "datatype", [datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16)], ids=lambda datatype: datatype.name
+    "datatype",
+    [datatype for datatype in DataType if datatype not in (DataType.FP16, DataType.BF16)],
+    ids=lambda datatype: datatype.name,
 )
 @given(data=st.data())
 def test_typed_over_grpc(datatype: DataType, data: st.DataObject) -> None:
     array = data.draw(elements_of(datatype, text=False))
     field = _FIELDS.get(datatype.name, "uint" if datatype.name.startswith("U") else "int") + "_contents"
-    given_input = {"name": "INPUT0", "datatype": datatype.name, "shape": array.shape, "contents": {field: array.reshape(-1).tolist()}}
+    given_input = {
+        "name": "INPUT0",
+        "datatype": datatype.name,
+        "shape": array.shape,
+        "contents": {field: array.reshape(-1).tolist()},
+    }
     response = CALLER.rpc_infer(model_name=f"echo_{datatype.name}_{array.ndim}", inputs=[given_input])
-    got = np.frombuffer(response.raw_output_contents[0], datatype.dtype) if datatype.itemsize else response.raw_output_contents[0]
+    got = (
+        np.frombuffer(response.raw_output_contents[0], datatype.dtype)
+        if datatype.itemsize
+        else response.raw_output_contents[0]
+    )
     if datatype.itemsize:
-        np.testing.assert_array_equal(got, array.reshape(-1))  # a NaN's bits may change on the way through Python's floats
+        np.testing.assert_array_equal(
+            got, array.reshape(-1)
+        )  # a NaN's bits may change on the way through Python's floats
     else:
         assert got == raw_of(array)
 
@@ -118,7 +154,10 @@ HEADER = json.dumps(
             {"name": "A", "shape": [2], "datatype": "INT32", "parameters": {"binary_data_size": 8}},
             {"name": "B", "shape": [2], "datatype": "INT32", "data": [1, 2]},
         ],
-        "outputs": [{"name": "SUM", "parameters": {"classification": 1}}, {"name": "DIFFERENCE", "parameters": {"binary_data": True}}],
+        "outputs": [
+            {"name": "SUM", "parameters": {"classification": 1}},
+            {"name": "DIFFERENCE", "parameters": {"binary_data": True}},
+        ],
         "parameters": {"timeout": 1000000, "priority": 1, "mood": "blue"},
     },
     separators=(",", ":"),
@@ -128,7 +167,10 @@ GRPC_BODY = message("inference.ModelInferRequest")(
     model_name="pair",
     id="a",
     parameters={"timeout": {"int64_param": 1000000}},
-    inputs=[{"name": "A", "datatype": "INT32", "shape": [2]}, {"name": "B", "datatype": "INT32", "shape": [2]}],
+    inputs=[
+        {"name": "A", "datatype": "INT32", "shape": [2]},
+        {"name": "B", "datatype": "INT32", "shape": [2]},
+    ],
     outputs=[{"name": "SUM", "parameters": {"classification": {"int64_param": 1}}}],
     raw_input_contents=[bytes(8), bytes(8)],
 ).SerializeToString()
@@ -157,7 +199,10 @@ def test_the_bodies_that_are_mutated_are_good(caller: Caller) -> None:
 
 
 @settings(max_examples=400)
-@given(body=mutated(REST_BODY), length=st.sampled_from([None, 0, len(HEADER)]) | st.integers(0, 2 * len(REST_BODY)))
+@given(
+    body=mutated(REST_BODY),
+    length=st.sampled_from([None, 0, len(HEADER)]) | st.integers(0, 2 * len(REST_BODY)),
+)
 def test_mutated_rest_requests_are_at_most_a_clients_fault(body: bytes, length: int | None) -> None:
     assert CALLER.post("/v2/models/pair/infer", body, length).status < 500
 
@@ -174,7 +219,11 @@ def documents(draw: st.DrawFn) -> object:
     document = json.loads(HEADER)
     place = document
     while True:
-        key = draw(st.sampled_from(sorted(place))) if isinstance(place, dict) else draw(st.integers(0, len(place) - 1))
+        key = (
+            draw(st.sampled_from(sorted(place)))
+            if isinstance(place, dict)
+            else draw(st.integers(0, len(place) - 1))
+        )
         if isinstance(place[key], (dict, list)) and place[key] and draw(st.booleans()):
             place = place[key]
             continue

@@ -48,7 +48,9 @@ class Workspace:
 
     def run_python(self, block: Block) -> str:
         """What a Python block prints."""
-        return self._run([sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", self.here(block.text)])
+        return self._run(
+            [sys.executable, "-W", "error::DeprecationWarning:__main__", "-c", self.here(block.text)]
+        )
 
     def run_shell(self, commands: str) -> str:
         """What shell commands print on standard output."""
@@ -74,7 +76,11 @@ class Workspace:
         log = self.folder / "server.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                shlex.split(self.here(command)), cwd=self.folder, env=self.environment, stdout=output, stderr=subprocess.STDOUT
+                shlex.split(self.here(command)),
+                cwd=self.folder,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
         server = ServerProcess(process, self.http_port, self.grpc_port, self.metrics_port, log)
         try:
@@ -107,7 +113,9 @@ def _new_workspace(folder: Path) -> Workspace:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A workspace whose models are served, by the README's own command."""
     workspace = _new_workspace(tmp_path_factory.mktemp("reader"))
-    (serve,) = (line for block in blocks("README.md") for line in commands(block) if line.startswith("backline serve"))
+    (serve,) = (
+        line for block in blocks("README.md") for line in commands(block) if line.startswith("backline serve")
+    )
     with workspace.serving(serve) as server:
         server.wait_ready()
         yield workspace

@@ -41,7 +41,9 @@ def prose(page: str) -> str:
 
 def blocks(page: str) -> list[Block]:
     text = read(page)
-    return [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in _FENCE.finditer(text)]
+    return [
+        Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in _FENCE.finditer(text)
+    ]
 
 
 def tables(page: str, first_column: str) -> list[list[dict[str, str]]]:

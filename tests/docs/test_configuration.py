@@ -42,7 +42,9 @@ def test_every_option_of_serve_is_told_with_its_variable_and_default() -> None:
         name: (
             option.opts,
             [option.envvar],
-            [str(option.default)] if type(option.default) in (int, float, str) and option.default != "" else [],
+            [str(option.default)]
+            if type(option.default) in (int, float, str) and option.default != ""
+            else [],
         )
         for name, option in _options().items()
     }
@@ -71,7 +73,10 @@ def test_an_option_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_option_of_triton_is_told_with_what_to_do_instead() -> None:
-    told = {code(row["option of tritonserver"])[0]: row["instead"] for row in table(PAGE, "option of tritonserver")}
+    told = {
+        code(row["option of tritonserver"])[0]: row["instead"]
+        for row in table(PAGE, "option of tritonserver")
+    }
 
     assert told == triton_options.ELSEWHERE
     assert not told.keys() & {name for option in _options().values() for name in option.opts}
@@ -88,7 +93,9 @@ def test_the_supported_fields_of_config_pbtxt_are_told() -> None:
     told = {field for row in table(PAGE, "field") for field in code(row["field"])}
 
     # A section that is supported as a whole is told by itself or by its fields.
-    assert {next((part for part in _with_sections(field) if part in effects.SUPPORTED), field) for field in told} == effects.SUPPORTED
+    assert {
+        next((part for part in _with_sections(field) if part in effects.SUPPORTED), field) for field in told
+    } == effects.SUPPORTED
 
 
 def _with_sections(field: str) -> list[str]:
@@ -116,7 +123,10 @@ def _read(folder: Path, text: str) -> ModelConfig:
 def test_fields_that_are_not_supported_are_warnings(tmp_path: Path, field: str) -> None:
     config = _read(tmp_path, field)
 
-    assert any(field.split(maxsplit=1)[0] in warning and "not supported yet" in warning for warning in config.warnings)
+    assert any(
+        field.split(maxsplit=1)[0] in warning and "not supported yet" in warning
+        for warning in config.warnings
+    )
 
 
 def test_an_ensemble_is_an_error(tmp_path: Path) -> None:
@@ -125,7 +135,10 @@ def test_an_ensemble_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_told_for_both_files() -> None:
-    told = {code(row["key in `model.toml`"])[0]: code(row["parameter in `config.pbtxt`"])[0] for row in table(PAGE, "key in `model.toml`")}
+    told = {
+        code(row["key in `model.toml`"])[0]: code(row["parameter in `config.pbtxt`"])[0]
+        for row in table(PAGE, "key in `model.toml`")
+    }
 
     plain = {name: re.sub(r"\.[A-Z]+$", ".KEY", parameter) for name, parameter in told.items()}
     expected = {}
@@ -156,7 +169,10 @@ def test_the_parameters_are_told_with_their_defaults() -> None:
     assert rows["intra_op_thread_count"] == [str(settings.intra_op_threads)]
     assert rows["inter_op_thread_count"] == [str(settings.inter_op_threads)]
     assert onnx_options._EXECUTION_MODES[rows["execution_mode"][0]] == settings.execution_mode
-    assert onnx_options._OPTIMIZATION_LEVELS[rows["graph_optimization_level"][0]] == settings.graph_optimization_level
+    assert (
+        onnx_options._OPTIMIZATION_LEVELS[rows["graph_optimization_level"][0]]
+        == settings.graph_optimization_level
+    )
     assert onnx_options._FLAGS[rows["enable_mem_arena"][0]] == settings.memory_arena
     assert onnx_options._FLAGS[rows["enable_mem_pattern"][0]] == settings.memory_pattern
 
@@ -172,7 +188,9 @@ def test_the_arguments_of_the_client_are_told_with_their_defaults(connect: objec
     told = {code(row["argument"])[0]: code(row["default"])[0] for row in table(PAGE, "argument")}
     options = ClientOptions()
 
-    assert told == {field.name: repr(getattr(options, field.name)) for field in dataclasses.fields(ClientOptions)}
+    assert told == {
+        field.name: repr(getattr(options, field.name)) for field in dataclasses.fields(ClientOptions)
+    }
     assert list(told) == list(inspect.signature(connect).parameters)[1:]  # type: ignore[arg-type]
 
 

@@ -12,7 +12,12 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def _links() -> list[tuple[str, str]]:
-    return [(page, link) for page in PAGES for link in _LINK.findall(prose(page)) if not link.startswith(("http:", "https:"))]
+    return [
+        (page, link)
+        for page in PAGES
+        for link in _LINK.findall(prose(page))
+        if not link.startswith(("http:", "https:"))
+    ]
 
 
 def _anchors(page: str) -> set[str]:

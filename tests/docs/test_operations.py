@@ -36,7 +36,12 @@ def test_every_limit_is_told_with_its_default() -> None:
 
 
 def test_the_options_of_limits_are_those_of_serve() -> None:
-    defaults = {name: param.default for param in serve.command.params if isinstance(param, click.Option) for name in param.opts}
+    defaults = {
+        name: param.default
+        for param in serve.command.params
+        if isinstance(param, click.Option)
+        for name in param.opts
+    }
     limits = Limits()
 
     for row in table(PAGE, "limit"):
@@ -45,7 +50,9 @@ def test_the_options_of_limits_are_those_of_serve() -> None:
 
 
 def test_every_limit_that_serve_sets_has_its_option_told() -> None:
-    set_by_serve = {param.name for param in serve.command.params} & {field.name for field in dataclasses.fields(Limits)}
+    set_by_serve = {param.name for param in serve.command.params} & {
+        field.name for field in dataclasses.fields(Limits)
+    }
 
     assert set_by_serve == {code(row["limit"])[0] for row in table(PAGE, "limit") if row["option"]}
 
@@ -69,7 +76,9 @@ def test_every_metric_is_told(server: ServerProcess, port: str) -> None:
     status, text = _get(f"http://127.0.0.1:{getattr(server, port)}/metrics")
 
     families = {
-        name: kind for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE) if name.startswith(("nv_", "backline_"))
+        name: kind
+        for name, kind in re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE)
+        if name.startswith(("nv_", "backline_"))
     }
     assert status == 200
     assert {code(row["metric"])[0] for row in table(PAGE, "metric")} == families.keys()
@@ -94,11 +103,17 @@ def test_health_is_no_while_a_model_is_broken(tmp_path: Path) -> None:
     with run_server(tmp_path / "models", tmp_path / "server.log", ready=False) as server:
         wait_until_loaded(server)
         answers = {
-            path: _get(f"{server.url}/v2/{path}")[0] for path in ("health/live", "health/ready", "models/add1/ready", "models/broken/ready")
+            path: _get(f"{server.url}/v2/{path}")[0]
+            for path in ("health/live", "health/ready", "models/add1/ready", "models/broken/ready")
         }
         reason = _get(f"{server.url}/v2/models/broken/ready")[1]
 
-    assert answers == {"health/live": 200, "health/ready": 503, "models/add1/ready": 200, "models/broken/ready": 503}
+    assert answers == {
+        "health/live": 200,
+        "health/ready": 503,
+        "models/add1/ready": 200,
+        "models/broken/ready": 503,
+    }
     assert "cannot be loaded by ONNX Runtime" in reason
 
 

@@ -54,7 +54,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(next(folder.glob("*.whl")))
 
 
-@pytest.mark.parametrize("name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/serve.py"])
+@pytest.mark.parametrize(
+    "name", ["py.typed", "protos/descriptors.binpb", "protos/inference.proto", "cli/serve/serve.py"]
+)
 def test_the_wheel_holds_what_the_program_needs(wheel: zipfile.ZipFile, name: str) -> None:
     assert f"backline/{name}" in wheel.namelist()
 
@@ -89,7 +91,9 @@ def _backline(*arguments: str | Path, environment: dict[str, str]) -> subprocess
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["serve", "--help"], ["infer", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["serve", "--help"], ["infer", "--help"], ["bench", "--help"]]
+)
 def test_commands_start_without_extras(without_extras: dict[str, str], arguments: list[str]) -> None:
     shown = _backline(*arguments, environment=without_extras)
 
@@ -100,14 +104,24 @@ def test_commands_start_without_extras(without_extras: dict[str, str], arguments
 def test_a_model_without_its_runtime_names_the_extra(without_extras: dict[str, str], tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
 
-    shown = _backline("infer", "add1", "--input", "INPUT0=zeros", "--url", f"inproc://{tmp_path}/models", environment=without_extras)
+    shown = _backline(
+        "infer",
+        "add1",
+        "--input",
+        "INPUT0=zeros",
+        "--url",
+        f"inproc://{tmp_path}/models",
+        environment=without_extras,
+    )
 
     assert shown.returncode == 1
     assert "pip install 'backline[onnx]'" in shown.stderr
     assert "Traceback" not in shown.stderr
 
 
-def test_a_server_without_the_runtime_says_so_and_goes_on(without_extras: dict[str, str], tmp_path: Path) -> None:
+def test_a_server_without_the_runtime_says_so_and_goes_on(
+    without_extras: dict[str, str], tmp_path: Path
+) -> None:
     models.add1(tmp_path / "models")
 
     with serve(tmp_path / "models", tmp_path / "log", ready=False, environment=without_extras) as server:
@@ -121,9 +135,14 @@ def test_a_server_without_the_runtime_says_so_and_goes_on(without_extras: dict[s
 
 @pytest.mark.parametrize(
     ("arguments", "extra"),
-    [(["models", "list", "--url", "grpc://127.0.0.1:9"], "grpc"), (["bench", "add1", "--png", "picture.png"], "plot")],
+    [
+        (["models", "list", "--url", "grpc://127.0.0.1:9"], "grpc"),
+        (["bench", "add1", "--png", "picture.png"], "plot"),
+    ],
 )
-def test_what_needs_another_extra_names_it(without_extras: dict[str, str], arguments: list[str], extra: str) -> None:
+def test_what_needs_another_extra_names_it(
+    without_extras: dict[str, str], arguments: list[str], extra: str
+) -> None:
     shown = _backline(*arguments, environment=without_extras)
 
     assert shown.returncode == 1
@@ -131,8 +150,14 @@ def test_what_needs_another_extra_names_it(without_extras: dict[str, str], argum
 
 
 def test_serve_imports_nothing_that_it_may_not_need() -> None:
-    script = "import sys, backline.cli.serve; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    script = (
+        "import sys, backline.cli.serve; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
 
-    imported = set(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split())
+    imported = set(
+        subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
 
     assert not imported & {*EXTRAS, "rich", "prometheus_client", "typer", "pydantic"}

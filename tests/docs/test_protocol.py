@@ -78,7 +78,9 @@ def test_routes_of_changes_are_there(server: ServerProcess, method: str, route: 
 
 
 @pytest.mark.parametrize(("method", "route"), SHARING)
-def test_routes_of_shared_memory_say_how_they_are_allowed(server: ServerProcess, method: str, route: str) -> None:
+def test_routes_of_shared_memory_say_how_they_are_allowed(
+    server: ServerProcess, method: str, route: str
+) -> None:
     status, body = _ask(server, method, route)
 
     assert status == 501
@@ -103,14 +105,18 @@ def test_no_route_is_missing() -> None:
         if method != b"HEAD"
     }
 
-    assert {(method, re.sub(r"\{\w+\}", "{}", route)) for method, route in SERVED + CHANGING + SHARING + UNSERVED} == known
+    assert {
+        (method, re.sub(r"\{\w+\}", "{}", route)) for method, route in SERVED + CHANGING + SHARING + UNSERVED
+    } == known
 
 
 def test_no_method_is_missing() -> None:
     assert {path.encode() for path in RPCS + SHARING_RPCS} == build_application(Engine()).rpc.keys()
 
 
-@pytest.mark.parametrize("path", [path for path in RPCS + SHARING_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))])
+@pytest.mark.parametrize(
+    "path", [path for path in RPCS + SHARING_RPCS if not path.endswith(("Watch", "Info", "ModelStreamInfer"))]
+)
 def test_methods_are_served_as_told(server: ServerProcess, path: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = channel.unary_unary(path)
@@ -148,13 +154,21 @@ def test_numbers_of_the_page() -> None:
 
 @pytest.mark.parametrize(
     ("parameter", "value"),
-    [("timeout", 1000), ("priority", 1), ("sequence_id", 7), ("binary_data_output", False), ("anything", "else")],
+    [
+        ("timeout", 1000),
+        ("priority", 1),
+        ("sequence_id", 7),
+        ("binary_data_output", False),
+        ("anything", "else"),
+    ],
 )
 def test_parameters_are_accepted_as_told(server: ServerProcess, parameter: str, value: object) -> None:
     data = {"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=10)
     try:
-        connection.request("POST", "/v2/models/add1/infer", json.dumps({"inputs": [data], "parameters": {parameter: value}}))
+        connection.request(
+            "POST", "/v2/models/add1/infer", json.dumps({"inputs": [data], "parameters": {parameter: value}})
+        )
         assert connection.getresponse().status == 200
     finally:
         connection.close()

@@ -19,7 +19,11 @@ PAGE = "docs/shapes.md"
 FILES = {"protobuf": "config.pbtxt", "toml": "model.toml"}
 
 
-@pytest.mark.parametrize("block", [block for block in blocks(PAGE) if block.language in FILES], ids=lambda block: f"line {block.line}")
+@pytest.mark.parametrize(
+    "block",
+    [block for block in blocks(PAGE) if block.language in FILES],
+    ids=lambda block: f"line {block.line}",
+)
 def test_the_configurations_are_read_without_a_warning(block: Block) -> None:
     file = FILES[block.language]
     listing = Listing("m", {file: FileEntry(0, "")}, frozenset(), {file: block.text.encode()}.__getitem__)
@@ -38,7 +42,9 @@ def test_the_model_in_python_answers(tmp_path: Path) -> None:
     file.parent.mkdir(parents=True)
     file.write_text(model)
     config = 'batch_input { kind: BATCH_ACCUMULATED_ELEMENT_COUNT_WITH_ZERO target_name: "bounds" data_type: TYPE_INT32 source_input: "x" }'
-    ragged = 'max_batch_size: 16 input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }'
+    ragged = (
+        'max_batch_size: 16 input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }'
+    )
     (file.parent.parent / "config.pbtxt").write_text(f"{ragged} {config}")
 
     with backline.connect(f"inproc://{tmp_path / 'models'}") as client:
@@ -56,4 +62,6 @@ def test_every_key_is_told(setting: str) -> None:
 def test_every_kind_of_a_batch_input_is_told() -> None:
     kinds = message("inference.BatchInput").DESCRIPTOR.fields_by_name["kind"].enum_type.values_by_name
 
-    assert {code(row["kind of `batch_input`"])[0] for row in table(PAGE, "kind of `batch_input`")} == set(kinds)
+    assert {code(row["kind of `batch_input`"])[0] for row in table(PAGE, "kind of `batch_input`")} == set(
+        kinds
+    )

@@ -16,14 +16,26 @@ import pytest
 from docs.conftest import Workspace, commands
 from docs.pages import ROOT, Block, blocks, code, read
 
-RUN = ("README.md", "docs/client.md", "docs/configuration.md", "docs/protocol.md", "docs/operations.md", "docs/tracing.md")
+RUN = (
+    "README.md",
+    "docs/client.md",
+    "docs/configuration.md",
+    "docs/protocol.md",
+    "docs/operations.md",
+    "docs/tracing.md",
+)
 #: Commands that set up an environment; they are not run, but held against what they name.
 SETUP = ("make", "pip")
 SERVE = "backline serve"
 
 
 def _blocks(language: str) -> list[object]:
-    return [pytest.param(block, id=f"{page}:{block.line}") for page in RUN for block in blocks(page) if block.language == language]
+    return [
+        pytest.param(block, id=f"{page}:{block.line}")
+        for page in RUN
+        for block in blocks(page)
+        if block.language == language
+    ]
 
 
 def _shell_blocks() -> list[object]:
@@ -32,7 +44,9 @@ def _shell_blocks() -> list[object]:
         (page, block)
         for page in RUN
         for block in blocks(page)
-        if block.language == "sh" and not any(line.startswith((*SETUP, SERVE)) for line in commands(block)) and "https:" not in block.text
+        if block.language == "sh"
+        and not any(line.startswith((*SETUP, SERVE)) for line in commands(block))
+        and "https:" not in block.text
     ]
     return [pytest.param(block, id=f"{page}:{block.line}") for page, block in shown]
 
@@ -62,7 +76,9 @@ def test_curl_gets_the_answer_that_the_readme_shows(workspace: Workspace) -> Non
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_a_raw_request_gets_its_tensor(workspace: Workspace) -> None:
-    (line,) = (line for block in blocks("docs/protocol.md") for line in commands(block) if line.startswith("printf"))
+    (line,) = (
+        line for block in blocks("docs/protocol.md") for line in commands(block) if line.startswith("printf")
+    )
 
     workspace.run_shell(line)
 
@@ -70,7 +86,9 @@ def test_a_raw_request_gets_its_tensor(workspace: Workspace) -> None:
     assert answer.endswith(4 * b"\0\0\x80?")  # four times 1.0
 
 
-@pytest.mark.skipif(shutil.which("curl") is None or shutil.which("openssl") is None, reason="curl or openssl is not installed")
+@pytest.mark.skipif(
+    shutil.which("curl") is None or shutil.which("openssl") is None, reason="curl or openssl is not installed"
+)
 def test_tls_can_be_tried_as_shown(idle_workspace: Workspace) -> None:
     made, asked = (block for block in blocks("docs/operations.md") if "server.crt" in block.text)
     certificate, serve = commands(made)
@@ -95,9 +113,19 @@ def _wait_for_https(url: str, workspace: Workspace) -> None:
 
 def _told(word: str) -> list[str]:
     """All commands of the pages that begin with a word, in blocks and in prose."""
-    pages = (*RUN, "ARCHITECTURE.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "decisions").glob("*.md")))
-    lines = [line for page in pages for block in blocks(page) if block.language == "sh" for line in commands(block)]
-    return [text for text in [*lines, *(text for page in pages for text in code(read(page)))] if text.startswith(f"{word} ")]
+    pages = (
+        *RUN,
+        "ARCHITECTURE.md",
+        *(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "decisions").glob("*.md")),
+    )
+    lines = [
+        line for page in pages for block in blocks(page) if block.language == "sh" for line in commands(block)
+    ]
+    return [
+        text
+        for text in [*lines, *(text for page in pages for text in code(read(page)))]
+        if text.startswith(f"{word} ")
+    ]
 
 
 def test_every_target_of_make_exists() -> None:
@@ -115,7 +143,10 @@ def test_every_target_of_make_exists() -> None:
 def test_every_extra_exists() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     told = {
-        extra for command in _told("pip") for names in re.findall(r"'(?:\.|backline)\[([\w,]+)\]'", command) for extra in names.split(",")
+        extra
+        for command in _told("pip")
+        for names in re.findall(r"'(?:\.|backline)\[([\w,]+)\]'", command)
+        for extra in names.split(",")
     }
 
     assert told == {"onnx", "grpc", "redis", "otel"}

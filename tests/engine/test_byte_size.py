@@ -34,7 +34,8 @@ def test_what_is_no_size_is_refused_with_examples(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (300 * MIB, "300 MiB"), (1023 * MIB, "1023 MiB"), (3 << 29, "1.5 GiB")]
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (300 * MIB, "300 MiB"), (1023 * MIB, "1023 MiB"), (3 << 29, "1.5 GiB")],
 )
 def test_sizes_are_printed_for_people(count: int, text: str) -> None:
     assert format_bytes(count) == text

@@ -57,7 +57,9 @@ def test_without_buckets_no_request_is_filled_up_to_more_than_twice_its_length(o
 
 
 @given(lengths, lengths, st.lists(st.integers(1, 5000), min_size=1, max_size=5, unique=True).map(sorted))
-def test_with_buckets_requests_share_a_batch_that_get_the_same_length(one: int, other: int, buckets: list[int]) -> None:
+def test_with_buckets_requests_share_a_batch_that_get_the_same_length(
+    one: int, other: int, buckets: list[int]
+) -> None:
     padding = Padding(axes=(1,), buckets=tuple(buckets))
     joining = Joining(padding={"x": padding})
 

@@ -52,13 +52,25 @@ def test_requests_that_differ_in_a_varying_dimension_do_not_share_a_batch() -> N
     [
         (request(), "[request id: <id_unknown>] expected 1 inputs but got 0 inputs for model 'm'."),
         (request(id="7"), "[request id: 7] expected 1 inputs"),
-        (request(tensor("x", DataType.INT32, 1, 16)), "inference input 'x' data-type is 'INT32', but model 'm' expects 'FP32'"),
-        (request(tensor("x", DataType.FP32, 1, 17)), "unexpected shape for input 'x' for model 'm'. Expected [-1,16], got [1,17]."),
+        (
+            request(tensor("x", DataType.INT32, 1, 16)),
+            "inference input 'x' data-type is 'INT32', but model 'm' expects 'FP32'",
+        ),
+        (
+            request(tensor("x", DataType.FP32, 1, 17)),
+            "unexpected shape for input 'x' for model 'm'. Expected [-1,16], got [1,17].",
+        ),
         (request(tensor("x", DataType.FP32, 16)), "Expected [-1,16], got [16]."),
         (request(tensor("x", DataType.FP32, 9, 16)), "inference request batch-size must be <= 8 for 'm'"),
         (request(tensor("x", DataType.FP32, 0, 16)), "has an empty batch"),
-        (request(tensor("x", DataType.FP32, 1, 16), tensor("z", DataType.FP32, 1)), "unexpected inference input(s) 'z'"),
-        (request(tensor("x", DataType.FP32, 1, 16), outputs=("q",)), "unexpected inference output 'q' for model 'm', expected one of y"),
+        (
+            request(tensor("x", DataType.FP32, 1, 16), tensor("z", DataType.FP32, 1)),
+            "unexpected inference input(s) 'z'",
+        ),
+        (
+            request(tensor("x", DataType.FP32, 1, 16), outputs=("q",)),
+            "unexpected inference output 'q' for model 'm', expected one of y",
+        ),
     ],
 )
 def test_a_request_that_does_not_fit_is_told_why(asked: InferRequest, reason: str) -> None:

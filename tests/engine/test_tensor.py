@@ -66,4 +66,11 @@ def test_large_arrays_leave_without_a_copy() -> None:
 def test_arrays_that_are_not_contiguous_are_encoded_row_by_row() -> None:
     data = np.arange(6, dtype=np.int32).reshape(2, 3).T
 
-    assert np.frombuffer(encode_tensor(Tensor("t", DataType.INT32, data.shape, data)), np.int32).tolist() == [0, 3, 1, 4, 2, 5]
+    assert np.frombuffer(encode_tensor(Tensor("t", DataType.INT32, data.shape, data)), np.int32).tolist() == [
+        0,
+        3,
+        1,
+        4,
+        2,
+        5,
+    ]

@@ -23,14 +23,18 @@ def _missing() -> str:
     return ""
 
 
-pytestmark = pytest.mark.skipif(bool(_missing()), reason=f"{_missing()} is not installed: see the requirements of the example")
+pytestmark = pytest.mark.skipif(
+    bool(_missing()), reason=f"{_missing()} is not installed: see the requirements of the example"
+)
 
 
 @pytest.fixture(scope="module")
 def models(example: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model repository of the example, built by its own script."""
     repository = tmp_path_factory.mktemp("example") / "models"
-    subprocess.run([sys.executable, example / "build_repository.py", repository], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, example / "build_repository.py", repository], check=True, stdout=subprocess.DEVNULL
+    )
     return repository
 
 
@@ -41,13 +45,17 @@ def music_server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield running
 
 
-def _transcribe(example: Path, url: str, output: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def _transcribe(
+    example: Path, url: str, output: Path, *arguments: str | Path
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, example / "transcribe.py", "--url", url, "--output", output, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
 
 
 @pytest.fixture(scope="module")
-def melody_run(example: Path, music_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def melody_run(
+    example: Path, music_server: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
     """What the application printed about the known melody, and the folder that it wrote to."""
     output = tmp_path_factory.mktemp("melody")
     run = _transcribe(example, music_server.url, output)
@@ -90,7 +98,8 @@ def test_the_piano_roll_is_a_picture(melody_run: tuple[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "rate", "channels"), [("wav", 8_000, 1), ("flac", 48_000, 2), ("ogg", 44_100, 2), ("mp3", 32_000, 1), ("wav", 96_000, 6)]
+    ("suffix", "rate", "channels"),
+    [("wav", 8_000, 1), ("flac", 48_000, 2), ("ogg", 44_100, 2), ("mp3", 32_000, 1), ("wav", 96_000, 6)],
 )
 def test_files_of_every_kind_are_heard(
     example: Path, music_server: ServerProcess, tmp_path: Path, suffix: str, rate: int, channels: int
@@ -100,7 +109,12 @@ def test_files_of_every_kind_are_heard(
 
     # A4, struck once: at every rate and in every format the same note
     time = np.arange(2 * rate) / rate
-    struck = sum(np.sin(2 * np.pi * 440 * partial * time) / partial**2 for partial in (1, 2, 3)) * np.exp(-2 * time) * (time > 0.5) / 2
+    struck = (
+        sum(np.sin(2 * np.pi * 440 * partial * time) / partial**2 for partial in (1, 2, 3))
+        * np.exp(-2 * time)
+        * (time > 0.5)
+        / 2
+    )
     path = tmp_path / f"a4 struck.{suffix}"
     soundfile.write(path, np.repeat(struck[:, None], channels, axis=1), rate)
 
@@ -111,7 +125,14 @@ def test_files_of_every_kind_are_heard(
 
 
 def test_the_demo_starts_and_stops_its_server(example: Path, tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, example / "demo.py"], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    run = subprocess.run(
+        [sys.executable, example / "demo.py"],
+        check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
 
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(r"stopped by SIGTERM after .*, status 0", run.stdout)
@@ -123,11 +144,16 @@ def test_the_demo_starts_and_stops_its_server(example: Path, tmp_path: Path) -> 
         (None, "no such file"),
         (b"", "is empty"),
         (b"# a text, not a song\n" * 100, "cannot be read as audio"),
-        (b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x22\x56\0\0\x44\xac\0\0\x02\0\x10\0data\0\0\0\0", "without any samples"),
+        (
+            b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\x22\x56\0\0\x44\xac\0\0\x02\0\x10\0data\0\0\0\0",
+            "without any samples",
+        ),
     ],
     ids=["missing", "empty", "text", "no samples"],
 )
-def test_what_is_no_audio_is_refused_in_one_line(example: Path, tmp_path: Path, content: bytes | None, complaint: str) -> None:
+def test_what_is_no_audio_is_refused_in_one_line(
+    example: Path, tmp_path: Path, content: bytes | None, complaint: str
+) -> None:
     path = tmp_path / "song.wav"
     if content is not None:
         path.write_bytes(content)
@@ -152,7 +178,14 @@ def test_a_server_that_is_not_there_is_said_in_one_line(example: Path, tmp_path:
 
 
 def test_the_repository_is_built_again_without_a_copy(example: Path, models: Path) -> None:
-    run = subprocess.run([sys.executable, example / "build_repository.py", models], check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, example / "build_repository.py", models], check=True, capture_output=True, text=True
+    )
 
     assert run.stdout.count("is there") == 2
-    assert sorted(path.name for path in models.rglob("*") if path.is_file()) == ["LICENSE", "LICENSE", "model.onnx", "model.onnx"]
+    assert sorted(path.name for path in models.rglob("*") if path.is_file()) == [
+        "LICENSE",
+        "LICENSE",
+        "model.onnx",
+        "model.onnx",
+    ]

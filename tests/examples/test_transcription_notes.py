@@ -11,14 +11,23 @@ def _pictures(frames: int = 300) -> tuple[np.ndarray, np.ndarray]:
     return np.full((frames, 88), 0.05, np.float32), np.full((frames, 88), 0.05, np.float32)
 
 
-def _play(pictures: tuple[np.ndarray, np.ndarray], midi: int, start: int, end: int, sounding: float = 0.8, onset: float = 0.95) -> None:
+def _play(
+    pictures: tuple[np.ndarray, np.ndarray],
+    midi: int,
+    start: int,
+    end: int,
+    sounding: float = 0.8,
+    onset: float = 0.95,
+) -> None:
     """Draws a note: its frames in the first picture, and a peak of three frames in the second."""
     pictures[0][start:end, midi - 21] = sounding
     pictures[1][max(start - 1, 0) : start + 2, midi - 21] = onset / 2
     pictures[1][start, midi - 21] = onset
 
 
-def _found(pictures: tuple[np.ndarray, np.ndarray], thresholds: Thresholds | None = None) -> list[tuple[float, int, float]]:
+def _found(
+    pictures: tuple[np.ndarray, np.ndarray], thresholds: Thresholds | None = None
+) -> list[tuple[float, int, float]]:
     return [(note.start, note.midi, note.end) for note in decode(*pictures, RATE, thresholds)]
 
 

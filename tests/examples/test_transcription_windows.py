@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 def _echo(window: np.ndarray) -> np.ndarray:
     """What a network would answer that says of each frame which sample it is centred on: the ramp's value there."""
     padded = np.concatenate((window[0, :, 0], np.zeros(windows.FRAME_SAMPLES, np.float32)))
-    return padded[: windows.WINDOW_FRAMES * windows.FRAME_SAMPLES : windows.FRAME_SAMPLES].reshape(1, windows.WINDOW_FRAMES, 1)
+    return padded[: windows.WINDOW_FRAMES * windows.FRAME_SAMPLES : windows.FRAME_SAMPLES].reshape(
+        1, windows.WINDOW_FRAMES, 1
+    )
 
 
 @given(st.integers(1, 400_000))

@@ -228,7 +228,10 @@ class Bench:
 
     def _renew(self) -> None:
         """Fresh wires: what one finding left behind must not be found again."""
-        self._wires = (Wire(self._application, Limits(), self._loop), Wire(self._application, TIGHT, self._loop))
+        self._wires = (
+            Wire(self._application, Limits(), self._loop),
+            Wire(self._application, TIGHT, self._loop),
+        )
 
     async def feed(self, number: int, one: Input) -> None:
         """Raises Finding."""
@@ -259,10 +262,14 @@ class Bench:
             raise
         except Exception as error:
             raise Finding(f"an exception came out of the protocol: {error!r}") from error
-        await self._until(lambda: transport.lost, "the connection does not end after the client closed its half")
+        await self._until(
+            lambda: transport.lost, "the connection does not end after the client closed its half"
+        )
         await self._until(
             lambda: not (wire.requests or wire.buffered_bytes or wire.connections),
-            lambda: f"left over: {wire.requests} requests, {wire.buffered_bytes} bytes, {len(wire.connections)} connections",
+            lambda: (
+                f"left over: {wire.requests} requests, {wire.buffered_bytes} bytes, {len(wire.connections)} connections"
+            ),
         )
         if text := self._faults.take():
             raise Finding(text)
@@ -320,7 +327,9 @@ class Bench:
                 raise Finding("the answer ends inside a frame")
             if kind == HEADERS:
                 streams.setdefault(stream, {}).update(dict(decoder.decode(payload, raw=True)))
-            if (kind == RST_STREAM and payload == INTERNAL_ERROR.to_bytes(4, "big")) or (kind == GOAWAY and payload[7] == INTERNAL_ERROR):
+            if (kind == RST_STREAM and payload == INTERNAL_ERROR.to_bytes(4, "big")) or (
+                kind == GOAWAY and payload[7] == INTERNAL_ERROR
+            ):
                 raise Finding(f"INTERNAL_ERROR {payload[8:]!r}")
         for fields in streams.values():
             self.answers += 1
@@ -359,7 +368,9 @@ async def bench(repository: Path) -> AsyncIterator[Bench]:
     asyncio.get_running_loop().set_exception_handler(faults.on_loop)
     embedded = Embedded([repository])
     await embedded.start()
-    not_ready = [f"{model.name}: {model.reason}" for model in embedded.engine.models() if model.state.value != "READY"]
+    not_ready = [
+        f"{model.name}: {model.reason}" for model in embedded.engine.models() if model.state.value != "READY"
+    ]
     if not_ready:
         raise RuntimeError(f"models that do not load: {not_ready}")
     try:

@@ -56,7 +56,10 @@ class Http1:
         elif self.framing == "length" and (body or self.method == "POST"):
             fields.append(("Content-Length", str(len(body))))
         head = "".join(f"{name}: {value}\r\n" for name, value in fields)
-        return f"{self.method} {self.path} {self.version}\r\n{head}\r\n".encode("utf-8", "surrogateescape") + body
+        return (
+            f"{self.method} {self.path} {self.version}\r\n{head}\r\n".encode("utf-8", "surrogateescape")
+            + body
+        )
 
 
 @dataclass(frozen=True)
@@ -77,24 +80,58 @@ class Frame:
         return frame(self.type, self.flags & 0xFF, self.stream & 0xFFFFFFFF, payload, self.length)
 
 
-def tensor_json(name: str = "INPUT0", datatype: str = "FP32", shape: tuple[int, ...] = (1, 16), data: Any = None) -> dict[str, Any]:
+def tensor_json(
+    name: str = "INPUT0", datatype: str = "FP32", shape: tuple[int, ...] = (1, 16), data: Any = None
+) -> dict[str, Any]:
     size = int(np.prod(shape))
-    return {"name": name, "datatype": datatype, "shape": list(shape), "data": [0] * size if data is None else data}
+    return {
+        "name": name,
+        "datatype": datatype,
+        "shape": list(shape),
+        "data": [0] * size if data is None else data,
+    }
 
 
 def in_memory(tensor: dict[str, Any], size: int, offset: int = 0) -> dict[str, Any]:
     """An input or output in the shared memory of the bench."""
-    place = {"shared_memory_region": "region", "shared_memory_byte_size": size, "shared_memory_offset": offset}
+    place = {
+        "shared_memory_region": "region",
+        "shared_memory_byte_size": size,
+        "shared_memory_offset": offset,
+    }
     return {**{key: value for key, value in tensor.items() if key != "data"}, "parameters": place}
 
 
 #: Model and its inference as JSON: one for each model that the fuzzer serves.
 INFERENCES: list[tuple[str, dict[str, Any]]] = [
     ("add1", {"inputs": [tensor_json()]}),
-    ("add1", {"id": "7", "inputs": [tensor_json(shape=(2, 16))], "outputs": [{"name": "OUTPUT0"}], "parameters": {"key": "value", "n": 1}}),
-    ("add1", {"inputs": [tensor_json()], "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 3}}]}),
-    ("add1", {"inputs": [tensor_json()], "parameters": {"binary_data_output": True, "priority": 1, "timeout": 1000000}}),
-    ("add1", {"inputs": [tensor_json(data=[[float(n) for n in range(16)]])], "parameters": {"sequence_id": 7, "sequence_start": True}}),
+    (
+        "add1",
+        {
+            "id": "7",
+            "inputs": [tensor_json(shape=(2, 16))],
+            "outputs": [{"name": "OUTPUT0"}],
+            "parameters": {"key": "value", "n": 1},
+        },
+    ),
+    (
+        "add1",
+        {"inputs": [tensor_json()], "outputs": [{"name": "OUTPUT0", "parameters": {"classification": 3}}]},
+    ),
+    (
+        "add1",
+        {
+            "inputs": [tensor_json()],
+            "parameters": {"binary_data_output": True, "priority": 1, "timeout": 1000000},
+        },
+    ),
+    (
+        "add1",
+        {
+            "inputs": [tensor_json(data=[[float(n) for n in range(16)]])],
+            "parameters": {"sequence_id": 7, "sequence_start": True},
+        },
+    ),
     ("add1", {"inputs": [in_memory(tensor_json(), 64)], "outputs": [in_memory({"name": "OUTPUT0"}, 64, 64)]}),
     ("bytes", {"inputs": [in_memory(tensor_json(datatype="BYTES", shape=(1024,)), 4096)]}),
     ("bytes", {"inputs": [tensor_json(datatype="BYTES", shape=(2, 2), data=["a", "", "h\u00e9", "\u0000"])]}),
@@ -109,7 +146,14 @@ def binary_inference(
     model: str, datatype: str, shape: tuple[int, ...], raw: bytes, *, outputs: bool = True
 ) -> tuple[str, dict[str, Any], bytes]:
     document: dict[str, Any] = {
-        "inputs": [{"name": "INPUT0", "datatype": datatype, "shape": list(shape), "parameters": {"binary_data_size": len(raw)}}]
+        "inputs": [
+            {
+                "name": "INPUT0",
+                "datatype": datatype,
+                "shape": list(shape),
+                "parameters": {"binary_data_size": len(raw)},
+            }
+        ]
     }
     if outputs:
         document["outputs"] = [{"name": "OUTPUT0", "parameters": {"binary_data": True}}]
@@ -146,10 +190,20 @@ GETS = [
 
 def http1_requests() -> list[Http1]:
     """Valid requests; those of inference with plain JSON first."""
-    requests = [Http1("POST", f"/v2/models/{model}/infer", [], json.dumps(document).encode()) for model, document in INFERENCES]
+    requests = [
+        Http1("POST", f"/v2/models/{model}/infer", [], json.dumps(document).encode())
+        for model, document in INFERENCES
+    ]
     for model, document, raw in BINARIES:
         head = json.dumps(document).encode()
-        requests.append(Http1("POST", f"/v2/models/{model}/infer", [("Inference-Header-Content-Length", str(len(head)))], head + raw))
+        requests.append(
+            Http1(
+                "POST",
+                f"/v2/models/{model}/infer",
+                [("Inference-Header-Content-Length", str(len(head)))],
+                head + raw,
+            )
+        )
     plain = requests[0]
     requests += [
         replace(plain, path="/v2/models/add1/versions/1/infer"),
@@ -158,15 +212,26 @@ def http1_requests() -> list[Http1]:
         replace(plain, fields=[("Connection", "close")]),
         replace(plain, fields=[("Accept-Encoding", "gzip, deflate;q=0.5")]),
         replace(plain, fields=[("Content-Encoding", "gzip")], body=gzip.compress(plain.body)),
-        replace(plain, fields=[("Content-Encoding", "deflate")], body=zlib.compress(plain.body), framing="chunked"),
+        replace(
+            plain, fields=[("Content-Encoding", "deflate")], body=zlib.compress(plain.body), framing="chunked"
+        ),
         replace(plain, version="HTTP/1.0"),
         Http1("POST", "/v2/models/add1/infer", [("Inference-Header-Content-Length", "0")], bytes(64)),
-        Http1("POST", "/v2/systemsharedmemory/region/other/register", [], b'{"key": "/nobody", "offset": 0, "byte_size": 64}'),
+        Http1(
+            "POST",
+            "/v2/systemsharedmemory/region/other/register",
+            [],
+            b'{"key": "/nobody", "offset": 0, "byte_size": 64}',
+        ),
         Http1("GET", "/v2/systemsharedmemory/region/region/status"),
         Http1("POST", "/v2/repository/index", [], b'{"ready":true}'),
         Http1("HEAD", "/v2"),
         Http1("OPTIONS", "/v2"),
-        Http1("GET", "/v2/health/ready", [("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings"), ("HTTP2-Settings", "")]),
+        Http1(
+            "GET",
+            "/v2/health/ready",
+            [("Upgrade", "h2c"), ("Connection", "Upgrade, HTTP2-Settings"), ("HTTP2-Settings", "")],
+        ),
     ]
     requests += [Http1("GET", path) for path in GETS]
     return requests
@@ -188,8 +253,16 @@ CALLS: list[tuple[str, bytes]] = [
     (INFER, infer_request(inputs=[tensor(contents=fp32_contents(*[1.0] * 16))], raw=[])),
     (INFER, infer_request() + proto(3, "id") + proto(4, proto(1, "key") + proto(2, proto(2, 7)))),
     (INFER, infer_request("bytes", [raw_tensor("BYTES", (1, 2))], [struct.pack("<I3sI", 3, b"abc", 0)])),
-    (INFER, infer_request("bytes", [tensor(datatype="BYTES", shape=(1, 2), contents=proto(8, b"abc") + proto(8, b""))], [])),
-    (INFER, infer_request("int64", [tensor(datatype="INT64", shape=(1, 3), contents=proto(3, b"\1\2\3"))], [])),
+    (
+        INFER,
+        infer_request(
+            "bytes", [tensor(datatype="BYTES", shape=(1, 2), contents=proto(8, b"abc") + proto(8, b""))], []
+        ),
+    ),
+    (
+        INFER,
+        infer_request("int64", [tensor(datatype="INT64", shape=(1, 3), contents=proto(3, b"\1\2\3"))], []),
+    ),
     (INFER, infer_request("bool", [tensor(datatype="BOOL", shape=(1, 3), contents=proto(1, b"\1\0\1"))], [])),
     (INFER, infer_request("float16", [raw_tensor("FP16", (1, 4))], [bytes(8)])),
     ("/inference.GRPCInferenceService/ModelStreamInfer", infer_request()),
@@ -211,7 +284,9 @@ def request_fields(method: str, path: str, *extra: tuple[str, str]) -> Fields:
     return [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x"), *extra]
 
 
-def call_frames(stream: int, path: str, message: bytes, *extra: tuple[str, str], compressed: bool = False) -> list[Frame]:
+def call_frames(
+    stream: int, path: str, message: bytes, *extra: tuple[str, str], compressed: bool = False
+) -> list[Frame]:
     """A gRPC call with one message."""
     fields = request_fields("POST", path, ("content-type", "application/grpc"), ("te", "trailers"), *extra)
     body = grpc_message(gzip.compress(message), 1) if compressed else grpc_message(message)
@@ -220,7 +295,11 @@ def call_frames(stream: int, path: str, message: bytes, *extra: tuple[str, str],
 
 def post_frames(stream: int, request: Http1) -> list[Frame]:
     """An HTTP request over HTTP/2."""
-    extra = [(name.lower(), value) for name, value in request.fields if name.lower() not in ("connection", "upgrade", "http2-settings")]
+    extra = [
+        (name.lower(), value)
+        for name, value in request.fields
+        if name.lower() not in ("connection", "upgrade", "http2-settings")
+    ]
     fields = request_fields(request.method, request.path, *extra)
     if not request.body:
         return [Frame(HEADERS, END_HEADERS | END_STREAM, stream, fields=fields)]
@@ -252,4 +331,16 @@ EXTRAS = [
     Frame(HEADERS, END_HEADERS | END_STREAM, 1, fields=[("x-trailer", "1")]),
 ]
 
-__all__ = ["BINARIES", "CALLS", "EXTRAS", "GREETING", "HTTP1", "INFERENCES", "PREFACE", "Frame", "Http1", "call_frames", "post_frames"]
+__all__ = [
+    "BINARIES",
+    "CALLS",
+    "EXTRAS",
+    "GREETING",
+    "HTTP1",
+    "INFERENCES",
+    "PREFACE",
+    "Frame",
+    "Http1",
+    "call_frames",
+    "post_frames",
+]

@@ -77,7 +77,9 @@ async def smaller(bench: Bench, number: int, one: Input, complaint: str) -> Inpu
     return best
 
 
-async def run(inputs: int, seed: int, first: int = 0, *, shrink: bool = True, progress: bool = False) -> Report:
+async def run(
+    inputs: int, seed: int, first: int = 0, *, shrink: bool = True, progress: bool = False
+) -> Report:
     """Feeds inputs `first` to `first + inputs` of a seed."""
     report = Report()
     process = psutil.Process()
@@ -98,7 +100,11 @@ async def run(inputs: int, seed: int, first: int = 0, *, shrink: bool = True, pr
                         least = await smaller(target, number, one, line) if shrink else one
                         pieces = least.pieces if len(least.pieces) < 8 else (least.data,)
                         repeat = f"--inputs 1 --first {number} --seed {seed}"
-                        report.findings.append(f"input {number} ({one.kind}; {repeat}):\n{str(finding)[:3000]}\n  bytes: {pieces!r}"[:6000])
+                        report.findings.append(
+                            f"input {number} ({one.kind}; {repeat}):\n{str(finding)[:3000]}\n  bytes: {pieces!r}"[
+                                :6000
+                            ]
+                        )
                         if progress:
                             click.echo(report.findings[-1] + "\n", err=True)
                     if len(report.findings) >= MAX_FINDINGS:
@@ -108,12 +114,17 @@ async def run(inputs: int, seed: int, first: int = 0, *, shrink: bool = True, pr
                     base = process.memory_info().rss / MIB
                 if progress and report.inputs % 10_000 == 0:
                     rate = report.inputs / (monotonic() - began)
-                    click.echo(f"{report.inputs} inputs, {rate:.0f}/s, {process.memory_info().rss / MIB:.0f} MB", err=True)
+                    click.echo(
+                        f"{report.inputs} inputs, {rate:.0f}/s, {process.memory_info().rss / MIB:.0f} MB",
+                        err=True,
+                    )
             report.seconds = monotonic() - began
             report.answers = target.answers
             report.growth = process.memory_info().rss / MIB - base
     if report.growth > GROWTH:
-        report.findings.append(f"memory grew by {report.growth:.0f} MB between a tenth and the end of the inputs")
+        report.findings.append(
+            f"memory grew by {report.growth:.0f} MB between a tenth and the end of the inputs"
+        )
     return report
 
 

@@ -145,7 +145,9 @@ def mutate_json(random: Random, document: Any) -> bytes:
             case 4 if isinstance(container, dict):
                 container[random.choice(KEYS)] = deepcopy(random.choice(VALUES))
             case 5 if isinstance(container, list):
-                container.insert(key, random.choice((deepcopy(container[key]), deepcopy(random.choice(VALUES)))))
+                container.insert(
+                    key, random.choice((deepcopy(container[key]), deepcopy(random.choice(VALUES))))
+                )
             case 6:
                 container[key] = [container[key]]
             case 7:
@@ -226,7 +228,13 @@ def mutate_protobuf(random: Random, message: bytes, depth: int = 0) -> bytes:
                 mutate_protobuf(random, inner, depth + 1)
                 if depth < 4 and random.random() < 0.7
                 else random.choice(
-                    (b"", b"x", varint(random.choice(NUMBERS) & MAX_VARINT) * 2, mutate_bytes(random, inner, 1), bytes(size + 4))
+                    (
+                        b"",
+                        b"x",
+                        varint(random.choice(NUMBERS) & MAX_VARINT) * 2,
+                        mutate_bytes(random, inner, 1),
+                        bytes(size + 4),
+                    )
                 )
             )
             fields[at] = (number, kind, varint(len(changed)) + changed)
@@ -239,19 +247,49 @@ def mutate_http1(random: Random, request: Http1) -> bytes:
         case 0:
             request = replace(request, fields=[*request.fields, random.choice(HEADER_FIELDS)])
         case 1:
-            request = replace(request, fields=[*request.fields, *random.choices(HEADER_FIELDS, k=random.choice((2, 3, 200)))])
+            request = replace(
+                request,
+                fields=[*request.fields, *random.choices(HEADER_FIELDS, k=random.choice((2, 3, 200)))],
+            )
         case 2:
-            methods = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "CONNECT", "TRACE", "PATCH", "BREW", "", "get", "PRI")
+            methods = (
+                "GET",
+                "POST",
+                "HEAD",
+                "OPTIONS",
+                "PUT",
+                "DELETE",
+                "CONNECT",
+                "TRACE",
+                "PATCH",
+                "BREW",
+                "",
+                "get",
+                "PRI",
+            )
             request = replace(request, method=random.choice(methods))
         case 3:
             path = mutate_bytes(random, request.path.encode(), 1).decode("utf-8", "surrogateescape")
             request = replace(
-                request, path=random.choice((path, "*", "http://x/v2", "//", request.path + "%2F..", request.path + "?" + "q" * 3000, ""))
+                request,
+                path=random.choice(
+                    (
+                        path,
+                        "*",
+                        "http://x/v2",
+                        "//",
+                        request.path + "%2F..",
+                        request.path + "?" + "q" * 3000,
+                        "",
+                    )
+                ),
             )
         case 4:
             request = replace(request, framing=random.choice(("length", "chunked", "none")))
         case 5:
-            request = replace(request, version=random.choice(("HTTP/1.0", "HTTP/1.2", "HTTP/2.0", "HTTP/0.9", "", "x")))
+            request = replace(
+                request, version=random.choice(("HTTP/1.0", "HTTP/1.2", "HTTP/2.0", "HTTP/0.9", "", "x"))
+            )
         case _:
             return mutate_bytes(random, request.encode())
     data = request.encode()
@@ -264,7 +302,13 @@ def with_body(request: Http1, body: bytes) -> Http1:
 
 def json_request(random: Random) -> bytes:
     model, document = random.choice(corpus.INFERENCES)
-    request = Http1("POST", f"/v2/models/{model}/infer", [], mutate_json(random, document), random.choice(("length", "length", "chunked")))
+    request = Http1(
+        "POST",
+        f"/v2/models/{model}/infer",
+        [],
+        mutate_json(random, document),
+        random.choice(("length", "length", "chunked")),
+    )
     return request.encode()
 
 
@@ -272,10 +316,16 @@ def binary_request(random: Random) -> bytes:
     """Binary tensors whose JSON, size, header or bytes do not fit."""
     model, document, raw = random.choice(corpus.BINARIES)
     head = mutate_json(random, document) if random.random() < 0.6 else json.dumps(document).encode()
-    length = str(len(head) if random.random() < 0.8 else random.choice((*NUMBERS, len(head) - 1, len(head) + 1, len(head) + len(raw))))
+    length = str(
+        len(head)
+        if random.random() < 0.8
+        else random.choice((*NUMBERS, len(head) - 1, len(head) + 1, len(head) + len(raw)))
+    )
     if random.random() < 0.4:
         raw = mutate_bytes(random, raw)
-    return Http1("POST", f"/v2/models/{model}/infer", [("Inference-Header-Content-Length", length)], head + raw).encode()
+    return Http1(
+        "POST", f"/v2/models/{model}/infer", [("Inference-Header-Content-Length", length)], head + raw
+    ).encode()
 
 
 def http1_input(random: Random) -> bytes:
@@ -283,7 +333,16 @@ def http1_input(random: Random) -> bytes:
     parts = []
     for _ in range(random.choice((1, 1, 2, 4))):
         request = random.choice(corpus.HTTP1)
-        parts.append(random.choice((mutate_http1(random, request), request.encode(), json_request(random), binary_request(random))))
+        parts.append(
+            random.choice(
+                (
+                    mutate_http1(random, request),
+                    request.encode(),
+                    json_request(random),
+                    binary_request(random),
+                )
+            )
+        )
     data = b"".join(parts)
     return mutate_bytes(random, data) if random.random() < 0.1 else data
 
@@ -295,9 +354,16 @@ def mutate_frame(random: Random, one: Frame) -> Frame:
         case 1:
             return replace(one, flags=one.flags ^ (1 << random.randrange(8)))
         case 2:
-            return replace(one, stream=random.choice((0, 1, 2, 3, 5, one.stream + 2, 2**31 - 1, one.stream | 2**31)))
+            return replace(
+                one, stream=random.choice((0, 1, 2, 3, 5, one.stream + 2, 2**31 - 1, one.stream | 2**31))
+            )
         case 3:
-            return replace(one, length=random.choice((0, 1, len(one.payload) + 1, max(0, len(one.payload) - 1), 16384, 16385, 2**24 - 1)))
+            return replace(
+                one,
+                length=random.choice(
+                    (0, 1, len(one.payload) + 1, max(0, len(one.payload) - 1), 16384, 16385, 2**24 - 1)
+                ),
+            )
         case 4 if one.fields is not None:
             fields = list(one.fields)
             at = random.randrange(len(fields) + 1)
@@ -309,13 +375,35 @@ def mutate_frame(random: Random, one: Frame) -> Frame:
         case 5 if one.fields is not None and one.fields:
             fields = list(one.fields)
             at = random.randrange(len(fields))
-            values = ("", "*", "/", "/v2/models/bytes/infer", corpus.INFER, "GET", "CONNECT", "https", "x\r\ny", "\x80", "%00")
+            values = (
+                "",
+                "*",
+                "/",
+                "/v2/models/bytes/infer",
+                corpus.INFER,
+                "GET",
+                "CONNECT",
+                "https",
+                "x\r\ny",
+                "\x80",
+                "%00",
+            )
             fields[at] = (fields[at][0], random.choice(values))
             return replace(one, fields=fields)
         case _:
             if one.fields is not None:
                 return replace(
-                    one, payload=random.choice((b"\x80", b"\xff\xff\xff\xff\x7f", b"\x20", b"\x3f\xff\x7f", b"\xbe", random.randbytes(3)))
+                    one,
+                    payload=random.choice(
+                        (
+                            b"\x80",
+                            b"\xff\xff\xff\xff\x7f",
+                            b"\x20",
+                            b"\x3f\xff\x7f",
+                            b"\xbe",
+                            random.randbytes(3),
+                        )
+                    ),
                 )
             return replace(one, payload=mutate_bytes(random, one.payload))
 
@@ -335,12 +423,22 @@ def grpc_frames(random: Random, stream: int) -> list[Frame]:
     if random.random() < 0.2:
         body = frames[1].payload
         length = random.choice((*NUMBERS[:20], len(message) + 1, max(0, len(message) - 1))) & 0xFFFFFFFF
-        changed = (body + body, body[:3], body[:-1], grpc_message(message, random.randrange(4)), grpc_message(message, length=length), b"")
+        changed = (
+            body + body,
+            body[:3],
+            body[:-1],
+            grpc_message(message, random.randrange(4)),
+            grpc_message(message, length=length),
+            b"",
+        )
         frames[1] = replace(frames[1], payload=random.choice(changed))
     if random.random() < 0.2 and frames[1].payload:
         payload = frames[1].payload
         cut = random.randrange(len(payload))
-        frames[1:] = [replace(frames[1], flags=0, payload=payload[:cut]), replace(frames[1], payload=payload[cut:])]
+        frames[1:] = [
+            replace(frames[1], flags=0, payload=payload[:cut]),
+            replace(frames[1], payload=payload[cut:]),
+        ]
     return frames
 
 
@@ -394,13 +492,17 @@ def cut(random: Random, data: bytes) -> tuple[bytes, ...]:
         at = sorted(random.randrange(1, len(data)) for _ in range(random.choice((1, 2, 5))))
     else:
         at = list(range(1, min(len(data), 200)))
-    return tuple(data[begin:end] for begin, end in zip([0, *at], [*at, len(data)], strict=True) if end > begin)
+    return tuple(
+        data[begin:end] for begin, end in zip([0, *at], [*at, len(data)], strict=True) if end > begin
+    )
 
 
 def make_input(seed: int, number: int) -> Input:
     """The input of a number."""
     random = Random(f"{seed}:{number}")
-    kind = random.choices(("json", "binary", "http1", "http2", "valid http1", "valid http2", "noise"), (20, 12, 25, 35, 2, 4, 2))[0]
+    kind = random.choices(
+        ("json", "binary", "http1", "http2", "valid http1", "valid http2", "noise"), (20, 12, 25, 35, 2, 4, 2)
+    )[0]
     match kind:
         case "json":
             data = json_request(random)
@@ -419,7 +521,9 @@ def make_input(seed: int, number: int) -> Input:
                 frames += random.choice(
                     (
                         corpus.call_frames(stream, *random.choice(corpus.CALLS)),
-                        corpus.call_frames(stream, *random.choice(corpus.CALLS), ("grpc-encoding", "gzip"), compressed=True),
+                        corpus.call_frames(
+                            stream, *random.choice(corpus.CALLS), ("grpc-encoding", "gzip"), compressed=True
+                        ),
                         corpus.post_frames(stream, random.choice(corpus.HTTP1)),
                     )
                 )

@@ -24,7 +24,11 @@ from support.server import ServerProcess, serve
 
 pytestmark = pytest.mark.skipif(not cuda_gpus().indexes, reason=f"no GPU to run on: {cuda_gpus().reason}")
 
-ON = {"cpu": "instance_group { count: 2 kind: KIND_CPU }", "gpu": "instance_group { count: 2 kind: KIND_GPU gpus: [ 0 ] }", "auto": ""}
+ON = {
+    "cpu": "instance_group { count: 2 kind: KIND_CPU }",
+    "gpu": "instance_group { count: 2 kind: KIND_GPU gpus: [ 0 ] }",
+    "auto": "",
+}
 #: Both runtimes round the factors of products to TF32 on GPUs that have it, 10 bits.
 CLOSE = {"rtol": 2e-2, "atol": 2e-2}
 
@@ -105,7 +109,10 @@ def answers(server: ServerProcess, model: str, batches: list[np.ndarray]) -> lis
 
     async def ask() -> list[np.ndarray]:
         async with backline.connect_async(server.url) as client:
-            return [next(iter(dict(one).values())) for one in await asyncio.gather(*(client[model](batch) for batch in batches))]
+            return [
+                next(iter(dict(one).values()))
+                for one in await asyncio.gather(*(client[model](batch) for batch in batches))
+            ]
 
     return asyncio.run(ask())
 
@@ -114,7 +121,9 @@ def answers(server: ServerProcess, model: str, batches: list[np.ndarray]) -> lis
 def test_a_gpu_answers_what_the_cpu_answers(server: ServerProcess, network: str, kind: str) -> None:
     batches = [floats(size, 64, seed=size) for size in (1, 2, 3, 5, 8, 13, 1, 2)]
 
-    for on_gpu, on_cpu in zip(answers(server, f"{network}_{kind}", batches), answers(server, f"{network}_cpu", batches), strict=True):
+    for on_gpu, on_cpu in zip(
+        answers(server, f"{network}_{kind}", batches), answers(server, f"{network}_cpu", batches), strict=True
+    ):
         np.testing.assert_allclose(on_gpu, on_cpu, **CLOSE)
 
 

@@ -33,14 +33,20 @@ def endless(repository: Path, name: str = "endless") -> None:
             helper.make_tensor_value_info("go", TensorProto.BOOL, []),
             helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
         ],
-        [helper.make_tensor_value_info("go_on", TensorProto.BOOL, []), helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, None),
+        ],
     )
     models.save(
         repository / name / "1" / "model.onnx",
         [helper.make_node("Loop", ["count", "go", "INPUT0"], ["OUTPUT0"], body=body)],
         [("INPUT0", TensorProto.FLOAT, ["N", 16])],
         [("OUTPUT0", TensorProto.FLOAT, ["N", 16])],
-        [helper.make_tensor("count", TensorProto.INT64, [], [2**60]), helper.make_tensor("go", TensorProto.BOOL, [], [True])],
+        [
+            helper.make_tensor("count", TensorProto.INT64, [], [2**60]),
+            helper.make_tensor("go", TensorProto.BOOL, [], [True]),
+        ],
     )
 
 
@@ -48,7 +54,15 @@ def test_a_load_that_never_ends_does_not_hold_the_exit(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     models.add1(repository)
     endless(repository)
-    options = ("--model-control-mode", "explicit", "--load-model", "*", "--no-strict-readiness", "--state-dir", str(tmp_path / "state"))
+    options = (
+        "--model-control-mode",
+        "explicit",
+        "--load-model",
+        "*",
+        "--no-strict-readiness",
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
     with serve(repository, tmp_path / "log", *options, ready=False) as server:
         while "loaded add1" not in server.output:
             assert server.process.poll() is None, server.output
@@ -102,7 +116,9 @@ def test_a_load_that_is_tried_again_says_when_and_which_attempt_it_is(home: Home
     asyncio.run(scenario())
 
 
-def test_a_folder_whose_name_is_not_utf8_does_not_hide_the_changes_beside_it(home: Homes, repository: Path) -> None:
+def test_a_folder_whose_name_is_not_utf8_does_not_hide_the_changes_beside_it(
+    home: Homes, repository: Path
+) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:
@@ -118,7 +134,9 @@ def test_a_folder_whose_name_is_not_utf8_does_not_hide_the_changes_beside_it(hom
     asyncio.run(scenario())
 
 
-def test_a_name_with_a_line_break_cannot_forge_a_line_of_the_log(home: Homes, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_name_with_a_line_break_cannot_forge_a_line_of_the_log(
+    home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         models.add1(repository, "a\nERROR forged")
         async with home(repository):
@@ -136,13 +154,17 @@ def test_a_folder_in_the_place_of_a_configuration_is_told(home: Homes, repositor
         async with home(repository, mode="poll") as server:
             (repository / "add1" / "config.pbtxt").mkdir()
             await server.lifecycle.refresh()
-            assert any("config.pbtxt' is a folder, expected the file" in one.reason for one in server.engine.models())
+            assert any(
+                "config.pbtxt' is a folder, expected the file" in one.reason for one in server.engine.models()
+            )
             assert await server.answer() == 1
 
     asyncio.run(scenario())
 
 
-def test_recorded_requests_that_cannot_be_read_do_not_stop_a_load(home: Homes, caplog: pytest.LogCaptureFixture) -> None:
+def test_recorded_requests_that_cannot_be_read_do_not_stop_a_load(
+    home: Homes, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(folder: Path) -> None:
         models.add1(folder / "models")
         (folder / "state" / "warmup").mkdir(parents=True)
@@ -159,7 +181,10 @@ def test_recorded_requests_that_cannot_be_read_do_not_stop_a_load(home: Homes, c
 def test_labels_that_another_server_has_changed_are_not_overwritten(tmp_path: Path) -> None:
     one, other = LabelStore(tmp_path), LabelStore(tmp_path)
     one.set("add1", "canary", "1")
-    with pytest.raises(Unavailable, match=r"labels\.json' with the labels of models was changed by another server.*--state-dir"):
+    with pytest.raises(
+        Unavailable,
+        match=r"labels\.json' with the labels of models was changed by another server.*--state-dir",
+    ):
         other.set("add1", "canary", "2")
     one.set("add1", "beta", "2")
     assert LabelStore(tmp_path).of("add1") == {"canary": "1", "beta": "2"}
@@ -171,7 +196,9 @@ def test_labels_that_cannot_be_kept_are_as_they_were() -> None:
         store.set("add1", "canary", "1")
         for mode in (0o500, 0):
             folder.chmod(mode)
-            with pytest.raises(Internal, match=r"labels\.json' cannot be written: Permission denied.*--state-dir"):
+            with pytest.raises(
+                Internal, match=r"labels\.json' cannot be written: Permission denied.*--state-dir"
+            ):
                 store.set("add1", "canary", "2")
         folder.chmod(0o700)
         assert store.of("add1") == LabelStore(folder).of("add1") == {"canary": "1"}
@@ -214,7 +241,9 @@ def test_huge_names_are_not_repeated_in_whole(home: Homes, repository: Path) -> 
     asyncio.run(scenario())
 
 
-def test_the_history_says_what_unloaded_and_loaded_a_version_in_mode_poll(home: Homes, repository: Path) -> None:
+def test_the_history_says_what_unloaded_and_loaded_a_version_in_mode_poll(
+    home: Homes, repository: Path
+) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:

@@ -40,7 +40,8 @@ def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, reposit
         async with home(repository, mode=mode) as server:
             for change in (server.lifecycle.load, server.lifecycle.unload):
                 with pytest.raises(
-                    Unavailable, match=f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode explicit$"
+                    Unavailable,
+                    match=f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode explicit$",
                 ):
                     await change("add1", who=WHO)
             assert await server.answer() == 1
@@ -95,7 +96,10 @@ def test_a_model_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
             assert server.engine.ready
             await server.lifecycle.load("add1", who=WHO)
             assert await server.answer() == 2
-            changes = [(change.action, change.version, change.before, change.who) for change in server.lifecycle.history()]
+            changes = [
+                (change.action, change.version, change.before, change.who)
+                for change in server.lifecycle.history()
+            ]
             assert changes == [("load", "2", "", WHO), ("unload", "", "2", WHO), ("load", "2", "", WHO)]
 
     asyncio.run(scenario())
@@ -133,7 +137,10 @@ def test_a_load_in_which_one_version_fails_is_dropped_as_a_whole(home: Homes, re
         async with home(repository, mode="explicit", load_models=("*",)) as server:
             models.add1(repository, version="1", constant=10)
             (repository / "add1" / "2" / "model.onnx").write_bytes(b"broken")
-            with pytest.raises(InvalidArgument, match=r"load failed for model 'add1': version 2 is at UNAVAILABLE state: .*model\.onnx"):
+            with pytest.raises(
+                InvalidArgument,
+                match=r"load failed for model 'add1': version 2 is at UNAVAILABLE state: .*model\.onnx",
+            ):
                 await server.lifecycle.load("add1", who=WHO)
             assert (await server.answer(version="1"), await server.answer(version="2")) == (1, 2)
             assert server.states() == {"1": "READY", "2": "READY"}
@@ -168,7 +175,10 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="explicit") as server:
-            with pytest.raises(NotFound, match=r"failed to load 'nope', failed to poll from model repository: .*there is add1"):
+            with pytest.raises(
+                NotFound,
+                match=r"failed to load 'nope', failed to poll from model repository: .*there is add1",
+            ):
                 await server.lifecycle.load("nope", who=WHO)
             with pytest.raises(NotFound, match="failed to unload 'nope'"):
                 await server.lifecycle.unload("nope", who=WHO)
@@ -223,7 +233,9 @@ def test_loads_of_one_model_at_the_same_time_are_one_after_the_other(home: Homes
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="explicit") as server:
-            await asyncio.gather(*(server.lifecycle.load("add1", version, who=WHO) for version in ("1", "2", "3")))
+            await asyncio.gather(
+                *(server.lifecycle.load("add1", version, who=WHO) for version in ("1", "2", "3"))
+            )
             assert server.states() == {"1": "READY", "2": "READY", "3": "READY"}
 
     asyncio.run(scenario())
@@ -263,7 +275,9 @@ def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: 
             await server.lifecycle.unload("new", who=WHO)
             await server.until(lambda: server.engine.names() == ["add1"])
             with pytest.raises(InvalidArgument, match="load failed"):
-                await server.lifecycle.load("broken", overrides=Overrides("{}", {"1/model.onnx": b"no"}), who=WHO)
+                await server.lifecycle.load(
+                    "broken", overrides=Overrides("{}", {"1/model.onnx": b"no"}), who=WHO
+                )
             assert server.engine.names() == ["add1"]
             assert await server.answer() == 42
             await server.lifecycle.load("add1", who=WHO)
@@ -289,7 +303,9 @@ def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) ->
 def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         async with home(repository, mode="explicit") as server:
-            with pytest.raises(InvalidArgument, match="Load parameter 'config' must be specified for model file override"):
+            with pytest.raises(
+                InvalidArgument, match="Load parameter 'config' must be specified for model file override"
+            ):
                 await server.lifecycle.load("m", overrides=Overrides(None, {"1/model.onnx": b"x"}), who=WHO)
 
     asyncio.run(scenario())
@@ -335,7 +351,12 @@ def test_promote_and_rollback_move_what_requests_get(home: Homes, repository: Pa
             await server.lifecycle.promote("add1", "2", expected="1", who=WHO)
             assert await server.answer() == 2
             change = await server.lifecycle.rollback("add1", who="Grace")
-            assert (change.action, change.version, change.before, change.who) == ("rollback", "1", "2", "Grace")
+            assert (change.action, change.version, change.before, change.who) == (
+                "rollback",
+                "1",
+                "2",
+                "Grace",
+            )
             assert await server.answer() == 1
             actions = [change.action for change in server.lifecycle.history("add1") if change.label]
             assert actions == ["rollback", "promote", "promote"]
@@ -360,11 +381,16 @@ def test_a_label_moves_only_from_where_it_is_expected(home: Homes, repository: P
         async with home(repository, mode="poll") as server:
             await server.lifecycle.set_label("add1", "stable", "1", expected="", who=WHO)
             for expected in ("", "2"):
-                with pytest.raises(InvalidArgument, match=r"was expected to point to .*, but it points to version 1; nothing was changed"):
+                with pytest.raises(
+                    InvalidArgument,
+                    match=r"was expected to point to .*, but it points to version 1; nothing was changed",
+                ):
                     await server.lifecycle.set_label("add1", "stable", "2", expected=expected, who=WHO)
             with pytest.raises(InvalidArgument, match="was expected"):
                 await server.lifecycle.remove_label("add1", "stable", expected="2", who=WHO)
-            moves = [server.lifecycle.set_label("add1", "stable", "2", expected="1", who=WHO) for _ in range(2)]
+            moves = [
+                server.lifecycle.set_label("add1", "stable", "2", expected="1", who=WHO) for _ in range(2)
+            ]
             outcomes = await asyncio.gather(*moves, return_exceptions=True)
             assert [isinstance(outcome, InvalidArgument) for outcome in outcomes] == [False, True]
             assert server.lifecycle.labels("add1") == {"stable": "2"}
@@ -399,7 +425,9 @@ def test_a_label_does_not_move_to_a_version_that_cannot_be_loaded(home: Homes, r
     asyncio.run(scenario())
 
 
-def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(home: Homes, repository: Path, tmp_path: Path) -> None:
+def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(
+    home: Homes, repository: Path, tmp_path: Path
+) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
@@ -455,7 +483,9 @@ def test_labels_of_the_configuration_stand_behind_those_of_requests(home: Homes,
         versions(repository, "1", "2", policy=label)
         async with home(repository, mode="poll") as server:
             assert await server.answer() == 1
-            with pytest.raises(InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"):
+            with pytest.raises(
+                InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"
+            ):
                 await server.lifecycle.remove_label("add1", "stable", who=WHO)
             await server.lifecycle.promote("add1", "2", who=WHO)
             assert await server.answer() == 2

@@ -28,7 +28,14 @@ def adder(repository: Path, name: str, number: float, version: str = "1") -> Non
     """y = x + number, as a version of a model; versions that are there stay."""
     aside = repository / f"{name}-made"
     node = helper.make_node("Add", ["x", "n"], ["y"])
-    put_model(aside.parent, aside.name, [node], [floats("x", "b", 1)], [floats("y", "b", 1)], {"n": np.array([number], np.float32)})
+    put_model(
+        aside.parent,
+        aside.name,
+        [node],
+        [floats("x", "b", 1)],
+        [floats("y", "b", 1)],
+        {"n": np.array([number], np.float32)},
+    )
     (repository / name).mkdir(exist_ok=True)
     (aside / "1").rename(repository / name / version)
     aside.rmdir()
@@ -52,7 +59,12 @@ def ensemble(repository: Path, name: str, *steps: str, kind: str = "TYPE_FP32", 
 
 
 def ask(model: str, value: float = 0, **options: Any) -> InferRequest:
-    return InferRequest(model, {"x": Tensor("x", DataType.FP32, (1, 1), np.array([[value]], np.float32))}, lambda *_: None, **options)
+    return InferRequest(
+        model,
+        {"x": Tensor("x", DataType.FP32, (1, 1), np.array([[value]], np.float32))},
+        lambda *_: None,
+        **options,
+    )
 
 
 async def value_of(program: Embedded, model: str) -> float:
@@ -99,7 +111,9 @@ async def test_settings_that_need_no_load_change_while_an_ensemble_serves(chain:
     before = program.engine.find("chain")
 
     config = chain / "chain" / "config.pbtxt"
-    config.write_text(config.read_text() + 'parameters { key: "backline.pinned" value { string_value: "true" } }')
+    config.write_text(
+        config.read_text() + 'parameters { key: "backline.pinned" value { string_value: "true" } }'
+    )
     await control.load("chain", who="test")
 
     assert program.engine.find("chain") is before
@@ -117,7 +131,9 @@ async def test_who_has_pinned_a_version_is_out_of_service_when_it_goes_and_says_
     (chain / "second" / "1" / "model.onnx").unlink()
     (chain / "second" / "1").rmdir()
     await control.load("second", who="test")
-    with pytest.raises(Unavailable, match="ensemble 'pinned' depends on 'second' whose required version 1 is not loaded"):
+    with pytest.raises(
+        Unavailable, match="ensemble 'pinned' depends on 'second' whose required version 1 is not loaded"
+    ):
         await value_of(program, "pinned")
 
     assert await value_of(program, "chain") == 101
@@ -151,7 +167,9 @@ async def test_a_step_that_fails_to_load_is_named_with_its_reason(chain: Path) -
 
 
 @pytest.mark.parametrize("others", [(), ("middle",), ("middle", "last")])
-async def test_ensembles_that_ask_each_other_are_refused_with_the_way_round(tmp_path: Path, others: tuple[str, ...]) -> None:
+async def test_ensembles_that_ask_each_other_are_refused_with_the_way_round(
+    tmp_path: Path, others: tuple[str, ...]
+) -> None:
     repository = tmp_path / "models"
     names = ("round", *others)
     for name, asked in zip(names, (*names[1:], names[0]), strict=True):
@@ -208,7 +226,9 @@ async def test_each_step_is_told_what_the_request_says(chain: Path) -> None:
     deadline = monotonic() + 60
 
     said = {"id": "mine", "parameters": {"word": "yes"}, "priority": 2, "timeout": 30.0}
-    await program.engine.infer(ask("chain", **said, deadline=deadline, sequence=SequenceStep("me", start=True)))
+    await program.engine.infer(
+        ask("chain", **said, deadline=deadline, sequence=SequenceStep("me", start=True))
+    )
 
     for seen in steps:
         (request,) = seen.requests
@@ -249,8 +269,12 @@ async def test_unloading_waits_for_the_requests_under_way(chain: Path) -> None:
     await program.stop()
 
 
-async def test_answers_are_kept_while_the_same_versions_give_them_in_ensembles_of_ensembles_too(chain: Path) -> None:
-    ensemble(chain, "outer", step("chain", "x", "z", names=("x", "z")), more="response_cache { enable: true }\n")
+async def test_answers_are_kept_while_the_same_versions_give_them_in_ensembles_of_ensembles_too(
+    chain: Path,
+) -> None:
+    ensemble(
+        chain, "outer", step("chain", "x", "z", names=("x", "z")), more="response_cache { enable: true }\n"
+    )
     program = await start(chain, response_cache=LocalOptions(1024 * 1024))
     control = program.engine.control
     assert control is not None
@@ -300,16 +324,23 @@ async def test_texts_pass_from_step_to_step(tmp_path: Path) -> None:
     program = await start(repository)
     words = np.array([[b"hey"], ["grüße".encode()], [b""]], np.object_)
 
-    response = await program.engine.infer(InferRequest("loud", {"x": Tensor("x", DataType.BYTES, (3, 1), words)}, lambda *_: None))
+    response = await program.engine.infer(
+        InferRequest("loud", {"x": Tensor("x", DataType.BYTES, (3, 1), words)}, lambda *_: None)
+    )
 
     assert response.outputs[0].data.tolist() == [[b"HEY!"], ["GRüßE!".encode()], [b"!"]]
     await program.stop()
 
 
-async def test_an_ensemble_that_is_to_be_loaded_at_the_start_brings_the_models_that_it_asks(chain: Path) -> None:
+async def test_an_ensemble_that_is_to_be_loaded_at_the_start_brings_the_models_that_it_asks(
+    chain: Path,
+) -> None:
     ensemble(chain, "outer", step("chain", "x", "z", names=("x", "z")))
     adder(chain, "other", 5)
-    program = Embedded([chain], LifecycleOptions(mode="explicit", load_models=("outer",), state_folder=chain.parent / "state"))
+    program = Embedded(
+        [chain],
+        LifecycleOptions(mode="explicit", load_models=("outer",), state_folder=chain.parent / "state"),
+    )
     await program.start()
 
     assert await value_of(program, "outer") == 11
@@ -323,7 +354,9 @@ async def test_in_a_namespace_steps_are_the_models_of_the_own_repository(tmp_pat
         adder(tmp_path / name, "first", number)
         ensemble(tmp_path / name, "chain", step("first", "x", "m"), step("green.other", "m", "z"))
     adder(tmp_path / "green", "other", 5)
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), namespacing=True, state_folder=tmp_path / "state")
+    options = LifecycleOptions(
+        mode="explicit", load_models=(ALL_MODELS,), namespacing=True, state_folder=tmp_path / "state"
+    )
     program = Embedded([tmp_path / "blue", tmp_path / "green"], options)
     await program.start()
 
@@ -332,7 +365,9 @@ async def test_in_a_namespace_steps_are_the_models_of_the_own_repository(tmp_pat
     await program.stop()
 
 
-async def test_in_a_namespace_an_ensemble_comes_with_the_model_that_its_repository_lacked(tmp_path: Path) -> None:
+async def test_in_a_namespace_an_ensemble_comes_with_the_model_that_its_repository_lacked(
+    tmp_path: Path,
+) -> None:
     repository = tmp_path / "blue"
     repository.mkdir()
     ensemble(repository, "chain", step("first", "x", "z"))

@@ -50,7 +50,9 @@ def test_a_new_version_takes_the_place_of_the_old(home: Homes, repository: Path)
     asyncio.run(scenario())
 
 
-def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(home: Homes, repository: Path) -> None:
+def test_a_version_that_cannot_be_loaded_leaves_the_old_one_and_says_why(
+    home: Homes, repository: Path
+) -> None:
     async def scenario() -> None:
         ADD1(repository, version="1")
         async with home(repository, mode="poll") as server:
@@ -102,7 +104,9 @@ def test_new_files_of_a_version_are_served_and_counted_on(home: Homes, repositor
     asyncio.run(scenario())
 
 
-def test_instances_and_policy_change_without_a_load(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_instances_and_policy_change_without_a_load(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         for version in "12":
             ADD1(repository, version=version, constant=float(version))
@@ -136,12 +140,17 @@ def test_another_number_of_worker_processes_is_told_to_wait_for_a_load(
             configure(repository, "instance_group { count: 2 }", model="python")
             await server.lifecycle.refresh()
             assert (server.engine.find("python"), model.placement.instances) == (model, 1)
-            assert "model 'python' version 1 goes on in 1 worker process: another instance_group has an effect when" in caplog.text
+            assert (
+                "model 'python' version 1 goes on in 1 worker process: another instance_group has an effect when"
+                in caplog.text
+            )
 
     asyncio.run(scenario())
 
 
-def test_what_was_measured_is_not_measured_again(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_not_measured_again(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         ADD1(repository)
         async with home(repository, mode="explicit", load_models=("add1",)) as server:
@@ -189,12 +198,17 @@ def test_models_come_and_go_with_their_folders(home: Homes, repository: Path) ->
             await server.until(lambda: server.engine.names() == ["b"])
             with pytest.raises(NotFound):
                 await server.answer("a")
-            assert {(change.action, change.model) for change in server.lifecycle.history()} == {("add", "b"), ("remove", "a")}
+            assert {(change.action, change.model) for change in server.lifecycle.history()} == {
+                ("add", "b"),
+                ("remove", "a"),
+            }
 
     asyncio.run(scenario())
 
 
-def test_a_repository_that_vanishes_goes_on_being_served(home: Homes, repository: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repository_that_vanishes_goes_on_being_served(
+    home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         ADD1(repository)
         async with home(repository, mode="poll") as server:
@@ -224,7 +238,9 @@ def test_polling_sees_changes_by_itself(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_requests_in_flight_keep_their_version(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_in_flight_keep_their_version(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     execute, gate = Execution.__call__, threading.Event()
 
     def execute_when_told(execution: Execution, batch: Batch) -> None:
@@ -252,7 +268,9 @@ def test_requests_in_flight_keep_their_version(home: Homes, repository: Path, mo
     asyncio.run(scenario())
 
 
-def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_load_is_tried_again_when_that_is_asked_for(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from backline.lifecycle.loading import version_load
 
     load, attempts = version_load.load, []
@@ -270,12 +288,18 @@ def test_a_failed_load_is_tried_again_when_that_is_asked_for(home: Homes, reposi
         ADD1(repository)
         async with home(repository, load_retries=2) as server:
             assert await server.answer() == 1
-            assert [(event.state.value, event.done) for event in server.events] == [("UNAVAILABLE", 0), ("UNAVAILABLE", 0), ("READY", 1)]
+            assert [(event.state.value, event.done) for event in server.events] == [
+                ("UNAVAILABLE", 0),
+                ("UNAVAILABLE", 0),
+                ("READY", 1),
+            ]
 
     asyncio.run(scenario())
 
 
-def test_loads_run_in_parallel_up_to_the_limit(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loads_run_in_parallel_up_to_the_limit(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from backline.lifecycle.loading import version_load
 
     load, lock = version_load.load, threading.Lock()
@@ -355,7 +379,9 @@ def test_namespaces_must_differ(home: Homes, tmp_path: Path) -> None:
         home(tmp_path / "one" / "models", tmp_path / "two" / "models", namespacing=True)
 
 
-def test_a_load_whose_version_goes_away_is_given_up(home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_load_whose_version_goes_away_is_given_up(
+    home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from backline.lifecycle.loading import version_load
 
     load, begun, go_on = version_load.load, threading.Event(), threading.Event()

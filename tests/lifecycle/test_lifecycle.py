@@ -26,7 +26,12 @@ from support import models
 
 def ask(model: str, rows: int = 1, version: str = "") -> InferRequest:
     data = np.zeros((rows, 16), np.float32)
-    return InferRequest(model, {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}, lambda *_: None, model_version=version)
+    return InferRequest(
+        model,
+        {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)},
+        lambda *_: None,
+        model_version=version,
+    )
 
 
 def value(response: InferResponse) -> float:
@@ -40,7 +45,9 @@ class Home:
         self.engine = Engine()
         self.events: list[LoadEvent] = []
         opened = [LocalRepository(path, formats=FORMATS) for path in repositories]
-        self.lifecycle = Lifecycle(self.engine, opened, LifecycleOptions(state_folder=repositories[0].parent / "state"))
+        self.lifecycle = Lifecycle(
+            self.engine, opened, LifecycleOptions(state_folder=repositories[0].parent / "state")
+        )
 
     async def __aenter__(self) -> Home:
         await self.lifecycle.start(self.events.append)
@@ -123,8 +130,13 @@ def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         asyncio.run(Home(tmp_path / "nowhere").lifecycle.start())
 
 
-@pytest.mark.parametrize(("config", "executions"), [("", 1), ("max_batch_size: 0", 3), ("max_batch_size: 4 dynamic_batching {}", 1)])
-def test_the_configuration_decides_whether_requests_are_joined(tmp_path: Path, config: str, executions: int) -> None:
+@pytest.mark.parametrize(
+    ("config", "executions"),
+    [("", 1), ("max_batch_size: 0", 3), ("max_batch_size: 4 dynamic_batching {}", 1)],
+)
+def test_the_configuration_decides_whether_requests_are_joined(
+    tmp_path: Path, config: str, executions: int
+) -> None:
     models.add1(tmp_path)
     (tmp_path / "add1" / "config.pbtxt").write_text(config)
 
@@ -146,7 +158,11 @@ def test_a_request_without_items_is_answered_alone_and_beside_others(tmp_path: P
             answers = await asyncio.gather(*(home.engine.infer(ask("add1", rows)) for rows in (0, 2, 0)))
             assert [answer.outputs[0].shape for answer in answers] == [(0, 16), (2, 16), (0, 16)]
             statistics = home.engine.find("add1").statistics
-            assert (statistics.inference_count, statistics.execution_count, statistics.success.count) == (2, 2, 4)
+            assert (statistics.inference_count, statistics.execution_count, statistics.success.count) == (
+                2,
+                2,
+                4,
+            )
 
     asyncio.run(scenario())
 
@@ -179,7 +195,9 @@ def test_a_model_on_the_event_loop_moves_to_threads_when_requests_take_long(tmp_
     data = np.zeros((1, 1_000_000), np.float32)
 
     def long() -> InferRequest:
-        return InferRequest("waves", {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}, lambda *_: None)
+        return InferRequest(
+            "waves", {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}, lambda *_: None
+        )
 
     async def scenario() -> None:
         async with Home(tmp_path) as home:
@@ -223,7 +241,9 @@ def test_a_closed_repository_refuses_requests(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_stopping_while_models_load_does_not_wait_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_while_models_load_does_not_wait_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models.add1(tmp_path)
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 

@@ -8,14 +8,28 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.lifecycle.plan import Action, Cancel, Forget, Held, Load, Phase, Serve, Unload, Update, Wanted, plan
+from backline.lifecycle.plan import (
+    Action,
+    Cancel,
+    Forget,
+    Held,
+    Load,
+    Phase,
+    Serve,
+    Unload,
+    Update,
+    Wanted,
+    plan,
+)
 
 
 def wanted(version: str = "1", fingerprint: str = "a", **more: object) -> Wanted:
     return Wanted("m", version, fingerprint, **more)  # type: ignore[arg-type]
 
 
-def held(key: int, version: str = "1", fingerprint: str = "a", phase: Phase = Phase.READY, **more: object) -> Held:
+def held(
+    key: int, version: str = "1", fingerprint: str = "a", phase: Phase = Phase.READY, **more: object
+) -> Held:
     return Held(key, "m", version, fingerprint, phase, **more)  # type: ignore[arg-type]
 
 
@@ -69,7 +83,12 @@ def test_changed_settings_are_an_update_and_no_load() -> None:
 
 
 def test_a_model_that_is_not_wanted_is_unloaded_at_once() -> None:
-    there = [held(1), held(2, "2", phase=Phase.LOADING), held(3, "3", phase=Phase.LOADED), held(4, "4", phase=Phase.FAILED)]
+    there = [
+        held(1),
+        held(2, "2", phase=Phase.LOADING),
+        held(3, "3", phase=Phase.LOADED),
+        held(4, "4", phase=Phase.FAILED),
+    ]
     assert steps([], there) == [Cancel(2), Unload(3), Forget(4), Unload(1)]
 
 
@@ -120,7 +139,9 @@ class World:
                     assert there[instead].phase is Phase.FAILED
                     del there[instead]
                 key = next(self.keys)
-                there[key] = Held(key, goal.name, goal.version, goal.fingerprint, Phase.LOADING, goal.settings)
+                there[key] = Held(
+                    key, goal.name, goal.version, goal.fingerprint, Phase.LOADING, goal.settings
+                )
             case Serve(key):
                 assert there[key].phase is Phase.LOADED
                 there[key] = replace(there[key], phase=Phase.READY)
@@ -153,7 +174,9 @@ class World:
     def check(self, before: set[str]) -> None:
         still_wanted = {goal.name for goal in self.goals if goal.loaded}
         resting = {goal.name for goal in self.goals if not goal.loaded}
-        assert (before & still_wanted) - resting <= self.served(), "a wanted model lost its last ready version"
+        assert (before & still_wanted) - resting <= self.served(), (
+            "a wanted model lost its last ready version"
+        )
         assert sum(one.phase is Phase.LOADING for one in self.there.values()) <= self.slots
 
     def settle(self) -> None:
@@ -167,8 +190,12 @@ class World:
 
 NAMES, VERSIONS, FINGERPRINTS = ("m", "n"), ("1", "2", "3"), ("a", "b")
 versions = st.tuples(st.sampled_from(NAMES), st.sampled_from(VERSIONS))
-goal_sets = st.dictionaries(versions, st.tuples(st.sampled_from(FINGERPRINTS), st.integers(0, 1), st.booleans()), max_size=6).map(
-    lambda chosen: [Wanted(*key, fingerprint, setting, loaded) for key, (fingerprint, setting, loaded) in chosen.items()]
+goal_sets = st.dictionaries(
+    versions, st.tuples(st.sampled_from(FINGERPRINTS), st.integers(0, 1), st.booleans()), max_size=6
+).map(
+    lambda chosen: [
+        Wanted(*key, fingerprint, setting, loaded) for key, (fingerprint, setting, loaded) in chosen.items()
+    ]
 )
 events = st.lists(
     st.one_of(
@@ -178,7 +205,9 @@ events = st.lists(
     ),
     max_size=30,
 )
-broken_sets = st.sets(st.tuples(st.sampled_from(NAMES), st.sampled_from(VERSIONS), st.sampled_from(FINGERPRINTS)), max_size=4)
+broken_sets = st.sets(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from(VERSIONS), st.sampled_from(FINGERPRINTS)), max_size=4
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -198,7 +227,11 @@ def test_every_order_of_events_keeps_models_answering_and_comes_to_what_is_wante
     world.settle()
 
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in world.goals}
-    ready = {(one.name, one.version, one.fingerprint): one for one in world.there.values() if one.phase is Phase.READY}
+    ready = {
+        (one.name, one.version, one.fingerprint): one
+        for one in world.there.values()
+        if one.phase is Phase.READY
+    }
     for identity, goal in goals.items():
         if goal.loaded and identity not in world.broken:
             assert ready[identity].settings == goal.settings

@@ -83,13 +83,20 @@ def test_a_sound_that_is_small_in_the_file_only_is_refused() -> None:
     silence = written(np.zeros((500_000, 1), np.int16), format="FLAC")
 
     assert len(silence) < 100_000
-    with pytest.raises(InvalidArgument, match="the sound has 2000000 bytes when it is decoded, more than 1000000"):
+    with pytest.raises(
+        InvalidArgument, match="the sound has 2000000 bytes when it is decoded, more than 1000000"
+    ):
         Audio[RATE].decode(silence, 1_000_000)
-    with pytest.raises(InvalidArgument, match="the sound has 64000000000 bytes"):  # 500,000 s at one sample a second, resampled
+    with pytest.raises(
+        InvalidArgument, match="the sound has 64000000000 bytes"
+    ):  # 500,000 s at one sample a second, resampled
         Audio[32000].decode(written(np.zeros(500_000), 1))
 
 
-@pytest.mark.parametrize(("hint", "start"), [(Audio[RATE], b"RIFF"), (Audio[RATE, 1, "FLAC"], b"fLaC"), (Audio[RATE, 1, "OGG"], b"OggS")])
+@pytest.mark.parametrize(
+    ("hint", "start"),
+    [(Audio[RATE], b"RIFF"), (Audio[RATE, 1, "FLAC"], b"fLaC"), (Audio[RATE, 1, "OGG"], b"OggS")],
+)
 def test_an_array_goes_out_as_a_file(hint, start: bytes) -> None:
     encoded = hint.encode(tone())
 

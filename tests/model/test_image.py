@@ -32,7 +32,12 @@ def written(image, format: str = "PNG", **options: object) -> bytes:
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("astronaut.png", (512, 512, 3)), ("rocket.jpg", (427, 640, 3)), ("camera.png", (512, 512, 3)), ("coffee.png", (400, 600, 3))],
+    [
+        ("astronaut.png", (512, 512, 3)),
+        ("rocket.jpg", (427, 640, 3)),
+        ("camera.png", (512, 512, 3)),
+        ("coffee.png", (400, 600, 3)),
+    ],
 )
 def test_a_real_file_is_what_pillow_reads(name: str, shape: tuple[int, ...]) -> None:
     array = RGB.decode(content(name))
@@ -79,7 +84,9 @@ def test_sixteen_bits_are_made_eight() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n cut", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidArgument, match="the image cannot be decoded: it is none of PNG JPEG WEBP GIF BMP TIFF"):
+    with pytest.raises(
+        InvalidArgument, match="the image cannot be decoded: it is none of PNG JPEG WEBP GIF BMP TIFF"
+    ):
         RGB.decode(data)
 
 
@@ -92,13 +99,18 @@ def test_an_image_that_is_small_in_the_file_only_is_refused() -> None:
     bomb = written(pillow.new("1", (12000, 12000)))
 
     assert len(bomb) < 100_000
-    with pytest.raises(InvalidArgument, match="12000 x 12000 pixels has 432000000 bytes when it is decoded, more than 268435456"):
+    with pytest.raises(
+        InvalidArgument,
+        match="12000 x 12000 pixels has 432000000 bytes when it is decoded, more than 268435456",
+    ):
         RGB.decode(bomb)
     with pytest.raises(InvalidArgument, match="cannot be decoded"):
         RGB.decode(written(pillow.new("1", (20000, 20000))), 1 << 40)
 
 
-@pytest.mark.parametrize(("hint", "shape"), [(Image["RGB"], (5, 7, 3)), (Image["RGBA"], (5, 7, 4)), (Image["L"], (5, 7))])
+@pytest.mark.parametrize(
+    ("hint", "shape"), [(Image["RGB"], (5, 7, 3)), (Image["RGBA"], (5, 7, 4)), (Image["L"], (5, 7))]
+)
 def test_an_array_goes_out_and_comes_back(hint: ImageHint, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     encoded = hint.encode(array)

@@ -38,7 +38,10 @@ def samples(engine: Engine, name: str) -> dict[tuple[str, ...], float]:
 
 def test_each_version_is_in_one_state(engine: Engine) -> None:
     states = samples(engine, "backline_model_state")
-    assert {key for key, value in states.items() if value} == {("add1", "READY", "1"), ("add1", "UNAVAILABLE", "2")}
+    assert {key for key, value in states.items() if value} == {
+        ("add1", "READY", "1"),
+        ("add1", "UNAVAILABLE", "2"),
+    }
     assert len(states) == 2 * len(ModelState)
 
 

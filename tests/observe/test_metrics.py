@@ -16,7 +16,10 @@ def samples(server: ServerProcess) -> dict[tuple[str, str], float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer:
         text = answer.read().decode()
     return {
-        (sample.name.removesuffix("_total"), sample.labels.get("le") or sample.labels.get("reason") or ""): sample.value
+        (
+            sample.name.removesuffix("_total"),
+            sample.labels.get("le") or sample.labels.get("reason") or "",
+        ): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.labels.get("model") == "add1"

@@ -41,7 +41,11 @@ def full_engine(models: int) -> Engine:
 
 def values(text: list[bytes]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     families = text_string_to_metric_families(b"".join(text).decode())
-    return {(sample.name, frozenset(sample.labels.items())): sample.value for family in families for sample in family.samples}
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
 def test_a_page_of_200_models_holds_the_event_loop_for_a_few_milliseconds_at_once() -> None:
@@ -78,7 +82,10 @@ def test_who_asks_while_a_page_is_written_gets_the_next_one() -> None:
 
         assert pages[0][1] is pages[1][1] is pages[2][1]
         assert pages[0][1] is not earlier
-        key = ("nv_inference_request_failure_total", frozenset({("model", "model_0"), ("version", "1"), ("reason", "CANCELED")}))
+        key = (
+            "nv_inference_request_failure_total",
+            frozenset({("model", "model_0"), ("version", "1"), ("reason", "CANCELED")}),
+        )
         assert values(pages[0][1])[key] == 7
 
     asyncio.run(ask())
@@ -113,8 +120,17 @@ def test_names_of_any_kind_are_read_back_as_they_are() -> None:
     read = values(text)
 
     assert read["backline_model_ready", frozenset({("model", name), ("version", "1")})] == 1
-    assert read["backline_request_duration_seconds_bucket", frozenset({("model", name), ("version", "1"), ("le", "+Inf")})] == 0
-    assert read["backline_model_label", frozenset({("model", name), ("version", "1"), ("label", 'sta"ble')})] == 1
+    assert (
+        read[
+            "backline_request_duration_seconds_bucket",
+            frozenset({("model", name), ("version", "1"), ("le", "+Inf")}),
+        ]
+        == 0
+    )
+    assert (
+        read["backline_model_label", frozenset({("model", name), ("version", "1"), ("label", 'sta"ble')})]
+        == 1
+    )
     assert read["heard_total", frozenset({("my_label", name), ("_2nd", "x")})] == float("inf")
     assert read["bare", frozenset()] == -1.5
 
@@ -134,10 +150,16 @@ def test_responses_of_streams_are_counted_by_outcome_and_the_first_one_by_time()
     read = values(asyncio.run(Metrics(engine).page())[1])
 
     labels = {("model", "stream"), ("version", "1")}
-    outcomes = {outcome: read["backline_responses_total", frozenset({*labels, ("outcome", outcome)})] for outcome in OUTCOMES}
+    outcomes = {
+        outcome: read["backline_responses_total", frozenset({*labels, ("outcome", outcome)})]
+        for outcome in OUTCOMES
+    }
     assert outcomes == {"success": 2, "empty": 1, "failure": 1, "cancelled": 1}
     first = "nv_inference_first_response_histogram_ms"
-    buckets = {bound: read[f"{first}_bucket", frozenset({*labels, ("le", bound)})] for bound in ("100", "500", "2000", "5000", "+Inf")}
+    buckets = {
+        bound: read[f"{first}_bucket", frozenset({*labels, ("le", bound)})]
+        for bound in ("100", "500", "2000", "5000", "+Inf")
+    }
     assert buckets == {"100": 0, "500": 0, "2000": 1, "5000": 1, "+Inf": 1}
     assert (read[f"{first}_count", frozenset(labels)], read[f"{first}_sum", frozenset(labels)]) == (1, 1000)
     assert not [name for name, labels in read if name.startswith(first) and ("model", "plain") in labels]
@@ -153,7 +175,11 @@ def test_the_first_response_is_counted_in_the_buckets_of_its_model_anew_when_the
 
     read = values(asyncio.run(Metrics(engine).page())[1])
 
-    counted = {dict(labels)["le"]: count for (name, labels), count in read.items() if name == f"{FIRST_RESPONSE_FAMILY}_bucket"}
+    counted = {
+        dict(labels)["le"]: count
+        for (name, labels), count in read.items()
+        if name == f"{FIRST_RESPONSE_FAMILY}_bucket"
+    }
     assert counted == {"10": 0, "50.5": 1, "+Inf": 1}
     assert read[f"{FIRST_RESPONSE_FAMILY}_sum", frozenset({("model", "stream"), ("version", "1")})] == 50.5
 

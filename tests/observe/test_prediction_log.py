@@ -31,7 +31,12 @@ def bitwise_crc32c(data: bytes) -> int:
 
 @pytest.mark.parametrize(
     ("data", "expected"),
-    [(b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E)],
+    [
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+    ],
 )
 def test_the_checksums_of_the_rfc(data: bytes, expected: int) -> None:
     assert crc32c(data) == expected
@@ -141,7 +146,9 @@ def test_other_kinds_of_requests_are_named(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(1, 200), flipped=st.none() | st.integers(0, 2000))
-def test_damage_is_an_error_or_an_earlier_end_of_the_file(tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int | None) -> None:
+def test_damage_is_an_error_or_an_earlier_end_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flipped: int | None
+) -> None:
     one = encode_record("m", {"x": Tensor("x", DataType.UINT8, (20,), np.zeros(20, np.uint8))})
     content = bytearray(one * 2)[: -cut or None]
     if flipped is not None and content:

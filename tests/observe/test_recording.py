@@ -30,7 +30,9 @@ class Echo:
         if request.inputs["x"].data.min() < 0:
             request.on_complete(request, None, InvalidArgument("negative"))
         else:
-            request.on_complete(request, InferResponse("m", "1", request.id, list(request.inputs.values())), None)
+            request.on_complete(
+                request, InferResponse("m", "1", request.id, list(request.inputs.values())), None
+            )
 
 
 class Home:

@@ -33,8 +33,23 @@ def ask(server: ServerProcess, method: str, path: str, body: bytes = b"") -> tup
 def test_the_command_records_and_the_next_load_runs_what_was_recorded(tmp_path: Path) -> None:
     models.add1(tmp_path / "models")
     state = tmp_path / "state"
-    with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(state)) as server, connect(server.grpc_url) as client:
-        command = [sys.executable, "-m", "backline", "models", "record", "add1", "--count", "3", "--json", "--url", server.url]
+    with (
+        serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(state)) as server,
+        connect(server.grpc_url) as client,
+    ):
+        command = [
+            sys.executable,
+            "-m",
+            "backline",
+            "models",
+            "record",
+            "add1",
+            "--count",
+            "3",
+            "--json",
+            "--url",
+            server.url,
+        ]
         recording = subprocess.Popen(command, stdout=subprocess.PIPE)
         stop = threading.Event()
 
@@ -48,7 +63,11 @@ def test_the_command_records_and_the_next_load_runs_what_was_recorded(tmp_path: 
         stop.set()
         asking.join()
         assert recording.returncode == 0
-        assert {key: json.loads(output)[key] for key in ("model", "state", "recorded")} == {"model": "add1", "state": "done", "recorded": 3}
+        assert {key: json.loads(output)[key] for key in ("model", "state", "recorded")} == {
+            "model": "add1",
+            "state": "done",
+            "recorded": 3,
+        }
     requests = list(read_log(recorded_file(state, "add1")))
     assert [request.inputs["INPUT0"].data.tolist() for request in requests] == [[[5.0] * 16] * 2] * 3
     # What was recorded is damaged: that the next load says so shows that it reads it.
@@ -67,7 +86,9 @@ def test_the_command_records_and_the_next_load_runs_what_was_recorded(tmp_path: 
         (b"[]", 400, "failed to parse the request JSON"),
     ],
 )
-def test_a_wrong_request_is_refused_with_the_reason(server: ServerProcess, body: bytes, status: int, reason: str) -> None:
+def test_a_wrong_request_is_refused_with_the_reason(
+    server: ServerProcess, body: bytes, status: int, reason: str
+) -> None:
     answered, document = ask(server, "POST", "/v2/models/add1/record", body)
     assert answered == status
     assert reason in document["error"]
@@ -86,4 +107,7 @@ def test_a_recording_is_begun_looked_at_and_stopped_by_requests(server: ServerPr
 
 def test_a_model_that_nobody_recorded_has_no_recording(server: ServerProcess) -> None:
     status, document = ask(server, "GET", "/v2/models/ident/record")
-    assert (status, document["error"]) == (404, "no requests of model 'ident' were recorded since the server started")
+    assert (status, document["error"]) == (
+        404,
+        "no requests of model 'ident' were recorded since the server started",
+    )

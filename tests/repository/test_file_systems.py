@@ -12,7 +12,9 @@ from backline.repository.file_systems import is_remote
 
 
 def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
-    assert sorted(file_systems.mounts()) == sorted((mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True))
+    assert sorted(file_systems.mounts()) == sorted(
+        (mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True)
+    )
 
 
 @pytest.mark.parametrize(("line", "path", "remote"), [

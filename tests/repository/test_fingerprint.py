@@ -15,7 +15,9 @@ from backline.engine.signature import TensorSpec
 from backline.repository.fingerprint import load_key
 from support.repositories import only, put
 
-CONFIG = ModelConfig("m", inputs=(TensorSpec("x", DataType.FP32, (-1,)),), parameters=MappingProxyType({"a": "1", "b": "2"}))
+CONFIG = ModelConfig(
+    "m", inputs=(TensorSpec("x", DataType.FP32, (-1,)),), parameters=MappingProxyType({"a": "1", "b": "2"})
+)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +60,22 @@ def test_what_a_load_depends_on_changes_the_key(change: dict[str, object]) -> No
 
 def test_a_field_that_is_unknown_here_causes_a_load() -> None:
     """Whoever adds a field to ModelConfig has to say that it needs no load; else it does."""
-    without_load = {field.name for field in fields(ModelConfig) if load_key(replace(CONFIG, **{field.name: "changed"})) == load_key(CONFIG)}
+    without_load = {
+        field.name
+        for field in fields(ModelConfig)
+        if load_key(replace(CONFIG, **{field.name: "changed"})) == load_key(CONFIG)
+    }
 
     assert without_load == {
-        *("version_policy", "instance_count", "labels", "pinned", "on_demand", "idle_unload_seconds", "load_retries"),
+        *(
+            "version_policy",
+            "instance_count",
+            "labels",
+            "pinned",
+            "on_demand",
+            "idle_unload_seconds",
+            "load_retries",
+        ),
         *("dynamic_batching", "preferred_batch_sizes", "max_queue_delay_us", "queue_policy"),
         *("priority_levels", "default_priority_level", "priority_queue_policies"),
         *("metric_tags", "first_response_bounds_ms", "declared", "source", "warnings"),
@@ -80,7 +94,9 @@ def fingerprints(repository: Path) -> list[str]:
         "# a remark",
     ],
 )
-def test_a_configuration_that_says_the_same_about_a_load_changes_no_fingerprint(text: str, tmp_path: Path) -> None:
+def test_a_configuration_that_says_the_same_about_a_load_changes_no_fingerprint(
+    text: str, tmp_path: Path
+) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", "")
     before = fingerprints(tmp_path)
@@ -91,7 +107,15 @@ def test_a_configuration_that_says_the_same_about_a_load_changes_no_fingerprint(
 
 
 @pytest.mark.parametrize(
-    "path", ["1/model.onnx", "1/weights.bin", "1/deep/er/weights.bin", "warmup/sample", "initial_state/zero", "labels.txt"]
+    "path",
+    [
+        "1/model.onnx",
+        "1/weights.bin",
+        "1/deep/er/weights.bin",
+        "warmup/sample",
+        "initial_state/zero",
+        "labels.txt",
+    ],
 )
 def test_a_changed_or_new_file_that_a_load_needs_changes_the_fingerprint(path: str, tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
@@ -102,7 +126,9 @@ def test_a_changed_or_new_file_that_a_load_needs_changes_the_fingerprint(path: s
     assert fingerprints(tmp_path) != before
 
 
-@pytest.mark.parametrize("path", ["2/model.onnx", "1/.model.onnx.part", ".git/index", "configs/other.pbtxt", "rc2/weights.bin"])
+@pytest.mark.parametrize(
+    "path", ["2/model.onnx", "1/.model.onnx.part", ".git/index", "configs/other.pbtxt", "rc2/weights.bin"]
+)
 def test_other_files_leave_the_fingerprint(path: str, tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     before = fingerprints(tmp_path)
@@ -112,7 +138,9 @@ def test_other_files_leave_the_fingerprint(path: str, tmp_path: Path) -> None:
     assert fingerprints(tmp_path)[: len(before)] == before
 
 
-def test_a_file_in_the_place_of_another_of_the_same_size_and_time_changes_the_fingerprint(tmp_path: Path) -> None:
+def test_a_file_in_the_place_of_another_of_the_same_size_and_time_changes_the_fingerprint(
+    tmp_path: Path,
+) -> None:
     file = put(tmp_path / "m" / "1" / "model.onnx", "aaaa")
     before = fingerprints(tmp_path)
     status = file.stat()

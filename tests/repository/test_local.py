@@ -95,7 +95,9 @@ async def test_a_change_is_noticed_by_an_event(tmp_path: Path) -> None:
         await noticed.next()
 
 
-async def test_a_file_that_is_being_written_is_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_that_is_being_written_is_one_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file_events, "_SETTLED", 1.0)
     async with Noticed(open_local(tmp_path)) as noticed:
         with put(tmp_path / "m" / "1" / "model.onnx").open("wb", buffering=0) as file:
@@ -108,7 +110,9 @@ async def test_a_file_that_is_being_written_is_one_change(tmp_path: Path, monkey
         assert noticed.count == 1
 
 
-async def test_a_folder_that_is_swapped_is_watched_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_folder_that_is_swapped_is_watched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(file_events, "_CHECK", 0.1)
     put(tmp_path / "a" / "m" / "1" / "model.onnx")
     put(tmp_path / "b" / "m" / "2" / "model.onnx")
@@ -125,7 +129,10 @@ async def test_a_folder_that_is_swapped_is_watched_on(tmp_path: Path, monkeypatc
 
 async def test_a_list_of_models_watches_their_folders(tmp_path: Path) -> None:
     put(tmp_path / "far" / "1" / "model.onnx")
-    models = put(tmp_path / "list" / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "{tmp_path}/far" }} }}')
+    models = put(
+        tmp_path / "list" / "models.config",
+        f'model_config_list {{ config {{ name: "m" base_path: "{tmp_path}/far" }} }}',
+    )
     repository = open_local(models)
     await repository.scan()
     async with Noticed(repository) as noticed:
@@ -137,7 +144,9 @@ async def test_a_list_of_models_watches_their_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("why", ["network", "missing package"])
-async def test_without_events_it_is_looked_at_at_intervals(why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_events_it_is_looked_at_at_intervals(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if why == "network":
         monkeypatch.setattr(file_events, "is_remote", lambda path: True)
     else:
@@ -162,7 +171,10 @@ async def test_without_a_watch_left_it_is_looked_at_at_intervals(
         await asyncio.wait_for(anext(changes), 10)
 
     (warning,) = caplog.messages
-    assert warning == f"'{tmp_path}' cannot be watched (No space left on device) and is looked at every 0.01 seconds"
+    assert (
+        warning
+        == f"'{tmp_path}' cannot be watched (No space left on device) and is looked at every 0.01 seconds"
+    )
 
 
 async def test_on_the_network_inodes_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

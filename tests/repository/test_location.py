@@ -12,7 +12,9 @@ from backline.repository.location import open_repository
 from support.repositories import ONNX
 
 
-@pytest.mark.parametrize("location", ["models", "/srv/models", "./a b", "C:/models", "odd:name", "a:b/c", "hfiles", "s3"])
+@pytest.mark.parametrize(
+    "location", ["models", "/srv/models", "./a b", "C:/models", "odd:name", "a:b/c", "hfiles", "s3"]
+)
 def test_a_path_is_local(location: str, tmp_path: Path) -> None:
     repository = open_repository(location, formats=[ONNX], cache=tmp_path)
 
@@ -27,7 +29,10 @@ def test_a_path_is_local(location: str, tmp_path: Path) -> None:
         ("gcs://bucket/models", "unknown scheme 'gcs://'; did you mean 'gs://'?"),
         ("abfss://container@account/models", "unknown scheme 'abfss://'; did you mean 'az://'?"),
         ("htps://host/models.zip", "unknown scheme 'htps://'; did you mean 'https://'?"),
-        ("magic://x", "unknown scheme 'magic://'; expected a path or one of s3://, gs://, az://, as://, http://, https://, hf://"),
+        (
+            "magic://x",
+            "unknown scheme 'magic://'; expected a path or one of s3://, gs://, az://, as://, http://, https://, hf://",
+        ),
         ("file:///srv/models", "name the folder without 'file://'"),
         ("", "'' is no model repository; name a folder, a model file or a URL"),
         ("  ", "is no model repository"),

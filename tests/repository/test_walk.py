@@ -91,7 +91,10 @@ def test_a_folder_with_far_too_much_is_refused(tmp_path: Path, monkeypatch: pyte
     for number in range(12):
         put(tmp_path / "folder" / str(number))
 
-    with pytest.raises(InvalidArgument, match="holds more than 10 files and folders; name a folder that holds nothing but models"):
+    with pytest.raises(
+        InvalidArgument,
+        match="holds more than 10 files and folders; name a folder that holds nothing but models",
+    ):
         walk(tmp_path)
 
 

@@ -29,7 +29,9 @@ Start: TypeAlias = Callable[[Path, Setup], AbstractContextManager[Server]]
 def main() -> int:
     """The number of scenarios that failed, or differ although no difference is listed."""
     arguments = _arguments()
-    chosen = [one for one in SCENARIOS if any(text in f"{one.theme}: {one.name}" for text in arguments.only or [""])]
+    chosen = [
+        one for one in SCENARIOS if any(text in f"{one.theme}: {one.name}" for text in arguments.only or [""])
+    ]
     with tempfile.TemporaryDirectory() as folder:
         if arguments.against != "backline":
             _record(chosen, _run(chosen, triton, Path(folder) / "triton"), complete=not arguments.only)
@@ -51,10 +53,17 @@ def _run(chosen: list[Scenario], start: Start, folder: Path) -> dict[Scenario, A
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m scenarios", description=__doc__, epilog="example: python -m scenarios --against backline --only timeouts"
+        prog="python -m scenarios",
+        description=__doc__,
+        epilog="example: python -m scenarios --against backline --only timeouts",
     )
     parser.add_argument("--against", choices=("triton", "backline", "both"), default="backline")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="only scenarios with TEXT in 'theme: title [way]'; can be repeated")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="only scenarios with TEXT in 'theme: title [way]'; can be repeated",
+    )
     return parser.parse_args()
 
 
@@ -88,8 +97,14 @@ def _show(chosen: list[Scenario], answers: dict[Scenario, Any]) -> int:
             new = unlisted(scenario, deviations)
             reasons = sorted({d.reason for d in DIFFERENCES if d.applies(scenario)})
             verdict = "NO" if new or gone(scenario, deviations) else ", ".join(reasons) or "yes"
-            remarks += [f"{scenario.theme}: {scenario.name}: {path}: Triton {one!r}, Backline {other!r}" for path, one, other in new]
-            remarks += [f"{scenario.theme}: {scenario.name}: no longer differs: {d.reason}" for d in gone(scenario, deviations)]
+            remarks += [
+                f"{scenario.theme}: {scenario.name}: {path}: Triton {one!r}, Backline {other!r}"
+                for path, one, other in new
+            ]
+            remarks += [
+                f"{scenario.theme}: {scenario.name}: no longer differs: {d.reason}"
+                for d in gone(scenario, deviations)
+            ]
         table.add_row(f"{scenario.theme}: {scenario.name}", _summary(expected), _summary(got), verdict)
     Console(width=None if sys.stdout.isatty() else 220, markup=False).print(table)
     print(*remarks, sep="\n")
@@ -100,9 +115,17 @@ def _summary(result: Any) -> str:
     """In few words: how many were answered, the statuses of the others, and the sizes of the batches that ran."""
     if result is None or "failed" in result:
         return "" if result is None else "failed"
-    events = result["seen"].get("events", ()) if isinstance(result.get("seen"), dict) else result.get("seen", ())
-    told = [one for one in (*result["answers"], *(events if isinstance(events, (list, tuple)) else ())) if isinstance(one, dict)]
-    statuses = Counter(str(one.get("status") or "error").removeprefix("StatusCode.") for one in told if "error" in one)
+    events = (
+        result["seen"].get("events", ()) if isinstance(result.get("seen"), dict) else result.get("seen", ())
+    )
+    told = [
+        one
+        for one in (*result["answers"], *(events if isinstance(events, (list, tuple)) else ()))
+        if isinstance(one, dict)
+    ]
+    statuses = Counter(
+        str(one.get("status") or "error").removeprefix("StatusCode.") for one in told if "error" in one
+    )
     answered = sum("error" not in one for one in told)
     batches = Counter()
     for counted in result["statistics"].values():
@@ -110,7 +133,9 @@ def _summary(result: Any) -> str:
             batches[int(size)] += count
     runs = " ".join(f"{count}x{size}" for size, count in sorted(batches.items()))
     errors = ", ".join(f"{count} {status}" for status, count in statuses.items())
-    return "; ".join(filter(None, (f"{answered} answered" if answered else "", errors, f"batches {runs}" if runs else "")))
+    return "; ".join(
+        filter(None, (f"{answered} answered" if answered else "", errors, f"batches {runs}" if runs else ""))
+    )
 
 
 if __name__ == "__main__":

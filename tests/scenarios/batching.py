@@ -14,8 +14,12 @@ from scenarios.session import Session
 MODELS: dict[str, Served] = {
     "joined": worker("dynamic_batching { }\n"),
     "preferred": worker("dynamic_batching { preferred_batch_size: [ 3, 5 ] }\n"),
-    "patient": worker("dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 600000 }\n"),
-    "expectant": worker("dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 60000000 }\n"),
+    "patient": worker(
+        "dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 600000 }\n"
+    ),
+    "expectant": worker(
+        "dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 60000000 }\n"
+    ),
     "unjoined": worker(),
     "unbatched": worker(max_batch_size=0),
     "shapes": worker("dynamic_batching { }\n", dims="-1", plus=True),
@@ -200,7 +204,16 @@ def one_request_of_a_batch_may_fail(session: Session) -> None:
 
 @scenario("http", "grpc")
 def an_error_has_the_kind_that_the_model_says(session: Session) -> None:
-    for code in ("INTERNAL", "NOT_FOUND", "INVALID_ARG", "UNAVAILABLE", "UNSUPPORTED", "ALREADY_EXISTS", "CANCELLED", "UNKNOWN"):
+    for code in (
+        "INTERNAL",
+        "NOT_FOUND",
+        "INVALID_ARG",
+        "UNAVAILABLE",
+        "UNSUPPORTED",
+        "ALREADY_EXISTS",
+        "CANCELLED",
+        "UNKNOWN",
+    ):
         session.infer("joined", 1, parameters={"fail": f"it is {code}", "code": code})
 
 

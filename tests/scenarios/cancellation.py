@@ -20,7 +20,9 @@ def post(session: Session, request: Request) -> http.client.HTTPConnection:
     arguments = request.arguments(tritonclient.http)
     body, length = tritonclient.http.InferenceServerClient.generate_request_body(arguments["inputs"])
     connection = http.client.HTTPConnection(session.server.http, timeout=PATIENCE)
-    connection.request("POST", f"/v2/models/{request.model}/infer", body, {"Inference-Header-Content-Length": str(length)})
+    connection.request(
+        "POST", f"/v2/models/{request.model}/infer", body, {"Inference-Header-Content-Length": str(length)}
+    )
     return connection
 
 

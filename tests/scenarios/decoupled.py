@@ -18,7 +18,9 @@ _IN, _OUT = tensor("IN", dims="-1"), tensor("OUT")
 def many_responses(rate: str = "") -> Served:
     """The model `decoupled.py`."""
     shape = f"max_batch_size: 0\n{tensors([_IN], [_OUT])}"
-    return Served(f"{shape}{instance_group(1, rate)}model_transaction_policy {{ decoupled: true }}\n", "decoupled")
+    return Served(
+        f"{shape}{instance_group(1, rate)}model_transaction_policy {{ decoupled: true }}\n", "decoupled"
+    )
 
 
 MODELS: dict[str, Served] = {
@@ -89,7 +91,9 @@ def an_exception_before_any_response(session: Session) -> Seen:
 
 @scenario("stream")
 def a_request_that_does_not_fit(session: Session) -> Seen:
-    return streamed(session, session.request("many", inputs={"IN": np.array([1.0], np.float32)}), empty_final=True)
+    return streamed(
+        session, session.request("many", inputs={"IN": np.array([1.0], np.float32)}), empty_final=True
+    )
 
 
 @scenario("stream")
@@ -116,7 +120,10 @@ def requests_on_one_stream_are_answered_in_turn(session: Session) -> Seen:
 def a_model_with_one_response_on_a_stream(session: Session) -> Seen:
     stream = session.stream()
     for number in (1, 2, 3):
-        stream.send(session.request("unmoved", number, outputs=("OUT",), request_id=str(number)), empty_final=number == 3)
+        stream.send(
+            session.request("unmoved", number, outputs=("OUT",), request_id=str(number)),
+            empty_final=number == 3,
+        )
     return stream.close()
 
 

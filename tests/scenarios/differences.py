@@ -36,13 +36,23 @@ class Difference:
 def unlisted(scenario: Scenario, deviations: list[Deviation]) -> list[Deviation]:
     """The deviations that no difference covers."""
     listed = [difference for difference in DIFFERENCES if difference.applies(scenario)]
-    return [deviation for deviation in deviations if not any(difference.covers(deviation) for difference in listed)]
+    return [
+        deviation
+        for deviation in deviations
+        if not any(difference.covers(deviation) for difference in listed)
+    ]
 
 
 def gone(scenario: Scenario, deviations: list[Deviation]) -> list[Difference]:
     """The differences that are listed for the scenario but are no longer there."""
-    listed = [difference for difference in DIFFERENCES if difference.applies(scenario) and not difference.chance]
-    return [difference for difference in listed if not any(difference.covers(deviation) for deviation in deviations)]
+    listed = [
+        difference for difference in DIFFERENCES if difference.applies(scenario) and not difference.chance
+    ]
+    return [
+        difference
+        for difference in listed
+        if not any(difference.covers(deviation) for deviation in deviations)
+    ]
 
 
 def words(triton: Any, backline: Any) -> bool:
@@ -209,14 +219,24 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
     ),
     # errors
-    Difference("answers that are errors have failed", (*_ANSWERED_WITH_ERRORS, "an_error_ends_the_iteration"), _OF_ANSWERS, less),
+    Difference(
+        "answers that are errors have failed",
+        (*_ANSWERED_WITH_ERRORS, "an_error_ends_the_iteration"),
+        _OF_ANSWERS,
+        less,
+    ),
     Difference(
         "answers that are errors have failed",
         _ANSWERED_WITH_ERRORS,
         ("statistics.*.fail",),
         more,
     ),
-    Difference("a cancellation is 499", ("an_error_has_the_kind_that_the_model_says [http]",), ("answers.6.status",), became("400", "499")),
+    Difference(
+        "a cancellation is 499",
+        ("an_error_has_the_kind_that_the_model_says [http]",),
+        ("answers.6.status",),
+        became("400", "499"),
+    ),
     Difference(
         "an error is the last response",
         ("an_error_among_the_responses", "an_error_as_the_only_response"),
@@ -242,9 +262,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         became(400, 500),
     ),
     Difference(
-        "what a client gets wrong is 400", ("generate_with_an_input_of_another_type",), ("seen.status", "seen.events.0.error"), any_value
+        "what a client gets wrong is 400",
+        ("generate_with_an_input_of_another_type",),
+        ("seen.status", "seen.events.0.error"),
+        any_value,
     ),
-    Difference("generate may belong to a sequence", ("generate_in_a_sequence",), ("seen.*", *_COUNTS), any_value),
+    Difference(
+        "generate may belong to a sequence", ("generate_in_a_sequence",), ("seen.*", *_COUNTS), any_value
+    ),
     # time
     Difference(
         "a request's own timeout counts",
@@ -253,7 +278,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
     ),
     # ensembles
-    Difference("ensembles answer without a sequence", _ENSEMBLES, ("answers.*.parameters", "seen.*.sequence_*"), is_gone),
+    Difference(
+        "ensembles answer without a sequence",
+        _ENSEMBLES,
+        ("answers.*.parameters", "seen.*.sequence_*"),
+        is_gone,
+    ),
     Difference(
         "a failed ensemble has failed once",
         (
@@ -325,13 +355,24 @@ DIFFERENCES: tuple[Difference, ...] = (
             "no_more_sequences_run_than_are_candidates",
             "who_comes_later_joins",
         ),
-        ("answers.*.COMPANY", "answers.*.RUN", "answers.*.SEEN", "statistics.*.batches.*", "statistics.*.execution_count"),
+        (
+            "answers.*.COMPANY",
+            "answers.*.RUN",
+            "answers.*.SEEN",
+            "statistics.*.batches.*",
+            "statistics.*.execution_count",
+        ),
         any_value,
         chance=True,
     ),
     Difference("what is run again has not failed", _ITERATED, ("statistics.*.fail",), less),
     # the rate limiter
-    Difference("who lacks something holds up nobody else", ("who_lacks_something_and_who_wants_something_else",), ("seen.*",), any_value),
+    Difference(
+        "who lacks something holds up nobody else",
+        ("who_lacks_something_and_who_wants_something_else",),
+        ("seen.*",),
+        any_value,
+    ),
     Difference(
         "who waits for his turn is in the queue",
         ("a_timeout_while_a_run_waits_for_its_turn",),
@@ -341,7 +382,10 @@ DIFFERENCES: tuple[Difference, ...] = (
     # warm-up
     Difference("a warm-up is not counted", _WARMED, ("seen.*_count", "seen.success"), less),
     Difference(
-        "a warm-up is one request", ("warm_ups_run_in_their_order_before_the_first_request",), ("answers.0.SEEN", "seen.runs"), any_value
+        "a warm-up is one request",
+        ("warm_ups_run_in_their_order_before_the_first_request",),
+        ("answers.0.SEEN", "seen.runs"),
+        any_value,
     ),
     # cache
     Difference(
@@ -351,10 +395,25 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
     ),
     Difference("errors are not kept", ("errors_are_not_kept",), ("answers.1.*", *_COUNTS), any_value),
-    Difference("errors are not kept", ("a_failed_request_of_a_batch_is_not_kept",), ("answers.3.*", *_COUNTS), any_value),
-    Difference("the same twice at once is one run", ("the_same_twice_at_once",), ("answers.*.COMPANY", *_COUNTS), any_value),
+    Difference(
+        "errors are not kept",
+        ("a_failed_request_of_a_batch_is_not_kept",),
+        ("answers.3.*", *_COUNTS),
+        any_value,
+    ),
+    Difference(
+        "the same twice at once is one run",
+        ("the_same_twice_at_once",),
+        ("answers.*.COMPANY", *_COUNTS),
+        any_value,
+    ),
     # statistics
-    Difference("404", ("an_unknown_model_in_statistics", "an_unknown_version"), ("seen.status", "seen.error"), any_value),
+    Difference(
+        "404",
+        ("an_unknown_model_in_statistics", "an_unknown_version"),
+        ("seen.status", "seen.error"),
+        any_value,
+    ),
     Difference(
         "statistics of responses",
         ("the_fields_of_a_model", "the_responses_of_a_decoupled_model"),

@@ -18,7 +18,9 @@ def step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> str:
     return f'step {{ model_name: "{model}" model_version: -1 {" ".join(maps)} }}'
 
 
-def ensemble(inputs: list[str], outputs: list[str], *steps: str, max_batch_size: int = 8, more: str = "") -> Served:
+def ensemble(
+    inputs: list[str], outputs: list[str], *steps: str, max_batch_size: int = 8, more: str = ""
+) -> Served:
     shape = f'platform: "ensemble"\nmax_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}'
     return Served(f"{shape}ensemble_scheduling {{ {' '.join(steps)} }}\n{more}")
 
@@ -48,15 +50,30 @@ MODELS: dict[str, Served] = {
         step("adding", {"IN": "middle", "PLUS": "PLUS"}, {"OUT": "OUT"}),
     ),
     "by_levels": ensemble(
-        [_IN], [_OUT, tensor("COMPANY", "STRING")], step("levels", {"IN": "IN"}, {"OUT": "OUT", "COMPANY": "COMPANY"}), max_batch_size=2
+        [_IN],
+        [_OUT, tensor("COMPANY", "STRING")],
+        step("levels", {"IN": "IN"}, {"OUT": "OUT", "COMPANY": "COMPANY"}),
+        max_batch_size=2,
     ),
-    "by_limited": ensemble([_IN], [_OUT], step("limited_levels", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=4),
+    "by_limited": ensemble(
+        [_IN], [_OUT], step("limited_levels", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=4
+    ),
     "by_timeout": ensemble([_IN], [_OUT], step("rejecting", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=1),
     "in_sequence": ensemble(
-        [_IN], [_OUT, tensor("SEEN", "STRING")], step("oldest", {"IN": "IN"}, {"OUT": "OUT", "SEEN": "SEEN"}), max_batch_size=4
+        [_IN],
+        [_OUT, tensor("SEEN", "STRING")],
+        step("oldest", {"IN": "IN"}, {"OUT": "OUT", "SEEN": "SEEN"}),
+        max_batch_size=4,
     ),
-    "by_late": ensemble([_IN], [_OUT], step("rejecting_early", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=1),
-    "nested": ensemble([_IN], [_OUT], step("chain", {"IN": "IN"}, {"OUT": "middle"}), step("first", {"IN": "middle"}, {"OUT": "OUT"})),
+    "by_late": ensemble(
+        [_IN], [_OUT], step("rejecting_early", {"IN": "IN"}, {"OUT": "OUT"}), max_batch_size=1
+    ),
+    "nested": ensemble(
+        [_IN],
+        [_OUT],
+        step("chain", {"IN": "IN"}, {"OUT": "middle"}),
+        step("first", {"IN": "middle"}, {"OUT": "OUT"}),
+    ),
 }
 STEPS = ("first", "second")
 

@@ -106,7 +106,9 @@ def generate_of_a_batch(session: Session) -> Seen:
 @scenario("http")
 def generate_with_parameters_of_their_own(session: Session) -> Seen:
     session.watch("joined")
-    return generate(session, "generate", "joined", {"IN": 5, "parameters": {"fail": "no", "code": "INVALID_ARG"}})
+    return generate(
+        session, "generate", "joined", {"IN": 5, "parameters": {"fail": "no", "code": "INVALID_ARG"}}
+    )
 
 
 @scenario("http")

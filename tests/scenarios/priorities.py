@@ -10,7 +10,9 @@ from scenarios.timeouts import OVER
 
 MODELS: dict[str, Served] = {
     "levels": worker("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", max_batch_size=2),
-    "levels_pair": worker("dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", max_batch_size=1, instances=2),
+    "levels_pair": worker(
+        "dynamic_batching { priority_levels: 3 default_priority_level: 2 }\n", max_batch_size=1, instances=2
+    ),
     "levels_mixed": worker(
         "dynamic_batching { priority_levels: 2 default_priority_level: 2\n"
         "  priority_queue_policy { key: 1 value { timeout_action: DELAY default_timeout_microseconds: 30000 } }\n"

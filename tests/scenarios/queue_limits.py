@@ -9,9 +9,12 @@ from scenarios.session import Session
 
 MODELS: dict[str, Served] = {
     "limited": worker("dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n", max_batch_size=1),
-    "limited_batches": worker("dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n", max_batch_size=4),
+    "limited_batches": worker(
+        "dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n", max_batch_size=4
+    ),
     "limited_levels": worker(
-        "dynamic_batching { priority_levels: 2 default_priority_level: 2 default_queue_policy { max_queue_size: 2 } }\n", max_batch_size=4
+        "dynamic_batching { priority_levels: 2 default_priority_level: 2 default_queue_policy { max_queue_size: 2 } }\n",
+        max_batch_size=4,
     ),
 }
 

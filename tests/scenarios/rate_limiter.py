@@ -42,7 +42,11 @@ MODELS: dict[str, Served] = {
     "seldom": alone(takes("road", priority=3)),
     "always": alone(takes("road")),
     "batches": worker("dynamic_batching { }\n", rate=takes("hand")),
-    "timed": worker(queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT}"), max_batch_size=1, rate=takes("hand")),
+    "timed": worker(
+        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT}"),
+        max_batch_size=1,
+        rate=takes("hand"),
+    ),
     "limited": worker(queue_policy("max_queue_size: 2"), max_batch_size=1, rate=takes("hand")),
     "many": many_responses(takes("hand")),
     "both_hands": ensemble(
@@ -78,7 +82,9 @@ def asked_behind(session: Session, busy: str, *asked: tuple[str, int]) -> list[s
 
 @scenario("grpc")
 def turns_alternate_without_priorities(session: Session) -> Seen:
-    return asked_behind(session, "batches", *((model, value) for value in (1, 2, 3) for model in ("left", "right")))
+    return asked_behind(
+        session, "batches", *((model, value) for value in (1, 2, 3) for model in ("left", "right"))
+    )
 
 
 @scenario("grpc")
@@ -132,19 +138,26 @@ def a_resource_of_the_server(session: Session) -> Seen:
 
 @scenario("http", "grpc")
 def as_much_as_there_is(session: Session) -> Seen:
-    return [runs_beside(session, "small", "small"), runs_beside(session, "small", "large"), runs_beside(session, "large", "small")]
+    return [
+        runs_beside(session, "small", "small"),
+        runs_beside(session, "small", "large"),
+        runs_beside(session, "large", "small"),
+    ]
 
 
 @scenario("http", "grpc")
 def all_resources_are_needed(session: Session) -> Seen:
     return [
-        runs_beside(session, one, other) for one, other in (("cup", "cup_and_plate"), ("plate", "cup_and_plate"), ("cup_and_plate", "cup"))
+        runs_beside(session, one, other)
+        for one, other in (("cup", "cup_and_plate"), ("plate", "cup_and_plate"), ("cup_and_plate", "cup"))
     ]
 
 
 @scenario("grpc")
 def turns_go_by_the_priorities(session: Session) -> Seen:
-    runs = asked_behind(session, "always", *((model, value) for value in range(1, 7) for model in ("often", "seldom")))
+    runs = asked_behind(
+        session, "always", *((model, value) for value in range(1, 7) for model in ("often", "seldom"))
+    )
     return Counter(run.partition(":")[0] for run in runs[:8])
 
 

@@ -27,9 +27,20 @@ def tensors(inputs: list[str], outputs: list[str]) -> str:
     return f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
 
 
-def worker(config: str = "", *, max_batch_size: int = 8, instances: int = 1, rate: str = "", dims: str = "1", plus: bool = False) -> Served:
+def worker(
+    config: str = "",
+    *,
+    max_batch_size: int = 8,
+    instances: int = 1,
+    rate: str = "",
+    dims: str = "1",
+    plus: bool = False,
+) -> Served:
     """The model `worker.py`; with `plus`, it has the optional input PLUS. `rate` is the rate limiter of its instances."""
-    inputs = [tensor("IN", dims=dims), *([tensor("PLUS", dims=dims, extra="optional: true ")] if plus else ())]
+    inputs = [
+        tensor("IN", dims=dims),
+        *([tensor("PLUS", dims=dims, extra="optional: true ")] if plus else ()),
+    ]
     outputs = [tensor("OUT", dims=dims), tensor("RUN"), tensor("COMPANY", "STRING")]
     shape = f"max_batch_size: {max_batch_size}\n{tensors(inputs, outputs)}"
     return Served(f"{shape}{instance_group(instances, rate)}{config}", "worker")

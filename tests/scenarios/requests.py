@@ -42,7 +42,9 @@ class Request:
             tensor = client.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
             tensor.set_data_from_numpy(array)
             inputs.append(tensor)
-        outputs = None if self.outputs is None else [client.InferRequestedOutput(name) for name in self.outputs]
+        outputs = (
+            None if self.outputs is None else [client.InferRequestedOutput(name) for name in self.outputs]
+        )
         return {"model_name": self.model, "inputs": inputs, "outputs": outputs, **self.options}
 
 
@@ -57,7 +59,11 @@ def answered(result: Any) -> dict[str, Any]:
         seen[output["name"]] = _plain(array)
     if document.get("id"):
         seen["id"] = document["id"]
-    parameters = {name: _value(value) for name, value in document.get("parameters", {}).items() if name != "binary_data_size"}
+    parameters = {
+        name: _value(value)
+        for name, value in document.get("parameters", {}).items()
+        if name != "binary_data_size"
+    }
     if parameters:
         seen["parameters"] = dict(sorted(parameters.items()))
     return seen
@@ -67,9 +73,9 @@ def _plain(array: np.ndarray | None) -> Any:
     if array is None:
         return None
     if array.dtype == np.object_:
-        array = np.array([value.decode() if isinstance(value, bytes) else value for value in array.reshape(-1)], np.object_).reshape(
-            array.shape
-        )
+        array = np.array(
+            [value.decode() if isinstance(value, bytes) else value for value in array.reshape(-1)], np.object_
+        ).reshape(array.shape)
     return array.reshape(-1).tolist()[0] if array.size == 1 else array.tolist()
 
 
@@ -84,7 +90,9 @@ def _value(value: Any) -> Any:
 def failed(error: InferenceServerException) -> dict[str, Any]:
     """An error as plain data: its status and its message, without what is different at every run."""
     status, text = error.status(), plain_text(error.message() or "")
-    if status == "StatusCode.DEADLINE_EXCEEDED":  # the client and the server say it in words of their own, whoever notices first
+    if (
+        status == "StatusCode.DEADLINE_EXCEEDED"
+    ):  # the client and the server say it in words of their own, whoever notices first
         text = "the deadline passed"
     return {"status": status, "error": text}
 

@@ -19,8 +19,13 @@ _KINDS = {"START": "CONTROL_SEQUENCE_START", "END": "CONTROL_SEQUENCE_END", "REA
 def controls(datatype: str = "int32", corrid: str = "UINT64") -> str:
     """All control inputs: pairs of false and true in a datatype, and the sequence's id in another."""
     pair = {"int32": "0, 1", "fp32": "0.5, 2.5", "bool": "false, true"}[datatype]
-    inputs = [f'{{ name: "{name}" control [ {{ kind: {kind} {datatype}_false_true: [ {pair} ] }} ] }}' for name, kind in _KINDS.items()]
-    inputs.append(f'{{ name: "CORRID" control [ {{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_{corrid} }} ] }}')
+    inputs = [
+        f'{{ name: "{name}" control [ {{ kind: {kind} {datatype}_false_true: [ {pair} ] }} ] }}'
+        for name, kind in _KINDS.items()
+    ]
+    inputs.append(
+        f'{{ name: "CORRID" control [ {{ kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_{corrid} }} ] }}'
+    )
     return f"control_input [ {', '.join(inputs)} ]"
 
 
@@ -28,7 +33,10 @@ def sequence(batching: str, *, max_batch_size: int = 4, idle_us: int = 20_000_00
     """The model `sequence.py`, whose sequences end by themselves only where that is asked for."""
     outputs = [tensor("OUT"), tensor("RUN"), tensor("SEEN", "STRING"), tensor("COMPANY", "STRING")]
     shape = f"max_batch_size: {max_batch_size}\n{tensors([tensor('IN')], outputs)}"
-    return Served(f"{shape}{instance_group()}sequence_batching {{ max_sequence_idle_microseconds: {idle_us} {batching} }}\n", "sequence")
+    return Served(
+        f"{shape}{instance_group()}sequence_batching {{ max_sequence_idle_microseconds: {idle_us} {batching} }}\n",
+        "sequence",
+    )
 
 
 #: The largest id that tritonclient sends over gRPC.
@@ -42,9 +50,15 @@ MODELS: dict[str, Served] = {
     "texts": sequence(f"oldest {{ max_candidate_sequences: 4 }} {controls('bool', 'STRING')}"),
     "forgetful": sequence(f"direct {{ }} {controls('bool', 'UINT32')}", idle_us=100_000),
     "candidates": sequence(f"oldest {{ max_candidate_sequences: 2 }} {controls()}"),
-    "oldest_patient": sequence(f"oldest {{ max_candidate_sequences: 4 max_queue_delay_microseconds: 200000 }} {controls()}"),
-    "utilised": sequence(f"direct {{ minimum_slot_utilization: 0.5 max_queue_delay_microseconds: 60000000 }} {controls()}"),
-    "direct_patient": sequence(f"direct {{ minimum_slot_utilization: 1.0 max_queue_delay_microseconds: 200000 }} {controls()}"),
+    "oldest_patient": sequence(
+        f"oldest {{ max_candidate_sequences: 4 max_queue_delay_microseconds: 200000 }} {controls()}"
+    ),
+    "utilised": sequence(
+        f"direct {{ minimum_slot_utilization: 0.5 max_queue_delay_microseconds: 60000000 }} {controls()}"
+    ),
+    "direct_patient": sequence(
+        f"direct {{ minimum_slot_utilization: 1.0 max_queue_delay_microseconds: 200000 }} {controls()}"
+    ),
     "unbatched_sequence": sequence(f"direct {{ }} {controls('fp32', 'INT32')}", max_batch_size=0),
     "stateful": Served(
         f"max_batch_size: 4\n{tensors([tensor('IN')], [tensor('OUT')])}{instance_group()}"

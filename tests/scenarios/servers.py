@@ -29,7 +29,11 @@ def backline(folder: Path, setup: Setup) -> Iterator[Server]:
     repository, gates = _write(folder, setup.models)
     with serve(repository, folder / "backline.log", *setup.options) as running:
         yield Server(
-            "backline", f"127.0.0.1:{running.http_port}", f"127.0.0.1:{running.grpc_port}", f"127.0.0.1:{running.metrics_port}", gates
+            "backline",
+            f"127.0.0.1:{running.http_port}",
+            f"127.0.0.1:{running.grpc_port}",
+            f"127.0.0.1:{running.metrics_port}",
+            gates,
         )
 
 

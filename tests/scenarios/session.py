@@ -20,7 +20,16 @@ import tritonclient.http
 from scenarios.gate import PATIENCE, Gate, Note
 from scenarios.requests import Grpc, Http, Pending, Request, Stream, Way
 
-_COUNTED = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
+_COUNTED = (
+    "success",
+    "fail",
+    "queue",
+    "compute_input",
+    "compute_infer",
+    "compute_output",
+    "cache_hit",
+    "cache_miss",
+)
 _gates = itertools.count()
 
 
@@ -68,7 +77,9 @@ class Session:
         """What is asked from now on over gRPC goes over a connection that nothing was asked on before."""
         self._clients.append(Grpc(self.server.grpc, asked=False))
 
-    def request(self, model: str, value: Any = 0, *, outputs: tuple[str, ...] | None = None, **options: Any) -> Request:
+    def request(
+        self, model: str, value: Any = 0, *, outputs: tuple[str, ...] | None = None, **options: Any
+    ) -> Request:
         """A request with `value` as the input IN: one number, or an array as it is; `inputs` are further ones, `parameters` the model's."""
         given = np.asarray(value, np.int32)
         inputs = {"IN": given.reshape(1, 1) if given.ndim == 0 else given, **options.pop("inputs", {})}
@@ -164,7 +175,10 @@ class Session:
         """Waits until the model has run so many times in this scenario."""
         self.watch(model)
         end = self._before[model].get("execution_count", 0) + count
-        self._wait(lambda: self._read(model).get("execution_count", 0) >= end, f"{count} executions of model '{model}'")
+        self._wait(
+            lambda: self._read(model).get("execution_count", 0) >= end,
+            f"{count} executions of model '{model}'",
+        )
 
     def wait_runs(self, note: Note, count: int) -> None:
         """Waits until so many runs are noted."""
@@ -182,7 +196,9 @@ class Session:
         """The requests that wait for the model, as the metrics tell."""
         with urllib.request.urlopen(f"http://{self.server.metrics}/metrics", timeout=PATIENCE) as answer:
             text = answer.read().decode()
-        found = re.search(rf'^nv_inference_pending_request_count{{model="{model}",version="1"}} (\d+)', text, re.MULTILINE)
+        found = re.search(
+            rf'^nv_inference_pending_request_count{{model="{model}",version="1"}} (\d+)', text, re.MULTILINE
+        )
         return int(found[1]) if found else 0
 
     # the end
@@ -191,7 +207,9 @@ class Session:
         """All answers in the order of their requests, and what the statistics of each model have counted."""
         answers = [pending.result() for pending in self._sent]
         self._count_runs_from_zero()
-        return answers, {model: _difference(self._settled(model), before) for model, before in self._before.items()}
+        return answers, {
+            model: _difference(self._settled(model), before) for model, before in self._before.items()
+        }
 
     def close(self) -> None:
         """Opens all gates, and leaves."""
@@ -237,12 +255,20 @@ class Session:
 
 def _difference(after: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """What was counted, without durations; batches by their size, and nothing that is 0."""
-    counted: dict[str, Any] = {key: after.get(key, 0) - before.get(key, 0) for key in ("inference_count", "execution_count")}
+    counted: dict[str, Any] = {
+        key: after.get(key, 0) - before.get(key, 0) for key in ("inference_count", "execution_count")
+    }
     for name in _COUNTED:
         counted[name] = _count(after["inference_stats"], name) - _count(before["inference_stats"], name)
-    earlier = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in before.get("batch_stats", ())}
+    earlier = {
+        batch["batch_size"]: batch["compute_infer"]["count"] for batch in before.get("batch_stats", ())
+    }
     later = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in after.get("batch_stats", ())}
-    counted["batches"] = {str(size): count - earlier.get(size, 0) for size, count in sorted(later.items()) if count != earlier.get(size, 0)}
+    counted["batches"] = {
+        str(size): count - earlier.get(size, 0)
+        for size, count in sorted(later.items())
+        if count != earlier.get(size, 0)
+    }
     return {name: count for name, count in counted.items() if count}
 
 

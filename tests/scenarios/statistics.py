@@ -64,15 +64,21 @@ def the_times_of_an_ensemble_are_those_of_its_steps(session: Session) -> Seen:
     before = [spent(model) for model in models]
     session.infer("fork", 1)
     session.pause()
-    whole, *steps = ({name: ns - earlier[name] for name, ns in spent(model).items()} for model, earlier in zip(models, before, strict=True))
+    whole, *steps = (
+        {name: ns - earlier[name] for name, ns in spent(model).items()}
+        for model, earlier in zip(models, before, strict=True)
+    )
     return {
-        name: whole[name] == sum(step[name] for step in steps) for name in ("compute_input", "compute_infer", "compute_output", "queue")
+        name: whole[name] == sum(step[name] for step in steps)
+        for name in ("compute_input", "compute_infer", "compute_output", "queue")
     }
 
 
 @scenario("http", "grpc")
 def one_version_of_a_model(session: Session) -> Seen:
-    return [told["name"] + " " + told["version"] for told in statistics(session, "joined", "1")["model_stats"]]
+    return [
+        told["name"] + " " + told["version"] for told in statistics(session, "joined", "1")["model_stats"]
+    ]
 
 
 @scenario("http", "grpc")
@@ -101,5 +107,7 @@ def durations_add_up(session: Session) -> Seen:
     session.infer("joined", 1)
     session.pause()
     told = statistics(session, "joined")["model_stats"][0]["inference_stats"]
-    parts = sum(int(told[name]["ns"]) for name in ("queue", "compute_input", "compute_infer", "compute_output"))
+    parts = sum(
+        int(told[name]["ns"]) for name in ("queue", "compute_input", "compute_infer", "compute_output")
+    )
     return {"parts are no more than the whole": parts <= int(told["success"]["ns"])}

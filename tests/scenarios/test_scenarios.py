@@ -34,7 +34,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Setu
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: f"{scenario.theme}: {scenario.name}")
 def test_backline_answers_as_triton_does(scenario: Scenario, servers: Callable[[Setup], Server]) -> None:
-    deviations = list(compare(recorded(scenario.theme)[scenario.name], run(scenario, servers(setup_of(scenario)))))
+    deviations = list(
+        compare(recorded(scenario.theme)[scenario.name], run(scenario, servers(setup_of(scenario))))
+    )
 
     assert unlisted(scenario, deviations) == [], "they differ"
     assert gone(scenario, deviations) == [], "these are listed as differences, but differ no longer"
@@ -49,8 +51,12 @@ def test_every_recording_has_its_scenario() -> None:
 def test_every_difference_names_scenarios_that_there_are() -> None:
     titles = {scenario.title for scenario in SCENARIOS} | {scenario.name for scenario in SCENARIOS}
 
-    assert [title for difference in DIFFERENCES for title in difference.scenarios if title not in titles] == []
+    assert [
+        title for difference in DIFFERENCES for title in difference.scenarios if title not in titles
+    ] == []
 
 
 def test_the_page_tells_every_difference() -> None:
-    assert {row["difference"] for row in table(PAGE, "difference")} == {difference.reason for difference in DIFFERENCES}
+    assert {row["difference"] for row in table(PAGE, "difference")} == {
+        difference.reason for difference in DIFFERENCES
+    }

@@ -40,7 +40,10 @@ _THEMES = (
 )
 
 
-_COMMON = Setup(("--cache-config=local,size=4194304",), {name: model for theme in _THEMES for name, model in theme.MODELS.items()})
+_COMMON = Setup(
+    ("--cache-config=local,size=4194304",),
+    {name: model for theme in _THEMES for name, model in theme.MODELS.items()},
+)
 _RATED = Setup(("--rate-limit=execution_count",), rate_limiter.MODELS)
 
 

@@ -17,17 +17,32 @@ def queue_policy(policy: str) -> str:
 
 
 MODELS: dict[str, Served] = {
-    "rejecting": worker(queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT}"), max_batch_size=1),
+    "rejecting": worker(
+        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT}"), max_batch_size=1
+    ),
     "rejecting_early": worker(
-        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {LONG} allow_timeout_override: true"), max_batch_size=1
+        queue_policy(
+            f"timeout_action: REJECT default_timeout_microseconds: {LONG} allow_timeout_override: true"
+        ),
+        max_batch_size=1,
     ),
     "rejecting_late": worker(
-        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {SHORT} allow_timeout_override: true"), max_batch_size=1
+        queue_policy(
+            f"timeout_action: REJECT default_timeout_microseconds: {SHORT} allow_timeout_override: true"
+        ),
+        max_batch_size=1,
     ),
-    "overridden": worker(queue_policy("timeout_action: REJECT allow_timeout_override: true"), max_batch_size=1),
-    "unmoved": worker(queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {LONG}"), max_batch_size=1),
+    "overridden": worker(
+        queue_policy("timeout_action: REJECT allow_timeout_override: true"), max_batch_size=1
+    ),
+    "unmoved": worker(
+        queue_policy(f"timeout_action: REJECT default_timeout_microseconds: {LONG}"), max_batch_size=1
+    ),
     "delaying": worker(
-        queue_policy(f"timeout_action: DELAY default_timeout_microseconds: {LONG} allow_timeout_override: true"), max_batch_size=1
+        queue_policy(
+            f"timeout_action: DELAY default_timeout_microseconds: {LONG} allow_timeout_override: true"
+        ),
+        max_batch_size=1,
     ),
     "delaying_levels": worker(
         "dynamic_batching { priority_levels: 2 default_priority_level: 1\n"
@@ -37,7 +52,9 @@ MODELS: dict[str, Served] = {
 }
 
 
-def wait_behind(session: Session, model: str, *timeouts: int | None, priorities: tuple[int, ...] = ()) -> None:
+def wait_behind(
+    session: Session, model: str, *timeouts: int | None, priorities: tuple[int, ...] = ()
+) -> None:
     """Queues requests with these timeouts of their own behind a busy instance, until the short ones are over."""
     with session.busy(model):
         for number, timeout in enumerate(timeouts):

@@ -68,7 +68,10 @@ class Bench:
         self.model = Doubler()
         self.statistics = ModelStatistics()
         execute = Execution("m", "1", self.model, batched=True)
-        made: list[Instance] = [InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m") for _ in range(instances)]
+        made: list[Instance] = [
+            InlineInstance(execute) if inline else ThreadInstance(execute, self.loop, "m")
+            for _ in range(instances)
+        ]
         self.scheduler = Scheduler(
             "m",
             Settings(policy or BatchPolicy(8), queue or QueueSettings(QueuePolicy(100))),

@@ -54,7 +54,9 @@ def test_a_delay_ends_when_the_next_request_does_not_fit() -> None:
 
 
 def test_a_delay_ends_when_the_next_request_is_of_another_key() -> None:
-    assert sizes(form_batch(queued(request(key="a"), request(key="b")), BatchPolicy(8, delay_ns=1000), 0)) == [1]
+    assert sizes(
+        form_batch(queued(request(key="a"), request(key="b")), BatchPolicy(8, delay_ns=1000), 0)
+    ) == [1]
 
 
 def test_the_largest_preferred_size_within_reach_is_taken_at_once() -> None:
@@ -84,7 +86,11 @@ def test_preferred_sizes_without_a_delay_only_cut_what_there_is() -> None:
 
 def test_requests_of_another_key_wait_for_their_own_batch() -> None:
     queue = queued(*(request(key=key) for key in "aaba"))
-    assert [[one.batch_key for one in form_batch(queue, BatchPolicy(8), 0).requests] for _ in range(3)] == [["a", "a"], ["b"], ["a"]]
+    assert [[one.batch_key for one in form_batch(queue, BatchPolicy(8), 0).requests] for _ in range(3)] == [
+        ["a", "a"],
+        ["b"],
+        ["a"],
+    ]
 
 
 def test_a_request_above_the_maximum_runs_alone() -> None:
@@ -100,7 +106,11 @@ def test_a_batch_takes_requests_of_lower_levels_when_none_of_a_higher_one_is_lef
 
 
 keys = st.sampled_from([None, (1,), (2,)])
-arrivals = st.lists(st.builds(request, st.integers(1, 12), keys, deadline=st.sampled_from([None, 1.0, 3.0]), cancelled=st.booleans()))
+arrivals = st.lists(
+    st.builds(
+        request, st.integers(1, 12), keys, deadline=st.sampled_from([None, 1.0, 3.0]), cancelled=st.booleans()
+    )
+)
 policies = st.integers(1, 16).flatmap(
     lambda most: st.builds(
         BatchPolicy,
@@ -140,19 +150,26 @@ def test_every_request_leaves_once_in_order_and_none_that_is_expired_or_cancelle
 
 
 @given(st.lists(st.builds(request, st.integers(1, 12), keys, arrived=st.floats(0, 2))), policies)
-def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(arrived: list[InferRequest], policy: BatchPolicy) -> None:
+def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(
+    arrived: list[InferRequest], policy: BatchPolicy
+) -> None:
     """The short cut for the usual case decides as the whole of Triton's rule does."""
     general = BatchPolicy(policy.max_items, (policy.max_items, policy.max_items))
     assert not general.takes_all
     assert BatchPolicy(policy.max_items).takes_all
     plainly, generally = queued(*arrived), queued(*arrived)
     while plainly.size:
-        assert form_batch(plainly, BatchPolicy(policy.max_items), 0).requests == form_batch(generally, general, 0).requests
+        assert (
+            form_batch(plainly, BatchPolicy(policy.max_items), 0).requests
+            == form_batch(generally, general, 0).requests
+        )
     assert generally.size == 0
 
 
 @given(st.lists(st.builds(request, st.integers(1, 12), keys), min_size=1), policies)
-def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(arrived: list[InferRequest], policy: BatchPolicy) -> None:
+def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(
+    arrived: list[InferRequest], policy: BatchPolicy
+) -> None:
     queue = queued(arrived[0])
     formed = form_batch(queue, policy, 0)
     if not formed.wait_until:
@@ -172,7 +189,12 @@ def test_with_a_reach_those_of_other_keys_are_passed_over_and_keep_their_places(
 
     formed = [form_batch(queue, BatchPolicy(2, reach=8), 0) for _ in range(4)]
 
-    assert [[one.batch_key for one in batch.requests] for batch in formed] == [["a", "a"], ["b", "b"], ["c"], ["a"]]
+    assert [[one.batch_key for one in batch.requests] for batch in formed] == [
+        ["a", "a"],
+        ["b", "b"],
+        ["c"],
+        ["a"],
+    ]
 
 
 def test_no_more_are_passed_over_than_the_reach() -> None:
@@ -183,7 +205,10 @@ def test_no_more_are_passed_over_than_the_reach() -> None:
 
 def test_nobody_is_passed_over_for_the_sake_of_a_lower_level() -> None:
     settings = QueueSettings(levels=2, default_level=1)
-    queue = queued(*(request(key=key, priority=level) for key, level in (("a", 1), ("b", 1), ("a", 2))), settings=settings)
+    queue = queued(
+        *(request(key=key, priority=level) for key, level in (("a", 1), ("b", 1), ("a", 2))),
+        settings=settings,
+    )
 
     assert sizes(form_batch(queue, BatchPolicy(8, reach=8), 0)) == [1]
 
@@ -233,6 +258,10 @@ def test_while_the_first_wait_for_company_those_of_another_key_run() -> None:
 
 
 def test_with_a_reach_a_request_of_any_key_may_end_the_wait() -> None:
-    waiting = form_batch(queued(request(key="a"), request(key="b", arrived=0.5)), BatchPolicy(8, delay_ns=SECOND, reach=8), SECOND // 2)
+    waiting = form_batch(
+        queued(request(key="a"), request(key="b", arrived=0.5)),
+        BatchPolicy(8, delay_ns=SECOND, reach=8),
+        SECOND // 2,
+    )
 
     assert (waiting.requests, waiting.wait_until, waiting.lacking) == ([], SECOND, 1)

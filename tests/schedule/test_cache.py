@@ -32,9 +32,19 @@ def floats(count: int, value: float = 1.0) -> list[Tensor]:
 
 
 def request(
-    *tensors: Tensor, outputs: tuple[str, ...] | None = None, parameters: dict[str, Parameter] | None = None, id: str = ""
+    *tensors: Tensor,
+    outputs: tuple[str, ...] | None = None,
+    parameters: dict[str, Parameter] | None = None,
+    id: str = "",
 ) -> InferRequest:
-    return InferRequest("m", {one.name: one for one in tensors}, lambda *_: None, outputs=outputs, parameters=parameters, id=id)
+    return InferRequest(
+        "m",
+        {one.name: one for one in tensors},
+        lambda *_: None,
+        outputs=outputs,
+        parameters=parameters,
+        id=id,
+    )
 
 
 # keys
@@ -132,8 +142,13 @@ def cost(count: int) -> int:
 COSTS = {count: cost(count) for count in (0, 100, 1000, 3000)}
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.sampled_from(sorted(COSTS))), max_size=60), st.integers(1, 20_000))
-def test_it_holds_what_was_used_last_as_far_as_that_fits(steps: list[tuple[bool, int, int]], size: int) -> None:
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.sampled_from(sorted(COSTS))), max_size=60),
+    st.integers(1, 20_000),
+)
+def test_it_holds_what_was_used_last_as_far_as_that_fits(
+    steps: list[tuple[bool, int, int]], size: int
+) -> None:
     cache = LocalCache(size)
     held: dict[int, int] = {}  # the least recently used first
     for looks, number, count in steps:
@@ -161,7 +176,11 @@ def test_it_holds_what_was_used_last_as_far_as_that_fits(steps: list[tuple[bool,
 
 def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
     made = [
-        tensor(kind.name, np.array([b"x", b""], np.object_) if kind is DataType.BYTES else np.ones((2, 1), kind.dtype), kind)
+        tensor(
+            kind.name,
+            np.array([b"x", b""], np.object_) if kind is DataType.BYTES else np.ones((2, 1), kind.dtype),
+            kind,
+        )
         for kind in DataType
     ]
     found = decode_entry(b"k" * 32, encode_entry(b"k" * 32, made))
@@ -171,7 +190,9 @@ def test_outputs_of_every_datatype_come_back_from_bytes() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 60), st.integers(0, 255))
-def test_damaged_bytes_are_refused_or_read_but_never_anything_else(noise: bytes, place: int, value: int) -> None:
+def test_damaged_bytes_are_refused_or_read_but_never_anything_else(
+    noise: bytes, place: int, value: int
+) -> None:
     whole = bytearray(encode_entry(b"k", floats(4)))
     whole[min(place, len(whole) - 1)] = value
     for raw in (noise, bytes(whole), bytes(whole[:place])):
@@ -188,9 +209,9 @@ def test_options_as_tritons_with_units_and_over_several_values() -> None:
     assert parse_cache_config([]) is None
     assert parse_cache_config(["local,size=1048576"]) == LocalOptions(1048576)
     assert parse_cache_config(["local,size=64MiB"]) == LocalOptions(64 << 20)
-    assert parse_cache_config(["redis,host=h,port=7000", "redis,socket_timeout=50,tls_enabled=yes,ttl=60"]) == RedisOptions(
-        "h", 7000, socket_timeout=0.05, tls=True, ttl=60
-    )
+    assert parse_cache_config(
+        ["redis,host=h,port=7000", "redis,socket_timeout=50,tls_enabled=yes,ttl=60"]
+    ) == RedisOptions("h", 7000, socket_timeout=0.05, tls=True, ttl=60)
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,17 @@ def tensor(name: str, data: np.ndarray) -> Tensor:
 class Bench:
     """A cache in front of a scheduler over a Doubler on a thread."""
 
-    def __init__(self, *, queue: QueueSettings | None = None, size: int = 1 << 20, fingerprint: str = "f") -> None:
+    def __init__(
+        self, *, queue: QueueSettings | None = None, size: int = 1 << 20, fingerprint: str = "f"
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.model = Doubler()
         self.statistics = ModelStatistics()
         self.settings = Settings(BatchPolicy(8), queue or QueueSettings(QueuePolicy(100)))
         execute = Execution("m", "1", self.model, batched=True)
-        scheduler = Scheduler("m", self.settings, [ThreadInstance(execute, self.loop, "m")], self.statistics, loop=self.loop)
+        scheduler = Scheduler(
+            "m", self.settings, [ThreadInstance(execute, self.loop, "m")], self.statistics, loop=self.loop
+        )
         self.cache = LocalCache(size)
         self.queue = CachedInstances(
             scheduler,
@@ -65,7 +69,14 @@ class Bench:
             else:
                 answer.set_result(response)  # type: ignore[arg-type]
 
-        asked = InferRequest("m", {"x": tensor("x", np.array(x, np.float32))}, complete, id=id, deadline=deadline, priority=priority)
+        asked = InferRequest(
+            "m",
+            {"x": tensor("x", np.array(x, np.float32))},
+            complete,
+            id=id,
+            deadline=deadline,
+            priority=priority,
+        )
         asked.batch_size = len(x)
         self.queue.submit(asked)
         return asked, answer
@@ -114,7 +125,11 @@ def test_identical_requests_under_way_share_one_run_and_each_keeps_its_id() -> N
         answers = await asyncio.gather(*asked)
         assert [(values(one), one.id) for one in answers] == [([6], str(number)) for number in range(4)]
         assert bench.model.batches == [1]
-        assert (bench.statistics.cache_miss.count, bench.statistics.cache_hit.count, bench.statistics.success.count) == (1, 3, 4)
+        assert (
+            bench.statistics.cache_miss.count,
+            bench.statistics.cache_hit.count,
+            bench.statistics.success.count,
+        ) == (1, 3, 4)
         await bench.queue.drain(5)
 
     asyncio.run(scenario())
@@ -247,7 +262,11 @@ def test_a_request_of_a_higher_priority_does_not_wait_with_one_of_a_lower() -> N
         _, blocker = bench.ask(1)
         await bench.running()
         order: list[str] = []
-        asked = [bench.ask(3, priority=2), *(bench.ask(float(number), priority=2) for number in range(20, 40)), bench.ask(3, priority=1)]
+        asked = [
+            bench.ask(3, priority=2),
+            *(bench.ask(float(number), priority=2) for number in range(20, 40)),
+            bench.ask(3, priority=1),
+        ]
         for name, (_, answer) in (("low", asked[0]), ("high", asked[-1])):
             answer.add_done_callback(lambda _, name=name: order.append(name))
         bench.model.gate.set()
@@ -299,10 +318,14 @@ def test_large_requests_are_hashed_beside_the_loop_and_found_all_the_same() -> N
 def test_the_parts_of_a_request_wait_as_long_as_who_joins_it(world: World, policy: QueuePolicy) -> None:
     instance = world.instance()
     queue = QueueSettings(policy)
-    scheduler = Scheduler("m", Settings(BatchPolicy(2), queue), [instance], world.statistics, loop=world.loop, total=world.total)
+    scheduler = Scheduler(
+        "m", Settings(BatchPolicy(2), queue), [instance], world.statistics, loop=world.loop, total=world.total
+    )
     splitting = SplittingQueue(scheduler, 2, world.statistics)
     keys = RequestKeys("m", "1", "")
-    cached = CachedInstances(splitting, LocalCache(0), keys, queue, world.statistics, name="m", version="1", loop=world.loop)
+    cached = CachedInstances(
+        splitting, LocalCache(0), keys, queue, world.statistics, name="m", version="1", loop=world.loop
+    )
     world.began_for = lambda one: [other for other in world.open if other.values == one.values]
     world.ask(cached.submit, [0.0])
     world.loop.later(0)
@@ -320,15 +343,25 @@ def test_the_parts_of_a_request_wait_as_long_as_who_joins_it(world: World, polic
     assert not world.faults
 
 
-def test_a_request_that_a_more_important_one_has_passed_is_told_of_its_deadline_in_a_changed_queue_too(world: World) -> None:
+def test_a_request_that_a_more_important_one_has_passed_is_told_of_its_deadline_in_a_changed_queue_too(
+    world: World,
+) -> None:
     instance = world.instance()
     queue = QueueSettings(QueuePolicy(), levels=2, default_level=2)
-    scheduler = Scheduler("m", Settings(BatchPolicy(), queue), [instance], world.statistics, loop=world.loop, total=world.total)
+    scheduler = Scheduler(
+        "m", Settings(BatchPolicy(), queue), [instance], world.statistics, loop=world.loop, total=world.total
+    )
     keys = RequestKeys("m", "1", "")
-    cached = CachedInstances(scheduler, LocalCache(0), keys, queue, world.statistics, name="m", version="1", loop=world.loop)
+    cached = CachedInstances(
+        scheduler, LocalCache(0), keys, queue, world.statistics, name="m", version="1", loop=world.loop
+    )
     world.ask(cached.submit, [0.0])
     world.loop.later(0)
-    hasty, _, _ = world.ask(cached.submit, [1.0], within=0.2), world.ask(cached.submit, [1.0]), world.ask(cached.submit, [1.0], priority=1)
+    hasty, _, _ = (
+        world.ask(cached.submit, [1.0], within=0.2),
+        world.ask(cached.submit, [1.0]),
+        world.ask(cached.submit, [1.0], priority=1),
+    )
     assert hasty is not None
     world.loop.inside(lambda: cached.update(Settings(BatchPolicy(), QueueSettings(QueuePolicy(100)))))
     world.loop.later(0.3)

@@ -53,7 +53,10 @@ def test_what_was_kept_is_found_read_only_also_by_another_server(server: RedisSe
         await settled(first)
         found = await look_up(second, b"k" * 32)
         assert found is not None
-        assert [(one.name, one.datatype, one.shape) for one in found] == [("y", DataType.FP32, (2, 3)), ("t", DataType.BYTES, (2,))]
+        assert [(one.name, one.datatype, one.shape) for one in found] == [
+            ("y", DataType.FP32, (2, 3)),
+            ("t", DataType.BYTES, (2,)),
+        ]
         assert found[0].data.tolist() == [[0, 1, 2], [3, 4, 5]]
         assert found[1].data.tolist() == [b"a", b"\x00\xff"]
         assert not found[0].data.flags.writeable
@@ -63,19 +66,28 @@ def test_what_was_kept_is_found_read_only_also_by_another_server(server: RedisSe
     asyncio.run(scenario())
 
 
-def test_an_entry_that_something_else_wrote_is_a_miss_and_is_logged_once(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_that_something_else_wrote_is_a_miss_and_is_logged_once(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         cache = RedisCache(RedisOptions("127.0.0.1", server.port))
-        for key, entry in ((b"a", b"\x80\x04pickle"), (b"b", b"BLRC\x02\x92\xc4\x01b\x91\x94\xa1y\xa4FP32\x91\x02\xc4\x01x")):
+        for key, entry in (
+            (b"a", b"\x80\x04pickle"),
+            (b"b", b"BLRC\x02\x92\xc4\x01b\x91\x94\xa1y\xa4FP32\x91\x02\xc4\x01x"),
+        ):
             await cache._redis.set(b"backline:response:" + key, entry)
             assert await look_up(cache, key) is None
         await cache.close()
 
     asyncio.run(scenario())
-    assert [record.message for record in caplog.records if "cannot be read" in record.message] == [caplog.records[0].message]
+    assert [record.message for record in caplog.records if "cannot be read" in record.message] == [
+        caplog.records[0].message
+    ]
 
 
-def test_an_entry_that_was_copied_to_another_key_is_a_miss(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_entry_that_was_copied_to_another_key_is_a_miss(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         cache = RedisCache(RedisOptions("127.0.0.1", server.port))
         cache.insert(b"k" * 32, outputs())

@@ -24,7 +24,9 @@ graphs = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=
 
 
 @given(graphs, st.data())
-def test_every_step_that_is_needed_runs_once_behind_those_whose_tensors_it_takes(graph: list[list[int]], data: st.DataObject) -> None:
+def test_every_step_that_is_needed_runs_once_behind_those_whose_tensors_it_takes(
+    graph: list[list[int]], data: st.DataObject
+) -> None:
     """Step n makes tensor tn of an input or of tensors of earlier steps."""
     made = [
         EnsembleStep(
@@ -35,7 +37,9 @@ def test_every_step_that_is_needed_runs_once_behind_those_whose_tensors_it_takes
         )
         for number, takes in enumerate(graph)
     ]
-    outputs = data.draw(st.lists(st.sampled_from([f"t{number}" for number in range(len(graph))]), min_size=1, unique=True))
+    outputs = data.draw(
+        st.lists(st.sampled_from([f"t{number}" for number in range(len(graph))]), min_size=1, unique=True)
+    )
     plan = plan_ensemble(Ensemble(tuple(made)), outputs)
 
     needed: set[str] = set()

@@ -46,9 +46,15 @@ def graphs(draw: st.DrawFn) -> tuple[Ensemble, frozenset[int]]:
 class Runs:
     """Stands for the models: a step adds nothing, the n-th response of a decoupled one to v is 10 v + n, of which there are v mod 4."""
 
-    def __init__(self, ensemble: Ensemble, decoupled: frozenset[int], limit: int, *, hasty: bool = False) -> None:
+    def __init__(
+        self, ensemble: Ensemble, decoupled: frozenset[int], limit: int, *, hasty: bool = False
+    ) -> None:
         """`hasty` decoupled steps give responses although they are told to wait."""
-        self.plan = plan_ensemble(ensemble, (f"t{len({t for s in ensemble.steps for t in s.outputs.values() if len(t) == 2})}",), decoupled)
+        self.plan = plan_ensemble(
+            ensemble,
+            (f"t{len({t for s in ensemble.steps for t in s.outputs.values() if len(t) == 2})}",),
+            decoupled,
+        )
         self.limit = limit
         self.hasty = hasty
         self.progress = EnsembleProgress(self.plan, {"t0": number(3)}, limit)
@@ -60,7 +66,9 @@ class Runs:
     def take(self) -> None:
         while self.progress.ready:
             begun, at = self.progress.ready.popleft()
-            values = {int(begun.tensors[tensor].data[0]) for tensor in self.plan.steps[at].step.inputs.values()}  # type: ignore[union-attr]
+            values = {
+                int(begun.tensors[tensor].data[0]) for tensor in self.plan.steps[at].step.inputs.values()
+            }  # type: ignore[union-attr]
             assert len(values) == 1, "tensors of different rounds never meet"
             (value,) = values
             gives = [value * 10 + n for n in range(value % 4)] if self.plan.steps[at].decoupled else [value]
@@ -98,7 +106,9 @@ def expected(decoupled: int) -> list[int]:
 
 @settings(max_examples=300)
 @given(graphs(), st.integers(1, 3), st.booleans(), st.randoms(use_true_random=False))
-def test_every_response_goes_through_all_steps_and_is_answered_in_its_order(graph, limit: int, hasty: bool, random) -> None:
+def test_every_response_goes_through_all_steps_and_is_answered_in_its_order(
+    graph, limit: int, hasty: bool, random
+) -> None:
     ensemble, decoupled = graph
     runs = Runs(ensemble, decoupled, limit, hasty=hasty)
 
@@ -138,5 +148,8 @@ def test_a_response_without_an_output_is_an_answer_without_it() -> None:
 def test_tensors_of_different_decoupled_steps_do_not_meet_as_in_triton() -> None:
     ensemble = Ensemble((step("many", ["a"], "b"), step("others", ["a"], "c"), step("join", ["b", "c"], "d")))
 
-    with pytest.raises(InvalidArgument, match="step of model 'join' receives inputs originated from different decoupled models"):
+    with pytest.raises(
+        InvalidArgument,
+        match="step of model 'join' receives inputs originated from different decoupled models",
+    ):
         origins(ensemble, {0, 1})

@@ -33,10 +33,14 @@ def times(*statistics: ModelStatistics) -> tuple[int, int, int]:
     )
 
 
-def ensemble(repository: Path, name: str, outputs: dict[str, int], *steps: tuple[str, dict[str, str], dict[str, str]]) -> None:
+def ensemble(
+    repository: Path, name: str, outputs: dict[str, int], *steps: tuple[str, dict[str, str], dict[str, str]]
+) -> None:
     """Writes an ensemble with the input "cut"; `outputs` have a rank-1 shape each."""
     text = f'platform: "ensemble"\nmax_batch_size: 8\ninput {{ name: "cut" data_type: TYPE_FP32 dims: [ {CUT} ] }}\n'
-    text += "".join(f'output {{ name: "{one}" data_type: TYPE_FP32 dims: [ {size} ] }}\n' for one, size in outputs.items())
+    text += "".join(
+        f'output {{ name: "{one}" data_type: TYPE_FP32 dims: [ {size} ] }}\n' for one, size in outputs.items()
+    )
     written = []
     for model, inputs, made in steps:
         maps = [f'input_map {{ key: "{key}" value: "{value}" }}' for key, value in inputs.items()]
@@ -102,7 +106,9 @@ async def test_an_ensemble_in_an_ensemble_hands_its_sums_on(tmp_path: Path) -> N
 async def test_the_parts_of_a_large_step_are_among_its_times(tmp_path: Path) -> None:
     repository = tmp_path / "models"
     recogniser(repository)
-    (repository / "recognise" / "model.toml").write_text("max_batch_size = 2\nenable_large_batch_splitting = true\n")
+    (repository / "recognise" / "model.toml").write_text(
+        "max_batch_size = 2\nenable_large_batch_splitting = true\n"
+    )
     ensemble(repository, "split", {"text": 2}, ("recognise", {"crop": "cut"}, {"classes": "text"}))
     program = await start(repository)
 

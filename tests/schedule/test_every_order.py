@@ -56,20 +56,33 @@ asks = st.fixed_dictionaries(
 )
 steps = st.fixed_dictionaries(
     {
-        "step": st.builds(SequenceStep, st.sampled_from([1, 2, 3, "four"]), st.booleans(), st.sampled_from([False, False, True])),
+        "step": st.builds(
+            SequenceStep,
+            st.sampled_from([1, 2, 3, "four"]),
+            st.booleans(),
+            st.sampled_from([False, False, True]),
+        ),
         "within": withins,
         "then": reactions,
     }
 )
-policies = st.builds(QueuePolicy, st.sampled_from([None, None, 1, 5]), st.sampled_from([0, 0, 100_000]), st.booleans())
-batches = st.sampled_from([BatchPolicy(8), BatchPolicy(1), BatchPolicy(8, (4, 8), 50_000_000), BatchPolicy(5, (), 20_000_000)])
+policies = st.builds(
+    QueuePolicy, st.sampled_from([None, None, 1, 5]), st.sampled_from([0, 0, 100_000]), st.booleans()
+)
+batches = st.sampled_from(
+    [BatchPolicy(8), BatchPolicy(1), BatchPolicy(8, (4, 8), 50_000_000), BatchPolicy(5, (), 20_000_000)]
+)
 
 
 def queues(levels: int) -> st.SearchStrategy[QueueSettings]:
     if not levels:
         return st.builds(QueueSettings, policies)
     return st.builds(
-        QueueSettings, policies, st.just(levels), st.integers(1, levels), st.dictionaries(st.integers(1, levels), policies, max_size=2)
+        QueueSettings,
+        policies,
+        st.just(levels),
+        st.integers(1, levels),
+        st.dictionaries(st.integers(1, levels), policies, max_size=2),
     )
 
 
@@ -91,7 +104,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.draw = data.draw
         self.settings = Settings(batch, data.draw(queues(self.LEVELS)))
         self.world.most = batch.max_items
-        instances = [self.world.instance(beside_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)]
+        instances = [
+            self.world.instance(beside_loop=not inline, prompt=data.draw(st.booleans())) for _ in range(count)
+        ]
         self.world.rank = self.rank
         self.queue: Any = self.world.loop.inside(lambda: self.make(instances))
 
@@ -102,7 +117,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def scheduler_over(self, instances: list[HeldInstance]) -> Scheduler:
         world = self.world
         return Scheduler(
-            "m", self.settings, instances, world.statistics, loop=world.loop, preserve_ordering=self.ORDERED, total=world.total
+            "m",
+            self.settings,
+            instances,
+            world.statistics,
+            loop=world.loop,
+            preserve_ordering=self.ORDERED,
+            total=world.total,
         )
 
     def teardown(self) -> None:
@@ -121,7 +142,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Several, so that it is more than everything else that happens."""
         for options in asks:
             size = options["size"]
-            self.submit([float(size + n) for n in range(size)], **{name: value for name, value in options.items() if name != "size"})
+            self.submit(
+                [float(size + n) for n in range(size)],
+                **{name: value for name, value in options.items() if name != "size"},
+            )
 
     def submit(self, values: list[float], *, then: str = "", **options: Any) -> Asked | None:
         def react() -> None:
@@ -162,7 +186,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(instance.batch for instance in self.world.instances))
     @rule(data=st.data())
     def vacate(self, data: st.DataObject) -> None:
-        instance = data.draw(st.sampled_from([instance for instance in self.world.instances if instance.batch]))
+        instance = data.draw(
+            st.sampled_from([instance for instance in self.world.instances if instance.batch])
+        )
         self.world.loop.inside(instance.vacate)
 
     @precondition(lambda self: hasattr(self, "queue") and self.drained is None)
@@ -171,7 +197,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.draw = data.draw
         world = self.world
         waiting = sorted(world.waiting, key=self.rank)
-        world.asked = [asked for asked in world.asked if asked not in waiting] + waiting  # who was before somebody stays so
+        world.asked = [
+            asked for asked in world.asked if asked not in waiting
+        ] + waiting  # who was before somebody stays so
         self.settings = Settings(batch, data.draw(queues(data.draw(st.sampled_from([0, self.LEVELS])))))
         self.world.most = max(self.world.most, batch.max_items)
         others = [self.world.instance()] if instances else None
@@ -245,7 +273,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     @property
     def counted(self) -> int:
         counted = self.world.statistics
-        rejected = counted.rejected_full + counted.rejected_total + counted.rejected_late + counted.rejected_invalid + self.world.invalid
+        rejected = (
+            counted.rejected_full
+            + counted.rejected_total
+            + counted.rejected_late
+            + counted.rejected_invalid
+            + self.world.invalid
+        )
         done = counted.success.count + counted.fail.count + counted.expired + counted.cancelled
         return done + rejected + self.world.unloaded
 
@@ -289,7 +323,9 @@ class ObjectiveMachine(SchedulerMachine):
     def check_nobody_is_overdue(self) -> None:
         super().check_nobody_is_overdue()
         now = self.world.clock.monotonic()
-        assert not [asked for asked in self.world.waiting if self.scheduler._queue.due(asked.request) < now - SLACK]
+        assert not [
+            asked for asked in self.world.waiting if self.scheduler._queue.due(asked.request) < now - SLACK
+        ]
 
 
 class SplittingMachine(SchedulerMachine):
@@ -315,11 +351,20 @@ class CachedMachine(SchedulerMachine):
     def make(self, instances: list[HeldInstance]) -> Any:
         super().make(instances)
         world = self.world
-        world.began_for = lambda one: [other for other in world.open if other.values == one.values and other is not one]
+        world.began_for = lambda one: [
+            other for other in world.open if other.values == one.values and other is not one
+        ]
         keys = RequestKeys("m", "1", "")
         cache = LocalCache(self.draw(st.sampled_from([0, 1500, 1 << 20])))
         self.cached = CachedInstances(
-            self.scheduler, cache, keys, self.settings.queue, world.statistics, name="m", version="1", loop=world.loop
+            self.scheduler,
+            cache,
+            keys,
+            self.settings.queue,
+            world.statistics,
+            name="m",
+            version="1",
+            loop=world.loop,
         )
         return self.cached
 
@@ -327,7 +372,11 @@ class CachedMachine(SchedulerMachine):
         values = [1.0] if len(values) == 1 else [2.0, 3.0]  # so that many are the same
         asked = super().submit(values, **options)
         if asked is not None:  # it may have joined what runs
-            asked.started = any(self.world.asked_of(request).values == values for batch in self.world.running for request in batch.requests)
+            asked.started = any(
+                self.world.asked_of(request).values == values
+                for batch in self.world.running
+                for request in batch.requests
+            )
         return asked
 
     def rank(self, asked: Asked) -> tuple[float, float]:
@@ -374,7 +423,10 @@ class RateLimited(SchedulerMachine):
                 world.taken(batch)
                 super().run(batch, finished)
 
-        claims = [Claim({("0", "memory"): self.draw(st.integers(1, 4))}, self.draw(st.integers(1, 2))) for _ in instances]
+        claims = [
+            Claim({("0", "memory"): self.draw(st.integers(1, 4))}, self.draw(st.integers(1, 2)))
+            for _ in instances
+        ]
         return [
             Permitted(instance, permit, world.loop)
             for instance, permit in zip(instances, self.permits.register(claims, ("m", "1")), strict=True)
@@ -431,7 +483,9 @@ class EnsembleMachine(SchedulerMachine):
             request.batch_size = request.inputs["x"].shape[0]
             scheduler.submit(request)
 
-        self.ensemble = EnsembleQueue("e", "1", Ensemble(steps), Signature((), (spec,)), submit_step, self.statistics, batched=True)
+        self.ensemble = EnsembleQueue(
+            "e", "1", Ensemble(steps), Signature((), (spec,)), submit_step, self.statistics, batched=True
+        )
         return SimpleNamespace(submit=self.submit_request, update=scheduler.update, drain=self.drain_both)
 
     def submit_request(self, request: InferRequest) -> None:
@@ -480,9 +534,13 @@ class SequencesMachine(SchedulerMachine):
         def make_lane(instance: Any) -> Lane:
             if self.DIRECT:
                 places = SlotPolicy(slots, 1.0, waits)
-                return SlotLane("m", places, instance, world.statistics, slot_of, tensors.empty, loop=world.loop)
+                return SlotLane(
+                    "m", places, instance, world.statistics, slot_of, tensors.empty, loop=world.loop
+                )
             settings = Settings(BatchPolicy(slots, (), waits))
-            return SequenceLane("m", settings, [instance], world.statistics, loop=world.loop, preserve_ordering=ordered)
+            return SequenceLane(
+                "m", settings, [instance], world.statistics, loop=world.loop, preserve_ordering=ordered
+            )
 
         self.batcher = SequenceBatcher(
             "m",
@@ -506,7 +564,9 @@ class SequencesMachine(SchedulerMachine):
     def ask(self, asks: list[dict[str, Any]]) -> None:
         """While it drains it goes on with the sequences that are open."""
         for options in asks:
-            if self.drained is None or (options["step"].id in self.batcher._table.open and not self.batcher._closed):
+            if self.drained is None or (
+                options["step"].id in self.batcher._table.open and not self.batcher._closed
+            ):
                 self.submit([1.0], **options)
 
     def began_for(self, one: Asked) -> list[Asked]:
@@ -514,10 +574,19 @@ class SequencesMachine(SchedulerMachine):
         (inner,) = (request for request in self.world.starting if request.id == one.request.id)
         sequence = inner.context.sequence  # type: ignore[attr-defined]
         running = [request for batch in self.world.running for request in batch.requests if request.id]
-        self.world.claim(all(other.context.sequence is not sequence for other in running), "one of a sequence runs at a time")
-        self.world.claim(self.last.get(sequence, -1) < one.number, "the requests of a sequence run in their order")
-        self.world.claim(sequence in self.last or inner.sequence.start, "a sequence begins with its first request")  # type: ignore[union-attr]
-        if self.DIRECT and len(self.world.instances) == self.made:  # else it may be on its way through the places of one that was replaced
+        self.world.claim(
+            all(other.context.sequence is not sequence for other in running),
+            "one of a sequence runs at a time",
+        )
+        self.world.claim(
+            self.last.get(sequence, -1) < one.number, "the requests of a sequence run in their order"
+        )
+        self.world.claim(
+            sequence in self.last or inner.sequence.start, "a sequence begins with its first request"
+        )  # type: ignore[union-attr]
+        if (
+            self.DIRECT and len(self.world.instances) == self.made
+        ):  # else it may be on its way through the places of one that was replaced
             self.world.claim(self.world.starting.index(inner) == slot_of(inner), "a sequence has its place")
         self.last[sequence] = one.number
         return []

@@ -14,7 +14,9 @@ from schedule.requests import request
 SETTINGS = QueueSettings(QueuePolicy(), levels=3, default_level=2)
 
 deadlines = st.none() | st.floats(1, 100)
-requests = st.builds(lambda deadline, priority: request(deadline=deadline, priority=priority), deadlines, st.integers(0, 3))
+requests = st.builds(
+    lambda deadline, priority: request(deadline=deadline, priority=priority), deadlines, st.integers(0, 3)
+)
 
 
 def in_queue(flight: Flight) -> InferRequest:
@@ -26,7 +28,9 @@ def in_queue(flight: Flight) -> InferRequest:
 
 
 @given(st.lists(requests, min_size=1, max_size=5), st.lists(requests, max_size=5))
-def test_a_run_waits_as_long_as_the_most_patient_of_those_who_want_it(before: list[InferRequest], after: list[InferRequest]) -> None:
+def test_a_run_waits_as_long_as_the_most_patient_of_those_who_want_it(
+    before: list[InferRequest], after: list[InferRequest]
+) -> None:
     flight = Flight(before[0], 0)
     for one in before[1:]:
         flight.join(one, SETTINGS)
@@ -38,7 +42,9 @@ def test_a_run_waits_as_long_as_the_most_patient_of_those_who_want_it(before: li
 
 
 @given(st.lists(requests, min_size=1, max_size=5), requests)
-def test_nobody_waits_behind_a_run_of_a_lower_level_than_its_own(before: list[InferRequest], later: InferRequest) -> None:
+def test_nobody_waits_behind_a_run_of_a_lower_level_than_its_own(
+    before: list[InferRequest], later: InferRequest
+) -> None:
     flight = Flight(before[0], 0)
     for one in before[1:]:
         assert flight.admits(one, SETTINGS), "there is no run yet"

@@ -23,7 +23,9 @@ SECONDS = {1: 0.005, 16: 0.020}
 LINE = Line(0.001, 0.004)
 
 
-def queue_of(*requests: InferRequest, objective: float = 0.1, settings: QueueSettings | None = None) -> ObjectiveQueue:
+def queue_of(
+    *requests: InferRequest, objective: float = 0.1, settings: QueueSettings | None = None
+) -> ObjectiveQueue:
     queue = ObjectiveQueue(settings or QueueSettings(), objective, Outlook(SECONDS))
     for one in requests:
         assert queue.add(one)
@@ -78,7 +80,9 @@ def test_items_of_another_size_take_in_proportion_until_they_have_run() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 64), st.floats(0, 10))
-def test_the_largest_batch_within_a_time_is_within_it_and_the_next_one_is_not(a: float, b: float, most: int, seconds: float) -> None:
+def test_the_largest_batch_within_a_time_is_within_it_and_the_next_one_is_not(
+    a: float, b: float, most: int, seconds: float
+) -> None:
     line = Line(a, b)
     size = line.largest(seconds, most)
     assert 0 <= size <= most
@@ -111,7 +115,9 @@ def test_a_quantile_is_followed() -> None:
         ([0.0, 0.01], 16 * 3 + 3, 0.010 + 0.020 + 0.008),
     ],
 )
-def test_the_answer_is_expected_behind_what_waits_on_all_instances(free: list[float], ahead: int, expected: float) -> None:
+def test_the_answer_is_expected_behind_what_waits_on_all_instances(
+    free: list[float], ahead: int, expected: float
+) -> None:
     assert finish(LINE, free, ahead, 1, usual=16, first=16) == pytest.approx(expected)
 
 
@@ -126,7 +132,9 @@ def test_the_answer_is_expected_when_what_waits_before_it_has_begun_and_not_much
 ) -> None:
     expected = finish(LINE, free, ahead, 1, usual=usual, first=min(first, usual))
     assert expected >= free[0] + LINE.seconds(1) - 1e-9
-    assert expected >= free[0] + LINE.a * (ahead + 1 - usual * len(free)) / len(free) - 1e-9  # when it begins, all before it has begun
+    assert (
+        expected >= free[0] + LINE.a * (ahead + 1 - usual * len(free)) / len(free) - 1e-9
+    )  # when it begins, all before it has begun
     assert expected <= free[-1] + (ahead / usual + 3) * LINE.seconds(usual)
 
 
@@ -144,7 +152,9 @@ def test_an_instance_that_is_overdue_is_expected_to_need_as_long_again() -> None
 
 def test_who_can_be_answered_in_time_is_told_by_what_waits_before_him() -> None:
     queue = queue_of(*[request() for _ in range(32)], objective=0.065)
-    assert queue.lateness(request(), [0.0], 16) < 0  # behind two batches of 20 ms, the third with 20 ms at most
+    assert (
+        queue.lateness(request(), [0.0], 16) < 0
+    )  # behind two batches of 20 ms, the third with 20 ms at most
     assert queue.lateness(request(), [0.010], 16) > 0
 
 
@@ -387,7 +397,9 @@ def test_under_any_load_nearly_all_that_can_be_answered_in_time_is(machine: Mach
 
 
 @pytest.mark.parametrize("load", [1.1, 4.0])
-def test_an_objective_that_leaves_no_time_for_the_largest_batches_does_not_end_in_small_ones(load: float) -> None:
+def test_an_objective_that_leaves_no_time_for_the_largest_batches_does_not_end_in_small_ones(
+    load: float,
+) -> None:
     machine = Machine(0.001, 0.010, 64, 1, 0.05)
     fates = simulate(machine, load, seconds=5.0)
     half = 0.47 * machine.objective  # a batch of which leaves time for the next one

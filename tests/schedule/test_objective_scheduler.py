@@ -26,7 +26,13 @@ class ObjectiveBench(Bench):
         super().__init__(inline=inline)
         instances = list(self.scheduler._instances)
         self.scheduler = ObjectiveScheduler(
-            "m", SETTINGS, instances, self.statistics, objective=objective, seconds={1: 0.001, 8: 0.001}, loop=self.loop
+            "m",
+            SETTINGS,
+            instances,
+            self.statistics,
+            objective=objective,
+            seconds={1: 0.001, 8: 0.001},
+            loop=self.loop,
         )
         self.queue = self.scheduler
 
@@ -51,7 +57,11 @@ def test_in_time_it_answers_as_any_scheduler(inline: bool) -> None:
         bench = ObjectiveBench(inline=inline, objective=5.0)
         answers = [bench.ask(value)[1] for value in (1, 2, 3)]
         assert [values(answer) for answer in await asyncio.gather(*answers)] == [[2], [4], [6]]
-        assert (bench.model.batches, bench.statistics.success.count, bench.statistics.inference_count) == ([3], 3, 3)
+        assert (bench.model.batches, bench.statistics.success.count, bench.statistics.inference_count) == (
+            [3],
+            3,
+            3,
+        )
         await bench.scheduler.drain(5)
 
     run(scenario)
@@ -62,7 +72,9 @@ def test_behind_an_instance_that_is_overdue_requests_are_refused_at_once() -> No
         bench = ObjectiveBench(inline=False, objective=0.2)
         running = await occupied(bench)
         await asyncio.sleep(0.25)
-        with pytest.raises(Unavailable, match="model 'm' has too much to do to answer within its objective of 200 ms") as refused:
+        with pytest.raises(
+            Unavailable, match="model 'm' has too much to do to answer within its objective of 200 ms"
+        ) as refused:
             bench.ask(2)
         assert 0 < (refused.value.retry_after or 0) < 5
         assert bench.statistics.rejected_late == 1
@@ -88,7 +100,11 @@ def test_who_waits_when_it_becomes_too_late_is_told_then_and_never_runs() -> Non
         await running  # it has begun, and is answered although it is late
         await bench.scheduler.drain(5)
         assert bench.model.batches == [1]
-        assert (bench.statistics.rejected_late, bench.statistics.expired, bench.statistics.success.count) == (1, 1, 1)
+        assert (bench.statistics.rejected_late, bench.statistics.expired, bench.statistics.success.count) == (
+            1,
+            1,
+            1,
+        )
 
     run(scenario)
 

@@ -38,13 +38,19 @@ def test_an_answer_whose_turn_it_is_is_given_at_once() -> None:
 
 
 @given(st.integers(0, 12).flatmap(lambda count: st.permutations(range(count))), st.sets(st.integers(0, 11)))
-def test_every_answer_is_given_once_in_order_and_who_is_withdrawn_holds_nobody_up(ended: list[int], withdrawn: set[int]) -> None:
+def test_every_answer_is_given_once_in_order_and_who_is_withdrawn_holds_nobody_up(
+    ended: list[int], withdrawn: set[int]
+) -> None:
     order = AnswerOrder()
     started = [request() for _ in ended]
     order.start(started)
     answered: list[InferRequest] = []
     for number in ended:
-        due = order.withdraw(started[number]) if number in withdrawn else order.finish(started[number], None, None)
+        due = (
+            order.withdraw(started[number])
+            if number in withdrawn
+            else order.finish(started[number], None, None)
+        )
         answered += [one.request for one in due]
     assert answered == [one for number, one in enumerate(started) if number not in withdrawn]
     assert order.held == 0

@@ -26,12 +26,16 @@ def world() -> Iterator[World]:
     made.close()
 
 
-def model(world: World, permits: Permits, count: int = 1, *, ordered: bool = False) -> tuple[Scheduler, HeldInstance]:
+def model(
+    world: World, permits: Permits, count: int = 1, *, ordered: bool = False
+) -> tuple[Scheduler, HeldInstance]:
     """A model whose instance takes `count` of the memory, one request at a time."""
     instance = world.instance()
     (permit,) = permits.register([Claim({MEMORY: count})], ("m", "1"))
     permitted = PermittedInstance(instance, permit, world.loop)
-    return Scheduler("m", SchedulerSettings(), [permitted], world.statistics, loop=world.loop, preserve_ordering=ordered), instance
+    return Scheduler(
+        "m", SchedulerSettings(), [permitted], world.statistics, loop=world.loop, preserve_ordering=ordered
+    ), instance
 
 
 def turns(world: World) -> None:
@@ -53,11 +57,17 @@ def test_an_instance_that_can_take_the_next_batch_before_the_answers_of_one_does
     assert not world.faults
 
 
-def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_for_others(world: World) -> None:
+def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_for_others(
+    world: World,
+) -> None:
     """Two requests get their permits at once, and the first of them is too late: who is told of that gives the other one up."""
     limits = RateLimits({MEMORY: 2})
     permits = Permits(limits)
-    (blocking, holder), (late, _), (other, unused) = model(world, permits, 2), model(world, permits), model(world, permits)
+    (blocking, holder), (late, _), (other, unused) = (
+        model(world, permits, 2),
+        model(world, permits),
+        model(world, permits),
+    )
     given_up: list[Asked] = []
 
     def give_up() -> None:
@@ -82,7 +92,9 @@ def test_a_permit_that_is_given_up_in_the_turn_in_which_it_is_granted_is_there_f
     assert not world.faults
 
 
-def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_their_order(world: World) -> None:
+def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_their_order(
+    world: World,
+) -> None:
     permits = Permits(RateLimits({MEMORY: 1}))
     (blocking, _), (ordered, _) = model(world, permits), model(world, permits, ordered=True)
     held = world.instance()
@@ -91,7 +103,9 @@ def test_who_is_too_late_for_its_permit_is_told_at_once_also_where_answers_keep_
     patient = world.ask(ordered.submit, [2.0])
     turns(world)
     world.loop.inside(
-        lambda: ordered.replace_instances([PermittedInstance(held, *permits.register([Claim({MEMORY: 1})], ("m", "1")), world.loop)])
+        lambda: ordered.replace_instances(
+            [PermittedInstance(held, *permits.register([Claim({MEMORY: 1})], ("m", "1")), world.loop)]
+        )
     )
     late = world.ask(ordered.submit, [3.0], within=0.5)
     turns(world)
@@ -130,7 +144,9 @@ def test_who_is_cancelled_by_one_that_is_too_late_for_its_permit_is_not_run_eith
     permitted = PermittedInstance(world.instance(beside_loop=False), permit, world.loop)
     settings = SchedulerSettings(BatchPolicy(8))
     scheduler = Scheduler("m", settings, [permitted], world.statistics, loop=world.loop)
-    given_up, late, other = [world.ask(scheduler.submit, [1.0], within=within) for within in (None, 0.05, None)]
+    given_up, late, other = [
+        world.ask(scheduler.submit, [1.0], within=within) for within in (None, 0.05, None)
+    ]
     assert given_up is not None
     assert late is not None
     assert other is not None

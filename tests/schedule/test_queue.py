@@ -195,7 +195,10 @@ def test_who_is_cancelled_makes_room_at_once(settings: QueueSettings) -> None:
 
 
 def test_late_requests_count_for_the_limit_of_their_level() -> None:
-    queue = filled([request(arrived=0), request(arrived=1)], QueueSettings(QueuePolicy(2, timeout_us=1_000_000, delay=True)))
+    queue = filled(
+        [request(arrived=0), request(arrived=1)],
+        QueueSettings(QueuePolicy(2, timeout_us=1_000_000, delay=True)),
+    )
     queue.next(1.5)
     assert queue.add(request(arrived=1.5))
     assert not queue.add(request(arrived=1.5))
@@ -257,9 +260,15 @@ def _cost(settings: QueueSettings, policy: BatchPolicy) -> float:
     return taken / planned
 
 
-@pytest.mark.parametrize("settings", [QueueSettings(), QueueSettings(levels=8, default_level=4)], ids=["plain", "levels"])
-@pytest.mark.parametrize("policy", [BatchPolicy(32), BatchPolicy(32, (8, 16), 1000)], ids=["takes_all", "preferred"])
-def test_planning_takes_below_3_microseconds_a_request_with_10_000_that_wait(settings: QueueSettings, policy: BatchPolicy) -> None:
+@pytest.mark.parametrize(
+    "settings", [QueueSettings(), QueueSettings(levels=8, default_level=4)], ids=["plain", "levels"]
+)
+@pytest.mark.parametrize(
+    "policy", [BatchPolicy(32), BatchPolicy(32, (8, 16), 1000)], ids=["takes_all", "preferred"]
+)
+def test_planning_takes_below_3_microseconds_a_request_with_10_000_that_wait(
+    settings: QueueSettings, policy: BatchPolicy
+) -> None:
     """Three times that is allowed here, the best of five: another program may have the processor's caches meanwhile."""
     assert min(_cost(settings, policy) for _ in range(5)) < 3 * 3000
 
@@ -340,7 +349,11 @@ class World:
         assert one in self.waiting, "it was lost, or taken twice"
         assert not one.cancelled
         assert one.deadline is None or one.deadline > self.now
-        others = [other for other in self.waiting if not other.cancelled and (other.deadline is None or other.deadline > self.now)]
+        others = [
+            other
+            for other in self.waiting
+            if not other.cancelled and (other.deadline is None or other.deadline > self.now)
+        ]
         assert self.rank(one) == min(map(self.rank, others))
 
     def rank(self, one: InferRequest) -> tuple[int, bool, int]:
@@ -366,7 +379,9 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_r
             one = queue.next(world.now)
             world.run([] if one is None else [one])
         elif what == "form":
-            formed = form_batch(queue, BatchPolicy(size, (), number % 2 * 1_000_000_000), round(world.now * 1e9))
+            formed = form_batch(
+                queue, BatchPolicy(size, (), number % 2 * 1_000_000_000), round(world.now * 1e9)
+            )
             assert formed.items == sum(one.batch_size for one in formed.requests)
             assert formed.items <= size or len(formed.requests) == 1
             assert len({one.batch_key for one in formed.requests}) <= 1
@@ -390,7 +405,9 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_r
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 12), st.booleans())), st.integers(1, 16))
-def test_both_queues_decide_the_same_for_requests_of_one_level(arrived: list[tuple[int, int, bool]], most: int) -> None:
+def test_both_queues_decide_the_same_for_requests_of_one_level(
+    arrived: list[tuple[int, int, bool]], most: int
+) -> None:
     """The plain queue's short cut takes what the general one does."""
     plain, levels = make_queue(QueueSettings()), PriorityQueue(QueueSettings(levels=1, default_level=1))
     for key, size, cancelled in arrived:

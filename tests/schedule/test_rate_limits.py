@@ -13,10 +13,23 @@ from hypothesis import strategies as st
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Resource
-from backline.schedule.rate_limit.limits import EACH_DEVICE, EVERYWHERE, Claim, Claimant, Owner, RateLimits, claim_of, parse_resources
+from backline.schedule.rate_limit.limits import (
+    EACH_DEVICE,
+    EVERYWHERE,
+    Claim,
+    Claimant,
+    Owner,
+    RateLimits,
+    claim_of,
+    parse_resources,
+)
 
 KEYS = [("0", "a"), ("0", "b"), (EVERYWHERE, "c")]
-claims = st.builds(Claim, st.dictionaries(st.sampled_from(KEYS), st.integers(1, 4), max_size=3).map(MappingProxyType), st.integers(1, 3))
+claims = st.builds(
+    Claim,
+    st.dictionaries(st.sampled_from(KEYS), st.integers(1, 4), max_size=3).map(MappingProxyType),
+    st.integers(1, 3),
+)
 
 
 def one(count: int = 1, priority: int = 1, key: tuple[str, str] = ("0", "a")) -> Claim:
@@ -25,7 +38,9 @@ def one(count: int = 1, priority: int = 1, key: tuple[str, str] = ("0", "a")) ->
 
 @settings(max_examples=200)
 @given(st.lists(claims, min_size=1, max_size=8), st.randoms(use_true_random=False))
-def test_never_more_is_out_than_there_is_and_everybody_gets_a_turn(wanted: list[Claim], random: Random) -> None:
+def test_never_more_is_out_than_there_is_and_everybody_gets_a_turn(
+    wanted: list[Claim], random: Random
+) -> None:
     limits = RateLimits()
     turns = limits.register(wanted)
     largest = {key: max(claim.resources.get(key, 0) for claim in wanted) for key in KEYS}
@@ -111,7 +126,10 @@ def test_a_turn_that_was_not_used_is_given_back() -> None:
 def test_a_model_that_could_never_run_is_refused_in_tritons_words() -> None:
     limits = RateLimits(parse_resources(("a:3", "c:5")))
 
-    with pytest.raises(InvalidArgument, match='Resource count for "a" is limited to 3 which will prevent scheduling of one or more model'):
+    with pytest.raises(
+        InvalidArgument,
+        match='Resource count for "a" is limited to 3 which will prevent scheduling of one or more model',
+    ):
         limits.register([one(4)])
     with pytest.raises(InvalidArgument, match=r'"b" is limited to 0 .* the minimum required count is 1$'):
         limits.register([one(1, key=("0", "b"))])
@@ -152,7 +170,9 @@ class Run:
         self.waits = False
 
 
-def finish_all(models: Mapping[str, list[Claim]], limits: RateLimits, chains: list[list[str]], random: Random) -> int:
+def finish_all(
+    models: Mapping[str, list[Claim]], limits: RateLimits, chains: list[list[str]], random: Random
+) -> int:
     """Lets chains of calls go on in a random order; returns how many calls were refused. Fails when all of them wait."""
     free = {name: limits.register(wanted, (name, "1")) for name, wanted in models.items()}
     asked = [Run(chain[0], chain[1:]) for chain in chains]
@@ -207,7 +227,10 @@ def test_no_call_that_is_let_through_ends_in_a_wait_for_ever(
     models: dict[str, list[Claim]], extra: list[int], chains: list[list[str]], random: Random
 ) -> None:
     everything = [claim for wanted in models.values() for claim in wanted]
-    given = {key: more + max(claim.resources.get(key, 0) for claim in everything) for key, more in zip(KEYS, extra, strict=True)}
+    given = {
+        key: more + max(claim.resources.get(key, 0) for claim in everything)
+        for key, more in zip(KEYS, extra, strict=True)
+    }
 
     finish_all(models, RateLimits(given), chains, random)
 

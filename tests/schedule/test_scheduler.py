@@ -24,7 +24,11 @@ def test_requests_of_one_turn_run_as_one_batch_and_each_gets_its_rows(inline: bo
         answers = [bench.ask(1)[1], bench.ask(2, 3)[1], bench.ask(4)[1]]
         assert [values(one) for one in await asyncio.gather(*answers)] == [[2], [4, 6], [8]]
         assert bench.model.batches == [4]
-        assert (bench.statistics.inference_count, bench.statistics.execution_count, bench.statistics.success.count) == (4, 1, 3)
+        assert (
+            bench.statistics.inference_count,
+            bench.statistics.execution_count,
+            bench.statistics.success.count,
+        ) == (4, 1, 3)
         await bench.scheduler.close()
 
     asyncio.run(scenario())
@@ -50,9 +54,20 @@ def test_requests_that_are_run_again_one_by_one_are_counted_as_they_ran() -> Non
         await asyncio.gather(*answers, return_exceptions=True)
         assert bench.model.batches == [4, 1, 2, 1]
         counted = bench.statistics
-        assert (counted.inference_count, counted.execution_count, counted.success.count, counted.fail.count) == (3, 3, 2, 1)
+        assert (
+            counted.inference_count,
+            counted.execution_count,
+            counted.success.count,
+            counted.fail.count,
+        ) == (3, 3, 2, 1)
         assert {size: batch.compute_infer.count for size, batch in counted.batches.items()} == {1: 2, 2: 1}
-        assert counted.success.ns == counted.queue.ns + counted.compute_input.ns + counted.compute_infer.ns + counted.compute_output.ns
+        assert (
+            counted.success.ns
+            == counted.queue.ns
+            + counted.compute_input.ns
+            + counted.compute_infer.ns
+            + counted.compute_output.ns
+        )
 
     asyncio.run(scenario())
 
@@ -141,9 +156,13 @@ def test_instances_can_be_replaced_between_two_batches() -> None:
         bench = Bench(inline=True)
         assert values(await bench.ask(1)[1]) == [2]
         execute = Execution("m", "1", bench.model, batched=True)
-        bench.scheduler.replace_instances([ThreadInstance(execute, bench.loop, f"m-{number}") for number in range(2)])
+        bench.scheduler.replace_instances(
+            [ThreadInstance(execute, bench.loop, f"m-{number}") for number in range(2)]
+        )
         answers = [bench.ask(number)[1] for number in range(12)]
-        assert [values(answer) for answer in await asyncio.gather(*answers)] == [[2 * number] for number in range(12)]
+        assert [values(answer) for answer in await asyncio.gather(*answers)] == [
+            [2 * number] for number in range(12)
+        ]
         await bench.scheduler.close()
 
     asyncio.run(scenario())
@@ -213,7 +232,10 @@ def test_draining_finishes_what_waits_and_what_runs() -> None:
         await asyncio.sleep(0)
         bench.model.gate.set()
         await draining
-        assert [values(answer.result()) for answer in answers] == [[2], *([2 * number] for number in range(20, 40))]
+        assert [values(answer.result()) for answer in answers] == [
+            [2],
+            *([2 * number] for number in range(20, 40)),
+        ]
 
     asyncio.run(scenario())
 

@@ -105,7 +105,9 @@ def test_a_run_of_an_onnx_model_can_be_cancelled_from_another_thread(model: Onnx
     assert answer.tolist() == [1.0], "other runs of the model are not touched"
 
 
-def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instance_goes_on(model: OnnxModel) -> None:
+def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instance_goes_on(
+    model: OnnxModel,
+) -> None:
     async def scenario() -> None:
         bench = Bench(model)
         batch = [bench.ask(ENDLESS)[0] for _ in range(3)]
@@ -114,7 +116,11 @@ def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instanc
             request.cancel()
         assert (await bench.ask(1)[1]).outputs[0].data.tolist() == [-1.0]
         assert bench.model.runs == 2
-        assert (bench.statistics.cancelled, bench.statistics.success.count, bench.statistics.fail.count) == (3, 1, 0)
+        assert (bench.statistics.cancelled, bench.statistics.success.count, bench.statistics.fail.count) == (
+            3,
+            1,
+            0,
+        )
         await bench.scheduler.close()
 
     asyncio.run(scenario())

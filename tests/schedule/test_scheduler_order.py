@@ -42,7 +42,9 @@ def test_what_waits_runs_by_its_level() -> None:
     async def scenario() -> None:
         bench = Bench(inline=False, policy=BatchPolicy(1), queue=QueueSettings(levels=3, default_level=2))
         running = await occupied(bench)
-        answers = {name: bench.ask(1, priority=level)[1] for name, level in (("low", 3), ("default", 0), ("high", 1))}
+        answers = {
+            name: bench.ask(1, priority=level)[1] for name, level in (("low", 3), ("default", 0), ("high", 1))
+        }
         order = noted(answers)
         bench.model.gate.set()
         await asyncio.gather(running, *answers.values())
@@ -57,7 +59,9 @@ def test_a_full_level_refuses_and_names_itself() -> None:
         queue = QueueSettings(QueuePolicy(100), 2, 2, {1: QueuePolicy(1)})
         bench = Bench(inline=True, queue=queue)
         answers = [bench.ask(1, priority=1)[1], bench.ask(2, priority=2)[1]]
-        with pytest.raises(Unavailable, match="Exceeds maximum queue size of 1 for model 'm', priority level 1"):
+        with pytest.raises(
+            Unavailable, match="Exceeds maximum queue size of 1 for model 'm', priority level 1"
+        ):
             bench.ask(3, priority=1)
         answers.append(bench.ask(4, priority=2)[1])
         await asyncio.gather(*answers)
@@ -103,7 +107,9 @@ class HeldInstance:
 
 
 @pytest.mark.parametrize(("preserve", "expected"), [(True, ["1", "2", "3"]), (False, ["3", "2", "1"])])
-def test_answers_keep_the_order_of_their_requests_where_that_is_asked_for(preserve: bool, expected: list[str]) -> None:
+def test_answers_keep_the_order_of_their_requests_where_that_is_asked_for(
+    preserve: bool, expected: list[str]
+) -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(1), preserve_ordering=preserve)
         execute = Execution("m", "1", bench.model, batched=True)
@@ -138,7 +144,10 @@ def test_with_ordered_answers_one_that_fails_or_is_cancelled_holds_nobody_up() -
 def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> None:
     async def scenario() -> None:
         total = QueueTotal(2)
-        one, other = Bench(inline=False, policy=BatchPolicy(1), total=total), Bench(inline=False, policy=BatchPolicy(1), total=total)
+        one, other = (
+            Bench(inline=False, policy=BatchPolicy(1), total=total),
+            Bench(inline=False, policy=BatchPolicy(1), total=total),
+        )
         running = [await occupied(one), await occupied(other)]
         answers = [one.ask(1)[1], one.ask(2)[1]]
         with pytest.raises(Unavailable, match="of all models"):
@@ -156,7 +165,10 @@ def test_the_limit_of_all_models_refuses_a_model_whose_own_queue_is_empty() -> N
 def test_the_limit_of_all_models_refuses_nobody_whose_model_is_idle() -> None:
     async def scenario() -> None:
         total = QueueTotal(2)
-        greedy, polite = Bench(inline=False, policy=BatchPolicy(1), total=total), Bench(inline=True, policy=BatchPolicy(2), total=total)
+        greedy, polite = (
+            Bench(inline=False, policy=BatchPolicy(1), total=total),
+            Bench(inline=True, policy=BatchPolicy(2), total=total),
+        )
         running = await occupied(greedy)
         waiting = [greedy.ask(1)[1], greedy.ask(2)[1]]
         answers = [polite.ask(3)[1], polite.ask(4)[1]]

@@ -56,7 +56,9 @@ def batcher(
 
     def make_lane(instance: Instance) -> Lane:
         if direct:
-            return SlotLane("m", SlotPolicy(slots), instance, world.statistics, slot_of, tensors.empty, loop=world.loop)
+            return SlotLane(
+                "m", SlotPolicy(slots), instance, world.statistics, slot_of, tensors.empty, loop=world.loop
+            )
         return Scheduler("m", Settings(BatchPolicy()), [instance], world.statistics, loop=world.loop)
 
     return world.loop.inside(
@@ -144,7 +146,9 @@ def test_full_queues_refuse_no_sequence_whose_request_would_not_wait(world: Worl
     assert world.ask(queue.submit, [1.0], step=SequenceStep(1)) is None
     assert world.ask(queue.submit, [1.0], step=SequenceStep(2, start=True))
     assert world.ask(queue.submit, [1.0], step=SequenceStep(2)) is None, "it would wait for the one before it"
-    assert world.ask(queue.submit, [1.0], step=SequenceStep(3, start=True)) is None, "it would wait for a place"
+    assert world.ask(queue.submit, [1.0], step=SequenceStep(3, start=True)) is None, (
+        "it would wait for a place"
+    )
     world.loop.later(0)
     while any(instance.batch for instance in instances):
         for instance in instances:
@@ -182,7 +186,9 @@ def test_who_is_refused_for_want_of_a_beginning_and_cancelled_meanwhile_is_count
     assert (world.statistics.rejected_invalid, world.statistics.cancelled) == (1, 2)
 
 
-def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_the_next_beginning_is_refused(world: World) -> None:
+def test_when_the_beginning_of_a_sequence_expires_on_its_way_what_follows_up_to_the_next_beginning_is_refused(
+    world: World,
+) -> None:
     instance = world.instance()
     queue = batcher(world, [instance], direct=True)
     world.ask(queue.submit, [0.0], step=SequenceStep(9, start=True, end=True))
@@ -221,7 +227,9 @@ def test_a_sequence_that_nobody_knows_is_not_open_when_its_only_request_was_canc
     assert isinstance(unknown.answers[0], InvalidArgument)
 
 
-def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_next_load(world: World) -> None:
+def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_next_load(
+    world: World,
+) -> None:
     store = MemoryStateStore()
     key = StateKey("m", "1", 1)
     store.put(key, {"before": Tensor("before", DataType.FP32, (1,), np.ones(1, np.float32))}, 10.0)
@@ -240,7 +248,9 @@ def test_the_state_of_a_sequence_that_was_taken_over_and_not_run_stays_for_the_n
     assert state is not None
 
 
-def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadline_waits(world: World) -> None:
+def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadline_waits(
+    world: World,
+) -> None:
     """Its place is given to the next one."""
     instance = world.instance()
     queue = batcher(world, [instance])
@@ -254,7 +264,9 @@ def test_a_sequence_ends_when_it_was_idle_also_when_a_request_with_a_late_deadli
     assert queue.open_sequences == 0
 
 
-def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_before_its_permit(world: World) -> None:
+def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_before_its_permit(
+    world: World,
+) -> None:
     permits = Permits(RateLimits())
     claim = Claim({("0", "memory"): 1})
     (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
@@ -277,7 +289,9 @@ def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_bef
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_who_waits_for_longer_than_it_wants_is_told_that_and_not_of_a_deadline(world: World, direct: bool) -> None:
+def test_who_waits_for_longer_than_it_wants_is_told_that_and_not_of_a_deadline(
+    world: World, direct: bool
+) -> None:
     permits = Permits(RateLimits())
     claim = Claim({("0", "memory"): 1})
     (other,), (own,) = permits.register([claim], ("other", "1")), permits.register([claim], ("m", "1"))
@@ -341,7 +355,10 @@ def test_what_was_handed_to_an_instance_that_has_forgotten_its_sequence_is_no_an
     world.loop.inside(instance.end)
     running = asked(world.ask(queue.submit, [1.0], step=SequenceStep(1)))
     world.loop.later(0)
-    handed, waits, anew = (asked(world.ask(queue.submit, [1.0], step=SequenceStep(2, start=start))) for start in (False, False, True))
+    handed, waits, anew = (
+        asked(world.ask(queue.submit, [1.0], step=SequenceStep(2, start=start)))
+        for start in (False, False, True)
+    )
     begins = asked(world.ask(queue.submit, [1.0], step=SequenceStep(3, start=True)))
 
     instance.memory = object()

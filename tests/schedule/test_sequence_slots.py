@@ -9,7 +9,10 @@ from backline.engine.messages import InferRequest
 from backline.schedule.sequences.direct import SlotPolicy, choose
 from schedule.requests import request
 
-places = st.lists(st.none() | st.builds(request, st.just(1), st.sampled_from(["a", "b"]), arrived=st.floats(0, 10)), max_size=8)
+places = st.lists(
+    st.none() | st.builds(request, st.just(1), st.sampled_from(["a", "b"]), arrived=st.floats(0, 10)),
+    max_size=8,
+)
 
 
 @given(places.filter(any))
@@ -23,7 +26,14 @@ def test_the_places_of_the_oldest_request_run_each_where_it_is(ready: list[Infer
         assert taken == (one is not None and one.batch_key == oldest.batch_key)
 
 
-@given(st.integers(1, 64), st.floats(0, 1), st.integers(0, 10**9), st.integers(0, 64), st.integers(0, 10**9), st.integers(0, 10**9))
+@given(
+    st.integers(1, 64),
+    st.floats(0, 1),
+    st.integers(0, 10**9),
+    st.integers(0, 64),
+    st.integers(0, 10**9),
+    st.integers(0, 10**9),
+)
 def test_nobody_waits_longer_than_the_delay_or_when_enough_are_there(
     slots: int, minimum: float, delay: int, ready: int, oldest: int, later: int
 ) -> None:

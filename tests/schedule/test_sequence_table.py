@@ -11,7 +11,9 @@ from backline.schedule.sequences.table import Sequence, SequenceTable
 IDLE = 1000
 
 
-def request(id: int | str, *, start: bool = False, end: bool = False, deadline: float | None = None) -> InferRequest:
+def request(
+    id: int | str, *, start: bool = False, end: bool = False, deadline: float | None = None
+) -> InferRequest:
     return InferRequest("m", {}, lambda *_: None, sequence=SequenceStep(id, start, end), deadline=deadline)
 
 
@@ -142,7 +144,9 @@ def test_with_other_places_the_oldest_sequences_go_on_first() -> None:
 
 events = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "begin", "end", "run", "finish", "lose", "cancel first", "cancel last", "idle"]),
+        st.sampled_from(
+            ["ask", "begin", "end", "run", "finish", "lose", "cancel first", "cancel last", "idle"]
+        ),
         st.integers(1, 6),
     ),
     min_size=1,
@@ -152,7 +156,9 @@ events = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(events, st.integers(1, 3), st.integers(1, 2))
-def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happened: list[tuple[str, int]], lanes: int, slots: int) -> None:
+def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(
+    happened: list[tuple[str, int]], lanes: int, slots: int
+) -> None:
     table = SequenceTable(lanes, slots, IDLE)
     known: list[Sequence] = []
     accepted: dict[InferRequest, int] = {}
@@ -206,7 +212,9 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(happene
         held = [sequence.place for sequence in known if sequence.place is not None]
         assert len(held) == len(set(held)) <= lanes * slots
         assert table.waiting == sum(len(sequence.waiting) for sequence in known)
-        assert len(held) == lanes * slots or all(sequence.place for sequence in known if sequence.waiting), "no place is free in vain"
+        assert len(held) == lanes * slots or all(sequence.place for sequence in known if sequence.waiting), (
+            "no place is free in vain"
+        )
     while any(sequence.waiting or sequence.running for sequence in known):
         now += IDLE + 1
         for sequence in known:

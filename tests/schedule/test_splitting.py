@@ -39,7 +39,12 @@ def test_a_large_request_is_answered_as_one_and_counted_as_one(inline: bool) -> 
         assert bench.model.batches == [8, 8, 4]
         counted = bench.statistics
         assert (counted.success.count, counted.inference_count, counted.execution_count) == (1, 20, 3)
-        assert (counted.queue.count, counted.compute_infer.count, sum(counted.latency), sum(counted.queueing)) == (1, 1, 1, 1)
+        assert (
+            counted.queue.count,
+            counted.compute_infer.count,
+            sum(counted.latency),
+            sum(counted.queueing),
+        ) == (1, 1, 1, 1)
         assert counted.success.ns >= counted.queue.ns
         assert {size: batch.compute_infer.count for size, batch in counted.batches.items()} == {8: 2, 4: 1}
         await bench.scheduler.close()
@@ -47,7 +52,9 @@ def test_a_large_request_is_answered_as_one_and_counted_as_one(inline: bool) -> 
     asyncio.run(scenario())
 
 
-def test_a_request_of_which_a_part_has_failed_and_that_is_cancelled_before_it_is_told_is_counted_once() -> None:
+def test_a_request_of_which_a_part_has_failed_and_that_is_cancelled_before_it_is_told_is_counted_once() -> (
+    None
+):
     async def scenario() -> None:
         bench = Bench(inline=True, split_at=2)
         first, _ = bench.ask(1)
@@ -66,7 +73,11 @@ def test_its_last_part_runs_with_other_requests() -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, split_at=8)
         answers = [bench.ask(*range(100, 110))[1], bench.ask(1, 2)[1], bench.ask(3)[1]]
-        assert [values(one) for one in await asyncio.gather(*answers)] == [doubled(range(100, 110)), [2, 4], [6]]
+        assert [values(one) for one in await asyncio.gather(*answers)] == [
+            doubled(range(100, 110)),
+            [2, 4],
+            [6],
+        ]
         assert bench.model.batches == [8, 5]
         assert (bench.statistics.success.count, bench.statistics.inference_count) == (3, 13)
 
@@ -74,7 +85,9 @@ def test_its_last_part_runs_with_other_requests() -> None:
 
 
 @pytest.mark.parametrize(("bad", "error"), [(13, InvalidArgument), (14, Internal)])
-def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_run(bad: int, error: type[Exception]) -> None:
+def test_a_part_that_fails_fails_the_whole_once_and_the_rest_is_not_run(
+    bad: int, error: type[Exception]
+) -> None:
     async def scenario() -> None:
         bench = Bench(inline=True, policy=BatchPolicy(4), split_at=4)
         _, answer = bench.ask(1, 2, 3, 4, bad, 6, 7, 8, 9)
@@ -131,7 +144,11 @@ def test_cancelling_it_while_it_runs_is_counted_once() -> None:
         bench.model.gate.set()
         await bench.scheduler.drain(10)
         assert not answer.done()
-        assert (bench.statistics.cancelled, bench.statistics.success.count, bench.statistics.fail.count) == (1, 0, 0)
+        assert (bench.statistics.cancelled, bench.statistics.success.count, bench.statistics.fail.count) == (
+            1,
+            0,
+            0,
+        )
 
     asyncio.run(scenario())
 
@@ -162,7 +179,11 @@ def test_a_whole_that_expires_is_told_and_counted_once() -> None:
         _, answer = bench.ask(*range(100, 110), deadline=0.0)
         with pytest.raises(DeadlineExceeded):
             await answer
-        assert (bench.statistics.expired, bench.statistics.cancelled, bench.statistics.fail.count) == (1, 0, 0)
+        assert (bench.statistics.expired, bench.statistics.cancelled, bench.statistics.fail.count) == (
+            1,
+            0,
+            0,
+        )
         bench.model.gate.set()
         await busy
         await bench.scheduler.close()
@@ -214,7 +235,9 @@ class Collected:
 
 
 @given(st.integers(2, 40), st.integers(1, 10), st.randoms(use_true_random=False))
-def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(size: int, limit: int, random: Random) -> None:
+def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(
+    size: int, limit: int, random: Random
+) -> None:
     collected, statistics = Collected(), ModelStatistics()
     answers: list[InferResponse | BacklineError | None] = []
     numbers = np.arange(size, dtype=np.float32)
@@ -251,7 +274,13 @@ def test_parts_share_the_memory_of_the_whole() -> None:
 
 
 def test_parts_whose_outputs_do_not_fit_each_other_are_an_error() -> None:
-    responses = [InferResponse("m", "1", "", [Tensor("y", DataType.FP32, shape, np.zeros(shape))]) for shape in ((2, 3), (1, 4))]
+    responses = [
+        InferResponse("m", "1", "", [Tensor("y", DataType.FP32, shape, np.zeros(shape))])
+        for shape in ((2, 3), (1, 4))
+    ]
 
-    with pytest.raises(Internal, match=r"output 'y' of model 'm' has the shapes \[2, 3\], \[1, 4\] for the parts of one request"):
+    with pytest.raises(
+        Internal,
+        match=r"output 'y' of model 'm' has the shapes \[2, 3\], \[1, 4\] for the parts of one request",
+    ):
         put_together(request(3), responses)

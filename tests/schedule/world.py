@@ -98,7 +98,9 @@ class HeldInstance:
         batch.gathered_ns = batch.ran_ns = batch.ended_ns = now
         batch.executed = True
         batch.on_abandon = None
-        outcomes: list[InferResponse | BacklineError | None] = [_doubled(request) for request in batch.requests]
+        outcomes: list[InferResponse | BacklineError | None] = [
+            _doubled(request) for request in batch.requests
+        ]
         if batch.abandoned:
             outcomes = [Cancelled("nobody waits")] * len(outcomes)
         elif failing == AGAIN:
@@ -108,7 +110,10 @@ class HeldInstance:
         elif failing == 1:
             outcomes[-1] = InvalidArgument("the last one fails")
         if failing == 1 and not batch.abandoned and len(outcomes) > 1:
-            batch.parts = [_part(batch, request, outcome) for request, outcome in zip(batch.requests, outcomes, strict=True)]
+            batch.parts = [
+                _part(batch, request, outcome)
+                for request, outcome in zip(batch.requests, outcomes, strict=True)
+            ]
         batch.outcomes = outcomes
         self._world.ended(batch)
         finished(self, batch)
@@ -204,7 +209,9 @@ class World:
         self.asked.append(asked)
         return asked
 
-    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _answered(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         asked: Asked = request.context  # type: ignore[assignment]
         self.claim(not asked.cancelled, "who has cancelled is not answered")
         self.claim(not asked.answers, "a request is answered once")
@@ -230,7 +237,9 @@ class World:
     def taken(self, batch: Batch) -> None:
         """A batch has been taken from the queue."""
         if self._ordered:
-            self._order += [asked for request in batch.requests if (asked := self.asked_of(request)) not in self._order]
+            self._order += [
+                asked for request in batch.requests if (asked := self.asked_of(request)) not in self._order
+            ]
 
     def began(self, batch: Batch) -> None:
         """A batch runs."""
@@ -238,7 +247,10 @@ class World:
         asked = [request for request in batch.requests if request.id]
         self.starting = batch.requests
         now = self.clock.monotonic()
-        self.claim(batch.items == sum(request.batch_size for request in batch.requests), "a batch has the items of its requests")
+        self.claim(
+            batch.items == sum(request.batch_size for request in batch.requests),
+            "a batch has the items of its requests",
+        )
         self.claim(batch.items <= self.most or len(batch.requests) == 1, "a batch is not above the maximum")
         self.claim(len({request.batch_key for request in asked}) == 1, "the requests of a batch have one key")
         for request in asked:
@@ -246,7 +258,9 @@ class World:
             self.claim(request.deadline is None or request.deadline > now, "what has expired is not run")
             self.claim(request not in self.begun, "nothing is run twice")
             one = self.asked_of(request)
-            self.claim(bool(not one.answers or self.began_for(one)), f"what was answered is not run: {one.number}")
+            self.claim(
+                bool(not one.answers or self.began_for(one)), f"what was answered is not run: {one.number}"
+            )
             one.started = True
             for other in self.began_for(one):
                 other.started = True

@@ -134,7 +134,10 @@ parameters { key: "backline.execution_timeout_seconds" value { string_value: "1.
 parameters { key: "backline.memory_limit_bytes" value { string_value: "300000000" } }
 parameters { key: "backline.idempotent" value { string_value: "false" } }
 """
-MANIFEST = {"model": {"modelName": "handler", "handler": "h.py", "modelVersion": "1.0"}, "archiverVersion": "0.12"}
+MANIFEST = {
+    "model": {"modelName": "handler", "handler": "h.py", "modelVersion": "1.0"},
+    "archiverVersion": "0.12",
+}
 FILES = {"native": ("model.py", NATIVE), "triton": ("model.py", TRITON), "handler": ("h.py", HANDLER)}
 ENDS = {
     "raise": "ValueError: too loud",
@@ -144,13 +147,22 @@ ENDS = {
     "memory": r"used \d+ MiB of memory, more than its limit of 286 MiB, and was killed",
     "close": r"lost its connection to the server \(a model that closes file descriptors",
 }
-IN_PREDICT = {**ENDS, "sleep": r"did not finish within 1 s and was killed at (model|h)\.py, line 20", "count": "", "shape": "", "type": ""}
+IN_PREDICT = {
+    **ENDS,
+    "sleep": r"did not finish within 1 s and was killed at (model|h)\.py, line 20",
+    "count": "",
+    "shape": "",
+    "type": "",
+}
 #: What returns the wrong thing is told in the words of each kind. Triton passes shapes on as they are, what a handler gives is JSON.
 RETURNED = {
     ("native", "count"): r"output 'output' has shape \[0, 1\], but expected was \[1, 1\]",
     ("native", "shape"): r"output 'output' has shape \[1, 2\], but expected was \[1, 1\]",
     ("native", "type"): "output 'output' has dtype object, but the type hint says FP32",
-    ("triton", "count"): "Number of InferenceResponse objects do not match the number of InferenceRequest objects",
+    (
+        "triton",
+        "count",
+    ): "Number of InferenceResponse objects do not match the number of InferenceRequest objects",
     ("triton", "type"): "Expected a list in the execute return",
     ("handler", "count"): "the handler gave 0 answers to 1 requests",
     ("handler", "type"): "the handler gave a int, expected a list with an answer for each of 1 requests",
@@ -211,7 +223,9 @@ class Misbehaving:
 
     def _post(self, path: str, body: bytes = b"") -> tuple[int, str]:
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.server.url + path, body, method="POST"), timeout=30) as answer:
+            with urllib.request.urlopen(
+                urllib.request.Request(self.server.url + path, body, method="POST"), timeout=30
+            ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())["error"]
@@ -225,10 +239,22 @@ def models_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Misbehaving]
     put(repository / "handler" / "config.pbtxt", CONFIG % ("torchserve", "TYPE_STRING"))
     put(repository / "handler" / "1" / "MAR-INF" / "MANIFEST.json", json.dumps(MANIFEST))
     unknown = [networks.node("Transmogrify", ["X"], ["Y"])]
-    networks.build(repository / "operator" / "1" / "model.onnx", unknown, [("X", networks.FLOAT, ["N"])], [("Y", networks.FLOAT, ["N"])])
+    networks.build(
+        repository / "operator" / "1" / "model.onnx",
+        unknown,
+        [("X", networks.FLOAT, ["N"])],
+        [("Y", networks.FLOAT, ["N"])],
+    )
     put(repository / "noise" / "1" / "model.onnx", "no protobuf at all")
     put(repository / "pickled" / "1" / "model.pkl").write_bytes(pickle.dumps({"not": "a model"}))
-    with serve(repository, tmp_path_factory.mktemp("log") / "log", "--model-control-mode", "explicit", "--load-model", "add1") as server:
+    with serve(
+        repository,
+        tmp_path_factory.mktemp("log") / "log",
+        "--model-control-mode",
+        "explicit",
+        "--load-model",
+        "add1",
+    ) as server:
         yield Misbehaving(server, repository)
 
 
@@ -252,7 +278,10 @@ def test_a_load_that_fails_says_why(models_of: Misbehaving, kind: str) -> None:
     for how, text in ENDS.items():
         models_of.write(kind, how)
         assert_told(models_of.load(kind), 400, text)
-    for source, text in (("def x(:", "SyntaxError: "), ("import nothing_there", "No module named 'nothing_there'")):
+    for source, text in (
+        ("def x(:", "SyntaxError: "),
+        ("import nothing_there", "No module named 'nothing_there'"),
+    ):
         models_of.write(kind, "fine", source)
         assert_told(models_of.load(kind), 400, text)
 
@@ -262,18 +291,30 @@ def test_a_load_that_fails_says_why(models_of: Misbehaving, kind: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("memory_limit_bytes = '1GiB'", "Model.memory_limit_bytes is '1GiB', expected a whole number above 0"),
-        ("execution_timeout_seconds = -1", "Model.execution_timeout_seconds is -1, expected a number of seconds above 0"),
+        (
+            "memory_limit_bytes = '1GiB'",
+            "Model.memory_limit_bytes is '1GiB', expected a whole number above 0",
+        ),
+        (
+            "execution_timeout_seconds = -1",
+            "Model.execution_timeout_seconds is -1, expected a number of seconds above 0",
+        ),
     ],
 )
 def test_a_setting_that_means_nothing_is_told(models_of: Misbehaving, setting: str, text: str) -> None:
-    models_of.write("native", "fine", f"class Model:\n    {setting}\n\n    def predict(self, x: str) -> str:\n        return x\n")
+    models_of.write(
+        "native",
+        "fine",
+        f"class Model:\n    {setting}\n\n    def predict(self, x: str) -> str:\n        return x\n",
+    )
 
     assert_told(models_of.load("native"), 400, text)
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_what_a_model_does_to_a_request_is_told_and_the_next_one_is_answered(models_of: Misbehaving, kind: str) -> None:
+def test_what_a_model_does_to_a_request_is_told_and_the_next_one_is_answered(
+    models_of: Misbehaving, kind: str
+) -> None:
     models_of.write(kind, "fork")  # its child goes with it
     assert models_of.load(kind)[0] == 200
 
@@ -321,13 +362,18 @@ def until(condition: Callable[[], bool]) -> None:
 
 def hanging(server: ServerProcess) -> bool:
     with urllib.request.urlopen(f"{server.url}/v2/models", timeout=5) as answer:
-        return any(version.get("progress", {}).get("phase") == "load" for version in json.load(answer)["versions"])
+        return any(
+            version.get("progress", {}).get("phase") == "load" for version in json.load(answer)["versions"]
+        )
 
 
 @pytest.mark.parametrize("end", ["unload", "stop"])
 def test_a_load_that_hangs_is_seen_and_can_be_ended(tmp_path: Path, end: str) -> None:
     put(tmp_path / "models" / "hangs" / "1" / "model.py", HANGING)
-    with serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as server, ThreadPoolExecutor(1) as threads:
+    with (
+        serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
         with backline.connect(server.url, timeout=60) as client:
             asked = threads.submit(client.load, "hangs")
             while not hanging(server):

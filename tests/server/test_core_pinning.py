@@ -67,14 +67,19 @@ def kept() -> Counter[frozenset[int]]:
 
 
 def test_the_threads_of_a_model_and_of_its_runtime_are_kept_to_its_cores(tmp_path: Path) -> None:
-    put_add1(tmp_path / "models", f"cpus = [{CORE}]\n[instance_group]\ncount = 2\n[parameters]\nintra_op_thread_count = 3\n")
+    put_add1(
+        tmp_path / "models",
+        f"cpus = [{CORE}]\n[instance_group]\ncount = 2\n[parameters]\nintra_op_thread_count = 3\n",
+    )
     before = kept()
 
     def look(program: Embedded) -> None:
         own = [thread for thread in threading.enumerate() if thread.name.startswith("add1-")]
         assert [os.sched_getaffinity(thread.native_id or 0) for thread in own] == [{CORE}, {CORE}]
         if len(os.sched_getaffinity(0)) > 1:
-            assert kept()[frozenset({CORE})] - before[frozenset({CORE})] == 2 + 2  # two of ours, two that help ONNX Runtime's
+            assert (
+                kept()[frozenset({CORE})] - before[frozenset({CORE})] == 2 + 2
+            )  # two of ours, two that help ONNX Runtime's
         placement = program.engine.find("add1").placement
         assert placement is not None
         assert (placement.lane, placement.instances) == ("thread", 2)
@@ -114,13 +119,17 @@ def test_a_core_that_there_is_not_is_told(tmp_path: Path) -> None:
     put_add1(tmp_path / "models", "cpus = [4000]\n")
 
     there = format_cores(os.sched_getaffinity(0))
-    assert reason(tmp_path) == f"model 'add1': cpus names 4000, but this process may use the cores {there} only"
+    assert (
+        reason(tmp_path) == f"model 'add1': cpus names 4000, but this process may use the cores {there} only"
+    )
 
 
 def test_the_event_loop_is_kept_nowhere(tmp_path: Path) -> None:
     put_add1(tmp_path / "models", 'cpus = [0]\nlane = "inline"\n')
 
-    assert "lane inline and cpus contradict each other: the event loop runs where it likes" in reason(tmp_path)
+    assert "lane inline and cpus contradict each other: the event loop runs where it likes" in reason(
+        tmp_path
+    )
 
 
 def test_where_threads_cannot_be_pinned_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

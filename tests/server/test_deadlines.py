@@ -48,12 +48,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-def ask(server: ServerProcess, model: str, seconds: float, **headers: str) -> tuple[int, dict[str, Any], dict[str, str], float]:
+def ask(
+    server: ServerProcess, model: str, seconds: float, **headers: str
+) -> tuple[int, dict[str, Any], dict[str, str], float]:
     """Status, body and fields of an answer over HTTP, and the seconds that it took."""
     body = json.dumps({"inputs": [{"name": "seconds", "datatype": "FP64", "shape": [1], "data": [seconds]}]})
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
     began = time.monotonic()
-    connection.request("POST", f"/v2/models/{model}/infer", body, {name.replace("_", "-"): value for name, value in headers.items()})
+    connection.request(
+        "POST",
+        f"/v2/models/{model}/infer",
+        body,
+        {name.replace("_", "-"): value for name, value in headers.items()},
+    )
     answer = connection.getresponse()
     document = json.loads(answer.read())
     took = time.monotonic() - began
@@ -72,9 +79,12 @@ def failures(server: ServerProcess, model: str) -> dict[str, int]:
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     pattern = (
-        rf'^(?:nv_inference_request_failure|backline_request_failures_total){{model="{model}",(?:version="1",)?reason="(\w+)".*}} (\S+)$'
+        r"^(?:nv_inference_request_failure|backline_request_failures_total)"
+        rf'{{model="{model}",(?:version="1",)?reason="(\w+)".*}} (\S+)$'
     )
-    return {reason: int(float(count)) for reason, count in re.findall(pattern, text, re.MULTILINE) if float(count)}
+    return {
+        reason: int(float(count)) for reason, count in re.findall(pattern, text, re.MULTILINE) if float(count)
+    }
 
 
 def until_running(server: ServerProcess, model: str, executions: int) -> None:
@@ -85,9 +95,12 @@ def until_running(server: ServerProcess, model: str, executions: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("grpc_timeout", "100m"), ("grpc_timeout", "100000u"), ("x_envoy_expected_rq_timeout_ms", "100")]
+    ("field", "value"),
+    [("grpc_timeout", "100m"), ("grpc_timeout", "100000u"), ("x_envoy_expected_rq_timeout_ms", "100")],
 )
-def test_a_request_that_runs_at_the_deadline_of_its_header_field_gets_504_then(server: ServerProcess, field: str, value: str) -> None:
+def test_a_request_that_runs_at_the_deadline_of_its_header_field_gets_504_then(
+    server: ServerProcess, field: str, value: str
+) -> None:
     status, document, _, took = ask(server, "sleeper", 1.0, **{field: value})
     assert status == 504
     assert document["error"].startswith("The deadline of the request passed ")
@@ -164,7 +177,9 @@ def test_with_an_objective_who_cannot_be_answered_in_time_is_refused_at_once(ser
         ]
         answers = [one.result() for one in asked]
     answered = [took for status, _, _, took in answers if status == 200]
-    refused = [(document["error"], fields["retry-after"]) for status, document, fields, _ in answers if status == 503]
+    refused = [
+        (document["error"], fields["retry-after"]) for status, document, fields, _ in answers if status == 503
+    ]
     assert len(answered) + len(refused) == 40
     assert 1 <= len(answered) <= 6
     words = r"model 'prompt' has too much to do to answer within its objective of 300 ms, try again in \S+ s"

@@ -67,7 +67,9 @@ class Model:
             raise InvalidArgument("x is below zero")
         return x
 """
-CHOSEN = TENFOLD.replace("timesten", "picky").replace('key: "y"', 'key: "output"').replace("TENFOLD", "CHOSEN")
+CHOSEN = (
+    TENFOLD.replace("timesten", "picky").replace('key: "y"', 'key: "output"').replace("TENFOLD", "CHOSEN")
+)
 
 
 def put_ensembles(repository: Path) -> Path:
@@ -75,7 +77,9 @@ def put_ensembles(repository: Path) -> Path:
     put_models(repository)
     node = helper.make_node("Mul", ["x", "ten"], ["y"])
     spec = [helper.make_tensor_value_info(name, TensorProto.INT32, ["b", 1]) for name in "xy"]
-    graph = helper.make_graph([node], "timesten", spec[:1], spec[1:], [numpy_helper.from_array(np.array([10], np.int32), "ten")])
+    graph = helper.make_graph(
+        [node], "timesten", spec[:1], spec[1:], [numpy_helper.from_array(np.array([10], np.int32), "ten")]
+    )
     (repository / "timesten" / "1").mkdir(parents=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, repository / "timesten" / "1" / "model.onnx")
@@ -174,7 +178,12 @@ def test_many_responses_come_in_order(server: ServerProcess) -> None:
 
 def test_infer_stream_answers_with_events_too(server: ServerProcess) -> None:
     given = [
-        {"name": name, "datatype": "INT32" if name == "VALUES" else "UINT32", "shape": [len(values)], "data": values}
+        {
+            "name": name,
+            "datatype": "INT32" if name == "VALUES" else "UINT32",
+            "shape": [len(values)],
+            "data": values,
+        }
         for name, values in asked([4, 5]).items()
     ]
 
@@ -196,12 +205,21 @@ def test_no_response_is_an_empty_stream(server: ServerProcess) -> None:
 def test_the_ensemble_says_that_it_is_decoupled(server: ServerProcess) -> None:
     status, body = post(server, "/v2/models/tenfold/infer", {"inputs": []})
 
-    assert json.loads(http_get(server, "/v2/models/tenfold/config"))["model_transaction_policy"] == {"decoupled": True}
-    assert (status, json.loads(body)["error"]) == (501, "HTTP end point doesn't support models with decoupled transaction policy")
+    assert json.loads(http_get(server, "/v2/models/tenfold/config"))["model_transaction_policy"] == {
+        "decoupled": True
+    }
+    assert (status, json.loads(body)["error"]) == (
+        501,
+        "HTTP end point doesn't support models with decoupled transaction policy",
+    )
 
 
-def test_tritonclients_stream_ends_with_the_empty_final_response(server: ServerProcess, stream: Stream) -> None:
-    stream.client.async_stream_infer("tenfold", inputs([1, 2]), request_id="r", enable_empty_final_response=True)
+def test_tritonclients_stream_ends_with_the_empty_final_response(
+    server: ServerProcess, stream: Stream
+) -> None:
+    stream.client.async_stream_infer(
+        "tenfold", inputs([1, 2]), request_id="r", enable_empty_final_response=True
+    )
 
     answers = [stream.next() for _ in range(3)]
     finals = [answer.get_response().parameters["triton_final_response"].bool_param for answer in answers]
@@ -210,7 +228,9 @@ def test_tritonclients_stream_ends_with_the_empty_final_response(server: ServerP
     assert not answers[2].get_response().outputs
 
 
-def test_the_error_of_a_step_names_the_ensemble_and_ends_the_stream(server: ServerProcess, stream: Stream) -> None:
+def test_the_error_of_a_step_names_the_ensemble_and_ends_the_stream(
+    server: ServerProcess, stream: Stream
+) -> None:
     stream.client.async_stream_infer("chosen", inputs([1, 2, -1, 4], delay=20))
 
     answers = [stream.next()]
@@ -222,19 +242,28 @@ def test_the_error_of_a_step_names_the_ensemble_and_ends_the_stream(server: Serv
 
 def test_our_client_iterates_over_the_responses(server: ServerProcess) -> None:
     with backline.client.connect(server.grpc_url) as client:
-        given = {name: np.array(values, np.int32 if name == "VALUES" else np.uint32) for name, values in asked([7, 8]).items()}
+        given = {
+            name: np.array(values, np.int32 if name == "VALUES" else np.uint32)
+            for name, values in asked([7, 8]).items()
+        }
         got = [int(answer["TENFOLD"][0]) for answer in client.model("tenfold").stream(given)]
 
     assert got == [70, 80]
 
 
 def test_it_counts_a_request_once_and_its_steps_for_each_response(server: ServerProcess) -> None:
-    before = {model: statistics(server, model)["inference_count"] for model in ("tenfold", "repeat", "timesten")}
+    before = {
+        model: statistics(server, model)["inference_count"] for model in ("tenfold", "repeat", "timesten")
+    }
 
     post(server, "/v2/models/tenfold/generate_stream", asked([1] * 9))
 
     after = {model: statistics(server, model)["inference_count"] for model in before}
-    assert {model: after[model] - before[model] for model in before} == {"tenfold": 1, "repeat": 1, "timesten": 9}
+    assert {model: after[model] - before[model] for model in before} == {
+        "tenfold": 1,
+        "repeat": 1,
+        "timesten": 9,
+    }
 
 
 def responses(server: ServerProcess, model: str, outcome: str) -> list[int]:
@@ -247,7 +276,9 @@ def grown(after: list[int], before: list[int]) -> list[int]:
     return [number - known for number, known in zip_longest(after, before, fillvalue=0)]
 
 
-def test_each_response_is_counted_by_its_place_and_the_first_one_is_timed(server: ServerProcess, stream: Stream) -> None:
+def test_each_response_is_counted_by_its_place_and_the_first_one_is_timed(
+    server: ServerProcess, stream: Stream
+) -> None:
     succeeded, failed = responses(server, "chosen", "success"), responses(server, "chosen", "fail")
     first = 'nv_inference_first_response_histogram_ms_count{model="chosen",version="1"}'
     timed = metrics_page(server)[first]
@@ -266,7 +297,9 @@ def test_a_slow_reader_pauses_the_decoupled_step_behind_which_others_run(server:
     before = statistics(server, "timesten")["inference_count"]
     values = b",".join([b"5"] * 1_000_000)
     body = b'{"VALUES":[' + values + b'],"DELAYS":[' + b",".join([b"0"] * 1_000_000) + b'],"NEXT":[0]}'
-    head = b"POST /v2/models/tenfold/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    head = b"POST /v2/models/tenfold/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(
+        body
+    )
     with socket.create_connection(("127.0.0.1", server.http_port)) as reader:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.sendall(head + body)

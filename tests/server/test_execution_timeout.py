@@ -57,7 +57,9 @@ class Program:
     """The models of a folder, in this process."""
 
     def __init__(self, folder: Path) -> None:
-        options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", drain_seconds=0.1)
+        options = LifecycleOptions(
+            mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", drain_seconds=0.1
+        )
         self.embedded = Embedded([folder / "models"], options)
 
     def ask(self, model: str, **inputs: float) -> asyncio.Future[InferResponse]:
@@ -100,7 +102,9 @@ def test_a_run_that_the_runtime_can_end_is_ended_and_tried_once_more(tmp_path: P
     async def scenario(program: Program) -> None:
         with pytest.raises(Internal) as error:
             await program.ask("loop", X=1, ROUNDS=ENDLESS)
-        assert error.value.message == ("model 'loop' version 1 did not finish within 0.3 s, and neither did it when it was tried again")
+        assert error.value.message == (
+            "model 'loop' version 1 did not finish within 0.3 s, and neither did it when it was tried again"
+        )
         answer = await program.ask("loop", X=1, ROUNDS=QUICK)
         assert answer.outputs[0].data.tolist() == [-1]
         counted = program.embedded.engine.find("loop").statistics
@@ -125,7 +129,9 @@ def test_who_runs_together_with_it_is_answered(tmp_path: Path) -> None:
 
 def test_a_model_that_is_not_idempotent_is_not_tried_again(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
-        with pytest.raises(Internal, match=r"within 0\.3 s; it is not tried again: the model is not idempotent"):
+        with pytest.raises(
+            Internal, match=r"within 0\.3 s; it is not tried again: the model is not idempotent"
+        ):
             await program.ask("loop", X=1, ROUNDS=ENDLESS)
         assert program.embedded.engine.find("loop").statistics.timed_out == 1
 
@@ -135,13 +141,20 @@ def test_a_model_that_is_not_idempotent_is_not_tried_again(tmp_path: Path) -> No
 
 def test_a_thread_that_cannot_be_interrupted_is_left_alone_and_replaced(tmp_path: Path) -> None:
     async def scenario(program: Program) -> None:
-        with pytest.raises(Internal, match=r"model 'sleep' version 1 did not finish within 0\.1 s, and neither did it"):
+        with pytest.raises(
+            Internal, match=r"model 'sleep' version 1 did not finish within 0\.1 s, and neither did it"
+        ):
             await program.ask("sleep", X=1)
         counted = program.embedded.engine.find("sleep").statistics
         assert (counted.timed_out, counted.stuck) == (2, 2)
         told = [change for change in program.history() if change.action == "replace"]
-        assert [(change.who, change.model, change.version) for change in told] == [("server", "sleep", "1")] * 2
-        assert "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)" in told[0].detail
+        assert [(change.who, change.model, change.version) for change in told] == [
+            ("server", "sleep", "1")
+        ] * 2
+        assert (
+            "cannot be interrupted: its thread is left alone, and a new one takes its place (2 so far)"
+            in told[0].detail
+        )
         await until(lambda: not counted.stuck)  # they end after a second
 
     put_sleeping(tmp_path / "models", seconds=0.8)
@@ -155,7 +168,9 @@ def test_with_many_runs_that_do_not_end_it_takes_no_requests_until_one_does(tmp_
         assert {type(error) for error in errors} == {Internal, Unavailable}
         model = program.embedded.engine.find("sleep")
         assert MAX_STUCK <= model.statistics.stuck < MAX_STUCK + 4  # those of other instances were under way
-        with pytest.raises(Unavailable, match="runs that do not end; it is available again when one of them does"):
+        with pytest.raises(
+            Unavailable, match="runs that do not end; it is available again when one of them does"
+        ):
             program.ask("sleep", X=1)
         await until(lambda: model.answers)
         assert model.statistics.stuck < MAX_STUCK

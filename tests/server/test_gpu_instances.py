@@ -42,7 +42,9 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([answer]) for _ in requests]
 """
 TENSORS = 'backend: "python" input { name: "x" data_type: TYPE_INT32 dims: 1 } output { name: "told" data_type: TYPE_STRING dims: 1 }'
-GROUPS = "instance_group [ { count: 2 kind: KIND_GPU }, { name: 'slow' kind: KIND_CPU }, { kind: KIND_MODEL } ]"
+GROUPS = (
+    "instance_group [ { count: 2 kind: KIND_GPU }, { name: 'slow' kind: KIND_CPU }, { kind: KIND_MODEL } ]"
+)
 NATIVE = """
 import time
 
@@ -68,7 +70,8 @@ def handle(data, context):
 
 
 without_cuda = pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA, and other reasons"
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="this ONNX Runtime has CUDA, and other reasons",
 )
 
 
@@ -131,7 +134,9 @@ def test_a_model_of_tritons_is_told_its_device_as_triton_tells_it(server: Server
         ["GPU", "1", "groups_0_1"],
         ["MODEL", "0", "groups_2_0"],
     ]
-    assert [groups for _, groups, _ in instances] == [[["KIND_GPU", [0, 1]], ["KIND_CPU", []], ["KIND_MODEL", []]]] * 6
+    assert [groups for _, groups, _ in instances] == [
+        [["KIND_GPU", [0, 1]], ["KIND_CPU", []], ["KIND_MODEL", []]]
+    ] * 6
 
 
 def test_its_environment_is_left_as_it_is_so_that_the_numbers_hold(server: ServerProcess) -> None:
@@ -166,8 +171,15 @@ def test_the_configuration_shows_where_instances_are(server: ServerProcess) -> N
     with backline.connect(server.url) as client:
         groups = {name: client[name].config()["instance_group"] for name in ("groups", "nothing", "add1")}
 
-    shown = {name: [(one["name"], one["count"], one["kind"], one["gpus"]) for one in of_model] for name, of_model in groups.items()}
-    assert shown["groups"] == [("groups_0", 2, "KIND_GPU", [0, 1]), ("slow", 1, "KIND_CPU", []), ("groups_2", 1, "KIND_MODEL", [])]
+    shown = {
+        name: [(one["name"], one["count"], one["kind"], one["gpus"]) for one in of_model]
+        for name, of_model in groups.items()
+    }
+    assert shown["groups"] == [
+        ("groups_0", 2, "KIND_GPU", [0, 1]),
+        ("slow", 1, "KIND_CPU", []),
+        ("groups_2", 1, "KIND_MODEL", []),
+    ]
     assert shown["nothing"] == [("nothing", 1, "KIND_GPU", [0, 1])]
     assert shown["add1"][0][2:] == ("KIND_CPU", [])
 
@@ -203,11 +215,14 @@ def test_a_strict_server_refuses_what_cannot_have_its_gpu(tmp_path: Path) -> Non
     put(tmp_path / "models", "anywhere", TRITON, TENSORS)
     driver = show_gpus(tmp_path, 0, code=100)
 
-    with serve(tmp_path / "models", tmp_path / "log", "--strict-devices", ready=False, environment=driver) as server:
+    with serve(
+        tmp_path / "models", tmp_path / "log", "--strict-devices", ready=False, environment=driver
+    ) as server:
         server.wait_started()
 
     assert (
-        "instance group add1_0 of model add1 has kind KIND_GPU but no GPUs are available: the installed ONNX Runtime has" in server.output
+        "instance group add1_0 of model add1 has kind KIND_GPU but no GPUs are available: the installed ONNX Runtime has"
+        in server.output
     )
     assert (
         "instance group python_0 of model python has kind KIND_GPU but no GPUs are available: the NVIDIA driver cannot be used:"
@@ -219,7 +234,12 @@ def test_a_strict_server_refuses_what_cannot_have_its_gpu(tmp_path: Path) -> Non
 def test_a_gpu_that_there_is_not_is_an_error_where_there_are_others(tmp_path: Path) -> None:
     put(tmp_path / "models", "python", TRITON, f"{TENSORS} instance_group {{ kind: KIND_GPU gpus: [ 2 ] }}")
 
-    with serve(tmp_path / "models", tmp_path / "log", ready=False, environment=show_gpus(tmp_path, 2)) as server:
+    with serve(
+        tmp_path / "models", tmp_path / "log", ready=False, environment=show_gpus(tmp_path, 2)
+    ) as server:
         server.wait_started()
 
-    assert "specifies invalid or unsupported gpu id 2. GPUs that this model can run on are: 0, 1" in server.output
+    assert (
+        "specifies invalid or unsupported gpu id 2. GPUs that this model can run on are: 0, 1"
+        in server.output
+    )

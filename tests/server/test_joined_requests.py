@@ -96,14 +96,19 @@ def sums(repository: Path) -> None:
         [("y", FLOAT, ["N", 1])],
         initializers,
     )
-    put(repository / "sums" / "config.pbtxt", f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: 1 }} {BOUNDS} {TOGETHER % 4}')
+    put(
+        repository / "sums" / "config.pbtxt",
+        f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: 1 }} {BOUNDS} {TOGETHER % 4}',
+    )
 
 
 def twice(repository: Path) -> None:
     """Twice each element, end to end, beside the shape of each item."""
     nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["shapes"], ["s"])]
     inputs = [("x", FLOAT, ["T"]), ("shapes", INT, ["N", 1])]
-    models.save(repository / "twice" / "1" / "model.onnx", nodes, inputs, [("y", FLOAT, ["T"]), ("s", INT, ["N", 1])])
+    models.save(
+        repository / "twice" / "1" / "model.onnx", nodes, inputs, [("y", FLOAT, ["T"]), ("s", INT, ["N", 1])]
+    )
     put(
         repository / "twice" / "config.pbtxt",
         f'{RAGGED} output {{ name: "y" data_type: TYPE_FP32 dims: -1 }} output {{ name: "s" data_type: TYPE_INT32 dims: 1 }}'
@@ -124,12 +129,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     output = 'output { name: "output" data_type: TYPE_FP32 dims: -1 }'
     put(repository / "twice_py" / "config.pbtxt", f"{RAGGED} {output} {SCATTERED % 'output'} {TOGETHER % 4}")
     put(repository / "optional" / "1" / "model.py", OPTIONAL_IN_PYTHON)
-    counted = f'backend: "python" output {{ name: "y" data_type: TYPE_INT32 dims: 2 }} {BOUNDS} {TOGETHER % 4}'
+    counted = (
+        f'backend: "python" output {{ name: "y" data_type: TYPE_INT32 dims: 2 }} {BOUNDS} {TOGETHER % 4}'
+    )
     put(repository / "company" / "1" / "model.py", COMPANY_IN_TRITON)
     put(repository / "company" / "config.pbtxt", f"{RAGGED} {counted}")
     for name, setting in (("add1", "false"), ("split", "true")):
         models.add1(repository, name)
-        put(repository / name / "model.toml", f"max_batch_size = 8\ndynamic_batching = {{}}\nenable_large_batch_splitting = {setting}")
+        put(
+            repository / name / "model.toml",
+            f"max_batch_size = 8\ndynamic_batching = {{}}\nenable_large_batch_splitting = {setting}",
+        )
     models.identity_of(repository, "split_free", FLOAT)
     put(repository / "split_free" / "model.toml", "max_batch_size = 8\nenable_large_batch_splitting = true")
     batching = "dynamic_batching { max_queue_delay_microseconds: 300000 }"
@@ -145,7 +155,10 @@ def ask(request: pytest.FixtureRequest, server: ServerProcess) -> Iterator[Ask]:
 
 def ramps(*lengths: int, rows: int = 1) -> list[dict[str, np.ndarray]]:
     """Requests for `x` of whole numbers, all different."""
-    return [{"x": np.arange(1, 1 + rows * length, dtype=np.float32).reshape(rows, length) + 100 * i} for i, length in enumerate(lengths)]
+    return [
+        {"x": np.arange(1, 1 + rows * length, dtype=np.float32).reshape(rows, length) + 100 * i}
+        for i, length in enumerate(lengths)
+    ]
 
 
 @pytest.mark.parametrize("model", ["sums", "sums_py"])
@@ -172,7 +185,9 @@ def test_outputs_are_scattered_by_the_shape_of_the_input(server: ServerProcess, 
     assert counts(server, "twice").since(before) == Counts(4, 0, 6, 1, {6: 1})
 
 
-def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(server: ServerProcess, ask: Ask) -> None:
+def test_a_python_model_gets_them_end_to_end_and_a_bad_request_fails_alone(
+    server: ServerProcess, ask: Ask
+) -> None:
     requests = ramps(3, 2, 5, 1)
     answers = ask("twice_py", requests)
 
@@ -234,7 +249,9 @@ def test_no_more_parts_are_made_of_a_request_than_can_be_run(server: ServerProce
 
 
 def test_without_the_setting_it_is_refused(server: ServerProcess, ask: Ask) -> None:
-    with pytest.raises(InferenceServerException, match="inference request batch-size must be <= 8 for 'add1'"):
+    with pytest.raises(
+        InferenceServerException, match="inference request batch-size must be <= 8 for 'add1'"
+    ):
         ask("add1", [{"INPUT0": np.zeros((20, 16), np.float32)}])
 
 

@@ -86,7 +86,9 @@ def heard_here(audio: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarr
     """Pitch, confidence and moment of each note, by the same networks and the same code in this process."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    detector, recogniser = (onnxruntime.InferenceSession(str(file), options) for file in (DETECTOR, RECOGNISER))
+    detector, recogniser = (
+        onnxruntime.InferenceSession(str(file), options) for file in (DETECTOR, RECOGNISER)
+    )
     (onsets,) = detector.run(["StatefulPartitionedCall:2"], {"serving_default_input_2:0": audio[None]})
     code: dict[str, Any] = {"__name__": "crop"}
     exec(CROP, code)
@@ -109,7 +111,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-def test_the_stream_of_notes_is_what_the_networks_give_in_process(server: ServerProcess, audio: np.ndarray) -> None:
+def test_the_stream_of_notes_is_what_the_networks_give_in_process(
+    server: ServerProcess, audio: np.ndarray
+) -> None:
     answers: queue.Queue[Any] = queue.Queue()
     client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
     given = triton.InferInput("audio", list(audio.shape), "FP32")
@@ -135,18 +139,24 @@ def test_the_stream_of_notes_is_what_the_networks_give_in_process(server: Server
 
 def statistics(client: triton.InferenceServerClient) -> list[dict[str, Any]]:
     stats = client.get_inference_statistics("recognise", as_json=True)["model_stats"]
-    return [{"version": one["version"], "execution_count": int(one.get("execution_count", 0))} for one in stats]
+    return [
+        {"version": one["version"], "execution_count": int(one.get("execution_count", 0))} for one in stats
+    ]
 
 
 def test_cancelling_the_client_stops_the_remaining_steps(tmp_path: Path, audio: np.ndarray) -> None:
     counts = asyncio.run(leave_with_the_first_note(tmp_path, audio))
 
     assert counts["detect", "1"].execution_count == 1
-    assert counts["recognise", "1"].execution_count <= 2  # the one whose note was heard, and at most one beside it
+    assert (
+        counts["recognise", "1"].execution_count <= 2
+    )  # the one whose note was heard, and at most one beside it
     assert counts["listen", "1"].cancelled == 1
 
 
-async def leave_with_the_first_note(folder: Path, audio: np.ndarray) -> dict[tuple[str, str], ModelStatistics]:
+async def leave_with_the_first_note(
+    folder: Path, audio: np.ndarray
+) -> dict[tuple[str, str], ModelStatistics]:
     """The statistics of all versions when everything has ended."""
     options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state")
     program = Embedded([put_listening(folder / "models")], options)
@@ -158,7 +168,9 @@ async def leave_with_the_first_note(folder: Path, audio: np.ndarray) -> dict[tup
         first.set_result(None)
 
     tensor = Tensor("audio", DataType.FP32, audio.shape, audio)
-    program.engine.submit(InferRequest("listen", {"audio": tensor}, lambda *_: None, on_response=leave, flow=ResponseFlow()))
+    program.engine.submit(
+        InferRequest("listen", {"audio": tensor}, lambda *_: None, on_response=leave, flow=ResponseFlow())
+    )
     await first
     counts = {(model.name, model.version): model.statistics for model in program.engine.models()}
     await program.stop()

@@ -47,7 +47,9 @@ def answers(server: ServerProcess) -> bool:
 
 def test_the_log_may_be_lines_of_json_in_a_file(repository: Path, tmp_path: Path) -> None:
     file = tmp_path / "file.log"
-    with serve(repository, tmp_path / "log", "--log-format", "json", "--log-file", str(file), ready=False) as server:
+    with serve(
+        repository, tmp_path / "log", "--log-format", "json", "--log-file", str(file), ready=False
+    ) as server:
         server.wait_started()
         assert server.stop() == 0
 
@@ -57,7 +59,9 @@ def test_the_log_may_be_lines_of_json_in_a_file(repository: Path, tmp_path: Path
 
 
 def test_a_file_that_cannot_be_opened_ends_the_start(repository: Path, tmp_path: Path) -> None:
-    with serve(repository, tmp_path / "log", "--log-file", str(tmp_path / "nowhere" / "log"), ready=False) as server:
+    with serve(
+        repository, tmp_path / "log", "--log-file", str(tmp_path / "nowhere" / "log"), ready=False
+    ) as server:
         assert server.process.wait(30) == 2
 
     assert f"--log-file {tmp_path / 'nowhere' / 'log'}: No such file or directory" in server.output
@@ -65,7 +69,9 @@ def test_a_file_that_cannot_be_opened_ends_the_start(repository: Path, tmp_path:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_does_not_hurt_serving(repository: Path, tmp_path: Path) -> None:
-    with serve(repository, tmp_path / "log", "--log-level", "debug", "--log-file", "/dev/full", ready=False) as server:
+    with serve(
+        repository, tmp_path / "log", "--log-level", "debug", "--log-file", "/dev/full", ready=False
+    ) as server:
         server.wait_started()
         assert answers(server)
         assert server.stop() == 0
@@ -73,9 +79,21 @@ def test_a_full_disk_does_not_hurt_serving(repository: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 @pytest.mark.parametrize("what", ["closed", "a pipe without a reader", "a full disk"])
-def test_a_standard_stream_that_is_gone_does_not_hurt_serving(repository: Path, tmp_path: Path, stream: str, what: str) -> None:
+def test_a_standard_stream_that_is_gone_does_not_hurt_serving(
+    repository: Path, tmp_path: Path, stream: str, what: str
+) -> None:
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "backline", "serve", str(repository), "--http-port", str(port), "--no-grpc", "--no-metrics"]
+    command = [
+        sys.executable,
+        "-m",
+        "backline",
+        "serve",
+        str(repository),
+        "--http-port",
+        str(port),
+        "--no-grpc",
+        "--no-metrics",
+    ]
     command += ["--log-level", "debug", "--no-strict-readiness"]
     if what == "closed":
         command = ["sh", "-c", f'exec "$@" {"1" if stream == "stdout" else "2"}>&-', "sh", *command]
@@ -84,7 +102,10 @@ def test_a_standard_stream_that_is_gone_does_not_hurt_serving(repository: Path, 
     reading, writing = os.pipe()
     os.close(reading)
     log = tmp_path / "log"
-    with log.open("wb") as output, Path("/dev/full" if what == "a full disk" else os.devnull).open("wb") as full:
+    with (
+        log.open("wb") as output,
+        Path("/dev/full" if what == "a full disk" else os.devnull).open("wb") as full,
+    ):
         gone = full if what == "a full disk" else writing
         streams = {"stdout": output, "stderr": output, stream: gone}
         process = subprocess.Popen(command, stdout=streams["stdout"], stderr=streams["stderr"])
@@ -124,7 +145,15 @@ def logging_server(tmp_path: Path, *options: str) -> Iterator[ServerProcess]:
     models.add1(tmp_path / "models")
     (tmp_path / "models" / "sleeper" / "1").mkdir(parents=True)
     (tmp_path / "models" / "sleeper" / "config.pbtxt").write_text(SLEEPER)
-    with serve(tmp_path / "models", tmp_path / "log", "--log-format", "json", "--log-file", str(tmp_path / "log.json"), *options) as server:
+    with serve(
+        tmp_path / "models",
+        tmp_path / "log",
+        "--log-format",
+        "json",
+        "--log-file",
+        str(tmp_path / "log.json"),
+        *options,
+    ) as server:
         yield server
 
 
@@ -138,11 +167,15 @@ def post(server: ServerProcess, path: str, document: object, **fields: str) -> i
         return error.code
 
 
-def test_a_verbose_log_has_a_line_for_each_request(tmp_path: Path, told: Callable[[], list[dict[str, Any]]]) -> None:
+def test_a_verbose_log_has_a_line_for_each_request(
+    tmp_path: Path, told: Callable[[], list[dict[str, Any]]]
+) -> None:
     """While it is verbose, and also where requests are traced besides."""
     traces = tmp_path / "traces.json"
     tracing = (f"triton,file={traces}", "rate=1", "level=TIMESTAMPS")
-    with logging_server(tmp_path, *(word for setting in tracing for word in ("--trace-config", setting))) as server:
+    with logging_server(
+        tmp_path, *(word for setting in tracing for word in ("--trace-config", setting))
+    ) as server:
         assert post(server, INFER, {"id": "before", "inputs": [ZEROS]}) == 200
         assert post(server, "/v2/logging", {"log_verbose_level": 1}) == 200
         assert post(server, INFER, {"id": "one\ntwo", "inputs": [ZEROS]}) == 200
@@ -174,7 +207,9 @@ def test_a_verbose_log_has_a_line_for_each_request(tmp_path: Path, told: Callabl
     assert {"before", "one\ntwo", "after"} <= asked
 
 
-def test_deadlines_and_clients_that_leave_are_in_a_verbose_log(tmp_path: Path, told: Callable[[], list[dict[str, Any]]]) -> None:
+def test_deadlines_and_clients_that_leave_are_in_a_verbose_log(
+    tmp_path: Path, told: Callable[[], list[dict[str, Any]]]
+) -> None:
     with logging_server(tmp_path, "--log-verbose", "1") as server:
         path = "/v2/models/sleeper/infer"
         assert post(server, path, ASLEEP, grpc_timeout="50m") == 504
@@ -185,13 +220,23 @@ def test_deadlines_and_clients_that_leave_are_in_a_verbose_log(tmp_path: Path, t
 
         assert server.stop() == 0
 
-    assert sorted((line["id"], line["status"]) for line in told()) == [("asleep", 200), ("asleep", 499), ("asleep", 504)]
+    assert sorted((line["id"], line["status"]) for line in told()) == [
+        ("asleep", 200),
+        ("asleep", 499),
+        ("asleep", 504),
+    ]
 
 
 def test_a_log_that_is_not_verbose_leaves_the_way_of_requests_as_it_is(tmp_path: Path) -> None:
     async def ways() -> list[bool]:
         log = ServerLog(LogSettings(file=str(tmp_path / "log")))
-        options = ServerOptions((tmp_path,), LifecycleOptions(state_folder=tmp_path), http_port=0, grpc_port=None, metrics_port=None)
+        options = ServerOptions(
+            (tmp_path,),
+            LifecycleOptions(state_folder=tmp_path),
+            http_port=0,
+            grpc_port=None,
+            metrics_port=None,
+        )
         with log.installed():
             server = Server(options, log)
             await server.start()

@@ -103,10 +103,14 @@ def alone(repository: Path, model: str, inputs: Arrays) -> np.ndarray:
 def glide(samples: int, pitch: float) -> np.ndarray:
     """A voice that glides up, at 16 kHz."""
     time = np.arange(samples) / 16000
-    return sum(np.sin(2 * np.pi * pitch * k * (time + time**2)) / k for k in range(1, 6)).astype(np.float32)[np.newaxis]
+    return sum(np.sin(2 * np.pi * pitch * k * (time + time**2)) / k for k in range(1, 6)).astype(np.float32)[
+        np.newaxis
+    ]
 
 
-def test_audio_of_different_lengths_runs_together_and_each_gets_its_own_frames(server: ServerProcess, repository: Path, ask: Ask) -> None:
+def test_audio_of_different_lengths_runs_together_and_each_gets_its_own_frames(
+    server: ServerProcess, repository: Path, ask: Ask
+) -> None:
     requests = [{"audio": glide(samples, 110 + samples / 100)} for samples in (8001, 12345, 16000)]
     before = counts(server, "log_mel")
 
@@ -135,7 +139,9 @@ def test_above_the_last_bucket_a_request_keeps_its_length(server: ServerProcess,
     assert answers[0]["frames"].shape == (3, 123, audio_models.BANDS)
 
 
-def test_a_model_that_is_told_the_lengths_answers_as_alone(server: ServerProcess, repository: Path, ask: Ask) -> None:
+def test_a_model_that_is_told_the_lengths_answers_as_alone(
+    server: ServerProcess, repository: Path, ask: Ask
+) -> None:
     random = np.random.default_rng(3)
     requests = [{"x": random.normal(size=(1, steps, 4)).astype(np.float32)} for steps in (5, 8, 6)]
     before = counts(server, "recurrent")
@@ -144,7 +150,9 @@ def test_a_model_that_is_told_the_lengths_answers_as_alone(server: ServerProcess
 
     assert counts(server, "recurrent").since(before) == Counts(3, 0, 3, 1, {3: 1})
     for request, answer in zip(requests, answers, strict=True):
-        expected = alone(repository, "recurrent", {**request, "steps": np.array([request["x"].shape[1]], np.int32)})
+        expected = alone(
+            repository, "recurrent", {**request, "steps": np.array([request["x"].shape[1]], np.int32)}
+        )
         np.testing.assert_allclose(answer["y"], expected, rtol=1e-5)
 
 
@@ -158,7 +166,10 @@ def test_a_python_model_gets_a_mask_and_batches_of_an_allowed_size(server: Serve
 
 
 def test_a_model_that_takes_the_filling_for_real_is_warned_about(server: ServerProcess) -> None:
-    assert "max_batch_size is 8, but joining requests changes answers: output 'y' of a request depends on the others" in server.output
+    assert (
+        "max_batch_size is 8, but joining requests changes answers: output 'y' of a request depends on the others"
+        in server.output
+    )
 
 
 def test_clients_see_neither_masks_nor_lengths(server: ServerProcess) -> None:

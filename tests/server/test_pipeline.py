@@ -86,10 +86,14 @@ def executions(client: Client) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_tritonclient_gets_what_the_networks_give_in_this_process(server: ServerProcess, protocol: str) -> None:
+def test_tritonclient_gets_what_the_networks_give_in_this_process(
+    server: ServerProcess, protocol: str
+) -> None:
     audio = played(MELODY)
     module = http_client if protocol == "http" else grpc_client
-    client = module.InferenceServerClient(f"127.0.0.1:{server.http_port if protocol == 'http' else server.grpc_port}")
+    client = module.InferenceServerClient(
+        f"127.0.0.1:{server.http_port if protocol == 'http' else server.grpc_port}"
+    )
     given = module.InferInput("audio", list(audio.shape), "FP32")
     given.set_data_from_numpy(audio)
 
@@ -119,13 +123,18 @@ def test_the_same_file_runs_without_a_server_of_its_own(server: ServerProcess) -
 def test_its_steps_are_counted_and_shown(server: ServerProcess, client: Client) -> None:
     def steps() -> dict[str, int]:
         (stats,) = client["hear"].statistics()
-        return {called: int(counts["success"]["count"]) for called, counts in stats.get("call_stats", {}).items()}
+        return {
+            called: int(counts["success"]["count"]) for called, counts in stats.get("call_stats", {}).items()
+        }
 
     before = steps()
     client["hear"](played(MELODY[:3]))
     after = steps()
 
-    assert {called: count - before.get(called, 0) for called, count in after.items()} == {"detect": 3, "recognise": 3}
+    assert {called: count - before.get(called, 0) for called, count in after.items()} == {
+        "detect": 3,
+        "recognise": 3,
+    }
     with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as answer:
         metrics = answer.read().decode()
     labels = 'model="hear",version="1",called="detect",outcome="success"'

@@ -66,13 +66,17 @@ def limiter(name: str, count: int, *, instances: int = 1, priority: int = 1, eve
 
 
 async def started(folder: Path, *resources: str) -> Embedded:
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", rate_limit=resources)
+    options = LifecycleOptions(
+        mode="explicit", load_models=(ALL_MODELS,), state_folder=folder / "state", rate_limit=resources
+    )
     program = Embedded([folder / "models"], options)
     await program.start()
     return program
 
 
-def ask(program: Embedded, model: str, *, deadline: float | None = None, batched: bool = False) -> asyncio.Future[InferResponse]:
+def ask(
+    program: Embedded, model: str, *, deadline: float | None = None, batched: bool = False
+) -> asyncio.Future[InferResponse]:
     done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
     def complete(_: InferRequest, response: InferResponse | None, error: Exception | None) -> None:
@@ -202,7 +206,9 @@ def test_a_model_that_calls_one_that_needs_what_it_holds_is_told_so(tmp_path: Pa
         identity(tmp_path / "models", "called", delay=0, groups=limiter("memory", 1))
         calling(tmp_path / "models", groups=limiter("memory", 1))
         program = await started(tmp_path)
-        with pytest.raises(Internal, match="would wait for model 'called', which might wait for 'memory' for ever"):
+        with pytest.raises(
+            Internal, match="would wait for model 'called', which might wait for 'memory' for ever"
+        ):
             await asyncio.wait_for(ask(program, "calling"), 10)
         await asyncio.wait_for(ask(program, "called"), 10)
         await program.stop()
@@ -221,14 +227,20 @@ def test_a_model_may_call_one_that_finds_enough_beside_it(tmp_path: Path) -> Non
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("resources", "reason"), [((), "might wait for 'memory' for ever"), (("memory:129",), "")])
+@pytest.mark.parametrize(
+    ("resources", "reason"), [((), "might wait for 'memory' for ever"), (("memory:129",), "")]
+)
 def test_an_ensemble_whose_decoupled_step_holds_what_the_next_one_needs_is_refused(
     tmp_path: Path, resources: tuple[str, ...], reason: str
 ) -> None:
     """A decoupled model has a place for each of 128 streams."""
 
     async def scenario() -> None:
-        for name, config in (("repeat", REPEAT + limiter("memory", 1)), ("last", LAST + limiter("memory", 1)), ("both", BOTH)):
+        for name, config in (
+            ("repeat", REPEAT + limiter("memory", 1)),
+            ("last", LAST + limiter("memory", 1)),
+            ("both", BOTH),
+        ):
             (tmp_path / "models" / name / "1").mkdir(parents=True)
             (tmp_path / "models" / name / "config.pbtxt").write_text(config)
         program = await started(tmp_path, *resources)
@@ -266,7 +278,12 @@ ensemble_scheduling {
 def test_a_batch_grows_while_it_waits_for_its_turn(tmp_path: Path) -> None:
     async def scenario() -> None:
         identity(tmp_path / "models", "long", delay=150, groups=limiter("a", 1))
-        identity(tmp_path / "models", "joined", delay=0, groups=limiter("a", 1) + " max_batch_size: 8 dynamic_batching { }")
+        identity(
+            tmp_path / "models",
+            "joined",
+            delay=0,
+            groups=limiter("a", 1) + " max_batch_size: 8 dynamic_batching { }",
+        )
         program = await started(tmp_path)
         running = ask(program, "long")
         await asyncio.sleep(0)

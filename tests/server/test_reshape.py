@@ -98,7 +98,10 @@ STATE = 'state { input_name: "before" output_name: "after" data_type: TYPE_FP32 
 
 def repository_in(folder: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Shape", ["x"], ["seen"])]
-    rows = [helper.make_node("Shape", ["x"], ["rows"], start=0, end=1), helper.make_node("Expand", ["row", "table"], ["shape"])]
+    rows = [
+        helper.make_node("Shape", ["x"], ["rows"], start=0, end=1),
+        helper.make_node("Expand", ["row", "table"], ["shape"]),
+    ]
     nodes += [
         rows[0],
         helper.make_node("Unsqueeze", ["seen", "zero"], ["row"]),
@@ -134,14 +137,28 @@ def repository_in(folder: Path) -> None:
 
     transpose = [helper.make_node("Transpose", ["x"], ["y"])]
     for name in ("whole", "partial"):
-        models.save(folder / name / "1" / "model.onnx", transpose, [("x", FLOAT, [2, 2])], [("y", FLOAT, [2, 2])])
-    put(folder / "whole" / "config.pbtxt", f"input {{ {FOUR_AS_TWO % 'x'} }} output {{ {FOUR_AS_TWO % 'y'} }}")
-    put(folder / "partial" / "model.toml", 'max_batch_size = 0\n[[input]]\nname = "x"\ndata_type = "FP32"\ndims = [4]\nreshape = [2, 2]\n')
+        models.save(
+            folder / name / "1" / "model.onnx", transpose, [("x", FLOAT, [2, 2])], [("y", FLOAT, [2, 2])]
+        )
+    put(
+        folder / "whole" / "config.pbtxt", f"input {{ {FOUR_AS_TWO % 'x'} }} output {{ {FOUR_AS_TWO % 'y'} }}"
+    )
+    put(
+        folder / "partial" / "model.toml",
+        'max_batch_size = 0\n[[input]]\nname = "x"\ndata_type = "FP32"\ndims = [4]\nreshape = [2, 2]\n',
+    )
     put(folder / "completed" / "1" / "model.py", COMPLETED)
     decoupled = "model_transaction_policy { decoupled: true }"
-    for name, code, more in (("completed", COMPLETED, ""), ("strange", STRANGE, ""), ("decoupled", DECOUPLED, decoupled)):
+    for name, code, more in (
+        ("completed", COMPLETED, ""),
+        ("strange", STRANGE, ""),
+        ("decoupled", DECOUPLED, decoupled),
+    ):
         put(folder / name / "1" / "model.py", code)
-        put(folder / name / "config.pbtxt", f'backend: "python" input {{ {FOUR_AS_TWO % "x"} }} output {{ {FOUR_AS_TWO % "y"} }} {more}')
+        put(
+            folder / name / "config.pbtxt",
+            f'backend: "python" input {{ {FOUR_AS_TWO % "x"} }} output {{ {FOUR_AS_TWO % "y"} }} {more}',
+        )
     step = 'step { model_name: "%s" model_version: -1 input_map { key: "x" value: "%s" } output_map { key: "y" value: "%s" } }'
     four = 'name: "%s" data_type: TYPE_FP32 dims: [ 4 ]'
     put(
@@ -173,7 +190,9 @@ def repository_in(folder: Path) -> None:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("models")
     repository_in(folder)
-    with serve(folder, tmp_path_factory.mktemp("log") / "server.log", "--cache-config", "local,size=1000000") as running:
+    with serve(
+        folder, tmp_path_factory.mktemp("log") / "server.log", "--cache-config", "local,size=1000000"
+    ) as running:
         yield running
 
 
@@ -192,8 +211,14 @@ def get(server: ServerProcess, path: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("model", ["onnx", "python", "triton"])
-def test_requests_are_joined_in_the_shape_of_the_model_and_answered_in_that_of_clients(server: ServerProcess, ask: Ask, model: str) -> None:
-    requests: list[Arrays] = [{"x": numbers(1, 2, 3, 2)}, {"x": numbers(2, 2, 3, 2, start=100)}, {"x": numbers(1, 2, 3, 2, start=1000)}]
+def test_requests_are_joined_in_the_shape_of_the_model_and_answered_in_that_of_clients(
+    server: ServerProcess, ask: Ask, model: str
+) -> None:
+    requests: list[Arrays] = [
+        {"x": numbers(1, 2, 3, 2)},
+        {"x": numbers(2, 2, 3, 2, start=100)},
+        {"x": numbers(1, 2, 3, 2, start=1000)},
+    ]
     before = counts(server, model)
 
     answers = ask(model, requests)
@@ -229,15 +254,23 @@ def test_the_shape_of_the_model_is_not_that_of_requests(ask: Ask, model: str) ->
         ask(model, [{"x": numbers(1, 2, 1, 3, 2)}])
 
 
-def test_an_empty_reshape_leaves_the_batch_alone(server: ServerProcess, ask: Ask, request: pytest.FixtureRequest) -> None:
+def test_an_empty_reshape_leaves_the_batch_alone(
+    server: ServerProcess, ask: Ask, request: pytest.FixtureRequest
+) -> None:
     start = 1.0 if "http" in request.node.name else 2.0
-    requests = [{"a": numbers(2, 1, start=start), "b": numbers(2, 1)}, {"a": numbers(2, 1, start=start + 10), "b": numbers(2, 1)}]
+    requests = [
+        {"a": numbers(2, 1, start=start), "b": numbers(2, 1)},
+        {"a": numbers(2, 1, start=start + 10), "b": numbers(2, 1)},
+    ]
     before = counts(server, "scalars")
 
     first, again = ask("scalars", requests), ask("scalars", requests)
 
     for answers in (first, again):  # the second time by the cache
-        assert [answer["c"].tolist() for answer in answers] == [[[start], [start + 2]], [[start + 10], [start + 12]]]
+        assert [answer["c"].tolist() for answer in answers] == [
+            [[start], [start + 2]],
+            [[start + 10], [start + 12]],
+        ]
     assert counts(server, "scalars").since(before).runs == 1
 
 
@@ -263,7 +296,10 @@ def test_the_steps_of_an_ensemble_see_what_clients_see(ask: Ask) -> None:
 
 
 def test_an_output_of_another_shape_fails_the_request_alone(ask: Ask) -> None:
-    with pytest.raises(InferenceServerException, match=r"'y' with shape \[1, 4\], but its configuration reshapes \[2, 2\] to \[4\]"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"'y' with shape \[1, 4\], but its configuration reshapes \[2, 2\] to \[4\]",
+    ):
         ask("strange", [{"x": numbers(4)}])
 
 
@@ -290,7 +326,9 @@ def test_sequences_keep_their_state_beside_it(server: ServerProcess) -> None:
         given = tritonclient.http.InferInput("x", [1, 2], "FP32")
         given.set_data_from_numpy(np.array([[1, 2]], np.float32))
         answers = [
-            client.infer("sums", [given], sequence_id=7, sequence_start=step == 0, sequence_end=step == 2).as_numpy("y")
+            client.infer(
+                "sums", [given], sequence_id=7, sequence_start=step == 0, sequence_end=step == 2
+            ).as_numpy("y")
             for step in range(3)
         ]
     assert [answer.tolist() for answer in answers] == [[[3.0]], [[6.0]], [[9.0]]]

@@ -41,14 +41,23 @@ def counts(server: ServerProcess, model: str = "add1") -> tuple[int, int, int]:
     with urllib.request.urlopen(f"{server.url}/v2/models/{model}/stats", timeout=10) as answer:
         (stats,) = json.load(answer)["model_stats"]
     inference = stats["inference_stats"]
-    return int(inference["cache_hit"]["count"]), int(inference["cache_miss"]["count"]), int(stats["execution_count"])
+    return (
+        int(inference["cache_hit"]["count"]),
+        int(inference["cache_miss"]["count"]),
+        int(stats["execution_count"]),
+    )
 
 
 def metrics(server: ServerProcess) -> dict[str, float]:
     """Those of the cache, of add1."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    return {name: float(value) for name, value in re.findall(r'^(nv_cache_\w+)\{model="add1",version="1"\} (\S+)$', text, re.MULTILINE)}
+    return {
+        name: float(value)
+        for name, value in re.findall(
+            r'^(nv_cache_\w+)\{model="add1",version="1"\} (\S+)$', text, re.MULTILINE
+        )
+    }
 
 
 def until(reached: Callable[[], bool], server: ServerProcess) -> None:
@@ -111,7 +120,10 @@ def test_a_model_that_does_not_ask_for_it_runs_each_time(tmp_path: Path) -> None
 
         assert answers == [2, 2]
         assert counts(server) == (0, 0, 2)
-        assert "Response cache: 16 MiB of memory, but no model has response_cache { enable: true }" in server.output
+        assert (
+            "Response cache: 16 MiB of memory, but no model has response_cache { enable: true }"
+            in server.output
+        )
 
 
 def test_the_start_says_where_answers_are_kept(server: ServerProcess) -> None:
@@ -224,7 +236,10 @@ def test_a_python_model_that_streams_is_refused_by_what_its_code_says(tmp_path: 
     with serve(tmp_path / "models", tmp_path / "server.log", *LOCAL, ready=False) as server:
         server.wait_started()
 
-        assert "Response Cache does not currently support model add1 with 'decoupled' transaction policy." in server.output
+        assert (
+            "Response Cache does not currently support model add1 with 'decoupled' transaction policy."
+            in server.output
+        )
 
 
 def test_a_python_model_is_cached_in_front_of_its_process(tmp_path: Path) -> None:
@@ -294,7 +309,9 @@ def test_a_redis_keeps_answers_beyond_a_restart_and_may_go_away(redis: RedisServ
         redis.stop()
         assert [ask(server.url, 1), ask(server.url, 1)] == [2, 2]
         assert counts(server)[2] == 2
-        server.wait_for(f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it")
+        server.wait_for(
+            f"the response cache at 127.0.0.1:{redis.port} does not answer, requests run without it"
+        )
 
 
 def test_servers_share_answers_of_the_same_content_only(redis: RedisServer, tmp_path: Path) -> None:
@@ -319,7 +336,9 @@ def test_servers_share_answers_of_the_same_content_only(redis: RedisServer, tmp_
         (["local,size=1MiB", "redis,host=h"], "names local and redis, but a server has one response cache"),
     ],
 )
-def test_a_wrong_option_is_told_before_anything_starts(values: list[str], reason: str, tmp_path: Path) -> None:
+def test_a_wrong_option_is_told_before_anything_starts(
+    values: list[str], reason: str, tmp_path: Path
+) -> None:
     options = [part for value in values for part in ("--cache-config", value)]
     with serve(tmp_path, tmp_path / "server.log", *options, ready=False) as server:
         assert server.process.wait(30) == 2

@@ -79,7 +79,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield running
 
 
-def step(server: ServerProcess, model: str, sequence: int, value: float, *, start: bool = False, end: bool = False) -> tuple[float, int]:
+def step(
+    server: ServerProcess, model: str, sequence: int, value: float, *, start: bool = False, end: bool = False
+) -> tuple[float, int]:
     """The sum so far, and the process that knows it."""
     x = tritonclient.http.InferInput("x", [1], "FP64")
     x.set_data_from_numpy(np.array([value], np.float64))
@@ -90,7 +92,9 @@ def step(server: ServerProcess, model: str, sequence: int, value: float, *, star
 
 
 @pytest.mark.parametrize("model", ["direct", "oldest"])
-def test_the_next_request_of_a_sequence_is_told_that_its_worker_was_killed(server: ServerProcess, model: str) -> None:
+def test_the_next_request_of_a_sequence_is_told_that_its_worker_was_killed(
+    server: ServerProcess, model: str
+) -> None:
     workers = [step(server, model, sequence, 1, start=True)[1] for sequence in (1, 2)]
     assert workers[0] != workers[1]
 
@@ -98,7 +102,10 @@ def test_the_next_request_of_a_sequence_is_told_that_its_worker_was_killed(serve
     server.wait_for(f"model '{model}' version 1: its worker process was killed")
 
     assert step(server, model, 2, 2) == (3, workers[1])
-    with pytest.raises(InferenceServerException, match=f"the state of sequence 1 of model '{model}' was lost with its worker process"):
+    with pytest.raises(
+        InferenceServerException,
+        match=f"the state of sequence 1 of model '{model}' was lost with its worker process",
+    ):
         step(server, model, 1, 2)
     with pytest.raises(InferenceServerException, match="must specify the START flag"):
         step(server, model, 1, 3)
@@ -107,7 +114,11 @@ def test_the_next_request_of_a_sequence_is_told_that_its_worker_was_killed(serve
     assert worker != workers[0]
     assert step(server, model, 1, 5, end=True) == (9, worker)
     assert step(server, model, 2, 3, end=True) == (6, workers[1])
-    assert not any(value for name, value in metrics_page(server).items() if name.startswith("nv_inference_pending_request_count"))
+    assert not any(
+        value
+        for name, value in metrics_page(server).items()
+        if name.startswith("nv_inference_pending_request_count")
+    )
 
 
 def test_all_requests_of_a_sequence_that_wait_are_told(server: ServerProcess) -> None:
@@ -121,7 +132,9 @@ def test_all_requests_of_a_sequence_that_wait_are_told(server: ServerProcess) ->
         with pytest.raises(InferenceServerException, match="was killed by SIGKILL while it ran this request"):
             long.result()
         for one in behind:
-            with pytest.raises(InferenceServerException, match="the state of sequence 11 of model 'oldest' was lost"):
+            with pytest.raises(
+                InferenceServerException, match="the state of sequence 11 of model 'oldest' was lost"
+            ):
                 one.result()
 
 

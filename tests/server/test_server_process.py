@@ -20,7 +20,11 @@ from backline.client.errors import BacklineError, ConnectionFailed, Unavailable
 from support import models
 from support.server import free_ports, serve
 
-BODY = b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,512],"data":[' + b",".join([b"1"] * 512) + b"]}]}"
+BODY = (
+    b'{"inputs":[{"name":"INPUT0","datatype":"FP32","shape":[1,512],"data":['
+    + b",".join([b"1"] * 512)
+    + b"]}]}"
+)
 
 
 def test_a_port_in_use_is_named_and_ends_the_start(tmp_path: Path) -> None:
@@ -88,7 +92,9 @@ def test_sigterm_under_load_finishes_what_was_accepted(tmp_path: Path) -> None:
 def test_an_overloaded_model_refuses_what_it_cannot_queue_at_once(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     models.slow(repository, layers=200)
-    (repository / "slow" / "config.pbtxt").write_text("dynamic_batching { default_queue_policy { max_queue_size: 8 } }")
+    (repository / "slow" / "config.pbtxt").write_text(
+        "dynamic_batching { default_queue_policy { max_queue_size: 8 } }"
+    )
     answers: list[float] = []
     refusals: list[float] = []
 
@@ -122,7 +128,10 @@ def test_the_server_is_live_but_not_ready_while_a_model_is_missing(tmp_path: Pat
     (tmp_path / "repository" / "broken" / "1").mkdir(parents=True)
     (tmp_path / "repository" / "broken" / "1" / "model.onnx").write_bytes(b"no model")
 
-    with serve(tmp_path / "repository", tmp_path / "log", ready=False) as server, backline.connect(server.url) as client:
+    with (
+        serve(tmp_path / "repository", tmp_path / "log", ready=False) as server,
+        backline.connect(server.url) as client,
+    ):
         end = time.monotonic() + 30
         while time.monotonic() < end:
             try:
@@ -187,7 +196,9 @@ def test_memory_of_large_requests_is_given_back(tmp_path: Path) -> None:
         client["ident"](np.ones((1, 4), np.float32))
         before = process.memory_info().rss
         with ThreadPoolExecutor(4) as clients:
-            for one in [clients.submit(client["ident"], np.ones((1, 10_000_000), np.float32)) for _ in range(8)]:
+            for one in [
+                clients.submit(client["ident"], np.ones((1, 10_000_000), np.float32)) for _ in range(8)
+            ]:
                 one.result(60)
         client["ident"](np.ones((1, 4), np.float32))
         end = time.monotonic() + 10

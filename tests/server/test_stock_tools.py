@@ -60,7 +60,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 
 @pytest.fixture(scope="module")
-def secure(repository: Path, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def secure(
+    repository: Path, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerProcess]:
     options = ("--ssl-certificate", str(certificate.certificate), "--ssl-key", str(certificate.key))
     with serve(repository, tmp_path_factory.mktemp("secure") / "log", *options, ready=False) as running:
         running.wait_ready(context=ssl.create_default_context(cafile=str(certificate.certificate)))
@@ -71,13 +73,27 @@ def secure(repository: Path, certificate: Certificate, tmp_path_factory: pytest.
 @pytest.mark.parametrize("port", ["http_port", "grpc_port", "metrics_port"])
 def test_curl_infers_on_every_port(plain: ServerProcess, version: str, port: str) -> None:
     url = f"http://127.0.0.1:{getattr(plain, port)}/v2/models/add1/infer"
-    assert json.loads(run("curl", "-sSf", version, url, "-d", BODY).splitlines()[-1])["outputs"][0]["data"] == [2.5] * 16
+    assert (
+        json.loads(run("curl", "-sSf", version, url, "-d", BODY).splitlines()[-1])["outputs"][0]["data"]
+        == [2.5] * 16
+    )
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_curl_infers_over_tls(secure: ServerProcess, certificate: Certificate, version: str) -> None:
     url = f"https://127.0.0.1:{secure.http_port}/v2/models/add1/infer"
-    answer = run("curl", "-sSf", version, "--cacert", str(certificate.certificate), "-w", "%{http_version}", url, "-d", BODY)
+    answer = run(
+        "curl",
+        "-sSf",
+        version,
+        "--cacert",
+        str(certificate.certificate),
+        "-w",
+        "%{http_version}",
+        url,
+        "-d",
+        BODY,
+    )
     document, _, spoken = answer.rpartition("}")
     assert json.loads(document + "}")["outputs"][0]["data"] == [2.5] * 16
     assert spoken.strip() == {"--http1.1": "1.1", "--http2": "2"}[version]
@@ -94,7 +110,9 @@ def test_nghttp_infers(request: pytest.FixtureRequest, tmp_path: Path, tls: bool
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("version", ["--h1", "--npn-list=h2"])
-def test_every_request_of_h2load_succeeds(request: pytest.FixtureRequest, tmp_path: Path, tls: bool, version: str) -> None:
+def test_every_request_of_h2load_succeeds(
+    request: pytest.FixtureRequest, tmp_path: Path, tls: bool, version: str
+) -> None:
     server: ServerProcess = request.getfixturevalue("secure" if tls else "plain")
     (tmp_path / "body").write_text(BODY)
     url = f"{'https' if tls else 'http'}://127.0.0.1:{server.http_port}/v2/models/add1/infer"
@@ -105,7 +123,9 @@ def test_every_request_of_h2load_succeeds(request: pytest.FixtureRequest, tmp_pa
 
 def waiting_requests(server: ServerProcess) -> float:
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
-        counts = re.findall(r"^nv_inference_pending_request_count.* (\S+)$", answer.read().decode(), re.MULTILINE)
+        counts = re.findall(
+            r"^nv_inference_pending_request_count.* (\S+)$", answer.read().decode(), re.MULTILINE
+        )
     return sum(map(float, counts))
 
 
@@ -132,14 +152,19 @@ def test_perf_analyzer_gets_answers_without_errors(
         pytest.skip(f"the package of {model} is not installed")
     arguments = ["--shape", "INPUT0:16"] if model == "add1" else []
     if model == "silero_vad":
-        data = {"input": {"content": [0.0] * 576, "shape": [1, 576]}, "state": {"content": [0.0] * 256, "shape": [2, 1, 128]}}
+        data = {
+            "input": {"content": [0.0] * 576, "shape": [1, 576]},
+            "state": {"content": [0.0] * 256, "shape": [2, 1, 128]},
+        }
         (tmp_path / "data.json").write_text(json.dumps({"data": [data | {"sr": [16000]}]}))
         arguments = ["--input-data", str(tmp_path / "data.json")]
     port = plain.http_port if protocol == "http" else plain.grpc_port
     # Models that answer in milliseconds are asked a number of times, the others for a time: with a count perf_analyzer never ends when
     # everything is answered before it first looks.
     counts = {"basic_pitch": max(2 * concurrency, 20), "ident": 1500}
-    measured = ["--request-count", str(counts[model])] if model in counts else ["-p", "300", "-s", "999", "-r", "3"]
+    measured = (
+        ["--request-count", str(counts[model])] if model in counts else ["-p", "300", "-s", "999", "-r", "3"]
+    )
     answer = run_perf_analyzer(
         plain, "-m", model, "-i", *protocol.split(), "-u", f"127.0.0.1:{port}", *arguments,
         "--concurrency-range", str(concurrency), *measured,
@@ -155,13 +180,17 @@ def test_tritonclient_over_tls(secure: ServerProcess, certificate: Certificate) 
 
     http_input = triton_http.InferInput("INPUT0", [1, 16], "FP32")
     http_input.set_data_from_numpy(x)
-    http = triton_http.InferenceServerClient(f"127.0.0.1:{secure.http_port}", ssl=True, ssl_context_factory=lambda: context)
+    http = triton_http.InferenceServerClient(
+        f"127.0.0.1:{secure.http_port}", ssl=True, ssl_context_factory=lambda: context
+    )
     assert http.infer("add1", [http_input]).as_numpy("OUTPUT0").tolist() == (x + 1).tolist()
     http.close()
 
     rpc_input = triton_grpc.InferInput("INPUT0", [1, 16], "FP32")
     rpc_input.set_data_from_numpy(x)
-    rpc = triton_grpc.InferenceServerClient(f"localhost:{secure.grpc_port}", ssl=True, root_certificates=str(certificate.certificate))
+    rpc = triton_grpc.InferenceServerClient(
+        f"localhost:{secure.grpc_port}", ssl=True, root_certificates=str(certificate.certificate)
+    )
     assert rpc.infer("add1", [rpc_input]).as_numpy("OUTPUT0").tolist() == (x + 1).tolist()
     rpc.close()
 

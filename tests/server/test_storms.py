@@ -49,14 +49,24 @@ ensemble_scheduling {{ {} }}
 SECONDS = 1.5
 #: Below what the storms would leave if something of each was.
 LIMITS = ("--max-concurrent-requests", "500", "--max-queued-requests", "300")
-OPTIONS = ("--cache-config", "local,size=1MiB", "--rate-limit", "execution_count", "--rate-limit-resource", "shared:2", *LIMITS)
+OPTIONS = (
+    "--cache-config",
+    "local,size=1MiB",
+    "--rate-limit",
+    "execution_count",
+    "--rate-limit-resource",
+    "shared:2",
+    *LIMITS,
+)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("storms")
     steps = STEP.format("cached", "x", "between") + STEP.format("priorities", "between", "y")
-    configs = {name: IDENTITY.format(scheduling) for name, scheduling in MODELS.items()} | {"steps": ENSEMBLE.format(steps)}
+    configs = {name: IDENTITY.format(scheduling) for name, scheduling in MODELS.items()} | {
+        "steps": ENSEMBLE.format(steps)
+    }
     for name, config in configs.items():
         (folder / "models" / name / "1").mkdir(parents=True)
         (folder / "models" / name / "config.pbtxt").write_text(config)
@@ -66,7 +76,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 def parameters(model: str, chance: random.Random) -> dict[str, int | bool]:
     if model in ("direct", "oldest"):
-        return {"sequence_id": chance.randrange(1, 9), "sequence_start": chance.random() < 0.3, "sequence_end": chance.random() < 0.3}
+        return {
+            "sequence_id": chance.randrange(1, 9),
+            "sequence_start": chance.random() < 0.3,
+            "sequence_end": chance.random() < 0.3,
+        }
     return {"priority": chance.randrange(4), "timeout": chance.randrange(100_000)}
 
 
@@ -88,9 +102,20 @@ def over_http2(port: int, models: list[str], chance: random.Random) -> None:
     with FrameClient(port) as client:
         last = 2 * chance.randrange(1, 40)
         for number in range(1, last, 2):
-            client.call(number, "/inference.GRPCInferenceService/ModelInfer", grpc_message(chance.choice(models), chance))
+            client.call(
+                number,
+                "/inference.GRPCInferenceService/ModelInfer",
+                grpc_message(chance.choice(models), chance),
+            )
             if chance.random() < 0.3:
-                client.write(frames.frame(frames.RST_STREAM, 0, chance.randrange(1, number + 1, 2), struct.pack(">I", frames.CANCEL)))
+                client.write(
+                    frames.frame(
+                        frames.RST_STREAM,
+                        0,
+                        chance.randrange(1, number + 1, 2),
+                        struct.pack(">I", frames.CANCEL),
+                    )
+                )
         leave(client.socket, chance)
 
 
@@ -102,7 +127,9 @@ def over_http1(port: int, models: list[str], chance: random.Random) -> None:
             x = {"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [chance.randrange(3)]}
             body = json.dumps({"inputs": [x], "parameters": parameters(model, chance)}).encode()
             client.sendall(
-                b"POST /v2/models/%s/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (model.encode(), len(body)) + body
+                b"POST /v2/models/%s/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+                % (model.encode(), len(body))
+                + body
             )
         leave(client, chance)
 
@@ -117,13 +144,23 @@ def leave(client: socket.socket, chance: random.Random) -> None:
 def answers(server: ServerProcess, model: str) -> None:
     x = tritonclient.http.InferInput("x", [1, 1], "FP32")
     x.set_data_from_numpy(np.full((1, 1), 7, np.float32))
-    options = {"sequence_id": 99, "sequence_start": True, "sequence_end": True} if model in ("direct", "oldest") else {}
-    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://"), network_timeout=10) as client:
+    options = (
+        {"sequence_id": 99, "sequence_start": True, "sequence_end": True}
+        if model in ("direct", "oldest")
+        else {}
+    )
+    with tritonclient.http.InferenceServerClient(
+        server.url.removeprefix("http://"), network_timeout=10
+    ) as client:
         assert client.infer(model, [x], **options).as_numpy("y").tolist() == [[7]]
 
 
 @pytest.mark.parametrize("storm", [over_http2, over_http1])
-@pytest.mark.parametrize("models", [["priorities", "objective", "cached", "steps"], ["direct", "oldest"]], ids=["requests", "sequences"])
+@pytest.mark.parametrize(
+    "models",
+    [["priorities", "objective", "cached", "steps"], ["direct", "oldest"]],
+    ids=["requests", "sequences"],
+)
 def test_nothing_is_left_of_requests_whose_clients_are_gone(
     server: ServerProcess, storm: Callable[[int, list[str], random.Random], None], models: list[str]
 ) -> None:
@@ -136,7 +173,9 @@ def test_nothing_is_left_of_requests_whose_clients_are_gone(
     for model in models:
         answers(server, model)
     end = time.monotonic() + 5
-    while left := {name: value for name, value in metrics_page(server).items() if "pending" in name and value}:
+    while left := {
+        name: value for name, value in metrics_page(server).items() if "pending" in name and value
+    }:
         assert time.monotonic() < end, left
         time.sleep(0.05)
     assert "Traceback" not in server.output

@@ -66,11 +66,17 @@ def test_each_response_is_an_event(streaming: ServerProcess) -> None:
 
 
 def test_no_response_is_an_empty_stream(streaming: ServerProcess) -> None:
-    assert post(streaming, "/v2/models/repeat/generate_stream", repeat([])) == (200, "text/event-stream; charset=utf-8", "")
+    assert post(streaming, "/v2/models/repeat/generate_stream", repeat([])) == (
+        200,
+        "text/event-stream; charset=utf-8",
+        "",
+    )
 
 
 def test_one_response_is_the_answer(streaming: ServerProcess) -> None:
-    status, kind, body = post(streaming, "/v2/models/repeat/versions/1/generate", {"IN": 5, "DELAY": 0, "WAIT": 0})
+    status, kind, body = post(
+        streaming, "/v2/models/repeat/versions/1/generate", {"IN": 5, "DELAY": 0, "WAIT": 0}
+    )
 
     assert (status, kind) == (200, "application/json")
     assert body == '{"IDX":0,"OUT":5,"model_name":"repeat","model_version":"1"}'
@@ -100,10 +106,18 @@ def test_the_first_response_decides_the_status(streaming: ServerProcess) -> None
         ("[1]", 400, "expected an object with the names of inputs"),
         ("[" * 100_000, 400, "nested too deeply"),
         ('{"IN": [NaN]}', 400, "failed to parse the request JSON"),
-        ({**repeat([1]), "WAIT": [0, 0]}, 400, "The schema can not convert input 'WAIT' to tensor with proper shape"),
+        (
+            {**repeat([1]), "WAIT": [0, 0]},
+            400,
+            "The schema can not convert input 'WAIT' to tensor with proper shape",
+        ),
         ({**repeat([1]), "IN": ["a"]}, 400, "Unable to parse 'data' of input 'IN'"),
         ({**repeat([1]), "IN": {"a": 1}}, 400, "Unable to parse 'data' of input 'IN'"),
-        ({**repeat([1]), "other": {"a": 1}}, 400, "parameter 'other' has invalid type. It should be either 'int', 'bool', or 'string'."),
+        (
+            {**repeat([1]), "other": {"a": 1}},
+            400,
+            "parameter 'other' has invalid type. It should be either 'int', 'bool', or 'string'.",
+        ),
         ({**repeat([1]), "other": None}, 400, "parameter 'other' has invalid type."),
         ({**repeat([1]), "parameters": 1}, 400, "Expected JSON object for keyword: 'parameters'"),
         (
@@ -112,11 +126,17 @@ def test_the_first_response_decides_the_status(streaming: ServerProcess) -> None
             "Converting keyword: 'parameters': parameter 'nested' has invalid type.",
         ),
         ('{"WAIT":0,"WAIT":1}', 400, "input 'WAIT' already exists in request"),
-        ({"WAIT": 0, "parameters": {"WAIT": 0}}, 400, "Converting keyword: 'parameters': [request id: <id_unknown>] input 'WAIT' already"),
+        (
+            {"WAIT": 0, "parameters": {"WAIT": 0}},
+            400,
+            "Converting keyword: 'parameters': [request id: <id_unknown>] input 'WAIT' already",
+        ),
     ],
 )
 @pytest.mark.parametrize("route", ["generate", "generate_stream"])
-def test_what_cannot_be_read_is_refused_in_json(route: str, document: object, status: int, message: str, streaming: ServerProcess) -> None:
+def test_what_cannot_be_read_is_refused_in_json(
+    route: str, document: object, status: int, message: str, streaming: ServerProcess
+) -> None:
     got, kind, body = post(streaming, f"/v2/models/repeat/{route}", document)
 
     assert (got, kind) == (status, "application/json")
@@ -134,9 +154,14 @@ def test_parameters_may_be_nested_and_lists_stay_lists(streaming: ServerProcess)
 def test_unknown_models_and_single_answers(streaming: ServerProcess) -> None:
     assert post(streaming, "/v2/models/nope/generate_stream", {})[0] == 404
     status, _, body = post(
-        streaming, "/v2/models/square/infer", {"inputs": [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [1]}]}
+        streaming,
+        "/v2/models/square/infer",
+        {"inputs": [{"name": "IN", "datatype": "INT32", "shape": [1], "data": [1]}]},
     )
-    assert (status, json.loads(body)["error"]) == (501, "HTTP end point doesn't support models with decoupled transaction policy")
+    assert (status, json.loads(body)["error"]) == (
+        501,
+        "HTTP end point doesn't support models with decoupled transaction policy",
+    )
 
 
 def test_an_event_of_infer_stream_is_what_infer_answers(streaming: ServerProcess) -> None:
@@ -165,14 +190,24 @@ def test_http2_streams_events_too(streaming: ServerProcess) -> None:
     """And the first one is timed, as the first of every stream, in the model's own buckets."""
     first = 'nv_inference_first_response_histogram_ms_count{model="square",version="1"}'
     before = metrics_page(streaming)[first]
-    command = [tool("curl"), "-s", "--http2-prior-knowledge", f"{streaming.url}/v2/models/square/generate_stream", "-d", '{"IN":3}']
+    command = [
+        tool("curl"),
+        "-s",
+        "--http2-prior-knowledge",
+        f"{streaming.url}/v2/models/square/generate_stream",
+        "-d",
+        '{"IN":3}',
+    ]
 
     got = subprocess.run(command, check=True, capture_output=True, timeout=20).stdout
 
     assert got == b'data: {"OUT":3,"model_name":"square","model_version":"1"}\n\n' * 3
     assert metrics_page(streaming)[first] == before + 1
     bucket = 'nv_inference_first_response_histogram_ms_bucket{model="square",version="1",le='
-    assert [name for name in metrics_page(streaming) if name.startswith(bucket)] == [f'{bucket}"60000"}}', f'{bucket}"+Inf"}}']
+    assert [name for name in metrics_page(streaming) if name.startswith(bucket)] == [
+        f'{bucket}"60000"}}',
+        f'{bucket}"+Inf"}}',
+    ]
 
 
 def response_counts(server: ServerProcess) -> tuple[int, int]:
@@ -181,7 +216,9 @@ def response_counts(server: ServerProcess) -> tuple[int, int]:
     connection.request("GET", "/v2/models/square/stats")
     stats = json.loads(connection.getresponse().read())["model_stats"][0]["response_stats"]
     connection.close()
-    return sum(one["success"]["count"] for one in stats.values()), sum(one["cancel"]["count"] for one in stats.values())
+    return sum(one["success"]["count"] for one in stats.values()), sum(
+        one["cancel"]["count"] for one in stats.values()
+    )
 
 
 def settled(server: ServerProcess) -> int:
@@ -194,7 +231,9 @@ def settled(server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_a_slow_reader_holds_the_model_back_and_a_vanished_one_cancels(protocol: str, streaming: ServerProcess) -> None:
+def test_a_slow_reader_holds_the_model_back_and_a_vanished_one_cancels(
+    protocol: str, streaming: ServerProcess
+) -> None:
     before, cancelled = response_counts(streaming)
     memory = psutil.Process(streaming.process.pid).memory_info().rss
     count = 100_000_000
@@ -203,7 +242,10 @@ def test_a_slow_reader_holds_the_model_back_and_a_vanished_one_cancels(protocol:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         reader.connect(("127.0.0.1", streaming.http_port))
         body = json.dumps({"IN": count}).encode()
-        reader.sendall(b"POST /v2/models/square/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        reader.sendall(
+            b"POST /v2/models/square/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
         close = reader.close
     else:
         close = unread_call(streaming, count)
@@ -232,7 +274,9 @@ def unread_call(server: ServerProcess, count: int) -> Any:
         request_serializer=service_pb2.ModelInferRequest.SerializeToString,
         response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
     )
-    request = service_pb2.ModelInferRequest(model_name="square", raw_input_contents=[np.array([count], np.int32).tobytes()])
+    request = service_pb2.ModelInferRequest(
+        model_name="square", raw_input_contents=[np.array([count], np.int32).tobytes()]
+    )
     request.inputs.add(name="IN", datatype="INT32", shape=[1])
     call = method(iter([request]))
     next(call)
@@ -245,9 +289,13 @@ class Stream:
     def __init__(self, server: ServerProcess, **headers: str) -> None:
         self.client = triton.InferenceServerClient(f"127.0.0.1:{server.grpc_port}")
         self.answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        self.client.start_stream(lambda result, error: self.answers.put((result, error)), headers=headers or None)
+        self.client.start_stream(
+            lambda result, error: self.answers.put((result, error)), headers=headers or None
+        )
 
-    def ask(self, values: list[int], delay: int = 0, *, id: str = "", model: str = "repeat", empty: bool = False) -> None:
+    def ask(
+        self, values: list[int], delay: int = 0, *, id: str = "", model: str = "repeat", empty: bool = False
+    ) -> None:
         arrays = {
             "IN": np.array(values, np.int32),
             "DELAY": np.full(len(values), delay, np.uint32),
@@ -267,7 +315,11 @@ class Stream:
             raise error
         response = result.get_response()
         out = result.as_numpy("OUT")
-        return response.id, response.parameters["triton_final_response"].bool_param, [] if out is None else out.tolist()
+        return (
+            response.id,
+            response.parameters["triton_final_response"].bool_param,
+            [] if out is None else out.tolist(),
+        )
 
     def close(self) -> None:
         self.client.stop_stream()
@@ -333,5 +385,8 @@ def test_a_unary_call_is_refused(streaming: ServerProcess) -> None:
     given = triton.InferInput("IN", [1], "INT32")
     given.set_data_from_numpy(np.array([1], np.int32))
 
-    with pytest.raises(InferenceServerException, match="ModelInfer RPC doesn't support models with decoupled transaction policy"):
+    with pytest.raises(
+        InferenceServerException,
+        match="ModelInfer RPC doesn't support models with decoupled transaction policy",
+    ):
         triton.InferenceServerClient(f"127.0.0.1:{streaming.grpc_port}").infer("square", [given])

@@ -38,7 +38,9 @@ def log_mel(path: Path) -> Path:
         numpy_helper.from_array(np.array([1e-2], np.float32), "floor"),
         numpy_helper.from_array(np.array([1], np.int64), "one"),
     ]
-    return models.save(path, nodes, [("audio", FLOAT, ["N", "T"])], [("frames", FLOAT, ["N", "F", BANDS])], initializers)
+    return models.save(
+        path, nodes, [("audio", FLOAT, ["N", "T"])], [("frames", FLOAT, ["N", "F", BANDS])], initializers
+    )
 
 
 def _bands(bins: int) -> np.ndarray:
@@ -47,7 +49,9 @@ def _bands(bins: int) -> np.ndarray:
     edges = 700 * (10 ** (mels / 2595) - 1) / 8000 * (bins - 1)
     low, middle, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     place = np.arange(bins)
-    return np.maximum(0, np.minimum((place - low) / (middle - low), (high - place) / (high - middle))).astype(np.float32)
+    return np.maximum(0, np.minimum((place - low) / (middle - low), (high - place) / (high - middle))).astype(
+        np.float32
+    )
 
 
 def recurrent(path: Path, size: int = 8) -> Path:
@@ -68,7 +72,13 @@ def recurrent(path: Path, size: int = 8) -> Path:
         weights("b", 1, 8 * size),
         numpy_helper.from_array(np.array([0], np.int64), "zero"),
     ]
-    return models.save(path, nodes, [("x", FLOAT, ["N", "T", 4]), ("steps", INT, ["N"])], [("y", FLOAT, ["N", size])], initializers)
+    return models.save(
+        path,
+        nodes,
+        [("x", FLOAT, ["N", "T", 4]), ("steps", INT, ["N"])],
+        [("y", FLOAT, ["N", size])],
+        initializers,
+    )
 
 
 def mean(path: Path) -> Path:

@@ -24,5 +24,10 @@ def show_gpus(folder: Path, count: int, code: int = 0) -> dict[str, str]:
     source = folder / "driver.c"
     source.write_text(_SOURCE)
     library = folder / "libcuda.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", f"-DCOUNT={count}", f"-DCODE={code}", "-o", library, source], check=True)
-    return {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH"))))}
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", f"-DCOUNT={count}", f"-DCODE={code}", "-o", library, source],
+        check=True,
+    )
+    return {
+        "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("LD_LIBRARY_PATH"))))
+    }

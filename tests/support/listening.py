@@ -49,7 +49,9 @@ def melody() -> np.ndarray:
     wave = np.zeros(SAMPLES)
     for index, note in enumerate(MELODY):
         own = seconds - 0.1 - index / 4
-        tone = sum(np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * (n + 1) * own) / (n + 1) ** 2 for n in range(4))
+        tone = sum(
+            np.sin(2 * np.pi * 440 * 2 ** ((note - 69) / 12) * (n + 1) * own) / (n + 1) ** 2 for n in range(4)
+        )
         wave += np.where((own >= 0) & (own < 0.24), tone * np.exp(-4 * own), 0)
     return (0.4 * wave[:, None]).astype(np.float32)
 

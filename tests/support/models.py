@@ -42,7 +42,9 @@ def add1(repository: Path, name: str = "add1", version: str = "1", constant: flo
     )
 
 
-def ident(repository: Path, name: str = "ident", version: str = "1", dims: Sequence[int | str] = (3, 224, 224)) -> Path:
+def ident(
+    repository: Path, name: str = "ident", version: str = "1", dims: Sequence[int | str] = (3, 224, 224)
+) -> Path:
     """y = x over FP32 [N, *dims]; the default has 602,112 bytes an item."""
     return save(
         repository / name / version / "model.onnx",

@@ -62,7 +62,10 @@ def looping(path: Path) -> None:
             helper.make_tensor_value_info("going", TensorProto.BOOL, []),
             helper.make_tensor_value_info("x", FLOAT, None),
         ],
-        [helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []), helper.make_tensor_value_info("y", FLOAT, None)],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", FLOAT, None),
+        ],
     )
     nodes = [
         helper.make_node("ReduceMax", ["ROUNDS"], ["most"], keepdims=0),

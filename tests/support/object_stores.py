@@ -166,8 +166,12 @@ def s3(log: Path) -> Iterator[Store]:
                 "AWS_SECRET_ACCESS_KEY": "testing",
                 "AWS_REGION": "us-east-1",
             },
-            put_object=lambda bucket, path, content: void(send("PUT", f"{url}/{bucket}/{quote(path)}", content, S3_HEADERS)),
-            delete_object=lambda bucket, path: void(send("DELETE", f"{url}/{bucket}/{quote(path)}", None, S3_HEADERS)),
+            put_object=lambda bucket, path, content: void(
+                send("PUT", f"{url}/{bucket}/{quote(path)}", content, S3_HEADERS)
+            ),
+            delete_object=lambda bucket, path: void(
+                send("DELETE", f"{url}/{bucket}/{quote(path)}", None, S3_HEADERS)
+            ),
             make_bucket=lambda bucket: void(send("PUT", f"{url}/{bucket}", None, S3_HEADERS)),
             delete_bucket=lambda bucket: void(send("DELETE", f"{url}/{bucket}", None, S3_HEADERS)),
         )
@@ -181,7 +185,17 @@ def gcs(log: Path) -> Iterator[Store]:
     relay, port = Relay(), free_port()
     relay.target = port
     address = f"127.0.0.1:{relay.port}"
-    arguments = [str(_server._get_binary_path()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port)]
+    arguments = [
+        str(_server._get_binary_path()),
+        "-scheme",
+        "http",
+        "-backend",
+        "memory",
+        "-host",
+        "127.0.0.1",
+        "-port",
+        str(port),
+    ]
     # Only under this name does it speak the XML interface, which real clients use.
     with process([*arguments, "-public-host", address, "-external-url", f"http://{address}"], port, log):
         url = f"http://127.0.0.1:{port}/storage/v1/b"
@@ -193,11 +207,23 @@ def gcs(log: Path) -> Iterator[Store]:
             "models-bucket",
             {"STORAGE_EMULATOR_HOST": f"http://{address}"},
             put_object=lambda bucket, path, content: void(
-                send("POST", f"{upload}/{bucket}/o?uploadType=media&name={quote(path, safe='')}", content, {"Content-Type": "any/any"})
+                send(
+                    "POST",
+                    f"{upload}/{bucket}/o?uploadType=media&name={quote(path, safe='')}",
+                    content,
+                    {"Content-Type": "any/any"},
+                )
             ),
-            delete_object=lambda bucket, path: void(send("DELETE", f"{url}/{bucket}/o/{quote(path, safe='')}")),
+            delete_object=lambda bucket, path: void(
+                send("DELETE", f"{url}/{bucket}/o/{quote(path, safe='')}")
+            ),
             make_bucket=lambda bucket: void(
-                send("POST", f"{url}?project=test", json.dumps({"name": bucket}).encode(), {"Content-Type": "application/json"})
+                send(
+                    "POST",
+                    f"{url}?project=test",
+                    json.dumps({"name": bucket}).encode(),
+                    {"Content-Type": "application/json"},
+                )
             ),
             delete_bucket=lambda bucket: void(send("DELETE", f"{url}/{bucket}")),
         )
@@ -208,12 +234,32 @@ def gcs(log: Path) -> Iterator[Store]:
 def azure(log: Path) -> Iterator[Store]:
     relay, port = Relay(), free_port()
     relay.target = port
-    arguments = [tool("azurite-blob"), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
+    arguments = [
+        tool("azurite-blob"),
+        "--blobHost",
+        "127.0.0.1",
+        "--blobPort",
+        str(port),
+        "--inMemoryPersistence",
+    ]
     with process([*arguments, "--skipApiVersionCheck", "--silent", "--disableTelemetry"], port, log):
 
-        def call(method: str, path: str, query: str = "", content: bytes = b"", headers: Mapping[str, str] | None = None) -> None:
+        def call(
+            method: str,
+            path: str,
+            query: str = "",
+            content: bytes = b"",
+            headers: Mapping[str, str] | None = None,
+        ) -> None:
             signed = _azure_signed(method, path, query, content, headers or {})
-            void(send(method, f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}/{path}{'?' + query if query else ''}", content or None, signed))
+            void(
+                send(
+                    method,
+                    f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}/{path}{'?' + query if query else ''}",
+                    content or None,
+                    signed,
+                )
+            )
 
         yield Store(
             "azure",
@@ -234,7 +280,9 @@ def azure(log: Path) -> Iterator[Store]:
         relay.cut()
 
 
-def _azure_signed(method: str, path: str, query: str, content: bytes, headers: Mapping[str, str]) -> dict[str, str]:
+def _azure_signed(
+    method: str, path: str, query: str, content: bytes, headers: Mapping[str, str]
+) -> dict[str, str]:
     """Headers with a shared key signature."""
     sent = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02", **headers}
     length = str(len(content)) if content else ""
@@ -244,8 +292,12 @@ def _azure_signed(method: str, path: str, query: str, content: bytes, headers: M
         f"\n{part.replace('=', ':')}" for part in sorted(query.split("&")) if part
     )
     text = f"{method}\n\n\n{length}\n\n{kind}\n\n\n\n\n\n\n{canonical}{resource}"
-    signature = base64.b64encode(hmac.new(base64.b64decode(AZURE_KEY), text.encode(), hashlib.sha256).digest()).decode()
-    return {**sent, "Authorization": f"SharedKey {AZURE_ACCOUNT}:{signature}"} | ({"Content-Type": kind} if kind else {})
+    signature = base64.b64encode(
+        hmac.new(base64.b64decode(AZURE_KEY), text.encode(), hashlib.sha256).digest()
+    ).decode()
+    return {**sent, "Authorization": f"SharedKey {AZURE_ACCOUNT}:{signature}"} | (
+        {"Content-Type": kind} if kind else {}
+    )
 
 
 def void(_: object) -> None:

@@ -114,7 +114,9 @@ def _read(body: bytes) -> list[Span]:
         about = {one.key: one.value.string_value for one in resource.resource.attributes}
         for scope in resource.scope_spans:
             for sent in scope.spans:
-                attributes = {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in sent.attributes}
+                attributes = {
+                    one.key: getattr(one.value, one.value.WhichOneof("value")) for one in sent.attributes
+                }
                 spans.append(
                     Span(
                         sent.name,

@@ -21,7 +21,9 @@ SIDE = 8
 CUT = 4
 
 
-def put(repository: Path, name: str, nodes: list, inputs: list, outputs: list, constants: dict[str, np.ndarray]) -> None:
+def put(
+    repository: Path, name: str, nodes: list, inputs: list, outputs: list, constants: dict[str, np.ndarray]
+) -> None:
     """Writes an ONNX model of these nodes."""
     tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
     graph = helper.make_graph(nodes, name, inputs, outputs, tensors)
@@ -44,7 +46,14 @@ def detector(repository: Path) -> None:
         helper.make_node("ReduceMax", ["flat"], ["score"], axes=[1], keepdims=1),
     ]
     outputs = [helper.make_tensor_value_info("place", TensorProto.INT64, ["b", 1]), floats("score", "b", 1)]
-    put(repository, "detect", nodes, [floats("image", "b", 1, SIDE, SIDE)], outputs, {"kernel": np.ones((1, 1, 3, 3), np.float32)})
+    put(
+        repository,
+        "detect",
+        nodes,
+        [floats("image", "b", 1, SIDE, SIDE)],
+        outputs,
+        {"kernel": np.ones((1, 1, 3, 3), np.float32)},
+    )
 
 
 def cropper(repository: Path) -> None:
@@ -55,16 +64,33 @@ def cropper(repository: Path) -> None:
         helper.make_node("Min", ["wanted", "last"], ["within"]),
         helper.make_node("GatherElements", ["flat", "within"], ["crop"], axis=1),
     ]
-    inputs = [floats("image", "b", 1, SIDE, SIDE), helper.make_tensor_value_info("place", TensorProto.INT64, ["b", 1])]
-    constants = {"rows": np.array([-1, SIDE * SIDE]), "steps": np.arange(CUT)[None], "last": np.array([SIDE * SIDE - 1])}
+    inputs = [
+        floats("image", "b", 1, SIDE, SIDE),
+        helper.make_tensor_value_info("place", TensorProto.INT64, ["b", 1]),
+    ]
+    constants = {
+        "rows": np.array([-1, SIDE * SIDE]),
+        "steps": np.arange(CUT)[None],
+        "last": np.array([SIDE * SIDE - 1]),
+    }
     put(repository, "crop", nodes, inputs, [floats("crop", "b", CUT)], constants)
 
 
 def recogniser(repository: Path) -> None:
     """Probabilities of two classes: dark and bright."""
     weights = np.stack([-np.ones(CUT, np.float32), np.ones(CUT, np.float32)], axis=1)
-    nodes = [helper.make_node("MatMul", ["crop", "weights"], ["logits"]), helper.make_node("Softmax", ["logits"], ["classes"], axis=1)]
-    put(repository, "recognise", nodes, [floats("crop", "b", CUT)], [floats("classes", "b", 2)], {"weights": weights})
+    nodes = [
+        helper.make_node("MatMul", ["crop", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["classes"], axis=1),
+    ]
+    put(
+        repository,
+        "recognise",
+        nodes,
+        [floats("crop", "b", CUT)],
+        [floats("classes", "b", 2)],
+        {"weights": weights},
+    )
 
 
 READ = f"""
@@ -124,7 +150,9 @@ class Asked:
 
 async def start(repository: Path, **more: Any) -> Embedded:
     """An engine with all models of the repository, which may be changed by request; its state lies beside the repository."""
-    options = LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"), **more)
+    options = LifecycleOptions(
+        mode="explicit", load_models=(ALL_MODELS,), state_folder=repository.with_name("state"), **more
+    )
     program = Embedded([repository], options)
     await program.start()
     return program

@@ -47,7 +47,10 @@ class ServerProcess:
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with status {self.process.returncode}:\n{self.output}")
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5, context=context) as answer:
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"{url}/v2/health/ready", timeout=5, context=context) as answer,
+            ):
                 if answer.status == 200:
                     return
             time.sleep(0.02)
@@ -86,11 +89,22 @@ def free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def serve(
-    repository: Path | str, log: Path, *options: str, ready: bool = True, environment: dict[str, str] | None = None
+    repository: Path | str,
+    log: Path,
+    *options: str,
+    ready: bool = True,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[ServerProcess]:
     """Runs `backline serve` on free ports until the block ends; with `ready`, waits until all models are loaded."""
     http, grpc, metrics = free_ports(3)
-    ports: Sequence[str] = ("--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics))
+    ports: Sequence[str] = (
+        "--http-port",
+        str(http),
+        "--grpc-port",
+        str(grpc),
+        "--metrics-port",
+        str(metrics),
+    )
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "backline", "serve", str(repository), *ports, *options],
@@ -117,4 +131,7 @@ def metrics_page(server: ServerProcess) -> dict[str, float]:
     """The values of the metrics, by name and labels as they stand on the page."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+    return {
+        name: float(value)
+        for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    }

@@ -23,9 +23,14 @@ def over_http(server: ServerProcess) -> Iterator[Ask]:
     def ask(model: str, requests: Sequence[Arrays]) -> list[Arrays]:
         asked = [client.async_infer(model, _inputs(tritonclient.http, request)) for request in requests]
         results = [one.get_result() for one in asked]
-        return [{output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]} for result in results]
+        return [
+            {output["name"]: result.as_numpy(output["name"]) for output in result.get_response()["outputs"]}
+            for result in results
+        ]
 
-    with tritonclient.http.InferenceServerClient(server.url.removeprefix("http://"), concurrency=16) as client:
+    with tritonclient.http.InferenceServerClient(
+        server.url.removeprefix("http://"), concurrency=16
+    ) as client:
         yield ask
 
 
@@ -34,7 +39,10 @@ def over_grpc(server: ServerProcess) -> Iterator[Ask]:
         result = client.infer(model, _inputs(tritonclient.grpc, request))
         return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
-    with tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client, ThreadPoolExecutor(16) as threads:
+    with (
+        tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as client,
+        ThreadPoolExecutor(16) as threads,
+    ):
         client.is_server_live()  # the channel is connected
         yield lambda model, requests: list(threads.map(infer, [model] * len(requests), requests))
 
@@ -73,4 +81,10 @@ def counts(server: ServerProcess, model: str) -> Counts:
         (stats,) = client.get_inference_statistics(model)["model_stats"]
     requests = stats["inference_stats"]
     sizes = {batch["batch_size"]: batch["compute_infer"]["count"] for batch in stats["batch_stats"]}
-    return Counts(requests["success"]["count"], requests["fail"]["count"], stats["inference_count"], stats["execution_count"], sizes)
+    return Counts(
+        requests["success"]["count"],
+        requests["fail"]["count"],
+        stats["inference_count"],
+        stats["execution_count"],
+        sizes,
+    )

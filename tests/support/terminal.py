@@ -23,7 +23,9 @@ os.execv(sys.executable, [sys.executable, "-m", "backline", *sys.argv[1:]])
 class Terminal:
     """`backline ARGUMENTS` with a terminal as its standard streams."""
 
-    def __init__(self, *arguments: object, environment: dict[str, str] | None = None, folder: Path | None = None) -> None:
+    def __init__(
+        self, *arguments: object, environment: dict[str, str] | None = None, folder: Path | None = None
+    ) -> None:
         self._fd, theirs = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", _TAKE_TERMINAL, *map(str, arguments)],

@@ -21,7 +21,9 @@ def tool(name: str) -> str:
 
 def run(name: str, *arguments: str, timeout: float = 60) -> str:
     """Runs a program to its end and returns what it printed; fails with it when the program fails."""
-    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        [tool(name), *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
     assert done.returncode == 0, f"{name} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 

@@ -32,7 +32,13 @@ def _store(kind: str, root: Path) -> Iterator[tuple[Store, Mapping[str, str]]]:
 
 @click.command()
 @click.option("--changes", default=200, show_default=True, help="How many, in a row.")
-@click.option("--store", type=click.Choice(("folder", *_SERVERS)), default="folder", show_default=True, help="Where the models are.")
+@click.option(
+    "--store",
+    type=click.Choice(("folder", *_SERVERS)),
+    default="folder",
+    show_default=True,
+    help="Where the models are.",
+)
 def main(changes: int, store: str) -> None:
     """Changes a model while 200 requests a second are answered; fails if any request notices."""
     with TemporaryDirectory() as folder, _store(store, Path(folder)) as (models, environment):

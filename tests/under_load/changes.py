@@ -82,7 +82,9 @@ class Deployment:
             self.timeline.begin(target, constant, time.monotonic())
         self.constants[version] = constant
         self.store.put(f"{MODEL}/{version}/model.onnx", network(constant))
-        await self._until(lambda: self._answers(str(version), constant), f"the new file of version {version} answers")
+        await self._until(
+            lambda: self._answers(str(version), constant), f"the new file of version {version} answers"
+        )
         for target in targets:
             self.timeline.settle(target, constant, time.monotonic())
 
@@ -126,13 +128,19 @@ class Deployment:
         self.store.put(f"{MODEL}/{version}/model.onnx", b"not a network, whatever its name says")
 
         async def failed() -> bool:
-            return any(entry.version == str(version) and entry.state == "UNAVAILABLE" and entry.reason for entry in await self._entries())
+            return any(
+                entry.version == str(version) and entry.state == "UNAVAILABLE" and entry.reason
+                for entry in await self._entries()
+            )
 
         await self._until(failed, f"version {version} has failed and says why")
         self.store.remove_folder(f"{MODEL}/{version}")
 
         async def gone() -> bool:
-            return all(entry.version != str(version) or entry.state == "UNAVAILABLE" for entry in await self._entries())
+            return all(
+                entry.version != str(version) or entry.state == "UNAVAILABLE"
+                for entry in await self._entries()
+            )
 
         await self._until(gone, f"version {version} is gone")
 
@@ -147,7 +155,9 @@ class Deployment:
         del self.constants[version]
 
         async def gone() -> bool:
-            return all(entry.version != str(version) or entry.state != "READY" for entry in await self._entries())
+            return all(
+                entry.version != str(version) or entry.state != "READY" for entry in await self._entries()
+            )
 
         await self._until(gone, f"version {version} is unloaded")
 
@@ -165,7 +175,10 @@ class Deployment:
         ]
 
     def _configure(self) -> None:
-        self.store.put(f"{MODEL}/config.pbtxt", CONFIGURATION.format(instances=self.instances, threads=self.threads).encode())
+        self.store.put(
+            f"{MODEL}/config.pbtxt",
+            CONFIGURATION.format(instances=self.instances, threads=self.threads).encode(),
+        )
 
     def _new_constant(self) -> float:
         self._generations += 1

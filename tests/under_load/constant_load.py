@@ -47,7 +47,10 @@ class ConstantLoad:
         """Sends until `stop` is set, and returns when the last answer is there."""
         http = tritonclient.http.aio.InferenceServerClient(self.http_url, conn_limit=256)
         grpc = tritonclient.grpc.aio.InferenceServerClient(self.grpc_url)
-        clients: list[tuple[str, Any, Any]] = [("http", tritonclient.http, http), ("grpc", tritonclient.grpc, grpc)]
+        clients: list[tuple[str, Any, Any]] = [
+            ("http", tritonclient.http, http),
+            ("grpc", tritonclient.grpc, grpc),
+        ]
         running: set[asyncio.Task[None]] = set()
         began = time.monotonic()
         try:
@@ -76,6 +79,19 @@ class ConstantLoad:
             answered = time.monotonic()
             values = result.as_numpy("OUTPUT0")
             torn = values.shape != INPUT.shape or not (values == values[0, 0]).all()
-            self.answers.append(Answer(target, protocol, sent, answered, float(values[0, 0]), f"a torn answer: {values}" if torn else ""))
+            self.answers.append(
+                Answer(
+                    target,
+                    protocol,
+                    sent,
+                    answered,
+                    float(values[0, 0]),
+                    f"a torn answer: {values}" if torn else "",
+                )
+            )
         except Exception as error:
-            self.answers.append(Answer(target, protocol, sent, time.monotonic(), float("nan"), f"{type(error).__name__}: {error}"))
+            self.answers.append(
+                Answer(
+                    target, protocol, sent, time.monotonic(), float("nan"), f"{type(error).__name__}: {error}"
+                )
+            )

@@ -41,7 +41,9 @@ class Outcome:
         )
 
 
-async def change_under_load(server: ServerProcess, deployment: Deployment, changes: int, rate: float = 200.0) -> Outcome:
+async def change_under_load(
+    server: ServerProcess, deployment: Deployment, changes: int, rate: float = 200.0
+) -> Outcome:
     """Makes `changes` in a row while `rate` requests a second are answered. The deployment is laid out and served."""
     await deployment.label_first()
     load = ConstantLoad(f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}", rate, TARGETS)
@@ -61,7 +63,9 @@ async def change_under_load(server: ServerProcess, deployment: Deployment, chang
     return judge(load.answers, deployment, made, began, ended)
 
 
-def judge(answers: list[Answer], deployment: Deployment, made: Counter[str], began: float, ended: float) -> Outcome:
+def judge(
+    answers: list[Answer], deployment: Deployment, made: Counter[str], began: float, ended: float
+) -> Outcome:
     errors = [answer for answer in answers if answer.error]
     wrong = []
     for answer in answers:

@@ -20,7 +20,14 @@ def test_changes_in_a_folder_lose_no_request(tmp_path: Path) -> None:
     deployment = Deployment(FolderStore(tmp_path / "models"))
     deployment.lay_out()
     with serve(
-        tmp_path / "models", tmp_path / "log", "--model-control-mode", "poll", "--repository-poll-secs", "0.2", "--state-dir", str(tmp_path)
+        tmp_path / "models",
+        tmp_path / "log",
+        "--model-control-mode",
+        "poll",
+        "--repository-poll-secs",
+        "0.2",
+        "--state-dir",
+        str(tmp_path),
     ) as server:
         outcome = run(server, deployment, CHANGES)
         assert server.stop() == 0

@@ -20,7 +20,10 @@ from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
 
 OCTETS = ((b"content-type", b"application/octet-stream"),)
-LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
 
 
 class EchoApplication:
@@ -38,9 +41,13 @@ class EchoApplication:
             case b"echo":
                 request.respond(200, OCTETS, (request.body,))
             case b"later":
-                asyncio.get_running_loop().call_soon(request.respond, 200, OCTETS, (request.path, b"?", request.query, b":", request.body))
+                asyncio.get_running_loop().call_soon(
+                    request.respond, 200, OCTETS, (request.path, b"?", request.query, b":", request.body)
+                )
             case b"dump":
-                request.respond(200, ((b"content-type", b"application/json"),), (json.dumps(describe(request)).encode(),))
+                request.respond(
+                    200, ((b"content-type", b"application/json"),), (json.dumps(describe(request)).encode(),)
+                )
             case b"size":
                 request.respond(200, OCTETS, (b"%d" % len(request.body),))
             case b"zeros":
@@ -78,7 +85,9 @@ def describe(request: HttpRequest) -> dict[str, Any]:
         "method": request.method.decode(),
         "path": request.path.decode("latin-1"),
         "query": request.query.decode("latin-1"),
-        "headers": {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()},
+        "headers": {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers.items()
+        },
         "body": bytes(request.body).decode("latin-1"),
     }
 
@@ -90,7 +99,9 @@ def render_error(status: int, message: str) -> tuple[bytes, bytes]:
 class WireServer:
     """Listeners on an event loop in a thread."""
 
-    def __init__(self, new_loop: Callable[[], asyncio.AbstractEventLoop], limits: Limits, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop], limits: Limits, tls: TlsFiles | None = None
+    ) -> None:
         self.loop = new_loop()
         self.echo = EchoApplication()
         self.wire = Wire(Application(self.echo.http, {}, render_error), limits, self.loop)

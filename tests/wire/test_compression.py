@@ -25,14 +25,28 @@ def raw_deflate(data: bytes) -> bytes:
 
 def post(path: bytes, coding: bytes, body: bytes, *fields: bytes) -> bytes:
     lines = b"".join(field + b"\r\n" for field in fields)
-    return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Encoding: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (path, coding, lines, len(body), body)
+    return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Encoding: %b\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        path,
+        coding,
+        lines,
+        len(body),
+        body,
+    )
 
 
 @pytest.mark.parametrize(
-    ("coding", "pack"), [(b"gzip", gzip.compress), (b"GZIP", gzip.compress), (b"deflate", zlib.compress), (b"deflate", raw_deflate)]
+    ("coding", "pack"),
+    [
+        (b"gzip", gzip.compress),
+        (b"GZIP", gzip.compress),
+        (b"deflate", zlib.compress),
+        (b"deflate", raw_deflate),
+    ],
 )
 @pytest.mark.parametrize(
-    "content", [b"", b"hello" * 100, bytes(5_000_000), os.urandom(1_000_000)], ids=["empty", "small", "zeros", "random"]
+    "content",
+    [b"", b"hello" * 100, bytes(5_000_000), os.urandom(1_000_000)],
+    ids=["empty", "small", "zeros", "random"],
 )
 def test_compressed_body_reaches_the_application_inflated(
     echo_server: WireServer, coding: bytes, pack: Callable[[bytes], bytes], content: bytes
@@ -65,7 +79,9 @@ def test_bomb_is_413_and_its_memory_is_not_taken(start: Start, size: int) -> Non
 
 @pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
 @pytest.mark.parametrize("cut", [slice(0, 10), slice(0, -1), slice(5, None)])
-def test_broken_body_is_400_and_the_connection_lives(echo_server: WireServer, coding: bytes, cut: slice) -> None:
+def test_broken_body_is_400_and_the_connection_lives(
+    echo_server: WireServer, coding: bytes, cut: slice
+) -> None:
     packed = gzip.compress(b"hello" * 99) if coding == b"gzip" else zlib.compress(b"hello" * 99)
     with echo_server.connect() as client:
         client.sendall(post(b"/echo", coding, packed[cut]))
@@ -91,7 +107,9 @@ def test_members_of_a_gzip_body_are_joined_up_to_a_bound() -> None:
 
 @given(st.binary(max_size=2000), st.sampled_from([gzip.compress, zlib.compress]), st.integers(-1, 1))
 def test_limit_is_exact(content: bytes, pack: Callable[[bytes], bytes], slack: int) -> None:
-    inflater = Inflater(b"gzip" if pack is gzip.compress else b"deflate", pack(content), max(0, len(content) + slack))
+    inflater = Inflater(
+        b"gzip" if pack is gzip.compress else b"deflate", pack(content), max(0, len(content) + slack)
+    )
     if slack < 0 and content:
         with pytest.raises(CodingError) as caught:
             inflater.finish()
@@ -140,7 +158,9 @@ def test_application_that_chose_a_coding_is_left_alone() -> None:
 
 @pytest.mark.parametrize("size", [1024, 50_000, 3_000_000])
 @pytest.mark.parametrize(("accept", "window"), [(b"gzip", 31), (b"deflate", 15)])
-def test_response_is_compressed_when_the_client_accepts_it(echo_server: WireServer, size: int, accept: bytes, window: int) -> None:
+def test_response_is_compressed_when_the_client_accepts_it(
+    echo_server: WireServer, size: int, accept: bytes, window: int
+) -> None:
     with echo_server.connect() as client:
         client.sendall(
             b"GET /zeros?%d HTTP/1.1\r\nHost: a\r\nAccept-Encoding: %b\r\n\r\n" % (size, accept)
@@ -166,7 +186,13 @@ def dechunked(rest: bytes) -> bytes:
 
 
 def test_small_responses_and_those_to_other_clients_are_not_compressed(echo_server: WireServer) -> None:
-    for size, fields in ((100, b"Accept-Encoding: gzip\r\n"), (50_000, b""), (50_000, b"Accept-Encoding: br\r\n")):
-        answer = echo_server.send(b"GET /zeros?%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n" % (size, fields))
+    for size, fields in (
+        (100, b"Accept-Encoding: gzip\r\n"),
+        (50_000, b""),
+        (50_000, b"Accept-Encoding: br\r\n"),
+    ):
+        answer = echo_server.send(
+            b"GET /zeros?%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n%b\r\n" % (size, fields)
+        )
         assert b"content-encoding" not in answer
         assert answer.endswith(b"\r\n\r\n" + bytes(size))

@@ -40,7 +40,9 @@ def test_headers_are_lower_case_and_repeated_ones_are_joined(echo_server: WireSe
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 65536, 65537, 602_112, 5_000_000])
-def test_bodies_of_all_sizes_come_back_unchanged_on_one_connection(echo_server: WireServer, size: int) -> None:
+def test_bodies_of_all_sizes_come_back_unchanged_on_one_connection(
+    echo_server: WireServer, size: int
+) -> None:
     sent = os.urandom(size)
     client = http.client.HTTPConnection("127.0.0.1", echo_server.port, timeout=20)
     for _ in range(3):
@@ -65,14 +67,20 @@ def test_chunked_body_comes_back_and_its_trailers_are_dropped(echo_server: WireS
 def test_large_chunked_body_comes_back(echo_server: WireServer) -> None:
     sent = os.urandom(3_000_000)
     client = http.client.HTTPConnection("127.0.0.1", echo_server.port, timeout=20)
-    client.request("POST", "/echo", iter([sent[:1], sent[1:2_000_000], sent[2_000_000:]]), encode_chunked=True)
+    client.request(
+        "POST", "/echo", iter([sent[:1], sent[1:2_000_000], sent[2_000_000:]]), encode_chunked=True
+    )
     assert client.getresponse().read() == sent
 
 
 def test_pipelined_requests_are_answered_in_order(echo_server: WireServer) -> None:
     count = 500
     with echo_server.connect() as client:
-        client.sendall(b"".join(b"POST /later?%d HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx" % n for n in range(count)))
+        client.sendall(
+            b"".join(
+                b"POST /later?%d HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx" % n for n in range(count)
+            )
+        )
         assert [read_answer(client)[2] for _ in range(count)] == [b"/later?%d:x" % n for n in range(count)]
 
 
@@ -110,7 +118,9 @@ def test_head_has_the_fields_of_get_and_no_body(echo_server: WireServer) -> None
 
 
 def test_an_answer_whose_last_part_is_empty_ends(echo_server: WireServer) -> None:
-    answer = echo_server.send(b"GET /ending?3000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")  # until the server closes
+    answer = echo_server.send(
+        b"GET /ending?3000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )  # until the server closes
     assert answer.endswith(b"\r\n\r\n" + bytes(3_000_000))
 
 
@@ -121,7 +131,9 @@ def test_status_204_has_neither_length_nor_body(echo_server: WireServer) -> None
 
 
 def test_options_with_a_star_reaches_the_application(echo_server: WireServer) -> None:
-    assert echo_server.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404")
+    assert echo_server.send(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(
+        b"HTTP/1.1 404"
+    )
 
 
 def test_absolute_target_is_taken_by_its_path(echo_server: WireServer) -> None:
@@ -167,10 +179,15 @@ def test_100_continue_waits_for_the_answers_before_it(echo_server: WireServer) -
 
 
 def test_other_expectations_are_417(echo_server: WireServer) -> None:
-    assert echo_server.send(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: magic\r\n\r\n").startswith(b"HTTP/1.1 417")
+    assert echo_server.send(
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: magic\r\n\r\n"
+    ).startswith(b"HTTP/1.1 417")
 
 
-@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"])
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
+)
 def test_upgrade_to_h2c_is_ignored_and_the_body_stays_a_body(echo_server: WireServer, framing: bytes) -> None:
     with echo_server.connect() as client:
         client.sendall(
@@ -202,7 +219,9 @@ def test_streamed_head_has_no_body(echo_server: WireServer) -> None:
     assert b"chunk 0" not in answer
 
 
-def test_an_application_that_raises_gets_500_and_the_connection_lives(echo_server: WireServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_application_that_raises_gets_500_and_the_connection_lives(
+    echo_server: WireServer, caplog: pytest.LogCaptureFixture
+) -> None:
     with echo_server.connect() as client:
         client.sendall(b"GET /broken HTTP/1.1\r\nHost: a\r\n\r\n" + GET)
         status, _, body = read_answer(client)
@@ -211,7 +230,9 @@ def test_an_application_that_raises_gets_500_and_the_connection_lives(echo_serve
     assert sum("the application is broken" in str(record.exc_info) for record in caplog.records) == 1
 
 
-def test_disconnect_while_the_answer_is_due_is_told_once_and_the_answer_dropped(echo_server: WireServer) -> None:
+def test_disconnect_while_the_answer_is_due_is_told_once_and_the_answer_dropped(
+    echo_server: WireServer,
+) -> None:
     echo = echo_server.echo
     client = echo_server.connect()
     client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -231,7 +252,9 @@ def test_client_that_ends_its_side_gets_what_is_answered_at_once(echo_server: Wi
             assert read_all(client).split(b"\r\n\r\n", 1)[1] == answer
 
 
-def test_client_that_ends_its_side_while_its_answer_is_due_is_taken_to_be_gone(echo_server: WireServer) -> None:
+def test_client_that_ends_its_side_while_its_answer_is_due_is_taken_to_be_gone(
+    echo_server: WireServer,
+) -> None:
     with echo_server.connect() as client:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n")
         assert echo_server.echo.arrived.acquire(timeout=5)
@@ -251,23 +274,44 @@ def test_stream_to_a_client_that_is_gone_raises(echo_server: WireServer) -> None
 
 
 def test_half_a_request_and_a_disconnect_leave_nothing_behind(echo_server: WireServer) -> None:
-    for head in (b"", b"GET /", b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n\r\n" + bytes(100_000)):
+    for head in (
+        b"",
+        b"GET /",
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 600000\r\n\r\n" + bytes(100_000),
+    ):
         client = echo_server.connect()
         client.sendall(head)
         client.close()
-    echo_server.until(lambda: not echo_server.wire.connections and echo_server.wire.requests == 0 and echo_server.wire.buffered_bytes == 0)
+    echo_server.until(
+        lambda: (
+            not echo_server.wire.connections
+            and echo_server.wire.requests == 0
+            and echo_server.wire.buffered_bytes == 0
+        )
+    )
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize(
-    "options", [[], ["-H", "Expect: 100-continue"], ["-H", "Transfer-Encoding: chunked"], ["--http2"], ["--compressed"], ["-0"]]
+    "options",
+    [
+        [],
+        ["-H", "Expect: 100-continue"],
+        ["-H", "Transfer-Encoding: chunked"],
+        ["--http2"],
+        ["--compressed"],
+        ["-0"],
+    ],
 )
 def test_curl_gets_back_what_it_sends(echo_server: WireServer, tmp_path: Path, options: list[str]) -> None:
     sent = os.urandom(700_000)
     (tmp_path / "sent").write_bytes(sent)
     url = f"http://127.0.0.1:{echo_server.port}/echo"
     done = subprocess.run(
-        ["curl", "-sS", "--data-binary", f"@{tmp_path / 'sent'}", *options, url], capture_output=True, check=True, timeout=20
+        ["curl", "-sS", "--data-binary", f"@{tmp_path / 'sent'}", *options, url],
+        capture_output=True,
+        check=True,
+        timeout=20,
     )
     assert done.stdout == sent
 

@@ -42,7 +42,8 @@ MALFORMED = {
     "chunk longer than its size": HEAD + b"Transfer-Encoding: chunked\r\n\r\n3\r\nhello\r\n0\r\n\r\n",
     "chunk without CRLF": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello0\r\n\r\n",
     "chunk size 0x5": HEAD + b"Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
-    "chunk size beyond 64 bits": HEAD + b"Transfer-Encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n0\r\n\r\n",
+    "chunk size beyond 64 bits": HEAD
+    + b"Transfer-Encoding: chunked\r\n\r\n10000000000000005\r\nhello\r\n0\r\n\r\n",
     "negative chunk size": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
     "bare CR in a value": HEAD + b"X-A: 1\r2\r\n\r\n",
     "NUL in a value": HEAD + b"X-A: 1\x002\r\n\r\n",
@@ -58,7 +59,8 @@ MALFORMED = {
     "HTTP/2.0 in text": b"GET /dump HTTP/2.0\r\nHost: a\r\n\r\n",
     "CONNECT": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
     "upgrade to websocket": b"GET /dump HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
-    "upgrade by a proxy field": HEAD + b"Proxy-Connection: Upgrade\r\nUpgrade: x\r\nContent-Length: 5\r\n\r\nhello",
+    "upgrade by a proxy field": HEAD
+    + b"Proxy-Connection: Upgrade\r\nUpgrade: x\r\nContent-Length: 5\r\n\r\nhello",
     "target without a slash": b"GET dump HTTP/1.1\r\nHost: a\r\n\r\n",
     "star with GET": b"GET * HTTP/1.1\r\nHost: a\r\n\r\n",
     "control byte in the target": b"GET /a\x01b HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -68,7 +70,9 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
-def test_malformed_request_is_400_and_nothing_behind_it_is_answered(echo_server: WireServer, request_bytes: bytes) -> None:
+def test_malformed_request_is_400_and_nothing_behind_it_is_answered(
+    echo_server: WireServer, request_bytes: bytes
+) -> None:
     answer = echo_server.send(request_bytes + SECOND)
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert b"connection: close\r\n" in answer
@@ -77,7 +81,9 @@ def test_malformed_request_is_400_and_nothing_behind_it_is_answered(echo_server:
 
 
 @pytest.mark.parametrize("request_bytes", MALFORMED.values(), ids=MALFORMED.keys())
-def test_malformed_request_behind_one_in_flight_waits_for_its_answer(echo_server: WireServer, request_bytes: bytes) -> None:
+def test_malformed_request_behind_one_in_flight_waits_for_its_answer(
+    echo_server: WireServer, request_bytes: bytes
+) -> None:
     with echo_server.connect() as client:
         client.sendall(b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n" + request_bytes + SECOND)
         assert echo_server.echo.arrived.acquire(timeout=5)
@@ -87,7 +93,10 @@ def test_malformed_request_behind_one_in_flight_waits_for_its_answer(echo_server
     echo_server.until(lambda: echo_server.wire.requests == 0 and echo_server.wire.buffered_bytes == 0)
 
 
-@pytest.mark.parametrize("garbage", [b"INVALID CONNECTION PREFACE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"SSH-2.0-OpenSSH_9.2\r\n"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"INVALID CONNECTION PREFACE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00", b"SSH-2.0-OpenSSH_9.2\r\n"],
+)
 def test_what_is_not_http_is_closed_without_an_answer(echo_server: WireServer, garbage: bytes) -> None:
     assert echo_server.send(garbage) == b""
 
@@ -101,7 +110,9 @@ def test_announced_body_above_the_limit_is_413_before_it_is_sent(start: Start) -
 
 def test_client_that_sends_a_refused_body_anyway_sees_the_answer(start: Start) -> None:
     server = start(max_body_size=100_000)
-    assert server.send(HEAD + b"Content-Length: 4000000\r\n\r\n" + bytes(4_000_000)).startswith(b"HTTP/1.1 413 ")
+    assert server.send(HEAD + b"Content-Length: 4000000\r\n\r\n" + bytes(4_000_000)).startswith(
+        b"HTTP/1.1 413 "
+    )
 
 
 def test_body_of_exactly_the_limit_is_taken(start: Start) -> None:
@@ -114,13 +125,17 @@ def test_body_of_exactly_the_limit_is_taken(start: Start) -> None:
 def test_chunked_body_above_the_limit_is_413_while_it_arrives(start: Start) -> None:
     server = start(max_body_size=100_000)
     chunks = b"1000\r\n" + bytes(4096) + b"\r\n"
-    assert server.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks * 30).startswith(b"HTTP/1.1 413 ")
+    assert server.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunks * 30).startswith(
+        b"HTTP/1.1 413 "
+    )
     assert server.state()[1:] == (0, 0)
 
 
 def test_chunked_body_of_almost_only_framing_is_refused(echo_server: WireServer) -> None:
     extension = b"1;" + b"x" * 3000 + b"\r\na\r\n"
-    assert echo_server.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + extension * 100).startswith(b"HTTP/1.1 400 ")
+    assert echo_server.send(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + extension * 100).startswith(
+        b"HTTP/1.1 400 "
+    )
 
 
 def test_bodies_beyond_all_that_may_be_buffered_are_503(start: Start) -> None:
@@ -153,7 +168,11 @@ def test_requests_above_the_limit_are_503_and_their_connection_stays(start: Star
 @pytest.mark.parametrize("size", [2000, 9000])
 def test_header_above_the_limit_is_431(start: Start, size: int) -> None:
     server = start(max_header_size=8192)
-    answer = server.send(b"GET /dump HTTP/1.1\r\nHost: a\r\n" + b"".join(b"X-%d: %b\r\n" % (n, b"y" * size) for n in range(5)) + b"\r\n")
+    answer = server.send(
+        b"GET /dump HTTP/1.1\r\nHost: a\r\n"
+        + b"".join(b"X-%d: %b\r\n" % (n, b"y" * size) for n in range(5))
+        + b"\r\n"
+    )
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
@@ -188,7 +207,12 @@ def test_idle_connection_is_closed_without_an_answer(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    "framing", [b"Content-Length: 600000\r\n\r\n", b"Content-Length: 100\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n5\r\n"]
+    "framing",
+    [
+        b"Content-Length: 600000\r\n\r\n",
+        b"Content-Length: 100\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n",
+    ],
 )
 def test_body_that_stops_is_408(start: Start, framing: bytes) -> None:
     server = start(progress_timeout=0.5)
@@ -225,7 +249,9 @@ def test_answers_to_a_client_that_does_not_read_stay_bounded(start: Start) -> No
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", server.port))
         client.sendall(b"GET /zeros?500000 HTTP/1.1\r\nHost: a\r\n\r\n" * 200)
-        server.until(lambda: any(c.transport.get_write_buffer_size() > 1 << 20 for c in server.wire.connections))  # type: ignore[attr-defined]
+        server.until(
+            lambda: any(c.transport.get_write_buffer_size() > 1 << 20 for c in server.wire.connections)
+        )  # type: ignore[attr-defined]
         with server.connect() as honest:
             honest.sendall(SECOND)
             assert read_answer(honest)[0] == 200

@@ -16,7 +16,12 @@ Start = Callable[..., WireServer]
 
 
 def post(path: bytes, body: bytes, *fields: bytes) -> bytes:
-    return b"POST %b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n%b" % (path, b"".join(f + b"\r\n" for f in fields), len(body), body)
+    return b"POST %b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        path,
+        b"".join(f + b"\r\n" for f in fields),
+        len(body),
+        body,
+    )
 
 
 @pytest.fixture
@@ -33,7 +38,9 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return pieces
 
 
-def test_repeated_head_is_parsed_once_and_each_body_is_answered(echo_server: WireServer, fed: list[bytes]) -> None:
+def test_repeated_head_is_parsed_once_and_each_body_is_answered(
+    echo_server: WireServer, fed: list[bytes]
+) -> None:
     with echo_server.connect() as client:
         for number in range(20):
             client.sendall(post(b"/dump?x=1", b"%02d" % number))

@@ -67,12 +67,18 @@ def test_gzip_that_announces_too_much_is_what_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("coding", "packed"), [(b"gzip", gzip.compress(bytes(65 * MIB))), (b"deflate", zlib.compress(bytes(65 * MIB)))], ids=["gzip", "deflate"]
+    ("coding", "packed"),
+    [(b"gzip", gzip.compress(bytes(65 * MIB))), (b"deflate", zlib.compress(bytes(65 * MIB)))],
+    ids=["gzip", "deflate"],
 )
 def test_body_above_the_limit_is_refused_before_anything_is_reserved(coding: bytes, packed: bytes) -> None:
     reserved: list[int] = []
     with pytest.raises(CodingError) as refused:
-        run(lambda inflation: inflation.inflate(coding, packed, lambda size: not reserved.append(size), lambda: True))
+        run(
+            lambda inflation: inflation.inflate(
+                coding, packed, lambda size: not reserved.append(size), lambda: True
+            )
+        )
     assert refused.value.status == 413
     assert not reserved
 
@@ -84,7 +90,11 @@ def test_body_that_becomes_far_larger_is_refused() -> None:
 
 def test_body_for_which_there_is_no_room_is_refused() -> None:
     with pytest.raises(CodingError) as refused:
-        run(lambda inflation: inflation.inflate(b"gzip", gzip.compress(BODY), lambda size: False, lambda: True))
+        run(
+            lambda inflation: inflation.inflate(
+                b"gzip", gzip.compress(BODY), lambda size: False, lambda: True
+            )
+        )
     assert refused.value.status == 503
 
 
@@ -95,7 +105,10 @@ def test_body_that_nobody_wants_any_more_is_given_up() -> None:
         asked.append(1)
         return len(asked) < 3
 
-    assert run(lambda inflation: inflation.inflate(b"deflate", zlib.compress(BODY), lambda size: True, wanted)) is None
+    assert (
+        run(lambda inflation: inflation.inflate(b"deflate", zlib.compress(BODY), lambda size: True, wanted))
+        is None
+    )
 
 
 def test_bodies_are_inflated_one_after_another() -> None:

@@ -154,7 +154,9 @@ def test_close_under_load_breaks_no_answer(start: Start) -> None:
     def ask() -> None:
         with server.connect() as client:
             while True:
-                client.sendall(b"POST /later HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + bytes(70_000))
+                client.sendall(
+                    b"POST /later HTTP/1.1\r\nHost: a\r\nContent-Length: 70000\r\n\r\n" + bytes(70_000)
+                )
                 status, fields, body = read_answer(client)
                 if status != 200 or not body.endswith(bytes(70_000)):
                     broken.append(f"{status} {len(body)}")

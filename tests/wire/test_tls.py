@@ -23,7 +23,9 @@ GET = b"GET /dump HTTP/1.1\r\nHost: a\r\n\r\n"
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    )
     command += " -addext subjectAltName=DNS:localhost"
     subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
     return certificate, key
@@ -34,7 +36,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = make_certificate(folder, "server")
     client_certificate, client_key = make_certificate(folder, "client")
-    return {"certificate": certificate, "key": key, "client_certificate": client_certificate, "client_key": client_key}
+    return {
+        "certificate": certificate,
+        "key": key,
+        "client_certificate": client_certificate,
+        "client_key": client_key,
+    }
 
 
 def trusting(files: dict[str, Path], *protocols: str) -> ssl.SSLContext:
@@ -60,8 +67,13 @@ def test_bodies_come_back_over_tls(start: Start, files: dict[str, Path], size: i
     client.close()
 
 
-@pytest.mark.parametrize(("offered", "chosen"), [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1"), (["other"], None), ([], None)])
-def test_alpn_prefers_h2(start: Start, files: dict[str, Path], offered: list[str], chosen: str | None) -> None:
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [(["h2", "http/1.1"], "h2"), (["http/1.1"], "http/1.1"), (["other"], None), ([], None)],
+)
+def test_alpn_prefers_h2(
+    start: Start, files: dict[str, Path], offered: list[str], chosen: str | None
+) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
     with connect_tls(server, trusting(files, *offered)) as client:
         assert client.selected_alpn_protocol() == chosen
@@ -84,7 +96,9 @@ def test_tls_1_1_is_refused(start: Start, files: dict[str, Path]) -> None:
         connect_tls(server, context)
 
 
-def test_plain_text_on_a_tls_port_is_closed_and_the_server_lives(start: Start, files: dict[str, Path]) -> None:
+def test_plain_text_on_a_tls_port_is_closed_and_the_server_lives(
+    start: Start, files: dict[str, Path]
+) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
     assert b"HTTP/1.1" not in server.send(GET)
     with connect_tls(server, trusting(files)) as client:
@@ -129,7 +143,16 @@ def ask_and_read(server: WireServer, context: ssl.SSLContext) -> bytes:
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 def test_curl_over_tls(start: Start, files: dict[str, Path], version: str) -> None:
     server = start(TlsFiles(files["certificate"], files["key"]))
-    command = ["curl", "-sS", version, "--cacert", str(files["certificate"]), "-d", "hello", f"https://localhost:{server.port}/echo"]
+    command = [
+        "curl",
+        "-sS",
+        version,
+        "--cacert",
+        str(files["certificate"]),
+        "-d",
+        "hello",
+        f"https://localhost:{server.port}/echo",
+    ]
     assert subprocess.run(command, capture_output=True, check=True, timeout=20).stdout == b"hello"
 
 
@@ -138,7 +161,9 @@ def test_wrong_files_are_errors_that_name_the_file(files: dict[str, Path], tmp_p
     text.write_text("not PEM")
     encrypted = tmp_path / "encrypted.key"
     subprocess.run(
-        ["openssl", "ec", "-in", files["key"], "-aes256", "-passout", "pass:secret", "-out", encrypted], check=True, capture_output=True
+        ["openssl", "ec", "-in", files["key"], "-aes256", "-passout", "pass:secret", "-out", encrypted],
+        check=True,
+        capture_output=True,
     )
     certificate, key = files["certificate"], files["key"]
     cases = [
@@ -146,7 +171,10 @@ def test_wrong_files_are_errors_that_name_the_file(files: dict[str, Path], tmp_p
         (TlsFiles(certificate, missing), f"key '{missing}' cannot be read: No such file"),
         (TlsFiles(text, key), f"certificate '{text}' holds no certificate"),
         (TlsFiles(certificate, text), f"key '{text}' holds no private key"),
-        (TlsFiles(certificate, files["client_key"]), f"key '{files['client_key']}' does not belong to the certificate"),
+        (
+            TlsFiles(certificate, files["client_key"]),
+            f"key '{files['client_key']}' does not belong to the certificate",
+        ),
         (TlsFiles(certificate, encrypted), f"key '{encrypted}' is encrypted"),
         (TlsFiles(certificate, key, missing), f"client CA '{missing}' cannot be read"),
         (TlsFiles(certificate, key, text), f"client CA '{text}' holds no certificate"),

@@ -31,7 +31,10 @@ def start(work) -> threading.Thread:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize(("cores", "threads", "at_once"), [(1, 1, 1), (2, 1, 2), (2, 2, 2), (4, 4, 2), (4, 0, 2), (3, 3, 1), (2, 8, 2)])
+@pytest.mark.parametrize(
+    ("cores", "threads", "at_once"),
+    [(1, 1, 1), (2, 1, 2), (2, 2, 2), (4, 4, 2), (4, 0, 2), (3, 3, 1), (2, 8, 2)],
+)
 def test_no_more_cores_are_computed_on_than_there_are(cores: int, threads: int, at_once: int) -> None:
     lock = threading.Lock()
     now = most = 0

@@ -40,7 +40,9 @@ def load(path: Path, shape: list[int | str], joining: Joining) -> JoinedExecutio
     file = models.save(path / "model.onnx", nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)])
     model = OnnxRuntime().load(file, ModelConfig("m"))
     scattered = dict.fromkeys(joining.scattered, (-1, -1))
-    return JoinedExecution("m", "1", model, Joiner("m", joining, model.signature, scattered, batched=True), SEEN)
+    return JoinedExecution(
+        "m", "1", model, Joiner("m", joining, model.signature, scattered, batched=True), SEEN
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,16 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> JoinedExecution:
 
 def request(rows: int, length: int, seed: int) -> InferRequest:
     data = np.random.default_rng(seed).normal(size=(rows, length)).astype(np.float32)
-    made = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None, id=str(seed))
+    made = InferRequest(
+        "m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None, id=str(seed)
+    )
     made.batch_size = rows
     return made
 
 
-def run(execution: JoinedExecution, requests: list[InferRequest]) -> list[InferResponse | BacklineError | None]:
+def run(
+    execution: JoinedExecution, requests: list[InferRequest]
+) -> list[InferResponse | BacklineError | None]:
     batch = Batch(requests, sum(one.batch_size for one in requests), monotonic_ns())
     execution(batch)
     return batch.outcomes
@@ -89,7 +95,9 @@ def test_joined_requests_are_answered_as_alone(
         x = one.inputs["x"].data
         assert outcome.outputs[0].shape == alone.outputs[0].shape == x.shape
         assert outcome.outputs[0].data.tobytes() == alone.outputs[0].data.tobytes()
-        np.testing.assert_allclose(outcome.outputs[0].data, (x * x - x) / (x * x + abs(x)), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            outcome.outputs[0].data, (x * x - x) / (x * x + abs(x)), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_each_request_gets_the_outputs_that_it_asks_for(ragged: JoinedExecution) -> None:
@@ -98,4 +106,8 @@ def test_each_request_gets_the_outputs_that_it_asks_for(ragged: JoinedExecution)
 
     outcomes = run(ragged, [nothing, everything])
 
-    assert [[tensor.name for tensor in outcome.outputs] for outcome in outcomes if isinstance(outcome, InferResponse)] == [[], ["y"]]
+    assert [
+        [tensor.name for tensor in outcome.outputs]
+        for outcome in outcomes
+        if isinstance(outcome, InferResponse)
+    ] == [[], ["y"]]

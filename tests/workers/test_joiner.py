@@ -20,7 +20,9 @@ FLAT = TensorSpec("x", FP32, (-1,))
 ROWS = TensorSpec("x", FP32, (-1, -1))
 
 
-def joiner(joining: Joining, *inputs: TensorSpec, outputs: Sequence[TensorSpec] = (TensorSpec("y", FP32, ()),)) -> Joiner:
+def joiner(
+    joining: Joining, *inputs: TensorSpec, outputs: Sequence[TensorSpec] = (TensorSpec("y", FP32, ()),)
+) -> Joiner:
     scattered = dict.fromkeys(joining.scattered, (-1, -1))
     return Joiner("here", joining, Signature(inputs, tuple(outputs)), scattered, batched=True)
 
@@ -29,7 +31,9 @@ def told(kind: BatchInputKind, shapes: Sequence[tuple[int, ...]], datatype: Data
     """What a batch input of a kind says of requests with these shapes."""
     rank = 2 if kind == "BATCH_ITEM_SHAPE" else 1
     target = TensorSpec("t", datatype, (-1,) * rank)
-    made = joiner(Joining(ragged=("x",), batch_inputs=(BatchInput(kind, ("t",), datatype, "x"),)), FLAT, target)
+    made = joiner(
+        Joining(ragged=("x",), batch_inputs=(BatchInput(kind, ("t",), datatype, "x"),)), FLAT, target
+    )
     requests = [{"x": np.zeros(shape, np.float32)} for shape in shapes]
     return made.join(requests, [shape[0] for shape in shapes])["t"]
 
@@ -45,7 +49,9 @@ def told(kind: BatchInputKind, shapes: Sequence[tuple[int, ...]], datatype: Data
     ],
 )
 @pytest.mark.parametrize("datatype", [INT32, FP32])
-def test_a_batch_input_says_what_triton_says(kind: BatchInputKind, expected: list[object], datatype: DataType) -> None:
+def test_a_batch_input_says_what_triton_says(
+    kind: BatchInputKind, expected: list[object], datatype: DataType
+) -> None:
     got = told(kind, [(2, 3, 1), (1, 2, 2)], datatype)
 
     assert got.dtype == datatype.dtype
@@ -58,7 +64,11 @@ def test_the_largest_count_is_told_by_the_shape_alone() -> None:
 
 def test_every_target_of_a_batch_input_gets_it() -> None:
     targets = [TensorSpec(name, INT32, (-1,)) for name in "ab"]
-    made = joiner(Joining(ragged=("x",), batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("a", "b"), INT32, "x"),)), FLAT, *targets)
+    made = joiner(
+        Joining(ragged=("x",), batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("a", "b"), INT32, "x"),)),
+        FLAT,
+        *targets,
+    )
 
     inputs = made.join([{"x": np.zeros((1, 3), np.float32)}], [1])
 
@@ -81,7 +91,9 @@ def requests(draw: st.DrawFn, *, longest: int = 9) -> tuple[list[dict[str, np.nd
 
 
 @given(requests())
-def test_ragged_requests_are_laid_end_to_end_and_scattered_back(joined: tuple[list[dict[str, np.ndarray]], list[int]]) -> None:
+def test_ragged_requests_are_laid_end_to_end_and_scattered_back(
+    joined: tuple[list[dict[str, np.ndarray]], list[int]],
+) -> None:
     given_, rows = joined
     made = joiner(Joining(ragged=("x",), scattered={"y": "x"}), FLAT)
 
@@ -93,7 +105,11 @@ def test_ragged_requests_are_laid_end_to_end_and_scattered_back(joined: tuple[li
         np.testing.assert_array_equal(own, request["x"] * 2)
 
 
-@given(requests(), st.lists(st.integers(1, 12), unique=True, max_size=3).map(sorted), st.sampled_from([(), (4, 8, 16), (15,)]))
+@given(
+    requests(),
+    st.lists(st.integers(1, 12), unique=True, max_size=3).map(sorted),
+    st.sampled_from([(), (4, 8, 16), (15,)]),
+)
 def test_padded_requests_get_back_what_is_theirs(
     joined: tuple[list[dict[str, np.ndarray]], list[int]], buckets: list[int], sizes: tuple[int, ...]
 ) -> None:
@@ -139,7 +155,9 @@ def test_without_axes_everything_is_padded_that_varies() -> None:
     spec = TensorSpec("x", FP32, (-1, 2, -1, -1))
     made = joiner(Joining(pad_all=True), spec)
 
-    joined = made.join([{"x": np.ones((1, 2, 3, 1), np.float32)}, {"x": np.ones((1, 2, 1, 4), np.float32)}], [1, 1])["x"]
+    joined = made.join(
+        [{"x": np.ones((1, 2, 3, 1), np.float32)}, {"x": np.ones((1, 2, 1, 4), np.float32)}], [1, 1]
+    )["x"]
 
     assert made.joining.padding["x"].axes == (2, 3)
     assert joined.shape == (2, 2, 3, 4)
@@ -168,14 +186,23 @@ def test_the_value_is_of_the_datatype(datatype: DataType, text: str, expected: o
     ("joining", "reason"),
     [
         (Joining(ragged=("z",)), "names the input 'z', which the model does not have; it has 'x'"),
-        (Joining(padding={"x": Padding(axes=(2,))}), r"pads input 'x' along \[2\], but of its shape .* only 1 beside the batch varies"),
+        (
+            Joining(padding={"x": Padding(axes=(2,))}),
+            r"pads input 'x' along \[2\], but of its shape .* only 1 beside the batch varies",
+        ),
         (
             Joining(padding={"x": Padding(mask="x")}, cuts={"z": Cut("x")}),
             "names the output 'z', which the model does not have; it has 'y'",
         ),
         (Joining(padding={"x": Padding(value="x")}), "pads input 'x' with 'x', which is no FP32"),
-        (Joining(cuts={"y": Cut("x")}), "cuts output 'y' to the length of 'x', which is no input that is padded"),
-        (Joining(batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("x",), INT32, "x"),)), "makes input 'x' of TYPE_INT32, but the model's"),
+        (
+            Joining(cuts={"y": Cut("x")}),
+            "cuts output 'y' to the length of 'x', which is no input that is padded",
+        ),
+        (
+            Joining(batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("x",), INT32, "x"),)),
+            "makes input 'x' of TYPE_INT32, but the model's",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(joining: Joining, reason: str) -> None:

@@ -13,7 +13,10 @@ from backline.workers.standstill import stood_still
 
 
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-@pytest.mark.parametrize(("wait", "still", "expected"), [(0.01, 0.0, False), (0.01, 1.1, True), (0.0002, 0.0, False), (0.0, 0.0, False)])
+@pytest.mark.parametrize(
+    ("wait", "still", "expected"),
+    [(0.01, 0.0, False), (0.01, 1.1, True), (0.0002, 0.0, False), (0.0, 0.0, False)],
+)
 def test_a_timer_that_is_a_second_late(
     make_loop: Callable[[], asyncio.AbstractEventLoop], wait: float, still: float, expected: bool
 ) -> None:

@@ -31,7 +31,9 @@ class Counting:
 
     streams_at_once = 1
     warnings = ()
-    signature = Signature((TensorSpec("N", DataType.INT32, (1,)),), (TensorSpec("OUT", DataType.INT32, (1,)),))
+    signature = Signature(
+        (TensorSpec("N", DataType.INT32, (1,)),), (TensorSpec("OUT", DataType.INT32, (1,)),)
+    )
 
     def __init__(self, at: int = -1, does: Callable[[], Arrays] | None = None, size: int = 1) -> None:
         self.at = at
@@ -40,7 +42,9 @@ class Counting:
         self.made = 0
         self.closed = 0
 
-    def stream(self, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]) -> Generator[Arrays, None, None]:
+    def stream(
+        self, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
+    ) -> Generator[Arrays, None, None]:
         try:
             for number in range(int(inputs["N"][0])):
                 if number == self.at and self.does is not None:
@@ -150,7 +154,9 @@ def test_waiting_responses_are_bounded_by_their_bytes_too() -> None:
 
 
 @pytest.mark.parametrize(("does", "error"), [(fail, InvalidArgument), (crash, Internal)])
-def test_an_error_in_the_middle_comes_after_the_responses_before_it(does: Callable[[], Arrays], error: type[BacklineError]) -> None:
+def test_an_error_in_the_middle_comes_after_the_responses_before_it(
+    does: Callable[[], Arrays], error: type[BacklineError]
+) -> None:
     async def test() -> None:
         served = Served(Counting(at=3, does=does))
         responses = served.ask(10)
@@ -190,7 +196,9 @@ def test_a_cancelled_stream_is_closed_where_it_stands() -> None:
 def test_streams_take_turns_on_one_thread() -> None:
     async def test() -> None:
         served = Served(Counting(), threads=1)
-        assert await asyncio.gather(*(served.numbers(count) for count in (200, 3, 100))) == [list(range(n)) for n in (200, 3, 100)]
+        assert await asyncio.gather(*(served.numbers(count) for count in (200, 3, 100))) == [
+            list(range(n)) for n in (200, 3, 100)
+        ]
 
     run(test())
 
@@ -213,7 +221,9 @@ def test_an_unloaded_model_ends_its_streams() -> None:
         served = Served(model)
         responses = served.ask(1_000_000)
         await anext(responses)
-        asyncio.get_running_loop().call_later(0.05, served.pool.end_all, Unavailable("model 'count' is being unloaded"))
+        asyncio.get_running_loop().call_later(
+            0.05, served.pool.end_all, Unavailable("model 'count' is being unloaded")
+        )
         await asyncio.wait_for(served.scheduler.drain(0.05), 5)
         with pytest.raises(Unavailable, match="is being unloaded"):
             await numbers_of(responses)

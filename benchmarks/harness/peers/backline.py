@@ -28,7 +28,9 @@ class Backline(Peer):
 
     def start(self, models: list[Model]) -> None:
         self.http_port, self.grpc_port, metrics_port = free_ports(3)
-        command = serve_command(models[0].file.parents[2] if models else REPOSITORY, self.http_port, self.grpc_port, metrics_port)
+        command = serve_command(
+            models[0].file.parents[2] if models else REPOSITORY, self.http_port, self.grpc_port, metrics_port
+        )
         self.process = ServerProcess(self.name, command)
         self.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{self.http_port}/v2/health/ready"))
         self.versions = {name: version(name) for name in ("backline", "onnxruntime", "numpy")}

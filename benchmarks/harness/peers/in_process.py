@@ -39,9 +39,18 @@ class InProcess(Peer):
     def start(self, models: list[Model]) -> None:
         cores = len(os.sched_getaffinity(0))
         most = 1 if self.one_caller else cores
-        pairs = sorted({(threads, callers) for threads in (1, cores) for callers in (1, most) if threads * callers <= cores})
+        pairs = sorted(
+            {
+                (threads, callers)
+                for threads in (1, cores)
+                for callers in (1, most)
+                if threads * callers <= cores
+            }
+        )
         for model in models:
-            settings = [(batch, threads, callers) for batch, (threads, callers) in product(BATCH_SIZES, pairs)]
+            settings = [
+                (batch, threads, callers) for batch, (threads, callers) in product(BATCH_SIZES, pairs)
+            ]
             rates = self._run(model, settings, max(0.2, model.run_ms * 12 / 1000))
             ranked = sorted(zip(rates, settings, strict=True), reverse=True)
             self.best[model.name] = [setting for _, setting in ranked[:2]]
@@ -58,7 +67,9 @@ class InProcess(Peer):
 
     def remarks(self) -> list[str]:
         words = "best batch size, threads in a run, runs at the same time"
-        return [f"in-process, {name}: {words}: {' and '.join(map(str, best))}" for name, best in self.best.items()]
+        return [
+            f"in-process, {name}: {words}: {' and '.join(map(str, best))}" for name, best in self.best.items()
+        ]
 
     def check(self, case: Case) -> None:
         """Nothing to check: its answers are what the others are compared with."""
@@ -70,8 +81,18 @@ class InProcess(Peer):
         described = [",".join(map(str, setting)) for setting in settings]
         shape = ",".join(map(str, model.shape))
         script = HARNESS / "peers" / "served" / "in_process.py"
-        command = [sys.executable, str(script), str(model.file), model.input_name, shape, str(seconds), *described]
+        command = [
+            sys.executable,
+            str(script),
+            str(model.file),
+            model.input_name,
+            shape,
+            str(seconds),
+            *described,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CannotRun(f"ONNX Runtime failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+            raise CannotRun(
+                f"ONNX Runtime failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}"
+            )
         return json.loads(done.stdout)

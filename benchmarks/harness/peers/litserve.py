@@ -22,7 +22,12 @@ class LitServe(Peer):
         folder = environment(self.name, ["litserve==0.2.19", "onnxruntime"])
         (self.http_port,) = free_ports(1)
         pairs = [f"{model.name}={model.file}" for model in models]
-        command = [str(folder / "bin" / "python"), str(HARNESS / "peers" / "served" / "litserve_app.py"), str(self.http_port), *pairs]
+        command = [
+            str(folder / "bin" / "python"),
+            str(HARNESS / "peers" / "served" / "litserve_app.py"),
+            str(self.http_port),
+            *pairs,
+        ]
         self.process = ServerProcess(self.name, command)
         self.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{self.http_port}/health"))
         self.versions = versions(folder, ["litserve", "onnxruntime", "numpy"])

@@ -27,7 +27,12 @@ class MLServer(Peer):
         self.http_port, self.grpc_port, metrics_port = free_ports(3)
         repository = self._write_repository(models, metrics_port)
         command = [str(folder / "bin" / "mlserver"), "start", str(repository)]
-        self.process = ServerProcess(self.name, command, environment={"PYTHONPATH": str(HARNESS / "peers" / "served")}, folder=repository)
+        self.process = ServerProcess(
+            self.name,
+            command,
+            environment={"PYTHONPATH": str(HARNESS / "peers" / "served")},
+            folder=repository,
+        )
         self.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{self.http_port}/v2/health/ready"))
         self.versions = versions(folder, ["mlserver", "onnxruntime", "numpy"])
 
@@ -48,6 +53,10 @@ class MLServer(Peer):
         for model in models:
             (repository / model.name).mkdir()
             parameters = {"uri": str(model.file), "version": "1"}
-            described = {"name": model.name, "implementation": "mlserver_runtime.OnnxModel", "parameters": parameters}
+            described = {
+                "name": model.name,
+                "implementation": "mlserver_runtime.OnnxModel",
+                "parameters": parameters,
+            }
             (repository / model.name / "model-settings.json").write_text(json.dumps(described))
         return repository

@@ -43,7 +43,9 @@ class Peer(ABC):
 
     def measures(self, case: Case) -> bool:
         """Whether the case makes sense for this server."""
-        return (case.protocol, case.encoding) in self.ways and (case.generator != "perf_analyzer" or self.perf_analyzer)
+        return (case.protocol, case.encoding) in self.ways and (
+            case.generator != "perf_analyzer" or self.perf_analyzer
+        )
 
     def infer_path(self, model: Model) -> str:
         return f"/v2/models/{model.name}/infer"
@@ -69,7 +71,9 @@ class Peer(ABC):
 
     def check(self, case: Case) -> None:
         """One request as the load generators send it; raises CannotRun when the answer is not right."""
-        case.model.check(self.ask_grpc(case.model) if case.protocol == "grpc" else self.ask_http(case.model, case.encoding))
+        case.model.check(
+            self.ask_grpc(case.model) if case.protocol == "grpc" else self.ask_http(case.model, case.encoding)
+        )
 
     def ask_http(self, model: Model, encoding: str) -> dict[str, np.ndarray]:
         body, headers = model.request(encoding)
@@ -100,7 +104,9 @@ class Peer(ABC):
             try:
                 answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
             except grpc.RpcError as error:
-                raise CannotRun(f"it answers a gRPC request for {model.name} with {error.code()}: {error.details()}") from error  # type: ignore[attr-defined]
+                raise CannotRun(
+                    f"it answers a gRPC request for {model.name} with {error.code()}: {error.details()}"
+                ) from error  # type: ignore[attr-defined]
         if answer.raw_output_contents:
             data = [np.frombuffer(raw, np.float32) for raw in answer.raw_output_contents]
         else:
@@ -114,7 +120,9 @@ class Peer(ABC):
         if case.generator == "wrk":
             body, headers = case.model.request(case.encoding)
             name = f"{case.model.name}-{case.encoding}"
-            result = wrk.run(self.infer_url(case.model), name, body, headers, concurrency=case.concurrency, seconds=seconds)
+            result = wrk.run(
+                self.infer_url(case.model), name, body, headers, concurrency=case.concurrency, seconds=seconds
+            )
         elif case.generator == "h2load":
             result = h2load.run(self.grpc_post(case.model), concurrency=case.concurrency, seconds=seconds)
         else:

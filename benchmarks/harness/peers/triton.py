@@ -42,12 +42,24 @@ class Triton(Peer):
         command = [str(server / "bin" / "tritonserver"), f"--model-repository={repository}"]
         command += [f"--backend-directory={server / 'backends'}", f"--cache-directory={server / 'caches'}"]
         command += [*(f"--{name}={port}" for name, port in ports.items()), *options]
-        libraries = [str(sysconfig.get_config_var("LIBDIR")), str(server / "external_libs"), os.environ.get("LD_LIBRARY_PATH", "")]
+        libraries = [
+            str(sysconfig.get_config_var("LIBDIR")),
+            str(server / "external_libs"),
+            os.environ.get("LD_LIBRARY_PATH", ""),
+        ]
         # The stub process takes the first python on PATH for its own.
-        settings = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
+        settings = {
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": ":".join(filter(None, libraries)),
+        }
         self.process = ServerProcess(self.name, command, environment=settings)
-        self.process.wait_until(lambda: answers_200(f"http://127.0.0.1:{self.http_port}/v2/health/ready"), seconds=300)
-        self.versions = {"tritonserver": "2.51.0", **versions(folder, ["nvidia-pytriton", "onnxruntime", "numpy"])}
+        self.process.wait_until(
+            lambda: answers_200(f"http://127.0.0.1:{self.http_port}/v2/health/ready"), seconds=300
+        )
+        self.versions = {
+            "tritonserver": "2.51.0",
+            **versions(folder, ["nvidia-pytriton", "onnxruntime", "numpy"]),
+        }
 
     def _place_stub(self, server: Path) -> None:
         python = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -34,10 +34,14 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
     named = {spec.name for spec in config.inputs}
     missing = [spec.name for spec in file.inputs if spec.name not in named]
     if named and missing:
-        raise InvalidArgument(f"{where}: '{path}' needs input{_list(missing)}, which {config.source} does not name")
+        raise InvalidArgument(
+            f"{where}: '{path}' needs input{_list(missing)}, which {config.source} does not name"
+        )
     for spec in config.inputs:
         if spec.optional:
-            raise InvalidArgument(f"{where}: {config.source} says that input '{spec.name}' is optional, but '{path}' needs it")
+            raise InvalidArgument(
+                f"{where}: {config.source} says that input '{spec.name}' is optional, but '{path}' needs it"
+            )
     if config.outputs:
         kept = {spec.name for spec in config.outputs}
         outputs = tuple(spec for spec in outputs if spec.name in kept)
@@ -47,11 +51,20 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 def _other_axis(spec: TensorSpec) -> str:
     """The setting for an input whose batch may be another dimension than the first."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
-    return "" if axis is None else f", or name the dimension that is one, as backline.batch_axis.{spec.name} = {axis}"
+    return (
+        ""
+        if axis is None
+        else f", or name the dimension that is one, as backline.batch_axis.{spec.name} = {axis}"
+    )
 
 
 def _merge(
-    where: str, path: Path, kind: str, file: tuple[TensorSpec, ...], given: tuple[TensorSpec, ...], config: ModelConfig
+    where: str,
+    path: Path,
+    kind: str,
+    file: tuple[TensorSpec, ...],
+    given: tuple[TensorSpec, ...],
+    config: ModelConfig,
 ) -> tuple[TensorSpec, ...]:
     by_name = {spec.name: spec for spec in file}
     flat = _flat(kind, config)
@@ -78,7 +91,9 @@ def _merge(
         else:
             merged = narrower(shape, actual.shape)
         if merged is None:
-            note = " (with the batch dimension, as max_batch_size is above 0)" if config.max_batch_size else ""
+            note = (
+                " (with the batch dimension, as max_batch_size is above 0)" if config.max_batch_size else ""
+            )
             what = "shape" if spec.reshape is None else "the reshape"
             raise InvalidArgument(
                 f"{where}: {kind} '{spec.name}' has {what} {list(shape)}{note} in {config.source}, but {list(actual.shape)} in '{path}'"

@@ -25,11 +25,17 @@ class ArrangedModel:
         where = f"model '{config.name}': {config.source}"
         for name in config.batch_axes:
             if name not in every:
-                raise InvalidArgument(f"{where} gives batch_axis of '{name}', but the model has {_list(every)}")
+                raise InvalidArgument(
+                    f"{where} gives batch_axis of '{name}', but the model has {_list(every)}"
+                )
         for name in config.constant_inputs:
             if name not in specs:
-                raise InvalidArgument(f"{where} gives a constant for input '{name}', but the model has {_list(set(specs))}")
-        self._constants = {name: _constant(where, specs[name], text) for name, text in config.constant_inputs.items()}
+                raise InvalidArgument(
+                    f"{where} gives a constant for input '{name}', but the model has {_list(set(specs))}"
+                )
+        self._constants = {
+            name: _constant(where, specs[name], text) for name, text in config.constant_inputs.items()
+        }
         asked = [spec for spec in model.signature.inputs if spec.name not in self._constants]
         self.signature = Signature(
             tuple(self._arranged(where, spec) for spec in asked),
@@ -43,7 +49,9 @@ class ArrangedModel:
         if axis is None or not spec.shape:  # a file may leave the rank of an output open
             return spec
         if axis >= len(spec.shape):
-            raise InvalidArgument(f"{where} gives batch_axis {axis} of '{spec.name}', whose shape is {list(spec.shape)}")
+            raise InvalidArgument(
+                f"{where} gives batch_axis {axis} of '{spec.name}', whose shape is {list(spec.shape)}"
+            )
         return replace(spec, shape=(spec.shape[axis], *spec.shape[:axis], *spec.shape[axis + 1 :]))
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
@@ -55,7 +63,8 @@ class ArrangedModel:
         arranged.update(self._constants)
         arrays = self._model.run(arranged, outputs)
         return [
-            np.moveaxis(array, self._axes[name], 0) if name in self._axes else array for name, array in zip(outputs, arrays, strict=True)
+            np.moveaxis(array, self._axes[name], 0) if name in self._axes else array
+            for name, array in zip(outputs, arrays, strict=True)
         ]
 
     def close(self) -> None:
@@ -74,12 +83,20 @@ def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)
     try:
-        number = {"true": 1, "false": 0}.get(text) if spec.datatype is DataType.BOOL else float(text) if "." in text else int(text)
+        number = (
+            {"true": 1, "false": 0}.get(text)
+            if spec.datatype is DataType.BOOL
+            else float(text)
+            if "." in text
+            else int(text)
+        )
         if number is None or spec.datatype is DataType.BF16:
             raise ValueError
         return np.full(shape, np.array(number, spec.datatype.dtype))
     except (ValueError, OverflowError):
-        raise InvalidArgument(f"{where} gives the constant '{text}' for input '{spec.name}', which is {spec.datatype.name}") from None
+        raise InvalidArgument(
+            f"{where} gives the constant '{text}' for input '{spec.name}', which is {spec.datatype.name}"
+        ) from None
 
 
 def _list(names: set[str]) -> str:

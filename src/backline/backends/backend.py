@@ -105,7 +105,9 @@ class GpuBackend(Protocol):
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """Those that it can run this model on here and now. Raises BacklineError as `load`."""
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> LoadedModel | StreamingModel | HostedModel:
+    def load(
+        self, path: Path, config: ModelConfig, device: Device = CPU
+    ) -> LoadedModel | StreamingModel | HostedModel:
         """See Backend: loads the model on a device. Models in worker processes are told theirs when they are started."""
 
 
@@ -116,6 +118,10 @@ def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")
 
 
-def load_on(backend: Backend, path: Path, config: ModelConfig, device: Device) -> LoadedModel | StreamingModel | HostedModel:
+def load_on(
+    backend: Backend, path: Path, config: ModelConfig, device: Device
+) -> LoadedModel | StreamingModel | HostedModel:
     """Loads a model on a device that is one of those which the backend can use."""
-    return backend.load(path, config, device) if isinstance(backend, GpuBackend) else backend.load(path, config)
+    return (
+        backend.load(path, config, device) if isinstance(backend, GpuBackend) else backend.load(path, config)
+    )

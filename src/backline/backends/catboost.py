@@ -37,20 +37,29 @@ class CatBoost:
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("thread_count", 1)
         if not read_start(path).startswith(_MAGIC):
-            raise InvalidArgument(f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; save_model writes it so")
+            raise InvalidArgument(
+                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; save_model writes it so"
+            )
         runtime = import_runtime("catboost", what="CatBoost models need CatBoost", extra="catboost")
         model: Any = runtime.CatBoost()
         try:
             model.load_model(str(path))
         except Exception as error:
-            raise InvalidArgument(f"'{path}' cannot be loaded by CatBoost {runtime.__version__}: {reason(error)}") from None
-        for kind, indexes in (("text", model.get_text_feature_indices()), ("embedding", model.get_embedding_feature_indices())):
+            raise InvalidArgument(
+                f"'{path}' cannot be loaded by CatBoost {runtime.__version__}: {reason(error)}"
+            ) from None
+        for kind, indexes in (
+            ("text", model.get_text_feature_indices()),
+            ("embedding", model.get_embedding_feature_indices()),
+        ):
             if indexes:
                 raise InvalidArgument(
                     f"'{path}' cannot be served: feature {model.feature_names_[indexes[0]]!r} is {kind}, not a number or category"
                 )
         classifier = len(model.classes_) > 0
-        prediction = parameters.choice("prediction_type", "Probability" if classifier else "RawFormulaVal", _PREDICTION_TYPES)
+        prediction = parameters.choice(
+            "prediction_type", "Probability" if classifier else "RawFormulaVal", _PREDICTION_TYPES
+        )
         categories = list(model.get_cat_feature_indices())
         numbers = [index for index in range(len(model.feature_names_)) if index not in set(categories)]
 

@@ -10,20 +10,28 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
 
-def check_tensors(config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+def check_tensors(
+    config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
     """Raises InvalidArgument unless the configuration is decoupled, without a batch, and names these tensors; -1 stands for any size."""
     where = f"{config.source or config.name}: the {backend} backend"
     if not config.decoupled:
-        raise InvalidArgument(f"{where} gives any number of responses: add model_transaction_policy {{ decoupled: true }}")
+        raise InvalidArgument(
+            f"{where} gives any number of responses: add model_transaction_policy {{ decoupled: true }}"
+        )
     if config.max_batch_size:
-        raise InvalidArgument(f"{where} does not support batching, but max_batch_size is {config.max_batch_size}: set it to 0")
+        raise InvalidArgument(
+            f"{where} does not support batching, but max_batch_size is {config.max_batch_size}: set it to 0"
+        )
     for kind, expected, given in (("input", inputs, config.inputs), ("output", outputs, config.outputs)):
         known = {spec.name: spec for spec in given}
         if known.keys() != {spec.name for spec in expected}:
             raise InvalidArgument(f"{where} needs the {kind}s {_names(expected)}, got {_names(given)}")
         for spec in expected:
             found = known[spec.name]
-            fits = len(found.shape) == len(spec.shape) and all(size in (-1, got) for size, got in zip(spec.shape, found.shape, strict=True))
+            fits = len(found.shape) == len(spec.shape) and all(
+                size in (-1, got) for size, got in zip(spec.shape, found.shape, strict=True)
+            )
             if found.datatype is not spec.datatype or not fits:
                 raise InvalidArgument(
                     f"{where} expects {kind} '{spec.name}' to be {spec.datatype.name} with dims {list(spec.shape)},"

@@ -52,7 +52,9 @@ class IdentityModel:
     threads_per_run = 1
 
     def __init__(self, config: ModelConfig, delay: float, warnings: tuple[str, ...]) -> None:
-        self._sources = {output.name: spec.name for spec, output in zip(config.inputs, config.outputs, strict=True)}
+        self._sources = {
+            output.name: spec.name for spec, output in zip(config.inputs, config.outputs, strict=True)
+        }
         self._delay = delay
         self.signature = Signature(_full(config.inputs, config), _full(config.outputs, config))
         self.warnings = warnings
@@ -69,11 +71,16 @@ class IdentityModel:
 
 def _full(specs: Sequence[TensorSpec], config: ModelConfig) -> tuple[TensorSpec, ...]:
     first = (-1,) if config.max_batch_size else ()
-    return tuple(TensorSpec(spec.name, spec.datatype, (*first, *spec.shape), spec.optional, spec.labels) for spec in specs)
+    return tuple(
+        TensorSpec(spec.name, spec.datatype, (*first, *spec.shape), spec.optional, spec.labels)
+        for spec in specs
+    )
 
 
 def _delay(config: ModelConfig, parameters: Parameters) -> float:
     text = parameters.text(_DELAY, "0").strip()
     if not (text.isascii() and text.isdigit() and int(text) <= _MAX_DELAY_MS):
-        raise InvalidArgument(f"parameter '{_DELAY}' of model '{config.name}' is '{text}', expected milliseconds from 0 to {_MAX_DELAY_MS}")
+        raise InvalidArgument(
+            f"parameter '{_DELAY}' of model '{config.name}' is '{text}', expected milliseconds from 0 to {_MAX_DELAY_MS}"
+        )
     return int(text) / 1000

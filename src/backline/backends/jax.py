@@ -39,11 +39,15 @@ class Jax:
         jax = _import()
         exported = _read(jax, path)
         if not _GPU_PLATFORMS.intersection(exported.platforms):
-            return Gpus(reason=f"'{path}' was exported for {', '.join(exported.platforms)}: export it with platforms=['cpu', 'cuda']")
+            return Gpus(
+                reason=f"'{path}' was exported for {', '.join(exported.platforms)}: export it with platforms=['cpu', 'cuda']"
+            )
         try:
             return Gpus(tuple(range(len(jax.devices("gpu")))))
         except RuntimeError as error:
-            return Gpus(reason=f"JAX {jax.__version__} has no GPU ({one_line(error)}): pip install 'jax[cuda12]'")
+            return Gpus(
+                reason=f"JAX {jax.__version__} has no GPU ({one_line(error)}): pip install 'jax[cuda12]'"
+            )
 
     def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> JaxModel:
         """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
@@ -55,17 +59,31 @@ class Jax:
         jax = _import()
         exported = _read(jax, path)
         if device == CPU and "cpu" not in exported.platforms:
-            raise InvalidArgument(f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu'] as well")
+            raise InvalidArgument(
+                f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu'] as well"
+            )
         tree = jax.tree_util
         names = _names(tree, exported.in_tree, "INPUT")
         file = Signature(
-            tuple(_spec(path, "input", name, aval) for name, aval in zip(names, exported.in_avals, strict=True)),
+            tuple(
+                _spec(path, "input", name, aval) for name, aval in zip(names, exported.in_avals, strict=True)
+            ),
             tuple(
                 _spec(path, "output", name, aval)
-                for name, aval in zip(_names(tree, exported.out_tree, "OUTPUT"), exported.out_avals, strict=True)
+                for name, aval in zip(
+                    _names(tree, exported.out_tree, "OUTPUT"), exported.out_avals, strict=True
+                )
             ),
         )
-        return JaxModel(config.name, jax, exported, file, agree(path, file, config), _place(jax, device), parameters.warnings)
+        return JaxModel(
+            config.name,
+            jax,
+            exported,
+            file,
+            agree(path, file, config),
+            _place(jax, device),
+            parameters.warnings,
+        )
 
 
 def _import() -> Any:
@@ -102,7 +120,14 @@ class JaxModel:
     threads_per_run = 1
 
     def __init__(
-        self, name: str, jax: Any, exported: Any, file: Signature, signature: Signature, place: Any, warnings: tuple[str, ...]
+        self,
+        name: str,
+        jax: Any,
+        exported: Any,
+        file: Signature,
+        signature: Signature,
+        place: Any,
+        warnings: tuple[str, ...],
     ) -> None:
         self._name = name
         self._place = place
@@ -119,14 +144,20 @@ class JaxModel:
         if self._call is None:
             raise Internal(f"model '{self._name}' is unloaded")
         tree = self._jax.tree_util
-        flat = [inputs[name].view(self._jax.numpy.bfloat16) if half else inputs[name] for name, half in self._inputs]
+        flat = [
+            inputs[name].view(self._jax.numpy.bfloat16) if half else inputs[name]
+            for name, half in self._inputs
+        ]
         if self._place is not None:
             flat = self._jax.device_put(flat, self._place)
         arguments, keywords = tree.tree_unflatten(self._in_tree, flat)
         try:
             answers = tree.tree_leaves(self._call(*arguments, **keywords))
             arrays = [np.asarray(answers[self._positions[name]]) for name in outputs]
-        except (ValueError, TypeError) as error:  # what JAX raises for shapes that contradict the exported ones
+        except (
+            ValueError,
+            TypeError,
+        ) as error:  # what JAX raises for shapes that contradict the exported ones
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None

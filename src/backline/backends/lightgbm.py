@@ -42,9 +42,13 @@ class LightGbm:
             booster = runtime.Booster(model_file=str(path))
             count = booster.num_feature()
         except Exception as error:
-            raise InvalidArgument(f"'{path}' cannot be loaded by LightGBM {runtime.__version__}: {reason(error)}") from None
+            raise InvalidArgument(
+                f"'{path}' cannot be loaded by LightGBM {runtime.__version__}: {reason(error)}"
+            ) from None
 
         def predict(rows: np.ndarray) -> np.ndarray:
             return np.asarray(booster.predict(rows, num_threads=threads))
 
-        return TableModel(path, config, (features(count, DataType.FP64, config),), predict, threads, parameters.warnings)
+        return TableModel(
+            path, config, (features(count, DataType.FP64, config),), predict, threads, parameters.warnings
+        )

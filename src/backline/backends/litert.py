@@ -35,17 +35,23 @@ class LiteRt:
 
         One thread computes a run unless the parameter `num_threads` says otherwise.
         """
-        runtime = import_runtime("ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert")
+        runtime = import_runtime(
+            "ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert"
+        )
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
         if read_start(path)[4:8] != _IDENTIFIER:
-            raise InvalidArgument(f"'{path}' is not a LiteRT model: it does not carry the mark '{_IDENTIFIER.decode()}'")
+            raise InvalidArgument(
+                f"'{path}' is not a LiteRT model: it does not carry the mark '{_IDENTIFIER.decode()}'"
+            )
 
         def interpreter() -> Any:
             return runtime.Interpreter(model_path=str(path), num_threads=threads)
 
         try:
-            key = _choose_signature(path, list(interpreter().get_signature_list()), parameters.text("signature"))
+            key = _choose_signature(
+                path, list(interpreter().get_signature_list()), parameters.text("signature")
+            )
             first = _Program(interpreter(), key)
             file = Signature(_specs(path, "input", first.inputs()), _specs(path, "output", first.outputs()))
         except InvalidArgument:
@@ -53,9 +59,13 @@ class LiteRt:
         except Exception as error:
             raise InvalidArgument(f"'{path}' cannot be loaded by LiteRT: {one_line(error)}") from None
         file = _with_batch(first, file)
-        first = _Program(interpreter(), key)  # sizes that were tried and failed may leave an interpreter unusable
+        first = _Program(
+            interpreter(), key
+        )  # sizes that were tried and failed may leave an interpreter unusable
         signature = agree(path, file, config)
-        return LiteRtModel(config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings)
+        return LiteRtModel(
+            config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings
+        )
 
 
 class _Program:
@@ -67,13 +77,25 @@ class _Program:
         details = interpreter.get_input_details
         self._indexes = {} if self._runner else {detail["name"]: detail["index"] for detail in details()}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._outputs = {} if self._runner else {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+        self._outputs = (
+            {}
+            if self._runner
+            else {detail["name"]: detail["index"] for detail in interpreter.get_output_details()}
+        )
 
     def inputs(self) -> list[tuple[str, dict[str, Any]]]:
-        return list(self._runner.get_input_details().items()) if self._runner else _by_name(self._interpreter.get_input_details())
+        return (
+            list(self._runner.get_input_details().items())
+            if self._runner
+            else _by_name(self._interpreter.get_input_details())
+        )
 
     def outputs(self) -> list[tuple[str, dict[str, Any]]]:
-        return list(self._runner.get_output_details().items()) if self._runner else _by_name(self._interpreter.get_output_details())
+        return (
+            list(self._runner.get_output_details().items())
+            if self._runner
+            else _by_name(self._interpreter.get_output_details())
+        )
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         if self._runner:
@@ -96,7 +118,13 @@ class LiteRtModel:
     """Programs that are not in use, most recently used last: an interpreter holds the tensors of one run."""
 
     def __init__(
-        self, name: str, create: Callable[[], _Program], first: _Program, signature: Signature, threads: int, warnings: tuple[str, ...]
+        self,
+        name: str,
+        create: Callable[[], _Program],
+        first: _Program,
+        signature: Signature,
+        threads: int,
+        warnings: tuple[str, ...],
     ) -> None:
         self._name = name
         self._create: Callable[[], _Program] | None = create
@@ -174,7 +202,9 @@ def _with_batch(program: _Program, file: Signature) -> Signature:
     names = [spec.name for spec in file.outputs]
     try:
         for rows in (2, 1):
-            zeros = {spec.name: np.zeros((rows, *spec.shape[1:]), spec.datatype.dtype) for spec in file.inputs}
+            zeros = {
+                spec.name: np.zeros((rows, *spec.shape[1:]), spec.datatype.dtype) for spec in file.inputs
+            }
             if any(array.shape[:1] != (rows,) for array in program.run(zeros, names)):
                 return file
     except Exception:  # whatever LiteRT says, the model does not take two

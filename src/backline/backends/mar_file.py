@@ -27,7 +27,11 @@ class MarFile:
         self.path = path
         self._packed = packed
         self._names = self._list()
-        manifest = min((name for name in self._names if name.endswith(MANIFEST) and name.count("/") <= 2), key=len, default=MANIFEST)
+        manifest = min(
+            (name for name in self._names if name.endswith(MANIFEST) and name.count("/") <= 2),
+            key=len,
+            default=MANIFEST,
+        )
         self.root = manifest.removesuffix(MANIFEST)
 
     @classmethod
@@ -44,7 +48,9 @@ class MarFile:
                 with tarfile.open(path, "r:gz") as opened_tar:
                     yield cls(path, opened_tar)
             else:
-                raise InvalidArgument(f"'{path}' is no model archive of TorchServe: neither a zip file nor a gzipped tar file")
+                raise InvalidArgument(
+                    f"'{path}' is no model archive of TorchServe: neither a zip file nor a gzipped tar file"
+                )
         except (OSError, *_DAMAGED) as error:
             raise InvalidArgument(f"'{path}' is damaged: {error}") from None
 
@@ -53,7 +59,11 @@ class MarFile:
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
-            return {member.name.removeprefix("./"): member for member in islice(self._packed, _MOST) if member.isreg()}
+            return {
+                member.name.removeprefix("./"): member
+                for member in islice(self._packed, _MOST)
+                if member.isreg()
+            }
         return {}
 
     def holds(self, name: str) -> bool:
@@ -73,7 +83,11 @@ class MarFile:
     def _open(self, name: str) -> IO[bytes] | None:
         if self._packed is None:
             file = self.path / name
-            return file.open("rb") if file.is_file() and file.resolve().is_relative_to(self.path.resolve()) else None
+            return (
+                file.open("rb")
+                if file.is_file() and file.resolve().is_relative_to(self.path.resolve())
+                else None
+            )
         member = self.root + name
         if member not in self._names:
             return None

@@ -62,7 +62,9 @@ def _served(path: Path) -> tuple[Backend, Path]:
             return _backend(backend_name), file
     held = ", ".join(f"'{name}'" for name in flavours) or "none"
     served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)
-    raise InvalidArgument(f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}")
+    raise InvalidArgument(
+        f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}"
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -81,12 +83,19 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: tuple[str, ...]) -> Path:
     name: str | None = next((settings[key] for key in keys if isinstance(settings.get(key), str)), None)
     if name is None:
-        raise InvalidArgument(f"'{folder / _FILE}' does not say where the model of flavour '{flavour}' is: {' or '.join(keys)} is missing")
+        raise InvalidArgument(
+            f"'{folder / _FILE}' does not say where the model of flavour '{flavour}' is: {' or '.join(keys)} is missing"
+        )
     path: Path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArgument(f"'{folder / _FILE}' names a file outside of its folder: '{name}'")
-    if flavour == "pytorch" and path.is_dir():  # MLflow writes data/model.pth, or model.pt2 where the model was exported
-        return next((path / file for file in ("model.pt2", "model.pt", "model.pth") if (path / file).exists()), path / "model.pt2")
+    if (
+        flavour == "pytorch" and path.is_dir()
+    ):  # MLflow writes data/model.pth, or model.pt2 where the model was exported
+        return next(
+            (path / file for file in ("model.pt2", "model.pt", "model.pth") if (path / file).exists()),
+            path / "model.pt2",
+        )
     if not path.exists():
         raise InvalidArgument(f"'{folder / _FILE}' names '{name}', which is not there")
     return path

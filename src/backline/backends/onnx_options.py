@@ -18,7 +18,12 @@ Value = TypeVar("Value")
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
 _RUN_KEYS = ("memory.enable_memory_arena_shrinkage",)
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
-_EXECUTION_MODES = {"0": "ORT_SEQUENTIAL", "1": "ORT_PARALLEL", "sequential": "ORT_SEQUENTIAL", "parallel": "ORT_PARALLEL"}
+_EXECUTION_MODES = {
+    "0": "ORT_SEQUENTIAL",
+    "1": "ORT_PARALLEL",
+    "sequential": "ORT_SEQUENTIAL",
+    "parallel": "ORT_PARALLEL",
+}
 _OPTIMIZATION_LEVELS = {
     "disable": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -68,17 +73,28 @@ def read_settings(config: ModelConfig) -> SessionSettings:
         try:
             return convert(given[key].strip().lower())
         except (KeyError, ValueError):
-            raise InvalidArgument(f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}") from None
+            raise InvalidArgument(
+                f"parameter '{key}' of model '{config.name}' is '{given[key]}', expected {expected}"
+            ) from None
 
-    threads = read("intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one a core")
+    threads = read(
+        "intra_op_thread_count", _count, default.intra_op_threads, "a number of threads, 0 for one a core"
+    )
     if config.cpus and threads == 0:
         threads = len(config.cpus)
     own = {key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}
     session_entries = {**default.session_entries, **_affinities(config.cpus, threads), **own}
     return SessionSettings(
         intra_op_threads=threads,
-        inter_op_threads=read("inter_op_thread_count", _count, default.inter_op_threads, "a number of threads, 0 for one a core"),
-        execution_mode=read("execution_mode", _EXECUTION_MODES.__getitem__, default.execution_mode, "0 (sequential) or 1 (parallel)"),
+        inter_op_threads=read(
+            "inter_op_thread_count", _count, default.inter_op_threads, "a number of threads, 0 for one a core"
+        ),
+        execution_mode=read(
+            "execution_mode",
+            _EXECUTION_MODES.__getitem__,
+            default.execution_mode,
+            "0 (sequential) or 1 (parallel)",
+        ),
         graph_optimization_level=read(
             "graph_optimization_level",
             _OPTIMIZATION_LEVELS.__getitem__,
@@ -89,7 +105,11 @@ def read_settings(config: ModelConfig) -> SessionSettings:
         memory_pattern=read("enable_mem_pattern", _FLAGS.__getitem__, default.memory_pattern, "0 or 1"),
         session_entries=MappingProxyType(session_entries),
         run_entries=MappingProxyType({key: given[key] for key in _RUN_KEYS if key in given}),
-        warnings=tuple(_unknown(config.name, key) for key in given if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)),
+        warnings=tuple(
+            _unknown(config.name, key)
+            for key in given
+            if key not in _KEYS and not key.startswith(_SESSION_PREFIXES)
+        ),
     )
 
 

@@ -41,7 +41,9 @@ _DEVICE = "device_id"
 _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 
-def read_providers(config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]) -> list[Provider]:
+def read_providers(
+    config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]
+) -> list[Provider]:
     """The providers to make a session with on a device.
 
     `installed` are those of the installed ONNX Runtime, `why_no_gpu` says why it can use no GPU ("" where it can).
@@ -78,7 +80,8 @@ def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
         return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
     if CUDA not in installed:
         return (
-            f"the installed ONNX Runtime has no {CUDA} (it has {', '.join(installed)}): pip install onnxruntime-gpu in place of onnxruntime"
+            f"the installed ONNX Runtime has no {CUDA} (it has {', '.join(installed)}): "
+            "pip install onnxruntime-gpu in place of onnxruntime"
         )
     return ""
 
@@ -93,7 +96,9 @@ def _wanted(config: ModelConfig, device: Device) -> list[Provider]:
         wanted = _of_parameter(config)
         on_gpus = [name for name, _ in wanted if name in _ON_GPUS]
         if device.kind == "gpu" and not on_gpus:
-            raise InvalidArgument(f"model '{config.name}' is to run on {device}, but {PARAMETER} names none of {', '.join(_ON_GPUS)}")
+            raise InvalidArgument(
+                f"model '{config.name}' is to run on {device}, but {PARAMETER} names none of {', '.join(_ON_GPUS)}"
+            )
         return wanted
     of_gpu, of_cpu = _accelerators(config)
     if device.kind == "cpu":
@@ -127,11 +132,15 @@ def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: D
     options = {"device_type": "CPU", "num_of_threads": "1"} if name == "openvino" else {}
     if name in _ON_GPUS and device.kind == "gpu":
         if _DEVICE in given:
-            raise InvalidArgument(f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU and gpus")
+            raise InvalidArgument(
+                f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU and gpus"
+            )
         options[_DEVICE] = str(device.index)
     for key, value in given.items():
         if key in _GRAPHS and value not in ("0", "false", "False"):
-            raise InvalidArgument(f"model '{config.name}' gives {key} to '{name}', which needs tensors that stay where they are")
+            raise InvalidArgument(
+                f"model '{config.name}' gives {key} to '{name}', which needs tensors that stay where they are"
+            )
         if name == "tensorrt" and key == "precision_mode":
             if value not in _TENSORRT_PRECISIONS:
                 raise InvalidArgument(

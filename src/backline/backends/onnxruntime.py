@@ -72,14 +72,20 @@ class OnnxRuntime:
         """
         runtime = _import()
         settings = read_settings(config)
-        providers = read_providers(config, runtime.get_available_providers(), device, lambda: usable_gpus(runtime).reason)
+        providers = read_providers(
+            config, runtime.get_available_providers(), device, lambda: usable_gpus(runtime).reason
+        )
         if device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle)
         read_start(path)
         try:
-            session = runtime.InferenceSession(str(path), _session_options(runtime, settings), providers=providers)
+            session = runtime.InferenceSession(
+                str(path), _session_options(runtime, settings), providers=providers
+            )
         except Exception as error:
-            raise InvalidArgument(f"'{path}' cannot be loaded by ONNX Runtime {runtime.__version__}: {_one_line(error)}") from None
+            raise InvalidArgument(
+                f"'{path}' cannot be loaded by ONNX Runtime {runtime.__version__}: {_one_line(error)}"
+            ) from None
         _check_providers(config, providers, session.get_providers())
         file = Signature(
             tuple(_spec(path, "input", node) for node in session.get_inputs()),
@@ -99,7 +105,14 @@ class OnnxRuntime:
 class OnnxModel:
     """A session. Arrays go in and come out without a copy."""
 
-    def __init__(self, name: str, session: Any, new_options: _NewOptions, signature: Signature, settings: SessionSettings) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        new_options: _NewOptions,
+        signature: Signature,
+        settings: SessionSettings,
+    ) -> None:
         self._name = name
         self._session = session
         self._new_options = new_options
@@ -113,7 +126,9 @@ class OnnxModel:
         self.warnings = settings.warnings
         self.threads_per_run = settings.intra_op_threads
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None) -> list[np.ndarray]:
+    def run(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
+    ) -> list[np.ndarray]:
         """See LoadedModel. `options` are for this run only."""
         size = 0
         for array in inputs.values():
@@ -156,8 +171,13 @@ class OnnxModel:
 class StringModel(OnnxModel):
     """A model with strings: ONNX Runtime's are UTF-8 text, those of the protocols are bytes."""
 
-    def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None) -> list[np.ndarray]:
-        decoded = {name: decode(self._name, name, array) if array.dtype == np.object_ else array for name, array in inputs.items()}
+    def run(
+        self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
+    ) -> list[np.ndarray]:
+        decoded = {
+            name: decode(self._name, name, array) if array.dtype == np.object_ else array
+            for name, array in inputs.items()
+        }
         arrays = super().run(decoded, outputs, options)
         return [encode(array) if array.dtype.kind in "OU" else array for array in arrays]
 
@@ -165,13 +185,24 @@ class StringModel(OnnxModel):
 class Bfloat16Model(StringModel):
     """A model with BF16 tensors, which numpy does not know: their bits travel as uint16."""
 
-    def __init__(self, name: str, session: Any, new_options: _NewOptions, signature: Signature, settings: SessionSettings) -> None:
+    def __init__(
+        self,
+        name: str,
+        session: Any,
+        new_options: _NewOptions,
+        signature: Signature,
+        settings: SessionSettings,
+    ) -> None:
         super().__init__(name, session, new_options, signature, settings)
-        self._bfloat16_inputs = frozenset(spec.name for spec in signature.inputs if spec.datatype is DataType.BF16)
+        self._bfloat16_inputs = frozenset(
+            spec.name for spec in signature.inputs if spec.datatype is DataType.BF16
+        )
         self._value_of = _import().OrtValue
         self._run_session = self._run_values
 
-    def _run_values(self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray], options: Any) -> list[np.ndarray]:
+    def _run_values(
+        self, outputs: Sequence[str], inputs: Mapping[str, np.ndarray], options: Any
+    ) -> list[np.ndarray]:
         feed = {name: self._value(name, array) for name, array in inputs.items()}
         return [_array(value) for value in self._session.run_with_ort_values(list(outputs), feed, options)]
 
@@ -187,7 +218,12 @@ class _Bits:
 
     def __init__(self, value: Any) -> None:
         self._value = value
-        self.__array_interface__ = {"version": 3, "typestr": "<u2", "shape": tuple(value.shape()), "data": (value.data_ptr(), False)}
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "<u2",
+            "shape": tuple(value.shape()),
+            "data": (value.data_ptr(), False),
+        }
 
 
 def _array(value: Any) -> np.ndarray:
@@ -210,7 +246,9 @@ def _session_options(runtime: Any, settings: SessionSettings) -> Any:
     options.intra_op_num_threads = settings.intra_op_threads
     options.inter_op_num_threads = settings.inter_op_threads
     options.execution_mode = getattr(runtime.ExecutionMode, settings.execution_mode)
-    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings.graph_optimization_level)
+    options.graph_optimization_level = getattr(
+        runtime.GraphOptimizationLevel, settings.graph_optimization_level
+    )
     options.enable_cpu_mem_arena = settings.memory_arena
     options.enable_mem_pattern = settings.memory_pattern
     for key, value in settings.session_entries.items():
@@ -253,19 +291,27 @@ def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequ
 def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
     datatype = _DATATYPES.get(node.type)
     if datatype is None:
-        raise InvalidArgument(f"'{path}' cannot be served: {kind} '{node.name}' is a {node.type}, which no request can carry")
-    return TensorSpec(node.name, datatype, tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape))
+        raise InvalidArgument(
+            f"'{path}' cannot be served: {kind} '{node.name}' is a {node.type}, which no request can carry"
+        )
+    return TensorSpec(
+        node.name, datatype, tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape)
+    )
 
 
 def _check_no_strings(path: Path, file: Signature) -> None:
     """BF16 needs values of the runtime's own kind, which its Python interface does not make of strings."""
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
-            raise InvalidArgument(f"'{path}' cannot be served: it has BF16 tensors beside the strings of input '{spec.name}'")
+            raise InvalidArgument(
+                f"'{path}' cannot be served: it has BF16 tensors beside the strings of input '{spec.name}'"
+            )
 
 
 def _one_line(error: Exception) -> str:
     """The runtime's reason without its codes, source files and line breaks."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
-    reason = re.sub(r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason)
+    reason = re.sub(
+        r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason
+    )
     return one_line(reason) if reason.strip() else type(error).__name__

@@ -39,7 +39,13 @@ _DATATYPES = {
     "string": DataType.BYTES,
 }
 #: Properties of a compiled model that a configuration may set under OpenVINO's own names, as in Triton's backend.
-_PROPERTIES = ("NUM_STREAMS", "PERFORMANCE_HINT", "INFERENCE_PRECISION_HINT", "CACHE_DIR", "ENABLE_HYPER_THREADING")
+_PROPERTIES = (
+    "NUM_STREAMS",
+    "PERFORMANCE_HINT",
+    "INFERENCE_PRECISION_HINT",
+    "CACHE_DIR",
+    "ENABLE_HYPER_THREADING",
+)
 _THREADS = "INFERENCE_NUM_THREADS"
 
 
@@ -54,7 +60,10 @@ class OpenVino:
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
-            return Gpus(reason=f"OpenVINO has no GPU on this machine, but {', '.join(core.available_devices)}", by_default=False)
+            return Gpus(
+                reason=f"OpenVINO has no GPU on this machine, but {', '.join(core.available_devices)}",
+                by_default=False,
+            )
         return Gpus(indexes, by_default=False)
 
     def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OpenVinoModel:
@@ -80,7 +89,11 @@ class OpenVino:
             **{key: config.parameters[key] for key in _PROPERTIES if key in config.parameters},
         }
         if device == CPU:
-            properties |= {"ENABLE_CPU_PINNING": "NO", _THREADS: str(threads * streams), "NUM_STREAMS": str(streams)}
+            properties |= {
+                "ENABLE_CPU_PINNING": "NO",
+                _THREADS: str(threads * streams),
+                "NUM_STREAMS": str(streams),
+            }
         core = runtime.Core()
         try:
             network = core.read_model(str(path))
@@ -89,7 +102,9 @@ class OpenVino:
         except InvalidArgument:
             raise
         except Exception as error:
-            raise InvalidArgument(f"'{path}' cannot be loaded by OpenVINO {runtime.__version__}: {one_line(error)}") from None
+            raise InvalidArgument(
+                f"'{path}' cannot be loaded by OpenVINO {runtime.__version__}: {one_line(error)}"
+            ) from None
         signature = agree(path, file, config)
         return OpenVinoModel(config.name, compiled, file, signature, threads, parameters.warnings)
 
@@ -97,7 +112,15 @@ class OpenVino:
 class OpenVinoModel:
     """A compiled model, and the infer requests that are not in use: each holds the tensors of one run."""
 
-    def __init__(self, name: str, compiled: Any, file: Signature, signature: Signature, threads: int, warnings: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        name: str,
+        compiled: Any,
+        file: Signature,
+        signature: Signature,
+        threads: int,
+        warnings: tuple[str, ...],
+    ) -> None:
         self._name = name
         self._compiled = compiled
         self._inputs = {spec.name: index for index, spec in enumerate(file.inputs)}
@@ -171,7 +194,9 @@ def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...
         type_name = port.element_type.get_type_name()
         datatype = _DATATYPES.get(type_name)
         if datatype is None:
-            raise InvalidArgument(f"'{path}' cannot be served: {kind} '{name}' is of type {type_name}, which no request can carry")
+            raise InvalidArgument(
+                f"'{path}' cannot be served: {kind} '{name}' is of type {type_name}, which no request can carry"
+            )
         specs.append(TensorSpec(name, datatype, _shape(port.partial_shape, kind)))
     return tuple(specs)
 
@@ -179,6 +204,8 @@ def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...
 def _shape(partial: Any, kind: str) -> Shape:
     if partial.rank.is_dynamic:
         if kind == "input":
-            raise InvalidArgument("an input has no fixed number of dimensions; convert the model with an `input` shape")
+            raise InvalidArgument(
+                "an input has no fixed number of dimensions; convert the model with an `input` shape"
+            )
         return ()
     return tuple(-1 if dimension.is_dynamic else dimension.get_length() for dimension in partial)

@@ -18,7 +18,9 @@ class Parameters:
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name
         self._given = config.parameters
-        self.warnings = tuple(_unknown(config.name, backend, key, known) for key in config.parameters if key not in known)
+        self.warnings = tuple(
+            _unknown(config.name, backend, key, known) for key in config.parameters if key not in known
+        )
 
     def text(self, key: str, default: str = "") -> str:
         return self._given.get(key, default)
@@ -49,10 +51,14 @@ class Parameters:
         return choices[text] if isinstance(choices, Mapping) else text
 
     def _error(self, key: str, expected: str) -> InvalidArgument:
-        return InvalidArgument(f"parameter '{key}' of model '{self._model}' is '{self._given[key]}', expected {expected}")
+        return InvalidArgument(
+            f"parameter '{key}' of model '{self._model}' is '{self._given[key]}', expected {expected}"
+        )
 
 
 def _unknown(model: str, backend: str, key: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(key, known, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
-    return f"parameter '{key}' of model '{model}' is not known to the {backend} backend and has no effect{hint}"
+    return (
+        f"parameter '{key}' of model '{model}' is not known to the {backend} backend and has no effect{hint}"
+    )

@@ -133,7 +133,9 @@ class PytorchModel:
 
     def _number(self, name: str, array: np.ndarray) -> Any:
         if array.size != 1:
-            raise InvalidArgument(f"input '{name}' of model '{self._name}' is one number, but has shape {list(array.shape)}")
+            raise InvalidArgument(
+                f"input '{name}' of model '{self._name}' is one number, but has shape {list(array.shape)}"
+            )
         return array.reshape(-1)[0].item()
 
     def _array(self, name: str, answer: Any, flat: list[Any]) -> np.ndarray:
@@ -141,7 +143,9 @@ class PytorchModel:
         try:
             value = answer[name] if isinstance(answer, dict) and name in answer else flat[position]
         except IndexError:
-            raise Internal(f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs") from None
+            raise Internal(
+                f"model '{self._name}' gave no output '{name}'; it gave {len(flat)} outputs"
+            ) from None
         if not isinstance(value, self._torch.Tensor):
             return encode(np.array(value, object)) if isinstance(value, (list, str)) else np.asarray(value)
         value = value.detach().cpu()
@@ -189,7 +193,9 @@ def _name_inputs(
     if not given:
         if program.inputs is None:
             raise InvalidArgument(_says_nothing(path, kind, program, config))
-        return [(spec.name, argument) for spec, argument in zip(program.inputs, arguments, strict=True)], program.inputs
+        return [
+            (spec.name, argument) for spec, argument in zip(program.inputs, arguments, strict=True)
+        ], program.inputs
     by_name = {argument.name: index for index, argument in enumerate(arguments)}
     if all(spec.name in by_name for spec in given):
         indexes = [by_name[spec.name] for spec in given]
@@ -212,7 +218,9 @@ def _name_inputs(
     return [(spec.name, arguments[index]) for index, spec in order], specs
 
 
-def _name_outputs(path: Path, kind: PytorchKind, program: Program, config: ModelConfig) -> list[tuple[TensorSpec, int]]:
+def _name_outputs(
+    path: Path, kind: PytorchKind, program: Program, config: ModelConfig
+) -> list[tuple[TensorSpec, int]]:
     """The outputs, each with its position among the program's."""
     given = config.outputs
     if not given:
@@ -228,7 +236,10 @@ def _name_outputs(path: Path, kind: PytorchKind, program: Program, config: Model
                 f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but '{path}' has"
                 f" {', '.join(repr(spec.name) for spec in program.outputs)}"
             )
-        return [(replace(program.outputs[index], name=name), index) for name, index in zip(names, indexes, strict=True)]
+        return [
+            (replace(program.outputs[index], name=name), index)
+            for name, index in zip(names, indexes, strict=True)
+        ]
     return [(_full(spec, config), index) for spec, index in zip(given, _indexes(names), strict=True)]
 
 
@@ -256,7 +267,9 @@ def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: Mo
 
 def _says_nothing(path: Path, kind: PytorchKind, program: Program, config: ModelConfig) -> str:
     example = ", ".join(
-        f'{{ name: "{argument.name}" data_type: TYPE_FP32 dims: [ -1, ... ] }}' for argument in program.arguments if argument.required
+        f'{{ name: "{argument.name}" data_type: TYPE_FP32 dims: [ -1, ... ] }}'
+        for argument in program.arguments
+        if argument.required
     )
     where = config.source or "a config.pbtxt in the model's folder"
     return (

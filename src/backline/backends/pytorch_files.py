@@ -32,7 +32,9 @@ def identify(path: Path) -> PytorchKind:
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
         raise _checkpoint(path)
     if start[:2] != b"PK":
-        raise InvalidArgument(f"'{path}' is not a file of PyTorch: it is neither a zip archive nor a checkpoint")
+        raise InvalidArgument(
+            f"'{path}' is not a file of PyTorch: it is neither a zip archive nor a checkpoint"
+        )
     try:
         with ZipFile(path) as archive:
             # Below the name of the file as it was when it was written.
@@ -42,7 +44,11 @@ def identify(path: Path) -> PytorchKind:
     if any(name.startswith("data/aotinductor/") for name in names):
         return PytorchKind.COMPILED
     if any(name.startswith("models/") for name in names) or "serialized_exported_program.json" in names:
-        unsafe = [name for name in names if name.startswith(tuple(f"data/constants/{prefix}" for prefix in _PICKLED_CONSTANTS))]
+        unsafe = [
+            name
+            for name in names
+            if name.startswith(tuple(f"data/constants/{prefix}" for prefix in _PICKLED_CONSTANTS))
+        ]
         if unsafe:
             raise InvalidArgument(
                 f"'{path}' holds objects that only executing a pickle could restore ({unsafe[0]});"

@@ -86,8 +86,14 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
         exported = _submodule("torch.export.passes").move_to_device_pass(exported, device)
 
     graph = exported.graph_signature
-    placeholders = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
-    tensors = [(index, str(name)) for index, name in enumerate(graph.user_inputs) if isinstance(placeholders.get(name), torch.Tensor)]
+    placeholders = {
+        node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"
+    }
+    tensors = [
+        (index, str(name))
+        for index, name in enumerate(graph.user_inputs)
+        if isinstance(placeholders.get(name), torch.Tensor)
+    ]
     constants = list(graph.user_inputs)
     module = exported.module()
     in_spec = exported.call_spec.in_spec
@@ -103,7 +109,10 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
     output_node = next(node for node in exported.graph.nodes if node.op == "output")
     by_name = {node.name: node.meta.get("val") for node in output_node.args[0] if hasattr(node, "name")}
     names = output_names(torch, exported.call_spec.out_spec, len(graph.user_outputs))
-    outputs = tuple(_spec(path, "output", name, by_name.get(node)) for name, node in zip(names, graph.user_outputs, strict=True))
+    outputs = tuple(
+        _spec(path, "output", name, by_name.get(node))
+        for name, node in zip(names, graph.user_outputs, strict=True)
+    )
     return Program(tuple(Argument(name) for _, name in tensors), call, inputs, outputs)
 
 
@@ -116,7 +125,9 @@ def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
     if device is not None and kind not in ("", wanted.type):
         raise InvalidArgument(f"'{path}' was compiled for {kind}, and cannot run on {device}")
     index = -1 if wanted.index is None else wanted.index
-    package = _loading(torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path), device_index=index))
+    package = _loading(
+        torch, path, lambda: _submodule("torch._inductor").aoti_load_package(str(path), device_index=index)
+    )
     in_spec, _ = package.loader.get_call_spec()
     count = _submodule("torch.utils._pytree").treespec_loads(in_spec).num_leaves
     return Program(tuple(Argument(f"INPUT__{index}", required=False) for index in range(count)), package)
@@ -150,7 +161,9 @@ def _loading(torch: Any, path: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        raise InvalidArgument(f"'{path}' cannot be loaded by PyTorch {torch.__version__}: {one_line(error)}") from None
+        raise InvalidArgument(
+            f"'{path}' cannot be loaded by PyTorch {torch.__version__}: {one_line(error)}"
+        ) from None
 
 
 @contextmanager
@@ -171,7 +184,9 @@ def _weights_only() -> Iterator[None]:
 def _spec(path: Path, kind: str, name: str, value: Any) -> TensorSpec:
     datatype = _DATATYPES.get(str(getattr(value, "dtype", "")))
     if datatype is None:
-        raise InvalidArgument(f"'{path}' cannot be served: {kind} '{name}' is {_describe(value)}, which no request can carry")
+        raise InvalidArgument(
+            f"'{path}' cannot be served: {kind} '{name}' is {_describe(value)}, which no request can carry"
+        )
     return TensorSpec(name, datatype, _shape(value.shape))
 
 

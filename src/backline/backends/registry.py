@@ -60,9 +60,13 @@ def choose(config: ModelConfig, path: Path) -> Entry:
     entry = _configured(config)
     if entry is None:
         format = _format_of(path)
-        entry = next((entry for entry in BACKENDS if format is not None and entry.name == format.backend), None)
+        entry = next(
+            (entry for entry in BACKENDS if format is not None and entry.name == format.backend), None
+        )
     if entry is None:
-        raise InvalidArgument(f"'{path}' is of no format that is known here; name its `backend` in the configuration: {_names()}")
+        raise InvalidArgument(
+            f"'{path}' is of no format that is known here; name its `backend` in the configuration: {_names()}"
+        )
     return entry
 
 
@@ -90,7 +94,9 @@ def _is_in(folder: Path, filename: str) -> bool:
 def _format_of(path: Path) -> ModelFormat | None:
     """By the whole name first, then by the suffix: model.json says more than .json."""
     if path.is_dir():
-        return next((f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None)
+        return next(
+            (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None
+        )
     for format in FORMATS:
         if any(name.rpartition("/")[2] == path.name for name in format.filenames):
             return format

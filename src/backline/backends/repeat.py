@@ -51,7 +51,9 @@ class RepeatModel(DeclaredModel):
         """See StreamingModel."""
         values, delays = inputs["IN"], inputs["DELAY"]
         if values.shape != delays.shape:
-            raise InvalidArgument(f"expected IN and DELAY shape to match, got {list(values.shape)} and {list(delays.shape)}")
+            raise InvalidArgument(
+                f"expected IN and DELAY shape to match, got {list(values.shape)} and {list(delays.shape)}"
+            )
         for index in range(len(values)):
             if delays[index]:
                 time.sleep(delays[index] / 1000)

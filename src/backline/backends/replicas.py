@@ -19,7 +19,9 @@ class Replicas:
         first = next(iter(self._models.values()))
         self.signature = first.signature
         self.threads_per_run = first.threads_per_run
-        self.warnings = tuple(dict.fromkeys(warning for model in self._models.values() for warning in model.warnings))
+        self.warnings = tuple(
+            dict.fromkeys(warning for model in self._models.values() for warning in model.warnings)
+        )
         self._first = first
 
     def on(self, device: Device) -> LoadedModel:

@@ -45,14 +45,20 @@ class Sklearn:
         warnings = parameters.warnings
         if path.suffix in _PICKLES:
             estimator = _unpickle(path, config, what)
-            warnings += (f"'{path}' is a pickle, which can execute anything when it is loaded; it was, as --trust-pickle says",)
+            warnings += (
+                f"'{path}' is a pickle, which can execute anything when it is loaded; it was, as --trust-pickle says",
+            )
         else:
             estimator = _load_skops(path, config, what)
         _use_one_core(estimator)
         inputs = _inputs(path, estimator, config)
-        methods = [method for method in _METHODS if hasattr(estimator, method)] or [m for m in (_TRANSFORM,) if hasattr(estimator, m)]
+        methods = [method for method in _METHODS if hasattr(estimator, method)] or [
+            m for m in (_TRANSFORM,) if hasattr(estimator, m)
+        ]
         if not methods:
-            raise InvalidArgument(f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform")
+            raise InvalidArgument(
+                f"'{path}' cannot be served: a {type(estimator).__name__} has neither predict nor transform"
+            )
         return SklearnModel(path, config, estimator, inputs, methods, warnings)
 
 
@@ -62,20 +68,34 @@ class SklearnModel:
     threads_per_run = 1
 
     def __init__(
-        self, path: Path, config: ModelConfig, estimator: Any, spec: TensorSpec, methods: Sequence[str], warnings: tuple[str, ...]
+        self,
+        path: Path,
+        config: ModelConfig,
+        estimator: Any,
+        spec: TensorSpec,
+        methods: Sequence[str],
+        warnings: tuple[str, ...],
     ) -> None:
         self._name = config.name
         self._input = spec.name
         self._text = spec.datatype is DataType.BYTES
-        self._methods: dict[str, Callable[[Any], Any]] = {method: getattr(estimator, method) for method in methods}
+        self._methods: dict[str, Callable[[Any], Any]] = {
+            method: getattr(estimator, method) for method in methods
+        }
         self.warnings = warnings
-        rows = np.array([b"a text", b"more"], object) if self._text else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
+        rows = (
+            np.array([b"a text", b"more"], object)
+            if self._text
+            else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
+        )
         outputs = []
         for method in methods:  # as two rows show it: an estimator does not say what it gives
             try:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
-                raise InvalidArgument(f"'{path}' cannot be served: {method} of two rows of zeros failed: {error.message}") from None
+                raise InvalidArgument(
+                    f"'{path}' cannot be served: {method} of two rows of zeros failed: {error.message}"
+                ) from None
             outputs.append(TensorSpec(method, DataType.from_dtype(answer.dtype), (-1, *answer.shape[1:])))
         self.signature = agree(path, Signature((spec,), tuple(outputs)), config)
 
@@ -91,7 +111,9 @@ class SklearnModel:
         except ValueError as error:  # what scikit-learn raises for values it cannot use, such as NaN
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
-            raise Internal(f"model '{self._name}' failed: {type(error).__name__}: {one_line(error)}") from None
+            raise Internal(
+                f"model '{self._name}' failed: {type(error).__name__}: {one_line(error)}"
+            ) from None
 
     def close(self) -> None:
         """See LoadedModel."""
@@ -142,7 +164,9 @@ def _unpickle(path: Path, config: ModelConfig, what: str) -> Any:
     try:
         return joblib.load(path)  # reads plain pickles as well
     except Exception as error:
-        raise InvalidArgument(f"'{path}' cannot be unpickled: {type(error).__name__}: {one_line(error)}") from None
+        raise InvalidArgument(
+            f"'{path}' cannot be unpickled: {type(error).__name__}: {one_line(error)}"
+        ) from None
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
@@ -156,7 +180,9 @@ def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
         datatype = given.datatype if given and given.datatype is DataType.FP32 else DataType.FP64
         return TensorSpec(INPUT, datatype, (-1, int(count)))
     if given is not None:
-        return TensorSpec(given.name, given.datatype, (-1, *given.shape) if config.max_batch_size else given.shape)
+        return TensorSpec(
+            given.name, given.datatype, (-1, *given.shape) if config.max_batch_size else given.shape
+        )
     raise InvalidArgument(
         f"'{path}' does not say how many features it takes (a {type(estimator).__name__}); write its input into a config.pbtxt:"
         f' input [ {{ name: "{INPUT}" data_type: TYPE_FP64 dims: [ -1, FEATURES ] }} ]'

@@ -35,7 +35,13 @@ class TableModel:
     """A model that is asked through one function. `width` is the number of columns of its output, 0 for a plain row of numbers."""
 
     def __init__(
-        self, path: Path, config: ModelConfig, inputs: Sequence[TensorSpec], predict: Predict, threads: int, warnings: tuple[str, ...]
+        self,
+        path: Path,
+        config: ModelConfig,
+        inputs: Sequence[TensorSpec],
+        predict: Predict,
+        threads: int,
+        warnings: tuple[str, ...],
     ) -> None:
         self._name = config.name
         self._inputs = tuple(spec.name for spec in inputs)

@@ -60,7 +60,9 @@ class TensorFlow:
         why = cuda_gpus().reason or "CUDA or cuDNN is missing"
         if not runtime.test.is_built_with_gpu_support():
             why = "it is built for the CPU alone"
-        return Gpus(reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'")
+        return Gpus(
+            reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'"
+        )
 
     def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> TensorFlowModel:
         """Loads the signature that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
@@ -83,9 +85,13 @@ class TensorFlow:
                 meta = v1.saved_model.load(session, [parameters.text("TF_GRAPH_TAG", "serve")], str(folder))
             except Exception as error:
                 session.close()
-                raise InvalidArgument(f"'{folder}' cannot be loaded by TensorFlow {runtime.__version__}: {one_line(error)}") from None
+                raise InvalidArgument(
+                    f"'{folder}' cannot be loaded by TensorFlow {runtime.__version__}: {one_line(error)}"
+                ) from None
         try:
-            key, definition = _choose_signature(folder, meta.signature_def, parameters.text("TF_SIGNATURE_DEF"))
+            key, definition = _choose_signature(
+                folder, meta.signature_def, parameters.text("TF_SIGNATURE_DEF")
+            )
             file = Signature(
                 _specs(folder, "input", key, definition.inputs),
                 _specs(folder, "output", key, definition.outputs),
@@ -186,9 +192,13 @@ def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) 
     if not wanted:
         wanted = keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE
         if wanted not in keys:
-            raise InvalidArgument(f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}")
+            raise InvalidArgument(
+                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}"
+            )
     elif wanted not in keys:
-        raise InvalidArgument(f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has {listed}")
+        raise InvalidArgument(
+            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has {listed}"
+        )
     return wanted, signatures[wanted]
 
 
@@ -202,8 +212,12 @@ def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tup
                 f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a type in requests"
             )
         if info.tensor_shape.unknown_rank and kind == "input":
-            raise InvalidArgument(f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of dimensions")
-        shape = () if info.tensor_shape.unknown_rank else tuple(int(dim.size) for dim in info.tensor_shape.dim)
+            raise InvalidArgument(
+                f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of dimensions"
+            )
+        shape = (
+            () if info.tensor_shape.unknown_rank else tuple(int(dim.size) for dim in info.tensor_shape.dim)
+        )
         specs.append(TensorSpec(name, datatype, shape))
     return tuple(specs)
 

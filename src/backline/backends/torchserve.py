@@ -45,7 +45,13 @@ class TorchServe:
             model = _model_of(archive)
             settings = _settings(archive, model.get("configFile"))
             packed = None if path.is_dir() else archive.root
-        return HostedModel(path, ADAPTER, packed=packed, parameters={SETTINGS: json.dumps(settings)}, groups=_groups(settings))
+        return HostedModel(
+            path,
+            ADAPTER,
+            packed=packed,
+            parameters={SETTINGS: json.dumps(settings)},
+            groups=_groups(settings),
+        )
 
 
 def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
@@ -69,11 +75,15 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
         raise InvalidArgument(f"'{archive.path}': {MANIFEST} is no JSON: {error}") from None
     model = manifest.get("model") if isinstance(manifest, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("handler"), str) or not model["handler"]:
-        raise InvalidArgument(f"'{archive.path}': {MANIFEST} names no handler; expected {{'model': {{'handler': ...}}}}")
+        raise InvalidArgument(
+            f"'{archive.path}': {MANIFEST} names no handler; expected {{'model': {{'handler': ...}}}}"
+        )
     for key in ("serializedFile", "modelFile", "configFile"):
         name = model.get(key)
         if name is not None and not (isinstance(name, str) and archive.holds(name)):
-            raise InvalidArgument(f"'{archive.path}': its {key} '{name}' is not in the archive; pack it again with torch-model-archiver")
+            raise InvalidArgument(
+                f"'{archive.path}': its {key} '{name}' is not in the archive; pack it again with torch-model-archiver"
+            )
     return model
 
 

@@ -42,9 +42,13 @@ class XgBoost:
             booster = runtime.Booster({"nthread": threads}, model_file=str(path))
             count = booster.num_features()
         except Exception as error:
-            raise InvalidArgument(f"'{path}' cannot be loaded by XGBoost {runtime.__version__}: {reason(error)}") from None
+            raise InvalidArgument(
+                f"'{path}' cannot be loaded by XGBoost {runtime.__version__}: {reason(error)}"
+            ) from None
 
         def predict(rows: np.ndarray) -> np.ndarray:
             return np.asarray(booster.inplace_predict(rows, validate_features=False))
 
-        return TableModel(path, config, (features(count, DataType.FP32, config),), predict, threads, parameters.warnings)
+        return TableModel(
+            path, config, (features(count, DataType.FP32, config),), predict, threads, parameters.warnings
+        )

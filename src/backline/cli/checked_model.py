@@ -25,7 +25,11 @@ class CheckedModel:
 
 def check_model(path: Path, found: FoundModel, *, load: bool) -> CheckedModel:
     """Checks a model that was found at `path`, by loading it if that is wanted."""
-    errors = [found.problem] if found.problem else [version.problem for version in found.versions if version.problem]
+    errors = (
+        [found.problem]
+        if found.problem
+        else [version.problem for version in found.versions if version.problem]
+    )
     checked = CheckedModel(found, errors, list(found.warnings))
     if load and not errors:
         try:

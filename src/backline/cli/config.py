@@ -29,12 +29,18 @@ Examples:
   backline config convert models/add1/config.pbtxt --output models/add1/model.toml"""
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_name_option = click.option("--config-name", default="", metavar="NAME", help="Read configs/NAME.pbtxt where a model has it.")
+_name_option = click.option(
+    "--config-name", default="", metavar="NAME", help="Read configs/NAME.pbtxt where a model has it."
+)
 _override_option = click.option(
-    "--override", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A file with the JSON that a load would bring along."
+    "--override",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with the JSON that a load would bring along.",
 )
 _inspect_option = click.option(
-    "--inspect/--no-inspect", default=True, help="Load the model and measure it, as a server does, to fill in what the file leaves open."
+    "--inspect/--no-inspect",
+    default=True,
+    help="Load the model and measure it, as a server does, to fill in what the file leaves open.",
 )
 
 
@@ -43,14 +49,25 @@ def command() -> None:
     """Show, check, explain and convert configurations of models on disk."""
 
 
-@command.command(epilog="\b\nExamples:\n  backline config show models/add1\n  backline config show models/add1 --format toml --no-inspect")
+@command.command(
+    epilog="\b\nExamples:\n  backline config show models/add1\n  backline config show models/add1 --format toml --no-inspect"
+)
 @click.argument("model_folder", type=_PATH)
-@click.option("--format", "form", type=click.Choice(["pbtxt", "toml", "json"]), default="pbtxt", show_default=True, help="How to print it.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["pbtxt", "toml", "json"]),
+    default="pbtxt",
+    show_default=True,
+    help="How to print it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @_name_option
 @_override_option
 @_inspect_option
-def show(model_folder: Path, form: str, as_json: bool, config_name: str, override: Path | None, inspect: bool) -> None:
+def show(
+    model_folder: Path, form: str, as_json: bool, config_name: str, override: Path | None, inspect: bool
+) -> None:
     """Print the complete configuration of a model: what /v2/models/NAME/config would answer."""
     folder = open_model(model_folder, config_name, override)
     _, whole, _ = _configurations(folder, inspect)
@@ -69,7 +86,9 @@ def show(model_folder: Path, form: str, as_json: bool, config_name: str, overrid
 @_name_option
 @_override_option
 @_inspect_option
-def explain(model_folder: Path, as_json: bool, config_name: str, override: Path | None, inspect: bool) -> None:
+def explain(
+    model_folder: Path, as_json: bool, config_name: str, override: Path | None, inspect: bool
+) -> None:
     """Say for each value of a model's configuration where it comes from.
 
     file: the configuration, with line and column; override: the JSON of a load; model: found in the model's file; server: decided by
@@ -77,9 +96,18 @@ def explain(model_folder: Path, as_json: bool, config_name: str, override: Path 
     """
     folder = open_model(model_folder, config_name, override)
     described, whole, warnings = _configurations(folder, inspect)
-    values = origins(folder.document, described, whole, model_file=str(folder.model_file or ""), override=folder.overridden)
+    values = origins(
+        folder.document, described, whole, model_file=str(folder.model_file or ""), override=folder.overridden
+    )
     if as_json:
-        print(json.dumps([{"path": value.path, "value": value.value, "origin": value.origin, "where": value.where} for value in values]))
+        print(
+            json.dumps(
+                [
+                    {"path": value.path, "value": value.value, "origin": value.origin, "where": value.where}
+                    for value in values
+                ]
+            )
+        )
         return
     print_table(("field", "value", "origin", "where"), [_row(value, folder.path) for value in values])
     for warning in (*folder.found.config.warnings, *warnings):
@@ -96,15 +124,26 @@ def explain(model_folder: Path, as_json: bool, config_name: str, override: Path 
 @_name_option
 def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: str) -> None:
     """Check the models of repositories, or one model. The exit status is 1 when something is wrong."""
-    checked = [check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)]
-    if all(one.found.folder for one in checked):  # a model alone has no others beside it that its steps could be
+    checked = [
+        check_model(path, found, load=load) for path in paths for found in open_models(path, config_name)
+    ]
+    if all(
+        one.found.folder for one in checked
+    ):  # a model alone has no others beside it that its steps could be
         check_ensembles(checked)
     if as_json:
-        print(json.dumps([{"model": one.found.name, "errors": one.errors, "warnings": one.warnings} for one in checked]))
+        print(
+            json.dumps(
+                [{"model": one.found.name, "errors": one.errors, "warnings": one.warnings} for one in checked]
+            )
+        )
     else:
         for one in checked:
             print(f"{one.found.name}: {'wrong' if one.errors else 'ok'}")
-            for line in (*(f"error: {error}" for error in one.errors), *(f"warning: {warning}" for warning in one.warnings)):
+            for line in (
+                *(f"error: {error}" for error in one.errors),
+                *(f"warning: {warning}" for warning in one.warnings),
+            ):
                 print(f"  {line}")
         if not checked:
             print(f"{', '.join(map(str, paths))} {'has' if len(paths) == 1 else 'have'} no models")
@@ -116,9 +155,13 @@ def validate(paths: tuple[Path, ...], load: bool, as_json: bool, config_name: st
     epilog="\b\nExamples:\n  backline config convert models/add1\n  backline config convert models/add1/model.toml --output config.pbtxt"
 )
 @click.argument("path", type=_PATH)
-@click.option("--to", type=click.Choice(["pbtxt", "toml"]), help="The form to write; without it, the other one.")
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file to write, which must not exist; else it is printed."
+    "--to", type=click.Choice(["pbtxt", "toml"]), help="The form to write; without it, the other one."
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The file to write, which must not exist; else it is printed.",
 )
 @_json_option
 def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> None:
@@ -133,14 +176,25 @@ def convert(path: Path, to: str | None, output: Path | None, as_json: bool) -> N
         with output.open("x", encoding="utf-8") as target:
             target.write(written)
     if as_json:
-        print(json.dumps({"source": str(file), "format": form, "output": str(output) if output else None, "text": written}))
+        print(
+            json.dumps(
+                {
+                    "source": str(file),
+                    "format": form,
+                    "output": str(output) if output else None,
+                    "text": written,
+                }
+            )
+        )
     elif output is None:
         print(written, end="")
 
 
 def _configurations(folder: ModelFolder, inspect: bool) -> tuple[Any, Any, tuple[str, ...]]:
     """The configuration with what the model gives, the complete one, and the warnings of a load."""
-    model, warnings = loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
+    model, warnings = (
+        loaded_model(folder) if inspect else (unloaded_model(folder.found.name, folder.found.config), ())
+    )
     described = describe(model)
     return described, complete(described), warnings
 
@@ -149,7 +203,12 @@ def _row(value: Value, folder: Path) -> tuple[str, str, str, str]:
     shown = json.dumps(value.value, ensure_ascii=False)
     if len(shown) > _LONGEST_VALUE:
         shown = f"{shown[: _LONGEST_VALUE - 3]}..."
-    return value.path.removesuffix(".string_value"), shown, value.origin, value.where.removeprefix(f"{folder.absolute()}/")
+    return (
+        value.path.removesuffix(".string_value"),
+        shown,
+        value.origin,
+        value.where.removeprefix(f"{folder.absolute()}/"),
+    )
 
 
 def _configuration_file(path: Path) -> Path:
@@ -159,7 +218,9 @@ def _configuration_file(path: Path) -> Path:
         return path
     files = [file for name in ("config.pbtxt", "model.toml") if (file := path / name).is_file()]
     if len(files) != 1:
-        raise click.UsageError(f"'{path}' holds {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'} model.toml.")
+        raise click.UsageError(
+            f"'{path}' holds {'both' if files else 'neither'} config.pbtxt {'and' if files else 'nor'} model.toml."
+        )
     return files[0]
 
 

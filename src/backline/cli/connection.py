@@ -27,12 +27,26 @@ def connection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="http://, https://, grpc://, grpcs://, unix:PATH, or inproc:///path/of/repository to load the models here.",
     )
-    @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds for one request.")
-    @click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header field for every request.")
     @click.option(
-        "--ca", type=click.Path(exists=True, dir_okay=False), help="PEM file of the authority that signed the server's certificate."
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=60.0,
+        show_default=True,
+        help="Seconds for one request.",
     )
-    @click.option("--certificate", type=click.Path(exists=True, dir_okay=False), help="PEM file of a client certificate.")
+    @click.option(
+        "--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header field for every request."
+    )
+    @click.option(
+        "--ca",
+        type=click.Path(exists=True, dir_okay=False),
+        help="PEM file of the authority that signed the server's certificate.",
+    )
+    @click.option(
+        "--certificate",
+        type=click.Path(exists=True, dir_okay=False),
+        help="PEM file of a client certificate.",
+    )
     @click.option("--key", type=click.Path(exists=True, dir_okay=False), help="PEM file with its key.")
     @click.option("--insecure", is_flag=True, help="Accept any certificate (https only).")
     @wraps(function)

@@ -29,10 +29,16 @@ Examples:
 @click.argument("model")
 @input_option
 @click.option("--model-version", default="", help="A version; the server chooses without it.")
-@click.option("--output", "outputs", multiple=True, metavar="NAME", help="An output that is wanted; all without it.")
+@click.option(
+    "--output", "outputs", multiple=True, metavar="NAME", help="An output that is wanted; all without it."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
 @click.option(
-    "--save", "-o", "destination", type=click.Path(dir_okay=False, path_type=Path), help="Write .npz or .json, or .npy for a single output."
+    "--save",
+    "-o",
+    "destination",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write .npz or .json, or .npy for a single output.",
 )
 @connection_options
 def command(

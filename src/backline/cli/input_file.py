@@ -31,7 +31,9 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
         found: Any = _npz(path)
         unknown = sorted(found.keys() - specs.keys())
         if unknown:
-            raise InvalidArgument(f"'{path}' holds {', '.join(unknown)}, but model '{metadata.name}' has inputs {', '.join(specs)}")
+            raise InvalidArgument(
+                f"'{path}' holds {', '.join(unknown)}, but model '{metadata.name}' has inputs {', '.join(specs)}"
+            )
         return dict(found)
     if path.suffix == ".json":
         found = _json(path, path.name)
@@ -40,7 +42,9 @@ def read_files_inputs(metadata: ModelMetadata, path: Path) -> dict[str, Any]:
     required = [spec for spec in specs.values() if not spec.optional] or list(specs.values())
     if len(required) != 1:
         names = ", ".join(specs)
-        raise InvalidArgument(f"'{path}' does not say which input it is for; write NAME=@{path} with NAME of {names}")
+        raise InvalidArgument(
+            f"'{path}' does not say which input it is for; write NAME=@{path} with NAME of {names}"
+        )
     return {required[0].name: read_file(required[0], path)}
 
 
@@ -64,7 +68,9 @@ def read_file(spec: TensorSpec, path: Path) -> Any:
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"cannot read {where}: {_why(error)}") from None
     kinds = ".npy, .npz, .json, an image nor audio"
-    raise InvalidArgument(f"{where} is neither {kinds}; write JSON, random or zeros for numbers, or @FILE with one of these")
+    raise InvalidArgument(
+        f"{where} is neither {kinds}; write JSON, random or zeros for numbers, or @FILE with one of these"
+    )
 
 
 def _why(error: Exception) -> str:
@@ -106,7 +112,9 @@ def _image(spec: TensorSpec, path: Path) -> np.ndarray:
     channels = dims[0] if first else dims[-1] if len(dims) == 3 else 1
     height, width = dims[1:] if first else dims[:2] if len(dims) == 3 else dims[-2:]
     if len(dims) < 2:
-        raise InvalidArgument(f"input '{spec.name}' has shape {list(spec.shape)}, which is none of an image ('{path}')")
+        raise InvalidArgument(
+            f"input '{spec.name}' has shape {list(spec.shape)}, which is none of an image ('{path}')"
+        )
     with image_of.open(path) as opened:
         image = opened.convert(_MODES.get(channels, "RGB"))
     size = (image.width if width < 0 else width, image.height if height < 0 else height)
@@ -146,4 +154,6 @@ def _library(module: str, path: Path, extra: str) -> Any:
         return import_module(module)
     except ImportError:
         package = {"PIL.Image": "Pillow"}.get(module, module)
-        raise InvalidArgument(f"'{path}' is decoded by {package}, which is not installed: pip install 'backline[{extra}]'") from None
+        raise InvalidArgument(
+            f"'{path}' is decoded by {package}, which is not installed: pip install 'backline[{extra}]'"
+        ) from None

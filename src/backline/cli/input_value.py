@@ -57,7 +57,11 @@ def usage(metadata: ModelMetadata) -> str:
 
 
 def _example(spec: TensorSpec) -> str:
-    return "random" if -1 not in spec.shape[1:] else "random:" + ",".join(str(1 if dim < 0 else dim) for dim in spec.shape)
+    return (
+        "random"
+        if -1 not in spec.shape[1:]
+        else "random:" + ",".join(str(1 if dim < 0 else dim) for dim in spec.shape)
+    )
 
 
 def read_value(spec: TensorSpec, text: str) -> Any:
@@ -71,8 +75,12 @@ def read_value(spec: TensorSpec, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if spec.datatype is DataType.BYTES:
-            return np.full(tuple(1 if dim < 0 else dim for dim in spec.shape), text, object)  # a bare word is a string
-        raise InvalidArgument(f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}") from None
+            return np.full(
+                tuple(1 if dim < 0 else dim for dim in spec.shape), text, object
+            )  # a bare word is a string
+        raise InvalidArgument(
+            f"the value of input '{spec.name}' is not JSON ({error}). Write {FORMS}"
+        ) from None
 
 
 def parse_shape(name: str, dims: str) -> tuple[int, ...]:
@@ -82,7 +90,9 @@ def parse_shape(name: str, dims: str) -> tuple[int, ...]:
     except ValueError:
         shape = (-1,)
     if any(dim < 0 for dim in shape):
-        raise InvalidArgument(f"'{dims}' is not a shape for input '{name}': write numbers with commas between, like 1,16")
+        raise InvalidArgument(
+            f"'{dims}' is not a shape for input '{name}': write numbers with commas between, like 1,16"
+        )
     return shape
 
 
@@ -102,7 +112,9 @@ def generate(spec: TensorSpec, kind: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return _generate(spec.datatype, kind, shape)
     except (MemoryError, ValueError) as error:
-        raise InvalidArgument(f"input '{spec.name}' cannot be made with the shape {list(shape)}: {error}") from None
+        raise InvalidArgument(
+            f"input '{spec.name}' cannot be made with the shape {list(shape)}: {error}"
+        ) from None
 
 
 def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -112,7 +124,9 @@ def _generate(datatype: DataType, kind: str, shape: tuple[int, ...]) -> np.ndarr
     if datatype is DataType.BYTES:
         return generator.integers(0, 10_000, shape).astype(str).astype(object)
     if datatype is DataType.BF16:
-        return np.asarray(generator.random(shape), np.float32).view(np.uint32).__rshift__(16).astype(np.uint16)
+        return (
+            np.asarray(generator.random(shape), np.float32).view(np.uint32).__rshift__(16).astype(np.uint16)
+        )
     if datatype is DataType.BOOL:
         return generator.integers(0, 2, shape).astype(np.bool_)
     if datatype.dtype.kind == "f":

@@ -42,7 +42,9 @@ class Commands(click.Group):
             gc.enable()
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             near = get_close_matches(name, COMMANDS, 1)
@@ -98,7 +100,14 @@ def main() -> NoReturn:
         if debug:
             raise
         text = error.message if isinstance(error, BacklineError) else str(error)
-        click.secho("Error: ", nl=False, err=True, fg="red", bold=True, color=None if "NO_COLOR" not in os.environ else False)
+        click.secho(
+            "Error: ",
+            nl=False,
+            err=True,
+            fg="red",
+            bold=True,
+            color=None if "NO_COLOR" not in os.environ else False,
+        )
         click.echo(text, err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)

@@ -89,7 +89,11 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
     An ensemble has nothing that could be loaded, and its configuration says everything.
     """
     if folder.found.config.ensemble is not None:
-        return unloaded_model(folder.found.name, folder.found.config, folder.version.version if folder.version is not None else ""), ()
+        return unloaded_model(
+            folder.found.name,
+            folder.found.config,
+            folder.version.version if folder.version is not None else "",
+        ), ()
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
     from backline.lifecycle.loading.scheduling_text import scheduling_text
     from backline.lifecycle.loading.sequence_states import sequence_tensors
@@ -100,7 +104,9 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
     version, file = folder.version, folder.model_file
     if version is None or file is None:
         problems = [found.problem for found in folder.found.versions if found.problem]
-        raise InvalidArgument(problems[-1] if problems else f"'{folder.path}' has no version that can be loaded")
+        raise InvalidArgument(
+            problems[-1] if problems else f"'{folder.path}' has no version that can be loaded"
+        )
     config = folder.found.config
     try:
         loaded = load(file, config, start_workers=_in_processes)
@@ -110,14 +116,20 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
     batched, model_folder = loaded.max_batch_size > 0, version_folder.parent
     if config.sequence is not None:
         sequence_tensors(config, loaded.model.signature, batched=batched, model_folder=model_folder)
-    for sample in warm_up_samples(config, batched=batched, version_folder=version_folder, model_folder=model_folder):
+    for sample in warm_up_samples(
+        config, batched=batched, version_folder=version_folder, model_folder=model_folder
+    ):
         fitting_request(config.name, request_check(config, loaded), sample)
     model = unloaded_model(folder.found.name, folder.found.config, version.version)
     model.backend, model.platform = loaded.backend, loaded.platform
     model.signature = loaded.signature
     model.max_batch_size = loaded.max_batch_size
-    model.placement = Placement(loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason, loaded.placed)
-    model.scheduling = scheduling_text(config, loaded.batch_limit, loaded.measured.times.seconds, decoupled=config.decoupled)
+    model.placement = Placement(
+        loaded.lane, loaded.instances, loaded.max_batch_size, loaded.reason, loaded.placed
+    )
+    model.scheduling = scheduling_text(
+        config, loaded.batch_limit, loaded.measured.times.seconds, decoupled=config.decoupled
+    )
     loaded.model.close()
     return model, loaded.warnings
 
@@ -136,7 +148,9 @@ async def _served_model(folder: ModelFolder) -> Model:
     from backline.server import Embedded
 
     if folder.overridden:
-        raise InvalidArgument(f"'{folder.path}' cannot be inspected with what a load would bring along: add --no-inspect, or ask a server")
+        raise InvalidArgument(
+            f"'{folder.path}' cannot be inspected with what a load would bring along: add --no-inspect, or ask a server"
+        )
     logging.getLogger("backline").setLevel(logging.CRITICAL)  # what is wrong is told by the one who asks
     with TemporaryDirectory() as state:
         embedded = Embedded([folder.path / folder.found.folder], LifecycleOptions(state_folder=Path(state)))

@@ -27,19 +27,25 @@ class Template:
 
 
 TEMPLATES = {
-    "model": Template("a class that answers one request at a time", "generate", '{"text": "Backline serves models"}'),
+    "model": Template(
+        "a class that answers one request at a time", "generate", '{"text": "Backline serves models"}'
+    ),
     "batch": Template(
         "requests are joined and answered together",
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
-    "stream": Template("a request gets any number of responses", "generate_stream", '{"text": "one two three"}'),
+    "stream": Template(
+        "a request gets any number of responses", "generate_stream", '{"text": "one two three"}'
+    ),
     "triton": Template(
         "a class and a configuration of Triton's Python backend",
         "infer",
         '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}',
     ),
-    "pipeline": Template("a model that asks another one of the server", "generate", '{"text": "the longest words first"}'),
+    "pipeline": Template(
+        "a model that asks another one of the server", "generate", '{"text": "the longest words first"}'
+    ),
 }
 _EPILOG = """\b
 Examples:
@@ -57,7 +63,12 @@ Examples:
     show_default=True,
     help="; ".join(f"{name}: {one.what}" for name, one in TEMPLATES.items()) + ".",
 )
-@click.option("--requires", multiple=True, metavar="PACKAGE", help="A package for requirements.txt: the model gets its own environment.")
+@click.option(
+    "--requires",
+    multiple=True,
+    metavar="PACKAGE",
+    help="A package for requirements.txt: the model gets its own environment.",
+)
 def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     """Write a Python model that can be served, and its test. NAME may be a path; nothing that exists is overwritten.
 
@@ -65,7 +76,9 @@ def command(path: Path, template: str, requires: tuple[str, ...]) -> None:
     """
     name = path.name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise InvalidArgument(f"'{name}' is no good name for a model: it is part of URLs, so use letters, digits, '_', '-' and '.'")
+        raise InvalidArgument(
+            f"'{name}' is no good name for a model: it is part of URLs, so use letters, digits, '_', '-' and '.'"
+        )
     if path.exists():
         raise AlreadyExists(f"'{path}' exists already; choose another name, or remove it")
     files = dict(_files(template, name))
@@ -86,7 +99,10 @@ def _files(template: str, name: str) -> Iterator[tuple[Path, str]]:
         relative = file.relative_to(root)
         # The name of a test is that of a module, and its own: tests of many models run together.
         file_name = relative.name.replace(_NAME, re.sub(r"\W", "_", name))
-        yield Path(*(name if part == _NAME else part for part in relative.parts[:-1]), file_name), file.read_text()
+        yield (
+            Path(*(name if part == _NAME else part for part in relative.parts[:-1]), file_name),
+            file.read_text(),
+        )
 
 
 def _next(path: Path, name: str, template: Template) -> str:

@@ -21,7 +21,9 @@ def check_destination(path: Path | None, param_hint: str, *, folders: bool = Fal
     if path is None or path.suffix in SUFFIXES or (folders and not path.suffix):
         return
     others = " or a folder" if folders else ""
-    raise click.BadParameter(f"'{path}' ends neither with .npz nor with .npy or .json{others}", param_hint=param_hint)
+    raise click.BadParameter(
+        f"'{path}' ends neither with .npz nor with .npy or .json{others}", param_hint=param_hint
+    )
 
 
 def save_all(path: Path, results: Sequence[InferResult]) -> None:
@@ -42,7 +44,9 @@ def save(path: Path, result: InferResult) -> None:
     elif path.suffix == ".npy":
         if len(result) != 1:
             names = ", ".join(result)
-            raise click.UsageError(f"the model has {len(result)} outputs ({names}): save them as .npz, or choose one with --output")
+            raise click.UsageError(
+                f"the model has {len(result)} outputs ({names}): save them as .npz, or choose one with --output"
+            )
         np.save(path, _storable(next(iter(result.values()))), allow_pickle=False)
     else:
         path.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,13 @@ def save(path: Path, result: InferResult) -> None:
 
 def _storable(array: np.ndarray) -> np.ndarray:
     """BYTES as numpy's fixed-width bytes, which need no pickle."""
-    return array.astype("S") if array.dtype == object and array.size else array.astype("S1") if array.dtype == object else array
+    return (
+        array.astype("S")
+        if array.dtype == object and array.size
+        else array.astype("S1")
+        if array.dtype == object
+        else array
+    )
 
 
 def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str, Any]]:
@@ -64,7 +74,8 @@ def documents(results: Sequence[InferResult]) -> dict[str, Any] | list[dict[str,
 def document(result: InferResult) -> dict[str, Any]:
     """An answer as JSON."""
     outputs = {
-        name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _plain(array.tolist())} for name, array in result.items()
+        name: {"shape": list(array.shape), "datatype": str(array.dtype), "data": _plain(array.tolist())}
+        for name, array in result.items()
     }
     found: dict[str, Any] = {"model": result.model_name, "version": result.model_version, "outputs": outputs}
     if result.parameters:
@@ -85,6 +96,12 @@ def show(results: Sequence[InferResult]) -> None:
         for name, array in result.items():
             title = f"{name}: {'bytes' if array.dtype == object else array.dtype} {list(array.shape)}"
             if array.size and array.dtype.kind in "iuf":
-                title += f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean(dtype=np.float64):.6g}"
+                title += (
+                    f", from {array.min():.6g} to {array.max():.6g}, mean {array.mean(dtype=np.float64):.6g}"
+                )
             print(click.style(title, bold=True) if colour else title)
-            print(np.array2string(array, threshold=64, edgeitems=3, precision=6, suppress_small=True, max_line_width=120))
+            print(
+                np.array2string(
+                    array, threshold=64, edgeitems=3, precision=6, suppress_small=True, max_line_width=120
+                )
+            )

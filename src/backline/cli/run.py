@@ -42,12 +42,34 @@ Examples:
 @click.argument("model")
 @input_option
 @click.option("--model-version", default="", help="A version; the newest without it.")
-@click.option("--output", "-o", "destination", type=click.Path(path_type=Path), help="Write .npz, .json, .npy for one output, or a folder.")
+@click.option(
+    "--output",
+    "-o",
+    "destination",
+    type=click.Path(path_type=Path),
+    help="Write .npz, .json, .npy for one output, or a folder.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the outputs as JSON.")
-@click.option("--with", "beside", multiple=True, metavar="NAME", help="A further model of the same repository, which this one calls.")
-@click.option("--trust-pickle", is_flag=True, help="Load a model that can execute code when it is loaded: a pickle, machine code.")
+@click.option(
+    "--with",
+    "beside",
+    multiple=True,
+    metavar="NAME",
+    help="A further model of the same repository, which this one calls.",
+)
+@click.option(
+    "--trust-pickle",
+    is_flag=True,
+    help="Load a model that can execute code when it is loaded: a pickle, machine code.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run a Python model of a remote repository.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), envvar="BACKLINE_CACHE_DIR", show_envvar=True, help="As of `backline serve`.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    envvar="BACKLINE_CACHE_DIR",
+    show_envvar=True,
+    help="As of `backline serve`.",
+)
 def command(
     model: str,
     inputs: tuple[str, ...],
@@ -86,7 +108,8 @@ def command(
     responses = "" if len(results) == 1 else f" with {len(results)} responses"
     version = results[0].model_version if results else model_version
     print(
-        f"{name} version {version or '?'} was loaded in {loaded:.2f} s and answered{responses} in {answered * 1000:.2f} ms", file=sys.stderr
+        f"{name} version {version or '?'} was loaded in {loaded:.2f} s and answered{responses} in {answered * 1000:.2f} ms",
+        file=sys.stderr,
     )
 
 
@@ -108,7 +131,9 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
         return str(path.parent), path.name
     names = ", ".join(f"'{Path(model) / one.name}'" for one in found[:8])
     if len(found) != 1:
-        raise InvalidArgument(f"'{model}' is a repository, not a model; name one of it: {names or 'it holds none'}")
+        raise InvalidArgument(
+            f"'{model}' is a repository, not a model; name one of it: {names or 'it holds none'}"
+        )
     (only,) = found
     if only.folder and path.is_dir():
         return str(path), only.name
@@ -118,7 +143,9 @@ def find_model(model: str, *, whole: bool) -> tuple[str, str]:
 
 
 def _near(path: Path) -> str:
-    near = get_close_matches(path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1)
+    near = get_close_matches(
+        path.name, [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else [], 1
+    )
     return f". Did you mean '{path.parent / near[0]}'?" if near else ""
 
 
@@ -149,5 +176,7 @@ async def _run(
 async def _only(client: AsyncClient) -> str:
     names = sorted({entry.name for entry in await client.models()})
     if len(names) != 1:
-        raise InvalidArgument(f"the repository is not one model, it holds {', '.join(names) or 'none'}; add the name of one to the URL")
+        raise InvalidArgument(
+            f"the repository is not one model, it holds {', '.join(names) or 'none'}; add the name of one to the URL"
+        )
     return names[0]

@@ -19,14 +19,20 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
             print(line)
 
 
-def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> list[str]:
+def plain_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()
+) -> list[str]:
     """The lines of a table without drawing."""
-    cells = [list(columns), *([" ".join(cell.split()) if "\n" in cell else cell for cell in row] for row in rows)]
+    cells = [
+        list(columns),
+        *([" ".join(cell.split()) if "\n" in cell else cell for cell in row] for row in rows),
+    ]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     lines = []
     for row in cells:
         parts = (
-            cell.rjust(width) if column in right else cell.ljust(width) for column, cell, width in zip(columns, row, widths, strict=True)
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, cell, width in zip(columns, row, widths, strict=True)
         )
         lines.append("  ".join(parts).rstrip())
     return lines
@@ -46,7 +52,9 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right)
+        table.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
+        )
     for row in rows:
         table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
     Console().print(table)

@@ -10,7 +10,16 @@ from backline.client.options import ClientOptions
 from backline.client.result import InferResult
 from backline.client.sync import Client, Model
 
-__all__ = ["AsyncClient", "AsyncModel", "Client", "ClientOptions", "InferResult", "Model", "connect", "connect_async"]
+__all__ = [
+    "AsyncClient",
+    "AsyncModel",
+    "Client",
+    "ClientOptions",
+    "InferResult",
+    "Model",
+    "connect",
+    "connect_async",
+]
 
 
 def connect(
@@ -35,7 +44,9 @@ def connect(
     >>> with connect("http://localhost:8000") as client:
     ...     notes = client["basic_pitch"](audio)
     """
-    options = ClientOptions(timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries)
+    options = ClientOptions(
+        timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries
+    )
     return Client(url, options)
 
 
@@ -57,5 +68,7 @@ def connect_async(
     >>> async with connect_async("grpc://localhost:8001") as client:
     ...     notes = await client["basic_pitch"](audio)
     """
-    options = ClientOptions(timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries)
+    options = ClientOptions(
+        timeout, connect_timeout, headers or {}, verify, ca, certificate, key, max_connections, retries
+    )
     return AsyncClient(url, options)

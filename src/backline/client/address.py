@@ -21,7 +21,9 @@ _SCHEMES: dict[str, tuple[Protocol, bool, int]] = {  # protocol, TLS, default po
     "grpc+unix": ("grpc", False, 0),
     "inproc": ("inproc", False, 0),
 }
-_EXAMPLES = "http://localhost:8000, grpc://localhost:8001, unix:/run/backline.sock or inproc:///path/to/repository"
+_EXAMPLES = (
+    "http://localhost:8000, grpc://localhost:8001, unix:/run/backline.sock or inproc:///path/to/repository"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +62,21 @@ class Address:
             parts = urlsplit(text)
             host, port = parts.hostname or "", port if parts.port is None else parts.port
         except ValueError as error:
-            raise InvalidArgument(f"'{url}' is not a URL of a server: {error}. Use for example {_EXAMPLES}") from None
+            raise InvalidArgument(
+                f"'{url}' is not a URL of a server: {error}. Use for example {_EXAMPLES}"
+            ) from None
         if not host:
             raise InvalidArgument(f"'{url}' names no host. Use for example {_EXAMPLES}")
         if parts.username is not None:
-            raise InvalidArgument("the URL holds a user name or password: pass headers={'authorization': '...'} instead")
+            raise InvalidArgument(
+                "the URL holds a user name or password: pass headers={'authorization': '...'} instead"
+            )
         if parts.query or parts.fragment:
             raise InvalidArgument(f"'{url}' has a query or a fragment, which a server's URL cannot have")
         if protocol == "grpc" and parts.path not in ("", "/"):
-            raise InvalidArgument(f"'{url}' has the path '{parts.path}', which gRPC does not know: leave it out")
+            raise InvalidArgument(
+                f"'{url}' has the path '{parts.path}', which gRPC does not know: leave it out"
+            )
         return cls(text, protocol, host, port, parts.path.rstrip("/"), tls)
 
     @property

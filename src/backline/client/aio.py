@@ -125,7 +125,9 @@ class AsyncClient:
                 # The last look is cut short by our own timeout: what an earlier one found says more.
                 reason = reason or error.message
             await asyncio.sleep(min(READY_POLL, max(end - monotonic(), 0)))
-        raise DeadlineExceeded(f"{self.address.url} was not ready within {limit:g} s: {reason or 'it is not ready'}")
+        raise DeadlineExceeded(
+            f"{self.address.url} was not ready within {limit:g} s: {reason or 'it is not ready'}"
+        )
 
     async def _unready(self, timeout: float) -> str:
         """Which models are not ready, and why; empty when the server does not tell."""
@@ -172,9 +174,18 @@ class AsyncClient:
         try:
             await (await self._control()).load(name, _version(version), overrides, limit)
         except DeadlineExceeded as error:
-            raise DeadlineExceeded(f"{error.message}. The load of '{name}' goes on, models() tells how far it is") from None
+            raise DeadlineExceeded(
+                f"{error.message}. The load of '{name}' goes on, models() tells how far it is"
+            ) from None
 
-    async def unload(self, name: str, version: str | int | None = None, *, dependents: bool = False, timeout: float | None = None) -> None:
+    async def unload(
+        self,
+        name: str,
+        version: str | int | None = None,
+        *,
+        dependents: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Takes a model, or one version of it, out of service.
 
         With `dependents` the models that an ensemble asks (its steps) are unloaded too, except those that another model needs.
@@ -186,18 +197,39 @@ class AsyncClient:
         return await (await self._control()).labels(name, self._limit(timeout))
 
     async def set_label(
-        self, name: str, label: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None
+        self,
+        name: str,
+        label: str,
+        version: str | int,
+        *,
+        expected: str | int | None = None,
+        timeout: float | None = None,
     ) -> Change:
         """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
-        return await (await self._control()).set_label(name, label, str(version), _expected(expected), self._limit(timeout))
+        return await (await self._control()).set_label(
+            name, label, str(version), _expected(expected), self._limit(timeout)
+        )
 
-    async def remove_label(self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+    async def remove_label(
+        self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
+    ) -> Change:
         """Removes a label; with `expected` only if it points there now."""
-        return await (await self._control()).remove_label(name, label, _expected(expected), self._limit(timeout))
+        return await (await self._control()).remove_label(
+            name, label, _expected(expected), self._limit(timeout)
+        )
 
-    async def promote(self, name: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+    async def promote(
+        self,
+        name: str,
+        version: str | int,
+        *,
+        expected: str | int | None = None,
+        timeout: float | None = None,
+    ) -> Change:
         """Makes a version the one that requests without a version get: moves the label "stable"."""
-        return await (await self._control()).promote(name, str(version), _expected(expected), self._limit(timeout))
+        return await (await self._control()).promote(
+            name, str(version), _expected(expected), self._limit(timeout)
+        )
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
         """Points a label back to where it pointed before its last move."""
@@ -225,7 +257,9 @@ class AsyncClient:
         await self.transport()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     def _limit(self, timeout: float | None) -> float:
@@ -266,7 +300,14 @@ class AsyncModel:
         """
         if version is not None and str(version) != self.version:
             model = self._client.model(self.name, version)
-            return await model(*inputs, timeout=timeout, outputs=outputs, parameters=parameters, request_id=request_id, **named)
+            return await model(
+                *inputs,
+                timeout=timeout,
+                outputs=outputs,
+                parameters=parameters,
+                request_id=request_id,
+                **named,
+            )
         started = monotonic()
         limit = self._client._limit(timeout)
         transport = await self._client.transport()
@@ -325,10 +366,20 @@ class AsyncModel:
             metadata = await self._known(limit, again=True)
             tensors = _tensors(metadata, inputs, named)
         if outputs is not None and isinstance(outputs, str):
-            raise InvalidArgument(f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]")
+            raise InvalidArgument(
+                f"outputs is the string {outputs!r}, expected a list of names: [{outputs!r}]"
+            )
         if parameters:
             _check_parameters(parameters)
-        return InferCall(self.name, tensors, self.version, request_id, None if outputs is None else tuple(outputs), parameters, limit)
+        return InferCall(
+            self.name,
+            tensors,
+            self.version,
+            request_id,
+            None if outputs is None else tuple(outputs),
+            parameters,
+            limit,
+        )
 
     def sequence(self, id: int | str | None = None) -> AsyncSequence:
         """A new sequence of requests, for a model that keeps a state between them; `id` is by default a random number."""
@@ -340,15 +391,21 @@ class AsyncModel:
 
     async def config(self, timeout: float | None = None) -> dict[str, Any]:
         """The configuration, with the field names of config.pbtxt."""
-        return await (await self._client.transport()).model_config(self.name, self.version, self._client._limit(timeout))
+        return await (await self._client.transport()).model_config(
+            self.name, self.version, self._client._limit(timeout)
+        )
 
     async def ready(self, timeout: float | None = None) -> bool:
         """Whether the model can answer."""
-        return await (await self._client.transport()).model_ready(self.name, self.version, self._client._limit(timeout))
+        return await (await self._client.transport()).model_ready(
+            self.name, self.version, self._client._limit(timeout)
+        )
 
     async def statistics(self, timeout: float | None = None) -> list[dict[str, Any]]:
         """The counters of each version; durations in nanoseconds."""
-        return await (await self._client.transport()).statistics(self.name, self.version, self._client._limit(timeout))
+        return await (await self._client.transport()).statistics(
+            self.name, self.version, self._client._limit(timeout)
+        )
 
     async def _known(self, limit: float, *, again: bool = False) -> ModelMetadata:
         known = self._client._known
@@ -370,28 +427,40 @@ def _expected(expected: str | int | None) -> str:
 def _check_parameters(parameters: Mapping[str, Parameter]) -> None:
     for key, value in parameters.items():
         if not isinstance(key, str) or not isinstance(value, (str, int, float)):
-            raise InvalidArgument(f"parameter {key!r} is {value!r}, expected a string, an integer, a float, or true or false")
+            raise InvalidArgument(
+                f"parameter {key!r} is {value!r}, expected a string, an integer, a float, or true or false"
+            )
 
 
-def _tensors(metadata: ModelMetadata, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, ...]:
+def _tensors(
+    metadata: ModelMetadata, inputs: tuple[Any, ...], named: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
     specs = {spec.name: spec for spec in metadata.inputs}
     values: dict[str, Any] = {}
     if len(inputs) == 1 and isinstance(inputs[0], Mapping):
         values.update(inputs[0])
     else:
         if len(inputs) > len(specs):
-            raise InvalidArgument(f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expected_inputs(metadata)}")
+            raise InvalidArgument(
+                f"model '{metadata.name}' has {len(specs)} inputs, got {len(inputs)}. {_expected_inputs(metadata)}"
+            )
         values.update(zip(specs, inputs, strict=False))
     for name, value in named.items():
         if name in values:
-            raise InvalidArgument(f"input '{name}' of model '{metadata.name}' was given twice, by position and by name")
+            raise InvalidArgument(
+                f"input '{name}' of model '{metadata.name}' was given twice, by position and by name"
+            )
         values[name] = value
     for name in values:
         if name not in specs:
-            raise InvalidArgument(f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}")
+            raise InvalidArgument(
+                f"model '{metadata.name}' has no input '{name}'. {_expected_inputs(metadata)}"
+            )
     # A missing input is the server's to refuse: only it knows which are optional.
     if not values and specs:
-        raise InvalidArgument(f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}")
+        raise InvalidArgument(
+            f"model '{metadata.name}' was called without inputs. {_expected_inputs(metadata)}"
+        )
     return tuple(to_tensor(metadata.name, specs[name], value) for name, value in values.items())
 
 

@@ -39,16 +39,24 @@ def _from_array(where: str, datatype: DataType, value: Any) -> np.ndarray:
     try:
         data = np.asarray(value)
     except Exception as error:  # e.g. a torch tensor on a GPU, whose own text says what to do
-        raise InvalidArgument(f"{where}: {type(value).__name__} cannot become a numpy array: {error}") from None
+        raise InvalidArgument(
+            f"{where}: {type(value).__name__} cannot become a numpy array: {error}"
+        ) from None
     if datatype is DataType.BF16 and data.dtype.name == "bfloat16":
         return data.view(np.uint16)
     target = datatype.dtype
     if data.dtype == target:
         return data
-    if datatype is not DataType.BF16 and data.dtype.kind not in "OSUV" and np.can_cast(data.dtype, target, "safe"):
+    if (
+        datatype is not DataType.BF16
+        and data.dtype.kind not in "OSUV"
+        and np.can_cast(data.dtype, target, "safe")
+    ):
         return data.astype(target)
     if datatype is DataType.BF16:
-        raise InvalidArgument(f"{where} expects BF16 (bfloat16 of ml_dtypes, or its bits as uint16), got {data.dtype}")
+        raise InvalidArgument(
+            f"{where} expects BF16 (bfloat16 of ml_dtypes, or its bits as uint16), got {data.dtype}"
+        )
     raise InvalidArgument(
         f"{where} expects {datatype.name} ({target}), got an array of {data.dtype};"
         f" convert it yourself if the loss is meant: .astype('{target}')"
@@ -72,13 +80,17 @@ def _from_python(where: str, datatype: DataType, value: Any) -> np.ndarray:
     elif kind in "iu" and target.kind in "iu":
         bounds = np.iinfo(target)
         if int(data.min()) < bounds.min or int(data.max()) > bounds.max:
-            raise InvalidArgument(f"{where} expects {datatype.name} ({bounds.min} to {bounds.max}), got {_outside(data, bounds)}")
+            raise InvalidArgument(
+                f"{where} expects {datatype.name} ({bounds.min} to {bounds.max}), got {_outside(data, bounds)}"
+            )
         return data.astype(target)
     elif kind in "iuf" and target.kind == "f":
         with np.errstate(over="ignore"):
             cast = data.astype(target)
         if not np.array_equal(np.isinf(cast), np.isinf(data)):
-            raise InvalidArgument(f"{where} expects {datatype.name}, got numbers beyond ±{np.finfo(target).max:.5g}")
+            raise InvalidArgument(
+                f"{where} expects {datatype.name}, got numbers beyond ±{np.finfo(target).max:.5g}"
+            )
         return cast
     raise InvalidArgument(f"{where} expects {datatype.name}, got Python {_python_kind(data)}")
 
@@ -89,7 +101,15 @@ def _outside(data: np.ndarray, bounds: np.iinfo) -> int:
 
 
 def _python_kind(data: np.ndarray) -> str:
-    names = {"b": "bools", "i": "integers", "u": "integers", "f": "floats", "c": "complex numbers", "U": "strings", "S": "bytes"}
+    names = {
+        "b": "bools",
+        "i": "integers",
+        "u": "integers",
+        "f": "floats",
+        "c": "complex numbers",
+        "U": "strings",
+        "S": "bytes",
+    }
     if data.dtype.kind in names:
         return names[data.dtype.kind]
     return f"objects of {type(data.reshape(-1)[0]).__name__}" if data.size else "objects"
@@ -120,7 +140,9 @@ def _bytes_array(where: str, value: Any) -> np.ndarray:
         elif isinstance(element, (bytes, bytearray, memoryview)):
             flat[index] = bytes(element)
         else:
-            raise InvalidArgument(f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index}")
+            raise InvalidArgument(
+                f"{where} expects BYTES (str or bytes), got {type(element).__name__} at position {index}"
+            )
     return encoded
 
 
@@ -150,9 +172,13 @@ def _check_shape(where: str, spec: TensorSpec, got: tuple[int, ...]) -> None:
     expected = spec.shape
     if not expected:  # rank 0, and what servers say that do not know the shape: they will judge
         return
-    if len(got) == len(expected) and all(want in (-1, have) for want, have in zip(expected, got, strict=True)):
+    if len(got) == len(expected) and all(
+        want in (-1, have) for want, have in zip(expected, got, strict=True)
+    ):
         return
     hint = ""
-    if len(got) == len(expected) - 1 and all(want in (-1, have) for want, have in zip(expected[1:], got, strict=True)):
+    if len(got) == len(expected) - 1 and all(
+        want in (-1, have) for want, have in zip(expected[1:], got, strict=True)
+    ):
         hint = ". The first dimension is missing, often that of the batch: pass x[None]"
     raise InvalidArgument(f"{where} expects shape {list(expected)}, got {list(got)}{hint}")

@@ -29,7 +29,9 @@ class ModelControl(ABC):
         """The labels of a model and the versions they point to."""
 
     @abstractmethod
-    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change: ...
+    async def set_label(
+        self, model: str, label: str, version: str, expected: str, timeout: float
+    ) -> Change: ...
 
     @abstractmethod
     async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change: ...

@@ -57,7 +57,16 @@ _BY_STATUS: dict[int, type[BacklineError]] = {
     502: Unavailable,
     **{
         kind.http_status: kind
-        for kind in (InvalidArgument, NotFound, PayloadTooLarge, Unavailable, DeadlineExceeded, Cancelled, Unsupported, Internal)
+        for kind in (
+            InvalidArgument,
+            NotFound,
+            PayloadTooLarge,
+            Unavailable,
+            DeadlineExceeded,
+            Cancelled,
+            Unsupported,
+            Internal,
+        )
     },
 }
 _BY_CODE: dict[int, type[BacklineError]] = {
@@ -67,7 +76,16 @@ _BY_CODE: dict[int, type[BacklineError]] = {
     16: PermissionDenied,  # UNAUTHENTICATED
     **{
         kind.grpc_code: kind
-        for kind in (InvalidArgument, NotFound, AlreadyExists, Unavailable, DeadlineExceeded, Cancelled, Unsupported, Internal)
+        for kind in (
+            InvalidArgument,
+            NotFound,
+            AlreadyExists,
+            Unavailable,
+            DeadlineExceeded,
+            Cancelled,
+            Unsupported,
+            Internal,
+        )
     },
 }
 
@@ -85,5 +103,9 @@ def from_http_status(status: int, message: str, retry_after: float | None = None
 def from_grpc_code(code: int, message: str) -> BacklineError:
     """The error that a gRPC status other than OK stands for."""
     if code == 8:  # RESOURCE_EXHAUSTED says both "your message is too large" and "I am busy"
-        return PayloadTooLarge(message) if "message" in message.lower() or "size" in message.lower() else Unavailable(message)
+        return (
+            PayloadTooLarge(message)
+            if "message" in message.lower() or "size" in message.lower()
+            else Unavailable(message)
+        )
     return _BY_CODE.get(code, Internal)(message)

@@ -48,7 +48,9 @@ class GrpcControl(ModelControl):
 
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
         if version:
-            await self._by_http("loading one version", lambda http: http.load(model, version, overrides, timeout), timeout)
+            await self._by_http(
+                "loading one version", lambda http: http.load(model, version, overrides, timeout), timeout
+            )
             return
         request = message("inference.RepositoryModelLoadRequest")(model_name=model)
         if overrides is not None:
@@ -59,7 +61,11 @@ class GrpcControl(ModelControl):
 
     async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
         if version:
-            await self._by_http("unloading one version", lambda http: http.unload(model, version, dependents, timeout), timeout)
+            await self._by_http(
+                "unloading one version",
+                lambda http: http.unload(model, version, dependents, timeout),
+                timeout,
+            )
             return
         request = message("inference.RepositoryModelUnloadRequest")(model_name=model)
         request.parameters["unload_dependents"].bool_param = dependents
@@ -69,13 +75,19 @@ class GrpcControl(ModelControl):
         return await self._by_http("labels", lambda http: http.labels(model, timeout), timeout)
 
     async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        return await self._by_http("labels", lambda http: http.set_label(model, label, version, expected, timeout), timeout)
+        return await self._by_http(
+            "labels", lambda http: http.set_label(model, label, version, expected, timeout), timeout
+        )
 
     async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        return await self._by_http("labels", lambda http: http.remove_label(model, label, expected, timeout), timeout)
+        return await self._by_http(
+            "labels", lambda http: http.remove_label(model, label, expected, timeout), timeout
+        )
 
     async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
-        return await self._by_http("promote", lambda http: http.promote(model, version, expected, timeout), timeout)
+        return await self._by_http(
+            "promote", lambda http: http.promote(model, version, expected, timeout), timeout
+        )
 
     async def rollback(self, model: str, label: str, timeout: float) -> Change:
         return await self._by_http("rollback", lambda http: http.rollback(model, label, timeout), timeout)
@@ -86,7 +98,9 @@ class GrpcControl(ModelControl):
     async def refresh(self, timeout: float) -> None:
         await self._by_http("refresh", lambda http: http.refresh(timeout), timeout)
 
-    async def _by_http(self, what: str, ask: Callable[[ModelControl], Awaitable[Result]], timeout: float) -> Result:
+    async def _by_http(
+        self, what: str, ask: Callable[[ModelControl], Awaitable[Result]], timeout: float
+    ) -> Result:
         """The answer over HTTP. Raises Unsupported where the server answers gRPC, but not HTTP."""
         if self._has_http is not False:
             try:
@@ -94,9 +108,13 @@ class GrpcControl(ModelControl):
             except (ConnectionFailed, ProtocolError):
                 if self._has_http:
                     raise
-                await self._transport.server_live(timeout)  # raises where nothing answers: then HTTP is not what is missing
+                await self._transport.server_live(
+                    timeout
+                )  # raises where nothing answers: then HTTP is not what is missing
                 self._has_http = False
             else:
                 self._has_http = True
                 return result
-        raise Unsupported(f"{what} goes over HTTP, which the port of {self._url} does not answer: use the server's http:// URL")
+        raise Unsupported(
+            f"{what} goes over HTTP, which the port of {self._url} does not answer: use the server's http:// URL"
+        )

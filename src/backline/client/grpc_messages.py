@@ -32,7 +32,9 @@ _CONTENTS = {
 
 def encode_infer(call: InferCall) -> Any:
     """The ModelInferRequest of an inference."""
-    request = message("inference.ModelInferRequest")(model_name=call.model, model_version=call.version, id=call.id)
+    request = message("inference.ModelInferRequest")(
+        model_name=call.model, model_version=call.version, id=call.id
+    )
     for tensor in call.inputs:
         request.inputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.shape)
         request.raw_input_contents.append(bytes(encode_tensor(tensor)))

@@ -41,7 +41,9 @@ def _grpc() -> Any:
         import grpc
         import grpc.aio
     except ImportError as error:
-        raise InvalidArgument(f"grpc:// URLs need grpcio: pip install 'backline[grpc]' ({error}). http:// works without it") from None
+        raise InvalidArgument(
+            f"grpc:// URLs need grpcio: pip install 'backline[grpc]' ({error}). http:// works without it"
+        ) from None
     return grpc
 
 
@@ -62,7 +64,10 @@ class GrpcTransport(Transport):
         arguments: list[tuple[str, str | int]] = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", -1),
-            ("grpc.use_local_subchannel_pool", 1),  # clients of one program do not share, and so not lose, a connection
+            (
+                "grpc.use_local_subchannel_pool",
+                1,
+            ),  # clients of one program do not share, and so not lose, a connection
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2000),
         ]
@@ -105,11 +110,15 @@ class GrpcTransport(Transport):
                     async with asyncio.timeout(call.timeout):
                         answer = await streaming.read()
                 except TimeoutError:
-                    raise DeadlineExceeded(f"no response from {self._url} within {call.timeout:.3g} s") from None
+                    raise DeadlineExceeded(
+                        f"no response from {self._url} within {call.timeout:.3g} s"
+                    ) from None
                 if answer is grpc.aio.EOF:
                     if await streaming.code() is not grpc.StatusCode.OK:
                         code, details = (await streaming.code()).value[0], await streaming.details()
-                        raise from_grpc_code(code, details or f"{self._url} ended the stream with gRPC status {code}")
+                        raise from_grpc_code(
+                            code, details or f"{self._url} ended the stream with gRPC status {code}"
+                        )
                     return
                 if answer.error_message:
                     raise from_grpc_code(grpc.StatusCode.INTERNAL.value[0], answer.error_message)
@@ -150,11 +159,16 @@ class GrpcTransport(Transport):
         found = await self._ask("ModelMetadata", timeout, name=model, version=version)
         try:
             inputs, outputs = (
-                tuple(TensorSpec(entry.name, DataType.from_name(entry.datatype), tuple(entry.shape)) for entry in entries)
+                tuple(
+                    TensorSpec(entry.name, DataType.from_name(entry.datatype), tuple(entry.shape))
+                    for entry in entries
+                )
                 for entries in (found.inputs, found.outputs)
             )
         except InvalidArgument as error:
-            raise ProtocolError(f"{self._url} sent metadata of model '{model}' that cannot be read: {error}") from None
+            raise ProtocolError(
+                f"{self._url} sent metadata of model '{model}' that cannot be read: {error}"
+            ) from None
         return ModelMetadata(found.name, tuple(found.versions), found.platform, inputs, outputs)
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
@@ -167,12 +181,17 @@ class GrpcTransport(Transport):
 
     async def repository_index(self, timeout: float) -> list[ModelIndex]:
         found = await self._ask("RepositoryIndex", timeout)
-        return [ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=entry.state == "READY") for entry in found.models]
+        return [
+            ModelIndex(entry.name, entry.version, entry.state, entry.reason, ready=entry.state == "READY")
+            for entry in found.models
+        ]
 
     async def _ask(self, method: str, timeout: float, **fields: str) -> Any:
         return await self.call(method, message(f"inference.{method}Request")(**fields), timeout)
 
-    async def call(self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+    async def call(
+        self, method: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> Any:
         """The response message of a method of the inference service. `metadata` is sent beside the client's own."""
         call = self._calls.get(method)
         if call is None:
@@ -183,12 +202,18 @@ class GrpcTransport(Transport):
             )
         return await self._send(method, call, request, timeout, metadata)
 
-    async def _send(self, method: str, call: Any, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()) -> Any:
+    async def _send(
+        self, method: str, call: Any, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> Any:
         grpc = _grpc()
         try:
             if not self._connected:  # else a call would wait for its whole timeout where TCP gets no answer
                 self._connected = await self._connect(timeout)
-            return await call(request, timeout=timeout, metadata=(*(self._metadata or ()), *metadata) if metadata else self._metadata)
+            return await call(
+                request,
+                timeout=timeout,
+                metadata=(*(self._metadata or ()), *metadata) if metadata else self._metadata,
+            )
         except grpc.aio.AioRpcError as error:
             raise self._failure(method, error, timeout) from None
         except grpc.aio.UsageError as error:
@@ -219,8 +244,12 @@ class GrpcTransport(Transport):
                 f"cannot reach {self._url}: {details}. Start a server (backline serve REPO), or check host and port and that it speaks gRPC"
             )
         if code == 4:
-            return DeadlineExceeded(f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else ""))
-        return from_grpc_code(code, details or f"{self._url} answered {method} with gRPC status {error.code().name}")
+            return DeadlineExceeded(
+                f"no answer from {self._url} within {timeout:.3g} s" + (f" ({details})" if details else "")
+            )
+        return from_grpc_code(
+            code, details or f"{self._url} answered {method} with gRPC status {error.code().name}"
+        )
 
     def _channel_is_ready(self) -> bool:
         return bool(self._channel.get_state() is _grpc().ChannelConnectivity.READY)
@@ -228,7 +257,9 @@ class GrpcTransport(Transport):
 
 def _credentials(grpc: Any, options: ClientOptions) -> Any:
     if not options.verify:
-        raise InvalidArgument("gRPC cannot skip the check of certificates (verify=False): pass ca='ca.pem', or use https://")
+        raise InvalidArgument(
+            "gRPC cannot skip the check of certificates (verify=False): pass ca='ca.pem', or use https://"
+        )
     files = (options.ca, options.key, options.certificate)
     try:
         authority, key, certificate = (None if path is None else Path(path).read_bytes() for path in files)

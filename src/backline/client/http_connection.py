@@ -64,7 +64,9 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     # the request
 
-    async def request(self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0) -> HttpAnswer:
+    async def request(
+        self, parts: Sequence[Buffer], size: int, timeout: float, spent: float = 0.0
+    ) -> HttpAnswer:
         """Sends the buffers of a request one after another, `size` bytes in all, and waits for the answer.
 
         Of the `timeout` so much is `spent` already; both in seconds.
@@ -97,7 +99,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self.idle_since = monotonic()
 
     def _expire(self) -> None:
-        self._fail(DeadlineExceeded(f"no complete answer from {self._url} within {self._timeout:.3g} s; the request was given up"))
+        self._fail(
+            DeadlineExceeded(
+                f"no complete answer from {self._url} within {self._timeout:.3g} s; the request was given up"
+            )
+        )
 
     def _fail(self, error: Exception) -> None:
         waiter = self._waiter
@@ -142,7 +148,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._receive[:nbytes])
         except httptools.HttpParserError as error:
             sent = bytes(self._receive[: min(nbytes, 40)])
-            self._fail(ProtocolError(f"{self._url} does not answer in HTTP/1.1 ({error}), it sent {sent!r}. Is this another port of it?"))
+            self._fail(
+                ProtocolError(
+                    f"{self._url} does not answer in HTTP/1.1 ({error}), it sent {sent!r}. Is this another port of it?"
+                )
+            )
 
     def eof_received(self) -> bool:
         return False
@@ -153,12 +163,18 @@ class HttpConnection(asyncio.BufferedProtocol):
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if self._answered and b"content-length" not in self._headers and b"transfer-encoding" not in self._headers:
+        if (
+            self._answered
+            and b"content-length" not in self._headers
+            and b"transfer-encoding" not in self._headers
+        ):
             self._finish()  # a body that ends with the connection
             return
         why = f": {error}" if error else ""
         got = "in the middle of its answer" if self._answered else "before it answered"
-        waiter.set_exception(ConnectionFailed(f"{self._url} closed the connection {got}{why}; the request may have run"))
+        waiter.set_exception(
+            ConnectionFailed(f"{self._url} closed the connection {got}{why}; the request may have run")
+        )
 
     # httptools
 

@@ -42,7 +42,11 @@ class HttpControl(ModelControl):
         await self._post(_repository_path(model, version, "load"), {"parameters": parameters}, timeout)
 
     async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
-        await self._post(_repository_path(model, version, "unload"), {"parameters": {"unload_dependents": dependents}}, timeout)
+        await self._post(
+            _repository_path(model, version, "unload"),
+            {"parameters": {"unload_dependents": dependents}},
+            timeout,
+        )
 
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
         found = await self._ask(b"GET", _model_path(model, "labels"), None, timeout)
@@ -61,10 +65,14 @@ class HttpControl(ModelControl):
         return self._change(await self._ask(b"POST", _model_path(model, "promote"), document, timeout))
 
     async def rollback(self, model: str, label: str, timeout: float) -> Change:
-        return self._change(await self._ask(b"POST", _model_path(model, "rollback"), {"label": label}, timeout))
+        return self._change(
+            await self._ask(b"POST", _model_path(model, "rollback"), {"label": label}, timeout)
+        )
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
-        found = await self._ask(b"GET", f"/v2/repository/history?{urlencode({'model': model, 'limit': limit})}", None, timeout)
+        found = await self._ask(
+            b"GET", f"/v2/repository/history?{urlencode({'model': model, 'limit': limit})}", None, timeout
+        )
         return [self._change(entry) for entry in found["changes"]]
 
     async def refresh(self, timeout: float) -> None:
@@ -100,7 +108,9 @@ class HttpControl(ModelControl):
 
     def _unknown_route(self, method: bytes, path: str) -> Unsupported:
         route = f"{method.decode()} {path.partition('?')[0]}"
-        return Unsupported(f"{self._url} does not know {route}: single versions, labels and the history need a Backline server")
+        return Unsupported(
+            f"{self._url} does not know {route}: single versions, labels and the history need a Backline server"
+        )
 
 
 def _body(document: object) -> bytes:

@@ -51,7 +51,12 @@ def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[B
         raw = encode_tensor(tensor)
         buffers.append(raw)
         inputs.append(
-            {"name": tensor.name, "shape": tensor.shape, "datatype": tensor.datatype.name, "parameters": {"binary_data_size": len(raw)}}
+            {
+                "name": tensor.name,
+                "shape": tensor.shape,
+                "datatype": tensor.datatype.name,
+                "parameters": {"binary_data_size": len(raw)},
+            }
         )
     header: dict[str, Any] = {"inputs": inputs}
     if call.id:
@@ -109,6 +114,11 @@ def _tensors(header: _Answer, body: memoryview, start: int) -> Iterator[Tensor]:
             data[:] = [element.encode() if isinstance(element, str) else element for element in output.data]
             yield Tensor(output.name, datatype, output.shape, data.reshape(output.shape))
         else:
-            yield Tensor(output.name, datatype, output.shape, np.array(output.data, datatype.dtype).reshape(output.shape))
+            yield Tensor(
+                output.name,
+                datatype,
+                output.shape,
+                np.array(output.data, datatype.dtype).reshape(output.shape),
+            )
     if start != len(body):
         raise ValueError(f"{len(body) - start} bytes follow the outputs")

@@ -129,7 +129,11 @@ class HttpPool:
             _, connection = await loop.create_unix_connection(protocol, address.path)
         else:
             _, connection = await loop.create_connection(
-                protocol, address.host, address.port, ssl=self._ssl, server_hostname=address.host if self._ssl else None
+                protocol,
+                address.host,
+                address.port,
+                ssl=self._ssl,
+                server_hostname=address.host if self._ssl else None,
             )
         return connection
 
@@ -142,7 +146,9 @@ class HttpPool:
                 " Pass ca='ca.pem' with the authority that signed it"
             )
         if isinstance(error, ssl.SSLError):
-            return ConnectionFailed(f"no TLS with {address.url}: {error.reason or error}. Does that port speak https?")
+            return ConnectionFailed(
+                f"no TLS with {address.url}: {error.reason or error}. Does that port speak https?"
+            )
         if isinstance(error, TimeoutError) and number is None:
             return ConnectionFailed(
                 f"{address.url} did not accept a connection within {options.connect_timeout:g} s. Is the host reachable?"
@@ -156,5 +162,7 @@ class HttpPool:
                 f"connection refused by {address.url}: nothing listens there. Start a server (backline serve REPO) or check host and port"
             )
         if self._ssl is not None and number is None and isinstance(error, ConnectionError):
-            return ConnectionFailed(f"{address.url} closed the connection instead of beginning TLS. Does that port speak https?")
+            return ConnectionFailed(
+                f"{address.url} closed the connection instead of beginning TLS. Does that port speak https?"
+            )
         return ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}")

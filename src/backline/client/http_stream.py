@@ -47,7 +47,9 @@ class EventReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            raise ProtocolError(f"the server does not answer in HTTP/1.1 ({error}), it sent {data[:40]!r}") from None
+            raise ProtocolError(
+                f"the server does not answer in HTTP/1.1 ({error}), it sent {data[:40]!r}"
+            ) from None
         if len(self._buffer) > _LARGEST_EVENT:
             raise ProtocolError("the server sent an event of more than 1 GiB")
 
@@ -80,7 +82,12 @@ class EventReader:
 
 
 async def stream_events(
-    address: Address, context: ssl.SSLContext | None, parts: Sequence[Buffer], *, connect_timeout: float, timeout: float
+    address: Address,
+    context: ssl.SSLContext | None,
+    parts: Sequence[Buffer],
+    *,
+    connect_timeout: float,
+    timeout: float,
 ) -> AsyncGenerator[bytes | HttpAnswer, None]:
     """Sends a request and yields the data of each event; one whose status is not 200, or that is no event, is yielded as an answer.
 
@@ -98,9 +105,13 @@ async def stream_events(
                     await writer.drain()
                     data = await reader.read(_READ)
             except TimeoutError:
-                raise DeadlineExceeded(f"no response from {address.url} within {timeout:.3g} s; the request was given up") from None
+                raise DeadlineExceeded(
+                    f"no response from {address.url} within {timeout:.3g} s; the request was given up"
+                ) from None
             except OSError as error:
-                raise ConnectionFailed(f"the connection to {address.url} broke: {error}; the request may have run") from None
+                raise ConnectionFailed(
+                    f"the connection to {address.url} broke: {error}; the request may have run"
+                ) from None
             if data:
                 events.feed(data)
             if events.begun and events.is_events:
@@ -110,21 +121,29 @@ async def stream_events(
             if events.complete or (not data and events.begun and b"transfer-encoding" not in events.headers):
                 break
             if not data:
-                raise ConnectionFailed(f"{address.url} closed the connection in the middle of its answer; the request may have run")
+                raise ConnectionFailed(
+                    f"{address.url} closed the connection in the middle of its answer; the request may have run"
+                )
         if not events.is_events:
             yield HttpAnswer(events.status, events.headers, events.body)
     finally:
         writer.transport.abort()
 
 
-async def _connect(address: Address, context: ssl.SSLContext | None, timeout: float) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(
+    address: Address, context: ssl.SSLContext | None, timeout: float
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     try:
         async with asyncio.timeout(timeout):
             if address.unix:
                 return await asyncio.open_unix_connection(address.path, limit=_READ)
             host = address.host if context else None
-            return await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname=host, limit=_READ)
+            return await asyncio.open_connection(
+                address.host, address.port, ssl=context, server_hostname=host, limit=_READ
+            )
     except TimeoutError:
-        raise ConnectionFailed(f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?") from None
+        raise ConnectionFailed(
+            f"{address.url} did not accept a connection within {timeout:g} s. Is the host reachable?"
+        ) from None
     except OSError as error:
         raise ConnectionFailed(f"cannot connect to {address.url}: {error or type(error).__name__}") from None

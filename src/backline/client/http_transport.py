@@ -68,7 +68,9 @@ class HttpTransport(Transport):
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
         parts, _ = self._infer_request(call, STREAM_HEAD, binary=False)
         context = self._options.ssl_context() if self._address.tls else None
-        events = stream_events(self._address, context, parts, connect_timeout=self._options.connect_timeout, timeout=call.timeout)
+        events = stream_events(
+            self._address, context, parts, connect_timeout=self._options.connect_timeout, timeout=call.timeout
+        )
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, HttpAnswer):  # it was refused at once
@@ -86,7 +88,9 @@ class HttpTransport(Transport):
 
         return send
 
-    def _infer_request(self, call: InferCall, form: bytes = INFER_HEAD, *, binary: bool = True) -> tuple[list[Buffer], int]:
+    def _infer_request(
+        self, call: InferCall, form: bytes = INFER_HEAD, *, binary: bool = True
+    ) -> tuple[list[Buffer], int]:
         header, buffers = encode_infer(call, binary=binary)
         length = len(header) + sum(map(len, buffers))
         head = form % (self._prefix, _model_path(call.model, call.version), self._fields, len(header), length)
@@ -105,7 +109,9 @@ class HttpTransport(Transport):
 
     async def server_metadata(self, timeout: float) -> ServerMetadata:
         found = await self.json(b"/v2", timeout)
-        return ServerMetadata(str(found.get("name", "")), str(found.get("version", "")), tuple(found.get("extensions", ())))
+        return ServerMetadata(
+            str(found.get("name", "")), str(found.get("version", "")), tuple(found.get("extensions", ()))
+        )
 
     async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
         found = await self.json(_model_path(model, version), timeout)
@@ -118,7 +124,9 @@ class HttpTransport(Transport):
                 tuple(_specs(found.get("outputs", ()))),
             )
         except (KeyError, TypeError, BacklineError) as error:
-            raise ProtocolError(f"{self._url} sent metadata of model '{model}' that cannot be read: {error!r}") from None
+            raise ProtocolError(
+                f"{self._url} sent metadata of model '{model}' that cannot be read: {error!r}"
+            ) from None
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
         return await self.json(_model_path(model, version) + b"/config", timeout)  # type: ignore[no-any-return]
@@ -150,7 +158,9 @@ class HttpTransport(Transport):
             return False
         raise _failure(self._url, answer)
 
-    async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"", fields: bytes = b"") -> Any:
+    async def json(
+        self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"", fields: bytes = b""
+    ) -> Any:
         """The document that answers. `fields` are further header lines, each with its line end."""
         answer = await self.exchange(method, path, timeout, body, fields)
         if answer.status != 200:
@@ -160,11 +170,21 @@ class HttpTransport(Transport):
         except msgspec.DecodeError as error:
             raise ProtocolError(f"{self._url}{path.decode()} answered what is not JSON: {error}") from None
 
-    async def exchange(self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b"") -> HttpAnswer:
+    async def exchange(
+        self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
+    ) -> HttpAnswer:
         """The answer to a request, whatever its status."""
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
-        head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (method, self._prefix, path, self._fields, fields, kind, length)
+        head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (
+            method,
+            self._prefix,
+            path,
+            self._fields,
+            fields,
+            kind,
+            length,
+        )
         return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
 
     def failure(self, answer: HttpAnswer) -> BacklineError:
@@ -179,7 +199,10 @@ def _model_path(model: str, version: str) -> bytes:
 
 def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
     return [
-        TensorSpec(entry["name"], DataType.from_name(entry["datatype"]), tuple(int(dim) for dim in entry["shape"])) for entry in entries
+        TensorSpec(
+            entry["name"], DataType.from_name(entry["datatype"]), tuple(int(dim) for dim in entry["shape"])
+        )
+        for entry in entries
     ]
 
 

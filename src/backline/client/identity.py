@@ -18,4 +18,6 @@ def user_name() -> str:
         user = getpass.getuser()
     except (OSError, KeyError):
         user = f"uid{os.getuid()}" if hasattr(os, "getuid") else "unknown"
-    return "".join(character if "!" <= character <= "~" else "_" for character in f"{user}@{socket.gethostname()}")
+    return "".join(
+        character if "!" <= character <= "~" else "_" for character in f"{user}@{socket.gethostname()}"
+    )

@@ -37,10 +37,19 @@ class ClientOptions:
         if self.retries < 0:
             raise InvalidArgument(f"retries is {self.retries}, expected 0 or more")
         for name, value in self.headers.items():
-            if not name.isascii() or not all(c.isalnum() or c in "-_." for c in name) or "\r" in value or "\n" in value:
-                raise InvalidArgument(f"header {name!r}: {value!r} cannot be sent: names are letters, digits and '-', values are one line")
+            if (
+                not name.isascii()
+                or not all(c.isalnum() or c in "-_." for c in name)
+                or "\r" in value
+                or "\n" in value
+            ):
+                raise InvalidArgument(
+                    f"header {name!r}: {value!r} cannot be sent: names are letters, digits and '-', values are one line"
+                )
         if self.key is not None and self.certificate is None:
-            raise InvalidArgument("a key was given without its certificate: pass certificate='client.crt' too")
+            raise InvalidArgument(
+                "a key was given without its certificate: pass certificate='client.crt' too"
+            )
 
     def ssl_context(self) -> ssl.SSLContext:
         """The TLS side of an https URL. Raises InvalidArgument for files that cannot be read."""

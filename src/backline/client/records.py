@@ -75,4 +75,6 @@ def read_listing(body: bytes) -> list[ModelIndex] | None:
 def complete_listing(names: list[str], versions: list[ModelIndex]) -> list[ModelIndex]:
     """The versions, and a line for every name that has none."""
     known = {entry.name for entry in versions}
-    return sorted([*versions, *(ModelIndex(name) for name in names if name not in known)], key=lambda entry: entry.name)
+    return sorted(
+        [*versions, *(ModelIndex(name) for name in names if name not in known)], key=lambda entry: entry.name
+    )

@@ -31,13 +31,17 @@ class InferResult(Mapping[str, np.ndarray]):
         try:
             return self._arrays[name]
         except KeyError:
-            raise KeyError(f"no output '{name}' in the answer, it has {', '.join(self._arrays) or 'none'}") from None
+            raise KeyError(
+                f"no output '{name}' in the answer, it has {', '.join(self._arrays) or 'none'}"
+            ) from None
 
     def __getattr__(self, name: str) -> np.ndarray:
         # Python's own protocols (copy, pickle, numpy) probe for dunder names: those are never outputs.
         if not name.startswith("_") and name in self._arrays:
             return self._arrays[name]
-        raise AttributeError(f"no output '{name}' in the answer, it has {', '.join(self._arrays) if name != '_arrays' else 'none'}")
+        raise AttributeError(
+            f"no output '{name}' in the answer, it has {', '.join(self._arrays) if name != '_arrays' else 'none'}"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -46,7 +50,9 @@ class InferResult(Mapping[str, np.ndarray]):
         return len(self._arrays)
 
     def __repr__(self) -> str:
-        outputs = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items())
+        outputs = ", ".join(
+            f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items()
+        )
         return f"<InferResult of {self.model_name} version {self.model_version or '?'}: {outputs}>"
 
 

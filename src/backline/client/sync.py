@@ -96,7 +96,14 @@ class Client:
         """
         self._loop.run(self._client.load(name, version, config=config, files=files, timeout=timeout))
 
-    def unload(self, name: str, version: str | int | None = None, *, dependents: bool = False, timeout: float | None = None) -> None:
+    def unload(
+        self,
+        name: str,
+        version: str | int | None = None,
+        *,
+        dependents: bool = False,
+        timeout: float | None = None,
+    ) -> None:
         """Takes a model, or one version of it, out of service; `dependents`: with the steps of an ensemble, see AsyncClient."""
         self._loop.run(self._client.unload(name, version, dependents=dependents, timeout=timeout))
 
@@ -105,16 +112,33 @@ class Client:
         return self._loop.run(self._client.labels(name, timeout))
 
     def set_label(
-        self, name: str, label: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None
+        self,
+        name: str,
+        label: str,
+        version: str | int,
+        *,
+        expected: str | int | None = None,
+        timeout: float | None = None,
     ) -> Change:
         """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
-        return self._loop.run(self._client.set_label(name, label, version, expected=expected, timeout=timeout))
+        return self._loop.run(
+            self._client.set_label(name, label, version, expected=expected, timeout=timeout)
+        )
 
-    def remove_label(self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+    def remove_label(
+        self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
+    ) -> Change:
         """Removes a label; with `expected` only if it points there now."""
         return self._loop.run(self._client.remove_label(name, label, expected=expected, timeout=timeout))
 
-    def promote(self, name: str, version: str | int, *, expected: str | int | None = None, timeout: float | None = None) -> Change:
+    def promote(
+        self,
+        name: str,
+        version: str | int,
+        *,
+        expected: str | int | None = None,
+        timeout: float | None = None,
+    ) -> Change:
         """Makes a version the one that requests without a version get: moves the label "stable"."""
         return self._loop.run(self._client.promote(name, version, expected=expected, timeout=timeout))
 
@@ -137,7 +161,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -169,7 +195,13 @@ class Model:
         seconds covers everything, connecting too. Raises BacklineError.
         """
         call = self._model(
-            *inputs, version=version, timeout=timeout, outputs=outputs, parameters=parameters, request_id=request_id, **named
+            *inputs,
+            version=version,
+            timeout=timeout,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            **named,
         )
         return self._loop.run(call)
 
@@ -191,7 +223,13 @@ class Model:
         >>> for part in client["repeat"].stream(IN=values, DELAY=delays, WAIT=wait): ...
         """
         responses = self._model.stream(
-            *inputs, version=version, timeout=timeout, outputs=outputs, parameters=parameters, request_id=request_id, **named
+            *inputs,
+            version=version,
+            timeout=timeout,
+            outputs=outputs,
+            parameters=parameters,
+            request_id=request_id,
+            **named,
         )
         try:
             while (result := self._loop.run(_next(responses))) is not None:

@@ -35,7 +35,9 @@ class HealthService:
     def _check(self, call: UnaryCall, received: Buffer) -> None:
         service = self._parse(received).service
         if service not in self._services:
-            raise NotFound(f"unknown service '{service}', expected one of {', '.join(repr(name) for name in sorted(self._services))}")
+            raise NotFound(
+                f"unknown service '{service}', expected one of {', '.join(repr(name) for name in sorted(self._services))}"
+            )
         call.reply(self._encode(service))
 
     async def _watch(self, call: StreamCall) -> None:
@@ -65,7 +67,9 @@ class HealthService:
         try:
             return self._request.FromString(received)
         except DecodeError:
-            raise InvalidArgument("the message is not a grpc.health.v1.HealthCheckRequest: it is malformed or cut short") from None
+            raise InvalidArgument(
+                "the message is not a grpc.health.v1.HealthCheckRequest: it is malformed or cut short"
+            ) from None
 
     def _encode(self, service: str) -> bytes:
         if service not in self._services:

@@ -28,7 +28,10 @@ class ReflectionService:
         self._response = message("grpc.reflection.v1.ServerReflectionResponse")
 
     def methods(self) -> dict[bytes, StreamMethod]:
-        return {f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve) for service in (SERVICE, _ALPHA)}
+        return {
+            f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve)
+            for service in (SERVICE, _ALPHA)
+        }
 
     async def _serve(self, call: StreamCall) -> None:
         while (received := await call.receive()) is not None:
@@ -36,7 +39,8 @@ class ReflectionService:
                 asked = self._request.FromString(received)
             except DecodeError:
                 raise RpcError(
-                    InvalidArgument.grpc_code, "the message is not a ServerReflectionRequest: it is malformed or cut short"
+                    InvalidArgument.grpc_code,
+                    "the message is not a ServerReflectionRequest: it is malformed or cut short",
                 ) from None
             await call.send(self._answer(asked).SerializeToString())
 

@@ -67,10 +67,15 @@ class Router:
         segments = _segments(path)
         for pattern, methods in self._patterns.items():
             if len(pattern) == len(segments):
-                names = [segment for expected, segment in zip(pattern, segments, strict=True) if expected == "{}"]
-                if all(expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)) and all(names):
+                names = [
+                    segment for expected, segment in zip(pattern, segments, strict=True) if expected == "{}"
+                ]
+                if all(
+                    expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)
+                ) and all(names):
                     bound: dict[bytes, Handler] = {
-                        method: partial(handler, *names, *further) for method, (handler, further) in methods.items()
+                        method: partial(handler, *names, *further)
+                        for method, (handler, further) in methods.items()
                     }
                     self._remember(bytes(path), bound)
                     return bound
@@ -83,7 +88,9 @@ class Router:
             self._resolved[path] = bound
 
     def _other_method(self, request: HttpRequest, methods: dict[bytes, Handler]) -> Handler:
-        allow = b", ".join(sorted([*methods, b"OPTIONS"]) if methods else [b"GET", b"HEAD", b"OPTIONS", b"POST"])
+        allow = b", ".join(
+            sorted([*methods, b"OPTIONS"]) if methods else [b"GET", b"HEAD", b"OPTIONS", b"POST"]
+        )
         if request.method == b"OPTIONS":
             return lambda asked: asked.respond(204, [(b"allow", allow)])
         method = request.method[:32].decode("latin-1")
@@ -96,7 +103,10 @@ class Router:
         candidates = []
         for pattern in self._patterns:
             if len(pattern) == len(segments):
-                filled = [segment if expected == "{}" else expected for expected, segment in zip(pattern, segments, strict=True)]
+                filled = [
+                    segment if expected == "{}" else expected
+                    for expected, segment in zip(pattern, segments, strict=True)
+                ]
                 candidates.append("/" + "/".join(filled))
         near = get_close_matches(asked, candidates, n=1, cutoff=0.8) if len(asked) <= 256 else []
         return f"{text} (did you mean {near[0]}?)" if near else text

@@ -18,7 +18,11 @@ def fail(call: UnaryCall, error: BacklineError) -> None:
     if error.retry_after is None:
         call.fail(error.grpc_code, error.message)
     else:
-        call.fail(error.grpc_code, error.message, ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),))
+        call.fail(
+            error.grpc_code,
+            error.message,
+            ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),),
+        )
 
 
 def guarded(handler: UnaryHandler) -> UnaryHandler:

@@ -14,7 +14,9 @@ def parse_bytes(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = found and _UNITS.get(found[2].lower())
     if not found or not unit:
-        raise ValueError(f"'{text}' is no size, expected a number of bytes or one with a unit, such as 2GiB, 500MB or 1073741824")
+        raise ValueError(
+            f"'{text}' is no size, expected a number of bytes or one with a unit, such as 2GiB, 500MB or 1073741824"
+        )
     return int(float(found[1]) * unit) if "." in found[1] else int(found[1]) * unit
 
 

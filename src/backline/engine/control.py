@@ -12,7 +12,9 @@ ANY_VERSION: Final = "*"
 #: The label that a request without a version follows, where a model has it; `promote` and `rollback` move it.
 STABLE: Final = "stable"
 
-Action = Literal["load", "unload", "label", "unlabel", "promote", "rollback", "reload", "add", "remove", "fail", "replace"]
+Action = Literal[
+    "load", "unload", "label", "unlabel", "promote", "rollback", "reload", "add", "remove", "fail", "replace"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,9 @@ class Control(Protocol):
     `who` names the caller for the audit log.
     """
 
-    async def load(self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str) -> None:
+    async def load(
+        self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
+    ) -> None:
         """Loads what the model's policy selects, or one version beside it; what is loaded and has changed is loaded again, new before old.
 
         Returns when all of it is ready. When a load fails the old version goes on serving, and the reason is raised.
@@ -60,13 +64,17 @@ class Control(Protocol):
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """Takes a model, or one version, out of service. Returns when it takes no more requests; what is in flight is finished after."""
 
-    async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+    async def set_label(
+        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
+    ) -> Change:
         """Points a label to a version, loading the version first if need be.
 
         Nothing is changed unless the label points to `expected` at that moment ("" for a label that does not exist).
         """
 
-    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change: ...
+    async def remove_label(
+        self, model: str, label: str, *, expected: str = ANY_VERSION, who: str
+    ) -> Change: ...
 
     async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
         """Makes a version the one that requests without a version get, by the label STABLE."""

@@ -77,8 +77,12 @@ class CustomMetrics:
         found = family.samples.get(key)
         if found is None:
             if len(family.samples) >= _MOST_SAMPLES:
-                raise Unavailable(f"metric '{name}' has {_MOST_SAMPLES} combinations of labels; no further one is kept")
-            found = family.samples[key] = Sample(bounds=tuple(bounds), counts=[0] * (len(bounds) + 1) if bounds else [])
+                raise Unavailable(
+                    f"metric '{name}' has {_MOST_SAMPLES} combinations of labels; no further one is kept"
+                )
+            found = family.samples[key] = Sample(
+                bounds=tuple(bounds), counts=[0] * (len(bounds) + 1) if bounds else []
+            )
         return found
 
     def increment(self, name: str, labels: Mapping[str, str], value: float) -> None:

@@ -48,7 +48,9 @@ class DataType(Enum):
         try:
             return _BY_NAME[name]
         except (KeyError, TypeError):
-            raise InvalidArgument(f"unknown datatype {name!r}, expected one of {', '.join(_BY_NAME)}") from None
+            raise InvalidArgument(
+                f"unknown datatype {name!r}, expected one of {', '.join(_BY_NAME)}"
+            ) from None
 
     @classmethod
     def from_config_name(cls, name: str) -> DataType:
@@ -63,7 +65,9 @@ class DataType(Enum):
         try:
             return _BY_DTYPE[dtype]
         except KeyError:
-            raise InvalidArgument(f"numpy dtype {dtype} has no counterpart among {', '.join(_BY_NAME)}") from None
+            raise InvalidArgument(
+                f"numpy dtype {dtype} has no counterpart among {', '.join(_BY_NAME)}"
+            ) from None
 
 
 _BY_NAME = {member.name: member for member in DataType}

@@ -41,7 +41,9 @@ class Watch:
             request.on_complete = self._complete
             request.watch = None
 
-    def _completed(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _completed(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         self.stop()
         self._complete(request, response, error)
 

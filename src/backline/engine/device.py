@@ -80,7 +80,8 @@ class Places:
             devices = placed.devices
             total = placed.group.count * len(devices) or count or len(devices)
             places += [
-                Place(devices[number % len(devices)], f"{placed.name}_{number // len(devices)}", placed.group) for number in range(total)
+                Place(devices[number % len(devices)], f"{placed.name}_{number // len(devices)}", placed.group)
+                for number in range(total)
             ]
         return tuple(places)
 

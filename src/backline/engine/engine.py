@@ -88,7 +88,9 @@ class Engine:
         try:
             Engine.submit(self, request)
         except Exception as error:
-            trace.refused(error if isinstance(error, BacklineError) else Internal(f"{type(error).__name__}: {error}"))
+            trace.refused(
+                error if isinstance(error, BacklineError) else Internal(f"{type(error).__name__}: {error}")
+            )
             raise
 
     def submit_until(self, request: InferRequest, deadline: float) -> None:
@@ -106,7 +108,11 @@ class Engine:
             return routed
         version = request.model_version
         for model in self._leaving:
-            if model.name != request.model_name or model.sequences is None or not model.sequences.holds(request):
+            if (
+                model.name != request.model_name
+                or model.sequences is None
+                or not model.sequences.holds(request)
+            ):
                 continue
             # A label may point elsewhere by now; another version was meant by who names one.
             if version in ("", model.version) or version in self._labels.get(model.name, {}):
@@ -165,7 +171,9 @@ class Engine:
     def models(self) -> Iterable[Model]:
         """All versions of all models, whatever their state, by name and version."""
         for name in sorted(self._models):
-            yield from (self._models[name][version] for version in sorted(self._models[name], key=version_order))
+            yield from (
+                self._models[name][version] for version in sorted(self._models[name], key=version_order)
+            )
 
     def names(self) -> list[str]:
         """The names of all models, also of those without any version."""
@@ -182,7 +190,9 @@ class Engine:
             labels = self._labels.get(name, {})
             found = versions.get(version) or versions.get(labels.get(version, ""))
             if found is None:
-                raise NotFound(f"Request for unknown model: '{name}' version {_shorten(version)} is not found")
+                raise NotFound(
+                    f"Request for unknown model: '{name}' version {_shorten(version)} is not found"
+                )
             return found
         route = self._routes.get((name, "")) or versions.get(self._labels.get(name, {}).get(STABLE, ""))
         return route if route is not None else versions[max(versions, key=version_order)]
@@ -192,7 +202,10 @@ class Engine:
         model = self.find(name, version)
         if not model.answers:
             why = f": {model.reason}" if model.reason else ""
-            raise Unavailable(f"Request for unknown model: '{name}' version {model.version} is not at ready state{why}", retry_after=1)
+            raise Unavailable(
+                f"Request for unknown model: '{name}' version {model.version} is not at ready state{why}",
+                retry_after=1,
+            )
         return model
 
     def served_versions(self, name: str) -> list[str]:
@@ -215,7 +228,11 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether every version that is to be served can answer, and the server is not about to stop."""
-        return self._started and not self._stopping and all(model.ready or not model.required for model in self.models())
+        return (
+            self._started
+            and not self._stopping
+            and all(model.ready or not model.required for model in self.models())
+        )
 
     def watch(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls `listener` whenever what is ready may have changed, until the function that is returned is called."""
@@ -274,8 +291,12 @@ class Engine:
             if chosen in served:
                 routes[name, ""] = versions[chosen]
         self._routes = routes
-        present = dict.fromkeys((*self._leaving, *(model for versions in self._models.values() for model in versions.values())))
-        self._leaving = [model for model in present if model.state is ModelState.UNLOADING and model.sequences is not None]
+        present = dict.fromkeys(
+            (*self._leaving, *(model for versions in self._models.values() for model in versions.values()))
+        )
+        self._leaving = [
+            model for model in present if model.state is ModelState.UNLOADING and model.sequences is not None
+        ]
         self._changed()
 
     def record_load(self, name: str, seconds: float, *, succeeded: bool) -> None:

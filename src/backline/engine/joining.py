@@ -99,7 +99,9 @@ class Joining:
     def hidden_inputs(self) -> frozenset[str]:
         """Inputs of the model that no client sends."""
         told = {target for batch_input in self.batch_inputs for target in batch_input.targets}
-        told |= {name for padding in self.padding.values() for name in (padding.lengths, padding.mask) if name}
+        told |= {
+            name for padding in self.padding.values() for name in (padding.lengths, padding.mask) if name
+        }
         return frozenset(told)
 
     @property
@@ -120,7 +122,9 @@ class JoiningCheck:
         self._check = check
         self._ragged = frozenset(joining.ragged)
         self._padding = joining.padding
-        self._limits = [(name, padding.axes[0], padding.most) for name, padding in joining.padding.items() if padding.most]
+        self._limits = [
+            (name, padding.axes[0], padding.most) for name, padding in joining.padding.items() if padding.most
+        ]
         self._inputs = inputs
 
     def __call__(self, request: InferRequest) -> None:
@@ -133,7 +137,9 @@ class JoiningCheck:
                     f"[request id: {request.id or '<id_unknown>'}] input '{name}' of model '{request.model_name}' has shape"
                     f" {list(inputs[name].shape)}, but it may have at most {most} in dimension {axis}"
                 )
-        request.batch_key = tuple((name, self._kind(name, inputs[name].shape)) for name in self._inputs if name in inputs)
+        request.batch_key = tuple(
+            (name, self._kind(name, inputs[name].shape)) for name in self._inputs if name in inputs
+        )
 
     def _kind(self, name: str, shape: Shape) -> Shape:
         if name in self._ragged:
@@ -141,4 +147,6 @@ class JoiningCheck:
         padding = self._padding.get(name)
         if padding is None:
             return shape[1:]
-        return tuple(padding.bucket(dim) if axis in padding.axes else dim for axis, dim in enumerate(shape) if axis)
+        return tuple(
+            padding.bucket(dim) if axis in padding.axes else dim for axis, dim in enumerate(shape) if axis
+        )

@@ -176,7 +176,11 @@ class InferRequest:
         self.outputs, self.parameters = request.outputs, request.parameters
         self.priority, self.timeout, self.waits_until = request.priority, request.timeout, request.waits_until
         self.compute, self.trace = request.compute, request.trace
-        self.arrived_ns, self.batch_size, self.batch_key = request.arrived_ns, request.batch_size, request.batch_key
+        self.arrived_ns, self.batch_size, self.batch_key = (
+            request.arrived_ns,
+            request.batch_size,
+            request.batch_key,
+        )
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: `on_complete` is not called, and the request is not run if it has not started yet.

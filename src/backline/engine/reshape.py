@@ -26,7 +26,9 @@ class Reshape:
 
     def shape(self, name: str, shape: Shape) -> Shape:
         """The shape that one becomes of the tensor `name`. Raises Internal for one that does not fit."""
-        if len(shape) != len(self._source) or any(dim not in (-1, got) for dim, got in zip(self._source, shape, strict=True)):
+        if len(shape) != len(self._source) or any(
+            dim not in (-1, got) for dim, got in zip(self._source, shape, strict=True)
+        ):
             raise Internal(
                 f"the model has '{name}' with shape {list(shape)}, but its configuration reshapes {list(self._source)} to"
                 f" {list(self._target)}"
@@ -44,7 +46,10 @@ Reshapes: TypeAlias = Mapping[str, Reshape]
 
 def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict[str, np.ndarray]:
     """The arrays, those that have one in another shape. Raises Internal for an array whose shape does not fit."""
-    return {name: reshapes[name].array(name, array) if name in reshapes else array for name, array in arrays.items()}
+    return {
+        name: reshapes[name].array(name, array) if name in reshapes else array
+        for name, array in arrays.items()
+    }
 
 
 def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
@@ -58,6 +63,8 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:
     """The narrower of two shapes with -1 for what varies; None when they exclude each other."""
-    if len(given) != len(actual) or any(-1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)):
+    if len(given) != len(actual) or any(
+        -1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)
+    ):
         return None
     return tuple(max(g, a) for g, a in zip(given, actual, strict=True))

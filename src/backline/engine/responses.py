@@ -53,7 +53,9 @@ class Responses:
             self._flow.pause()
         self._wake()
 
-    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _complete(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         if response is not None:  # of a model that gives one
             self._respond(request, response)
         self._error = error
@@ -78,7 +80,11 @@ class Responses:
             await self._taker
         response, size = self._waiting.popleft()
         self._bytes -= size
-        if self._flow.paused and len(self._waiting) <= MAX_WAITING // 2 and self._bytes <= MAX_WAITING_BYTES // 2:
+        if (
+            self._flow.paused
+            and len(self._waiting) <= MAX_WAITING // 2
+            and self._bytes <= MAX_WAITING_BYTES // 2
+        ):
             self._flow.resume()
         return response
 
@@ -94,5 +100,7 @@ class Responses:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -65,4 +65,6 @@ class SequenceBatching:
     @property
     def hidden_inputs(self) -> frozenset[str]:
         """The inputs of the model that no client sends."""
-        return frozenset(control.name for control in self.controls) | frozenset(state.input for state in self.states)
+        return frozenset(control.name for control in self.controls) | frozenset(
+            state.input for state in self.states
+        )

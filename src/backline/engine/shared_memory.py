@@ -17,7 +17,14 @@ from weakref import WeakValueDictionary, finalize
 
 import numpy as np
 
-from backline.engine.errors import AlreadyExists, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable
+from backline.engine.errors import (
+    AlreadyExists,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+)
 from backline.engine.tensor import Buffer
 
 #: Where Linux keeps the objects of shm_open.
@@ -47,7 +54,11 @@ class Region:
             raise _cannot_open(key)
         end = offset + byte_size
         if not byte_size or end > status.st_size:
-            why = f"it ends at byte {end} of '{key}', which has {status.st_size}" if byte_size else "its byte_size is 0"
+            why = (
+                f"it ends at byte {end} of '{key}', which has {status.st_size}"
+                if byte_size
+                else "its byte_size is 0"
+            )
             raise InvalidArgument(f"failed to register shared memory region '{name}': invalid args ({why})")
 
     def check(self, offset: int, size: int) -> None:
@@ -78,10 +89,14 @@ class Region:
                 view = view[done:]
                 place += done
         except OSError as error:
-            raise Internal(f"shared memory region '{self.name}' cannot be written: {error.strerror}") from None
+            raise Internal(
+                f"shared memory region '{self.name}' cannot be written: {error.strerror}"
+            ) from None
 
     def _shrunk(self) -> InvalidArgument:
-        return InvalidArgument(f"shared memory region '{self.name}' has lost memory since it was registered: '{self.key}' was made smaller")
+        return InvalidArgument(
+            f"shared memory region '{self.name}' has lost memory since it was registered: '{self.key}' was made smaller"
+        )
 
 
 class SharedMemory:
@@ -104,11 +119,15 @@ class SharedMemory:
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Opens the object that is called `key` (a name for shm_open). Raises BacklineError."""
         if not 0 < len(name) <= _LONGEST_NAME:
-            raise InvalidArgument(f"the name of a shared memory region has 1 to {_LONGEST_NAME} characters, this one has {len(name)}")
+            raise InvalidArgument(
+                f"the name of a shared memory region has 1 to {_LONGEST_NAME} characters, this one has {len(name)}"
+            )
         if name in self._regions or name in self._leaving:
             raise AlreadyExists(f"shared memory region '{name}' already in manager")
         if len(self._regions) + len(self._leaving) >= MAX_REGIONS:
-            raise Unavailable(f"there are {MAX_REGIONS} shared memory regions, the most that there may be; unregister those out of use")
+            raise Unavailable(
+                f"there are {MAX_REGIONS} shared memory regions, the most that there may be; unregister those out of use"
+            )
         self._regions[name] = Region(name, key, offset, byte_size)
 
     def unregister(self, name: str) -> None:
@@ -150,7 +169,8 @@ class SharedMemory:
                 self._copied_bytes -= self._given_up.popleft()
             if self._copied_bytes + size > self._max_copied_bytes:
                 raise Unavailable(
-                    f"requests hold {self._copied_bytes} bytes out of shared memory; no more than {self._max_copied_bytes} may be held", 1
+                    f"requests hold {self._copied_bytes} bytes out of shared memory; no more than {self._max_copied_bytes} may be held",
+                    1,
                 )
             self._copied_bytes += size
         copy = np.empty(size, np.uint8)
@@ -166,7 +186,13 @@ def _open(name: str, key: str) -> int:
         raise InvalidArgument(
             f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix '{RESERVED_PREFIX}'"
         )
-    if not bare or bare in (".", "..") or "/" in bare or "\0" in bare or len(os.fsencode(bare)) > _LONGEST_NAME:
+    if (
+        not bare
+        or bare in (".", "..")
+        or "/" in bare
+        or "\0" in bare
+        or len(os.fsencode(bare)) > _LONGEST_NAME
+    ):
         raise _cannot_open(key)
     try:
         # Not blocking: what lies there may be a pipe.

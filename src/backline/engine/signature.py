@@ -61,7 +61,9 @@ class RequestCheck:
         self._required = frozenset(spec.name for spec in signature.inputs if not spec.optional)
         first = 1 if max_batch_size else 0
         self._fixed = signature.is_fixed(batched=max_batch_size > 0)
-        self._items = [(spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs]
+        self._items = [
+            (spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs
+        ]
 
     def __call__(self, request: InferRequest) -> None:
         """Raises InvalidArgument with the reason when the request does not fit."""
@@ -102,9 +104,13 @@ class RequestCheck:
                             f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch, shape {list(shape)}"
                         )
                     if size > batched and self._strict:
-                        raise InvalidArgument(f"{_prefix(request)}inference request batch-size must be <= {batched} for '{self._model}'")
+                        raise InvalidArgument(
+                            f"{_prefix(request)}inference request batch-size must be <= {batched} for '{self._model}'"
+                        )
                 elif shape[0] != size:
-                    raise InvalidArgument(f"{_prefix(request)}input '{name}' batch size does not match other inputs for '{self._model}'")
+                    raise InvalidArgument(
+                        f"{_prefix(request)}input '{name}' batch size does not match other inputs for '{self._model}'"
+                    )
                 shape = shape[1:]
             if shape != dims:
                 for expected, got in zip(dims, shape, strict=True):
@@ -113,7 +119,9 @@ class RequestCheck:
         request.batch_size = size if size >= 0 else 1
         if not self._fixed:
             request.batch_key = tuple(
-                (name, inputs[name].shape[1:] if batched else inputs[name].shape) for name, *_ in self._items if name in inputs
+                (name, inputs[name].shape[1:] if batched else inputs[name].shape)
+                for name, *_ in self._items
+                if name in inputs
             )
 
     def _check_names(self, request: InferRequest) -> None:

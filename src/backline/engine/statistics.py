@@ -144,7 +144,9 @@ class ModelStatistics:
         #: Of a model that gives any number of responses to a request.
         self.responses: ResponseStatistics | None = None
 
-    def record_batch(self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+    def record_batch(
+        self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int
+    ) -> None:
         """Counts one successful execution of `requests`, `items` in all.
 
         The moments, all of time.monotonic_ns(), are those at which the batch was taken from the queue, its inputs were gathered, the run
@@ -153,7 +155,9 @@ class ModelStatistics:
         self.record_answers(requests, items, started, gathered, ran, ended)
         self.record_execution(items, started, gathered, ran, ended)
 
-    def record_answers(self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int) -> None:
+    def record_answers(
+        self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int
+    ) -> None:
         """Counts the requests of an execution that have succeeded; `items` is the sum of their batch sizes."""
         count = len(requests)
         self.last_inference_ms = int(time() * 1000)

@@ -75,14 +75,20 @@ def encode_tensor(tensor: Tensor) -> Buffer:
 def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
     view = memoryview(raw).cast("B")
     total = len(view)
-    if count * 4 > total:  # every element has a length of 4 bytes: a shape that dwarfs the data is refused before allocation
-        raise InvalidArgument(f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold as many")
+    if (
+        count * 4 > total
+    ):  # every element has a length of 4 bytes: a shape that dwarfs the data is refused before allocation
+        raise InvalidArgument(
+            f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold as many"
+        )
     elements = np.empty(count, np.object_)
     offset = 0
     for index in range(count):
         start = offset + 4
         if start > total:
-            raise InvalidArgument(f"input '{name}' ends within the length of BYTES element {index} of {count}")
+            raise InvalidArgument(
+                f"input '{name}' ends within the length of BYTES element {index} of {count}"
+            )
         offset = start + _LENGTH.unpack_from(view, offset)[0]
         if offset > total:
             raise InvalidArgument(f"input '{name}' ends within BYTES element {index} of {count}")

@@ -66,7 +66,9 @@ class Trace(Protocol):
 class Tracer(Protocol):
     """What is told of the requests of clients."""
 
-    def arrived(self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int) -> Trace | None:
+    def arrived(
+        self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
+    ) -> Trace | None:
         """A request has come, which was read from `began_ns` of time.monotonic_ns() on; the answer is None if it is not to be followed."""
 
 

@@ -70,7 +70,10 @@ class Changes:
         self._advance((name,))
         if failures:
             # Triton's words.
-            reasons = "".join(f"version {version} is at UNAVAILABLE state: {reason};\n" for version, reason in failures.items())
+            reasons = "".join(
+                f"version {version} is at UNAVAILABLE state: {reason};\n"
+                for version, reason in failures.items()
+            )
             raise InvalidArgument(f"load failed for model '{name}': {reasons}")
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
@@ -88,5 +91,9 @@ class Changes:
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:
     """What failed before is tried anew."""
-    for one in [one for one in served.held.values() if one.phase is Phase.FAILED and version in (None, one.model.version)]:
+    for one in [
+        one
+        for one in served.held.values()
+        if one.phase is Phase.FAILED and version in (None, one.model.version)
+    ]:
         del served.held[one.key]

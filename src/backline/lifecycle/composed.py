@@ -86,7 +86,9 @@ class ComposedServable(Servable):
             self._keep_answers(self._composed)
         model.queue = with_deadline(self._cached or self._composed, config.default_deadline_seconds)
         model.progress = None
-        self._take_models(asked_models(self._engine, config.ensemble), step_models(self._engine, config.ensemble))
+        self._take_models(
+            asked_models(self._engine, config.ensemble), step_models(self._engine, config.ensemble)
+        )
         self._wait_for_steps()
         self.phase = Phase.LOADED
         model.statistics.load_seconds = monotonic() - began
@@ -100,7 +102,14 @@ class ComposedServable(Servable):
         if cache is not None:
             loop = asyncio.get_running_loop()
             self._cached = CachedQueue(
-                queue, cache, self._keys(), QueueSettings(), model.statistics, name=model.name, version=model.version, loop=loop
+                queue,
+                cache,
+                self._keys(),
+                QueueSettings(),
+                model.statistics,
+                name=model.name,
+                version=model.version,
+                loop=loop,
             )
 
     def _keys(self) -> RequestKeys:
@@ -119,7 +128,9 @@ class ComposedServable(Servable):
         if model.decoupled != (model.statistics.responses is not None):
             model.statistics.responses = ResponseStatistics() if model.decoupled else None
         self._time_first_responses()
-        model.scheduling = scheduling_text(model.config, 0, decoupled=model.decoupled, cached=self._cached is not None)
+        model.scheduling = scheduling_text(
+            model.config, 0, decoupled=model.decoupled, cached=self._cached is not None
+        )
         check = RequestCheck(model.name, model.signature, model.max_batch_size, strict=True)
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
@@ -164,7 +175,10 @@ class ComposedServable(Servable):
             asked = asked_models(self._engine, config.ensemble)
             known = self._composed.models
             # Of a model that was put to sleep nothing is known but what was.
-            models = tuple(new if new.ranks else old for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True))
+            models = tuple(
+                new if new.ranks else old
+                for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True)
+            )
             try:
                 if asked != self._asked or models != known:
                     check_steps(self._engine, config, config.ensemble)

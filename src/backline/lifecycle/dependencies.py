@@ -30,7 +30,12 @@ class Dependencies:
 
     def needed(self) -> set[str]:
         """The models that others ask which are to be served."""
-        return {name for served in self._models if served.target for name in composed_of(served.target.source.config)}
+        return {
+            name
+            for served in self._models
+            if served.target
+            for name in composed_of(served.target.source.config)
+        }
 
     def is_waiting(self, config: ModelConfig) -> bool:
         """Whether a model is not loaded yet, as loads of models that it asks are under way."""

@@ -43,7 +43,12 @@ class Executor:
         self.changes = Changes(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
         self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
-        self._residency = Residency(options.memory_budget, tenants=self._sleep.tenants, put_to_sleep=self._sleep.put, meter=shared.meter)
+        self._residency = Residency(
+            options.memory_budget,
+            tenants=self._sleep.tenants,
+            put_to_sleep=self._sleep.put,
+            meter=shared.meter,
+        )
         self._threads = LoadThreads()
         self._keys = count(1)
         self._loading = 0
@@ -73,15 +78,26 @@ class Executor:
             served.move_labels()
             own = sum(one.phase is Phase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
-            actions = plan(served.wanted(), [one.held() for one in served.held.values()], now=time.monotonic(), load_slots=slots)
+            actions = plan(
+                served.wanted(),
+                [one.held() for one in served.held.values()],
+                now=time.monotonic(),
+                load_slots=slots,
+            )
             if not sum(self._carry_out(served, action) for action in actions):
                 break
-        there = {(one.model.version, one.fingerprint) for one in served.held.values() if one.phase is not Phase.DRAINING}
+        there = {
+            (one.model.version, one.fingerprint)
+            for one in served.held.values()
+            if one.phase is not Phase.DRAINING
+        }
         if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in served.wanted()):
             self._waiting[served.name] = None
         else:
             self._waiting.pop(served.name, None)
-        served.publish(self._engine, lambda version: self._sleep.stand_in(served, version), started=self._shared.started)
+        served.publish(
+            self._engine, lambda version: self._sleep.stand_in(served, version), started=self._shared.started
+        )
         if served.gone:
             self.models.forget(served.name)
             self._engine.forget(served.name)
@@ -135,7 +151,8 @@ class Executor:
             statistics=served.statistics(version.version),
             attempt=attempt,
             beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
-            may_run_code=self._options.trust_remote_code or (source.own_files and isinstance(source.repository, LocalRepository)),
+            may_run_code=self._options.trust_remote_code
+            or (source.own_files and isinstance(source.repository, LocalRepository)),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
         )
         served.held[one.key] = one
@@ -146,10 +163,19 @@ class Executor:
         model = one.model
         began = time.monotonic()
         known = self._measured.get((model.name, model.version))
-        evict = model.config.pinned or one.beside_serving or served.change is not None or model.version in served.awake
+        evict = (
+            model.config.pinned
+            or one.beside_serving
+            or served.change is not None
+            or model.version in served.awake
+        )
         try:
-            async with self._residency.room(f"model '{model.name}' version {model.version}", one.file_bytes, evict=evict):
-                await one.load(self._threads, known[1] if known is not None and known[0] == one.fingerprint else None)
+            async with self._residency.room(
+                f"model '{model.name}' version {model.version}", one.file_bytes, evict=evict
+            ):
+                await one.load(
+                    self._threads, known[1] if known is not None and known[0] == one.fingerprint else None
+                )
         except asyncio.CancelledError:
             served.held.pop(one.key, None)
         except NoRoom as error:
@@ -175,7 +201,9 @@ class Executor:
     def _fail(self, served: ServedModel, one: Servable, reason: str, seconds: float) -> None:
         model = one.model
         self._engine.record_load(model.name, seconds, succeeded=False)
-        retries = model.config.load_retries if model.config.load_retries is not None else self._options.load_retries
+        retries = (
+            model.config.load_retries if model.config.load_retries is not None else self._options.load_retries
+        )
         again = None
         if one.attempt <= retries and not self._closed:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
@@ -228,6 +256,8 @@ def _config(goal: Wanted) -> ModelConfig:
 def _servable_class(config: ModelConfig) -> type[Servable]:
     if config.ensemble is None:
         return Servable
-    from backline.lifecycle.composed import ComposedServable  # with the queue of ensembles, for servers that have some
+    from backline.lifecycle.composed import (
+        ComposedServable,
+    )  # with the queue of ensembles, for servers that have some
 
     return ComposedServable

@@ -25,7 +25,13 @@ LONGEST_NAME = 256
 class Holdings:
     """Looks at the repositories, and aims models at what is there. `labels` gives those of a model. Lives on the event loop."""
 
-    def __init__(self, shared: Shared, sources: Sources, executor: Executor, labels: Callable[[Source], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        sources: Sources,
+        executor: Executor,
+        labels: Callable[[Source], Mapping[str, str]],
+    ) -> None:
         self._engine = shared.engine
         self._options: LifecycleOptions = shared.options
         self._sources = sources
@@ -59,7 +65,11 @@ class Holdings:
                 self._known[name] = self._sources.missing(name, problem)
         chosen = list(dict.fromkeys(options.load_models))
         for name in chosen:  # which grows: as by request, an ensemble brings the models that it asks
-            chosen += [asked for asked in sorted(composed_of(self._known[name].config)) if asked in self._known and asked not in chosen]
+            chosen += [
+                asked
+                for asked in sorted(composed_of(self._known[name].config))
+                if asked in self._known and asked not in chosen
+            ]
         return chosen
 
     async def watch(self) -> None:
@@ -105,7 +115,9 @@ class Holdings:
             return
         self.warn(source)
         known = frozenset(source.versions)
-        served.target = Target(source, old.beside & known, old.without & known) if old is not None else Target(source)
+        served.target = (
+            Target(source, old.beside & known, old.without & known) if old is not None else Target(source)
+        )
         served.known_versions = known
         served.labels = self._labels(source)
 
@@ -135,7 +147,9 @@ class Holdings:
         """The model that is to be loaded. Raises NotFound in Triton's words."""
         source = self._known.get(model)
         if source is None:
-            raise NotFound(f"failed to load '{model[:LONGEST_NAME]}', failed to poll from model repository: {self.described}")
+            raise NotFound(
+                f"failed to load '{model[:LONGEST_NAME]}', failed to poll from model repository: {self.described}"
+            )
         return source
 
     def versions(self, model: str) -> frozenset[str]:

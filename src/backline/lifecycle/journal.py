@@ -23,7 +23,13 @@ REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
 _SLEEP: Mapping[str, str] = {TO_MAKE_ROOM: "memory budget", WHEN_IDLE: "idle limit"}
-_AUDITED: Mapping[str, Action] = {"loaded": "add", "reloaded": "reload", "updated": "reload", "failed": "fail", "unloaded": "remove"}
+_AUDITED: Mapping[str, Action] = {
+    "loaded": "add",
+    "reloaded": "reload",
+    "updated": "reload",
+    "failed": "fail",
+    "unloaded": "remove",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +67,27 @@ class Journal:
         """What comes now are changes."""
         self._on_event = None
 
-    def note(self, action: Action, who: str, model: str, version: str, *, label: str = "", before: str = "", detail: str = "") -> Change:
+    def note(
+        self,
+        action: Action,
+        who: str,
+        model: str,
+        version: str,
+        *,
+        label: str = "",
+        before: str = "",
+        detail: str = "",
+    ) -> Change:
         """A change by request."""
         change = Change(time.time(), who, action, model, version, label, before, detail)
         self._audit.append(change)
         log.info(
-            "%s: %s of '%s' version %s%s", who, action, model, version or "-", f", label '{label}' was at {before or '-'}" if label else ""
+            "%s: %s of '%s' version %s%s",
+            who,
+            action,
+            model,
+            version or "-",
+            f", label '{label}' was at {before or '-'}" if label else "",
         )
         return change
 
@@ -74,7 +95,17 @@ class Journal:
         """A step of a model; None is one of which nothing is left."""
         model = step.model
         if step.kind == "replaced":
-            self._audit.append(Change(time.time(), SERVER, "replace", model.name, model.version, before=model.version, detail=step.reason))
+            self._audit.append(
+                Change(
+                    time.time(),
+                    SERVER,
+                    "replace",
+                    model.name,
+                    model.version,
+                    before=model.version,
+                    detail=step.reason,
+                )
+            )
             return
         if step.kind == "failed":
             log.error("model '%s' version %s is not available: %s", model.name, model.version, step.reason)
@@ -83,17 +114,41 @@ class Journal:
         if self._on_event is not None:
             self._done += not step.again
             seconds = model.statistics.load_seconds
-            self._on_event(LoadEvent(model.name, model.version, model.state, model.reason, seconds, self._done, self._total))
+            self._on_event(
+                LoadEvent(
+                    model.name, model.version, model.state, model.reason, seconds, self._done, self._total
+                )
+            )
         elif self._audit_steps:
-            others = [] if served is None else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
-            before = model.version if step.kind in ("updated", "unloaded") else max(others, key=version_order, default="")
+            others = (
+                []
+                if served is None
+                else [one for one in served.ready_versions if step.kind == "reloaded" or one != model.version]
+            )
+            before = (
+                model.version
+                if step.kind in ("updated", "unloaded")
+                else max(others, key=version_order, default="")
+            )
             who, reason = _cause(step, served)
-            self._audit.append(Change(time.time(), who, _AUDITED[step.kind], model.name, model.version, before=before, detail=reason))
+            self._audit.append(
+                Change(
+                    time.time(),
+                    who,
+                    _AUDITED[step.kind],
+                    model.name,
+                    model.version,
+                    before=before,
+                    detail=reason,
+                )
+            )
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
     """Who brought a step about, and why."""
     if step.reason in _SLEEP:
         return _SLEEP[step.reason], step.reason
-    by_request = served is not None and step.kind in ("loaded", "failed") and step.model.version in served.awake
+    by_request = (
+        served is not None and step.kind in ("loaded", "failed") and step.model.version in served.awake
+    )
     return REQUEST if by_request else REPOSITORY, step.reason

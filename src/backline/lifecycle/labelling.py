@@ -25,7 +25,15 @@ class Note(Protocol):
     """Writes a change into the audit log."""
 
     def __call__(
-        self, action: Action, who: str, model: str, version: str, *, label: str = "", before: str = "", detail: str = ""
+        self,
+        action: Action,
+        who: str,
+        model: str,
+        version: str,
+        *,
+        label: str = "",
+        before: str = "",
+        detail: str = "",
     ) -> Change: ...
 
 
@@ -73,10 +81,18 @@ class Labelling:
                 f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to;"
                 " point it to one, or remove it"
             )
-        return await self.move("rollback", model, label, last.before, self._engine.labels(model).get(label, ""), who)
+        return await self.move(
+            "rollback", model, label, last.before, self._engine.labels(model).get(label, ""), who
+        )
 
     async def move(
-        self, action: Literal["label", "promote", "rollback"], model: str, label: str, version: str, expected: str, who: str
+        self,
+        action: Literal["label", "promote", "rollback"],
+        model: str,
+        label: str,
+        version: str,
+        expected: str,
+        who: str,
     ) -> Change:
         """Points a label to a version, which is loaded first if need be. Raises BacklineError with the reason when nothing was changed."""
         self._check()
@@ -114,7 +130,9 @@ class Labelling:
             configured = target.source.found.config.labels.get(label, "")
             if label not in self._store.of(model):
                 source = target.source.found.config.source
-                raise InvalidArgument(f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})")
+                raise InvalidArgument(
+                    f"label '{label}' of '{model}' is given by its configuration: remove it there ({source})"
+                )
             async with self._storing:
                 await asyncio.to_thread(self._store.remove, model, label)
             before = served.labels[label]
@@ -126,14 +144,25 @@ class Labelling:
         served = self._executor.models.find(model)
         if served is None or served.target is None:
             self._engine.find(model)  # says that it is unknown, where it is
-            raise Unavailable(f"model '{model}' is not loaded, so that its labels cannot be changed; load it first")
+            raise Unavailable(
+                f"model '{model}' is not loaded, so that its labels cannot be changed; load it first"
+            )
         return served, served.target
 
     def _check_label(self, label: str, versions: Sequence[str]) -> None:
-        if label in ("", ".", "..") or label != label.strip() or not label.isprintable() or set(label) & set('/\\?#%"<>'):
-            raise InvalidArgument(f"{label[:32]!r} cannot be a label: use letters, digits and signs that need no escape in a URL")
+        if (
+            label in ("", ".", "..")
+            or label != label.strip()
+            or not label.isprintable()
+            or set(label) & set('/\\?#%"<>')
+        ):
+            raise InvalidArgument(
+                f"{label[:32]!r} cannot be a label: use letters, digits and signs that need no escape in a URL"
+            )
         if len(label) > _LONGEST_LABEL:
-            raise InvalidArgument(f"a label has at most {_LONGEST_LABEL} characters, this one has {len(label)}: '{label[:32]}...'")
+            raise InvalidArgument(
+                f"a label has at most {_LONGEST_LABEL} characters, this one has {len(label)}: '{label[:32]}...'"
+            )
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
 
@@ -142,7 +171,9 @@ class Labelling:
         if expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
             wanted = f"to version {expected}" if expected else "to none"
-            raise InvalidArgument(f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed")
+            raise InvalidArgument(
+                f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed"
+            )
 
     def _check(self) -> None:
         if not self._allowed:

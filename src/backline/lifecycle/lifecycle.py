@@ -34,7 +34,9 @@ from backline.repository.repository import Repository
 class Lifecycle:
     """The models of some repositories, in one engine: implements engine.control.Control. Lives on the engine's event loop."""
 
-    def __init__(self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None) -> None:
+    def __init__(
+        self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
+    ) -> None:
         """Raises BacklineError when the state on disk is damaged, namespaces are the same, or a package for the cache is missing."""
         self._engine = engine
         self._options = options = options or LifecycleOptions()
@@ -108,7 +110,9 @@ class Lifecycle:
 
     # what requests change
 
-    async def load(self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str) -> None:
+    async def load(
+        self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
+    ) -> None:
         """See Control."""
         self._check_loading()
         async with self._changing(model):
@@ -141,7 +145,11 @@ class Lifecycle:
         for name in sorted(composed_of(source.config)):
             served = self._models.find(name)
             # One that is being changed is loaded already, perhaps because it asks for this one: a circle, which the load refuses.
-            if name in self._holdings and name not in self._locks and (served is None or served.target is None):
+            if (
+                name in self._holdings
+                and name not in self._locks
+                and (served is None or served.target is None)
+            ):
                 await self.load(name, who=who)
 
     def _target_of_load(self, source: Source, old: Target | None, version: str) -> Target:
@@ -180,7 +188,11 @@ class Lifecycle:
             served.failures.clear()
             if version:
                 self._check_unload(served, served.target, version)
-                served.target = replace(served.target, beside=served.target.beside - {version}, without=served.target.without | {version})
+                served.target = replace(
+                    served.target,
+                    beside=served.target.beside - {version},
+                    without=served.target.without | {version},
+                )
                 served.awake.discard(version)
             else:
                 served.target = None
@@ -203,11 +215,15 @@ class Lifecycle:
             )
         there = [one.version for one in target.versions(served.labels.values())]
         if version not in there:
-            raise NotFound(f"failed to unload '{served.name}': version {version[:LONGEST_NAME]} is not loaded; there {listed(there)}")
+            raise NotFound(
+                f"failed to unload '{served.name}': version {version[:LONGEST_NAME]} is not loaded; there {listed(there)}"
+            )
 
     # labels
 
-    async def set_label(self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
+    async def set_label(
+        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
+    ) -> Change:
         """See Control."""
         return await self._labelling.move("label", model, label, version, expected, who)
 
@@ -232,7 +248,9 @@ class Lifecycle:
         source = self._holdings.find(served.name)
         if source is not None and version in source.versions and self._options.mode == "explicit":
             target = _with_version(served.target, source, version)
-            served.target = replace(target, beside=target.beside - {version})  # it stays as long as the label holds it
+            served.target = replace(
+                target, beside=target.beside - {version}
+            )  # it stays as long as the label holds it
             self._executor.advance((served.name,))
         return served.target.source.versions
 
@@ -250,7 +268,9 @@ class Lifecycle:
         if self._options.mode != "explicit":
             # Triton's words, for mode none too.
             text = "explicit model load / unload is not allowed if polling is enabled"
-            raise Unavailable(f"{text}: this server's mode is {self._options.mode}, start it with --model-control-mode explicit")
+            raise Unavailable(
+                f"{text}: this server's mode is {self._options.mode}, start it with --model-control-mode explicit"
+            )
 
     @asynccontextmanager
     async def _changing(self, model: str) -> AsyncIterator[None]:
@@ -273,4 +293,6 @@ def _newest(served: ServedModel) -> str:
 def _with_version(old: Target, source: Source, version: str) -> Target:
     """One version beside the others, which stay as they are, whatever has become of their files and the policy would say now."""
     present = {one.version for one in old.versions() if not one.problem}
-    return Target(old.source.with_version_of(source, version), old.beside | present | {version}, old.without - {version})
+    return Target(
+        old.source.with_version_of(source, version), old.beside | present | {version}, old.without - {version}
+    )

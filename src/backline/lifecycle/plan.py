@@ -132,7 +132,11 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is Phase.READY}
     #: The names and versions that answer as they should, and the names with any such version.
-    answering = {(goal.name, goal.version) for identity, goal in goals.items() if goal.serve and (identity in ready or not goal.loaded)}
+    answering = {
+        (goal.name, goal.version)
+        for identity, goal in goals.items()
+        if goal.serve and (identity in ready or not goal.loaded)
+    }
     replaced = {(goal.name, goal.version) for goal in goals.values() if goal.serve}
     models = {name for name, _ in replaced}
     answering_models = {name for name, _ in answering}
@@ -155,7 +159,11 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Act
 
 
 def _loads(
-    goals: dict[_Identity, Wanted], held: Collection[Held], present: dict[_Identity, Held], now: float, load_slots: int
+    goals: dict[_Identity, Wanted],
+    held: Collection[Held],
+    present: dict[_Identity, Held],
+    now: float,
+    load_slots: int,
 ) -> list[Action]:
     free = load_slots - sum(one.phase is Phase.LOADING for one in held)
     actions: list[Action] = []

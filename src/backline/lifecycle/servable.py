@@ -97,7 +97,9 @@ class Servable:
     def held(self) -> Held:
         """What the planner sees."""
         model = self.model
-        return Held(self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at)
+        return Held(
+            self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
+        )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
         """Fetches, loads and warms up; `known` is what an earlier load of the same files measured. Raises BacklineError with the reason."""
@@ -111,7 +113,14 @@ class Servable:
 
         fetched = await self._fetch(on_bytes)
         self._load = load = VersionLoad(
-            self._shared, self.model, self._config, self._version, fetched, known, may_run_code=self._may_run_code, on_bytes=on_bytes
+            self._shared,
+            self.model,
+            self._config,
+            self._version,
+            fetched,
+            known,
+            may_run_code=self._may_run_code,
+            on_bytes=on_bytes,
         )
         loop = asyncio.get_running_loop()
         loading = loop.run_in_executor(threads, load.run)
@@ -150,18 +159,32 @@ class Servable:
         )
         instances = maker.make(loaded)
         if warm.tensors is not None:
-            self._queue = model.sequences = build_sequence_queue(model, loaded, instances, warm.tensors, shared.states, shared.total)
+            self._queue = model.sequences = build_sequence_queue(
+                model, loaded, instances, warm.tensors, shared.states, shared.total
+            )
         else:
             # What nobody can tell from another load's is kept for this one only.
             content = warm.content or f"load {uuid4()}"
-            self._queue = build_queue(model, loaded, instances, shared.total, turn=shared.turn, cache=shared.cache, fingerprint=content)
+            self._queue = build_queue(
+                model,
+                loaded,
+                instances,
+                shared.total,
+                turn=shared.turn,
+                cache=shared.cache,
+                fingerprint=content,
+            )
         model.backend = loaded.backend
         model.platform = loaded.platform
         model.signature = loaded.signature
         model.max_batch_size = loaded.max_batch_size
         model.memory_bytes = warm.memory
         model.placement = maker.placement(loaded, instances)
-        model.decoupled = loaded.model.loaded.decoupled if isinstance(loaded.model, ModelInWorkers) else model.config.decoupled
+        model.decoupled = (
+            loaded.model.loaded.decoupled
+            if isinstance(loaded.model, ModelInWorkers)
+            else model.config.decoupled
+        )
         self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
@@ -171,7 +194,9 @@ class Servable:
         model, config = self.model, self.model.config
         cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
-        model.scheduling = scheduling_text(config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached)
+        model.scheduling = scheduling_text(
+            config, loaded.batch_limit, times, waits_us=waits, decoupled=model.decoupled, cached=cached
+        )
         self._time_first_responses()
 
     def _time_first_responses(self) -> None:
@@ -228,7 +253,9 @@ class Servable:
     def busy(self) -> bool:
         """Whether it has requests."""
         queue, sequences = self._queue, self.model.sequences
-        return queue is not None and (queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0))
+        return queue is not None and (
+            queue.pending > 0 or queue.running > 0 or (sequences is not None and sequences.open_sequences > 0)
+        )
 
     @property
     def last_used(self) -> float:
@@ -248,9 +275,14 @@ class Servable:
         if isinstance(loaded.model, ModelInWorkers) and config.instance_groups != groups:
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
             later = "another instance_group has an effect when it is loaded next"
-            log.warning("model '%s' version %s goes on in %s: %s", self.model.name, self.model.version, workers, later)
+            log.warning(
+                "model '%s' version %s goes on in %s: %s", self.model.name, self.model.version, workers, later
+            )
         instances = None
-        if (loaded.lane, loaded.instances) != (before.lane, before.instances) or config.instance_groups != groups:
+        if (loaded.lane, loaded.instances) != (
+            before.lane,
+            before.instances,
+        ) or config.instance_groups != groups:
             instances = self._maker.make(loaded)
         self._queue.update(settings_of(config, loaded), instances=instances)
         self._tell(loaded)
@@ -277,12 +309,20 @@ class Servable:
         """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
-            ending = None if streams is None else asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
+            ending = (
+                None
+                if streams is None
+                else asyncio.get_running_loop().call_later(limit, self._end_streams, streams)
+            )
             await self._queue.drain(limit)
             if ending is not None:
                 ending.cancel()
         if self._maker is not None and self._maker.stuck:
-            log.error("the memory of model '%s' version %s is not given back: runs of it do not end", self.model.name, self.model.version)
+            log.error(
+                "the memory of model '%s' version %s is not given back: runs of it do not end",
+                self.model.name,
+                self.model.version,
+            )
         elif self._loaded is not None:
             # Tearing a large model down takes long enough to keep others waiting.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)

@@ -69,7 +69,9 @@ class ServedModel:
             goals += self._held_by_labels({goal.version for goal in goals})
         if self.change is not None:
             present = {(goal.version, goal.fingerprint) for goal in goals}
-            goals += [goal for goal in self._changed(self.change) if (goal.version, goal.fingerprint) not in present]
+            goals += [
+                goal for goal in self._changed(self.change) if (goal.version, goal.fingerprint) not in present
+            ]
         return goals
 
     def _changed(self, target: Target) -> list[Wanted]:
@@ -105,7 +107,10 @@ class ServedModel:
         """Whether nothing more happens by itself."""
         if self.change is not None:
             return False
-        if any(one.phase in (Phase.LOADING, Phase.LOADED) or one.retry_at is not None for one in self.held.values()):
+        if any(
+            one.phase in (Phase.LOADING, Phase.LOADED) or one.retry_at is not None
+            for one in self.held.values()
+        ):
             return False
         there = {(one.model.version, one.fingerprint) for one in self.held.values()}
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
@@ -114,7 +119,11 @@ class ServedModel:
         """Of the change as a whole: why which versions failed, empty when all are loaded; None while that is open."""
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
-        there = {(one.model.version, one.fingerprint): one for one in self.held.values() if one.phase is not Phase.DRAINING}
+        there = {
+            (one.model.version, one.fingerprint): one
+            for one in self.held.values()
+            if one.phase is not Phase.DRAINING
+        }
         for goal in self._changed(self.change):
             one = there.get((goal.version, goal.fingerprint))
             if not goal.loaded:
@@ -129,7 +138,11 @@ class ServedModel:
         """None while a version is being loaded, else why it failed, empty when it is ready."""
         if self.ready(version) is not None:
             return ""
-        held = [one for one in self.held.values() if one.model.version == version and one.phase is not Phase.DRAINING]
+        held = [
+            one
+            for one in self.held.values()
+            if one.model.version == version and one.phase is not Phase.DRAINING
+        ]
         failed = [one.model.reason for one in held if one.phase is Phase.FAILED and one.retry_at is None]
         if failed:
             return failed[-1]
@@ -137,13 +150,18 @@ class ServedModel:
 
     def ready(self, version: str) -> Servable | None:
         """What serves a version."""
-        return next((one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version), None)
+        return next(
+            (one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version),
+            None,
+        )
 
     # who rests
 
     def may_rest(self, one: Servable) -> bool:
         """Whether a version that is ready can be loaded again as it is, and nothing is under way that it is needed for."""
-        if self.change is not None or any(other.phase in (Phase.LOADING, Phase.LOADED) for other in self.held.values()):
+        if self.change is not None or any(
+            other.phase in (Phase.LOADING, Phase.LOADED) for other in self.held.values()
+        ):
             return False
         mine = (one.model.version, one.fingerprint)
         return self.target is not None and any(
@@ -167,7 +185,11 @@ class ServedModel:
             model = one.model
             if model.version == asleep.version and one.phase in (Phase.READY, Phase.DRAINING):
                 asleep.signature, asleep.max_batch_size = model.signature, model.max_batch_size
-                asleep.backend, asleep.platform, asleep.placement = model.backend, model.platform, model.placement
+                asleep.backend, asleep.platform, asleep.placement = (
+                    model.backend,
+                    model.platform,
+                    model.placement,
+                )
                 asleep.scheduling, asleep.statistics = model.scheduling, model.statistics
 
     @property
@@ -183,7 +205,11 @@ class ServedModel:
         at_start = {id(one.model) for one in self.held.values() if one.at_start}
         for model in shown.values():
             # What comes later and is not ready yet, or fails, is no reason to take the server out of service.
-            model.required = self._strict_readiness and (not started or id(model) in at_start) and model.state is not ModelState.UNLOADING
+            model.required = (
+                self._strict_readiness
+                and (not started or id(model) in at_start)
+                and model.state is not ModelState.UNLOADING
+            )
         if not shown and self.target is None and not self.held:
             for model in self._shown.values():
                 engine.remove(model)
@@ -204,13 +230,23 @@ class ServedModel:
             shown[one.model.version] = one.model
         goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
         # One that was asleep goes on holding requests until its load has ended well.
-        sleeping = [goal.version for goal in goals if not goal.loaded or (goal.version in self._asleep and not self.ready(goal.version))]
+        sleeping = [
+            goal.version
+            for goal in goals
+            if not goal.loaded or (goal.version in self._asleep and not self.ready(goal.version))
+        ]
         waiting = [goal.version for goal in goals if goal.loaded and goal.version not in shown]
         self._asleep = {version: self._asleep.get(version) or make_asleep(version) for version in sleeping}
         shown |= {version: model for version, model in self._asleep.items() if self.ready(version) is None}
-        self._waiting = {version: self._waiting.get(version) or self._placeholder(version) for version in waiting}
+        self._waiting = {
+            version: self._waiting.get(version) or self._placeholder(version) for version in waiting
+        }
         shown |= self._waiting
-        shown |= {version: model for version, model in self.failures.items() if version not in shown or version in self._unloaded}
+        shown |= {
+            version: model
+            for version, model in self.failures.items()
+            if version not in shown or version in self._unloaded
+        }
         self._tell_what_goes_on_beside(shown)
         return shown
 
@@ -218,17 +254,27 @@ class ServedModel:
         """A version that serves shows how the load of its new files goes, and why it failed; one that is asleep shows how its load goes."""
         for version, model in shown.items():
             if model.on_demand:
-                loading = [one.model.progress for one in self.held.values() if one.model.version == version and one.phase is Phase.LOADING]
+                loading = [
+                    one.model.progress
+                    for one in self.held.values()
+                    if one.model.version == version and one.phase is Phase.LOADING
+                ]
                 model.state = ModelState.LOADING if loading else ModelState.UNAVAILABLE
                 model.progress = loading[0] if loading else None
             if model.state is not ModelState.READY:
                 continue
-            beside = [one for one in self.held.values() if one.model.version == version and one.model is not model]
+            beside = [
+                one for one in self.held.values() if one.model.version == version and one.model is not model
+            ]
             failed = [one.model.reason for one in beside if one.phase is Phase.FAILED]
             if not failed and version in self.failures:
                 failed = [self.failures[version].reason]
             reason = failed[0] if failed else ""
-            model.reason = f"the files as they are now cannot be served, so those of before are: {reason}" if reason else ""
+            model.reason = (
+                f"the files as they are now cannot be served, so those of before are: {reason}"
+                if reason
+                else ""
+            )
             model.progress = next((one.model.progress for one in beside if one.phase is Phase.LOADING), None)
 
     def _placeholder(self, version: str) -> Model:

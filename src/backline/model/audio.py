@@ -33,7 +33,9 @@ class AudioHint(OrNone):
         """See Media."""
         _soundfile(), _soxr()
         if self.format and not output:
-            raise InvalidArgument(f"a sound of an input is whatever its file is (WAV, FLAC, OGG, MP3...); leave '{self.format}' out")
+            raise InvalidArgument(
+                f"a sound of an input is whatever its file is (WAV, FLAC, OGG, MP3...); leave '{self.format}' out"
+            )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
         """The sound of a file, mixed and resampled: FP32 [samples], or [channels, samples] for more than one channel."""
@@ -72,7 +74,9 @@ class AudioHint(OrNone):
         expected = 1 if self.channels == 1 else 2
         if array.ndim != expected or (expected == 2 and array.shape[0] != self.channels):
             shape = "[samples]" if expected == 1 else f"[{self.channels}, samples]"
-            raise ValueError(f"a sound with {self.channels} channel{'s' * (expected - 1)} has the shape {shape}, got {list(array.shape)}")
+            raise ValueError(
+                f"a sound with {self.channels} channel{'s' * (expected - 1)} has the shape {shape}, got {list(array.shape)}"
+            )
         if not np.isfinite(array).all():
             raise ValueError("a sound has no infinite samples, and none that are not a number")
         content = io.BytesIO()
@@ -90,8 +94,16 @@ class Audio(_Array):
     def __class_getitem__(cls, given: int | tuple[Any, ...]) -> Any:
         rate, *more = given if isinstance(given, tuple) else (given,)
         channels, format = (*more, *(1, "")[len(more) :]) if len(more) <= 2 else (0, "")
-        if not (isinstance(rate, int) and rate > 0 and isinstance(channels, int) and channels > 0 and format in ("", *_WRITTEN)):
-            raise TypeError(f"Audio[{given!r}]: expected a rate, channels, and for an output one of {', '.join(_WRITTEN)}")
+        if not (
+            isinstance(rate, int)
+            and rate > 0
+            and isinstance(channels, int)
+            and channels > 0
+            and format in ("", *_WRITTEN)
+        ):
+            raise TypeError(
+                f"Audio[{given!r}]: expected a rate, channels, and for an output one of {', '.join(_WRITTEN)}"
+            )
         return AudioHint(rate, channels, format)
 
 

@@ -35,7 +35,9 @@ class ImageHint(OrNone):
         """See Media."""
         _pillow()
         if self.format and not output:
-            raise InvalidArgument(f"an image of an input is whatever its file is: {' '.join(_READ)}; leave '{self.format}' out")
+            raise InvalidArgument(
+                f"an image of an input is whatever its file is: {' '.join(_READ)}; leave '{self.format}' out"
+            )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
         """The first image of a file, turned as its camera was held: UINT8 [height, width, channels], or [height, width] for grey ("L")."""
@@ -52,8 +54,19 @@ class ImageHint(OrNone):
                 if self.as_object:
                     return upright
                 return np.array(_in_eight_bits(upright).convert(self.mode))
-        except (OSError, SyntaxError, ValueError, EOFError, OverflowError, pillow.DecompressionBombError) as error:
-            reason = f"it is none of {' '.join(_READ)}" if isinstance(error, pillow.UnidentifiedImageError) else str(error)
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            EOFError,
+            OverflowError,
+            pillow.DecompressionBombError,
+        ) as error:
+            reason = (
+                f"it is none of {' '.join(_READ)}"
+                if isinstance(error, pillow.UnidentifiedImageError)
+                else str(error)
+            )
             raise InvalidArgument(f"the image cannot be decoded: {reason}") from None
 
     def encode(self, value: Any) -> bytes:
@@ -70,7 +83,9 @@ class ImageHint(OrNone):
 
     def _checked(self, value: Any) -> np.ndarray:
         if not isinstance(value, np.ndarray) or value.dtype != np.uint8:
-            kind = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+            kind = (
+                f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+            )
             raise TypeError(f"an image is an array of uint8 or one of Pillow's images, got {kind}")
         channels = _CHANNELS[self.mode]
         if value.shape[2:] != ((channels,) if channels else ()) or value.ndim < 2 or not value.size:
@@ -90,7 +105,9 @@ class Image(_Array):
     def __class_getitem__(cls, given: str | tuple[str, str]) -> Any:
         mode, format = given if isinstance(given, tuple) else (given, "")
         if mode not in _CHANNELS or format not in ("", *_WRITTEN):
-            raise TypeError(f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)}, and for an output one of {', '.join(_WRITTEN)}")
+            raise TypeError(
+                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)}, and for an output one of {', '.join(_WRITTEN)}"
+            )
         return ImageHint(mode, format)
 
 

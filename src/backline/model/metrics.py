@@ -26,7 +26,9 @@ class Page(Protocol):
     def declare(self, name: str, kind: _Kind, description: str) -> None:
         """Raises InvalidArgument for a name that cannot be, AlreadyExists for one of another kind."""
 
-    def record(self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()) -> None:
+    def record(
+        self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+    ) -> None:
         """`action` is increment, set or observe."""
 
 
@@ -59,9 +61,17 @@ class _Metric:
         with self._lock:
             self._values[key] = value + (self._values.get(key, 0.0) if add else 0.0)
 
-    def _show(self, action: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()) -> None:
+    def _show(
+        self, action: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+    ) -> None:
         if _Server.page is not None:
-            _Server.page.record(action, self.name, {**_Server.labels, **{key: str(text) for key, text in labels.items()}}, value, bounds)
+            _Server.page.record(
+                action,
+                self.name,
+                {**_Server.labels, **{key: str(text) for key, text in labels.items()}},
+                value,
+                bounds,
+            )
 
 
 class Counter(_Metric):
@@ -72,7 +82,9 @@ class Counter(_Metric):
     def increment(self, value: float = 1.0, **labels: str) -> None:
         """Raises ValueError for less than nothing."""
         if value < 0:
-            raise ValueError(f"counter '{self.name}' cannot be incremented by {value}: it only grows; take a Gauge")
+            raise ValueError(
+                f"counter '{self.name}' cannot be incremented by {value}: it only grows; take a Gauge"
+            )
         self._keep(labels, value, add=True)
         self._show("increment", labels, value)
 
@@ -99,7 +111,9 @@ class Histogram(_Metric):
     def __init__(self, name: str, description: str, buckets: Sequence[float] = DEFAULT_BUCKETS) -> None:
         """Raises ValueError for buckets that do not ascend."""
         if not buckets or any(later <= earlier for earlier, later in pairwise(buckets)):
-            raise ValueError(f"histogram '{name}': buckets are {list(buckets)}, expected numbers in ascending order")
+            raise ValueError(
+                f"histogram '{name}': buckets are {list(buckets)}, expected numbers in ascending order"
+            )
         self.buckets = tuple(map(float, buckets))
         super().__init__(name, description)
 

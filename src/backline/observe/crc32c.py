@@ -60,5 +60,7 @@ def _after_zeros(states: np.ndarray, zeros: np.ndarray) -> np.ndarray:
 def _table() -> np.ndarray:
     values = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        values = np.where(values & np.uint32(1), (values >> np.uint32(1)) ^ np.uint32(_POLYNOMIAL), values >> np.uint32(1))
+        values = np.where(
+            values & np.uint32(1), (values >> np.uint32(1)) ^ np.uint32(_POLYNOMIAL), values >> np.uint32(1)
+        )
     return values

@@ -29,7 +29,9 @@ def _histogram(name: str, labels: Labels, sample: Sample) -> str:
     bounds = [*(f"{bound:g}" for bound in sample.bounds), "+Inf"]
     buckets = [
         f"{_labelled(f'{name}_bucket', sorted((*labels, ('le', bound))))} {count}\n"
-        for bound, count in zip(bounds, accumulate(sample.counts), strict=False)  # without buckets nothing is counted
+        for bound, count in zip(
+            bounds, accumulate(sample.counts), strict=False
+        )  # without buckets nothing is counted
     ]
     count, total = sum(sample.counts), number(sample.value)
     return f"{''.join(buckets)}{_labelled(f'{name}_count', labels)} {count}\n{_labelled(f'{name}_sum', labels)} {total}\n"

@@ -33,14 +33,18 @@ class Family:
     always: bool = False
 
 
-def _single(name: str, kind: str, text: str, read: Callable[[Model], float], *, always: bool = False) -> Family:
+def _single(
+    name: str, kind: str, text: str, read: Callable[[Model], float], *, always: bool = False
+) -> Family:
     line = f"{name}{{%s}} %r\n"
     return Family(comment(name, kind, text), lambda model, labels: line % (labels, read(model)), always)
 
 
 def _counter(name: str, text: str, read: Read) -> Family:
     line = f"{name}{{%s}} %d\n"
-    return Family(comment(name, "counter", text), lambda model, labels: line % (labels, read(model.statistics)))
+    return Family(
+        comment(name, "counter", text), lambda model, labels: line % (labels, read(model.statistics))
+    )
 
 
 def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Read], ...]) -> Family:
@@ -55,14 +59,21 @@ def _by(name: str, kind: str, text: str, label: str, values: tuple[tuple[str, Re
     return Family(comment(name, kind, text), write)
 
 
-def _histogram(name: str, text: str, counts: Callable[[ModelStatistics], list[int]], total_ns: Read) -> Family:
+def _histogram(
+    name: str, text: str, counts: Callable[[ModelStatistics], list[int]], total_ns: Read
+) -> Family:
     bounds = [*(f"{2**i / 1e6:g}" for i in _BUCKETS), "+Inf"]
     lines = "".join(f'{name}_bucket{{{_LABELS},le="{bound}"}} %d\n' for bound in bounds)
     lines += f"{name}_count{{{_LABELS}}} %d\n{name}_sum{{{_LABELS}}} %r\n"
 
     def write(model: Model, labels: str) -> str:
         sums = list(accumulate(counts(model.statistics)))
-        numbers = (*sums[_BUCKETS.start : _BUCKETS.stop], sums[-1], sums[-1], total_ns(model.statistics) / 1e9)
+        numbers = (
+            *sums[_BUCKETS.start : _BUCKETS.stop],
+            sums[-1],
+            sums[-1],
+            total_ns(model.statistics) / 1e9,
+        )
         return (lines % numbers).replace(_LABELS, labels)
 
     return Family(comment(name, "histogram", text), write)
@@ -78,10 +89,15 @@ def _first_responses() -> Family:
             return ""
         sums = list(accumulate(responses.first))
         bounds = [*(f"{bound:g}" for bound in responses.bounds_ms), "+Inf"]
-        buckets = "".join(f'{name}_bucket{{{labels},le="{bound}"}} {count}\n' for bound, count in zip(bounds, sums, strict=True))
+        buckets = "".join(
+            f'{name}_bucket{{{labels},le="{bound}"}} {count}\n'
+            for bound, count in zip(bounds, sums, strict=True)
+        )
         return f"{buckets}{name}_count{{{labels}}} {sums[-1]}\n{name}_sum{{{labels}}} {responses.first_ns / 1e6!r}\n"
 
-    return Family(comment(name, "histogram", "Time from arrival to the first response, in milliseconds"), write)
+    return Family(
+        comment(name, "histogram", "Time from arrival to the first response, in milliseconds"), write
+    )
 
 
 _OUTCOMES: tuple[tuple[str, Callable[[ResponseCounters], Duration]], ...] = (
@@ -100,9 +116,14 @@ def _responses() -> Family:
         responses = model.statistics.responses
         if responses is None:
             return ""
-        return (lines % tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)).replace(_LABELS, labels)
+        return (
+            lines % tuple(sum(read(r).count for r in responses.counters) for _, read in _OUTCOMES)
+        ).replace(_LABELS, labels)
 
-    return Family(comment(name, "counter", "Responses of models that give any number of them to a request, by outcome"), write)
+    return Family(
+        comment(name, "counter", "Responses of models that give any number of them to a request, by outcome"),
+        write,
+    )
 
 
 def _executions() -> Family:
@@ -169,33 +190,103 @@ FAMILIES: tuple[Family, ...] = (
         "reason",
         tuple(FAILURES.items()),
     ),
-    _counter("nv_inference_count", "Inferences, a request of batch size n counts n", lambda s: s.inference_count),
+    _counter(
+        "nv_inference_count", "Inferences, a request of batch size n counts n", lambda s: s.inference_count
+    ),
     _counter("nv_inference_exec_count", "Executions of the model", lambda s: s.execution_count),
-    _counter("nv_inference_request_duration_us", "Time from arrival to answer, in microseconds", lambda s: s.success.ns // 1000),
-    _counter("nv_inference_queue_duration_us", "Time in the queue, in microseconds", lambda s: s.queue.ns // 1000),
-    _counter("nv_inference_compute_input_duration_us", "Time to gather inputs, in microseconds", lambda s: s.compute_input.ns // 1000),
-    _counter("nv_inference_compute_infer_duration_us", "Time in the model, in microseconds", lambda s: s.compute_infer.ns // 1000),
-    _counter("nv_inference_compute_output_duration_us", "Time to split outputs, in microseconds", lambda s: s.compute_output.ns // 1000),
-    _counter("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda s: s.cache_hit.count),
-    _counter("nv_cache_num_misses_per_model", "Runs whose outputs were not in the response cache", lambda s: s.cache_miss.count),
-    _counter("nv_cache_hit_duration_per_model", "Time to look up what was found, in microseconds", lambda s: s.cache_hit.ns // 1000),
+    _counter(
+        "nv_inference_request_duration_us",
+        "Time from arrival to answer, in microseconds",
+        lambda s: s.success.ns // 1000,
+    ),
+    _counter(
+        "nv_inference_queue_duration_us", "Time in the queue, in microseconds", lambda s: s.queue.ns // 1000
+    ),
+    _counter(
+        "nv_inference_compute_input_duration_us",
+        "Time to gather inputs, in microseconds",
+        lambda s: s.compute_input.ns // 1000,
+    ),
+    _counter(
+        "nv_inference_compute_infer_duration_us",
+        "Time in the model, in microseconds",
+        lambda s: s.compute_infer.ns // 1000,
+    ),
+    _counter(
+        "nv_inference_compute_output_duration_us",
+        "Time to split outputs, in microseconds",
+        lambda s: s.compute_output.ns // 1000,
+    ),
+    _counter(
+        "nv_cache_num_hits_per_model",
+        "Requests answered from the response cache",
+        lambda s: s.cache_hit.count,
+    ),
+    _counter(
+        "nv_cache_num_misses_per_model",
+        "Runs whose outputs were not in the response cache",
+        lambda s: s.cache_miss.count,
+    ),
+    _counter(
+        "nv_cache_hit_duration_per_model",
+        "Time to look up what was found, in microseconds",
+        lambda s: s.cache_hit.ns // 1000,
+    ),
     _counter(
         "nv_cache_miss_duration_per_model",
         "Time to look up in vain and to keep outputs, in microseconds",
         lambda s: s.cache_miss.ns // 1000,
     ),
-    _single("nv_inference_pending_request_count", "gauge", "Requests waiting in the queue", lambda m: m.queue.pending if m.queue else 0),
-    _single("nv_model_load_duration_secs", "gauge", "Time the model took to load, in seconds", lambda m: m.statistics.load_seconds),
+    _single(
+        "nv_inference_pending_request_count",
+        "gauge",
+        "Requests waiting in the queue",
+        lambda m: m.queue.pending if m.queue else 0,
+    ),
+    _single(
+        "nv_model_load_duration_secs",
+        "gauge",
+        "Time the model took to load, in seconds",
+        lambda m: m.statistics.load_seconds,
+    ),
     _first_responses(),
     _responses(),
     _single("backline_model_ready", "gauge", "Whether the model version can answer", lambda m: int(m.ready)),
     _executions(),
-    _counter("backline_execution_timeouts_total", "Runs that took longer than they may", lambda s: s.timed_out),
-    _single("backline_stuck_runs", "gauge", "Such runs that cannot be ended and go on", lambda m: m.statistics.stuck),
-    _calls("backline_model_calls_total", "Calls that the model made of another one, by outcome", lambda d: d.count),
-    _calls("backline_model_call_seconds_total", "Time of these calls, to their last response", lambda d: d.ns / 1e9),
+    _counter(
+        "backline_execution_timeouts_total", "Runs that took longer than they may", lambda s: s.timed_out
+    ),
+    _single(
+        "backline_stuck_runs",
+        "gauge",
+        "Such runs that cannot be ended and go on",
+        lambda m: m.statistics.stuck,
+    ),
+    _calls(
+        "backline_model_calls_total",
+        "Calls that the model made of another one, by outcome",
+        lambda d: d.count,
+    ),
+    _calls(
+        "backline_model_call_seconds_total",
+        "Time of these calls, to their last response",
+        lambda d: d.ns / 1e9,
+    ),
     _states(),
-    _single("backline_model_memory_bytes", "gauge", "Resident memory of the model version", lambda m: m.memory_bytes, always=True),
-    _histogram("backline_request_duration_seconds", "Time from arrival to answer", lambda s: s.latency, lambda s: s.success.ns),
-    _histogram("backline_queue_duration_seconds", "Time in the queue", lambda s: s.queueing, lambda s: s.queue.ns),
+    _single(
+        "backline_model_memory_bytes",
+        "gauge",
+        "Resident memory of the model version",
+        lambda m: m.memory_bytes,
+        always=True,
+    ),
+    _histogram(
+        "backline_request_duration_seconds",
+        "Time from arrival to answer",
+        lambda s: s.latency,
+        lambda s: s.success.ns,
+    ),
+    _histogram(
+        "backline_queue_duration_seconds", "Time in the queue", lambda s: s.queueing, lambda s: s.queue.ns
+    ),
 )

@@ -88,4 +88,6 @@ class Metrics:
 
 def _labels(model: Model) -> str:
     tags = model.config.metric_tags
-    return label_text((*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version)))
+    return label_text(
+        (*((f"_{name}", tags[name]) for name in tags), ("model", model.name), ("version", model.version))
+    )

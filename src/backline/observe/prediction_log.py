@@ -75,7 +75,9 @@ def read_log(path: Path) -> Iterator[LoggedRequest]:
             yield LoggedRequest(number, {}, None, kind or "empty record")
             continue
         request = log.predict_log.request
-        inputs = {name: _decode(f"{where}: input '{name}'", name, tensor) for name, tensor in request.inputs.items()}
+        inputs = {
+            name: _decode(f"{where}: input '{name}'", name, tensor) for name, tensor in request.inputs.items()
+        }
         yield LoggedRequest(number, inputs, tuple(request.output_filter) or None)
 
 
@@ -91,7 +93,10 @@ def encode_record(model: str, inputs: Mapping[str, Tensor], outputs: tuple[str, 
         for dimension in tensor.shape:
             entry.tensor_shape.dim.add().size = dimension
         if tensor.datatype is DataType.BYTES:
-            entry.string_val.extend(element if isinstance(element, bytes) else str(element).encode() for element in tensor.data.flat)
+            entry.string_val.extend(
+                element if isinstance(element, bytes) else str(element).encode()
+                for element in tensor.data.flat
+            )
         else:
             entry.tensor_content = bytes(encode_tensor(tensor))
     record: bytes = log.SerializeToString()
@@ -111,9 +116,13 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
                     raise InvalidArgument(f"{where}: the file ends within it")
                 length, checksum = _LENGTH.unpack(head)
                 if _masked(head[:8]) != checksum:
-                    raise InvalidArgument(f"{where}: the checksum of its length is wrong, so this is no TFRecord file, or a damaged one")
+                    raise InvalidArgument(
+                        f"{where}: the checksum of its length is wrong, so this is no TFRecord file, or a damaged one"
+                    )
                 if length > LARGEST:
-                    raise InvalidArgument(f"{where}: it has {length} bytes, more than the {LARGEST} that are read")
+                    raise InvalidArgument(
+                        f"{where}: it has {length} bytes, more than the {LARGEST} that are read"
+                    )
                 if length + _CHECKSUM.size > size - file.tell():
                     raise InvalidArgument(f"{where}: the file ends within it")
                 record = file.read(length)
@@ -139,14 +148,18 @@ def _decode(where: str, name: str, given: Any) -> Tensor:
         raise InvalidArgument(f"{where} has no definite shape: {list(shape)}")
     count = element_count(shape)
     if count * (datatype.itemsize or 8) > LARGEST:
-        raise InvalidArgument(f"{where} has the shape {list(shape)}, more than the {LARGEST} bytes that are read")
+        raise InvalidArgument(
+            f"{where} has the shape {list(shape)}, more than the {LARGEST} bytes that are read"
+        )
     if given.tensor_content and datatype is not DataType.BYTES:
         expected = count * datatype.itemsize
         if len(given.tensor_content) != expected:
             raise InvalidArgument(
                 f"{where}: expected {expected} bytes for shape {list(shape)} of {datatype.name}, got {len(given.tensor_content)}"
             )
-        return Tensor(name, datatype, shape, np.frombuffer(given.tensor_content, datatype.dtype).reshape(shape))
+        return Tensor(
+            name, datatype, shape, np.frombuffer(given.tensor_content, datatype.dtype).reshape(shape)
+        )
     if given.tensor_content:
         raise InvalidArgument(f"{where} has strings in tensor_content, expected them in string_val")
     values = getattr(given, field)
@@ -167,6 +180,8 @@ def _repeat_last(where: str, datatype: DataType, values: Any, count: int) -> np.
         try:
             bits[: len(values)] = values
         except (OverflowError, ValueError):
-            raise InvalidArgument(f"{where} has a value that is out of the range of {datatype.name}") from None
+            raise InvalidArgument(
+                f"{where} has a value that is out of the range of {datatype.name}"
+            ) from None
     array[len(values) :] = array[len(values) - 1]
     return array

@@ -32,7 +32,13 @@ class _Machine:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         memory = psutil.virtual_memory()
         yield GaugeMetricFamily(
-            "nv_cpu_utilization", "Share of the machine's processor time that was used since the last page", psutil.cpu_percent() / 100
+            "nv_cpu_utilization",
+            "Share of the machine's processor time that was used since the last page",
+            psutil.cpu_percent() / 100,
         )
         yield GaugeMetricFamily("nv_cpu_memory_total_bytes", "Memory of the machine", memory.total)
-        yield GaugeMetricFamily("nv_cpu_memory_used_bytes", "Memory of the machine that is in use", memory.total - memory.available)
+        yield GaugeMetricFamily(
+            "nv_cpu_memory_used_bytes",
+            "Memory of the machine that is in use",
+            memory.total - memory.available,
+        )

@@ -15,7 +15,14 @@ from typing import Literal
 from urllib.parse import quote
 
 from backline.engine.engine import Engine
-from backline.engine.errors import AlreadyExists, BacklineError, Internal, InvalidArgument, NotFound, Unavailable
+from backline.engine.errors import (
+    AlreadyExists,
+    BacklineError,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Unavailable,
+)
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model
 from backline.engine.tensor import Tensor
@@ -112,10 +119,15 @@ class _Recording:
                 self._end(f"the limit of {self._max_bytes} bytes is reached")
             return
         # Copied, as the buffers that the tensors look at are used again. What came before the inputs were checked is not of interest.
-        kept = _Kept({name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()}, request.outputs)
+        kept = _Kept(
+            {name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()},
+            request.outputs,
+        )
         complete = request.on_complete
 
-        def completed(answered: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        def completed(
+            answered: InferRequest, response: InferResponse | None, error: BacklineError | None
+        ) -> None:
             if response is not None:
                 self._keep(kept, size)
             complete(answered, response, error)
@@ -161,7 +173,9 @@ class Recorder:
         self._folder = folder
         self._recordings: dict[str, _Recording] = {}
 
-    def start(self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES) -> RecordingState:
+    def start(
+        self, model: str, version: str = "", *, count: int, max_bytes: int = DEFAULT_BYTES
+    ) -> RecordingState:
         """Begins to record the next `count` requests that the version answers, instead of those recorded before.
 
         Raises NotFound or Unavailable for the version, InvalidArgument for a number out of range, AlreadyExists when one is under way.
@@ -172,11 +186,15 @@ class Recorder:
             raise InvalidArgument(f"max_bytes is {max_bytes}, expected 1 to {MAX_BYTES}")
         found = self._engine.find_ready(model, version)
         if found.on_demand:
-            raise Unavailable(f"model '{found.name}' version {found.version} is not loaded: {found.reason}", retry_after=1)
+            raise Unavailable(
+                f"model '{found.name}' version {found.version} is not loaded: {found.reason}", retry_after=1
+            )
         before = self._recordings.get(model)
         if before is not None and before.state.state in ("recording", "writing"):
             raise AlreadyExists(f"requests of model '{model}' are being recorded already; stop that first")
-        recording = self._recordings[model] = _Recording(found, count, max_bytes, recorded_file(self._folder, model))
+        recording = self._recordings[model] = _Recording(
+            found, count, max_bytes, recorded_file(self._folder, model)
+        )
         return recording.state
 
     def state(self, model: str) -> RecordingState:

@@ -17,7 +17,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 def pool() -> descriptor_pool.DescriptorPool:
     """The pool with all files."""
     own = descriptor_pool.DescriptorPool()
-    compiled = descriptor_pb2.FileDescriptorSet.FromString(Path(__file__).with_name("descriptors.binpb").read_bytes())
+    compiled = descriptor_pb2.FileDescriptorSet.FromString(
+        Path(__file__).with_name("descriptors.binpb").read_bytes()
+    )
     for file in compiled.file:
         own.Add(file)
     return own

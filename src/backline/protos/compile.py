@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SOURCES = ("model_config.proto", "inference.proto", "health.proto", "reflection.proto", "prediction_log.proto", "model_server_config.proto")
+SOURCES = (
+    "model_config.proto",
+    "inference.proto",
+    "health.proto",
+    "reflection.proto",
+    "prediction_log.proto",
+    "model_server_config.proto",
+)
 
 
 def compile_descriptors(output: Path) -> None:
@@ -13,7 +20,11 @@ def compile_descriptors(output: Path) -> None:
     from grpc_tools import protoc
 
     root = HERE.parent.parent
-    arguments = [f"-I{root}", f"--descriptor_set_out={output}", *(f"backline/protos/{name}" for name in SOURCES)]
+    arguments = [
+        f"-I{root}",
+        f"--descriptor_set_out={output}",
+        *(f"backline/protos/{name}" for name in SOURCES),
+    ]
     if protoc.main(["protoc", *arguments]) != 0:
         raise RuntimeError(f"the protobuf compiler refused a file of {HERE}")
 

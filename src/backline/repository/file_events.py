@@ -44,7 +44,12 @@ async def changes(places: Callable[[], Sequence[Path]], interval: float) -> Asyn
                 pass  # until it is there, the clock
             except (OSError, RuntimeError, ExceptionGroup) as error:
                 why = reason(_first(error))
-                log.warning("'%s' cannot be watched (%s) and is looked at every %g seconds", places()[0], why, interval)
+                log.warning(
+                    "'%s' cannot be watched (%s) and is looked at every %g seconds",
+                    places()[0],
+                    why,
+                    interval,
+                )
                 watching = False
         await asyncio.sleep(interval)
         yield
@@ -61,7 +66,10 @@ def _can_watch(paths: Sequence[Path]) -> bool:
     try:
         import watchfiles  # noqa: F401
     except ImportError:
-        log.info("'%s' is looked at at intervals; to notice changes at once: pip install 'backline[watch]'", paths[0])
+        log.info(
+            "'%s' is looked at at intervals; to notice changes at once: pip install 'backline[watch]'",
+            paths[0],
+        )
         return False
     return not any(map(is_remote, paths))
 

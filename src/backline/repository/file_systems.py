@@ -12,7 +12,23 @@ MOUNTS = Path("/proc/self/mounts")
 #: Types of file systems whose files others change: Linux' names, then those of macOS and of containers on desktops.
 _REMOTE = frozenset(
     {
-        *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "ncpfs", "afs", "9p", "v9fs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs"),
+        *(
+            "nfs",
+            "nfs4",
+            "cifs",
+            "smb2",
+            "smb3",
+            "smbfs",
+            "ncpfs",
+            "afs",
+            "9p",
+            "v9fs",
+            "ceph",
+            "glusterfs",
+            "lustre",
+            "gpfs",
+            "beegfs",
+        ),
         *("virtiofs", "vboxsf", "prl_fs", "vmhgfs", "fakeowner", "grpcfuse", "afpfs", "webdav"),
     }
 )
@@ -40,4 +56,7 @@ def mounts() -> Iterator[tuple[str, str]]:
         return
     for line in lines:
         _, point, kind, *_ = line.split(" ")
-        yield re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), point), kind  # white space is written as in C
+        yield (
+            re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), point),
+            kind,
+        )  # white space is written as in C

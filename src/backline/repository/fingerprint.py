@@ -60,7 +60,9 @@ def _relevant(name: str, value: object) -> object:
 
 def _of_groups(groups: Sequence[InstanceGroup]) -> object:
     """How many instances there are is applied without a load, as `instance_count`; where they are and what each takes is not."""
-    where = dict.fromkeys((group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive)
+    where = dict.fromkeys(
+        (group.kind, group.gpus) for group in groups or (InstanceGroup(0),) if not group.passive
+    )
     return tuple(where), tuple((group.resources, group.priority) for group in groups if group.limited)
 
 

@@ -14,7 +14,13 @@ from backline.repository import file_events
 from backline.repository.configuration import ConfigFiles
 from backline.repository.file_systems import is_remote
 from backline.repository.layouts.layouts import Known, read_single
-from backline.repository.layouts.model_config_list import ListedModel, folder_of, is_list, parse_list, read_listed
+from backline.repository.layouts.model_config_list import (
+    ListedModel,
+    folder_of,
+    is_list,
+    parse_list,
+    read_listed,
+)
 from backline.repository.layouts.model_files import suffix_of
 from backline.repository.layouts.place import Place
 from backline.repository.layouts.scan import scan_listing
@@ -29,7 +35,14 @@ _MAX_LIST = 1024 * 1024
 class LocalRepository:
     """The models at a path; see Repository. `name` is that of the only model, where the path's last part is not to be it."""
 
-    def __init__(self, path: Path, *, formats: Sequence[ModelFormat], configs: ConfigFiles | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        formats: Sequence[ModelFormat],
+        configs: ConfigFiles | None = None,
+        name: str = "",
+    ) -> None:
         self._path = Path(os.path.abspath(path))
         self._formats = tuple(formats)
         self._configs = configs or ConfigFiles()
@@ -65,7 +78,9 @@ class LocalRepository:
             return self._scan_file()
         self._watched = (self._path,)
         listing = walk(self._path, stable_inodes=self._stable_inodes)
-        found = scan_listing(listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known)
+        found = scan_listing(
+            listing, formats=self._formats, name=self._name, configs=self._configs, known=self._known
+        )
         if self._name and [model.name for model in found] != [printable(self._name)]:
             names = ", ".join(f"'{model.name}'" for model in found) or "no model"
             raise InvalidArgument(
@@ -87,10 +102,15 @@ class LocalRepository:
                 f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of TensorFlow Serving"
             )
         if self._name:
-            raise InvalidArgument(f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names its models")
+            raise InvalidArgument(
+                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names its models"
+            )
         listed = parse_list(text, str(self._path))
         models = [self._read_listed(model) for model in listed]
-        self._watched = (self._path, *(Path(model.folder) for model in models if model.folder and Path(model.folder).is_dir()))
+        self._watched = (
+            self._path,
+            *(Path(model.folder) for model in models if model.folder and Path(model.folder).is_dir()),
+        )
         return sorted(models, key=lambda model: model.name)
 
     def _scan_single(self) -> FoundModel:
@@ -114,7 +134,9 @@ class LocalRepository:
         try:
             folder = folder_of(listed, self._path)
             if not folder.is_dir():
-                raise NotFound(f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is no folder")
+                raise NotFound(
+                    f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is no folder"
+                )
             listing = walk(folder, stable_inodes=self._stable_inodes)
         except BacklineError as error:
             return FoundModel(listed.name, self.location, "", ModelConfig(listed.name), problem=error.message)
@@ -129,7 +151,8 @@ class LocalRepository:
                 now = ""
             if now != entry.identity:
                 raise Unavailable(
-                    f"'{root / path}' changed while it was being loaded; it is loaded again when it is complete", retry_after=1
+                    f"'{root / path}' changed while it was being loaded; it is loaded again when it is complete",
+                    retry_after=1,
                 )
         assert version.path is not None, "a version without a problem has a path"
         root = root.resolve()

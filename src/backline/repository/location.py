@@ -20,11 +20,25 @@ _OBJECT_STORES = ("s3", "gs", "az", "as")
 _ARCHIVES = ("http", "https")
 _SCHEMES = (*_OBJECT_STORES, *_ARCHIVES, "hf")
 #: What other tools call them.
-_ALIASES = {"gcs": "gs", "s3a": "s3", "azure": "az", "abfs": "az", "abfss": "az", "wasb": "az", "wasbs": "az", "huggingface": "hf"}
+_ALIASES = {
+    "gcs": "gs",
+    "s3a": "s3",
+    "azure": "az",
+    "abfs": "az",
+    "abfss": "az",
+    "wasb": "az",
+    "wasbs": "az",
+    "huggingface": "hf",
+}
 
 
 def open_repository(
-    location: str, *, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None, name: str = ""
+    location: str,
+    *,
+    formats: Sequence[ModelFormat],
+    cache: Path,
+    configs: ConfigFiles | None = None,
+    name: str = "",
 ) -> Repository:
     """The repository at `location`: a path, or a URL whose files are kept below `cache`. It is not looked at before its first scan.
 
@@ -32,12 +46,16 @@ def open_repository(
     is neither.
     """
     if not location.strip() or "\0" in location:
-        raise InvalidArgument(f"{location!r} is no model repository; name a folder, a model file or a URL such as s3://bucket/models")
+        raise InvalidArgument(
+            f"{location!r} is no model repository; name a folder, a model file or a URL such as s3://bucket/models"
+        )
     scheme = _scheme(location)
     if not scheme:
         return LocalRepository(Path(location), formats=formats, configs=configs, name=name)
     if name:
-        raise InvalidArgument(f"a name ('{name}') can be given to the model at a path only, not to what is at {location}")
+        raise InvalidArgument(
+            f"a name ('{name}') can be given to the model at a path only, not to what is at {location}"
+        )
     if scheme in _OBJECT_STORES:
         from backline.repository.remote.object_store import ObjectStoreRepository
 

@@ -62,7 +62,9 @@ def _unpack(archive: Path, folder: Path, root: str, limits: Limits) -> None:
                 while piece := member.content.read(_PIECE):
                     written += len(piece)
                     if written > member.size:
-                        raise InvalidArgument(f"archive '{archive}' is damaged: '{member.path}' is larger than it says")
+                        raise InvalidArgument(
+                            f"archive '{archive}' is damaged: '{member.path}' is larger than it says"
+                        )
                     target.write(piece)
         with contextlib.suppress(FileExistsError):
             place.rename(folder)

@@ -16,7 +16,9 @@ MAX_DEPTH = 16
 #: Files and folders in all: a scan that is repeated must end soon, and a home folder is no repository.
 MAX_ENTRIES = 100_000
 #: Folders that file systems and tools put anywhere, and that nobody means: often nobody may even look into them.
-IGNORED_FOLDERS = frozenset({"lost+found", "__pycache__", "@eaDir", "System Volume Information", "$RECYCLE.BIN"})
+IGNORED_FOLDERS = frozenset(
+    {"lost+found", "__pycache__", "@eaDir", "System Volume Information", "$RECYCLE.BIN"}
+)
 #: The one file that begins with a dot and belongs to a model: the version of Python that it runs on.
 PYTHON_VERSION = ".python-version"
 #: What `Listing.read` reads of a file at most; configurations and labels are far smaller.
@@ -35,7 +37,9 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
     try:
         real = root.resolve(strict=True)
         if not real.is_dir():
-            raise InvalidArgument(f"model repository '{location}' is a file, not a folder that holds <model>/<version>/<file>")
+            raise InvalidArgument(
+                f"model repository '{location}' is a file, not a folder that holds <model>/<version>/<file>"
+            )
         found = _Walk(location, real, stable_inodes)
         found.enter(str(real), "", (str(real),))
     except FileNotFoundError:
@@ -46,7 +50,9 @@ def walk(root: Path, *, location: str = "", stable_inodes: bool = True) -> Listi
         raise InvalidArgument(
             f"'{location}' holds more than {MAX_ENTRIES} files and folders; name a folder that holds nothing but models"
         ) from None
-    return Listing(location, found.files, frozenset(found.folders), lambda path: _read(location, real, found.files, path))
+    return Listing(
+        location, found.files, frozenset(found.folders), lambda path: _read(location, real, found.files, path)
+    )
 
 
 def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
@@ -68,7 +74,9 @@ def walk_file(file: Path, *, stable_inodes: bool = True) -> Listing:
         raise NotFound(f"model file '{file}' does not exist") from None
     except OSError as error:
         raise InvalidArgument(f"model file '{file}' cannot be read: {reason(error)}") from None
-    return Listing(location, found.files, frozenset(), lambda path: _read(location, folder, found.files, path))
+    return Listing(
+        location, found.files, frozenset(), lambda path: _read(location, folder, found.files, path)
+    )
 
 
 def identity(status: os.stat_result, *, stable_inodes: bool = True) -> str:
@@ -100,7 +108,9 @@ class _Walk:
         """Notes what `folder` holds; `chain` are the folders on the way to it and itself, with links resolved."""
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.name == PYTHON_VERSION or not (entry.name.startswith(".") or entry.name in IGNORED_FOLDERS):
+                if entry.name == PYTHON_VERSION or not (
+                    entry.name.startswith(".") or entry.name in IGNORED_FOLDERS
+                ):
                     self._note(entry, prefix + entry.name, chain)
                     if len(self.files) + len(self.folders) > MAX_ENTRIES:
                         raise _TooMany
@@ -112,7 +122,9 @@ class _Walk:
         if not stat.S_ISREG(status.st_mode):
             problem = f"'{printable(place)}' is not a regular file"
         elif not entry.name.isprintable():
-            problem = f"the name of the file '{printable(place)}' has characters that cannot be printed; rename it"
+            problem = (
+                f"the name of the file '{printable(place)}' has characters that cannot be printed; rename it"
+            )
         elif not os.access(entry.path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             problem = f"'{place}' cannot be read: Permission denied"
         return FileEntry(status.st_size, identity(status, stable_inodes=self.stable_inodes), problem)
@@ -124,7 +136,9 @@ class _Walk:
             is_folder = entry.is_dir()
             if is_folder:
                 if len(chain) > MAX_DEPTH:
-                    raise InvalidArgument(f"'{printable(place)}' lies more than {MAX_DEPTH} folders deep, and is not looked into")
+                    raise InvalidArgument(
+                        f"'{printable(place)}' lies more than {MAX_DEPTH} folders deep, and is not looked into"
+                    )
                 self.folders.add(path)
                 self.enter(target, path + "/", (*chain, target))
             else:
@@ -147,13 +161,17 @@ class _Walk:
         try:
             target = os.path.realpath(here, strict=True)
         except FileNotFoundError:
-            raise InvalidArgument(f"'{printable(place)}' is a link to something that does not exist") from None
+            raise InvalidArgument(
+                f"'{printable(place)}' is a link to something that does not exist"
+            ) from None
         if not Path(target).is_relative_to(self.real):
             raise InvalidArgument(
                 f"'{printable(place)}' leads out of the model repository, to '{printable(target)}'; copy it into '{self.real}' instead"
             )
         if any(Path(folder).is_relative_to(target) for folder in chain):
-            raise InvalidArgument(f"'{printable(place)}' is a link to a folder that holds it, '{printable(target)}'; remove it")
+            raise InvalidArgument(
+                f"'{printable(place)}' is a link to a folder that holds it, '{printable(target)}'; remove it"
+            )
         return target
 
 

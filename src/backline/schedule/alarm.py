@@ -16,7 +16,9 @@ class Alarm:
 
     __slots__ = ("_loop", "_pause", "_ring", "_timer", "moment")
 
-    def __init__(self, ring: Callable[[], None], loop: asyncio.AbstractEventLoop, *, pause: float = 0.0) -> None:
+    def __init__(
+        self, ring: Callable[[], None], loop: asyncio.AbstractEventLoop, *, pause: float = 0.0
+    ) -> None:
         self._ring = ring
         self._loop = loop
         self._pause = pause

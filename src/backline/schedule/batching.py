@@ -29,7 +29,11 @@ class BatchPolicy:
     @property
     def takes_all(self) -> bool:
         """Whether whatever has queued is taken, up to the largest batch: the one preferred size that changes nothing is the largest."""
-        return not self.delay_ns and (not self.preferred or self.preferred == (self.max_items,)) and not self.reach
+        return (
+            not self.delay_ns
+            and (not self.preferred or self.preferred == (self.max_items,))
+            and not self.reach
+        )
 
 
 @dataclass(slots=True)

@@ -41,7 +41,9 @@ class AnswerOrder:
             answer = self._places[request] = Answer(request)
             self._answers.append(answer)
 
-    def finish(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> list[Answer]:
+    def finish(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> list[Answer]:
         """Notes what came of a started request, and gives the answers whose turn it is now."""
         answer = self._places.pop(request)
         answer.response, answer.error, answer.done = response, error, True

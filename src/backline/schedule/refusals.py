@@ -8,7 +8,9 @@ from backline.engine.messages import InferRequest
 
 def full(model: str, limit: int | None, where: str = "") -> Unavailable:
     """The queue is full, which holds `limit` requests."""
-    return Unavailable(f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1)
+    return Unavailable(
+        f"Exceeds maximum queue size of {limit} for model '{model}'{where}, try again later", retry_after=1
+    )
 
 
 def unloading(model: str) -> Unavailable:

@@ -189,7 +189,9 @@ class Scheduler:
 
         Nothing may be submitted any more.
         """
-        self._policy = replace(self._policy, delay_ns=0)  # nothing more comes that it would be worth waiting for
+        self._policy = replace(
+            self._policy, delay_ns=0
+        )  # nothing more comes that it would be worth waiting for
         self._dispatch()
         await self._until_rest(limit)
         await self.close()
@@ -272,7 +274,9 @@ class Scheduler:
         self._tally.gone([request for request in before if request.cancelled])
         if self._order is not None:
             # Its answers have their places: it gets no other requests.
-            late = [request for request in live if request.deadline is not None and request.deadline <= now / 1e9]
+            late = [
+                request for request in live if request.deadline is not None and request.deadline <= now / 1e9
+            ]
             self._leave_out(batch, late, lambda request: self._expiry_of(request, now / 1e9))
             return
         self._queue.put_back(live, now / 1e9)
@@ -292,9 +296,13 @@ class Scheduler:
     def _refuse_batch(self, batch: Batch) -> None:
         """A batch that waits for its turn when the model goes away does so for nothing."""
         self._tally.gone([request for request in batch.requests if request.cancelled])
-        self._leave_out(batch, [request for request in batch.requests if not request.cancelled], self._unloading)
+        self._leave_out(
+            batch, [request for request in batch.requests if not request.cancelled], self._unloading
+        )
 
-    def _leave_out(self, batch: Batch, leaving: list[InferRequest], why: Callable[[InferRequest], BacklineError]) -> None:
+    def _leave_out(
+        self, batch: Batch, leaving: list[InferRequest], why: Callable[[InferRequest], BacklineError]
+    ) -> None:
         """Leaves those who are gone out of a batch that waits for its turn, and others, who are told why."""
         before = batch.requests
         batch.requests = [request for request in before if not request.cancelled and request not in leaving]
@@ -318,7 +326,9 @@ class Scheduler:
             self._schedule()
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        if instance in self._instances and (batch.on_vacated is not None or not batch.beside_loop):  # else it was replaced while it ran
+        if instance in self._instances and (
+            batch.on_vacated is not None or not batch.beside_loop
+        ):  # else it was replaced while it ran
             self._idle.append(instance)
         requests = batch.requests
         self._running -= len(requests)
@@ -343,7 +353,9 @@ class Scheduler:
         if self._rest is not None:
             self._look_at_rest()
 
-    def _deliver_in_order(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _deliver_in_order(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         assert self._order is not None, "only then is it called"
         for answer in self._order.finish(request, response, error):
             deliver(answer.request, answer.response, answer.error)
@@ -411,4 +423,6 @@ class Scheduler:
     def _expiry_of(self, request: InferRequest, now: float) -> BacklineError:
         """What a request is told that the queue gave up, which is counted here."""
         self._statistics.record_expired(request)
-        return refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(request, now))
+        return refusals.expired(
+            request, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(request, now)
+        )

@@ -115,7 +115,9 @@ def put_together(request: InferRequest, responses: Sequence[InferResponse]) -> I
         arrays = [response.outputs[place].data for response in responses]
         if any(array.shape[1:] != tensor.shape[1:] for array in arrays):
             shapes = ", ".join(str(list(array.shape)) for array in arrays)
-            raise Internal(f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes} for the parts of one request")
+            raise Internal(
+                f"output '{tensor.name}' of model '{first.model_name}' has the shapes {shapes} for the parts of one request"
+            )
         data = np.concatenate(arrays)
         outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))
     return InferResponse(first.model_name, first.model_version, request.id, outputs, first.parameters)
@@ -152,7 +154,9 @@ class _Whole:
             self._failed = True
             self._statistics.fail.add(1, batch.ended_ns - self._request.arrived_ns)
 
-    def part_done(self, part: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def part_done(
+        self, part: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         """A part has its answer."""
         if response is not None:
             self._answers[part] = response

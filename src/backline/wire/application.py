@@ -26,7 +26,9 @@ class HttpRequest(ABC):
 
     __slots__ = ("body", "headers", "method", "on_disconnect", "path", "query")
 
-    def __init__(self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer) -> None:
+    def __init__(
+        self, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer
+    ) -> None:
         self.method = method
         self.path = path
         self.query = query

@@ -46,7 +46,10 @@ class Inflater:
             self._window = zlib.MAX_WBITS if _has_zlib_header(body) else -zlib.MAX_WBITS
         else:
             shown = coding.decode("latin-1")[:64]
-            raise CodingError(415, f"Content-Encoding '{shown}' is not supported; send the body as gzip, deflate or without a coding")
+            raise CodingError(
+                415,
+                f"Content-Encoding '{shown}' is not supported; send the body as gzip, deflate or without a coding",
+            )
         self._gzip = name != b"deflate"
         self._coding = name.decode()
         self._limit = limit
@@ -164,7 +167,9 @@ def compress(coding: ResponseCoding, body: Sequence[Buffer]) -> bytes:
     return b"".join((*(packer.compress(part) for part in body), packer.flush()))
 
 
-async def compress_in_steps(loop: asyncio.AbstractEventLoop, coding: ResponseCoding, body: Sequence[Buffer]) -> AsyncIterator[bytes]:
+async def compress_in_steps(
+    loop: asyncio.AbstractEventLoop, coding: ResponseCoding, body: Sequence[Buffer]
+) -> AsyncIterator[bytes]:
     """The body in pieces, each compressed on a thread of the loop's executor."""
     packer = zlib.compressobj(LEVEL, zlib.DEFLATED, coding.window)
     for part in _slices(body):

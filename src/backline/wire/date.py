@@ -17,6 +17,8 @@ def http_date() -> bytes:
     now = int(time.time())
     if _formatted[0] != now:
         year, month, day, hour, minute, second, weekday = time.gmtime(now)[:7]
-        text = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
+        text = (
+            f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
+        )
         _formatted = (now, text.encode())
     return _formatted[1]

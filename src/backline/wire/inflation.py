@@ -39,7 +39,9 @@ class Inflation:
         self._wire = wire
         self._slot = asyncio.Lock()
 
-    async def inflate(self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]) -> Buffer | None:
+    async def inflate(
+        self, coding: bytes, body: Buffer, reserve: Callable[[int], bool], wanted: Callable[[], bool]
+    ) -> Buffer | None:
         """The inflated body, or None when it is not `wanted` any more.
 
         `reserve(size)` counts bytes against the limits of the server before they are there; False refuses them. Raises CodingError 400
@@ -73,7 +75,12 @@ class Inflation:
         return size
 
     async def _fill(
-        self, coding: bytes, body: Buffer, size: int, reserve: Callable[[int], bool], wanted: Callable[[], bool]
+        self,
+        coding: bytes,
+        body: Buffer,
+        size: int,
+        reserve: Callable[[int], bool],
+        wanted: Callable[[], bool],
     ) -> Buffer | None:
         """None when the body is not wanted any more, or larger than `size`."""
         self._check_ratio(size, body)
@@ -96,7 +103,10 @@ class Inflation:
     def _check_ratio(self, size: int, body: Buffer) -> None:
         ratio = self._wire.limits.max_inflation_ratio
         if size > RATIO_FROM and size > ratio * len(body):
-            raise CodingError(413, f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times what was sent")
+            raise CodingError(
+                413,
+                f"The inflated request body exceeds {RATIO_FROM >> 20} MiB and {ratio:g} times what was sent",
+            )
 
 
 def inflate_small(coding: bytes, body: Buffer, limit: int) -> Buffer | None:

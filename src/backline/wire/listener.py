@@ -61,7 +61,9 @@ class Listeners:
         """
         try:
             name = None if host == "::" else host or None
-            infos = await self._wire.loop.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            infos = await self._wire.loop.getaddrinfo(
+                name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
         except socket.gaierror as error:
             raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: {error.strerror}") from error
         sockets: list[socket.socket] = []
@@ -98,7 +100,9 @@ class Listeners:
         wire = self._wire
         listening.setblocking(False)
         if self._tls is None:
-            server = await wire.loop.create_server(lambda: Sniffer(wire), sock=listening, backlog=wire.limits.listen_backlog)
+            server = await wire.loop.create_server(
+                lambda: Sniffer(wire), sock=listening, backlog=wire.limits.listen_backlog
+            )
             self._servers.append(server)
         else:
             listening.listen(wire.limits.listen_backlog)

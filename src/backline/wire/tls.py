@@ -37,7 +37,9 @@ class TlsFiles:
             try:
                 context.load_verify_locations(self.client_ca)
             except ssl.SSLError as error:
-                raise TlsFileError(f"TLS client CA '{self.client_ca}' holds no certificate in PEM form") from error
+                raise TlsFileError(
+                    f"TLS client CA '{self.client_ca}' holds no certificate in PEM form"
+                ) from error
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
@@ -52,7 +54,9 @@ def _check_readable(what: str, path: Path) -> None:
 
 def _refuse_password(key: Path) -> Callable[[], str]:
     def ask() -> str:
-        raise TlsFileError(f"TLS key '{key}' is encrypted; store it without a password, readable only by the server")
+        raise TlsFileError(
+            f"TLS key '{key}' is encrypted; store it without a password, readable only by the server"
+        )
 
     return ask
 

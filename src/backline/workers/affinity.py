@@ -15,12 +15,16 @@ def check_cores(model: str, cores: Collection[int]) -> None:
     if not cores:
         return
     if not hasattr(os, "sched_setaffinity"):
-        raise InvalidArgument(f"model '{model}': cpus cannot be kept on this system ({sys.platform}), which pins no threads to cores")
+        raise InvalidArgument(
+            f"model '{model}': cpus cannot be kept on this system ({sys.platform}), which pins no threads to cores"
+        )
     usable = os.sched_getaffinity(os.getpid())
     missing = sorted(set(cores) - usable)
     if missing:
         names = ", ".join(map(str, missing))
-        raise InvalidArgument(f"model '{model}': cpus names {names}, but this process may use the cores {format_cores(usable)} only")
+        raise InvalidArgument(
+            f"model '{model}': cpus names {names}, but this process may use the cores {format_cores(usable)} only"
+        )
 
 
 def pin(cores: Collection[int]) -> None:

@@ -38,7 +38,9 @@ class Batch:
         "started_ns",
     )
 
-    def __init__(self, requests: list[InferRequest], items: int, started_ns: int, *, beside_loop: bool = False) -> None:
+    def __init__(
+        self, requests: list[InferRequest], items: int, started_ns: int, *, beside_loop: bool = False
+    ) -> None:
         self.requests = requests
         self.items = items
         self.started_ns = started_ns

@@ -33,7 +33,9 @@ class Execution:
         self._cancellable = model if isinstance(model, CancellableModel) else None
         self._batched = batched
         self._outputs = tuple(spec.name for spec in model.signature.outputs)
-        self._datatypes = {spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs}
+        self._datatypes = {
+            spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs
+        }
 
     def __call__(self, batch: Batch) -> None:
         """Runs a batch and notes its outcomes. Never raises.
@@ -49,8 +51,12 @@ class Execution:
             if len(requests) == 1 and not batch.abandoned:
                 batch.outcomes = [self._error(error)]
         if not batch.outcomes and batch.abandoned:
-            batch.outcomes = [Cancelled(f"nobody waits for the answer of model '{self._name}' any more")] * len(requests)
-        elif not batch.outcomes:  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
+            batch.outcomes = [
+                Cancelled(f"nobody waits for the answer of model '{self._name}' any more")
+            ] * len(requests)
+        elif (
+            not batch.outcomes
+        ):  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
             batch.parts = [self._run_alone(request, batch) for request in requests]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
@@ -67,22 +73,36 @@ class Execution:
         if isinstance(error, BacklineError):
             return error
         log.error("model '%s' version %s failed", self._name, self._version, exc_info=error)
-        return Internal(f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}")
+        return Internal(
+            f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}"
+        )
 
-    def _run(self, batch: Batch, requests: Sequence[InferRequest]) -> list[InferResponse | BacklineError | None]:
+    def _run(
+        self, batch: Batch, requests: Sequence[InferRequest]
+    ) -> list[InferResponse | BacklineError | None]:
         first = requests[0]
         alone = len(requests) == 1
         if alone:
             inputs = {name: tensor.data for name, tensor in first.inputs.items()}
         else:
-            inputs = {name: np.concatenate([request.inputs[name].data for request in requests]) for name in first.inputs}
+            inputs = {
+                name: np.concatenate([request.inputs[name].data for request in requests])
+                for name in first.inputs
+            }
         names = self._wanted(requests)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
         batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
         if alone:
-            return [InferResponse(self._name, self._version, first.id, [self._tensor(n, a) for n, a in zip(names, arrays, strict=True)])]
+            return [
+                InferResponse(
+                    self._name,
+                    self._version,
+                    first.id,
+                    [self._tensor(n, a) for n, a in zip(names, arrays, strict=True)],
+                )
+            ]
         return self._split(requests, names, arrays)
 
     def _run_of(self, batch: Batch) -> Run:
@@ -107,7 +127,9 @@ class Execution:
 
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         datatype, dtype = self._datatypes[name]
-        if array.dtype != dtype:  # the file declares another datatype than the model gives: what it gives counts
+        if (
+            array.dtype != dtype
+        ):  # the file declares another datatype than the model gives: what it gives counts
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
 
@@ -118,7 +140,9 @@ class Execution:
         whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         for tensor in whole:
             if not tensor.shape or tensor.shape[0] != items:
-                raise Internal(f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)} for a batch of {items}")
+                raise Internal(
+                    f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)} for a batch of {items}"
+                )
         responses: list[InferResponse | BacklineError | None] = []
         end = 0
         for request in requests:
@@ -136,12 +160,16 @@ class Execution:
 class JoinedExecution(Execution):
     """Runs batches of requests that a `joiner` joins and splits. `signature` is what clients see of the model."""
 
-    def __init__(self, name: str, version: str, model: LoadedModel, joiner: Joiner, signature: Signature) -> None:
+    def __init__(
+        self, name: str, version: str, model: LoadedModel, joiner: Joiner, signature: Signature
+    ) -> None:
         super().__init__(name, version, model, batched=True)
         self._joiner = joiner
         self._outputs = tuple(spec.name for spec in signature.outputs)
 
-    def _run(self, batch: Batch, requests: Sequence[InferRequest]) -> list[InferResponse | BacklineError | None]:
+    def _run(
+        self, batch: Batch, requests: Sequence[InferRequest]
+    ) -> list[InferResponse | BacklineError | None]:
         given = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
         rows = [request.batch_size for request in requests]
         inputs = self._joiner.join(given, rows)
@@ -153,7 +181,9 @@ class JoinedExecution(Execution):
         outputs = self._joiner.split(given, rows, names, arrays)
         return [self._response(request, names, own) for request, own in zip(requests, outputs, strict=True)]
 
-    def _response(self, request: InferRequest, names: tuple[str, ...], arrays: list[np.ndarray]) -> InferResponse:
+    def _response(
+        self, request: InferRequest, names: tuple[str, ...], arrays: list[np.ndarray]
+    ) -> InferResponse:
         wanted = request.outputs
         pairs = zip(names, arrays, strict=True)
         tensors = [self._tensor(name, array) for name, array in pairs if wanted is None or name in wanted]

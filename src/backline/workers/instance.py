@@ -110,7 +110,9 @@ class ThreadInstance:
 
     beside_loop: ClassVar[bool] = True
 
-    def __init__(self, execute: Execute, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()) -> None:
+    def __init__(
+        self, execute: Execute, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()
+    ) -> None:
         """`cores` are those that the thread is kept to; without any it runs where it likes."""
         self._execute = execute
         self._loop = loop

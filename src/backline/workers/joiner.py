@@ -72,7 +72,8 @@ class Joiner:
         """One that leaves a request that is alone as it is: without buckets and sizes to fill up to."""
         where, signature, scattered, reshapes = self._made_of
         padding = {
-            name: replace(padding, buckets=padding.buckets if padding.most else ()) for name, padding in self.joining.padding.items()
+            name: replace(padding, buckets=padding.buckets if padding.most else ())
+            for name, padding in self.joining.padding.items()
         }
         joining = replace(self.joining, allowed_batch_sizes=(), padding=padding)
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
@@ -80,13 +81,18 @@ class Joiner:
     def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """The inputs of the model, of requests that have so many rows each; see `JoiningCheck` for which may be joined."""
         requests, rows = self._filled_up(requests, rows)
-        inputs = {name: self._columns.get(name, _one_after_the_other)([request[name] for request in requests]) for name in requests[0]}
+        inputs = {
+            name: self._columns.get(name, _one_after_the_other)([request[name] for request in requests])
+            for name in requests[0]
+        }
         for name, source, make in self._made:
             if source in inputs:  # it may be optional
                 inputs[name] = make(requests, rows, inputs)
         return inputs
 
-    def _filled_up(self, requests: Sequence[Arrays], rows: Sequence[int]) -> tuple[Sequence[Arrays], Sequence[int]]:
+    def _filled_up(
+        self, requests: Sequence[Arrays], rows: Sequence[int]
+    ) -> tuple[Sequence[Arrays], Sequence[int]]:
         """With requests of one row behind, which repeat the first and nobody waits for, up to an allowed size."""
         items = sum(rows)
         missing = self.joining.batch_size(items) - items
@@ -100,13 +106,21 @@ class Joiner:
         return self.joining.batch_size(sum(rows))
 
     def split(
-        self, requests: Sequence[Arrays], rows: Sequence[int], names: Sequence[str], arrays: Sequence[np.ndarray]
+        self,
+        requests: Sequence[Arrays],
+        rows: Sequence[int],
+        names: Sequence[str],
+        arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
         """The outputs `names` of each request, of what the model gave for all. Raises Internal when it gave too little or too much."""
         outputs: list[list[np.ndarray]] = [[] for _ in requests]
         for name, array in zip(names, arrays, strict=True):
             scattered = self._scattered.get(name)
-            parts = self._in_rows(name, array, rows) if scattered is None else self._in_shapes(name, array, requests, *scattered)
+            parts = (
+                self._in_rows(name, array, rows)
+                if scattered is None
+                else self._in_shapes(name, array, requests, *scattered)
+            )
             cut = self._cuts.get(name)
             if cut is not None:
                 parts = [_cut(*cut, part, request) for part, request in zip(parts, requests, strict=True)]
@@ -123,17 +137,31 @@ class Joiner:
         ends = list(accumulate(rows))
         return [array[end - count : end] for end, count in zip(ends, rows, strict=True)]
 
-    def _in_shapes(self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape) -> list[np.ndarray]:
+    def _in_shapes(
+        self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape
+    ) -> list[np.ndarray]:
         """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a dimension that varies in the output is the one at the same place of the source."""
         if source not in requests[0]:
-            raise Internal(f"output '{name}' is divided by the shape of input '{source}', which the request does not have")
-        shapes = [tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape)) for request in requests]
+            raise Internal(
+                f"output '{name}' is divided by the shape of input '{source}', which the request does not have"
+            )
+        shapes = [
+            tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape))
+            for request in requests
+        ]
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
-        surplus = self.run_size([len(request[source]) for request in requests]) > sum(len(request[source]) for request in requests)
+        surplus = self.run_size([len(request[source]) for request in requests]) > sum(
+            len(request[source]) for request in requests
+        )
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
-            raise Internal(f"output '{name}' has {flat.size} elements, but the shapes of input '{source}' make {ends[-1]}")
-        return [flat[end - element_count(shape) : end].reshape(shape) for end, shape in zip(ends, shapes, strict=True)]
+            raise Internal(
+                f"output '{name}' has {flat.size} elements, but the shapes of input '{source}' make {ends[-1]}"
+            )
+        return [
+            flat[end - element_count(shape) : end].reshape(shape)
+            for end, shape in zip(ends, shapes, strict=True)
+        ]
 
 
 # the arrays of one input
@@ -147,7 +175,9 @@ def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return _one_after_the_other([array.reshape(-1) for array in arrays])
 
 
-def _reshaped(make: Told, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays) -> np.ndarray:
+def _reshaped(
+    make: Told, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
+) -> np.ndarray:
     """What is told of requests whose shapes are others for the model."""
     return make([reshape_arrays(request, reshapes) for request in requests], rows, inputs)
 
@@ -185,12 +215,21 @@ def _beside(dims: Shape, own: Shape) -> list[tuple[int, int]]:
 def _check_names(where: str, joining: Joining, signature: Signature) -> None:
     inputs = {spec.name for spec in signature.inputs}
     outputs = {spec.name for spec in signature.outputs}
-    for name in (*joining.ragged, *joining.padding, *joining.hidden_inputs, *(source for source in joining.scattered.values())):
+    for name in (
+        *joining.ragged,
+        *joining.padding,
+        *joining.hidden_inputs,
+        *(source for source in joining.scattered.values()),
+    ):
         if name not in inputs:
-            raise InvalidArgument(f"{where} names the input '{name}', which the model does not have; it has {_list(inputs)}")
+            raise InvalidArgument(
+                f"{where} names the input '{name}', which the model does not have; it has {_list(inputs)}"
+            )
     for name in (*joining.scattered, *joining.cuts):
         if name not in outputs:
-            raise InvalidArgument(f"{where} names the output '{name}', which the model does not have; it has {_list(outputs)}")
+            raise InvalidArgument(
+                f"{where} names the output '{name}', which the model does not have; it has {_list(outputs)}"
+            )
 
 
 def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Padding]:
@@ -220,7 +259,9 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
             )
         shape = next(spec.shape for spec in signature.outputs if spec.name == name)
         if shape and not 0 < cut.axis < len(shape):
-            raise InvalidArgument(f"{where} cuts output '{name}' along axis {cut.axis}, but its shape is {list(shape)}")
+            raise InvalidArgument(
+                f"{where} cuts output '{name}' along axis {cut.axis}, but its shape is {list(shape)}"
+            )
     return given
 
 
@@ -229,7 +270,11 @@ def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
     varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
     if set(padding.axes or varying) <= varying:
         return padding if varying else None
-    if len(padding.axes) == 1 and 0 < padding.axes[0] < len(shape) and padding.buckets in ((), (shape[padding.axes[0]],)):
+    if (
+        len(padding.axes) == 1
+        and 0 < padding.axes[0] < len(shape)
+        and padding.buckets in ((), (shape[padding.axes[0]],))
+    ):
         length = shape[padding.axes[0]]
         return replace(padding, buckets=(length,), most=length)
     return None
@@ -267,7 +312,9 @@ def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
         value = float(text or 0) if spec.datatype.dtype.kind == "f" else int(text or 0)
         return np.array(value, spec.datatype.dtype)[()]
     except (ValueError, OverflowError, KeyError):
-        raise InvalidArgument(f"{where} pads input '{spec.name}' with '{text}', which is no {spec.datatype.name}") from None
+        raise InvalidArgument(
+            f"{where} pads input '{spec.name}' with '{text}', which is no {spec.datatype.name}"
+        ) from None
 
 
 def _list(names: set[str]) -> str:

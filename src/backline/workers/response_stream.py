@@ -96,7 +96,9 @@ class ResponseStream:
             if request.cancelled:
                 statistics.cancelled(self._index, one.started, one.ended)
             else:
-                statistics.succeeded(self._index, request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty)
+                statistics.succeeded(
+                    self._index, request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty
+                )
                 self._respond(one.response)
             self._index += 1
             self._began = one.ended
@@ -166,7 +168,9 @@ class ResponseStream:
         ran = monotonic_ns()
         request, pool = self._request, self._pool
         wanted = request.outputs
-        outputs = [self._tensor(name, array) for name, array in arrays.items() if wanted is None or name in wanted]
+        outputs = [
+            self._tensor(name, array) for name, array in arrays.items() if wanted is None or name in wanted
+        ]
         response = InferResponse(pool.name, pool.version, request.id, outputs)
         ended = self._started = monotonic_ns()
         size = response_size(response)
@@ -182,7 +186,9 @@ class ResponseStream:
         if known is None:
             raise Internal(f"model '{self._pool.name}' gave an output '{name}' that it does not declare")
         datatype, dtype = known
-        if array.dtype != dtype:  # the file declares another datatype than the model gives: what it gives counts
+        if (
+            array.dtype != dtype
+        ):  # the file declares another datatype than the model gives: what it gives counts
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
 

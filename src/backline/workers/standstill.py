@@ -10,5 +10,7 @@ _LATE = 1.0
 
 def stood_still(timer: asyncio.Handle, loop: asyncio.AbstractEventLoop) -> bool:
     """Whether a timer that rings now is too late for what it was to find out."""
-    when = getattr(timer, "when", None)  # uvloop makes a plain handle of a wait that is below its clock's millisecond
+    when = getattr(
+        timer, "when", None
+    )  # uvloop makes a plain handle of a wait that is below its clock's millisecond
     return when is not None and loop.time() - when() > _LATE

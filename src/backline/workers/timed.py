@@ -148,7 +148,9 @@ class _TimedRun:
             self._run(whole.requests, whole.items)
 
     def _run(self, requests: list[InferRequest], items: int) -> None:
-        self._running = batch = Batch(requests, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True)
+        self._running = batch = Batch(
+            requests, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True
+        )
         self._whole.on_abandon = batch.abandon
         if self._whole.abandoned and not self._again:
             batch.abandon()
@@ -156,7 +158,9 @@ class _TimedRun:
         self._instance.thread.run(batch, self._done)
 
     def _too_late(self) -> None:
-        if self._timer is not None and stood_still(self._timer, self._instance.loop):  # its answer may be on its way
+        if self._timer is not None and stood_still(
+            self._timer, self._instance.loop
+        ):  # its answer may be on its way
             self._timer = self._instance.loop.call_later(self._limit.seconds, self._too_late)
             return
         self._late = True
@@ -203,11 +207,18 @@ class _TimedRun:
             if request.cancelled:
                 self._settle(request, Cancelled("nobody waits for the answer any more"))
             elif again:
-                self._settle(request, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again"))
+                self._settle(
+                    request, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again")
+                )
             elif not self._limit.idempotent:
-                self._settle(request, Internal(f"{self._limit.exceeded}; it is not tried again: the model is not idempotent"))
+                self._settle(
+                    request,
+                    Internal(f"{self._limit.exceeded}; it is not tried again: the model is not idempotent"),
+                )
             elif request.sequence is not None:
-                self._settle(request, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost"))
+                self._settle(
+                    request, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost")
+                )
             else:
                 self._rest.append(request)
         self._next()

@@ -15,12 +15,16 @@ Arrays: TypeAlias = Mapping[str, np.ndarray]
 Told: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]
 
 
-def lengths(name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays) -> np.ndarray:
+def lengths(
+    name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], _: Arrays
+) -> np.ndarray:
     """The length of each item of an input along an axis."""
     return np.repeat(np.array([request[name].shape[axis] for request in requests], dtype), rows)
 
 
-def mask(name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays) -> np.ndarray:
+def mask(
+    name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
+) -> np.ndarray:
     """What is real of each item, in the length that the input has got in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
@@ -30,29 +34,46 @@ def _element_counts(batch_input: BatchInput, requests: Sequence[Arrays]) -> list
     return [request[batch_input.source].size for request in requests]
 
 
-def _element_count(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+def _element_count(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
     return np.array(_element_counts(batch_input, requests), dtype)
 
 
-def _accumulated(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+def _accumulated(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
     return np.cumsum(_element_counts(batch_input, requests)).astype(dtype)
 
 
-def _accumulated_with_zero(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+def _accumulated_with_zero(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
     return np.array([0, *accumulate(_element_counts(batch_input, requests))], dtype)
 
 
-def _max_as_shape(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+def _max_as_shape(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
     """Only the shape says something."""
     return np.zeros(max(_element_counts(batch_input, requests)), dtype)
 
 
-def _item_shape(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+def _item_shape(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
     """A row for each item of the batch, not for each request."""
-    return np.concatenate([np.tile(np.array(source.shape[1:], dtype), (len(source), 1)) for source in _sources(batch_input, requests)])
+    return np.concatenate(
+        [
+            np.tile(np.array(source.shape[1:], dtype), (len(source), 1))
+            for source in _sources(batch_input, requests)
+        ]
+    )
 
 
-def _item_shape_flat(batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object) -> np.ndarray:
+def _item_shape_flat(
+    batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
+) -> np.ndarray:
     return _item_shape(batch_input, dtype, requests).reshape(-1)
 
 

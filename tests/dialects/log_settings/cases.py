@@ -19,7 +19,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 #: What every case begins with.
-DEFAULTS = {"log_info": True, "log_warning": True, "log_error": True, "log_verbose_level": 0, "log_format": "default"}
+DEFAULTS = {
+    "log_info": True,
+    "log_warning": True,
+    "log_error": True,
+    "log_verbose_level": 0,
+    "log_format": "default",
+}
 
 #: What stock clients are told to change; {} only asks.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -32,7 +38,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "a format that there is not": {"log_format": "iso"},
     "a file": {"log_file": "/tmp/elsewhere"},
     "no file": {"log_file": ""},
-    "all": {"log_info": False, "log_warning": True, "log_error": True, "log_verbose_level": 2, "log_format": "ISO8601"},
+    "all": {
+        "log_info": False,
+        "log_warning": True,
+        "log_error": True,
+        "log_verbose_level": 2,
+        "log_format": "ISO8601",
+    },
     "unknown": {"log_debug": True},
     "null": {"log_info": None},
     "a file that is null": {"log_file": None},
@@ -102,14 +114,24 @@ class Ask:
                 answer = asyncio.run(_by_aio(module.aio, address, changes, options))
             else:
                 with module.InferenceServerClient(address) as client:
-                    answer = client.update_log_settings(changes, **options) if changes else client.get_log_settings(**options)
+                    answer = (
+                        client.update_log_settings(changes, **options)
+                        if changes
+                        else client.get_log_settings(**options)
+                    )
         except InferenceServerException as error:
             return {"status": error.status(), "error": error.message()}
-        return {name: next(iter(value.values())) for name, value in answer["settings"].items()} if "settings" in answer else answer
+        return (
+            {name: next(iter(value.values())) for name, value in answer["settings"].items()}
+            if "settings" in answer
+            else answer
+        )
 
     def by_body(self, body: str) -> Any:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/v2/logging", body.encode(), 10) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.http_port}/v2/logging", body.encode(), 10
+            ) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return {"status": str(error.code), "error": json.loads(error.read())["error"]}
@@ -125,12 +147,17 @@ class Ask:
                 answer = client._client_stub.LogSettings(request, timeout=10)
             except grpc.RpcError as error:
                 return {"status": str(error.code()), "error": error.details()}
-        return {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in answer.settings.items()}
+        return {
+            name: getattr(value, value.WhichOneof("parameter_choice"))
+            for name, value in answer.settings.items()
+        }
 
 
 async def _by_aio(module: Any, address: str, changes: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     async with module.InferenceServerClient(address) as client:
-        return await (client.update_log_settings(changes, **options) if changes else client.get_log_settings(**options))
+        return await (
+            client.update_log_settings(changes, **options) if changes else client.get_log_settings(**options)
+        )
 
 
 CASES: dict[str, Callable[[Ask], Any]] = {
@@ -140,5 +167,8 @@ CASES: dict[str, Callable[[Ask], Any]] = {
         for way in ("http", "http aio", "grpc", "grpc aio")
     },
     **{f"{name} as body": lambda ask, body=body: ask.by_body(body) for name, body in BODIES.items()},
-    **{f"{name} as message": lambda ask, settings=settings: ask.by_message(settings) for name, settings in MESSAGES.items()},
+    **{
+        f"{name} as message": lambda ask, settings=settings: ask.by_message(settings)
+        for name, settings in MESSAGES.items()
+    },
 }

@@ -35,17 +35,26 @@ DIFFERENCES: dict[str, tuple[tuple[str, str] | dict[str, Any], str]] = {
     "a fraction as level as body": (("400", "expect int32 for 'log_verbose_level', got 1.5"), _STATUS),
     "a level of true as body": (("400", "expect int32 for 'log_verbose_level', got True"), _STATUS),
     "a number for the format as body": (("400", "expect string for 'log_format', got 1"), _STATUS),
-    "one good and one bad as body": (("400", "expect boolean for 'log_warning', got x"), "all settings are changed or none"),
+    "one good and one bad as body": (
+        ("400", "expect boolean for 'log_warning', got x"),
+        "all settings are changed or none",
+    ),
     "one good and one bad as message": (
         ("StatusCode.INVALID_ARGUMENT", "invalid argument for log_format, got: x"),
         "all settings are changed or none",
     ),
-    "a level that is too large as body": (("400", "expect int32 for 'log_verbose_level', got 4294967296"), "Triton sets it to 0"),
+    "a level that is too large as body": (
+        ("400", "expect int32 for 'log_verbose_level', got 4294967296"),
+        "Triton sets it to 0",
+    ),
     "a level that is too large as message": (
         ("StatusCode.INVALID_ARGUMENT", "expect int32 for 'log_verbose_level', got 4294967295"),
         "Triton sets it to 0",
     ),
-    "twice as body": ({**_BEFORE, "log_info": False}, "of two values the last one counts, as in most JSON readers"),
+    "twice as body": (
+        {**_BEFORE, "log_info": False},
+        "of two values the last one counts, as in most JSON readers",
+    ),
     **{
         f"a format that there is not by {way}": (
             ("400", "invalid argument for log_format, got: iso. Expected default, ISO8601, json"),
@@ -54,7 +63,10 @@ DIFFERENCES: dict[str, tuple[tuple[str, str] | dict[str, Any], str]] = {
         for way in ("http", "http aio")
     },
     **{f"unknown by {way}": (("400", _UNKNOWN), _REFUSED) for way in ("http", "http aio")},
-    **{f"unknown by {way}": (("StatusCode.INVALID_ARGUMENT", _UNKNOWN), _REFUSED) for way in ("grpc", "grpc aio")},
+    **{
+        f"unknown by {way}": (("StatusCode.INVALID_ARGUMENT", _UNKNOWN), _REFUSED)
+        for way in ("grpc", "grpc aio")
+    },
 }
 
 
@@ -93,7 +105,9 @@ def test_what_is_listed_differs(ask: Ask) -> None:
     for name in DIFFERENCES:
         answer, error, after = expected(name)
         recorded = dict(RECORDED[name]["answer"])
-        assert (answer, after) != (recorded, RECORDED[name]["after"]) or not recorded.get("error", "").startswith(error), name
+        assert (answer, after) != (recorded, RECORDED[name]["after"]) or not recorded.get(
+            "error", ""
+        ).startswith(error), name
 
 
 def test_json_is_a_format_beside_tritons(ask: Ask) -> None:

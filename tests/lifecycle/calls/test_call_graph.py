@@ -13,7 +13,10 @@ from backline.lifecycle.calls.call_graph import CallGraph, Node, Wait
 NODES = [(name, "1") for name in "abcde"]
 NODE = st.sampled_from(NODES)
 #: Calls in turn, of one model or of an ensemble with its steps, and which of those under way ends behind each.
-TURNS = st.lists(st.tuples(st.lists(st.tuples(NODE, NODE), min_size=1, max_size=3), st.none() | st.integers(0, 20)), max_size=30)
+TURNS = st.lists(
+    st.tuples(st.lists(st.tuples(NODE, NODE), min_size=1, max_size=3), st.none() | st.integers(0, 20)),
+    max_size=30,
+)
 
 
 def is_circular(waits: list[Wait]) -> bool:
@@ -28,7 +31,9 @@ def is_circular(waits: list[Wait]) -> bool:
 
 
 @given(TURNS)
-def test_a_circle_is_found_exactly_when_there_would_be_one(turns: list[tuple[list[Wait], int | None]]) -> None:
+def test_a_circle_is_found_exactly_when_there_would_be_one(
+    turns: list[tuple[list[Wait], int | None]],
+) -> None:
     graph = CallGraph()
     under_way: list[list[Wait]] = []
     for waits, ended in turns:

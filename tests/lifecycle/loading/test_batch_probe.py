@@ -33,11 +33,22 @@ def elementwise_of_rank_1(path: Path) -> Path:
 
 
 def matmul(path: Path) -> Path:
-    return build(path, [node("MatMul", [X, "W"], [Y])], [(X, FLOAT, ["N", 64])], [(Y, FLOAT, ["N", 9])], {"W": floats(64, 9)})
+    return build(
+        path,
+        [node("MatMul", [X, "W"], [Y])],
+        [(X, FLOAT, ["N", 64])],
+        [(Y, FLOAT, ["N", 9])],
+        {"W": floats(64, 9)},
+    )
 
 
 def two_inputs(path: Path) -> Path:
-    return build(path, [node("Mul", ["A", "B"], [Y])], [("A", FLOAT, ["N", 4]), ("B", FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4])])
+    return build(
+        path,
+        [node("Mul", ["A", "B"], [Y])],
+        [("A", FLOAT, ["N", 4]), ("B", FLOAT, ["N", 4])],
+        [(Y, FLOAT, ["N", 4])],
+    )
 
 
 def convolution_of_any_size(path: Path) -> Path:
@@ -89,7 +100,13 @@ def lstm_time_first_backward(path: Path) -> Path:
 
 
 def cumulative_sum(path: Path) -> Path:
-    return build(path, [node("CumSum", [X, "axis"], [Y])], [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4])], {"axis": np.array(0, np.int64)})
+    return build(
+        path,
+        [node("CumSum", [X, "axis"], [Y])],
+        [(X, FLOAT, ["N", 4])],
+        [(Y, FLOAT, ["N", 4])],
+        {"axis": np.array(0, np.int64)},
+    )
 
 
 def softmax_over_rows(path: Path) -> Path:
@@ -107,13 +124,22 @@ def mean_subtracted(path: Path) -> Path:
 
 def scaled_by_a_rare_maximum(path: Path) -> Path:
     """Divides by the largest value of the batch, if that is above 1,000."""
-    nodes = [node("ReduceMax", [X], ["largest"], keepdims=0), node("Max", ["largest", "thousand"], ["by"]), node("Div", [X, "by"], [Y])]
-    return build(path, nodes, [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4])], {"thousand": np.array(1000, np.float32)})
+    nodes = [
+        node("ReduceMax", [X], ["largest"], keepdims=0),
+        node("Max", ["largest", "thousand"], ["by"]),
+        node("Div", [X, "by"], [Y]),
+    ]
+    return build(
+        path, nodes, [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4])], {"thousand": np.array(1000, np.float32)}
+    )
 
 
 def dynamically_quantised(path: Path) -> Path:
     """The scale is that of the whole batch."""
-    nodes = [node("DynamicQuantizeLinear", [X], ["q", "s", "z"]), node("DequantizeLinear", ["q", "s", "z"], [Y])]
+    nodes = [
+        node("DynamicQuantizeLinear", [X], ["q", "s", "z"]),
+        node("DequantizeLinear", ["q", "s", "z"], [Y]),
+    ]
     return build(path, nodes, [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4])])
 
 
@@ -133,7 +159,9 @@ def output_without_batch(path: Path) -> Path:
 
 def constant_output(path: Path) -> Path:
     nodes = [node("Relu", [X], [Y]), node("Identity", ["table"], ["T"])]
-    return build(path, nodes, [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4]), ("T", FLOAT, [7])], {"table": floats(7)})
+    return build(
+        path, nodes, [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4]), ("T", FLOAT, [7])], {"table": floats(7)}
+    )
 
 
 def output_of_wrong_rank(path: Path) -> Path:
@@ -143,7 +171,13 @@ def output_of_wrong_rank(path: Path) -> Path:
 
 def rows_for_each_step(path: Path) -> Path:
     """[N, T, 3] becomes [N*T, 3]: with one step, rows look like items."""
-    return build(path, [node("Reshape", [X, "shape"], [Y])], [(X, FLOAT, ["N", "T", 3])], [(Y, FLOAT, ["M", 3])], {"shape": ints(-1, 3)})
+    return build(
+        path,
+        [node("Reshape", [X, "shape"], [Y])],
+        [(X, FLOAT, ["N", "T", 3])],
+        [(Y, FLOAT, ["M", 3])],
+        {"shape": ints(-1, 3)},
+    )
 
 
 def squeezed(path: Path) -> Path:
@@ -156,15 +190,33 @@ def transposed(path: Path) -> Path:
 
 def only_one_row(path: Path) -> Path:
     """Accepts one item, whatever the file says."""
-    return build(path, [node("Reshape", [X, "shape"], [Y])], [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 4])], {"shape": ints(1, 4)})
+    return build(
+        path,
+        [node("Reshape", [X, "shape"], [Y])],
+        [(X, FLOAT, ["N", 4])],
+        [(Y, FLOAT, ["N", 4])],
+        {"shape": ints(1, 4)},
+    )
 
 
 def embedding(path: Path) -> Path:
-    return build(path, [node("Gather", ["W", X], [Y])], [(X, INT64, ["N", "T"])], [(Y, FLOAT, ["N", "T", 3])], {"W": floats(1000, 3)})
+    return build(
+        path,
+        [node("Gather", ["W", X], [Y])],
+        [(X, INT64, ["N", "T"])],
+        [(Y, FLOAT, ["N", "T", 3])],
+        {"W": floats(1000, 3)},
+    )
 
 
 def embedding_of_two_words(path: Path) -> Path:
-    return build(path, [node("Gather", ["W", X], [Y])], [(X, INT64, ["N", "T"])], [(Y, FLOAT, ["N", "T", 3])], {"W": floats(2, 3)})
+    return build(
+        path,
+        [node("Gather", ["W", X], [Y])],
+        [(X, INT64, ["N", "T"])],
+        [(Y, FLOAT, ["N", "T", 3])],
+        {"W": floats(2, 3)},
+    )
 
 
 def strings(path: Path) -> Path:
@@ -183,7 +235,9 @@ def not_a_number(path: Path) -> Path:
 def half_precision(path: Path) -> Path:
     weights = {"W": floats(64, 9).astype(np.float16)}
     half = TensorProto.FLOAT16
-    return build(path, [node("MatMul", [X, "W"], [Y])], [(X, half, ["N", 64])], [(Y, half, ["N", 9])], weights)
+    return build(
+        path, [node("MatMul", [X, "W"], [Y])], [(X, half, ["N", 64])], [(Y, half, ["N", 9])], weights
+    )
 
 
 def bfloat16(path: Path) -> Path:
@@ -198,7 +252,13 @@ def image_bytes(path: Path) -> Path:
 
 def layer_normalisation(path: Path) -> Path:
     nodes = [node("LayerNormalization", ["h", "scale"], [Y]), node("MatMul", [X, "W"], ["h"])][::-1]
-    return build(path, nodes, [(X, FLOAT, ["N", "T", 8])], [(Y, FLOAT, ["N", "T", 16])], {"W": floats(8, 16), "scale": floats(16, seed=3)})
+    return build(
+        path,
+        nodes,
+        [(X, FLOAT, ["N", "T", 8])],
+        [(Y, FLOAT, ["N", "T", 16])],
+        {"W": floats(8, 16), "scale": floats(16, seed=3)},
+    )
 
 
 Net = Callable[[Path], Path]
@@ -262,7 +322,12 @@ def test_a_first_dimension_that_is_no_batch_is_found_out(net: Net, reason: str, 
 
 
 def test_scalars_and_fixed_first_dimensions_are_no_batch(tmp_path: Path) -> None:
-    scalar = build(tmp_path / "a.onnx", [node("Mul", [X, "S"], [Y])], [(X, FLOAT, ["N", 4]), ("S", FLOAT, [])], [(Y, FLOAT, ["N", 4])])
+    scalar = build(
+        tmp_path / "a.onnx",
+        [node("Mul", [X, "S"], [Y])],
+        [(X, FLOAT, ["N", 4]), ("S", FLOAT, [])],
+        [(Y, FLOAT, ["N", 4])],
+    )
     fixed = build(tmp_path / "b.onnx", [node("Relu", [X], [Y])], [(X, FLOAT, [3, 4])], [(Y, FLOAT, [3, 4])])
 
     assert probe(scalar) == BatchProbe(False, "input 'S' is a scalar, so it has no batch dimension")
@@ -271,11 +336,19 @@ def test_scalars_and_fixed_first_dimensions_are_no_batch(tmp_path: Path) -> None
 
 def test_a_model_that_no_trial_input_suits_is_not_batched(tmp_path: Path) -> None:
     weights = {"shape": ints(-1, 7919)}  # a row of 4 has no multiple of this prime
-    net = build(tmp_path / "m.onnx", [node("Reshape", [X, "shape"], [Y])], [(X, FLOAT, ["N", 4])], [(Y, FLOAT, ["N", 7919])], weights)
+    net = build(
+        tmp_path / "m.onnx",
+        [node("Reshape", [X, "shape"], [Y])],
+        [(X, FLOAT, ["N", 4])],
+        [(Y, FLOAT, ["N", 7919])],
+        weights,
+    )
 
     found = probe(net)
 
-    assert found == BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
+    assert found == BatchProbe(
+        False, "no input that was tried could be run, so nothing is known about batches"
+    )
 
 
 class _Counting:

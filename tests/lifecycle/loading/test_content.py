@@ -23,7 +23,10 @@ def test_the_same_files_elsewhere_are_the_same(tmp_path: Path) -> None:
     assert Content(one, ["a", "b"]).digest == Content(two, ["b", "a"]).digest
 
 
-@pytest.mark.parametrize("files", [{"a": "1", "b": "3"}, {"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1"}, {"a": "1", "c": "2"}])
+@pytest.mark.parametrize(
+    "files",
+    [{"a": "1", "b": "3"}, {"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1"}, {"a": "1", "c": "2"}],
+)
 def test_other_files_are_others(files: dict[str, str], tmp_path: Path) -> None:
     one, two = put(tmp_path / "one", a="1", b="2"), put(tmp_path / "two", **files)
 

@@ -93,7 +93,9 @@ def test_each_device_has_one_model_and_its_instances(home: Any, repository: Path
     asyncio.run(scenario())
 
 
-def test_without_a_group_a_quick_network_waits_for_its_gpu_on_a_thread_of_each(home: Any, repository: Path, devices: Devices) -> None:
+def test_without_a_group_a_quick_network_waits_for_its_gpu_on_a_thread_of_each(
+    home: Any, repository: Path, devices: Devices
+) -> None:
     add1(repository)
 
     async def scenario() -> None:
@@ -104,7 +106,9 @@ def test_without_a_group_a_quick_network_waits_for_its_gpu_on_a_thread_of_each(h
     asyncio.run(scenario())
 
 
-def test_runs_on_gpus_take_no_cores_from_others(home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_on_gpus_take_no_cores_from_others(
+    home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(core_budget, "PATIENCE", 60)
     add1(repository)
     configure(repository, TWO_EACH)
@@ -124,7 +128,9 @@ def test_a_processor_beside_a_gpu_that_is_waited_for_is_shared_with_others(
     """What was measured on the GPU, that a run waits for it, does not hold for the processor."""
     monkeypatch.setattr(core_budget, "PATIENCE", 60)
     add1(repository)
-    configure(repository, ALONE + "instance_group [ { kind: KIND_GPU gpus: [ 0 ] }, { count: 3 kind: KIND_CPU } ]")
+    configure(
+        repository, ALONE + "instance_group [ { kind: KIND_GPU gpus: [ 0 ] }, { count: 3 kind: KIND_CPU } ]"
+    )
     at_once: list[int] = []
     running = threading.Semaphore(3)
 
@@ -146,9 +152,14 @@ def test_a_processor_beside_a_gpu_that_is_waited_for_is_shared_with_others(
     asyncio.run(scenario())
 
 
-def test_resources_are_those_of_the_gpu_that_an_instance_is_on(home: Any, repository: Path, devices: Devices) -> None:
+def test_resources_are_those_of_the_gpu_that_an_instance_is_on(
+    home: Any, repository: Path, devices: Devices
+) -> None:
     add1(repository)
-    configure(repository, ALONE + "instance_group { kind: KIND_GPU rate_limiter { resources { name: 'memory' count: 1 } } }")
+    configure(
+        repository,
+        ALONE + "instance_group { kind: KIND_GPU rate_limiter { resources { name: 'memory' count: 1 } } }",
+    )
 
     async def scenario() -> None:
         async with home(repository, rate_limit=("memory:1",)) as server:
@@ -159,7 +170,9 @@ def test_resources_are_those_of_the_gpu_that_an_instance_is_on(home: Any, reposi
     asyncio.run(scenario())
 
 
-def test_another_count_needs_no_load_and_another_gpu_does(home: Any, repository: Path, devices: Devices) -> None:
+def test_another_count_needs_no_load_and_another_gpu_does(
+    home: Any, repository: Path, devices: Devices
+) -> None:
     add1(repository)
     configure(repository, ALONE + "instance_group { kind: KIND_GPU gpus: [ 0 ] }")
 
@@ -175,7 +188,9 @@ def test_another_count_needs_no_load_and_another_gpu_does(home: Any, repository:
     asyncio.run(scenario())
 
 
-def test_a_load_that_fails_on_one_device_leaves_nothing_on_the_others(home: Any, repository: Path, devices: Devices) -> None:
+def test_a_load_that_fails_on_one_device_leaves_nothing_on_the_others(
+    home: Any, repository: Path, devices: Devices
+) -> None:
     add1(repository)
     configure(repository, TWO_EACH)
     devices.broken = "GPU 1"

@@ -23,13 +23,19 @@ def _of_here(model: Path) -> str:
 
 
 def _of_workers(model: Path) -> str:
-    put(model / "1" / "model.py", "class Model:\n    def predict(self, text: str) -> str:\n        return text\n")
+    put(
+        model / "1" / "model.py",
+        "class Model:\n    def predict(self, text: str) -> str:\n        return text\n",
+    )
     return ""
 
 
 def _of_streams(model: Path) -> str:
     (model / "1").mkdir(parents=True)
-    tensors = "".join(f'{kind} = {{ name = "{kind[:-3].upper()}", data_type = "INT32", dims = [1] }}\n' for kind in ("input", "output"))
+    tensors = "".join(
+        f'{kind} = {{ name = "{kind[:-3].upper()}", data_type = "INT32", dims = [1] }}\n'
+        for kind in ("input", "output")
+    )
     return f'backend = "square"\nmodel_transaction_policy.decoupled = true\n{tensors}'
 
 
@@ -54,11 +60,18 @@ def _warnings(repository: Path, home: Any, caplog: pytest.LogCaptureFixture) -> 
     ],
 )
 def test_a_setting_without_effect_is_named(
-    make: Callable[[Path], str], setting: str, why: str, home: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Callable[[Path], str],
+    setting: str,
+    why: str,
+    home: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model = tmp_path / "models" / "m"
     put(model / "model.toml", make(model) + setting)
-    assert _warnings(tmp_path / "models", home, caplog) == [f"model.toml of 'm': {setting.partition(' ')[0]} has no effect: {why}"]
+    assert _warnings(tmp_path / "models", home, caplog) == [
+        f"model.toml of 'm': {setting.partition(' ')[0]} has no effect: {why}"
+    ]
 
 
 def test_the_lane_of_a_model_in_workers_does_not_decide_about_its_devices(

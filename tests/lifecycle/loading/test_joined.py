@@ -30,7 +30,9 @@ def loaded(path: Path, joining: Joining, **settings: object) -> Loaded:
 def doubler(folder: Path) -> Path:
     """y = 2 x over [N, T, F], both of which vary."""
     nodes = [helper.make_node("Add", ["x", "x"], ["y"])]
-    return models.save(folder / "model.onnx", nodes, [("x", FLOAT, ["N", "T", "F"])], [("y", FLOAT, ["N", "T", "F"])])
+    return models.save(
+        folder / "model.onnx", nodes, [("x", FLOAT, ["N", "T", "F"])], [("y", FLOAT, ["N", "T", "F"])]
+    )
 
 
 def test_requests_that_are_answered_as_alone_are_proved(tmp_path: Path) -> None:
@@ -43,28 +45,43 @@ def test_requests_that_are_answered_as_alone_are_proved(tmp_path: Path) -> None:
 def test_an_output_that_is_not_cut_is_a_warning_with_both_shapes(tmp_path: Path) -> None:
     found = loaded(doubler(tmp_path), Joining(padding={"x": Padding(axes=(1,))}))
 
-    assert "output 'y' of a request has shape [1, 3, 4] alone, but [1, 4, 4] together with others" in found.warnings[0]
+    assert (
+        "output 'y' of a request has shape [1, 3, 4] alone, but [1, 4, 4] together with others"
+        in found.warnings[0]
+    )
 
 
 def test_a_wrong_window_is_a_warning(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Unsqueeze", ["x", "one"], ["u"]), helper.make_node("MaxPool", ["u"], ["y"], kernel_shape=[3], strides=[2])]
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "one"], ["u"]),
+        helper.make_node("MaxPool", ["u"], ["y"], kernel_shape=[3], strides=[2]),
+    ]
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
-    path = models.save(tmp_path / "model.onnx", nodes, [("x", FLOAT, ["N", "T"])], [("y", FLOAT, ["N", 1, "F"])], [one])
+    path = models.save(
+        tmp_path / "model.onnx", nodes, [("x", FLOAT, ["N", "T"])], [("y", FLOAT, ["N", 1, "F"])], [one]
+    )
 
-    right = loaded(path, Joining(padding={"x": Padding(buckets=(32,))}, cuts={"y": Cut("x", axis=2, hop=2, window=3)}))
-    wrong = loaded(path, Joining(padding={"x": Padding(buckets=(32,))}, cuts={"y": Cut("x", axis=2, hop=2, window=1)}))
+    right = loaded(
+        path, Joining(padding={"x": Padding(buckets=(32,))}, cuts={"y": Cut("x", axis=2, hop=2, window=3)})
+    )
+    wrong = loaded(
+        path, Joining(padding={"x": Padding(buckets=(32,))}, cuts={"y": Cut("x", axis=2, hop=2, window=1)})
+    )
 
     assert right.warnings == ()
     assert "joining requests changes answers" in wrong.warnings[0]
 
 
 @pytest.mark.parametrize(
-    ("settings", "passed_over"), [({}, True), ({"preserve_ordering": True}, False), ({"objective_seconds": 0.1}, False)]
+    ("settings", "passed_over"),
+    [({}, True), ({"preserve_ordering": True}, False), ({"objective_seconds": 0.1}, False)],
 )
 def test_requests_of_other_lengths_are_passed_over_unless_the_order_is_another_ones(
     tmp_path: Path, settings: dict[str, object], passed_over: bool
 ) -> None:
-    config = ModelConfig("m", max_batch_size=8, joining=Joining(padding={"x": Padding(axes=(1,))}), **settings)  # type: ignore[arg-type]
+    config = ModelConfig(
+        "m", max_batch_size=8, joining=Joining(padding={"x": Padding(axes=(1,))}), **settings
+    )  # type: ignore[arg-type]
 
     assert (settings_of(config, load(doubler(tmp_path), config)).batch.reach > 0) is passed_over
 
@@ -81,7 +98,9 @@ def one_length(folder: Path) -> Path:
     """The running sum of x over [N, 6], which takes no other length."""
     axis = helper.make_tensor("axis", TensorProto.INT32, [], [1])
     nodes = [helper.make_node("CumSum", ["x", "axis"], ["y"])]
-    return models.save(folder / "model.onnx", nodes, [("x", FLOAT, ["N", 6])], [("y", FLOAT, ["N", 6])], [axis])
+    return models.save(
+        folder / "model.onnx", nodes, [("x", FLOAT, ["N", 6])], [("y", FLOAT, ["N", 6])], [axis]
+    )
 
 
 def test_a_model_of_one_length_takes_shorter_inputs(tmp_path: Path) -> None:
@@ -104,7 +123,10 @@ def test_a_model_of_one_length_takes_no_longer_ones(tmp_path: Path) -> None:
     check = JoiningCheck(RequestCheck("m", found.signature, 8, strict=True), found.joining, ("x",))
     data = np.zeros((1, 7), np.float32)
 
-    with pytest.raises(InvalidArgument, match=r"input 'x' of model 'm' has shape \[1, 7\], but it may have at most 6 in dimension 1"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"input 'x' of model 'm' has shape \[1, 7\], but it may have at most 6 in dimension 1",
+    ):
         check(InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None))
 
 

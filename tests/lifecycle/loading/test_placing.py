@@ -49,25 +49,36 @@ def instances(places: Places, count: int | None = None) -> list[tuple[str, str]]
         ((group(3, gpus=(0, 1)),), NONE, [("CPU", "m_0_0"), ("CPU", "m_0_1"), ("CPU", "m_0_2")]),
     ],
 )
-def test_instances_are_where_triton_would_make_them(groups: tuple[InstanceGroup, ...], gpus: Gpus, expected: list[tuple[str, str]]) -> None:
+def test_instances_are_where_triton_would_make_them(
+    groups: tuple[InstanceGroup, ...], gpus: Gpus, expected: list[tuple[str, str]]
+) -> None:
     assert instances(place(config(*groups), gpus)) == expected
 
 
 def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_is_taken() -> None:
     places = place(config(group()), NONE)
 
-    assert places.missing == "instance group m_0 of model m asks for a GPU, but the runtime is built for the CPU alone"
+    assert (
+        places.missing
+        == "instance group m_0 of model m asks for a GPU, but the runtime is built for the CPU alone"
+    )
     assert name_devices(places) == "CPU, no GPU"
 
 
 @pytest.mark.parametrize("one", [group(), group(gpus=(0,)), group(1, "auto", (0,))])
 def test_a_strict_server_refuses_in_the_words_of_triton(one: InstanceGroup) -> None:
-    with pytest.raises(InvalidArgument, match="instance group m_0 of model m has kind KIND_GPU but no GPUs are available: the runtime is"):
+    with pytest.raises(
+        InvalidArgument,
+        match="instance group m_0 of model m has kind KIND_GPU but no GPUs are available: the runtime is",
+    ):
         place(config(one, strict_devices=True), NONE)
 
 
 def test_a_gpu_that_there_is_not_is_no_reason_to_take_the_cpu_where_there_are_others() -> None:
-    with pytest.raises(InvalidArgument, match=r"specifies invalid or unsupported gpu id 7\. GPUs that this model can run on are: 0, 1"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"specifies invalid or unsupported gpu id 7\. GPUs that this model can run on are: 0, 1",
+    ):
         place(config(group(gpus=(0, 7))), TWO)
 
 
@@ -118,7 +129,9 @@ def instance_groups(draw: st.DrawFn) -> InstanceGroup:
 
 
 @given(groups=st.lists(instance_groups(), min_size=1, max_size=4), there=lists_of_gpus, strict=st.booleans())
-def test_whatever_is_asked_for_is_kept_refused_or_told(groups: list[InstanceGroup], there: tuple[int, ...], strict: bool) -> None:
+def test_whatever_is_asked_for_is_kept_refused_or_told(
+    groups: list[InstanceGroup], there: tuple[int, ...], strict: bool
+) -> None:
     gpus = Gpus(there, "" if there else "there is none")
     asked = config(*groups, strict_devices=strict)
     try:
@@ -128,22 +141,34 @@ def test_whatever_is_asked_for_is_kept_refused_or_told(groups: list[InstanceGrou
         unknown = any(set(one.gpus) - set(there) for one in active)
         assert not active or unknown or (strict and not there and any(one.kind == "gpu" for one in active))
         return
-    assert [placed.index for placed in places.groups] == [index for index, one in enumerate(groups) if not one.passive]
+    assert [placed.index for placed in places.groups] == [
+        index for index, one in enumerate(groups) if not one.passive
+    ]
     counted = Counter(one.group for one in places.spread())
     for placed in places.groups:
         one = placed.group
-        assert {device.kind for device in placed.devices} <= {"auto": {"cpu", "gpu"}, "gpu": {"cpu", "gpu"}}.get(one.kind, {one.kind})
+        assert {device.kind for device in placed.devices} <= {
+            "auto": {"cpu", "gpu"},
+            "gpu": {"cpu", "gpu"},
+        }.get(one.kind, {one.kind})
         assert all(device.index in there for device in placed.devices if device.kind == "gpu")
         if there and (one.kind == "gpu" or one.gpus):
             assert [device.index for device in placed.devices] == list(one.gpus or there)
         if one.kind == "gpu" and placed.devices == (CPU,):
             assert places.missing
             assert not strict
-    assert counted == sum((Counter({p.group: p.group.count * len(p.devices)}) for p in places.groups), Counter())
-    assert bool(places.missing) == any((p.group.kind == "gpu" or p.group.gpus) and p.devices == (CPU,) for p in places.groups)
+    assert counted == sum(
+        (Counter({p.group: p.group.count * len(p.devices)}) for p in places.groups), Counter()
+    )
+    assert bool(places.missing) == any(
+        (p.group.kind == "gpu" or p.group.gpus) and p.devices == (CPU,) for p in places.groups
+    )
 
 
-@given(groups=st.lists(instance_groups(), min_size=1, max_size=4), counts=st.lists(st.integers(1, 4), min_size=4, max_size=4))
+@given(
+    groups=st.lists(instance_groups(), min_size=1, max_size=4),
+    counts=st.lists(st.integers(1, 4), min_size=4, max_size=4),
+)
 def test_placing_again_is_the_same_as_placing(groups: list[InstanceGroup], counts: list[int]) -> None:
     assume(any(not one.passive for one in groups))
     gpus = Gpus((0, 1, 2, 3))

@@ -21,7 +21,9 @@ def load(path: Path) -> OnnxModel:
 
 
 def test_a_quick_model_runs_on_the_loop_in_large_batches() -> None:
-    chosen = plan(RunTimes({1: 3 * US, 2: 5 * US, 4: 5 * US, 8: 5.5 * US, 16: 6 * US, 32: 8 * US, 64: 12 * US}), cores=2)
+    chosen = plan(
+        RunTimes({1: 3 * US, 2: 5 * US, 4: 5 * US, 8: 5.5 * US, 16: 6 * US, 32: 8 * US, 64: 12 * US}), cores=2
+    )
 
     assert (chosen.lane, chosen.batch_limit, chosen.instances) == ("inline", 64, 1)
     assert chosen.reason == "a run takes 3 us: on the event loop, in batches of up to 64 (0.188 us an item)"
@@ -71,7 +73,10 @@ def test_the_configuration_has_the_last_word() -> None:
 
     assert plan(quick, cores=2, lane="thread").lane == "thread"
     assert plan(slow, cores=2, lane="inline").lane == "inline"
-    assert (plan(quick, cores=2, instances=3).lane, plan(quick, cores=2, instances=3).instances) == ("thread", 3)
+    assert (plan(quick, cores=2, instances=3).lane, plan(quick, cores=2, instances=3).instances) == (
+        "thread",
+        3,
+    )
     assert plan(slow, cores=2, max_batch=1).batch_limit == 1
 
 
@@ -83,13 +88,22 @@ def test_a_model_that_could_not_be_tried_runs_on_threads() -> None:
 
 
 def test_the_batch_limit_is_the_smallest_that_is_nearly_best() -> None:
-    assert choose_batch_limit({1: 10 * US, 2: 11 * US, 4: 20 * US, 8: 39.5 * US}, overhead=0, longest=1.0) == 4
+    assert (
+        choose_batch_limit({1: 10 * US, 2: 11 * US, 4: 20 * US, 8: 39.5 * US}, overhead=0, longest=1.0) == 4
+    )
     assert choose_batch_limit({1: 10 * US}, overhead=0, longest=1.0) == 1
     assert choose_batch_limit({1: 10 * US, 2: 11 * US}, overhead=0, longest=10.5 * US) == 1
 
 
 def test_every_batch_size_of_a_small_model_is_measured(tmp_path: Path) -> None:
-    model = load(build(tmp_path / "m.onnx", [node("Neg", ["X"], ["Y"])], [("X", FLOAT, ["N", 16])], [("Y", FLOAT, ["N", 16])]))
+    model = load(
+        build(
+            tmp_path / "m.onnx",
+            [node("Neg", ["X"], ["Y"])],
+            [("X", FLOAT, ["N", 16])],
+            [("Y", FLOAT, ["N", 16])],
+        )
+    )
 
     times = measure(model, 64)
 
@@ -99,7 +113,14 @@ def test_every_batch_size_of_a_small_model_is_measured(tmp_path: Path) -> None:
 
 
 def test_no_batch_above_the_limit_is_measured(tmp_path: Path) -> None:
-    model = load(build(tmp_path / "m.onnx", [node("Neg", ["X"], ["Y"])], [("X", FLOAT, ["N", 16])], [("Y", FLOAT, ["N", 16])]))
+    model = load(
+        build(
+            tmp_path / "m.onnx",
+            [node("Neg", ["X"], ["Y"])],
+            [("X", FLOAT, ["N", 16])],
+            [("Y", FLOAT, ["N", 16])],
+        )
+    )
 
     assert max(measure(model, 4).seconds) == 4
     assert list(measure(model, 0).seconds) == [1]
@@ -113,7 +134,9 @@ def test_a_model_is_also_measured_with_larger_dimensions(tmp_path: Path) -> None
         node("Softmax", ["scores"], ["weights"]),
         node("MatMul", ["weights", "X"], ["Y"]),
     ]
-    model = load(build(tmp_path / "m.onnx", nodes, [("X", FLOAT, ["N", "T", 256])], [("Y", FLOAT, ["N", "T", 256])]))
+    model = load(
+        build(tmp_path / "m.onnx", nodes, [("X", FLOAT, ["N", "T", 256])], [("Y", FLOAT, ["N", "T", 256])])
+    )
 
     times = measure(model, 64)
 
@@ -149,14 +172,21 @@ def test_a_model_that_wants_a_sampling_rate_and_enough_samples_is_measured(tmp_p
 def test_a_model_that_takes_nothing_that_is_tried_has_no_run_times(tmp_path: Path) -> None:
     weights = {"shape": ints(-1, 7919)}
     model = load(
-        build(tmp_path / "m.onnx", [node("Reshape", ["X", "shape"], ["Y"])], [("X", FLOAT, ["N", 4])], [("Y", FLOAT, ["N", 7919])], weights)
+        build(
+            tmp_path / "m.onnx",
+            [node("Reshape", ["X", "shape"], ["Y"])],
+            [("X", FLOAT, ["N", 4])],
+            [("Y", FLOAT, ["N", 7919])],
+            weights,
+        )
     )
 
     assert measure(model, 0) == RunTimes({})
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(3.35e-6, "3.35 us"), (0.0123, "12.3 ms"), (1.5, "1.5 s"), (2e-7, "0.2 us"), (0.0009996, "1 ms")]
+    ("seconds", "text"),
+    [(3.35e-6, "3.35 us"), (0.0123, "12.3 ms"), (1.5, "1.5 s"), (2e-7, "0.2 us"), (0.0009996, "1 ms")],
 )
 def test_durations_are_told_in_three_digits(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text

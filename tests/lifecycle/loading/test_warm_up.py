@@ -48,12 +48,22 @@ def warm(model: Watched, samples: Sequence[Sample], batch: int = 64) -> int:
 
 
 def configured(
-    folder: Path, source: str, shape: tuple[int, ...] = (16,), datatype: DataType = DataType.FP32, *, size: int = 2, count: int = 3
+    folder: Path,
+    source: str,
+    shape: tuple[int, ...] = (16,),
+    datatype: DataType = DataType.FP32,
+    *,
+    size: int = 2,
+    count: int = 3,
 ) -> list[Sample]:
     """The samples of a model whose configuration has one sample with one input."""
     sample = WarmUpSample("first", size, count, (WarmUpInput("INPUT0", datatype, shape, source),))
     config = ModelConfig("m", warm_up=(sample,), source=str(folder / "m" / "config.pbtxt"))
-    return list(warm_up_samples(config, batched=size > 0, version_folder=folder / "m" / "1", model_folder=folder / "m"))
+    return list(
+        warm_up_samples(
+            config, batched=size > 0, version_folder=folder / "m" / "1", model_folder=folder / "m"
+        )
+    )
 
 
 @pytest.mark.parametrize("source", ["zero", "random"])
@@ -102,14 +112,19 @@ def test_a_sample_that_cannot_be_made_names_sample_input_and_file(
     (tmp_path / "m" / "warmup").mkdir(parents=True)
     if content is not None:
         (tmp_path / "m" / "warmup" / "item").write_bytes(content)
-    with pytest.raises(InvalidArgument, match=rf"^warm-up sample 'first' of .*m/config\.pbtxt: input 'INPUT0'.*{reason}"):
+    with pytest.raises(
+        InvalidArgument, match=rf"^warm-up sample 'first' of .*m/config\.pbtxt: input 'INPUT0'.*{reason}"
+    ):
         configured(tmp_path, "item", shape)
 
 
 def test_strings_that_are_cut_short_are_named_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "m" / "warmup").mkdir(parents=True)
     (tmp_path / "m" / "warmup" / "words").write_bytes(b"\x09\x00\x00\x00one")
-    with pytest.raises(InvalidArgument, match=r"sample 'first'.*input 'INPUT0': '.*warmup/words'.*ends within BYTES element 0 of 1"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"sample 'first'.*input 'INPUT0': '.*warmup/words'.*ends within BYTES element 0 of 1",
+    ):
         configured(tmp_path, "words", (1,), DataType.BYTES)
 
 
@@ -122,21 +137,28 @@ def test_a_data_file_outside_of_the_folder_is_not_read(tmp_path: Path, source: s
 
 
 def test_a_batch_for_a_model_without_batches_is_refused(tmp_path: Path) -> None:
-    config = ModelConfig("m", warm_up=(WarmUpSample("first", 2, 1, (WarmUpInput("INPUT0", DataType.FP32, (1, 16), "zero"),)),))
+    config = ModelConfig(
+        "m", warm_up=(WarmUpSample("first", 2, 1, (WarmUpInput("INPUT0", DataType.FP32, (1, 16), "zero"),)),)
+    )
     with pytest.raises(InvalidArgument, match="batch_size is 2, but the model takes no batches"):
         list(warm_up_samples(config, batched=False, version_folder=tmp_path, model_folder=tmp_path))
 
 
 def test_a_sample_that_does_not_fit_the_model_fails_with_the_reason(tmp_path: Path) -> None:
     model = Watched(models.add1(tmp_path, "m"))
-    with pytest.raises(InvalidArgument, match=r"^warm-up sample 'first' of .* does not fit the model: unexpected shape for input 'INPUT0'"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"^warm-up sample 'first' of .* does not fit the model: unexpected shape for input 'INPUT0'",
+    ):
         warm(model, configured(tmp_path, "zero", (15,)))
     assert model.runs == []
 
 
 def test_a_run_that_fails_names_the_sample(tmp_path: Path) -> None:
     model = Watched(models.identity_of(tmp_path, "m", TensorProto.STRING))
-    sample = Sample("the sample", {"INPUT0": Tensor("INPUT0", DataType.BYTES, (1, 1), np.array([[b"\xff"]], np.object_))})
+    sample = Sample(
+        "the sample", {"INPUT0": Tensor("INPUT0", DataType.BYTES, (1, 1), np.array([[b"\xff"]], np.object_))}
+    )
     with pytest.raises(InvalidArgument, match=r"^the sample failed: .*not UTF-8"):
         warm(model, [sample])
 
@@ -151,19 +173,30 @@ def test_the_requests_of_tensorflow_servings_file_are_run(tmp_path: Path) -> Non
     file = tmp_path / "m" / "1" / TENSORFLOW_FILE
     file.parent.mkdir()
     file.write_bytes(encode_record("m", request_of(1)) + encode_record("m", request_of(5)))
-    samples = list(warm_up_samples(ModelConfig("m"), batched=True, version_folder=file.parent.parent, model_folder=tmp_path / "m"))
+    samples = list(
+        warm_up_samples(
+            ModelConfig("m"), batched=True, version_folder=file.parent.parent, model_folder=tmp_path / "m"
+        )
+    )
     assert warm(model, samples) == 2
     assert [run["INPUT0"].shape for run in model.runs] == [(1, 16), (5, 16)]
 
 
-def test_recorded_requests_of_another_signature_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recorded_requests_of_another_signature_are_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = Watched(models.add1(tmp_path, "m"))
     recorded = tmp_path / "recorded"
     recorded.write_bytes(encode_record("m", request_of(1, 7)) + encode_record("m", request_of(2)))
     with caplog.at_level(logging.WARNING, "backline.lifecycle"):
-        samples = warm_up_samples(ModelConfig("m"), batched=True, version_folder=tmp_path, model_folder=tmp_path, recorded=recorded)
+        samples = warm_up_samples(
+            ModelConfig("m"), batched=True, version_folder=tmp_path, model_folder=tmp_path, recorded=recorded
+        )
         assert warm(model, list(samples)) == 1
-    assert f"a recorded request is left out: warm-up request 1 of '{recorded}' does not fit the model: " in caplog.text
+    assert (
+        f"a recorded request is left out: warm-up request 1 of '{recorded}' does not fit the model: "
+        in caplog.text
+    )
 
 
 def test_a_damaged_file_of_requests_fails_the_load(tmp_path: Path) -> None:
@@ -184,7 +217,9 @@ def test_a_sample_may_ask_for_some_outputs_only(tmp_path: Path) -> None:
     assert warm(model, [Sample("one", request_of(1), outputs=("OUTPUT0",))]) == 1
 
 
-def test_a_version_whose_warm_up_fails_is_not_served_and_says_which_sample(home: Any, repository: Path) -> None:
+def test_a_version_whose_warm_up_fails_is_not_served_and_says_which_sample(
+    home: Any, repository: Path
+) -> None:
     models.add1(repository)
     sample = 'name: "first" batch_size: 1 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 16 input_data_file: "item" } }'
     (repository / "add1" / "config.pbtxt").write_text(f"max_batch_size: 4 model_warmup [ {{ {sample} }} ]")

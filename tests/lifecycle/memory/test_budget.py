@@ -47,8 +47,12 @@ tenants_lists = st.lists(
 ).map(lambda rows: [Tenant(index, memory, used, pinned, busy) for index, (memory, used, pinned, busy) in enumerate(rows)])  # fmt: skip
 
 
-@given(tenants=tenants_lists, budget=st.integers(0, 300), base=st.integers(0, 100), needed=st.integers(0, 100))
-def test_whoever_goes_is_idle_needed_and_enough(tenants: list[Tenant], budget: int, base: int, needed: int) -> None:
+@given(
+    tenants=tenants_lists, budget=st.integers(0, 300), base=st.integers(0, 100), needed=st.integers(0, 100)
+)
+def test_whoever_goes_is_idle_needed_and_enough(
+    tenants: list[Tenant], budget: int, base: int, needed: int
+) -> None:
     resident = base + sum(one.memory for one in tenants)
     idle = {one.key: one for one in tenants if not one.pinned and not one.busy}
     found = make_room(tenants, budget=budget, resident=resident, needed=needed)
@@ -66,7 +70,9 @@ def test_whoever_goes_is_idle_needed_and_enough(tenants: list[Tenant], budget: i
 
 
 @given(tenants=tenants_lists, budget=st.integers(0, 300), needed=st.integers(0, 100))
-def test_none_that_stays_was_used_longer_ago_than_all_that_go(tenants: list[Tenant], budget: int, needed: int) -> None:
+def test_none_that_stays_was_used_longer_ago_than_all_that_go(
+    tenants: list[Tenant], budget: int, needed: int
+) -> None:
     resident = sum(one.memory for one in tenants)
     found = make_room(tenants, budget=budget, resident=resident, needed=needed)
     if isinstance(found, Shortage) or not found:
@@ -74,7 +80,11 @@ def test_none_that_stays_was_used_longer_ago_than_all_that_go(tenants: list[Tena
     by_key = {one.key: one for one in tenants}
     newest = max(by_key[key].last_used for key in found)
     excess = resident + needed - budget
-    older = [one for one in tenants if not one.pinned and not one.busy and one.last_used < newest and one.key not in found]
+    older = [
+        one
+        for one in tenants
+        if not one.pinned and not one.busy and one.last_used < newest and one.key not in found
+    ]
     # Those that stay although they are older than one that goes would not have sufficed in its place.
     assert sum(one.memory for one in older) < excess
 

@@ -63,11 +63,20 @@ def crowded(base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         large(folder / "models", f"model{number:02}", number + 1.0)
     (folder / "models" / "model15" / "model.toml").write_text("pinned = true\n")
     budget = base + 6 * 4 * MB + 8 * MB
-    with serve(folder / "models", folder / "log", "--state-dir", str(folder / "state"), "--memory-budget", str(budget)) as server:
+    with serve(
+        folder / "models",
+        folder / "log",
+        "--state-dir",
+        str(folder / "state"),
+        "--memory-budget",
+        str(budget),
+    ) as server:
         yield server, budget
 
 
-def test_what_does_not_fit_is_listed_as_loaded_on_request_and_the_server_is_ready(crowded: tuple[ServerProcess, int]) -> None:
+def test_what_does_not_fit_is_listed_as_loaded_on_request_and_the_server_is_ready(
+    crowded: tuple[ServerProcess, int],
+) -> None:
     entries = listing(crowded[0]).values()
     ready = [entry for entry in entries if entry["state"] == "READY"]
     asleep = [entry for entry in entries if entry["state"] == "UNAVAILABLE"]
@@ -102,7 +111,9 @@ def test_a_pinned_model_is_never_unloaded(crowded: tuple[ServerProcess, int]) ->
             assert listing(server)["model15"]["state"] == "READY"
 
 
-def test_metadata_of_a_model_that_was_never_loaded_comes_with_its_inputs(crowded: tuple[ServerProcess, int], tmp_path: Path) -> None:
+def test_metadata_of_a_model_that_was_never_loaded_comes_with_its_inputs(
+    crowded: tuple[ServerProcess, int], tmp_path: Path
+) -> None:
     models.add1(tmp_path / "models")
     (tmp_path / "models" / "add1" / "model.toml").write_text('load = "on_demand"\n')
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:
@@ -121,7 +132,10 @@ def test_what_needs_the_inputs_of_a_model_waits_for_its_first_load(tmp_path: Pat
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:
         if way == "raw request":
             request = urllib.request.Request(
-                f"{server.url}/v2/models/add1/infer", bytes(64), {"Inference-Header-Content-Length": "0"}, method="POST"
+                f"{server.url}/v2/models/add1/infer",
+                bytes(64),
+                {"Inference-Header-Content-Length": "0"},
+                method="POST",
             )
             with urllib.request.urlopen(request, timeout=30) as answer:
                 assert answer.read().endswith(np.ones(16, np.float32).tobytes())
@@ -148,7 +162,9 @@ def test_a_model_that_is_idle_sleeps_and_wakes_with_its_counters(home: Any, repo
     asyncio.run(scenario())
 
 
-def test_a_load_on_demand_that_fails_tells_why_and_the_next_request_may_succeed(home: Any, repository: Path) -> None:
+def test_a_load_on_demand_that_fails_tells_why_and_the_next_request_may_succeed(
+    home: Any, repository: Path
+) -> None:
     file = models.add1(repository)
     good = file.read_bytes()
     (repository / "add1" / "model.toml").write_text('load = "on_demand"\n')
@@ -194,7 +210,14 @@ def test_an_unload_gives_the_memory_of_a_large_model_back(tmp_path: Path) -> Non
         [("y", networks.FLOAT, ["N", side])],
         {"w": networks.floats(side, side)},
     )
-    with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state"), "--model-control-mode", "explicit") as server:
+    with serve(
+        tmp_path / "models",
+        tmp_path / "log",
+        "--state-dir",
+        str(tmp_path / "state"),
+        "--model-control-mode",
+        "explicit",
+    ) as server:
         process = psutil.Process(server.process.pid)
         after: list[int] = []
         with connect(server.url) as client:
@@ -204,7 +227,9 @@ def test_an_unload_gives_the_memory_of_a_large_model_back(tmp_path: Path) -> Non
                 client.unload("large")
                 limit = after[0] * 1.05 if after else process.memory_info().rss - 80 * MB
                 end = time.monotonic() + 20
-                while process.memory_info().rss > limit and time.monotonic() < end:  # it is given back just after the answer
+                while (
+                    process.memory_info().rss > limit and time.monotonic() < end
+                ):  # it is given back just after the answer
                     client.live()
                 after.append(process.memory_info().rss)
         assert after[-1] <= after[0] * 1.05

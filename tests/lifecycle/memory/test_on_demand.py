@@ -41,14 +41,18 @@ class Echo:
 class Sleeper:
     """A sleeping version in an engine, whose load waits until the test lets it go on."""
 
-    def __init__(self, *, queue_size: int = 10, timeout_us: int = 0, failure: BacklineError | None = None) -> None:
+    def __init__(
+        self, *, queue_size: int = 10, timeout_us: int = 0, failure: BacklineError | None = None
+    ) -> None:
         self.engine = Engine()
         self.model = Model("m", "1", ModelConfig("m"))
         self.go_on = asyncio.Event()
         self.loads = 0
         self.failure = failure
         self.real = Echo()
-        self.queue = OnDemandQueue(self.model, self.load, QueueSettings(QueuePolicy(queue_size, timeout_us)), QueueTotal())
+        self.queue = OnDemandQueue(
+            self.model, self.load, QueueSettings(QueuePolicy(queue_size, timeout_us)), QueueTotal()
+        )
         self.sleep()
 
     def sleep(self) -> None:
@@ -74,7 +78,9 @@ class Sleeper:
 
     def ask(self, width: int = 2, deadline: float | None = None) -> asyncio.Task[InferResponse]:
         data = np.ones((1, width), np.float32)
-        request = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None, deadline=deadline)
+        request = InferRequest(
+            "m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None, deadline=deadline
+        )
         return asyncio.ensure_future(self.engine.infer(request))
 
     async def holding(self, count: int) -> None:
@@ -149,7 +155,10 @@ def test_a_deadline_that_passes_during_the_load_is_kept() -> None:
         sleeper = Sleeper()
         late = sleeper.ask(deadline=time.monotonic() + 0.03)
         patient = sleeper.ask()
-        with pytest.raises(DeadlineExceeded, match=r"The deadline of the request passed after .* ms in which model 'm' was being loaded"):
+        with pytest.raises(
+            DeadlineExceeded,
+            match=r"The deadline of the request passed after .* ms in which model 'm' was being loaded",
+        ):
             await late
         assert sleeper.model.statistics.expired == 1
         sleeper.go_on.set()
@@ -172,7 +181,9 @@ def test_more_requests_than_the_queue_holds_are_refused_at_once() -> None:
         sleeper = Sleeper(queue_size=2)
         held = [sleeper.ask(), sleeper.ask()]
         await sleeper.holding(2)
-        with pytest.raises(Unavailable, match="Exceeds maximum queue size of 2 for model 'm', which is being loaded"):
+        with pytest.raises(
+            Unavailable, match="Exceeds maximum queue size of 2 for model 'm', which is being loaded"
+        ):
             await sleeper.ask()
         sleeper.go_on.set()
         await asyncio.gather(*held)

@@ -38,7 +38,15 @@ class House:
     def resident(self) -> int:
         return self.base + sum(one.memory for one in self.tenants.values())
 
-    def add(self, key: str, size: int, last_used: float = 0.0, *, pinned: bool = False, idle_limit: float | None = None) -> None:
+    def add(
+        self,
+        key: str,
+        size: int,
+        last_used: float = 0.0,
+        *,
+        pinned: bool = False,
+        idle_limit: float | None = None,
+    ) -> None:
         self.tenants[key] = Tenant(key, size * MIB, last_used, pinned, idle_limit=idle_limit)
 
     async def put_to_sleep(self, keys: Collection[Hashable], reason: str) -> None:
@@ -91,7 +99,10 @@ def test_a_load_that_may_not_evict_is_refused_with_the_numbers() -> None:
     async def scenario() -> None:
         house = House()
         house.add("a", 90)
-        with pytest.raises(Unavailable, match=r"^model 'm' needs 24 MiB, and the memory budget of 200 MiB has no room for it: 190 MiB"):
+        with pytest.raises(
+            Unavailable,
+            match=r"^model 'm' needs 24 MiB, and the memory budget of 200 MiB has no room for it: 190 MiB",
+        ):
             async with house.residency.room("model 'm'", 20 * MIB, evict=False):
                 pytest.fail("there is no room")
         assert house.gone == []
@@ -108,8 +119,12 @@ def test_what_needs_nothing_is_let_in_by_a_full_house() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize(("budget", "advice", "retry_after"), [(140, "Raise --memory-budget", None), (150, "Try again", 1)])
-def test_to_try_again_is_advised_where_that_may_help(budget: int, advice: str, retry_after: int | None) -> None:
+@pytest.mark.parametrize(
+    ("budget", "advice", "retry_after"), [(140, "Raise --memory-budget", None), (150, "Try again", 1)]
+)
+def test_to_try_again_is_advised_where_that_may_help(
+    budget: int, advice: str, retry_after: int | None
+) -> None:
     busy = Tenant("busy", 30 * MIB, 0.0, busy=True)
 
     found = make_room([busy], budget=budget * MIB, resident=130 * MIB, needed=50 * MIB)

@@ -19,7 +19,9 @@ def test_the_last_changes_come_first(tmp_path: Path) -> None:
     audit = AuditLog(tmp_path / "state")
     for number in range(1, 2000):
         audit.append(change(number, detail="x" * 100))
-    assert AuditLog(tmp_path / "state").history(limit=3) == [change(number, detail="x" * 100) for number in (1999, 1998, 1997)]
+    assert AuditLog(tmp_path / "state").history(limit=3) == [
+        change(number, detail="x" * 100) for number in (1999, 1998, 1997)
+    ]
     assert len(audit.history(limit=10_000)) == 1999
 
 

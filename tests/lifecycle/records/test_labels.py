@@ -25,7 +25,9 @@ def test_a_removed_label_is_gone(tmp_path: Path) -> None:
     assert LabelStore(tmp_path).of("m") == {}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"m": "1"}', '{"m": {"stable": 1}}', '{"m": {"stable": ""}}', "\x00", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"m": "1"}', '{"m": {"stable": 1}}', '{"m": {"stable": ""}}', "\x00", "[" * 100_000]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(InvalidArgument, match=r"labels\.json' .*is damaged.*remove it"):

@@ -39,7 +39,11 @@ def test_with_namespaces_every_model_is_called_after_its_repository(tmp_path: Pa
 
     sources = scan(tmp_path / "blue", tmp_path / "green", namespacing=True)
 
-    assert {name: source.found.problem for name, source in sources.items()} == {"blue.add": "", "green.add": "", "green.mul": ""}
+    assert {name: source.found.problem for name, source in sources.items()} == {
+        "blue.add": "",
+        "green.add": "",
+        "green.mul": "",
+    }
 
 
 def test_namespaces_that_are_the_same_are_refused(tmp_path: Path) -> None:

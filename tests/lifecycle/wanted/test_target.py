@@ -22,7 +22,10 @@ def test_a_policy_that_names_only_versions_that_are_not_there_says_so(tmp_path: 
     (version,) = Target(source(tmp_path)).versions()
 
     assert version.version == NO_VERSION
-    assert version.problem == f"'{tmp_path / 'm'}' holds none of the versions that version_policy names: 4, 5 (it holds 1)"
+    assert (
+        version.problem
+        == f"'{tmp_path / 'm'}' holds none of the versions that version_policy names: 4, 5 (it holds 1)"
+    )
 
 
 def test_a_version_beside_the_policy_is_served_without_a_complaint(tmp_path: Path) -> None:

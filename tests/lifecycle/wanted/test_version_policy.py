@@ -23,7 +23,9 @@ NAMES = st.one_of(
 POLICIES = st.one_of(
     st.just(VersionPolicy(latest=None)),
     st.integers(1, 5).map(lambda count: VersionPolicy(latest=count)),
-    st.lists(NAMES, min_size=1, max_size=4).map(lambda names: VersionPolicy(latest=None, specific=tuple(names))),
+    st.lists(NAMES, min_size=1, max_size=4).map(
+        lambda names: VersionPolicy(latest=None, specific=tuple(names))
+    ),
 )
 
 
@@ -46,7 +48,10 @@ def test_integers_are_ordered_as_numbers(left: int, right: int) -> None:
     assert (version_order(str(left)) < version_order(str(right))) == (left < right)
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=3, max_size=3), st.lists(st.integers(0, 10**6), min_size=3, max_size=3))
+@given(
+    st.lists(st.integers(0, 10**6), min_size=3, max_size=3),
+    st.lists(st.integers(0, 10**6), min_size=3, max_size=3),
+)
 def test_dotted_numbers_are_ordered_part_by_part(left: list[int], right: list[int]) -> None:
     first, second = ".".join(map(str, left)), ".".join(map(str, right))
 
@@ -66,10 +71,13 @@ def test_the_order_is_total(first: str, second: str, third: str) -> None:
 def test_the_order_is_that_of_an_independent_comparison(first: str, second: str) -> None:
     def compare(left: str, right: str) -> int:
         """Digit runs by length once zeros are gone, then by character; a run of digits comes before any other."""
-        for one, other in zip(re.findall("[0-9]+|[^0-9]+", left), re.findall("[0-9]+|[^0-9]+", right), strict=False):
+        for one, other in zip(
+            re.findall("[0-9]+|[^0-9]+", left), re.findall("[0-9]+|[^0-9]+", right), strict=False
+        ):
             numbers = one[0] in "0123456789", other[0] in "0123456789"
             keys = [
-                (len(part.lstrip("0")), part.lstrip("0")) if number else part for part, number in zip((one, other), numbers, strict=True)
+                (len(part.lstrip("0")), part.lstrip("0")) if number else part
+                for part, number in zip((one, other), numbers, strict=True)
             ]
             if numbers[0] != numbers[1]:
                 return -1 if numbers[0] else 1
@@ -112,7 +120,9 @@ def test_specific_takes_what_is_named_and_tells_the_rest(versions: list[str], na
 
 
 @given(st.lists(NAMES, max_size=8), POLICIES, st.randoms())
-def test_the_order_of_what_is_given_does_not_matter(versions: list[str], policy: VersionPolicy, random: object) -> None:
+def test_the_order_of_what_is_given_does_not_matter(
+    versions: list[str], policy: VersionPolicy, random: object
+) -> None:
     shuffled = list(versions)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
 

@@ -60,13 +60,18 @@ OF_ERRORS = {"ERROR", "CRITICAL"}
         ({"verbose_level": 2, "info": True}, ALL, ALL),
     ],
 )
-def test_each_severity_is_switched_by_itself(start: Started, settings: dict[str, Any], of_models: set[str], of_others: set[str]) -> None:
+def test_each_severity_is_switched_by_itself(
+    start: Started, settings: dict[str, Any], of_models: set[str], of_others: set[str]
+) -> None:
     _, lines = start(**settings)
 
     say_everything()
 
     told = [re.fullmatch(r"\S+ \S+ (\w+) ([\w.]+): \1", line) for line in lines()]
-    heard = {name: {match[1] for match in told if match is not None and match[2] == name} for name in ("backline.model", "elsewhere")}
+    heard = {
+        name: {match[1] for match in told if match is not None and match[2] == name}
+        for name in ("backline.model", "elsewhere")
+    }
     assert heard == {"backline.model": of_models, "elsewhere": of_others}
 
 
@@ -91,7 +96,9 @@ def test_a_change_counts_from_then_on(start: Started) -> None:
         ("error", {"info": False, "warning": False, "error": True, "verbose_level": 0}),
     ],
 )
-def test_a_level_stands_for_severities_which_may_be_set_by_themselves(level: Any, severities: dict[str, Any]) -> None:
+def test_a_level_stands_for_severities_which_may_be_set_by_themselves(
+    level: Any, severities: dict[str, Any]
+) -> None:
     assert LogSettings.of_level(level) == LogSettings(**severities)
     assert LogSettings.of_level(level, info=not severities["info"], verbose_level=1) == LogSettings(
         **{**severities, "info": not severities["info"], "verbose_level": 1}
@@ -106,14 +113,22 @@ def test_a_line_of_json_has_what_a_collector_wants(start: Started, monkeypatch: 
     try:
         raise ValueError('a "quoted"\nreason')
     except ValueError:
-        logging.getLogger("backline.wire").exception("it failed for %s", "x\ny", extra={"fields": {"model": "add1", "queue_us": 12}})
+        logging.getLogger("backline.wire").exception(
+            "it failed for %s", "x\ny", extra={"fields": {"model": "add1", "queue_us": 12}}
+        )
     logging.getLogger("backline.wire").warning("half a pair: %s", "\ud800")
 
     failed, half = lines()
     document = json.loads(failed)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", document.pop("time"))
     assert 'ValueError: a "quoted"\nreason' in document.pop("exception")
-    assert document == {"level": "error", "logger": "backline.wire", "message": "it failed for x\ny", "model": "add1", "queue_us": 12}
+    assert document == {
+        "level": "error",
+        "logger": "backline.wire",
+        "message": "it failed for x\ny",
+        "model": "add1",
+        "queue_us": 12,
+    }
     assert json.loads(half)["message"] == "half a pair: ?"
 
 
@@ -129,7 +144,9 @@ def test_times_of_iso8601_are_in_utc(start: Started) -> None:
 def test_a_record_that_cannot_be_formatted_is_a_line_nevertheless(start: Started) -> None:
     log, lines = start()
 
-    log.handle(logging.LogRecord("backline.wire", logging.WARNING, __file__, 0, "%d requests", ("many",), None))
+    log.handle(
+        logging.LogRecord("backline.wire", logging.WARNING, __file__, 0, "%d requests", ("many",), None)
+    )
 
     (line,) = lines()
     assert line.startswith("a line of backline.wire cannot be written, '%d requests': ")

@@ -43,7 +43,9 @@ def test_lines_that_a_full_disk_does_not_take_are_told_when_it_does_again(tmp_pa
     assert file.read_bytes() == b"again\n3 lost: No space left on device\n"
 
 
-def test_a_pipe_that_nobody_reads_holds_nobody_up_and_takes_a_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_that_nobody_reads_holds_nobody_up_and_takes_a_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "_LAST", 0.1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)

@@ -23,7 +23,10 @@ CLEAR = dict.fromkeys(SETTINGS)
 
 def options(file: Path) -> list[str]:
     """With which a server is started: it writes each trace to a file of its own, and traces all."""
-    return [f"--trace-config={one}" for one in (f"triton,file={file}", "triton,log-frequency=1", "level=TIMESTAMPS", "rate=1")]
+    return [
+        f"--trace-config={one}"
+        for one in (f"triton,file={file}", "triton,log-frequency=1", "level=TIMESTAMPS", "rate=1")
+    ]
 
 
 class Ask:
@@ -47,7 +50,9 @@ class Ask:
         return self._told(lambda: (self.http if by == "http" else self.grpc).get_trace_settings(model))
 
     def update(self, settings: Mapping[str, Any], model: str | None = None, by: str = "http") -> Any:
-        return self._told(lambda: (self.http if by == "http" else self.grpc).update_trace_settings(model, dict(settings)))
+        return self._told(
+            lambda: (self.http if by == "http" else self.grpc).update_trace_settings(model, dict(settings))
+        )
 
     def post(self, body: str, path: str = "v2/trace/setting") -> Any:
         response = self.http._post(request_uri=path, request_body=body, headers=None, query_params=None)
@@ -59,7 +64,10 @@ class Ask:
         except InferenceServerException as error:
             return {"error": error.message(), "status": error.status()}
         if not isinstance(told, dict):
-            told = {name: list(value["value"]) for name, value in json_format.MessageToDict(told)["settings"].items()}
+            told = {
+                name: list(value["value"])
+                for name, value in json_format.MessageToDict(told)["settings"].items()
+            }
         return _without_file(told)
 
     def infer(self, model: str, value: float = 1.0, *, by: str = "http", **more: Any) -> Any:
@@ -75,7 +83,10 @@ class Ask:
 
     def traces(self, count: int = 1) -> list[Any]:
         """What the next traces say: of each request its model, its parent and the names of its moments, by their order in time."""
-        told = [read_trace(self._file.with_name(f"{self._file.name}.{self._traces + index}")) for index in range(count)]
+        told = [
+            read_trace(self._file.with_name(f"{self._file.name}.{self._traces + index}"))
+            for index in range(count)
+        ]
         self._traces += count
         return told
 
@@ -131,7 +142,12 @@ def _traced(ask: Ask, *asked: Callable[[], Any], count: int = 1) -> Any:
 
 def _follows(ask: Ask) -> Any:
     """What a model sets itself stays, what it does not follows the settings of all."""
-    told = [ask.update({"trace_rate": "5"}, "add"), ask.update({"trace_rate": "6", "trace_count": "3"}), ask.get("add"), ask.get("twice")]
+    told = [
+        ask.update({"trace_rate": "5"}, "add"),
+        ask.update({"trace_rate": "6", "trace_count": "3"}),
+        ask.get("add"),
+        ask.get("twice"),
+    ]
     told += [ask.update({"trace_rate": None}, "add"), ask.update(CLEAR), ask.get("add")]
     return told
 
@@ -168,7 +184,9 @@ CASES: dict[str, Callable[[Ask], Any]] = {
     "frequency": lambda ask: _both(ask, {"log_frequency": "9"}),
     "off": lambda ask: _both(ask, {"trace_level": ["OFF"]}),
     "tensors": lambda ask: _both(ask, {"trace_level": ["TIMESTAMPS", "TENSORS"]}),
-    "several": lambda ask: _both(ask, {"trace_level": ["TENSORS"], "trace_rate": "3", "trace_count": "4", "log_frequency": "5"}),
+    "several": lambda ask: _both(
+        ask, {"trace_level": ["TENSORS"], "trace_rate": "3", "trace_count": "4", "log_frequency": "5"}
+    ),
     "nothing": lambda ask: _both(ask, {}),
     "cleared": lambda ask: [ask.update({"trace_rate": "3"}), ask.update({"trace_rate": None}, by="grpc")],
     "follows": _follows,

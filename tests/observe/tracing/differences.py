@@ -12,23 +12,47 @@ _NO_LEVEL = "'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or not
 
 
 def _both(message: str, status: str = "400", code: str = "INVALID_ARGUMENT") -> dict[str, Any]:
-    return {"http": {"error": message, "status": status}, "grpc": {"error": message, "status": f"StatusCode.{code}"}}
+    return {
+        "http": {"error": message, "status": status},
+        "grpc": {"error": message, "status": f"StatusCode.{code}"},
+    }
 
 
 _TENSORS = [
-    {"activity": "TENSOR_QUEUE_INPUT", "name": "IN", "data": "0.1,0.1,0.1,0.1", "shape": "1,4", "dtype": "FP32"},
-    {"activity": "TENSOR_BACKEND_OUTPUT", "name": "OUT", "data": "1.1,1.1,1.1,1.1", "shape": "1,4", "dtype": "FP32"},
+    {
+        "activity": "TENSOR_QUEUE_INPUT",
+        "name": "IN",
+        "data": "0.1,0.1,0.1,0.1",
+        "shape": "1,4",
+        "dtype": "FP32",
+    },
+    {
+        "activity": "TENSOR_BACKEND_OUTPUT",
+        "name": "OUT",
+        "data": "1.1,1.1,1.1,1.1",
+        "shape": "1,4",
+        "dtype": "FP32",
+    },
 ]
 #: By case, what is answered, and the reason.
 DIFFERENCES: dict[str, tuple[Any, str]] = {
     "unknown": (_both(_UNKNOWN), "Triton ignores settings that it does not know"),
     "mode": (_both(_MODE, "501", "UNIMPLEMENTED"), "Triton ignores it"),
-    "no level": (_both("unknown trace level 'NOPE', expected OFF, TIMESTAMPS or TENSORS"), "Triton ignores levels that it does not know"),
+    "no level": (
+        _both("unknown trace level 'NOPE', expected OFF, TIMESTAMPS or TENSORS"),
+        "Triton ignores levels that it does not know",
+    ),
     "levels without any": ([400, {"error": _NO_LEVEL}], "Triton changes nothing and answers 200"),
     "negative rate": (_both(f"Unable to parse 'trace_rate', {_RANGE}-1"), "Triton takes -1 for 4294967295"),
     "broken rate": (_both("Unable to parse 'trace_rate', got: 1.5"), "Triton reads as far as it can"),
-    "negative count": (_both("Unable to parse 'trace_count'. Expecting value >= -1, got: -2"), "by HTTP Triton leaves out a space"),
-    "rate as a number": ([400, {"error": f"{_BODY}Expected `str | array | null`, got `int` - at `$[...]`"}], "a client's fault is no 500"),
+    "negative count": (
+        _both("Unable to parse 'trace_count'. Expecting value >= -1, got: -2"),
+        "by HTTP Triton leaves out a space",
+    ),
+    "rate as a number": (
+        [400, {"error": f"{_BODY}Expected `str | array | null`, got `int` - at `$[...]`"}],
+        "a client's fault is no 500",
+    ),
     "level as a text": (
         [
             200,
@@ -44,9 +68,17 @@ DIFFERENCES: dict[str, tuple[Any, str]] = {
         "one level is a list of one, as it is by gRPC; Triton answers 500",
     ),
     "no json": ([400, {"error": f"{_BODY}Input data was truncated"}], "a client's fault is no 500"),
-    "no object": ([400, {"error": f"{_BODY}Expected `object`, got `array`"}], "Triton takes it for an empty object"),
+    "no object": (
+        [400, {"error": f"{_BODY}Expected `object`, got `array`"}],
+        "Triton takes it for an empty object",
+    ),
     "trace of tensors": (
-        {"answers": [None], "traces": [[{"model_name": "add", "model_version": 1, "parent": 0, "moments": [], "tensors": _TENSORS}]]},
+        {
+            "answers": [None],
+            "traces": [
+                [{"model_name": "add", "model_version": 1, "parent": 0, "moments": [], "tensors": _TENSORS}]
+            ],
+        },
         "with the level TENSORS alone Triton does not say whose tensors they are",
     ),
 }

@@ -7,7 +7,9 @@ from pathlib import Path
 
 _MODELS = Path(__file__).with_name("models")
 _TENSORS = 'input [ { name: "IN" data_type: TYPE_FP32 dims: [ 4 ] } ]\noutput [ { name: "OUT" data_type: TYPE_FP32 dims: [ 4 ] } ]\n'
-_PYTHON = f'backend: "python"\nmax_batch_size: 8\n{_TENSORS}instance_group [ {{ kind: KIND_CPU count: 1 }} ]\n'
+_PYTHON = (
+    f'backend: "python"\nmax_batch_size: 8\n{_TENSORS}instance_group [ {{ kind: KIND_CPU count: 1 }} ]\n'
+)
 _STEP = '{{ model_name: "add" model_version: -1 input_map {{ key: "IN" value: "{}" }} output_map {{ key: "OUT" value: "{}" }} }}'
 _ENSEMBLE = (
     f'platform: "ensemble"\nmax_batch_size: 8\n{_TENSORS}'
@@ -47,7 +49,9 @@ def add_models(folder: Path) -> Path:
         (folder / name / "config.pbtxt").write_text(f"{_PYTHON}{settings}\n")
     (folder / "cached_steps" / "1").mkdir(parents=True)
     (folder / "cached_steps" / "config.pbtxt").write_text(f"{_ENSEMBLE}{ADDING['cached']}\n")
-    (folder / "waiting" / "config.pbtxt").write_text("dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n")
+    (folder / "waiting" / "config.pbtxt").write_text(
+        "dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n"
+    )
     batching = "dynamic_batching { preferred_batch_size: [ 2 ] max_queue_delay_microseconds: 20000000 }"
     (folder / "batched" / "config.pbtxt").write_text(f"max_batch_size: 2 {batching}\n")
     return folder

@@ -15,23 +15,44 @@ from docs.pages import code, read, table
 
 
 def test_nothing_is_traced_without_it() -> None:
-    assert parse_trace_config([]) == TraceConfig(levels=(), rate=1000, count=-1, mode="triton", file=None, log_frequency=0)
+    assert parse_trace_config([]) == TraceConfig(
+        levels=(), rate=1000, count=-1, mode="triton", file=None, log_frequency=0
+    )
 
 
 def test_a_trace_file() -> None:
-    told = ["triton,file=/tmp/trace.json", "triton,log-frequency=50", "rate=100", "level=TIMESTAMPS", "level=TENSORS", "count=10"]
+    told = [
+        "triton,file=/tmp/trace.json",
+        "triton,log-frequency=50",
+        "rate=100",
+        "level=TIMESTAMPS",
+        "level=TENSORS",
+        "count=10",
+    ]
 
-    assert parse_trace_config(told) == TraceConfig(("TIMESTAMPS", "TENSORS"), 100, 10, "triton", Path("/tmp/trace.json"), 50)
+    assert parse_trace_config(told) == TraceConfig(
+        ("TIMESTAMPS", "TENSORS"), 100, 10, "triton", Path("/tmp/trace.json"), 50
+    )
 
 
 def test_spans() -> None:
-    told = ["mode=opentelemetry", "opentelemetry,url=http://host:4318/v1/traces", "opentelemetry,resource=a=b=c"]
-    told += ["opentelemetry,resource=service.name=music", "opentelemetry,bsp_schedule_delay=100", "level=TIMESTAMPS"]
+    told = [
+        "mode=opentelemetry",
+        "opentelemetry,url=http://host:4318/v1/traces",
+        "opentelemetry,resource=a=b=c",
+    ]
+    told += [
+        "opentelemetry,resource=service.name=music",
+        "opentelemetry,bsp_schedule_delay=100",
+        "level=TIMESTAMPS",
+    ]
 
     assert parse_trace_config(told) == TraceConfig(
         ("TIMESTAMPS",),
         mode="opentelemetry",
-        spans=SpanOptions("http://host:4318/v1/traces", (("a", "b=c"), ("service.name", "music")), schedule_delay_ms=100),
+        spans=SpanOptions(
+            "http://host:4318/v1/traces", (("a", "b=c"), ("service.name", "music")), schedule_delay_ms=100
+        ),
     )
 
 
@@ -50,7 +71,10 @@ def test_spans() -> None:
         (["rate=1", "rate=2"], "'rate' is given 2 times, expected once"),
         (["opentelemetry,resource=x"], "'x' is no attribute of a resource"),
         (["opentelemetry,bsp_max_queue_size=0"], "expected a number above 0"),
-        (["opentelemetry,bsp_max_queue_size=100"], "bsp_max_export_batch_size must not be above bsp_max_queue_size"),
+        (
+            ["opentelemetry,bsp_max_queue_size=100"],
+            "bsp_max_export_batch_size must not be above bsp_max_queue_size",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(told: list[str], message: str) -> None:
@@ -61,8 +85,22 @@ def test_what_cannot_be_is_said(told: list[str], message: str) -> None:
 
 
 def _serve(*options: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "backline", "serve", "/nowhere", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    return subprocess.run([*command, *options], check=False, capture_output=True, text=True, timeout=60, env=environment)
+    command = [
+        sys.executable,
+        "-m",
+        "backline",
+        "serve",
+        "/nowhere",
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+        "--metrics-port",
+        "0",
+    ]
+    return subprocess.run(
+        [*command, *options], check=False, capture_output=True, text=True, timeout=60, env=environment
+    )
 
 
 def test_the_command_says_what_is_wrong() -> None:
@@ -90,7 +128,10 @@ def test_spans_without_the_extra_name_it(tmp_path: Path) -> None:
 
 
 def test_the_page_tells_the_settings_and_their_defaults() -> None:
-    told = {code(row["setting"])[0]: (code(row["default"]) or [""])[0] for row in table("docs/tracing.md", "setting")}
+    told = {
+        code(row["setting"])[0]: (code(row["default"]) or [""])[0]
+        for row in table("docs/tracing.md", "setting")
+    }
 
     config = TraceConfig()
     assert {name: told.pop(name) for name in ("level", "rate", "count", "mode", "triton,log-frequency")} == {

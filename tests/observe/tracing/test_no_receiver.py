@@ -40,11 +40,24 @@ def silent() -> Iterator[int]:
 def test_requests_and_the_end_do_not_wait(kind: str, silent: int, tmp_path: Path) -> None:
     port = silent if kind == "silent" else free_ports(1)[0]
     models.add1(tmp_path / "models")
-    told = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url=http://127.0.0.1:{port}/v1/traces"]
-    told += ["opentelemetry,bsp_schedule_delay=10", "opentelemetry,bsp_max_queue_size=64", "opentelemetry,bsp_max_export_batch_size=16"]
+    told = [
+        "mode=opentelemetry",
+        "level=TIMESTAMPS",
+        "rate=1",
+        f"opentelemetry,url=http://127.0.0.1:{port}/v1/traces",
+    ]
+    told += [
+        "opentelemetry,bsp_schedule_delay=10",
+        "opentelemetry,bsp_max_queue_size=64",
+        "opentelemetry,bsp_max_export_batch_size=16",
+    ]
 
-    with serve(tmp_path / "models", tmp_path / "log", *(text for one in told for text in ("--trace-config", one))) as server:
-        body = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}]}).encode()
+    with serve(
+        tmp_path / "models", tmp_path / "log", *(text for one in told for text in ("--trace-config", one))
+    ) as server:
+        body = json.dumps(
+            {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0] * 16}]}
+        ).encode()
         took = []
         for _ in range(50):  # 350 spans for room of 64
             began = time.monotonic()

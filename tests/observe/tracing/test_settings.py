@@ -13,13 +13,17 @@ from backline.observe.tracing.settings import SettingTable, TraceSetting, change
 
 ON = ("TIMESTAMPS",)
 _changes = st.dictionaries(
-    st.sampled_from(["trace_rate", "trace_count", "log_frequency"]), st.one_of(st.none(), st.integers(1, 9).map(str)), max_size=3
+    st.sampled_from(["trace_rate", "trace_count", "log_frequency"]),
+    st.one_of(st.none(), st.integers(1, 9).map(str)),
+    max_size=3,
 )
 _updates = st.lists(st.tuples(st.sampled_from(["", "one", "two"]), _changes), max_size=12)
 
 
 @given(rate=st.integers(1, 9), count=st.integers(-1, 9), requests=st.integers(0, 60))
-def test_of_every_so_many_requests_one_is_traced_until_there_are_enough(rate: int, count: int, requests: int) -> None:
+def test_of_every_so_many_requests_one_is_traced_until_there_are_enough(
+    rate: int, count: int, requests: int
+) -> None:
     setting = TraceSetting(ON, rate, count)
 
     traced = [number for number in range(1, requests + 1) if setting.sample()]
@@ -40,7 +44,9 @@ def test_nothing_is_traced_that_is_off() -> None:
 
 
 @given(updates=_updates)
-def test_a_model_has_what_it_set_last_else_what_is_set_for_all_else_that_of_the_start(updates: list[tuple[str, dict[str, Any]]]) -> None:
+def test_a_model_has_what_it_set_last_else_what_is_set_for_all_else_that_of_the_start(
+    updates: list[tuple[str, dict[str, Any]]],
+) -> None:
     start = TraceSetting(trace_rate=100, trace_count=200, log_frequency=300)
     table = SettingTable(start, "triton")
     own: dict[str, dict[str, str]] = {"": {}, "one": {}, "two": {}}

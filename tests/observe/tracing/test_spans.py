@@ -38,9 +38,19 @@ class Traced:
     receiver: Receiver
     folder: Path
 
-    def infer(self, model: str, id: str, inputs: dict[str, np.ndarray] | None = None, *, by: str = "http", **more: Any) -> Any:
+    def infer(
+        self,
+        model: str,
+        id: str,
+        inputs: dict[str, np.ndarray] | None = None,
+        *,
+        by: str = "http",
+        **more: Any,
+    ) -> Any:
         """The client's answer, or its error."""
-        api, port = (http_client, self.server.http_port) if by == "http" else (grpc_client, self.server.grpc_port)
+        api, port = (
+            (http_client, self.server.http_port) if by == "http" else (grpc_client, self.server.grpc_port)
+        )
         types = {"f": "FP32", "i": "INT32", "O": "BYTES"}
         given = []
         for name, array in (inputs or {"IN": np.ones((1, 4), np.float32)}).items():
@@ -55,7 +65,9 @@ class Traced:
 
     def root(self, id: str) -> Span:
         """The trace of the request with this id."""
-        return self.receiver.wait_for(lambda root: any(child.attributes.get("triton.request_id") == id for child in root.children))
+        return self.receiver.wait_for(
+            lambda root: any(child.attributes.get("triton.request_id") == id for child in root.children)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +78,9 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
         settings = ["mode=opentelemetry", "level=TIMESTAMPS", "rate=1", f"opentelemetry,url={received.url}"]
         settings += ["opentelemetry,resource=service.name=music", "opentelemetry,bsp_schedule_delay=50"]
         options = [text for one in settings for text in ("--trace-config", one)]
-        with serve(repository, folder / "log", *options, "--cache-config", "local,size=65536", "--log-level", "info") as server:
+        with serve(
+            repository, folder / "log", *options, "--cache-config", "local,size=65536", "--log-level", "info"
+        ) as server:
             yield Traced(server, received, folder)
 
 
@@ -78,7 +92,13 @@ def test_a_request_is_a_span_with_its_queue_and_its_compute_below(traced: Traced
     assert root.tree() == {"InferRequest": [ADD]}
     assert (root.kind, root.error, root.resource["service.name"]) == (SERVER, "", "music")
     assert root.attributes == {"network.protocol.name": "http"}
-    assert root.events == ["HTTP_RECV_START", "HTTP_RECV_END", "INFER_RESPONSE_COMPLETE", "HTTP_SEND_START", "HTTP_SEND_END"]
+    assert root.events == [
+        "HTTP_RECV_START",
+        "HTTP_RECV_END",
+        "INFER_RESPONSE_COMPLETE",
+        "HTTP_SEND_START",
+        "HTTP_SEND_END",
+    ]
     add = root.below("add")
     assert add.attributes.pop("triton.trace_id") > 0
     assert add.attributes == {
@@ -89,7 +109,12 @@ def test_a_request_is_a_span_with_its_queue_and_its_compute_below(traced: Traced
         "backline.batch_size": 1,
     }
     assert add.events == ["REQUEST_START", "QUEUE_START", "REQUEST_END"]
-    assert add.below("compute").events == ["COMPUTE_START", "COMPUTE_INPUT_END", "COMPUTE_OUTPUT_START", "COMPUTE_END"]
+    assert add.below("compute").events == [
+        "COMPUTE_START",
+        "COMPUTE_INPUT_END",
+        "COMPUTE_OUTPUT_START",
+        "COMPUTE_END",
+    ]
 
 
 def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced) -> None:
@@ -107,7 +132,9 @@ def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced)
             check(child)
 
     check(root)
-    assert before - 5_000_000 < root.began < root.ended < after + 5_000_000  # the clock may be corrected meanwhile
+    assert (
+        before - 5_000_000 < root.began < root.ended < after + 5_000_000
+    )  # the clock may be corrected meanwhile
     queue, compute = root.below("add").children
     assert queue.ended == compute.began
     assert [(one.began, one.ended) for one in compute.children] == [
@@ -119,9 +146,17 @@ def test_the_parts_of_a_span_lie_within_it_and_behind_each_other(traced: Traced)
 
 @pytest.mark.parametrize("by", ["http", "grpc"])
 def test_the_clients_trace_is_gone_on_with(traced: Traced, by: str) -> None:
-    trace, span = f"{'ab' if by == 'http' else 'cd'}7651916cd43dd8448eb211c80319c0"[:32].ljust(32, "1"), "b7ad6b7169203331"
+    trace, span = (
+        f"{'ab' if by == 'http' else 'cd'}7651916cd43dd8448eb211c80319c0"[:32].ljust(32, "1"),
+        "b7ad6b7169203331",
+    )
 
-    traced.infer("add", f"child by {by}", by=by, headers={"traceparent": f"00-{trace}-{span}-01", "tracestate": "vendor=value"})
+    traced.infer(
+        "add",
+        f"child by {by}",
+        by=by,
+        headers={"traceparent": f"00-{trace}-{span}-01", "tracestate": "vendor=value"},
+    )
 
     root = traced.root(f"child by {by}")
     assert (root.trace_id, root.parent_id) == (trace, span)
@@ -136,7 +171,9 @@ def test_an_ensemble_has_a_span_for_each_step(traced: Traced) -> None:
 
     assert root.tree() == {"InferRequest": [{"twice": [ADD, ADD]}]}
     twice = root.below("twice")
-    assert {step.attributes["triton.trace_parent_id"] for step in twice.children} == {twice.attributes["triton.trace_id"]}
+    assert {step.attributes["triton.trace_parent_id"] for step in twice.children} == {
+        twice.attributes["triton.trace_id"]
+    }
 
 
 def test_the_calls_of_a_pipeline_are_children_of_its_request(traced: Traced) -> None:
@@ -164,13 +201,18 @@ def test_the_context_in_a_model_is_that_of_its_span(traced: Traced) -> None:
 
     caller = traced.root("context").below("caller")
 
-    contexts = [json.loads(text)["traceparent"] for text in re.findall(r"context (\{.*\})", traced.server.output)]
+    contexts = [
+        json.loads(text)["traceparent"] for text in re.findall(r"context (\{.*\})", traced.server.output)
+    ]
     assert [text.split("-")[2] for text in contexts if text.split("-")[1] == caller.trace_id] == [caller.id]
 
 
 def test_a_call_for_several_requests_is_a_child_of_one_and_linked_to_the_others(traced: Traced) -> None:
     ids = ("one of two", "two of two")
-    asking = [threading.Thread(target=traced.infer, args=("batched", id, {"x": np.ones((1, 4), np.float32)})) for id in ids]
+    asking = [
+        threading.Thread(target=traced.infer, args=("batched", id, {"x": np.ones((1, 4), np.float32)}))
+        for id in ids
+    ]
     for one in asking:
         one.start()
     for one in asking:
@@ -230,7 +272,10 @@ def _path(path: object) -> np.ndarray:
 
 
 def test_a_full_queue_is_an_error(traced: Traced, occupied: str) -> None:
-    waiting = [threading.Thread(target=traced.infer, args=("waiting", f"waits {n}", {"path": _path(occupied)})) for n in range(2)]
+    waiting = [
+        threading.Thread(target=traced.infer, args=("waiting", f"waits {n}", {"path": _path(occupied)}))
+        for n in range(2)
+    ]
     for one in waiting:
         one.start()
     while _pending(traced) < 2:
@@ -260,7 +305,9 @@ def test_a_deadline_that_passes_is_an_error(traced: Traced, occupied: str) -> No
 
     root = traced.root("late")
 
-    assert root.attributes["error.type"] == root.below("waiting").attributes["error.type"] == "DeadlineExceeded"
+    assert (
+        root.attributes["error.type"] == root.below("waiting").attributes["error.type"] == "DeadlineExceeded"
+    )
 
 
 def test_a_client_that_goes_away_is_an_error(traced: Traced, occupied: str) -> None:
@@ -278,15 +325,23 @@ def test_a_client_that_goes_away_is_an_error(traced: Traced, occupied: str) -> N
 
 
 def _pending(traced: Traced) -> int:
-    with urllib.request.urlopen(f"http://127.0.0.1:{traced.server.metrics_port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{traced.server.metrics_port}/metrics", timeout=10
+    ) as answer:
         text = answer.read().decode()
-    return int(float(re.search(r'nv_inference_pending_request_count\{[^}]*model="waiting"[^}]*\} (\S+)', text)[1]))
+    return int(
+        float(re.search(r'nv_inference_pending_request_count\{[^}]*model="waiting"[^}]*\} (\S+)', text)[1])
+    )
 
 
 def test_a_stream_of_responses_says_how_many_there_were(traced: Traced) -> None:
     done = threading.Event()
     with grpc_client.InferenceServerClient(f"127.0.0.1:{traced.server.grpc_port}") as client:
-        client.start_stream(lambda result, error: result.get_response().parameters["triton_final_response"].bool_param and done.set())
+        client.start_stream(
+            lambda result, error: (
+                result.get_response().parameters["triton_final_response"].bool_param and done.set()
+            )
+        )
         given = grpc_client.InferInput("count", [1], "INT32")
         given.set_data_from_numpy(np.array([3], np.int32))
         client.async_stream_infer("counting", [given], request_id="stream", enable_empty_final_response=True)
@@ -344,7 +399,9 @@ def test_other_routes_are_traced(traced: Traced, route: str) -> None:
 
 
 def test_a_model_of_this_server_is_told_where_it_stands(traced: Traced) -> None:
-    traced.infer("counting", "told", {"count": np.array([1], np.int32)})  # over HTTP it is asked for one response, and refused
+    traced.infer(
+        "counting", "told", {"count": np.array([1], np.int32)}
+    )  # over HTTP it is asked for one response, and refused
     body = json.dumps({"id": "where", "count": 1}).encode()
     urllib.request.urlopen(f"{traced.server.url}/v2/models/counting/generate", data=body, timeout=10).read()
 
@@ -356,9 +413,14 @@ def test_a_model_of_this_server_is_told_where_it_stands(traced: Traced) -> None:
 
 
 def test_a_client_that_hangs_up_is_an_error(traced: Traced, occupied: str) -> None:
-    body = json.dumps({"id": "hung up", "inputs": [{"name": "path", "datatype": "BYTES", "shape": [1], "data": [occupied]}]}).encode()
+    body = json.dumps(
+        {"id": "hung up", "inputs": [{"name": "path", "datatype": "BYTES", "shape": [1], "data": [occupied]}]}
+    ).encode()
     with socket.create_connection(("127.0.0.1", traced.server.http_port)) as client:
-        client.sendall(b"POST /v2/models/waiting/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        client.sendall(
+            b"POST /v2/models/waiting/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
         while _pending(traced) == 0:
             time.sleep(0.005)
 
@@ -368,7 +430,9 @@ def test_a_client_that_hangs_up_is_an_error(traced: Traced, occupied: str) -> No
     assert root.tree() == {"InferRequest": [{"waiting": ["queue"]}]}
 
 
-def test_only_the_clients_trace_is_followed_with_a_rate_of_zero_or_none_that_is_sampled(traced: Traced) -> None:
+def test_only_the_clients_trace_is_followed_with_a_rate_of_zero_or_none_that_is_sampled(
+    traced: Traced,
+) -> None:
     client = http_client.InferenceServerClient(f"127.0.0.1:{traced.server.http_port}")
     client.update_trace_settings("add", {"trace_rate": "1000000"})
     traced.infer("add", "not followed")

@@ -77,7 +77,9 @@ def test_memory_does_not_grow_with_the_traces(tmp_path: Path, monkeypatch: pytes
     assert _ids(tmp_path / "trace.json") == [str(number) for number in range(10)]
 
 
-def test_what_the_disk_does_not_take_is_lost_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_disk_does_not_take_is_lost_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 TENSORS: Final = 'input { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } output { name: "y" data_type: TYPE_FP32 dims: [ 4 ] }'
-_SEQUENCE: Final = 'control_input [ { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } ]'
+_SEQUENCE: Final = (
+    'control_input [ { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } } ]'
+)
 
 
 def _batched(text: str = "", size: int = 8) -> str:
@@ -31,7 +33,9 @@ TAKEN: Final[dict[str, str]] = {
     "batch_of_one": _batched(size=1),
     "dynamic_empty": _batched("dynamic_batching { }"),
     "dynamic_empty_of_one": _batched("dynamic_batching { }", size=1),
-    "dynamic_preferred": _batched("dynamic_batching { preferred_batch_size: [ 2, 8 ] max_queue_delay_microseconds: 100 }"),
+    "dynamic_preferred": _batched(
+        "dynamic_batching { preferred_batch_size: [ 2, 8 ] max_queue_delay_microseconds: 100 }"
+    ),
     "dynamic_preferred_repeated": _batched("dynamic_batching { preferred_batch_size: [ 8, 2, 2 ] }"),
     "dynamic_ordering": _batched("dynamic_batching { preserve_ordering: true }"),
     "dynamic_queue": _batched(
@@ -42,7 +46,9 @@ TAKEN: Final[dict[str, str]] = {
         "dynamic_batching { priority_levels: 3 default_priority_level: 2 priority_queue_policy { key: 1 value { max_queue_size: 4 } } }"
     ),
     "dynamic_without_batch": f"{TENSORS} dynamic_batching {{ }}",
-    "dynamic_preferred_without_override": _batched("dynamic_batching { default_queue_policy { max_queue_size: 2 } }"),
+    "dynamic_preferred_without_override": _batched(
+        "dynamic_batching { default_queue_policy { max_queue_size: 2 } }"
+    ),
     "version_latest": f"{TENSORS} version_policy {{ latest {{ num_versions: 3 }} }}",
     "version_latest_empty": f"{TENSORS} version_policy {{ latest {{ }} }}",
     "version_policy_empty": f"{TENSORS} version_policy {{ }}",
@@ -87,8 +93,12 @@ TAKEN: Final[dict[str, str]] = {
     "warm_up_file": _warm_up(_X + 'input_data_file: "x.bin" }'),
     "sequence_direct": _batched(f"sequence_batching {{ direct {{ }} {_SEQUENCE} }}"),
     "sequence_default": _batched(f"sequence_batching {{ {_SEQUENCE} }}"),
-    "sequence_oldest": _batched("sequence_batching { oldest { max_candidate_sequences: 4 } max_sequence_idle_microseconds: 5000000 }"),
-    "sequence_oldest_preferred": _batched("sequence_batching { oldest { max_candidate_sequences: 4 preferred_batch_size: [ 4 ] } }"),
+    "sequence_oldest": _batched(
+        "sequence_batching { oldest { max_candidate_sequences: 4 } max_sequence_idle_microseconds: 5000000 }"
+    ),
+    "sequence_oldest_preferred": _batched(
+        "sequence_batching { oldest { max_candidate_sequences: 4 preferred_batch_size: [ 4 ] } }"
+    ),
     "sequence_oldest_empty": _batched("sequence_batching { oldest { } }"),
     "sequence_state": _batched(
         'sequence_batching { state [ { input_name: "si" output_name: "so" data_type: TYPE_INT32 dims: [ 1 ]'
@@ -163,9 +173,15 @@ REFUSED: Final[dict[str, str]] = {
     "priorities_policy_zero": _batched(
         "dynamic_batching { priority_levels: 2 default_priority_level: 1 priority_queue_policy { key: 0 value { } } }"
     ),
-    "ordering_with_priorities": _batched("dynamic_batching { priority_levels: 2 default_priority_level: 1 preserve_ordering: true }"),
-    "ordering_with_delay": _batched("dynamic_batching { preserve_ordering: true default_queue_policy { timeout_action: DELAY } }"),
-    "priority_policy_without_levels": _batched("dynamic_batching { priority_queue_policy { key: 1 value { } } }"),
+    "ordering_with_priorities": _batched(
+        "dynamic_batching { priority_levels: 2 default_priority_level: 1 preserve_ordering: true }"
+    ),
+    "ordering_with_delay": _batched(
+        "dynamic_batching { preserve_ordering: true default_queue_policy { timeout_action: DELAY } }"
+    ),
+    "priority_policy_without_levels": _batched(
+        "dynamic_batching { priority_queue_policy { key: 1 value { } } }"
+    ),
     "default_priority_without_levels": _batched("dynamic_batching { default_priority_level: 1 }"),
     "instance_gpu": f"{TENSORS} instance_group [ {{ kind: KIND_GPU }} ]",
     "instance_gpus": f"{TENSORS} instance_group [ {{ gpus: [ 0 ] }} ]",
@@ -183,7 +199,9 @@ REFUSED: Final[dict[str, str]] = {
     "warm_up_negative_dim": _warm_up('key: "x" value { data_type: TYPE_FP32 dims: -1 zero_data: true }'),
     "warm_up_no_name": _batched(f"model_warmup {{ batch_size: 1 inputs {{ {_X} zero_data: true }} }} }}"),
     "warm_up_unknown_input": _warm_up('key: "q" value { data_type: TYPE_FP32 dims: 4 zero_data: true }'),
-    "warm_up_batch_above": _batched(f'model_warmup {{ name: "w" batch_size: 9 inputs {{ {_X} zero_data: true }} }} }}'),
+    "warm_up_batch_above": _batched(
+        f'model_warmup {{ name: "w" batch_size: 9 inputs {{ {_X} zero_data: true }} }} }}'
+    ),
     "warm_up_no_batch": _batched(f'model_warmup {{ name: "w" inputs {{ {_X} zero_data: true }} }} }}'),
     "warm_up_no_inputs": _batched('model_warmup { name: "w" batch_size: 1 }'),
     "warm_up_string_random": _warm_up('key: "x" value { data_type: TYPE_STRING dims: 4 random_data: true }'),
@@ -214,10 +232,16 @@ REFUSED: Final[dict[str, str]] = {
         'sequence_batching { control_input [ { name: "C" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 fp32_false_true: [ 0, 1 ] } ] } ] }'
     ),
     "sequence_cache": _batched("sequence_batching { } response_cache { enable: true }"),
-    "sequence_oldest_preferred_above": _batched("sequence_batching { oldest { max_candidate_sequences: 4 preferred_batch_size: [ 9 ] } }"),
-    "sequence_oldest_preferred_zero": _batched("sequence_batching { oldest { max_candidate_sequences: 4 preferred_batch_size: [ 0 ] } }"),
+    "sequence_oldest_preferred_above": _batched(
+        "sequence_batching { oldest { max_candidate_sequences: 4 preferred_batch_size: [ 9 ] } }"
+    ),
+    "sequence_oldest_preferred_zero": _batched(
+        "sequence_batching { oldest { max_candidate_sequences: 4 preferred_batch_size: [ 0 ] } }"
+    ),
     "sequence_direct_utilization": _batched("sequence_batching { direct { minimum_slot_utilization: 2 } }"),
-    "sequence_state_no_name": _batched('sequence_batching { state [ { output_name: "so" data_type: TYPE_INT32 dims: [ 1 ] } ] }'),
+    "sequence_state_no_name": _batched(
+        'sequence_batching { state [ { output_name: "so" data_type: TYPE_INT32 dims: [ 1 ] } ] }'
+    ),
     "sequence_state_initial_no_name": _batched(
         'sequence_batching { state [ { input_name: "si" output_name: "so" data_type: TYPE_INT32 dims: [ 1 ]'
         " initial_state { data_type: TYPE_INT32 dims: [ 1 ] zero_data: true } } ] }"
@@ -237,15 +261,27 @@ REFUSED: Final[dict[str, str]] = {
     "sequence_iterative_no_oldest": _batched("sequence_batching { iterative_sequence: true }"),
     "decoupled_cache": f"{TENSORS} model_transaction_policy {{ decoupled: true }} response_cache {{ enable: true }}",
     "platform_unknown": f'{TENSORS} platform: "guessed"',
-    "batch_input_no_source": _batched('batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 }'),
+    "batch_input_no_source": _batched(
+        'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 }'
+    ),
     "batch_input_two_targets": _batched(
         'batch_input { kind: BATCH_ELEMENT_COUNT target_name: [ "n", "o" ] data_type: TYPE_FP32 source_input: "x" }'
     ),
-    "batch_input_type": _batched('batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_STRING source_input: "x" }'),
-    "batch_input_source": _batched('batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "q" }'),
-    "batch_output_source": _batched('batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "q" }'),
-    "batch_output_target": _batched('batch_output { target_name: "q" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }'),
-    "batch_output_two": _batched('batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: [ "x", "x" ] }'),
+    "batch_input_type": _batched(
+        'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_STRING source_input: "x" }'
+    ),
+    "batch_input_source": _batched(
+        'batch_input { kind: BATCH_ELEMENT_COUNT target_name: "n" data_type: TYPE_FP32 source_input: "q" }'
+    ),
+    "batch_output_source": _batched(
+        'batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "q" }'
+    ),
+    "batch_output_target": _batched(
+        'batch_output { target_name: "q" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: "x" }'
+    ),
+    "batch_output_two": _batched(
+        'batch_output { target_name: "y" kind: BATCH_SCATTER_WITH_INPUT_SHAPE source_input: [ "x", "x" ] }'
+    ),
     "ensemble_no_step": f'platform: "ensemble" {TENSORS} ensemble_scheduling {{ }}',
     "ensemble_without_scheduling": f'platform: "ensemble" {TENSORS}',
     "ensemble_instance": f'platform: "ensemble" {TENSORS} ensemble_scheduling {{ step {{ model_name: "a" }} }} instance_group {{ count: 1 }}',
@@ -281,7 +317,10 @@ OVERRIDES: Final[dict[str, object]] = {
     "override_not_json": "max_batch_size: 4",
     "override_unknown_field": {"backend": "python", "max_batch_sise": 4},
     "override_wrong_type": {"backend": "python", "max_batch_size": "many"},
-    "override_wrong_value": {"backend": "python", "input": [{"name": "x", "data_type": "TYPE_FLOAT", "dims": [4]}]},
+    "override_wrong_value": {
+        "backend": "python",
+        "input": [{"name": "x", "data_type": "TYPE_FLOAT", "dims": [4]}],
+    },
     "override_wrong_name": {"name": "other", "backend": "python"},
     "override_list": [1],
     "override_empty": "",

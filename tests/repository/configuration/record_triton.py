@@ -48,14 +48,28 @@ class Triton:
         backends = self.folder / "backends"
         shutil.copytree(root / "backends", backends)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.copy(root / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
+        shutil.copy(
+            root / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python"
+        )
         self.port = _free_port()
         ports = [f"--http-port={self.port}", f"--grpc-port={_free_port()}", f"--metrics-port={_free_port()}"]
-        command = [str(root / "bin" / "tritonserver"), f"--model-repository={self.repository}", f"--backend-directory={backends}"]
-        command += ["--model-control-mode=explicit", "--http-address=127.0.0.1", "--cache-config=local,size=1048576"]
+        command = [
+            str(root / "bin" / "tritonserver"),
+            f"--model-repository={self.repository}",
+            f"--backend-directory={backends}",
+        ]
+        command += [
+            "--model-control-mode=explicit",
+            "--http-address=127.0.0.1",
+            "--cache-config=local,size=1048576",
+        ]
         command += [f"--cache-directory={root / 'caches'}", *ports, *options]
         libraries = f"{sysconfig.get_config_var('LIBDIR')}:{root.parents[1] / 'nvidia_pytriton.libs'}"
-        variables = {**os.environ, "PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "LD_LIBRARY_PATH": libraries}
+        variables = {
+            **os.environ,
+            "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": libraries,
+        }
         self.log = (self.folder / "log").open("w")
         self.process = subprocess.Popen(command, env=variables, stdout=self.log, stderr=subprocess.STDOUT)
         while not self._ready():
@@ -81,7 +95,11 @@ class Triton:
         (folder / "warmup" / "short.bin").write_bytes(bytes(3))
         backend = "" if "platform:" in text else 'backend: "python" '
         (folder / "config.pbtxt").write_text(backend + text)
-        parameters = {} if override is None else {"parameters": {"config": override if isinstance(override, str) else json.dumps(override)}}
+        parameters = (
+            {}
+            if override is None
+            else {"parameters": {"config": override if isinstance(override, str) else json.dumps(override)}}
+        )
         logged = len(self._log())
         try:
             status, answer = self._ask(f"/v2/repository/models/{name}/load", parameters)
@@ -93,7 +111,11 @@ class Triton:
         if status != 200:
             # What is wrong before the load begins is only in the log.
             polled = re.findall(r"Poll failed for model directory '\w+': (.*)", self._log()[logged:])
-            return {"error": (polled[0].rstrip('"') if polled else answer["error"]).replace(str(self.repository), "<repository>")}
+            return {
+                "error": (polled[0].rstrip('"') if polled else answer["error"]).replace(
+                    str(self.repository), "<repository>"
+                )
+            }
         _, config = self._ask(f"/v2/models/{name}/config")
         self._ask(f"/v2/repository/models/{name}/unload", {})
         return {"config": config}
@@ -104,7 +126,9 @@ class Triton:
     def _ask(self, path: str, document: object = None) -> tuple[int, dict]:
         data = None if document is None else json.dumps(document).encode()
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", data=data, timeout=20) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}{path}", data=data, timeout=20
+            ) as answer:
                 return answer.status, json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
@@ -124,8 +148,13 @@ def _free_port() -> int:
 
 def main(environment: Path) -> None:
     recorded: dict[str, dict] = json.loads(RECORDS.read_text()) if RECORDS.exists() else {}
-    completed = {name: (text, None) for name, text in {**TAKEN, **REFUSED}.items()} | {name: (TENSORS, o) for name, o in OVERRIDES.items()}
-    for options, cases in (((), completed), (("--disable-auto-complete-config",), {n: (t, None) for n, t in NOT_COMPLETED.items()})):
+    completed = {name: (text, None) for name, text in {**TAKEN, **REFUSED}.items()} | {
+        name: (TENSORS, o) for name, o in OVERRIDES.items()
+    }
+    for options, cases in (
+        ((), completed),
+        (("--disable-auto-complete-config",), {n: (t, None) for n, t in NOT_COMPLETED.items()}),
+    ):
         triton = Triton(environment, *options)
         try:
             for name, (text, override) in cases.items():

@@ -22,7 +22,13 @@ _WRITTEN = {name: written for name, written in {**TAKEN, **REFUSED}.items() if _
     "zero_batch": "max_batch_size: 0",
     "settings": "".join(
         f'parameters {{ key: "backline.{key}" value {{ string_value: "{value}" }} }}\n'
-        for key, value in {"lane": "thread", "pinned": "true", "labels.stable": "2", "labels.a b.c": "1", "versions": "1,1.4.2"}.items()
+        for key, value in {
+            "lane": "thread",
+            "pinned": "true",
+            "labels.stable": "2",
+            "labels.a b.c": "1",
+            "versions": "1,1.4.2",
+        }.items()
     ),
     "text": 'parameters { key: "a \\" \\n \\177 é" value { string_value: "\\t\\\\ \\303\\251" } }',
     "ensemble": 'ensemble_scheduling { step [ { model_name: "a" model_version: -1 input_map { key: "x" value: "y" } } ] }',
@@ -31,7 +37,9 @@ _WRITTEN = {name: written for name, written in {**TAKEN, **REFUSED}.items() if _
 
 
 def _same(one: Document, other: Document) -> bool:
-    return one.message == other.message and ("max_batch_size" in one.places) == ("max_batch_size" in other.places)
+    return one.message == other.message and ("max_batch_size" in one.places) == (
+        "max_batch_size" in other.places
+    )
 
 
 @pytest.mark.parametrize("name", _WRITTEN)

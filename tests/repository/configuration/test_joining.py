@@ -81,7 +81,9 @@ def test_fields_of_triton_are_read() -> None:
     assert read_config.warnings == ()
 
 
-@pytest.mark.parametrize("written", ["max_batch_size = 8", "max_batch_size = 8\npad_variable_length_inputs = false"])
+@pytest.mark.parametrize(
+    "written", ["max_batch_size = 8", "max_batch_size = 8\npad_variable_length_inputs = false"]
+)
 def test_without_any_of_it_nothing_is_joined_in_another_way(written: str) -> None:
     assert config(written).joining is None
 
@@ -89,8 +91,14 @@ def test_without_any_of_it_nothing_is_joined_in_another_way(written: str) -> Non
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("pad_variable_length_inputs = true", "1:1: pad_variable_length_inputs is for models that take batches: set max_batch_size for m"),
-        ("max_batch_size = 8\nallowed_batch_sizes = [2, 4]", "2:1: the last of allowed_batch_sizes must be max_batch_size, which is 8"),
+        (
+            "pad_variable_length_inputs = true",
+            "1:1: pad_variable_length_inputs is for models that take batches: set max_batch_size for m",
+        ),
+        (
+            "max_batch_size = 8\nallowed_batch_sizes = [2, 4]",
+            "2:1: the last of allowed_batch_sizes must be max_batch_size, which is 8",
+        ),
         (
             "max_batch_size = 8\nallowed_batch_sizes = [4, 2, 8]",
             "2:1: parameter 'backline.allowed_batch_sizes' is '4,2,8', expected whole numb",
@@ -100,7 +108,10 @@ def test_without_any_of_it_nothing_is_joined_in_another_way(written: str) -> Non
         ("max_batch_size = 8\npadding.x.bucket = [1]", "2:11: unknown key 'bucket', did you mean 'buckets'?"),
         ("max_batch_size = 8\npadding.x.mask = 1", "2:11: 'padding.x.mask' is 1, expected a string"),
         ("max_batch_size = 8\ncut.y.hop = 2", "2:7: cut.y does not say which input the output is cut to"),
-        ("max_batch_size = 8\nsequence_batching.direct = {}\npadding.x.value = 1", "3:11: padding cannot be joined with sequence_batching"),
+        (
+            "max_batch_size = 8\nsequence_batching.direct = {}\npadding.x.value = 1",
+            "3:11: padding cannot be joined with sequence_batching",
+        ),
         (
             "sequence_batching.direct = {}\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = [-1]\nallow_ragged_batch = true",
             "1:1: ragged inputs cannot be joined with sequence_batching for m",
@@ -124,6 +135,7 @@ def test_what_contradicts_itself_is_an_error_with_its_place(written: str, messag
 
 def test_an_unknown_parameter_is_told_with_the_nearest_one() -> None:
     with pytest.raises(
-        InvalidArgument, match=r"unknown parameter 'backline.padding.x.bucket', did you mean 'backline.padding.x.buckets'\?"
+        InvalidArgument,
+        match=r"unknown parameter 'backline.padding.x.bucket', did you mean 'backline.padding.x.buckets'\?",
     ):
         config('parameters { key: "backline.padding.x.bucket" value { string_value: "1" } }', "config.pbtxt")

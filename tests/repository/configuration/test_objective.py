@@ -37,18 +37,38 @@ def test_without_them_there_is_none() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("objective.p99_ms = 0", "parameter 'backline.objective.p99_ms' is '0', expected milliseconds above 0"),
+        (
+            "objective.p99_ms = 0",
+            "parameter 'backline.objective.p99_ms' is '0', expected milliseconds above 0",
+        ),
         ("objective.p99_ms = 'soon'", "'objective.p99_ms' is 'soon', expected a whole number or a number"),
-        ("objective.p99 = 50", "unknown parameter 'backline.objective.p99', did you mean 'backline.objective.p99_ms'?"),
+        (
+            "objective.p99 = 50",
+            "unknown parameter 'backline.objective.p99', did you mean 'backline.objective.p99_ms'?",
+        ),
         ("objective = 50", "'objective' is 50, expected a table"),
-        ("default_deadline_seconds = -1", "parameter 'backline.default_deadline_seconds' is '-1', expected seconds above 0"),
-        (OBJECTIVE + "[dynamic_batching]\nmax_queue_delay_microseconds = 5", "remove max_queue_delay_microseconds"),
-        ("max_batch_size = 8\n" + OBJECTIVE + "[dynamic_batching]\npreferred_batch_size = [4]", "remove preferred_batch_size"),
-        (OBJECTIVE + "[dynamic_batching.default_queue_policy]\ntimeout_action = 'DELAY'", "timeout_action can not be DELAY"),
+        (
+            "default_deadline_seconds = -1",
+            "parameter 'backline.default_deadline_seconds' is '-1', expected seconds above 0",
+        ),
+        (
+            OBJECTIVE + "[dynamic_batching]\nmax_queue_delay_microseconds = 5",
+            "remove max_queue_delay_microseconds",
+        ),
+        (
+            "max_batch_size = 8\n" + OBJECTIVE + "[dynamic_batching]\npreferred_batch_size = [4]",
+            "remove preferred_batch_size",
+        ),
+        (
+            OBJECTIVE + "[dynamic_batching.default_queue_policy]\ntimeout_action = 'DELAY'",
+            "timeout_action can not be DELAY",
+        ),
         (OBJECTIVE + "[sequence_batching]", "which the sequences of m would lack"),
         (OBJECTIVE + "[model_transaction_policy]\ndecoupled = true", "the responses of m have no end"),
         (
-            "platform = 'ensemble'\n" + TENSORS + "[[ensemble_scheduling.step]]\nmodel_name = 'a'\nmodel_version = -1\n"
+            "platform = 'ensemble'\n"
+            + TENSORS
+            + "[[ensemble_scheduling.step]]\nmodel_name = 'a'\nmodel_version = -1\n"
             "input_map = {i = 'x'}\noutput_map = {o = 'y'}\n" + OBJECTIVE,
             "give the objective to the models of its steps",
         ),
@@ -61,4 +81,9 @@ def test_what_is_wrong_is_said(text: str, said: str) -> None:
 
 
 def test_the_one_preferred_size_that_changes_nothing_is_allowed() -> None:
-    assert config("max_batch_size = 8\n" + OBJECTIVE + "[dynamic_batching]\npreferred_batch_size = [8]").objective_seconds == 0.05
+    assert (
+        config(
+            "max_batch_size = 8\n" + OBJECTIVE + "[dynamic_batching]\npreferred_batch_size = [8]"
+        ).objective_seconds
+        == 0.05
+    )

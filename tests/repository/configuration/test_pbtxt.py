@@ -80,7 +80,10 @@ def test_a_full_configuration_is_read(file: Path) -> None:
         backend="onnxruntime",
         platform="onnxruntime_onnx",
         max_batch_size=8,
-        inputs=(TensorSpec("x", DataType.FP32, (3, -1)), TensorSpec("s", DataType.BYTES, (1,), optional=True)),
+        inputs=(
+            TensorSpec("x", DataType.FP32, (3, -1)),
+            TensorSpec("s", DataType.BYTES, (1,), optional=True),
+        ),
         outputs=(TensorSpec("y", DataType.BF16, (2,), labels=("cat", "dög")),),
         version_policy=VersionPolicy(latest=None, specific=("3", "1")),
         instance_count=8,
@@ -108,14 +111,21 @@ def test_an_empty_file_leaves_everything_to_the_server(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", None), ("max_batch_size: 0", 0), ("max_batch_size: 4", 4), ('input { name: "x" data_type: TYPE_FP32 dims: 1 }', 0)],
+    [
+        ("", None),
+        ("max_batch_size: 0", 0),
+        ("max_batch_size: 4", 4),
+        ('input { name: "x" data_type: TYPE_FP32 dims: 1 }', 0),
+    ],
 )
 def test_a_batch_limit_of_0_is_not_the_same_as_none(text: str, expected: int | None, file: Path) -> None:
     assert config(file, text).max_batch_size == expected
 
 
 def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_to_set(file: Path) -> None:
-    control = 'metric_control {{ metric_identifier {{ family: "{}" }} histogram_options {{ buckets: [ {} ] }} }}'
+    control = (
+        'metric_control {{ metric_identifier {{ family: "{}" }} histogram_options {{ buckets: [ {} ] }} }}'
+    )
     first = control.format("nv_inference_first_response_histogram_ms", "10, 50.5")
     read = config(file, f"model_metrics {{ {first} {control.format('nv_x', '1')} }}")
     assert read.first_response_bounds_ms == (10, 50.5)
@@ -123,7 +133,9 @@ def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_
     assert warning == (
         "config.pbtxt of 'm': model_metrics has no effect on 'nv_x': it sets the buckets of 'nv_inference_first_response_histogram_ms' only"
     )
-    with pytest.raises(InvalidArgument, match=r"buckets \[2.0, 1.0\], expected finite upper bounds in ascending order"):
+    with pytest.raises(
+        InvalidArgument, match=r"buckets \[2.0, 1.0\], expected finite upper bounds in ascending order"
+    ):
         config(file, f"model_metrics {{ {control.format('nv_x', '2, 1')} }}")
     with pytest.raises(InvalidArgument, match="must specify the 'family'"):
         config(file, "model_metrics { metric_control { histogram_options { buckets: [ 1 ] } } }")
@@ -138,32 +150,50 @@ def test_the_buckets_of_the_first_response_are_read_and_other_metrics_have_none_
     ],
 )
 def test_fields_without_effect_are_named(text: str, field: str, file: Path) -> None:
-    assert config(file, text).warnings == (f"config.pbtxt of 'm': {field} is not supported yet and has no effect",)
+    assert config(file, text).warnings == (
+        f"config.pbtxt of 'm': {field} is not supported yet and has no effect",
+    )
 
 
 def test_the_shape_that_a_model_has_is_read_beside_that_of_clients(file: Path) -> None:
     text = '%s { name: "%s" data_type: TYPE_FP32 dims: [ 1 ] %s }'
     reshape, empty = "reshape { shape: [ 1, 1 ] }", "reshape { }"
-    read = config(file, f"max_batch_size: 1 {text % ('input', 'x', reshape)} {text % ('output', 'y', empty)} {text % ('output', 'z', '')}")
-    assert [(spec.shape, spec.reshape) for spec in (*read.inputs, *read.outputs)] == [((1,), (1, 1)), ((1,), ()), ((1,), None)]
+    read = config(
+        file,
+        f"max_batch_size: 1 {text % ('input', 'x', reshape)} {text % ('output', 'y', empty)} {text % ('output', 'z', '')}",
+    )
+    assert [(spec.shape, spec.reshape) for spec in (*read.inputs, *read.outputs)] == [
+        ((1,), (1, 1)),
+        ((1,), ()),
+        ((1,), None),
+    ]
     assert read.warnings == ()
 
 
 def test_an_ensemble_has_no_model_that_could_have_another_shape(file: Path) -> None:
     tensor = '{ name: "x" data_type: TYPE_FP32 dims: 4 reshape { shape: [ 2, 2 ] } }'
     step = 'step { model_name: "a" model_version: -1 input_map { key: "i" value: "x" } output_map { key: "o" value: "y" } }'
-    read = config(file, f'platform: "ensemble" input {tensor} output {tensor.replace("x", "y")} ensemble_scheduling {{ {step} }}')
+    read = config(
+        file,
+        f'platform: "ensemble" input {tensor} output {tensor.replace("x", "y")} ensemble_scheduling {{ {step} }}',
+    )
     assert [warning.partition(": ")[2] for warning in read.warnings] == [
-        f"{kind}.reshape has no effect on an ensemble: give it to the models of its steps" for kind in ("input", "output")
+        f"{kind}.reshape has no effect on an ensemble: give it to the models of its steps"
+        for kind in ("input", "output")
     ]
 
 
-@pytest.mark.parametrize(("text", "expected"), [("", False), ("model_transaction_policy { decoupled: true }", True)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("", False), ("model_transaction_policy { decoupled: true }", True)]
+)
 def test_the_transaction_policy_is_read(text: str, expected: bool, file: Path) -> None:
     assert (config(file, text).decoupled, config(file, text).warnings) == (expected, ())
 
 
-@pytest.mark.parametrize(("text", "expected"), [("", False), ("response_cache { enable: true }", True), ("response_cache { }", False)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", False), ("response_cache { enable: true }", True), ("response_cache { }", False)],
+)
 def test_the_response_cache_is_read(text: str, expected: bool, file: Path) -> None:
     assert (config(file, text).response_cache, config(file, text).warnings) == (expected, ())
 
@@ -178,23 +208,34 @@ def test_what_is_off_anyway_needs_no_warning(file: Path) -> None:
     ("text", "warning"),
     [
         ("passive: true", PASSIVE),
-        ("secondary_devices { device_id: 1 }", "instance_group.secondary_devices has no effect: no runtime here computes on NVDLA"),
+        (
+            "secondary_devices { device_id: 1 }",
+            "instance_group.secondary_devices has no effect: no runtime here computes on NVDLA",
+        ),
     ],
 )
-def test_instances_that_no_runtime_has_a_use_for_are_warned_about(text: str, warning: str, file: Path) -> None:
+def test_instances_that_no_runtime_has_a_use_for_are_warned_about(
+    text: str, warning: str, file: Path
+) -> None:
     assert config(file, f"instance_group {{ {text} }}").warnings == (f"config.pbtxt of 'm': {warning}",)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: 'm'\nmax_batch_sise: 3", ":2:1: unknown field 'max_batch_sise', did you mean 'max_batch_size'?"),
+        (
+            "name: 'm'\nmax_batch_sise: 3",
+            ":2:1: unknown field 'max_batch_sise', did you mean 'max_batch_size'?",
+        ),
         ("input [ { name: 'x'\n  dimms: [1] } ]", ":2:3: unknown field 'dimms', did you mean 'dims'?"),
         ("input { data_type: TYPE_FLOAT }", ":1:20: unknown value 'TYPE_FLOAT', did you mean 'TYPE_FP32'?"),
         ("instance_group { kind: KIND_CPUS }", ":1:24: unknown value 'KIND_CPUS', did you mean 'KIND_CPU'?"),
         ("name 3", ':1:6: Expected ":".'),
         ("max_batch_size: 'a'", ":1:17: Couldn't parse integer: 'a'"),
-        ("name: 'm' name: 'm'", ':1:17: Message type "inference.ModelConfig" should not have multiple "name" fields.'),
+        (
+            "name: 'm' name: 'm'",
+            ':1:17: Message type "inference.ModelConfig" should not have multiple "name" fields.',
+        ),
         ("max_batch_size: 99999999999", ":1:17: Value out of range: 99999999999"),
     ],
 )
@@ -205,13 +246,19 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: 'other'", "unexpected directory name 'm' for model 'other', directory name must equal model name"),
+        (
+            "name: 'other'",
+            "unexpected directory name 'm' for model 'other', directory name must equal model name",
+        ),
         ("max_batch_size: -1", "'max_batch_size' must be non-negative value for m"),
         (
             "max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }",
             "dynamic batching preferred size must be <= max batch size for m",
         ),
-        ("dynamic_batching { preferred_batch_size: 0 }", "dynamic batching preferred size must be positive for m"),
+        (
+            "dynamic_batching { preferred_batch_size: 0 }",
+            "dynamic batching preferred size must be positive for m",
+        ),
         (
             "input { name: 'x' data_type: TYPE_FP32 dims: -2 }",
             "model input 'x' dimension must be integer >= 1, or -1 to indicate a variable",
@@ -222,19 +269,46 @@ def test_errors_of_the_format_have_line_and_column(text: str, message: str, file
             "input { name: 'x' data_type: TYPE_FP32 dims: 1 } input { name: 'x' data_type: TYPE_FP32 dims: 1 }",
             "model input 'x' is given more than once",
         ),
-        ("output { name: 'y' data_type: TYPE_FP32 dims: 2 label_filename: 'none.txt' }", "label_filename of output 'y' cannot be read"),
-        ("output { name: 'y' data_type: TYPE_FP32 dims: 2 label_filename: '../../x' }", "must be the name of a file inside"),
-        ("default_model_filename: '/etc/passwd'", "default_model_filename '/etc/passwd' must be the name of a file inside"),
+        (
+            "output { name: 'y' data_type: TYPE_FP32 dims: 2 label_filename: 'none.txt' }",
+            "label_filename of output 'y' cannot be read",
+        ),
+        (
+            "output { name: 'y' data_type: TYPE_FP32 dims: 2 label_filename: '../../x' }",
+            "must be the name of a file inside",
+        ),
+        (
+            "default_model_filename: '/etc/passwd'",
+            "default_model_filename '/etc/passwd' must be the name of a file inside",
+        ),
         ("default_model_filename: '../../other'", "must be the name of a file inside"),
         ("version_policy { specific { } }", "version_policy.specific names no version"),
         ("instance_group { count: 100000 }", "asks for 100000 instances; at most 256"),
-        ("input { name: 'x' data_type: 99 dims: 1 }", ":1:19: unknown value 99; expected one of TYPE_INVALID, TYPE_BOOL"),
-        ("instance_group [ { }, { kind: 7 } ]", "unknown value 7; expected one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL"),
-        ("model_warmup { inputs { key: 'a' value { data_type: 77 } } }", "unknown value 77; expected one of TYPE_INVALID"),
+        (
+            "input { name: 'x' data_type: 99 dims: 1 }",
+            ":1:19: unknown value 99; expected one of TYPE_INVALID, TYPE_BOOL",
+        ),
+        (
+            "instance_group [ { }, { kind: 7 } ]",
+            "unknown value 7; expected one of KIND_AUTO, KIND_GPU, KIND_CPU, KIND_MODEL",
+        ),
+        (
+            "model_warmup { inputs { key: 'a' value { data_type: 77 } } }",
+            "unknown value 77; expected one of TYPE_INVALID",
+        ),
         ("instance_group { count: -1 }", "instance_group has count -1"),
-        ("max_batch_size: 70000 sequence_batching { }", "max_batch_size is 70000; a batch of sequences has a place for each"),
-        ("parameters { key: 'backline.lane' value { string_value: 'gpu' } }", "is 'gpu', expected inline, thread or process"),
-        ("platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' } }", "must specify 'input_map' in step 0 of ensemble 'm'"),
+        (
+            "max_batch_size: 70000 sequence_batching { }",
+            "max_batch_size is 70000; a batch of sequences has a place for each",
+        ),
+        (
+            "parameters { key: 'backline.lane' value { string_value: 'gpu' } }",
+            "is 'gpu', expected inline, thread or process",
+        ),
+        (
+            "platform: 'ensemble' ensemble_scheduling { step { model_name: 'a' } }",
+            "must specify 'input_map' in step 0 of ensemble 'm'",
+        ),
         ("platform: 'ensemble'", "ensemble scheduling must be set for ensemble m whose platform is ensemble"),
     ],
 )
@@ -322,6 +396,10 @@ def test_the_policies_of_queues_are_read(file: Path) -> None:
 
 
 def test_tags_are_read_that_can_be_labels(file: Path) -> None:
-    assert config(file, 'metric_tags { key: "b" value: "1" } metric_tags { key: "a" value: "x y" }').metric_tags == {"a": "x y", "b": "1"}
-    with pytest.raises(InvalidArgument, match="metric_tags has 'my-tag', which cannot be in the name of a label"):
+    assert config(
+        file, 'metric_tags { key: "b" value: "1" } metric_tags { key: "a" value: "x y" }'
+    ).metric_tags == {"a": "x y", "b": "1"}
+    with pytest.raises(
+        InvalidArgument, match="metric_tags has 'my-tag', which cannot be in the name of a label"
+    ):
         config(file, 'metric_tags { key: "my-tag" value: "1" }')

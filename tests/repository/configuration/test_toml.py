@@ -15,7 +15,12 @@ from backline.repository.listing import FileEntry, Listing
 
 
 def config(text: str) -> ModelConfig:
-    listing = Listing("m", {"model.toml": FileEntry(len(text), "")}, frozenset(), lambda _: text.encode("utf-8", "surrogatepass"))
+    listing = Listing(
+        "m",
+        {"model.toml": FileEntry(len(text), "")},
+        frozenset(),
+        lambda _: text.encode("utf-8", "surrogatepass"),
+    )
     found = read(listing, "m")
     assert found is not None
     return found
@@ -67,17 +72,27 @@ def test_a_full_configuration_is_read() -> None:
         """
     )
 
-    assert read_config.inputs == (TensorSpec("x", DataType.FP32, (3, -1)), TensorSpec("s", DataType.BYTES, (1,)))
+    assert read_config.inputs == (
+        TensorSpec("x", DataType.FP32, (3, -1)),
+        TensorSpec("s", DataType.BYTES, (1,)),
+    )
     assert read_config.outputs == (TensorSpec("y", DataType.BF16, (2,)),)
     assert read_config.version_policy == VersionPolicy(latest=None, specific=("1.4.2", "git-3fa9c1", "3"))
     assert read_config.labels == {"stable": "1.4.2", "canary": "3"}
     assert read_config.parameters == {"intra_op_thread_count": "2", "optimization.level": "all"}
     assert (read_config.max_batch_size, read_config.instance_count, read_config.lane) == (8, 2, "thread")
-    assert (read_config.pinned, read_config.on_demand, read_config.idle_unload_seconds, read_config.load_retries) == (True, True, 300, 2)
+    assert (
+        read_config.pinned,
+        read_config.on_demand,
+        read_config.idle_unload_seconds,
+        read_config.load_retries,
+    ) == (True, True, 300, 2)
     assert (read_config.preferred_batch_sizes, read_config.queue_policy.max_size) == ((4, 8), 16)
     assert read_config.default_model_filename == "net.onnx"
     assert read_config.source == "m/model.toml"
-    assert read_config.warnings == ("model.toml of 'm': idle_unload_seconds has no effect: the model is pinned, and stays",)
+    assert read_config.warnings == (
+        "model.toml of 'm': idle_unload_seconds has no effect: the model is pinned, and stays",
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,9 +112,15 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_batch_size = 3\nmax_batch_sise = 3", "2:1: unknown key 'max_batch_sise', did you mean 'max_batch_size'?"),
+        (
+            "max_batch_size = 3\nmax_batch_sise = 3",
+            "2:1: unknown key 'max_batch_sise', did you mean 'max_batch_size'?",
+        ),
         ("pined = true", "1:1: unknown key 'pined', did you mean 'pinned'?"),
-        ("[[input]]\nname = 'x'\n\n[[input]]\n  datatype = 'FP32'", "5:3: unknown key 'datatype', did you mean 'data_type'?"),
+        (
+            "[[input]]\nname = 'x'\n\n[[input]]\n  datatype = 'FP32'",
+            "5:3: unknown key 'datatype', did you mean 'data_type'?",
+        ),
         ("input = [{ name = 'x' }, { nam = 'y' }]", "1:28: unknown key 'nam', did you mean 'name'?"),
         (
             "[dynamic_batching]\n'preferred_batch_sizes' = 3",
@@ -109,14 +130,20 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("input.data_type = 32", "1:7: expected one of TYPE_INVALID, TYPE_BOOL"),
         ("max_batch_size = '4'", "1:1: 'max_batch_size' is '4', expected a whole number"),
         ("max_batch_size = true", "1:1: 'max_batch_size' is true, expected a whole number"),
-        ("max_batch_size = 2147483648", "1:1: 'max_batch_size' is 2147483648, expected -2147483648 to 2147483647"),
+        (
+            "max_batch_size = 2147483648",
+            "1:1: 'max_batch_size' is 2147483648, expected -2147483648 to 2147483647",
+        ),
         ("input.dims = [1,\n  2.5]", "2:3: 'dims' is 2.5, expected a whole number"),
         ("input.optional = 1", "1:7: 'optional' is 1, expected true or false"),
         ("name = 3", "1:1: 'name' is 3, expected a string"),
         ("input = 3", "1:1: expected a table with name, data_type, format,"),
         ("parameters = 3", "1:1: expected a table"),
         ("parameters.x = true", "1:12: 'string_value' is true, expected a string"),
-        ("version_policy.latest = 1\nversion_policy.all = {}", "2:16: 'all' and 'latest' exclude each other; give one of them"),
+        (
+            "version_policy.latest = 1\nversion_policy.all = {}",
+            "2:16: 'all' and 'latest' exclude each other; give one of them",
+        ),
         ("max_batch_size = ", "1:18: Invalid value"),
         ("a = 1\na = 2", "2:6: Cannot overwrite a value"),
         ("pinned = 'yes'", "1:1: 'pinned' is 'yes', expected true or false"),
@@ -124,10 +151,22 @@ def test_a_section_with_one_field_may_be_written_as_its_value(text: str, policy:
         ("labels = 'stable'", "1:1: 'labels' is 'stable', expected a table"),
         ("versions = '1'", "1:1: 'versions' is '1', expected a list"),
         ("versions = []", "1:1: parameter 'backline.versions' is '', expected the names of versions"),
-        ("versions = [1]\nversion_policy.latest = 2", "1:1: versions and version_policy contradict each other; give one of them"),
-        ("idle_unload_seconds = 0", "1:1: parameter 'backline.idle_unload_seconds' is '0', expected seconds above 0"),
-        ("max_batch_size = 4\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = 0", "5:1: model input 'x' dimension must be integer >= 1"),
-        ("parameters.'backline.lan' = 'inline'", "1:12: unknown parameter 'backline.lan', did you mean 'backline.lane'?"),
+        (
+            "versions = [1]\nversion_policy.latest = 2",
+            "1:1: versions and version_policy contradict each other; give one of them",
+        ),
+        (
+            "idle_unload_seconds = 0",
+            "1:1: parameter 'backline.idle_unload_seconds' is '0', expected seconds above 0",
+        ),
+        (
+            "max_batch_size = 4\n[[input]]\nname = 'x'\ndata_type = 'FP32'\ndims = 0",
+            "5:1: model input 'x' dimension must be integer >= 1",
+        ),
+        (
+            "parameters.'backline.lan' = 'inline'",
+            "1:12: unknown parameter 'backline.lan', did you mean 'backline.lane'?",
+        ),
     ],
 )
 def test_errors_have_line_and_column(text: str, message: str) -> None:
@@ -163,7 +202,11 @@ def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
     try:
         outcome = config(text).name
     except BacklineError as refused:
-        outcome = "m" if refused.message.startswith("m/model.toml:") and "\n" not in refused.message else refused.message
+        outcome = (
+            "m"
+            if refused.message.startswith("m/model.toml:") and "\n" not in refused.message
+            else refused.message
+        )
 
     assert outcome == "m"
 

@@ -85,13 +85,20 @@ def folder(name: str, text: str) -> Listing:
     backend = "" if "platform:" in text else 'backend: "python" '
     contents = {"config.pbtxt": (backend + text).encode(), "labels.txt": b"cat\ndog\n"}
     contents |= {"warmup/x.bin": bytes(16), "warmup/short.bin": bytes(3)}
-    return Listing(f"/models/{name}", {path: FileEntry(len(c), "") for path, c in contents.items()}, frozenset(), contents.__getitem__)
+    return Listing(
+        f"/models/{name}",
+        {path: FileEntry(len(c), "") for path, c in contents.items()},
+        frozenset(),
+        contents.__getitem__,
+    )
 
 
 def read_case(name: str) -> ModelConfig:
     if name in OVERRIDES:
         override = OVERRIDES[name]
-        return read_override(override if isinstance(override, str) else json.dumps(override), name, folder(name, ""))
+        return read_override(
+            override if isinstance(override, str) else json.dumps(override), name, folder(name, "")
+        )
     config = read(folder(name, CASES[name]), name)
     assert config is not None
     return config
@@ -106,7 +113,9 @@ def shown(name: str) -> Any:
 
 def recorded_config(name: str) -> Any:
     # Triton writes the 64-bit integers of these two fields as strings, those of all others as numbers.
-    return json.loads(re.sub(r'("device_id": |"dims": \[)"(-?\d+)"', r"\1\2", json.dumps(RECORDED[name]["config"])))
+    return json.loads(
+        re.sub(r'("device_id": |"dims": \[)"(-?\d+)"', r"\1\2", json.dumps(RECORDED[name]["config"]))
+    )
 
 
 def differences(got: Any, triton: Any, path: str = "") -> Iterator[str]:
@@ -170,7 +179,11 @@ def test_what_can_not_be_meant_is_refused_although_triton_takes_it(name: str) ->
 @pytest.mark.parametrize("name", [name for name in REFUSED_BY_TRITON if name not in LATER])
 def test_a_wrong_configuration_is_refused_with_the_words_of_triton(name: str) -> None:
     error = RECORDED[name]["error"].strip()
-    words = re.sub(r"^load failed .*?: version 1 is at UNAVAILABLE state: [\w ]+: |^\[request id: <id_unknown>\] |;$", "", error)
+    words = re.sub(
+        r"^load failed .*?: version 1 is at UNAVAILABLE state: [\w ]+: |^\[request id: <id_unknown>\] |;$",
+        "",
+        error,
+    )
     words = re.sub(r"^\[request id: <id_unknown>\] ", "", words)
 
     with pytest.raises(InvalidArgument) as raised:

@@ -19,13 +19,20 @@ def scan(path: Path, name: str = "") -> list[FoundModel]:
 
 def summary(path: Path, name: str = "") -> dict[str, list[tuple[str, str | None]]]:
     """The models without a problem, with their versions and the paths of these."""
-    return {model.name: [(version.version, version.path) for version in model.versions] for model in scan(path, name) if not model.problem}
+    return {
+        model.name: [(version.version, version.path) for version in model.versions]
+        for model in scan(path, name)
+        if not model.problem
+    }
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["add/1/model.onnx", "mul/3/net.onnx"], {"add": [("1", "add/1/model.onnx")], "mul": [("3", "mul/3/net.onnx")]}),
+        (
+            ["add/1/model.onnx", "mul/3/net.onnx"],
+            {"add": [("1", "add/1/model.onnx")], "mul": [("3", "mul/3/net.onnx")]},
+        ),
         (["1/model.onnx", "2/model.onnx"], {"place": [("1", "1/model.onnx"), ("2", "2/model.onnx")]}),
         (["2/saved_model.pb", "2/variables/variables.index"], {"place": [("2", "2")]}),
         (["tf/1/model.savedmodel/saved_model.pb"], {"tf": [("1", "tf/1/model.savedmodel")]}),
@@ -43,14 +50,19 @@ def summary(path: Path, name: str = "") -> dict[str, list[tuple[str, str | None]
         (["model.onnx", "config.pbtxt"], {"place": [("1", "model.onnx")]}),
         (["saved_model.pb", "variables/variables.index"], {"place": [("1", "")]}),
         (["2048/1/model.onnx"], {"2048": [("1", "2048/1/model.onnx")]}),
-        (["2048/1/model.onnx", "add/1/model.onnx"], {"2048": [("1", "2048/1/model.onnx")], "add": [("1", "add/1/model.onnx")]}),
+        (
+            ["2048/1/model.onnx", "add/1/model.onnx"],
+            {"2048": [("1", "2048/1/model.onnx")], "add": [("1", "add/1/model.onnx")]},
+        ),
         (["add/1/model.onnx", "stray.onnx"], {"add": [("1", "add/1/model.onnx")]}),
         (["add/1/model.onnx", "1/model.onnx"], {"add": [("1", "add/1/model.onnx")]}),
         (["README.md"], {}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_the_layout_follows_from_the_files(files: list[str], expected: dict[str, list[tuple[str, str]]], tmp_path: Path) -> None:
+def test_the_layout_follows_from_the_files(
+    files: list[str], expected: dict[str, list[tuple[str, str]]], tmp_path: Path
+) -> None:
     for file in files:
         put(tmp_path / "place" / file, "" if file.startswith(("config", "model.toml")) else "model")
 
@@ -68,7 +80,8 @@ def test_a_name_for_several_models_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "b" / "1" / "model.onnx")
 
     with pytest.raises(
-        InvalidArgument, match=r"the name 'x' is for the only model at a path, but '.*' is a repository that holds 'a', 'b'"
+        InvalidArgument,
+        match=r"the name 'x' is for the only model at a path, but '.*' is a repository that holds 'a', 'b'",
     ):
         scan(tmp_path, name="x")
 
@@ -114,7 +127,8 @@ def test_a_single_file_may_be_a_link_and_be_given_a_name(tmp_path: Path) -> None
 
 def test_a_file_that_is_no_model_is_told_what_could_be(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidArgument, match=r"is a file, not a folder .* neither is it the file of a model \(\*\.onnx, .*model_config_list"
+        InvalidArgument,
+        match=r"is a file, not a folder .* neither is it the file of a model \(\*\.onnx, .*model_config_list",
     ):
         scan(put(tmp_path / "README.md"))
 
@@ -155,7 +169,9 @@ def test_a_folder_beside_the_versions_with_other_files_is_no_version(tmp_path: P
     put(tmp_path / "m" / "tokenizer" / "words.pkl")
     put(tmp_path / "m" / "schema" / "input.xml")
 
-    assert summary(tmp_path) == {"m": [("1", "m/1/model.onnx"), ("rc2", "m/rc2/net.onnx"), ("rc3", "m/rc3/model.pt")]}
+    assert summary(tmp_path) == {
+        "m": [("1", "m/1/model.onnx"), ("rc2", "m/rc2/net.onnx"), ("rc3", "m/rc3/model.pt")]
+    }
 
 
 def test_a_base_path_stays_one_whatever_lies_beside_its_versions(tmp_path: Path) -> None:

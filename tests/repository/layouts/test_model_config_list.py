@@ -26,7 +26,11 @@ def test_models_lie_where_the_list_says(tmp_path: Path) -> None:
     add, half = scan(models)
 
     assert (add.name, add.problem, add.versions[0].path) == ("add", "", f"{tmp_path}/near/1/model.onnx")
-    assert (half.name, half.problem, half.versions[0].path) == ("half_plus_two", "", f"{tmp_path}/far/away/3/model.onnx")
+    assert (half.name, half.problem, half.versions[0].path) == (
+        "half_plus_two",
+        "",
+        f"{tmp_path}/far/away/3/model.onnx",
+    )
     assert half.config.backend == ""
     assert half.namespace == str(models)
 
@@ -44,7 +48,9 @@ def test_the_list_sets_the_version_policy(policy: str, expected: list[str], tmp_
     for version in "123":
         put(tmp_path / "m" / version / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", "max_batch_size: 8 version_policy { specific { versions: 2 } }")
-    models = put(tmp_path / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "m" {policy} }} }}')
+    models = put(
+        tmp_path / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "m" {policy} }} }}'
+    )
 
     (model,) = scan(models)
 
@@ -55,7 +61,9 @@ def test_the_list_sets_the_version_policy(policy: str, expected: list[str], tmp_
 def test_the_list_sets_labels(tmp_path: Path) -> None:
     put(tmp_path / "m" / "42" / "model.onnx")
     labels = 'version_labels { key: "stable" value: 42 } version_labels { key: "canary" value: 43 }'
-    models = put(tmp_path / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "m" {labels} }} }}')
+    models = put(
+        tmp_path / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "m" {labels} }} }}'
+    )
 
     (model,) = scan(models)
 
@@ -65,7 +73,9 @@ def test_the_list_sets_labels(tmp_path: Path) -> None:
 def test_logging_is_told_to_have_no_effect(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     logging = "logging_config { sampling_config { sampling_rate: 0.1 } }"
-    models = put(tmp_path / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "m" {logging} }} }}')
+    models = put(
+        tmp_path / "models.config", f'model_config_list {{ config {{ name: "m" base_path: "m" {logging} }} }}'
+    )
 
     (model,) = scan(models)
 
@@ -75,19 +85,33 @@ def test_logging_is_told_to_have_no_effect(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ('name: "m" base_path: "missing"', "base_path '{folder}/missing' of model 'm' does not exist or is no folder"),
+        (
+            'name: "m" base_path: "missing"',
+            "base_path '{folder}/missing' of model 'm' does not exist or is no folder",
+        ),
         ('name: "m"', "model 'm' must have a base_path, the folder that holds its versions"),
-        ('name: "m" base_path: "s3://bucket/m"', "base_path 's3://bucket/m' of model 'm' is no path on local disk"),
+        (
+            'name: "m" base_path: "s3://bucket/m"',
+            "base_path 's3://bucket/m' of model 'm' is no path on local disk",
+        ),
         ('name: "m" base_path: "\\000"', "model 'm' must have a base_path"),
         ('name: "a/b" base_path: "good"', "the name of the model"),
         ('name: ".." base_path: "good"', "the name of the model"),
-        ('name: "m" base_path: "empty"', "'{folder}/empty' has no version; expected a model file such as '{folder}/empty/1/model.onnx'"),
+        (
+            'name: "m" base_path: "empty"',
+            "'{folder}/empty' has no version; expected a model file such as '{folder}/empty/1/model.onnx'",
+        ),
     ],
 )
-def test_what_is_wrong_with_one_model_does_not_concern_the_others(config: str, reason: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_one_model_does_not_concern_the_others(
+    config: str, reason: str, tmp_path: Path
+) -> None:
     put(tmp_path / "good" / "1" / "model.onnx")
     (tmp_path / "empty").mkdir()
-    models = put(tmp_path / "models.config", f'model_config_list {{ config {{ {config} }} config {{ name: "good" base_path: "good" }} }}')
+    models = put(
+        tmp_path / "models.config",
+        f'model_config_list {{ config {{ {config} }} config {{ name: "good" base_path: "good" }} }}',
+    )
 
     found = {model.name: model.problem for model in scan(models)}
 

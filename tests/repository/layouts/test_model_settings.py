@@ -90,13 +90,21 @@ def test_a_configuration_goes_before_the_settings(tmp_path: Path) -> None:
 
 
 def test_what_has_no_effect_is_told(tmp_path: Path) -> None:
-    settings(tmp_path / "m", implementation="mine.Model", max_batch_size=5, parameters={"content_type": "np", "extra": {}})
+    settings(
+        tmp_path / "m",
+        implementation="mine.Model",
+        max_batch_size=5,
+        parameters={"content_type": "np", "extra": {}},
+    )
     put(tmp_path / "m" / "model.onnx")
 
     implementation, unused = only(tmp_path).warnings
 
     assert "implementation 'mine.Model' has no effect, the file of the model decides" in implementation
-    assert "max_batch_size, parameters.content_type, parameters.extra is not supported and has no effect" in unused
+    assert (
+        "max_batch_size, parameters.content_type, parameters.extra is not supported and has no effect"
+        in unused
+    )
 
 
 @pytest.mark.parametrize("uri", ["../x.onnx", "/etc/passwd", "s3://bucket/m", "a/../../x", "x\x00y"])

@@ -19,13 +19,43 @@ from support.repositories import ONNX, put
 
 PARTS = st.sampled_from(
     [
-        *("a", "b", "1", "2", "10", "007", "1.4.2", "2026-11-24", "rc1", "warmup", "configs", "a b ", "x\ny", "..", "%", ".hidden"),
-        *("model.onnx", "net.onnx", "saved_model.pb", "model.savedmodel", "model.xml", "weights.bin", "labels.txt"),
+        *(
+            "a",
+            "b",
+            "1",
+            "2",
+            "10",
+            "007",
+            "1.4.2",
+            "2026-11-24",
+            "rc1",
+            "warmup",
+            "configs",
+            "a b ",
+            "x\ny",
+            "..",
+            "%",
+            ".hidden",
+        ),
+        *(
+            "model.onnx",
+            "net.onnx",
+            "saved_model.pb",
+            "model.savedmodel",
+            "model.xml",
+            "weights.bin",
+            "labels.txt",
+        ),
         *("config.pbtxt", "model.toml", "model-settings.json", "MLmodel"),
     ]
 )
 PATHS = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
-ENTRIES = st.builds(FileEntry, st.integers(0, 100), st.sampled_from(["one", "two"]), st.sampled_from(["", "", "", "it is broken"]))
+ENTRIES = st.builds(
+    FileEntry,
+    st.integers(0, 100),
+    st.sampled_from(["one", "two"]),
+    st.sampled_from(["", "", "", "it is broken"]),
+)
 CONTENTS = st.sampled_from(
     [
         b"",
@@ -67,7 +97,9 @@ def test_any_files_give_models_or_reasons(listing: Listing) -> None:
         for version in model.versions:
             assert bool(version.problem) == (version.path is None) == (not version.fingerprint)
             assert version.path is None or not any(entry.problem for entry in version.files.values())
-            assert version.path is None or any(file == version.path or file.startswith(version.path) for file in version.files)
+            assert version.path is None or any(
+                file == version.path or file.startswith(version.path) for file in version.files
+            )
             assert version.problem or (model.name.isprintable() and "/" not in version.version)
 
 
@@ -76,7 +108,9 @@ CHANGES = st.lists(
         st.sampled_from(["write", "remove"]),
         st.sampled_from(["a", "b", "c"]),
         st.sampled_from(["1/model.onnx", "2/model.onnx", "1", "", "config.pbtxt", "warmup/x"]),
-        st.sampled_from(["max_batch_size: 4", "max_batch_size: 8", "max_batch_sise: 1", "version_policy { all {} }"]),
+        st.sampled_from(
+            ["max_batch_size: 4", "max_batch_size: 8", "max_batch_sise: 1", "version_policy { all {} }"]
+        ),
     ),
     min_size=1,
     max_size=10,
@@ -119,7 +153,9 @@ def test_a_model_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
             "b/config.pbtxt": FileEntry(1, identity),
             "b/1/model.onnx": FileEntry(1, "one"),
         }
-        return Listing("place", files, frozenset({"a", "a/1", "b", "b/1"}), lambda path: (read.append(path), b"")[1])
+        return Listing(
+            "place", files, frozenset({"a", "a/1", "b", "b/1"}), lambda path: (read.append(path), b"")[1]
+        )
 
     known: dict[str, tuple[Listing, str, object]] = {}
     scan_listing(listing("one"), formats=[ONNX], known=known)  # type: ignore[arg-type]

@@ -113,7 +113,9 @@ def test_a_backend_that_there_is_not_is_told_before_its_files_are(tmp_path: Path
 
     onnx, trt = scan(tmp_path)
 
-    assert trt.versions[0].problem.endswith("is for the backend 'tensorrt_plan', which there is not; there are 'onnxruntime'")
+    assert trt.versions[0].problem.endswith(
+        "is for the backend 'tensorrt_plan', which there is not; there are 'onnxruntime'"
+    )
     assert onnx.versions[0].problem.endswith("holds no model file; expected 'model.onnx' or one file *.onnx")
 
 
@@ -124,7 +126,9 @@ def test_a_model_without_version_is_told_where_to_put_its_file(tmp_path: Path) -
     empty, loose = scan(tmp_path)
 
     assert "has no version; expected a model file such as" in empty.problem
-    assert f"move 'net.onnx' into a version's folder: '{tmp_path / 'loose' / '1' / 'net.onnx'}'" in loose.problem
+    assert (
+        f"move 'net.onnx' into a version's folder: '{tmp_path / 'loose' / '1' / 'net.onnx'}'" in loose.problem
+    )
 
 
 def test_a_repository_in_the_place_of_a_model_is_told(tmp_path: Path) -> None:
@@ -199,7 +203,9 @@ def test_links_to_nowhere_and_in_circles_are_told(tmp_path: Path) -> None:
     assert "is a link to something that does not exist" in nowhere.problem
 
 
-@pytest.mark.parametrize("name", ["a b\n", "a?b", "a#b", "50%", "\x1b[31mred", " m", b"\xff\xfe".decode(errors="surrogateescape")])
+@pytest.mark.parametrize(
+    "name", ["a b\n", "a?b", "a#b", "50%", "\x1b[31mred", " m", b"\xff\xfe".decode(errors="surrogateescape")]
+)
 def test_odd_names_are_refused_and_printed_safely(name: str, tmp_path: Path) -> None:
     put(tmp_path / name / "1" / "model.onnx")
 
@@ -248,8 +254,13 @@ def test_what_cannot_be_read_is_told() -> None:
             (repository / "version" / "1").chmod(0o700)
 
     assert model.problem == f"'{repository / 'model'}' cannot be read: Permission denied"
-    assert version.versions[0].problem == f"'{repository / 'version' / '1'}' cannot be read: Permission denied"
-    assert file.versions[0].problem == f"'{repository / 'file' / '1' / 'model.onnx'}' cannot be read: Permission denied"
+    assert (
+        version.versions[0].problem == f"'{repository / 'version' / '1'}' cannot be read: Permission denied"
+    )
+    assert (
+        file.versions[0].problem
+        == f"'{repository / 'file' / '1' / 'model.onnx'}' cannot be read: Permission denied"
+    )
 
 
 def test_a_repository_that_cannot_be_read_is_told() -> None:
@@ -257,7 +268,9 @@ def test_a_repository_that_cannot_be_read_is_told() -> None:
         repository = folder / "models"
         repository.mkdir(mode=0)
 
-        with pytest.raises(InvalidArgument, match=f"model repository '{repository}' cannot be read: Permission denied"):
+        with pytest.raises(
+            InvalidArgument, match=f"model repository '{repository}' cannot be read: Permission denied"
+        ):
             scan(repository)
 
 

@@ -126,7 +126,9 @@ def scan(repository: Repository) -> dict[str, FoundModel]:
     return {model.name: model for model in asyncio.run(repository.scan())}
 
 
-def fetch(repository: Repository, model: FoundModel, version: str = "1", heard: list[tuple[int, int]] | None = None) -> FetchedVersion:
+def fetch(
+    repository: Repository, model: FoundModel, version: str = "1", heard: list[tuple[int, int]] | None = None
+) -> FetchedVersion:
     wanted = next(found for found in model.versions if found.version == version)
     told = heard if heard is not None else []
     return asyncio.run(repository.fetch(model, wanted, lambda here, total: told.append((here, total))))

@@ -14,15 +14,27 @@ LARGE = 200
 
 
 def publish(
-    web: WebServer, store: WebServer, repo: str, files: Mapping[str, bytes], *, revision: str = "main", page_size: int = 1000
+    web: WebServer,
+    store: WebServer,
+    repo: str,
+    files: Mapping[str, bytes],
+    *,
+    revision: str = "main",
+    page_size: int = 1000,
 ) -> None:
     """`web` becomes the hub with one repository; what is large comes from `store`."""
     web.put(f"/api/models/{repo}/revision/{revision}", json.dumps({"id": repo, "sha": COMMIT}).encode())
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     for folder in ("", *folders):
-        items = [_item(path, content) for path, content in files.items() if not folder or path.startswith(folder + "/")]
+        items = [
+            _item(path, content)
+            for path, content in files.items()
+            if not folder or path.startswith(folder + "/")
+        ]
         items += [
-            {"type": "directory", "oid": "0", "size": 0, "path": path} for path in folders if path.startswith(folder) and path != folder
+            {"type": "directory", "oid": "0", "size": 0, "path": path}
+            for path in folders
+            if path.startswith(folder) and path != folder
         ]
         base = f"/api/models/{repo}/tree/{COMMIT}{'/' if folder else ''}{folder}?recursive=true"
         for start in range(0, len(items), page_size):
@@ -35,7 +47,9 @@ def publish(
         web.pages[where] = Page(content)
         if len(content) > LARGE:
             store.put(f"/{hashlib.sha256(content).hexdigest()}", content)
-            web.pages[where] = Page(status=302, headers={"Location": f"{store.url}/{hashlib.sha256(content).hexdigest()}"})
+            web.pages[where] = Page(
+                status=302, headers={"Location": f"{store.url}/{hashlib.sha256(content).hexdigest()}"}
+            )
 
 
 def _item(path: str, content: bytes) -> dict[str, object]:

@@ -30,7 +30,9 @@ def files(tmp_path: Path) -> dict[str, bytes]:
     models.add1(folder)
     models.ident(folder, dims=(4,))
     (folder / "add1" / "config.pbtxt").write_text("max_batch_size: 8")
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
@@ -62,7 +64,9 @@ FORMS = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_models_of_an_archive_are_found_and_fetched(name: str, web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_the_models_of_an_archive_are_found_and_fetched(
+    name: str, web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put(f"/{name}", FORMS[name](files))
     repository = opened(f"{web.url}/{name}")
     found = scan(repository)
@@ -71,7 +75,9 @@ def test_the_models_of_an_archive_are_found_and_fetched(name: str, web: WebServe
     assert fetch(repository, found["add1"]).path.read_bytes() == files["add1/1/model.onnx"]
 
 
-def test_an_archive_is_downloaded_once_while_it_stays_the_same(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_an_archive_is_downloaded_once_while_it_stays_the_same(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put("/models.zip", zipped(files))
     first = opened(f"{web.url}/models.zip")
     scan(first)
@@ -80,7 +86,9 @@ def test_an_archive_is_downloaded_once_while_it_stays_the_same(web: WebServer, f
     assert web.gets("/models.zip") == 1
 
 
-def test_a_new_archive_changes_only_the_models_that_differ(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_a_new_archive_changes_only_the_models_that_differ(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put("/models.zip", zipped(files))
     repository = opened(f"{web.url}/models.zip")
     before = scan(repository)
@@ -91,14 +99,23 @@ def test_a_new_archive_changes_only_the_models_that_differ(web: WebServer, files
     assert before["add1"].versions[0].fingerprint == after["add1"].versions[0].fingerprint
 
 
-def test_a_folder_in_an_archive_is_named_after_it(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
-    web.put("/release.zip", zipped({f"release-1.2/models/{path}": content for path, content in files.items()} | {"README.md": b""}))
+def test_a_folder_in_an_archive_is_named_after_it(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
+    web.put(
+        "/release.zip",
+        zipped(
+            {f"release-1.2/models/{path}": content for path, content in files.items()} | {"README.md": b""}
+        ),
+    )
     assert sorted(scan(opened(f"{web.url}/release.zip#release-1.2/models"))) == ["add1", "ident"]
     with pytest.raises(NotFound, match=r"has no folder 'other'; it holds 'README.md', 'release-1.2'"):
         scan(opened(f"{web.url}/release.zip#other"))
 
 
-def test_a_start_without_the_server_works_from_the_cache(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_a_start_without_the_server_works_from_the_cache(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put("/models.tgz", tarred(files))
     before = scan(opened(f"{web.url}/models.tgz"))
     web.stop()
@@ -107,7 +124,9 @@ def test_a_start_without_the_server_works_from_the_cache(web: WebServer, files: 
     assert fetch(repository, before["ident"]).path.read_bytes() == files["ident/1/model.onnx"]
 
 
-def test_a_content_that_the_cache_lost_is_unpacked_again(web: WebServer, files: dict[str, bytes], cache: Path, opened: Open) -> None:
+def test_a_content_that_the_cache_lost_is_unpacked_again(
+    web: WebServer, files: dict[str, bytes], cache: Path, opened: Open
+) -> None:
     web.put("/models.zip", zipped(files))
     repository = opened(f"{web.url}/models.zip")
     found = scan(repository)
@@ -117,7 +136,9 @@ def test_a_content_that_the_cache_lost_is_unpacked_again(web: WebServer, files: 
     assert fetch(repository, found["ident"]).path.read_bytes() == files["ident/1/model.onnx"]
 
 
-def test_the_archive_itself_is_not_kept(web: WebServer, files: dict[str, bytes], cache: Path, opened: Open) -> None:
+def test_the_archive_itself_is_not_kept(
+    web: WebServer, files: dict[str, bytes], cache: Path, opened: Open
+) -> None:
     web.put("/models.zip", zipped(files))
     scan(opened(f"{web.url}/models.zip"))
     assert len([blob for blob in (cache / "blobs").rglob("*") if blob.is_file()]) == len(files)
@@ -140,7 +161,9 @@ BAD_NAMES = {
 def test_a_member_with_a_bad_name_is_refused_by_name(
     name: str, pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, opened: Open, tmp_path: Path
 ) -> None:
-    web.put("/models.bin.zip" if pack is zipped else "/models.tgz", pack({"a/1/model.onnx": b"x", name: b"y"}))
+    web.put(
+        "/models.bin.zip" if pack is zipped else "/models.tgz", pack({"a/1/model.onnx": b"x", name: b"y"})
+    )
     with pytest.raises(InvalidArgument, match=BAD_NAMES[name]) as caught:
         scan(opened(web.url + next(iter(web.pages))))
     assert f"member '{printable(name)}'" in caught.value.message
@@ -164,7 +187,9 @@ def test_a_nul_in_a_name_is_refused(web: WebServer, opened: Open) -> None:
         (tarfile.FIFOTYPE, "it is a device or a pipe"),
     ],
 )
-def test_a_member_of_a_tar_that_is_no_file_is_refused(kind: bytes, reason: str, web: WebServer, opened: Open) -> None:
+def test_a_member_of_a_tar_that_is_no_file_is_refused(
+    kind: bytes, reason: str, web: WebServer, opened: Open
+) -> None:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w:gz") as archive:
         member = tarfile.TarInfo("a/1/model.onnx")
@@ -191,17 +216,25 @@ def limited(location: str, cache: Path, limits: Limits) -> ArchiveRepository:
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_an_archive_that_inflates_too_far_is_refused(pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, cache: Path) -> None:
+def test_an_archive_that_inflates_too_far_is_refused(
+    pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, cache: Path
+) -> None:
     web.put("/bomb.zip" if pack is zipped else "/bomb.tgz", pack({"a/1/model.onnx": bytes(5_000_000)}))
     with pytest.raises(
-        InvalidArgument, match=r"member 'a/1/model.onnx' is refused: with it the archive unpacks to more than the 1,000,000"
+        InvalidArgument,
+        match=r"member 'a/1/model.onnx' is refused: with it the archive unpacks to more than the 1,000,000",
     ):
         scan(limited(web.url + next(iter(web.pages)), cache, Limits(harmless=1_000_000)))
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
-def test_an_archive_of_too_many_members_is_refused(pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, cache: Path) -> None:
-    web.put("/many.zip" if pack is zipped else "/many.tgz", pack({f"folder{number}/notes.txt": b"" for number in range(20)}))
+def test_an_archive_of_too_many_members_is_refused(
+    pack: Callable[[Mapping[str, bytes]], bytes], web: WebServer, cache: Path
+) -> None:
+    web.put(
+        "/many.zip" if pack is zipped else "/many.tgz",
+        pack({f"folder{number}/notes.txt": b"" for number in range(20)}),
+    )
     with pytest.raises(InvalidArgument, match="more than 10 files"):
         scan(limited(web.url + next(iter(web.pages)), cache, Limits(files=10)))
 
@@ -259,7 +292,9 @@ def test_a_wrong_checksum_in_a_zip_is_told(web: WebServer, opened: Open) -> None
 
 
 def test_what_is_neither_archive_nor_model_is_refused(opened: Open) -> None:
-    with pytest.raises(InvalidArgument, match=r"is neither an archive nor a model file; expected a name that ends with \.zip"):
+    with pytest.raises(
+        InvalidArgument, match=r"is neither an archive nor a model file; expected a name that ends with \.zip"
+    ):
         opened("https://example.org/models/")
 
 
@@ -269,7 +304,9 @@ def test_one_file_is_a_model(web: WebServer, files: dict[str, bytes], opened: Op
     assert fetch(repository, scan(repository)["detector"]).path.read_bytes() == files["ident/1/model.onnx"]
 
 
-def test_a_replaced_file_changes_the_fingerprint(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_a_replaced_file_changes_the_fingerprint(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put("/detector.onnx", files["ident/1/model.onnx"])
     repository = opened(f"{web.url}/detector.onnx")
     before = scan(repository)["detector"].versions[0].fingerprint
@@ -277,7 +314,9 @@ def test_a_replaced_file_changes_the_fingerprint(web: WebServer, files: dict[str
     assert scan(repository)["detector"].versions[0].fingerprint != before
 
 
-def test_a_file_that_is_replaced_between_look_and_fetch_is_told(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_a_file_that_is_replaced_between_look_and_fetch_is_told(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put("/detector.onnx", files["ident/1/model.onnx"])
     repository = opened(f"{web.url}/detector.onnx")
     found = scan(repository)["detector"]
@@ -292,7 +331,9 @@ def test_a_server_without_head_is_asked_by_get(web: WebServer, files: dict[str, 
     assert fetch(repository, scan(repository)["detector"]).path.read_bytes() == files["ident/1/model.onnx"]
 
 
-def test_without_validators_a_change_is_seen_by_the_size(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_without_validators_a_change_is_seen_by_the_size(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     web.put("/detector.onnx", files["ident/1/model.onnx"]).validators = False
     repository = opened(f"{web.url}/detector.onnx")
     before = scan(repository)["detector"]
@@ -306,32 +347,48 @@ def test_without_validators_a_change_is_seen_by_the_size(web: WebServer, files: 
     ("page", "error", "reason"),
     [
         (Page(status=404), NotFound, r"does not exist \(status 404\); check the URL"),
-        (Page(status=403), Unavailable, r"access is denied \(status 403\); put user and password into the URL"),
+        (
+            Page(status=403),
+            Unavailable,
+            r"access is denied \(status 403\); put user and password into the URL",
+        ),
         (Page(status=503), Unavailable, r"cannot be had at the moment \(status 503"),
         (
             Page(status=302, headers={"Location": "file:///etc/passwd"}),
             Unavailable,
             "redirects to 'file:///etc/passwd', which is no web address",
         ),
-        (Page(status=302, headers={"Location": "/detector.onnx"}), Unavailable, "redirects more than 5 times"),
+        (
+            Page(status=302, headers={"Location": "/detector.onnx"}),
+            Unavailable,
+            "redirects more than 5 times",
+        ),
     ],
 )
-def test_what_a_server_refuses_is_told(page: Page, error: type[BacklineError], reason: str, web: WebServer, opened: Open) -> None:
+def test_what_a_server_refuses_is_told(
+    page: Page, error: type[BacklineError], reason: str, web: WebServer, opened: Open
+) -> None:
     web.pages["/detector.onnx"] = page
     with pytest.raises(error, match=reason):
         scan(opened(f"{web.url}/detector.onnx"))
 
 
 def test_nobody_at_the_address_is_told(opened: Open) -> None:
-    with pytest.raises(Unavailable, match="cannot be reached: Connection refused; check the URL and the network"):
+    with pytest.raises(
+        Unavailable, match="cannot be reached: Connection refused; check the URL and the network"
+    ):
         scan(opened("http://127.0.0.1:9/detector.onnx"))
 
 
-def test_secrets_go_to_the_host_and_nowhere_else(web: WebServer, files: dict[str, bytes], opened: Open) -> None:
+def test_secrets_go_to_the_host_and_nowhere_else(
+    web: WebServer, files: dict[str, bytes], opened: Open
+) -> None:
     with WebServer() as elsewhere:
         elsewhere.put("/detector.onnx", files["ident/1/model.onnx"])
         web.pages["/detector.onnx"] = Page(status=302, headers={"Location": f"{elsewhere.url}/detector.onnx"})
-        repository = opened(web.url.replace("http://", "http://user:secret@") + "/detector.onnx?signature=hidden")
+        repository = opened(
+            web.url.replace("http://", "http://user:secret@") + "/detector.onnx?signature=hidden"
+        )
         fetch(repository, scan(repository)["detector"])
         assert all("authorization" not in asked.headers for asked in elsewhere.asked)
     assert {asked.headers.get("authorization") for asked in web.asked} == {"Basic dXNlcjpzZWNyZXQ="}

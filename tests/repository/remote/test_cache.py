@@ -34,7 +34,9 @@ def blobs(cache: Path) -> list[Path]:
     return sorted(file for file in (cache / "blobs").rglob("*") if file.is_file())
 
 
-def test_equal_contents_are_kept_once_and_linked(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+def test_equal_contents_are_kept_once_and_linked(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
     web.put("/a/one.onnx", model)
     web.put("/b/two.onnx", model)
     one, two = opened(f"{web.url}/a/one.onnx"), opened(f"{web.url}/b/two.onnx")
@@ -53,7 +55,9 @@ def test_a_fetched_version_is_not_downloaded_again(web: WebServer, model: bytes,
     assert web.gets(NAME) == 1
 
 
-def test_a_truncated_content_is_noticed_and_downloaded_again(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+def test_a_truncated_content_is_noticed_and_downloaded_again(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
     web.put(NAME, model)
     first = opened(web.url + NAME)
     fetch(first, scan(first)["detector"])
@@ -63,7 +67,9 @@ def test_a_truncated_content_is_noticed_and_downloaded_again(web: WebServer, mod
     assert web.gets(NAME) == 2
 
 
-def test_a_changed_byte_is_noticed_by_the_next_process(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+def test_a_changed_byte_is_noticed_by_the_next_process(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
     web.put(NAME, model)
     first = opened(web.url + NAME)
     fetched = fetch(first, scan(first)["detector"])
@@ -71,7 +77,9 @@ def test_a_changed_byte_is_noticed_by_the_next_process(web: WebServer, model: by
     with fetched.path.open("r+b") as file:
         file.seek(1000)
         file.write(b"\xff")
-    os.utime(fetched.path, ns=(status.st_atime_ns, status.st_mtime_ns))  # a disk that forgets does not change the time
+    os.utime(
+        fetched.path, ns=(status.st_atime_ns, status.st_mtime_ns)
+    )  # a disk that forgets does not change the time
     second = opened(web.url + NAME)
     assert fetch(second, scan(second)["detector"]).path.read_bytes() == model
 
@@ -93,7 +101,9 @@ def test_a_server_without_ranges_is_asked_from_the_start(web: WebServer, model: 
     assert heard[-1] == (len(model), len(model))
 
 
-def test_a_download_that_fails_leaves_nothing_half(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+def test_a_download_that_fails_leaves_nothing_half(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
     web.put(NAME, model).cuts = [1000, 0, 0, 0, 0, 0]
     repository = opened(web.url + NAME)
     with pytest.raises(Unavailable, match=r"ended after 1,000 of .* bytes"):
@@ -109,7 +119,9 @@ def test_concurrent_fetches_download_once(web: WebServer, model: bytes, opened: 
 
     async def fetch_all() -> set[Path]:
         found = (await repository.scan())[0]
-        fetched = await asyncio.gather(*(repository.fetch(found, found.versions[0], lambda here, total: None) for _ in range(5)))
+        fetched = await asyncio.gather(
+            *(repository.fetch(found, found.versions[0], lambda here, total: None) for _ in range(5))
+        )
         return {one.path for one in fetched}
 
     assert len(asyncio.run(fetch_all())) == 1
@@ -178,7 +190,9 @@ def test_the_loop_runs_on_while_a_server_stalls(web: WebServer, model: bytes, op
     asyncio.run(fetch_and_tick())
 
 
-def test_a_fetch_that_is_cancelled_leaves_nothing_half(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+def test_a_fetch_that_is_cancelled_leaves_nothing_half(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
     page = web.put(NAME, model)
     page.stall = threading.Event()
     repository = opened(web.url + NAME)
@@ -204,7 +218,9 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(web: WebServer, model: byte
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n" + FETCH
     arguments = [sys.executable, "-c", limited, web.url + NAME, str(cache)]
     told = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True).stdout
-    assert told.startswith(f"Unavailable the disk of the model cache '{cache}' is full, it cannot store 'detector.onnx'")
+    assert told.startswith(
+        f"Unavailable the disk of the model cache '{cache}' is full, it cannot store 'detector.onnx'"
+    )
     assert "free space there or choose another cache folder" in told
     assert blobs(cache) == []
     assert list((cache / "partial").iterdir()) == []
@@ -224,7 +240,9 @@ def test_a_version_that_does_not_fit_is_refused_before_it_is_downloaded(
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unavailable, match=r"the model cache '.*/file/cache' cannot be created: Not a directory"):
+    with pytest.raises(
+        Unavailable, match=r"the model cache '.*/file/cache' cannot be created: Not a directory"
+    ):
         ContentCache(tmp_path / "file" / "cache")
 
 
@@ -248,7 +266,9 @@ def test_a_lock_that_is_waited_for_can_be_given_up(cache: Path) -> None:
     assert waiting == [Stopped]
 
 
-def test_what_nothing_uses_any_more_is_removed_after_its_time(web: WebServer, model: bytes, cache: Path, opened: Open) -> None:
+def test_what_nothing_uses_any_more_is_removed_after_its_time(
+    web: WebServer, model: bytes, cache: Path, opened: Open
+) -> None:
     web.put(NAME, model)
     repository = opened(web.url + NAME)
     fetched = fetch(repository, scan(repository)["detector"])
@@ -268,7 +288,9 @@ def test_a_closed_repository_says_so(web: WebServer, model: bytes, opened: Open)
         scan(repository)
 
 
-def test_changes_come_at_the_interval_and_end_with_the_repository(web: WebServer, model: bytes, opened: Open) -> None:
+def test_changes_come_at_the_interval_and_end_with_the_repository(
+    web: WebServer, model: bytes, opened: Open
+) -> None:
     web.put(NAME, model)
     repository = opened(web.url + NAME)
 

@@ -23,14 +23,18 @@ def store() -> Iterator[WebServer]:
 
 
 @pytest.fixture
-def hub(web: WebServer, store: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def hub(
+    web: WebServer, store: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, bytes]:
     """The files of acme/models on a hub that HF_ENDPOINT names."""
     folder = tmp_path / "source"
     models.add1(folder / "served")
     models.slow(folder / "served", size=64, layers=2)
     (folder / "served" / "add1" / "config.pbtxt").write_text("max_batch_size: 8")
     (folder / "README.md").write_text("# Models")
-    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    files = {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+    }
     publish(web, store, "acme/models", files)
     monkeypatch.setenv("HF_ENDPOINT", web.url)
     return files
@@ -50,14 +54,18 @@ def test_one_file_of_the_hub_is_a_model(hub: dict[str, bytes], opened: Open) -> 
     assert fetch(repository, scan(repository)["model"]).path.read_bytes() == hub["served/slow/1/model.onnx"]
 
 
-def test_a_revision_is_asked_for_by_name(web: WebServer, store: WebServer, hub: dict[str, bytes], opened: Open) -> None:
+def test_a_revision_is_asked_for_by_name(
+    web: WebServer, store: WebServer, hub: dict[str, bytes], opened: Open
+) -> None:
     publish(web, store, "acme/models", hub, revision="v1.0")
     assert sorted(scan(opened("hf://acme/models@v1.0/served"))) == ["add1", "slow"]
     with pytest.raises(NotFound, match=r"the hub has no repository 'acme/models' with revision 'v2\.0'"):
         scan(opened("hf://acme/models@v2.0/served"))
 
 
-def test_a_listing_of_several_pages_is_read_to_its_end(web: WebServer, store: WebServer, hub: dict[str, bytes], opened: Open) -> None:
+def test_a_listing_of_several_pages_is_read_to_its_end(
+    web: WebServer, store: WebServer, hub: dict[str, bytes], opened: Open
+) -> None:
     publish(web, store, "acme/models", hub, page_size=2)
     assert sorted(scan(opened("hf://acme/models/served"))) == ["add1", "slow"]
 
@@ -73,15 +81,21 @@ def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(
     assert all("authorization" not in asked.headers for asked in store.asked)
 
 
-def test_a_content_that_is_not_the_announced_one_is_refused(store: WebServer, hub: dict[str, bytes], opened: Open) -> None:
+def test_a_content_that_is_not_the_announced_one_is_refused(
+    store: WebServer, hub: dict[str, bytes], opened: Open
+) -> None:
     for page in store.pages.values():
         page.content = page.content[::-1]
     repository = opened("hf://acme/models/served")
-    with pytest.raises(Unavailable, match=r"model\.onnx' arrived damaged twice: its checksum is not the announced sha256:"):
+    with pytest.raises(
+        Unavailable, match=r"model\.onnx' arrived damaged twice: its checksum is not the announced sha256:"
+    ):
         fetch(repository, scan(repository)["slow"])
 
 
-def test_a_small_file_is_held_against_the_hash_of_git(web: WebServer, hub: dict[str, bytes], opened: Open) -> None:
+def test_a_small_file_is_held_against_the_hash_of_git(
+    web: WebServer, hub: dict[str, bytes], opened: Open
+) -> None:
     web.pages["/acme/models/resolve/1b2d3f/served/add1/config.pbtxt"].content = b"max_batch_size: 9"
     problem = scan(opened("hf://acme/models/served"))["add1"].problem
     assert "config.pbtxt' arrived damaged twice: its checksum is not the announced git:" in problem
@@ -95,7 +109,12 @@ def test_a_small_file_is_held_against_the_hash_of_git(web: WebServer, hub: dict[
     ],
 )
 def test_what_may_not_be_read_says_what_to_do(
-    token: str, reason: str, web: WebServer, hub: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, opened: Open
+    token: str,
+    reason: str,
+    web: WebServer,
+    hub: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    opened: Open,
 ) -> None:
     web.pages["/api/models/acme/gated/revision/main"] = Page(status=401)
     monkeypatch.setenv("HF_TOKEN", token)
@@ -103,7 +122,9 @@ def test_what_may_not_be_read_says_what_to_do(
         scan(opened("hf://acme/gated"))
 
 
-def test_a_server_that_is_no_hub_is_told(web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open) -> None:
+def test_a_server_that_is_no_hub_is_told(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
     web.put("/api/models/acme/models/revision/main", b"<html>welcome</html>")
     monkeypatch.setenv("HF_ENDPOINT", web.url)
     with pytest.raises(Unavailable, match="does not answer as the hub does; check HF_ENDPOINT"):
@@ -115,7 +136,9 @@ def test_a_path_that_the_repository_does_not_have_is_told(hub: dict[str, bytes],
         scan(opened("hf://acme/models/missing"))
 
 
-def test_a_start_without_the_hub_works_from_the_cache(web: WebServer, hub: dict[str, bytes], opened: Open) -> None:
+def test_a_start_without_the_hub_works_from_the_cache(
+    web: WebServer, hub: dict[str, bytes], opened: Open
+) -> None:
     first = opened("hf://acme/models/served")
     before = scan(first)
     fetch(first, before["slow"])
@@ -125,7 +148,9 @@ def test_a_start_without_the_hub_works_from_the_cache(web: WebServer, hub: dict[
     assert fetch(second, before["slow"]).path.read_bytes() == hub["served/slow/1/model.onnx"]
 
 
-@pytest.mark.parametrize("location", ["hf://acme", "hf://acme/models/../other", "hf://acme/mo dels", "hf:///models"])
+@pytest.mark.parametrize(
+    "location", ["hf://acme", "hf://acme/models/../other", "hf://acme/mo dels", "hf:///models"]
+)
 def test_a_location_that_is_none_is_refused(location: str, opened: Open) -> None:
     with pytest.raises(InvalidArgument, match=r"is no place on the hub; expected hf://owner/repo"):
         opened(location)

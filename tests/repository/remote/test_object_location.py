@@ -37,8 +37,12 @@ def test_bucket_and_prefix_are_read(location: str, kind: str, bucket: str, prefi
         ("s3://models", "http://from-the-environment:1"),
     ],
 )
-def test_the_endpoint_of_a_location_comes_before_that_of_the_environment(location: str, endpoint: str) -> None:
-    place = parse_location(location, {"HOME": "/nowhere", "AWS_ENDPOINT_URL": "http://from-the-environment:1"})
+def test_the_endpoint_of_a_location_comes_before_that_of_the_environment(
+    location: str, endpoint: str
+) -> None:
+    place = parse_location(
+        location, {"HOME": "/nowhere", "AWS_ENDPOINT_URL": "http://from-the-environment:1"}
+    )
     assert place.options["endpoint"] == endpoint
 
 
@@ -48,22 +52,36 @@ def aws_home(tmp_path: Path) -> str:
     (tmp_path / ".aws" / "credentials").write_text(
         "[default]\naws_access_key_id = d\naws_secret_access_key = ds\n[lab]\naws_access_key_id = l\naws_secret_access_key = l%s\n"
     )
-    (tmp_path / ".aws" / "config").write_text("[default]\nregion = eu-central-1\n[profile lab]\nregion = us-west-2\n")
+    (tmp_path / ".aws" / "config").write_text(
+        "[default]\nregion = eu-central-1\n[profile lab]\nregion = us-west-2\n"
+    )
     return str(tmp_path)
 
 
 def test_the_default_profile_of_amazons_files_is_read(aws_home: str) -> None:
     options = parse_location("s3://models", {"HOME": aws_home}).options
-    assert (options["access_key_id"], options["secret_access_key"], options["region"]) == ("d", "ds", "eu-central-1")
+    assert (options["access_key_id"], options["secret_access_key"], options["region"]) == (
+        "d",
+        "ds",
+        "eu-central-1",
+    )
 
 
 def test_a_named_profile_is_read_and_the_environment_comes_before_its_region(aws_home: str) -> None:
-    options = parse_location("s3://models", {"HOME": aws_home, "AWS_PROFILE": "lab", "AWS_REGION": "eu-west-1"}).options
-    assert (options["access_key_id"], options["secret_access_key"], options["region"]) == ("l", "l%s", "eu-west-1")
+    options = parse_location(
+        "s3://models", {"HOME": aws_home, "AWS_PROFILE": "lab", "AWS_REGION": "eu-west-1"}
+    ).options
+    assert (options["access_key_id"], options["secret_access_key"], options["region"]) == (
+        "l",
+        "l%s",
+        "eu-west-1",
+    )
 
 
 def test_keys_in_the_environment_come_before_amazons_files(aws_home: str) -> None:
-    options = parse_location("s3://models", {"HOME": aws_home, "AWS_ACCESS_KEY_ID": "e", "AWS_SECRET_ACCESS_KEY": "es"}).options
+    options = parse_location(
+        "s3://models", {"HOME": aws_home, "AWS_ACCESS_KEY_ID": "e", "AWS_SECRET_ACCESS_KEY": "es"}
+    ).options
     assert "access_key_id" not in options
 
 
@@ -82,7 +100,9 @@ def test_of_tritons_credentials_the_longest_beginning_counts(tmp_path: Path) -> 
     assert parse_location("s3://models/a/b", environment).options["access_key_id"] == "a"
     assert parse_location("s3://models/b", environment).options["access_key_id"] == "any"
     assert parse_location("gs://models", environment).options["application_credentials"] == "/keys/any.json"
-    assert parse_location("as://acme.blob.core.windows.net/models", environment).options["account_key"] == "a2V5"
+    assert (
+        parse_location("as://acme.blob.core.windows.net/models", environment).options["account_key"] == "a2V5"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"s3": {"": 1}}', "{"])
@@ -90,7 +110,8 @@ def test_a_file_of_credentials_that_cannot_be_used_is_named(text: str, tmp_path:
     file = tmp_path / "credentials.json"
     file.write_text(text)
     with pytest.raises(
-        InvalidArgument, match=r"TRITON_CLOUD_CREDENTIAL_PATH: '.*credentials.json' cannot be used: .*; expected JSON such as"
+        InvalidArgument,
+        match=r"TRITON_CLOUD_CREDENTIAL_PATH: '.*credentials.json' cannot be used: .*; expected JSON such as",
     ):
         parse_location("s3://models", {"HOME": "/nowhere", "TRITON_CLOUD_CREDENTIAL_PATH": str(file)})
 
@@ -98,10 +119,17 @@ def test_a_file_of_credentials_that_cannot_be_used_is_named(text: str, tmp_path:
 @pytest.mark.parametrize(
     ("text", "options"),
     [
-        (AZURE, {"endpoint": "https://acme.blob.core.windows.net", "account_name": "acme", "account_key": "a2V5"}),
+        (
+            AZURE,
+            {"endpoint": "https://acme.blob.core.windows.net", "account_name": "acme", "account_key": "a2V5"},
+        ),
         (
             "BlobEndpoint=https://acme.blob.core.windows.net/;SharedAccessSignature=sv=1&sig=a%2Bb",
-            {"endpoint": "https://acme.blob.core.windows.net", "account_name": "acme", "sas_key": "sv=1&sig=a%2Bb"},
+            {
+                "endpoint": "https://acme.blob.core.windows.net",
+                "account_name": "acme",
+                "sas_key": "sv=1&sig=a%2Bb",
+            },
         ),
         ("UseDevelopmentStorage=true", {"use_emulator": True, "account_name": "devstoreaccount1"}),
     ],
@@ -111,5 +139,7 @@ def test_azures_connection_strings_are_read(text: str, options: dict[str, object
 
 
 def test_a_connection_string_for_another_account_says_nothing() -> None:
-    options = parse_location("as://other.blob.core.windows.net/models", {"AZURE_STORAGE_CONNECTION_STRING": AZURE}).options
+    options = parse_location(
+        "as://other.blob.core.windows.net/models", {"AZURE_STORAGE_CONNECTION_STRING": AZURE}
+    ).options
     assert options == {"account_name": "other", "endpoint": "https://other.blob.core.windows.net"}

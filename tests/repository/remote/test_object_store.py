@@ -38,7 +38,9 @@ def test_models_of_a_store_are_found_and_fetched(store: Store, two_models: Path,
     assert found["add1"].config.max_batch_size == 8
     fetched = fetch(repository, found["add1"], "2")
     assert fetched.path.read_bytes() == (two_models / "add1" / "2" / "model.onnx").read_bytes()
-    assert (fetched.model_folder / "config.pbtxt").is_file() or "config.pbtxt" not in str(found["add1"].versions[1].files)
+    assert (fetched.model_folder / "config.pbtxt").is_file() or "config.pbtxt" not in str(
+        found["add1"].versions[1].files
+    )
 
 
 def test_a_bucket_itself_is_a_repository(store: Store, two_models: Path, opened: Open) -> None:
@@ -47,7 +49,9 @@ def test_a_bucket_itself_is_a_repository(store: Store, two_models: Path, opened:
     assert sorted(scan(opened(store.location("")))) == ["add1", "ident"]
 
 
-def test_a_replaced_object_changes_the_fingerprint_of_its_version_only(store: Store, two_models: Path, opened: Open) -> None:
+def test_a_replaced_object_changes_the_fingerprint_of_its_version_only(
+    store: Store, two_models: Path, opened: Open
+) -> None:
     store.put_folder(two_models, "m")
     repository = opened(store.location("m"))
     before = {version.version: version.fingerprint for version in scan(repository)["add1"].versions}
@@ -69,7 +73,9 @@ def test_progress_is_told_up_to_the_last_byte(s3_store: Store, tmp_path: Path, o
     assert [here for here, _ in heard] == sorted(here for here, _ in heard)
 
 
-def test_a_store_that_is_cut_off_is_unavailable_and_comes_back(store: Store, two_models: Path, opened: Open) -> None:
+def test_a_store_that_is_cut_off_is_unavailable_and_comes_back(
+    store: Store, two_models: Path, opened: Open
+) -> None:
     store.put_folder(two_models, "m")
     repository = opened(store.location("m"))
     before = scan(repository)
@@ -98,7 +104,9 @@ def test_a_start_without_the_store_works_from_the_cache(
     assert fetch(second, found["add1"], "2").path.read_bytes() == expected
 
 
-def test_what_was_never_fetched_cannot_be_had_without_the_store(store: Store, two_models: Path, opened: Open) -> None:
+def test_what_was_never_fetched_cannot_be_had_without_the_store(
+    store: Store, two_models: Path, opened: Open
+) -> None:
     store.put_folder(two_models, "m")
     found = scan(opened(store.location("m")))
     store.relay.cut()
@@ -112,15 +120,21 @@ def test_a_bucket_that_does_not_exist_is_named(store: Store, opened: Open) -> No
         scan(opened(f"{store.scheme}://no-such-place/m"))
 
 
-def test_a_bucket_that_does_not_exist_in_google_cloud_is_named(web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open) -> None:
+def test_a_bucket_that_does_not_exist_in_google_cloud_is_named(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
     # The emulator answers 500 where the cloud answers this.
-    web.pages["/no-such-place"] = Page(b"<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist.</Message></Error>", 404)
+    web.pages["/no-such-place"] = Page(
+        b"<Error><Code>NoSuchBucket</Code><Message>The bucket does not exist.</Message></Error>", 404
+    )
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", web.url)
     with pytest.raises(NotFound, match="bucket 'no-such-place' does not exist at http"):
         scan(opened("gs://no-such-place/m"))
 
 
-def test_a_bucket_that_vanishes_while_serving_is_named(s3_store: Store, two_models: Path, opened: Open) -> None:
+def test_a_bucket_that_vanishes_while_serving_is_named(
+    s3_store: Store, two_models: Path, opened: Open
+) -> None:
     s3_store.put_folder(two_models, "m")
     repository = opened(s3_store.location("m"))
     scan(repository)
@@ -137,7 +151,9 @@ def test_a_prefix_without_objects_is_named(store: Store, opened: Open) -> None:
         scan(opened(store.location("nothing/here")))
 
 
-def test_an_object_that_vanishes_before_it_is_fetched_is_named(store: Store, two_models: Path, opened: Open) -> None:
+def test_an_object_that_vanishes_before_it_is_fetched_is_named(
+    store: Store, two_models: Path, opened: Open
+) -> None:
     store.put_folder(two_models, "m")
     repository = opened(store.location("m"))
     model = scan(repository)["ident"]
@@ -146,7 +162,9 @@ def test_an_object_that_vanishes_before_it_is_fetched_is_named(store: Store, two
         fetch(repository, model)
 
 
-def test_an_object_that_is_replaced_before_it_is_fetched_is_not_taken_for_the_old_one(store: Store, two_models: Path, opened: Open) -> None:
+def test_an_object_that_is_replaced_before_it_is_fetched_is_not_taken_for_the_old_one(
+    store: Store, two_models: Path, opened: Open
+) -> None:
     store.put_folder(two_models, "m")
     repository = opened(store.location("m"))
     model = scan(repository)["ident"]
@@ -155,14 +173,18 @@ def test_an_object_that_is_replaced_before_it_is_fetched_is_not_taken_for_the_ol
         fetch(repository, model)
 
 
-def test_wrong_credentials_are_told_with_what_to_set(azure_server: Store, monkeypatch: pytest.MonkeyPatch, opened: Open) -> None:
+def test_wrong_credentials_are_told_with_what_to_set(
+    azure_server: Store, monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
     wrong = azure_server.environment["AZURE_STORAGE_CONNECTION_STRING"].replace("Eby8", "AAAA")
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", wrong)
     with pytest.raises(Unavailable, match=r"access is denied .*AZURE_STORAGE_CONNECTION_STRING"):
         scan(opened("az://container/m"))
 
 
-def test_missing_credentials_are_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch, s3_server: Store, opened: Open) -> None:
+def test_missing_credentials_are_told_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, s3_server: Store, opened: Open
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.environment["AWS_ENDPOINT_URL"])
     # The address of the metadata of a machine in the cloud, where nobody listens.
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
@@ -170,7 +192,9 @@ def test_missing_credentials_are_told_with_what_to_set(monkeypatch: pytest.Monke
         scan(opened("s3://bucket/m"))
 
 
-def test_a_public_bucket_needs_no_credentials(s3_store: Store, two_models: Path, monkeypatch: pytest.MonkeyPatch, opened: Open) -> None:
+def test_a_public_bucket_needs_no_credentials(
+    s3_store: Store, two_models: Path, monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
     s3_store.put_folder(two_models, "m")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -178,13 +202,18 @@ def test_a_public_bucket_needs_no_credentials(s3_store: Store, two_models: Path,
     assert sorted(scan(opened(s3_store.location("m")))) == ["add1", "ident"]
 
 
-@pytest.mark.parametrize("form", ["s3://127.0.0.1:{port}/{bucket}/m", "s3://http://127.0.0.1:{port}/{bucket}/m"])
+@pytest.mark.parametrize(
+    "form", ["s3://127.0.0.1:{port}/{bucket}/m", "s3://http://127.0.0.1:{port}/{bucket}/m"]
+)
 def test_tritons_spellings_of_an_endpoint_are_read(
     form: str, s3_store: Store, two_models: Path, monkeypatch: pytest.MonkeyPatch, opened: Open
 ) -> None:
     s3_store.put_folder(two_models, "m")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    assert sorted(scan(opened(form.format(port=s3_store.relay.port, bucket=s3_store.bucket)))) == ["add1", "ident"]
+    assert sorted(scan(opened(form.format(port=s3_store.relay.port, bucket=s3_store.bucket)))) == [
+        "add1",
+        "ident",
+    ]
 
 
 def test_tritons_file_of_credentials_is_read(
@@ -211,7 +240,9 @@ def test_a_single_object_is_a_model(store: Store, two_models: Path, opened: Open
 def test_an_object_with_an_impossible_name_is_told(s3_store: Store, two_models: Path, opened: Open) -> None:
     s3_store.put_folder(two_models, "m")
     s3_store.put("m/../evil", b"x")
-    with pytest.raises(InvalidArgument, match=r"an object has a name that cannot be a file .*rename or remove it"):
+    with pytest.raises(
+        InvalidArgument, match=r"an object has a name that cannot be a file .*rename or remove it"
+    ):
         scan(opened(s3_store.location("")))
 
 
@@ -240,19 +271,27 @@ def test_a_location_that_names_nothing_is_refused(location: str, reason: str, op
         opened(location)
 
 
-def test_nobody_at_the_endpoint_is_unavailable(monkeypatch: pytest.MonkeyPatch, s3_server: Store, opened: Open) -> None:
+def test_nobody_at_the_endpoint_is_unavailable(
+    monkeypatch: pytest.MonkeyPatch, s3_server: Store, opened: Open
+) -> None:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(Unavailable, match=r"cannot be reached at http://127\.0\.0\.1:9 \(Connection refused\)"):
+    with pytest.raises(
+        Unavailable, match=r"cannot be reached at http://127\.0\.0\.1:9 \(Connection refused\)"
+    ):
         scan(opened("s3://bucket/models"))
 
 
-def test_a_web_page_at_the_endpoint_is_told(monkeypatch: pytest.MonkeyPatch, s3_server: Store, web: WebServer, opened: Open) -> None:
+def test_a_web_page_at_the_endpoint_is_told(
+    monkeypatch: pytest.MonkeyPatch, s3_server: Store, web: WebServer, opened: Open
+) -> None:
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", web.url)
-    with pytest.raises(BacklineError, match=r"'bucket' does not exist at http.* correct its name or the endpoint"):
+    with pytest.raises(
+        BacklineError, match=r"'bucket' does not exist at http.* correct its name or the endpoint"
+    ):
         scan(opened("s3://bucket/models"))
 
 
@@ -265,7 +304,9 @@ def test_a_removed_cache_is_made_again(s3_store: Store, two_models: Path, cache:
     assert fetch(second, scan(second)["ident"]).path.is_file()
 
 
-def test_folders_that_tools_keep_as_empty_objects_are_no_files(s3_store: Store, two_models: Path, opened: Open) -> None:
+def test_folders_that_tools_keep_as_empty_objects_are_no_files(
+    s3_store: Store, two_models: Path, opened: Open
+) -> None:
     s3_store.put_folder(two_models, "m")
     before = scan(opened(s3_store.location("m")))
     for folder in ("m/", "m/add1/", "m/add1/1/"):
@@ -297,15 +338,20 @@ def test_a_store_with_a_private_authority_is_reached_with_its_certificate(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     with pytest.raises(
-        Unavailable, match=r"its certificate is not trusted \(UnknownIssuer\); name the file of its authority in SSL_CERT_FILE"
+        Unavailable,
+        match=r"its certificate is not trusted \(UnknownIssuer\); name the file of its authority in SSL_CERT_FILE",
     ):
         scan(opened(location))
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
     assert scan(opened(location)) == {}
 
 
-def test_a_signature_in_a_url_is_in_no_message(web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open) -> None:
-    text = f"BlobEndpoint={web.url}/account;AccountName=account;SharedAccessSignature=sv=2021-12-02&sig=SECRET"
+def test_a_signature_in_a_url_is_in_no_message(
+    web: WebServer, monkeypatch: pytest.MonkeyPatch, opened: Open
+) -> None:
+    text = (
+        f"BlobEndpoint={web.url}/account;AccountName=account;SharedAccessSignature=sv=2021-12-02&sig=SECRET"
+    )
     monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
     web.stop()
     with pytest.raises(Unavailable) as caught:
@@ -328,15 +374,24 @@ def test_an_etag_that_only_looks_like_a_checksum_is_no_damage(
     content, etag = (two_models / "ident" / "1" / "model.onnx").read_bytes(), "0123456789abcdef" * 2
     web.put("/bucket", listing_of("m/ident/1/model.onnx", content, etag))
     page = web.put("/bucket/m/ident/1/model.onnx", content)
-    page.validators, page.headers = False, {"ETag": f'"{etag}"', "Last-Modified": "Tue, 24 Nov 2026 20:00:00 GMT"}
-    for name, value in {"AWS_ENDPOINT_URL": web.url, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+    page.validators, page.headers = (
+        False,
+        {"ETag": f'"{etag}"', "Last-Modified": "Tue, 24 Nov 2026 20:00:00 GMT"},
+    )
+    for name, value in {
+        "AWS_ENDPOINT_URL": web.url,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+    }.items():
         monkeypatch.setenv(name, value)
     repository = opened("s3://bucket/m")
     assert fetch(repository, scan(repository)["ident"]).path.read_bytes() == content
     assert web.gets("/bucket/m/ident/1/model.onnx") == 2
 
 
-def test_a_key_that_is_a_file_and_a_folder_is_a_problem_of_its_model_alone(s3_store: Store, two_models: Path, opened: Open) -> None:
+def test_a_key_that_is_a_file_and_a_folder_is_a_problem_of_its_model_alone(
+    s3_store: Store, two_models: Path, opened: Open
+) -> None:
     s3_store.put_folder(two_models, "m")
     s3_store.put("m/ident/1/model.onnx/extra", b"x")
     found = scan(opened(s3_store.location("m")))

@@ -46,7 +46,9 @@ def test_a_store_cut_off_while_serving_loses_nothing_and_the_next_start_works_wi
 ) -> None:
     store.put(f"prod/{MODEL}/1/model.onnx", network(5.0))
     with serve(store.location("prod"), tmp_path / "log", *options) as server:
-        answers = asyncio.run(_load_while(server, store.relay.cut, "cannot be read, what was served of it goes on"))
+        answers = asyncio.run(
+            _load_while(server, store.relay.cut, "cannot be read, what was served of it goes on")
+        )
     assert [answer.error for answer in answers if answer.error] == []
     assert {answer.constant for answer in answers} == {5.0}
     with serve(store.location("prod"), tmp_path / "log2", *options) as again:
@@ -60,7 +62,9 @@ def test_a_store_cut_off_while_serving_loses_nothing_and_the_next_start_works_wi
 
 async def _load_while(server: ServerProcess, act: Callable[[], None], printed: str) -> list[Answer]:
     """The answers to a load that goes on while something is done, until the server has said so and for some requests after."""
-    load = ConstantLoad(server.url.removeprefix("http://"), server.grpc_url.removeprefix("grpc://"), 100, ("",))
+    load = ConstantLoad(
+        server.url.removeprefix("http://"), server.grpc_url.removeprefix("grpc://"), 100, ("",)
+    )
     stop = asyncio.Event()
     sending = asyncio.create_task(load.run(stop))
     await _until(lambda: len(load.answers) > 20)

@@ -85,8 +85,18 @@ class WebServer:
         return sum(asked.method == "GET" and asked.path == path for asked in self.asked)
 
     def _answer(self, handler: http.server.BaseHTTPRequestHandler, body: bool) -> None:
-        self.asked.append(Asked(handler.command, handler.path, {name.lower(): value for name, value in handler.headers.items()}))
-        page = self.pages.get(handler.path) or self.pages.get(urlsplit(handler.path).path) or Page(b"not here", 404)
+        self.asked.append(
+            Asked(
+                handler.command,
+                handler.path,
+                {name.lower(): value for name, value in handler.headers.items()},
+            )
+        )
+        page = (
+            self.pages.get(handler.path)
+            or self.pages.get(urlsplit(handler.path).path)
+            or Page(b"not here", 404)
+        )
         content, status = page.content, page.status
         if not body and not page.head:
             content, status = b"", 405

@@ -11,7 +11,10 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 AGAIN = pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
-START, END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START, pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
+START, END = (
+    pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START,
+    pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END,
+)
 
 
 class TritonPythonModel:

@@ -26,9 +26,13 @@ class TritonPythonModel:
                 while not (self.gates / f"{gate}.open").exists():
                     time.sleep(0.001)
         seen = [self.seen(request) for request in requests]
-        company = "|".join(str(self.value(request)) if self.is_ready(request) else "-" for request in requests)
+        company = "|".join(
+            str(self.value(request)) if self.is_ready(request) else "-" for request in requests
+        )
         self.runs += 1
-        return [self.answer(request, controls, company) for request, controls in zip(requests, seen, strict=True)]
+        return [
+            self.answer(request, controls, company) for request, controls in zip(requests, seen, strict=True)
+        ]
 
     def tensor(self, request, name):
         tensor = pb_utils.get_input_tensor_by_name(request, name)
@@ -43,7 +47,11 @@ class TritonPythonModel:
 
     def seen(self, request):
         values = {name: self.tensor(request, name) for name in CONTROLS}
-        shown = [f"{name}={v.decode() if isinstance(v, bytes) else v}" for name, v in values.items() if v is not None]
+        shown = [
+            f"{name}={v.decode() if isinstance(v, bytes) else v}"
+            for name, v in values.items()
+            if v is not None
+        ]
         return " ".join([*shown, f"id={request.correlation_id()}", f"flags={request.flags()}"])
 
     def answer(self, request, controls, company):

@@ -11,4 +11,6 @@ class TritonPythonModel:
         given = pb_utils.get_input_tensor_by_name(request, "IN").as_numpy()
         before = pb_utils.get_input_tensor_by_name(request, "STATE_IN").as_numpy()
         total = before + given
-        return pb_utils.InferenceResponse([pb_utils.Tensor("OUT", total), pb_utils.Tensor("STATE_OUT", total)])
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("OUT", total), pb_utils.Tensor("STATE_OUT", total)]
+        )

@@ -12,4 +12,7 @@ class TritonPythonModel:
         given = [pb_utils.get_input_tensor_by_name(request, "IN").as_numpy() for request in requests]
         self.runs.append("|".join(" ".join(str(value) for value in rows.reshape(-1)) for rows in given))
         told = "; ".join(self.runs).encode()
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("SEEN", np.full((len(rows), 1), told, np.object_))]) for rows in given]
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor("SEEN", np.full((len(rows), 1), told, np.object_))])
+            for rows in given
+        ]

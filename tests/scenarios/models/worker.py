@@ -33,7 +33,9 @@ class TritonPythonModel:
         for given in parameters:
             if "raise" in given:
                 raise ValueError(given["raise"])
-        answers = [self.answer(request, given, company) for request, given in zip(requests, parameters, strict=True)]
+        answers = [
+            self.answer(request, given, company) for request, given in zip(requests, parameters, strict=True)
+        ]
         self.runs += 1
         return answers
 
@@ -65,4 +67,6 @@ class TritonPythonModel:
             "COMPANY": np.full(one, company.encode(), np.object_),
         }
         wanted = request.requested_output_names()
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, values[name]) for name in self.outputs if name in wanted])
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, values[name]) for name in self.outputs if name in wanted]
+        )

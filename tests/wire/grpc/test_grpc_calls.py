@@ -13,7 +13,11 @@ import pytest
 from backline.wire.limits import MIB, Limits
 from wire.http2.served import Served, serve
 
-OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+]
 
 
 @pytest.fixture
@@ -62,7 +66,9 @@ def test_compressed_stream(channel: grpc.Channel) -> None:
 
 
 def test_client_stream(channel: grpc.Channel) -> None:
-    assert channel.stream_unary("/test.Test/Sum")((bytes(1000) for _ in range(3000)), timeout=30) == b"3000000"
+    assert (
+        channel.stream_unary("/test.Test/Sum")((bytes(1000) for _ in range(3000)), timeout=30) == b"3000000"
+    )
 
 
 def test_empty_client_stream(channel: grpc.Channel) -> None:
@@ -70,7 +76,9 @@ def test_empty_client_stream(channel: grpc.Channel) -> None:
 
 
 def test_server_stream(channel: grpc.Channel) -> None:
-    assert list(channel.unary_stream("/test.Test/Count")(b"3000", timeout=30)) == [b"%d" % number for number in range(3000)]
+    assert list(channel.unary_stream("/test.Test/Count")(b"3000", timeout=30)) == [
+        b"%d" % number for number in range(3000)
+    ]
 
 
 def test_server_stream_waits_for_a_slow_client(served: Served, channel: grpc.Channel) -> None:
@@ -130,7 +138,9 @@ def test_unknown_method(channel: grpc.Channel, path: str) -> None:
     assert path in caught.value.details()
 
 
-def test_failing_handler_is_internal_and_logged_once(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_handler_is_internal_and_logged_once(
+    channel: grpc.Channel, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary("/test.Test/Broken")(b"")
     assert caught.value.code() is grpc.StatusCode.INTERNAL

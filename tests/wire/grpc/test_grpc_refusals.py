@@ -64,10 +64,19 @@ def test_unknown_encoding_is_told_what_there_is(client: FrameClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "packed"), [("gzip", gzip.compress(b"abc" * 100)), ("deflate", zlib.compress(b"abc" * 100))], ids=["gzip", "deflate"]
+    ("name", "packed"),
+    [("gzip", gzip.compress(b"abc" * 100)), ("deflate", zlib.compress(b"abc" * 100))],
+    ids=["gzip", "deflate"],
 )
-def test_response_to_a_compressed_request_is_compressed(client: FrameClient, name: str, packed: bytes) -> None:
-    client.call(1, "/test.Test/Echo", prefixed(packed, 1), (("grpc-encoding", name), ("grpc-accept-encoding", f"identity,{name}")))
+def test_response_to_a_compressed_request_is_compressed(
+    client: FrameClient, name: str, packed: bytes
+) -> None:
+    client.call(
+        1,
+        "/test.Test/Echo",
+        prefixed(packed, 1),
+        (("grpc-encoding", name), ("grpc-accept-encoding", f"identity,{name}")),
+    )
     fields, data, trailers = client.response(1)
     assert fields["grpc-encoding"] == name
     assert data[0] == 1
@@ -118,7 +127,8 @@ def test_open_stream_may_be_silent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "seconds"), [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"250m", 0.25), (b"10u", 1e-5), (b"99999999n", 0.099999999)]
+    ("value", "seconds"),
+    [(b"1H", 3600), (b"2M", 120), (b"3S", 3), (b"250m", 0.25), (b"10u", 1e-5), (b"99999999n", 0.099999999)],
 )
 def test_timeouts(value: bytes, seconds: float) -> None:
     assert parse_timeout(value) == pytest.approx(seconds)

@@ -15,7 +15,15 @@ from typing import Any, cast
 import uvloop
 from hpack import Decoder, Encoder
 
-from backline.wire.application import Application, Buffer, HttpRequest, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+from backline.wire.application import (
+    Application,
+    Buffer,
+    HttpRequest,
+    StreamCall,
+    StreamMethod,
+    UnaryCall,
+    UnaryMethod,
+)
 from backline.wire.connection import Wire
 from backline.wire.http2 import frames
 from backline.wire.http2.connection import Http2Connection
@@ -39,16 +47,22 @@ class Handlers:
         rpc: dict[bytes, UnaryMethod | StreamMethod] = {
             b"/test.Test/Echo": UnaryMethod(lambda call, message: call.reply(message)),
             b"/test.Test/Hold": UnaryMethod(self.hold),
-            b"/test.Test/Fail": UnaryMethod(lambda call, message: call.fail(9, "ä % fault", [(b"grpc-status-details-bin", b"AAEC")])),
+            b"/test.Test/Fail": UnaryMethod(
+                lambda call, message: call.fail(9, "ä % fault", [(b"grpc-status-details-bin", b"AAEC")])
+            ),
             b"/test.Test/Broken": UnaryMethod(self.broken),
-            b"/test.Test/Metadata": UnaryMethod(lambda call, message: call.reply(repr(sorted(call.metadata.items())).encode())),
+            b"/test.Test/Metadata": UnaryMethod(
+                lambda call, message: call.reply(repr(sorted(call.metadata.items())).encode())
+            ),
             b"/test.Test/Each": StreamMethod(self.each),
             b"/test.Test/Sum": StreamMethod(self.sum),
             b"/test.Test/Count": StreamMethod(self.count),
             b"/test.Test/Endless": StreamMethod(self.endless),
             b"/test.Test/Deaf": StreamMethod(self.deaf),
         }
-        return Application(self.http, rpc, lambda status, message: (b"text/plain", f"{status} {message}".encode()))
+        return Application(
+            self.http, rpc, lambda status, message: (b"text/plain", f"{status} {message}".encode())
+        )
 
     def http(self, request: HttpRequest) -> None:
         if request.path == b"/hold":
@@ -58,11 +72,17 @@ class Handlers:
         elif request.path == b"/broken":
             raise ValueError("broken on purpose")
         elif request.path == b"/large":
-            request.respond(200, [(b"content-type", b"application/octet-stream")], [bytes(int(request.query))])
+            request.respond(
+                200, [(b"content-type", b"application/octet-stream")], [bytes(int(request.query))]
+            )
         elif request.path == b"/stream":
             self.task = asyncio.get_running_loop().create_task(self.stream(request, int(request.query)))
         else:
-            request.respond(200, [(b"content-type", b"text/plain"), (b"connection", b"close")], [bytes(request.body) or b"hello world\n"])
+            request.respond(
+                200,
+                [(b"content-type", b"text/plain"), (b"connection", b"close")],
+                [bytes(request.body) or b"hello world\n"],
+            )
 
     async def stream(self, request: HttpRequest, chunks: int) -> None:
         body = request.stream(200, [(b"content-type", b"text/plain")])
@@ -203,7 +223,9 @@ class Frame:
     @property
     def code(self) -> int:
         """The error code of RST_STREAM and GOAWAY."""
-        return int.from_bytes(self.payload[:4] if self.kind == frames.RST_STREAM else self.payload[4:8], "big")
+        return int.from_bytes(
+            self.payload[:4] if self.kind == frames.RST_STREAM else self.payload[4:8], "big"
+        )
 
 
 REQUEST = [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
@@ -219,7 +241,11 @@ class FrameClient:
         self._buffer = b""
         if handshake:
             # The acknowledgement is for the server's SETTINGS, which it sends first.
-            self.write(frames.PREFACE + frames.settings(settings or {}) + frames.frame(frames.SETTINGS, frames.ACK, 0))
+            self.write(
+                frames.PREFACE
+                + frames.settings(settings or {})
+                + frames.frame(frames.SETTINGS, frames.ACK, 0)
+            )
 
     def __enter__(self) -> FrameClient:
         return self
@@ -246,11 +272,25 @@ class FrameClient:
             data += frames.frame(frames.DATA, frames.END_STREAM, stream, body)
         self.write(data)
 
-    def call(self, stream: int, method: str, body: bytes | None, extra: tuple[tuple[str, str], ...] = (), end: bool = True) -> None:
+    def call(
+        self,
+        stream: int,
+        method: str,
+        body: bytes | None,
+        extra: tuple[tuple[str, str], ...] = (),
+        end: bool = True,
+    ) -> None:
         """A gRPC call whose DATA is `body` as it is; without DATA for None."""
         fields = (("content-type", "application/grpc"), ("te", "trailers"), *extra)
-        block = self.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "test"), *fields])
-        data = frames.frame(frames.HEADERS, frames.END_HEADERS | (frames.END_STREAM if body is None and end else 0), stream, block)
+        block = self.encoder.encode(
+            [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "test"), *fields]
+        )
+        data = frames.frame(
+            frames.HEADERS,
+            frames.END_HEADERS | (frames.END_STREAM if body is None and end else 0),
+            stream,
+            block,
+        )
         if body is not None:
             data += frames.frame(frames.DATA, frames.END_STREAM if end else 0, stream, body)
         self.write(data)

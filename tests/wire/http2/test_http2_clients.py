@@ -21,13 +21,24 @@ def run(program: str, *arguments: str) -> str:
 
 
 def test_curl_gets(served: Served) -> None:
-    assert run("curl", "-sS", "--http2-prior-knowledge", f"http://127.0.0.1:{served.port}/") == "hello world\n"
+    assert (
+        run("curl", "-sS", "--http2-prior-knowledge", f"http://127.0.0.1:{served.port}/") == "hello world\n"
+    )
 
 
 def test_curl_posts_a_large_body(served: Served, tmp_path: Path) -> None:
     sent, received = tmp_path / "sent", tmp_path / "received"
     sent.write_bytes(bytes(range(256)) * 80_000)
-    run("curl", "-sS", "--http2-prior-knowledge", "--data-binary", f"@{sent}", "-o", str(received), f"http://127.0.0.1:{served.port}/")
+    run(
+        "curl",
+        "-sS",
+        "--http2-prior-knowledge",
+        "--data-binary",
+        f"@{sent}",
+        "-o",
+        str(received),
+        f"http://127.0.0.1:{served.port}/",
+    )
     assert received.read_bytes() == sent.read_bytes()
 
 

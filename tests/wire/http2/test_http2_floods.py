@@ -26,7 +26,9 @@ FLOODS = {
 @pytest.mark.parametrize("name", FLOODS)
 def test_flood_ends_the_connection(name: str) -> None:
     with serve(SMALL) as served, FrameClient(served.port) as client:
-        block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
+        block = client.encoder.encode(
+            [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+        )
         client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block))
         client.write(FLOODS[name] * 300)
         assert client.goaway() == frames.ENHANCE_YOUR_CALM
@@ -37,11 +39,14 @@ def test_flood_ends_the_connection(name: str) -> None:
 def test_rapid_reset_ends_the_connection_and_leaves_nothing_behind() -> None:
     with serve(SMALL) as served, FrameClient(served.port) as client:
         client.request(1, "/hold")
-        block = client.encoder.encode([(":method", "GET"), (":scheme", "http"), (":path", "/hold"), (":authority", "test")])
+        block = client.encoder.encode(
+            [(":method", "GET"), (":scheme", "http"), (":path", "/hold"), (":authority", "test")]
+        )
         head = frames.END_HEADERS | frames.END_STREAM
         client.write(
             b"".join(
-                frames.frame(frames.HEADERS, head, number, block) + frames.rst_stream(number, frames.CANCEL) for number in range(3, 603, 2)
+                frames.frame(frames.HEADERS, head, number, block) + frames.rst_stream(number, frames.CANCEL)
+                for number in range(3, 603, 2)
             )
         )
         assert client.goaway() == frames.ENHANCE_YOUR_CALM
@@ -50,9 +55,12 @@ def test_rapid_reset_ends_the_connection_and_leaves_nothing_behind() -> None:
 
 def test_resets_that_the_server_is_made_to_send_count() -> None:
     with serve(SMALL) as served, FrameClient(served.port) as client:
-        block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/hold"), (":authority", "test")])
+        block = client.encoder.encode(
+            [(":method", "POST"), (":scheme", "http"), (":path", "/hold"), (":authority", "test")]
+        )
         attack = b"".join(
-            frames.frame(frames.HEADERS, frames.END_HEADERS, number, block) + frames.window_update(number, 0) for number in range(1, 601, 2)
+            frames.frame(frames.HEADERS, frames.END_HEADERS, number, block) + frames.window_update(number, 0)
+            for number in range(1, 601, 2)
         )
         client.write(attack)
         assert client.goaway() == frames.ENHANCE_YOUR_CALM
@@ -82,7 +90,9 @@ def test_all_frames_of_a_large_packet_are_handled(client: FrameClient) -> None:
 
 @pytest.mark.parametrize("fragment", [b"", b"x" * 10_000])
 def test_endless_header_block_ends_the_connection(client: FrameClient, fragment: bytes) -> None:
-    client.write(frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.CONTINUATION, 0, 1, fragment) * 20)
+    client.write(
+        frames.frame(frames.HEADERS, 0, 1, b"") + frames.frame(frames.CONTINUATION, 0, 1, fragment) * 20
+    )
     assert client.goaway() == frames.ENHANCE_YOUR_CALM
 
 
@@ -100,15 +110,27 @@ def test_too_many_fields_are_refused(client: FrameClient) -> None:
 
 
 def test_too_large_header_list_is_refused_and_the_table_stays_right(client: FrameClient) -> None:
-    block = client.encoder.encode([(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "test"), ("x-long", "x" * 3000)])
-    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block + b"\xbe" * 25))
+    block = client.encoder.encode(
+        [
+            (":method", "GET"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", "test"),
+            ("x-long", "x" * 3000),
+        ]
+    )
+    client.write(
+        frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, block + b"\xbe" * 25)
+    )
     assert client.response(1)[0][":status"] == "431"
     client.request(3, extra=(("x-long", "x" * 3000),))
     assert client.response(3)[0][":status"] == "200"
 
 
 def test_call_with_too_many_fields_is_refused(client: FrameClient) -> None:
-    client.call(1, "/test.Test/Echo", b"\0\0\0\0\0", extra=tuple((f"x-{number}", "1") for number in range(200)))
+    client.call(
+        1, "/test.Test/Echo", b"\0\0\0\0\0", extra=tuple((f"x-{number}", "1") for number in range(200))
+    )
     fields = client.response(1)[0]
     assert (fields[":status"], fields["grpc-status"]) == ("200", "8")
 

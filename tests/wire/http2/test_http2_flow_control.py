@@ -72,7 +72,9 @@ def test_what_new_windows_allow_comes_behind_the_acknowledgement(served: Served)
 
 
 def test_frames_are_as_large_as_the_client_takes(served: Served) -> None:
-    with FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 20, frames.MAX_FRAME_SIZE: 20_000}) as client:
+    with FrameClient(
+        served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 20, frames.MAX_FRAME_SIZE: 20_000}
+    ) as client:
         client.request(1, "/large?50000")
         sizes = [len(client.until(frames.DATA, 1).payload) for _ in range(3)]
         assert sizes == [20_000, 20_000, 10_000]
@@ -88,8 +90,17 @@ def test_streams_have_their_turn(served: Served) -> None:
 
 
 def test_more_data_than_the_streams_window_is_an_error(client: FrameClient) -> None:
-    block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
-    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block + client.encoder.encode([("content-type", "application/grpc")])))
+    block = client.encoder.encode(
+        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+    )
+    client.write(
+        frames.frame(
+            frames.HEADERS,
+            frames.END_HEADERS,
+            1,
+            block + client.encoder.encode([("content-type", "application/grpc")]),
+        )
+    )
     assert client.until(frames.HEADERS, 1)  # UNIMPLEMENTED at once; the stream is reset
     block = client.encoder.encode(
         [
@@ -102,16 +113,29 @@ def test_more_data_than_the_streams_window_is_an_error(client: FrameClient) -> N
     )
     client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 3, block))
     # A message for which nobody asks: the window is not opened again.
-    client.write(b"".join(frames.frame(frames.DATA, 0, 3, (b"\0" + (11_995).to_bytes(4, "big")).ljust(12_000, b"x")) for _ in range(88)))
+    client.write(
+        b"".join(
+            frames.frame(frames.DATA, 0, 3, (b"\0" + (11_995).to_bytes(4, "big")).ljust(12_000, b"x"))
+            for _ in range(88)
+        )
+    )
     assert client.until(frames.RST_STREAM, 3).code == frames.FLOW_CONTROL_ERROR
 
 
 def test_announced_body_is_granted_its_window(client: FrameClient) -> None:
     size = 3 * OUR_STREAM_WINDOW
     block = client.encoder.encode(
-        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test"), ("content-length", str(size))]
+        [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", "test"),
+            ("content-length", str(size)),
+        ]
     )
-    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block) + frames.frame(frames.DATA, 0, 1, b"first"))
+    client.write(
+        frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block) + frames.frame(frames.DATA, 0, 1, b"first")
+    )
     settings = client.until(frames.SETTINGS)
     while settings.flags & frames.ACK or LARGE_MAX_FRAME_SIZE.to_bytes(4, "big") not in settings.payload:
         settings = client.until(frames.SETTINGS)
@@ -131,7 +155,10 @@ def test_handler_waits_for_a_client_that_does_not_read(served: Served) -> None:
 
 
 def test_client_that_never_opens_its_window_loses_its_stream() -> None:
-    with serve(Limits(progress_timeout=0.2)) as served, FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client:
+    with (
+        serve(Limits(progress_timeout=0.2)) as served,
+        FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client,
+    ):
         client.request(1, "/large?1000")
         assert client.until(frames.RST_STREAM, 1).code == frames.CANCEL
         served.wait_until(lambda: served.wire.requests == 0 and served.wire.buffered_bytes == 0)

@@ -37,7 +37,9 @@ def test_large_answers_are_made_as_far_as_they_may_be_held() -> None:
 def test_requests_that_waited_are_answered_in_their_order() -> None:
     with serve(LIMITS) as served, FrameClient(served.port, SHUT) as client:
         ask_for(client, 20, 200_000)
-        client.write(frames.window_update(0, 1 << 30) + frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
+        client.write(
+            frames.window_update(0, 1 << 30) + frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20})
+        )
         started: list[int] = []
         taken: dict[int, int] = {}
         while sum(taken.values()) < 20 * 200_000:
@@ -46,7 +48,9 @@ def test_requests_that_waited_are_answered_in_their_order() -> None:
                 started.append(frame.stream)
             taken[frame.stream] = taken.get(frame.stream, 0) + len(frame.payload)
         assert started == list(range(1, 41, 2))
-        served.wait_until(lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0)
+        served.wait_until(
+            lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0
+        )
 
 
 def test_one_answer_may_be_larger_than_all_that_is_held() -> None:
@@ -86,7 +90,11 @@ def test_the_first_requests_of_a_server_are_in_flight_together_up_to_a_limit() -
 
 
 def test_a_new_connection_is_held_to_the_large_answers_of_another() -> None:
-    with serve(LIMITS) as served, FrameClient(served.port, SHUT) as taught, FrameClient(served.port, SHUT) as client:
+    with (
+        serve(LIMITS) as served,
+        FrameClient(served.port, SHUT) as taught,
+        FrameClient(served.port, SHUT) as client,
+    ):
         ask_for(taught, 1, 200_000)
         ask_for(client, 50, 200_000)
         assert served.run(lambda: served.wire.held_answer_bytes) <= MIB + 200_000
@@ -98,14 +106,18 @@ def test_streams_that_are_reset_free_their_answers_and_let_others_begin() -> Non
         client.write(b"".join(frames.rst_stream(number, frames.CANCEL) for number in range(1, 39, 2)))
         served.wait_until(lambda: served.wire.requests == 1 and served.wire.held_answer_bytes == 200_000)
         client.write(frames.rst_stream(39, frames.CANCEL))
-        served.wait_until(lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0)
+        served.wait_until(
+            lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0
+        )
 
 
 def test_client_that_leaves_frees_everything() -> None:
     with serve(LIMITS) as served:
         with FrameClient(served.port, SHUT) as client:
             ask_for(client, 20, 200_000)
-        served.wait_until(lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0)
+        served.wait_until(
+            lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0
+        )
 
 
 def test_compressed_calls_wait_before_they_are_inflated() -> None:
@@ -115,12 +127,16 @@ def test_compressed_calls_wait_before_they_are_inflated() -> None:
             client.call(number, "/test.Test/Echo", message, extra=(("grpc-encoding", "gzip"),))
         served.wait_until(lambda: served.wire.held_answer_bytes >= 600_000)
         assert served.run(lambda: served.wire.held_answer_bytes) <= 2 * MIB
-        client.write(frames.window_update(0, 1 << 30) + frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20}))
+        client.write(
+            frames.window_update(0, 1 << 30) + frames.settings({frames.INITIAL_WINDOW_SIZE: 1 << 20})
+        )
         for _ in range(50):
             while not client.until(frames.HEADERS).flags & frames.END_STREAM:
                 pass
             assert client.fields["grpc-status"] == "0"
-        served.wait_until(lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0)
+        served.wait_until(
+            lambda: served.wire.requests == served.wire.held_answer_bytes == served.wire.buffered_bytes == 0
+        )
 
 
 def test_deadline_ends_a_call_that_waits() -> None:
@@ -141,7 +157,9 @@ def test_client_that_takes_hardly_anything_is_cut_off(crumbs: bool) -> None:
             # Every stream makes some progress whenever the server looks.
             def dribble() -> bool:
                 for connection in served.wire.connections:
-                    connection.data_received(b"".join(frames.window_update(number, 1) for number in (1, 3, 5)))
+                    connection.data_received(
+                        b"".join(frames.window_update(number, 1) for number in (1, 3, 5))
+                    )
                 return not served.wire.connections
 
             served.wait_until(dribble)
@@ -153,7 +171,11 @@ def test_handler_of_a_stream_gets_no_more_while_its_client_takes_nothing(served:
         message = prefixed(bytes(100_000))
         client.call(1, "/test.Test/Each", message[:16_000], end=False)
         rest = message[16_000:] + message * 4
-        client.write(b"".join(frames.frame(frames.DATA, 0, 1, rest[at : at + 16_000]) for at in range(0, len(rest), 16_000)))
+        client.write(
+            b"".join(
+                frames.frame(frames.DATA, 0, 1, rest[at : at + 16_000]) for at in range(0, len(rest), 16_000)
+            )
+        )
         served.wait_until(lambda: served.wire.held_answer_bytes > 100_000)
         client.write(frames.frame(frames.PING, 0, 0, bytes(8)))
         client.until(frames.PING)

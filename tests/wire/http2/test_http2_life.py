@@ -69,7 +69,9 @@ def test_goaway_of_the_client_is_followed(served: Served) -> None:
         assert client.ended()
 
 
-def test_all_requests_of_a_connection_that_is_lost_are_told_also_when_one_of_them_has_another_answered(served: Served) -> None:
+def test_all_requests_of_a_connection_that_is_lost_are_told_also_when_one_of_them_has_another_answered(
+    served: Served,
+) -> None:
     handlers = served.handlers
     handlers.held_http.clear()
     handlers.cancelled.clear()
@@ -112,8 +114,13 @@ def test_idle_connection_is_closed() -> None:
 
 def test_body_that_stops_gets_408() -> None:
     with serve(Limits(progress_timeout=0.1)) as served, FrameClient(served.port) as client:
-        block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
-        client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block) + frames.frame(frames.DATA, 0, 1, b"half"))
+        block = client.encoder.encode(
+            [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+        )
+        client.write(
+            frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block)
+            + frames.frame(frames.DATA, 0, 1, b"half")
+        )
         assert client.response(1)[0][":status"] == "408"
 
 
@@ -125,7 +132,10 @@ def test_dead_client_with_an_open_stream_is_found_out() -> None:
 
 
 def test_client_that_does_not_take_the_last_answer_is_cut_off() -> None:
-    with serve(Limits(progress_timeout=0.3)) as served, FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 30}) as client:
+    with (
+        serve(Limits(progress_timeout=0.3)) as served,
+        FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 1 << 30}) as client,
+    ):
         client.write(frames.window_update(0, 1 << 30))
         client.request(1, "/large?60000000")
         client.write(frames.goaway(0, 0))

@@ -95,7 +95,9 @@ def conversation() -> bytes:
 
     def head(method: str, path: str, **extra: str) -> bytes:
         more = [(name.replace("_", "-"), value) for name, value in extra.items()]
-        return encoder.encode([(":method", method), (":scheme", "http"), (":path", path), (":authority", "test"), *more])
+        return encoder.encode(
+            [(":method", method), (":scheme", "http"), (":path", path), (":authority", "test"), *more]
+        )
 
     def message(body: bytes) -> bytes:
         return b"\0" + len(body).to_bytes(4, "big") + body
@@ -168,7 +170,12 @@ def test_no_bytes_break_the_server(junk: bytes, cuts: list[int]) -> None:
                 st.binary(max_size=20),
                 st.just(
                     Encoder().encode(
-                        [(":method", "POST"), (":scheme", "http"), (":path", "/test.Test/Each"), ("content-type", "application/grpc")],
+                        [
+                            (":method", "POST"),
+                            (":scheme", "http"),
+                            (":path", "/test.Test/Each"),
+                            ("content-type", "application/grpc"),
+                        ],
                         huffman=False,
                     )
                 ),
@@ -233,6 +240,9 @@ def test_memory_of_blocks_is_bounded() -> None:
     for number in range(1000):
         fields = [*FIELDS[:2], (":path", f"/{number}"), FIELDS[3]]
         decoder.request(
-            b"".join(b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode() for name, value in fields)
+            b"".join(
+                b"\x00" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+                for name, value in fields
+            )
         )
     assert 0 < len(decoder.known) <= 64

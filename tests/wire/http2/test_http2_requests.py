@@ -27,7 +27,9 @@ def test_body_comes_in_any_number_of_frames(client: FrameClient) -> None:
             frames.HEADERS,
             frames.END_HEADERS,
             1,
-            client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]),
+            client.encoder.encode(
+                [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+            ),
         )
     )
     for piece in (b"abc", b"", b"def"):
@@ -37,8 +39,12 @@ def test_body_comes_in_any_number_of_frames(client: FrameClient) -> None:
 
 
 def test_padding_is_not_part_of_the_body(client: FrameClient) -> None:
-    block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
-    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.PADDED, 1, b"\x03" + block + b"\0\0\0"))
+    block = client.encoder.encode(
+        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+    )
+    client.write(
+        frames.frame(frames.HEADERS, frames.END_HEADERS | frames.PADDED, 1, b"\x03" + block + b"\0\0\0")
+    )
     client.write(frames.frame(frames.DATA, frames.END_STREAM | frames.PADDED, 1, b"\x04body" + bytes(4)))
     assert client.response(1)[1] == b"body"
 
@@ -46,8 +52,12 @@ def test_padding_is_not_part_of_the_body(client: FrameClient) -> None:
 def test_trailers_end_a_request(client: FrameClient) -> None:
     client.request(1, method="POST", body=None)
     assert client.response(1)[1] == b"hello world\n"
-    block = client.encoder.encode([(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
-    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 3, block) + frames.frame(frames.DATA, 0, 3, b"body"))
+    block = client.encoder.encode(
+        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+    )
+    client.write(
+        frames.frame(frames.HEADERS, frames.END_HEADERS, 3, block) + frames.frame(frames.DATA, 0, 3, b"body")
+    )
     trailers = client.encoder.encode([("x-checksum", "1")])
     client.write(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 3, trailers))
     assert client.response(3)[1] == b"body"
@@ -62,7 +72,13 @@ def test_head_has_no_body(client: FrameClient) -> None:
 
 def test_expectation_is_answered_before_the_body(client: FrameClient) -> None:
     block = client.encoder.encode(
-        [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test"), ("expect", "100-continue")]
+        [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", "/"),
+            (":authority", "test"),
+            ("expect", "100-continue"),
+        ]
     )
     client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block))
     client.until(frames.HEADERS, 1)
@@ -127,7 +143,13 @@ def test_lost_connection_tells_the_handler(served: Served) -> None:
 def test_announced_body_above_the_limit_is_refused_at_once() -> None:
     with serve(Limits(max_body_size=1000)) as served, FrameClient(served.port) as client:
         block = client.encoder.encode(
-            [(":method", "POST"), (":scheme", "http"), (":path", "/"), (":authority", "test"), ("content-length", "1001")]
+            [
+                (":method", "POST"),
+                (":scheme", "http"),
+                (":path", "/"),
+                (":authority", "test"),
+                ("content-length", "1001"),
+            ]
         )
         client.write(frames.frame(frames.HEADERS, frames.END_HEADERS, 1, block))
         assert client.response(1)[0][":status"] == "413"
@@ -144,7 +166,9 @@ def test_body_that_grows_above_the_limit_is_refused() -> None:
 
 def test_inflated_body_above_the_limit_is_refused() -> None:
     with serve(Limits(max_body_size=100_000)) as served, FrameClient(served.port) as client:
-        client.request(1, method="POST", extra=(("content-encoding", "gzip"),), body=gzip.compress(bytes(10_000_000)))
+        client.request(
+            1, method="POST", extra=(("content-encoding", "gzip"),), body=gzip.compress(bytes(10_000_000))
+        )
         assert client.response(1)[0][":status"] == "413"
 
 
@@ -204,8 +228,12 @@ def test_grpc_content_type_with_get_gets_405(client: FrameClient) -> None:
         [(":method", "CONNECT"), (":scheme", "http"), (":path", "/")],
     ],
 )
-def test_malformed_request_resets_its_stream_alone(client: FrameClient, fields: list[tuple[str, str]]) -> None:
-    client.write(frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, client.encoder.encode(fields)))
+def test_malformed_request_resets_its_stream_alone(
+    client: FrameClient, fields: list[tuple[str, str]]
+) -> None:
+    client.write(
+        frames.frame(frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 1, client.encoder.encode(fields))
+    )
     assert client.until(frames.RST_STREAM, 1).code == frames.PROTOCOL_ERROR
     client.request(3)
     assert client.response(3)[0][":status"] == "200"

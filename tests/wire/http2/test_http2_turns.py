@@ -10,7 +10,10 @@ PING = frames.frame(frames.PING, 0, 0, bytes(8))
 
 
 def test_turn_ends_when_its_time_is_over() -> None:
-    with serve(Limits(seconds_per_turn=0.0, idle_frames_burst=10_000)) as served, FrameClient(served.port) as client:
+    with (
+        serve(Limits(seconds_per_turn=0.0, idle_frames_burst=10_000)) as served,
+        FrameClient(served.port) as client,
+    ):
         client.write(PING * 400)
         for _ in range(400):
             client.until(frames.PING)
@@ -18,7 +21,9 @@ def test_turn_ends_when_its_time_is_over() -> None:
 
 def test_requests_of_a_client_that_left_are_not_answered() -> None:
     with serve() as served, FrameClient(served.port) as client:
-        block = client.encoder.encode([(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "test")])
+        block = client.encoder.encode(
+            [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "test")]
+        )
         head = frames.END_HEADERS | frames.END_STREAM
         many = b"".join(frames.frame(frames.HEADERS, head, number, block) for number in range(1, 6001, 2))
 
@@ -46,7 +51,9 @@ def test_change_of_all_windows_costs_as_many_streams_as_there_are() -> None:
     with serve(limits) as served, FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0}) as client:
         for number in range(1, 201, 2):
             client.request(number, "/large?100")
-        client.write(b"".join(frames.settings({frames.INITIAL_WINDOW_SIZE: value & 1}) for value in range(200)))
+        client.write(
+            b"".join(frames.settings({frames.INITIAL_WINDOW_SIZE: value & 1}) for value in range(200))
+        )
         assert client.goaway() == frames.ENHANCE_YOUR_CALM
 
 

@@ -13,6 +13,12 @@ def another_python() -> str:
     """A version that is installed, that worker processes run on, and that is not the one of the tests; empty if there is none."""
     command = [find_uv_bin(), "python", "list", "--only-installed", "--output-format", "json"]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    found = {(one["version_parts"]["major"], one["version_parts"]["minor"]) for one in listed if one["implementation"] == "cpython"}
-    others = sorted(version for version in found if (3, 11) <= version <= (3, 14) and version != sys.version_info[:2])
+    found = {
+        (one["version_parts"]["major"], one["version_parts"]["minor"])
+        for one in listed
+        if one["implementation"] == "cpython"
+    }
+    others = sorted(
+        version for version in found if (3, 11) <= version <= (3, 14) and version != sys.version_info[:2]
+    )
     return "{}.{}".format(*others[-1]) if others else ""

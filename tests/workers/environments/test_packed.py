@@ -83,7 +83,9 @@ def test_an_archive_is_unpacked_once_for_its_content_and_a_folder_is_used_as_it_
 
     assert first.folder == second.folder
     assert folder.python == made / "bin" / "python"
-    prefix = subprocess.run([first.python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True).stdout
+    prefix = subprocess.run(
+        [first.python, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=True
+    ).stdout
     assert Path(prefix.strip()) == first.folder
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.workers.environments.requirements import OWN_PYTHON, Requirements, find_requirements, python_choices
+from backline.workers.environments.requirements import (
+    OWN_PYTHON,
+    Requirements,
+    find_requirements,
+    python_choices,
+)
 from support.repositories import put
 
 PROJECT = '[project]\nname = "model"\nversion = "0"\nrequires-python = ">=3.12"\ndependencies = ["tinydb"]\n'

@@ -46,7 +46,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
     log = tmp_path_factory.mktemp("log") / "server.log"
     options = ("--cache-dir", str(cache), "--model-control-mode", "explicit", "--load-model", "*")
     # A server's own packages are none of the model's: what is on its path must not get in between.
-    with serve(repository, log, *options, environment={"PYTHONPATH": ":".join(filter(None, sys.path))}) as running:
+    with serve(
+        repository, log, *options, environment={"PYTHONPATH": ":".join(filter(None, sys.path))}
+    ) as running:
         yield running
 
 
@@ -54,7 +56,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Se
 def test_two_versions_of_one_library_run_side_by_side(server: ServerProcess, size: int) -> None:
     with backline.connect(server.url) as client:
         answers = {
-            name: client[name]({"x": np.ones(size, np.float32), "name": np.array(["ä".encode()], object)})["output"][0]
+            name: client[name]({"x": np.ones(size, np.float32), "name": np.array(["ä".encode()], object)})[
+                "output"
+            ][0]
             for name in ("old", "new", "plain")
         }
 
@@ -76,7 +80,9 @@ def test_the_start_says_whose_environment_is_built(server: ServerProcess) -> Non
     assert "building the environment of plain" not in server.output
 
 
-def test_a_further_load_takes_less_than_100_ms_more_than_one_without_an_environment(server: ServerProcess) -> None:
+def test_a_further_load_takes_less_than_100_ms_more_than_one_without_an_environment(
+    server: ServerProcess,
+) -> None:
     took: dict[str, list[float]] = {"same": [], "plain": []}
     with backline.connect(server.url) as client:
         for _ in range(7):
@@ -90,10 +96,19 @@ def test_a_further_load_takes_less_than_100_ms_more_than_one_without_an_environm
     assert more < 0.1, took
 
 
-def test_a_new_version_whose_environment_cannot_be_built_leaves_the_old_one_serving(tmp_path: Path, cache: Path) -> None:
+def test_a_new_version_whose_environment_cannot_be_built_leaves_the_old_one_serving(
+    tmp_path: Path, cache: Path
+) -> None:
     put(tmp_path / "models" / "m" / "1" / "model.py", VERSIONS)
     with serve(
-        tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit", "--load-model", "m", "--cache-dir", str(cache)
+        tmp_path / "models",
+        tmp_path / "log",
+        "--model-control-mode",
+        "explicit",
+        "--load-model",
+        "m",
+        "--cache-dir",
+        str(cache),
     ) as server:
         put(tmp_path / "models" / "m" / "2" / "model.py", VERSIONS)
         put(tmp_path / "models" / "m" / "2" / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
@@ -112,7 +127,14 @@ def test_requirements_that_a_load_brings_along_are_not_installed_without_trust(t
     (tmp_path / "models").mkdir()
     files = {"file:1/model.py": VERSIONS, "file:1/requirements.txt": "numpy==1.26.4\n"}
     with (
-        serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit", "--cache-dir", str(tmp_path / "cache")) as server,
+        serve(
+            tmp_path / "models",
+            tmp_path / "log",
+            "--model-control-mode",
+            "explicit",
+            "--cache-dir",
+            str(tmp_path / "cache"),
+        ) as server,
         tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client,
         pytest.raises(Exception, match="--trust-remote-code"),
     ):
@@ -130,7 +152,10 @@ def test_a_model_runs_on_the_python_that_its_configuration_names(tmp_path: Path,
         "import sys\n\nclass Model:\n    def predict(self, x: str) -> str:\n        return sys.version\n",
     )
     put(tmp_path / "models" / "m" / "model.toml", f'python = "{python}"\n')
-    with serve(tmp_path / "models", tmp_path / "log", "--cache-dir", str(cache)) as server, backline.connect(server.url) as client:
+    with (
+        serve(tmp_path / "models", tmp_path / "log", "--cache-dir", str(cache)) as server,
+        backline.connect(server.url) as client,
+    ):
         version = client["m"](np.array([b"a"], object))["output"][0].decode()
 
     assert version.startswith(python + ".")

@@ -78,8 +78,14 @@ def test_a_build_that_was_interrupted_is_not_used_and_is_repeated(store: Environ
     build(store, model)
     environment = store.find(*asked(model))
     assert environment is not None
-    subprocess.run([environment.python, "-c", "import tinydb, numpy, msgspec"], check=True, env={**os.environ, **environment.variables})
-    wait_for(lambda: store.remove_unfinished() == 0 and not building(store))  # its uv may have gone on for a moment
+    subprocess.run(
+        [environment.python, "-c", "import tinydb, numpy, msgspec"],
+        check=True,
+        env={**os.environ, **environment.variables},
+    )
+    wait_for(
+        lambda: store.remove_unfinished() == 0 and not building(store)
+    )  # its uv may have gone on for a moment
 
 
 def test_what_is_built_at_the_same_time_is_built_once(store: Environments, model: Path) -> None:
@@ -106,15 +112,21 @@ def test_a_build_that_nobody_wants_any_more_ends_at_once(store: Environments, mo
 def test_a_failed_build_says_what_uv_said(store: Environments, model: Path) -> None:
     put(model / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
 
-    with pytest.raises(Internal, match=r"model 'm' cannot be built from requirements.txt .*numpy==1.26.4 and numpy==2.1.3"):
+    with pytest.raises(
+        Internal, match=r"model 'm' cannot be built from requirements.txt .*numpy==1.26.4 and numpy==2.1.3"
+    ):
         build(store, model)
     assert store.entries() == []
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["pyproject.toml", "uv.lock"])
-def test_a_project_s_packages_are_installed_in_the_versions_of_its_lock(store: Environments, tmp_path: Path, *, locked: bool) -> None:
+def test_a_project_s_packages_are_installed_in_the_versions_of_its_lock(
+    store: Environments, tmp_path: Path, *, locked: bool
+) -> None:
     model = tmp_path / "project"
-    text = '[project]\nname = "model"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["tinydb%s"]\n'
+    text = (
+        '[project]\nname = "model"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["tinydb%s"]\n'
+    )
     put(model / "pyproject.toml", text % "==4.7.0")
     if locked:
         Uv().run("lock", folder=model)
@@ -145,7 +157,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environments, Path]
     return store, model
 
 
-def test_it_is_known_with_its_packages_and_the_models_that_ask_for_it(built: tuple[Environments, Path]) -> None:
+def test_it_is_known_with_its_packages_and_the_models_that_ask_for_it(
+    built: tuple[Environments, Path],
+) -> None:
     store, model = built
     store.find(*asked(model))
 
@@ -173,7 +187,9 @@ def test_it_is_not_removed_or_replaced_while_a_server_has_it(built: tuple[Enviro
 
     assert not another.remove(requirements.digest)
     with pytest.raises(Unavailable, match="in use by a server"):
-        another.build(requirements, Uv(), user, on_bytes=lambda done, total: None, stop=lambda: False, again=True)
+        another.build(
+            requirements, Uv(), user, on_bytes=lambda done, total: None, stop=lambda: False, again=True
+        )
     assert store.find(requirements, user) is not None
 
 

@@ -28,6 +28,8 @@ for name in sys.argv[1:]:
 def test_a_worker_needs_nothing_but_numpy_and_msgspec(kind: str) -> None:
     modules = ["backline.workers.child.worker", f"backline.workers.child.{kind}", "backline.inworker"]
 
-    run = subprocess.run([sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT, *modules], capture_output=True, text=True, check=False
+    )
 
     assert run.returncode == 0, run.stderr

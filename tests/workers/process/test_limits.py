@@ -67,21 +67,27 @@ def test_a_worker_above_its_memory_limit_is_killed_and_the_caller_told(tmp_path:
     put(tmp_path / "models" / "hungry" / "1" / "model.py", HUNGRY)
     with serve(tmp_path / "models", tmp_path / "log") as server, backline.connect(server.url) as client:
         began = time.monotonic()
-        with pytest.raises(BacklineError, match=r"used \d+ MiB of memory, more than its limit of 190 MiB, and was killed"):
+        with pytest.raises(
+            BacklineError, match=r"used \d+ MiB of memory, more than its limit of 190 MiB, and was killed"
+        ):
             client["hungry"](np.array([400]))
 
         assert time.monotonic() - began < 10
         assert client["hungry"](np.array([1]))["output"] == 1 << 20
 
 
-def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
     monkeypatch.setattr(worker_process, "HEARTBEAT_TIMEOUT", 0.5)
     path = put(tmp_path / "echo" / "1" / "model.py", ECHO)
     load = Load("backline.workers.child.python_model:load", "echo", "1", str(path), str(tmp_path / "echo"))
 
     async def freeze() -> tuple[int, list[int], list[bytes]]:
-        pool = WorkerPool(WorkerCommand(load), PoolOptions(), asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus()))
+        pool = WorkerPool(
+            WorkerCommand(load), PoolOptions(), asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus())
+        )
         await pool.start()
         (frozen,) = pool.pids
         os.kill(frozen, signal.SIGSTOP)
@@ -99,7 +105,9 @@ def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(tmp_path: Path
     assert not psutil.pid_exists(frozen)
 
 
-def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
     monkeypatch.setattr(worker_process, "HEARTBEAT_TIMEOUT", 0.5)
     path = put(tmp_path / "echo" / "1" / "model.py", ECHO)
@@ -107,7 +115,9 @@ def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(tmp
 
     async def stand_still() -> tuple[list[int], list[int], list[bytes]]:
         options = PoolOptions(execution_timeout=0.5)
-        pool = WorkerPool(WorkerCommand(load), options, asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus()))
+        pool = WorkerPool(
+            WorkerCommand(load), options, asyncio.get_running_loop(), place(ModelConfig("echo"), Gpus())
+        )
         await pool.start()
         before = pool.pids
         answer = asyncio.ensure_future(asyncio.to_thread(pool.run, {"x": one("once")}, ["output"]))
@@ -155,7 +165,11 @@ def until(condition) -> None:
 
 
 def test_a_model_without_workers_is_not_ready_and_says_why(tmp_path: Path) -> None:
-    with broken(tmp_path) as server, backline.connect(server.url) as client, pytest.raises(BacklineError, match="the weights are gone"):
+    with (
+        broken(tmp_path) as server,
+        backline.connect(server.url) as client,
+        pytest.raises(BacklineError, match="the weights are gone"),
+    ):
         client["once"](one("x"))
 
 

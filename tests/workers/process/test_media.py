@@ -22,7 +22,11 @@ from support.server import ServerProcess, serve
 
 pillow = pytest.importorskip("PIL.Image")
 soundfile = pytest.importorskip("soundfile")
-CAT = Path(find_spec("skimage").origin or "").parent / "data" / "chelsea.png" if find_spec("skimage") else Path()
+CAT = (
+    Path(find_spec("skimage").origin or "").parent / "data" / "chelsea.png"
+    if find_spec("skimage")
+    else Path()
+)
 pytestmark = pytest.mark.skipif(not CAT.name, reason="scikit-image is not installed")
 
 MODELS = {
@@ -107,12 +111,17 @@ def test_an_image_goes_in_and_out(media: ServerProcess, protocol: str) -> None:
         given.set_data_from_numpy(one(CAT.read_bytes()))
         answer = client.infer("negative", [given]).as_numpy("output")[0]
 
-    np.testing.assert_array_equal(np.asarray(pillow.open(io.BytesIO(answer))), 255 - np.asarray(pillow.open(CAT)))
+    np.testing.assert_array_equal(
+        np.asarray(pillow.open(io.BytesIO(answer))), 255 - np.asarray(pillow.open(CAT))
+    )
 
 
 def test_pillows_own_image(media: ServerProcess) -> None:
     with backline.connect(media.url) as client:
-        assert json.loads(client["size"](one(CAT.read_bytes()))["output"][0]) == {"size": [451, 300], "mode": "RGB"}
+        assert json.loads(client["size"](one(CAT.read_bytes()))["output"][0]) == {
+            "size": [451, 300],
+            "mode": "RGB",
+        }
 
 
 def test_a_sound_is_resampled_mixed_and_goes_out_as_flac(media: ServerProcess) -> None:
@@ -128,7 +137,9 @@ def test_a_sound_is_resampled_mixed_and_goes_out_as_flac(media: ServerProcess) -
 
 def test_a_stream_of_sounds(media: ServerProcess) -> None:
     with backline.connect(media.grpc_url) as client:
-        parts = [soundfile.read(io.BytesIO(part["output"][0]))[0] for part in client["halves"].stream(one(sound()))]
+        parts = [
+            soundfile.read(io.BytesIO(part["output"][0]))[0] for part in client["halves"].stream(one(sound()))
+        ]
 
     assert [part.shape for part in parts] == [(4000, 2), (4000, 2)]
 
@@ -140,7 +151,9 @@ def test_a_stream_of_sounds(media: ServerProcess) -> None:
         ("louder", b"no sound", "input 'audio': the sound cannot be decoded: Format not recognised"),
     ],
 )
-def test_what_cannot_be_decoded_is_the_callers_error(media: ServerProcess, model: str, data: bytes, text: str) -> None:
+def test_what_cannot_be_decoded_is_the_callers_error(
+    media: ServerProcess, model: str, data: bytes, text: str
+) -> None:
     with backline.connect(media.url) as client, pytest.raises(BacklineError, match=text) as caught:
         client[model]({next(iter(client[model].metadata().inputs)).name: one(data)})
     assert caught.value.http_status == 400
@@ -166,7 +179,18 @@ def test_an_output_that_is_no_image_is_the_models_fault(media: ServerProcess) ->
 
 
 def test_the_command_line_takes_a_file(media: ServerProcess) -> None:
-    command = [sys.executable, "-m", "backline", "infer", "size", "--input", f"image=@{CAT}", "--url", media.url, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "backline",
+        "infer",
+        "size",
+        "--input",
+        f"image=@{CAT}",
+        "--url",
+        media.url,
+        "--json",
+    ]
 
     assert "451" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -177,7 +201,10 @@ def test_hints_that_mean_nothing_fail_the_load(tmp_path: Path) -> None:
         source = f"from backline.model import Audio, Image\n\nclass Model:\n{limit}    def predict(self, x: {hint}) -> {answer}: ...\n"
         put(tmp_path / "models" / name / "1" / "model.py", source)
     put(tmp_path / "path" / "soxr" / "__init__.py", "raise ModuleNotFoundError('No module named soxr')")
-    put(tmp_path / "models" / "library" / "1" / "model.py", "from backline.model import Audio\n\ndef f(x: Audio[8000]) -> str: ...\n")
+    put(
+        tmp_path / "models" / "library" / "1" / "model.py",
+        "from backline.model import Audio\n\ndef f(x: Audio[8000]) -> str: ...\n",
+    )
     with serve(
         tmp_path / "models",
         tmp_path / "log",

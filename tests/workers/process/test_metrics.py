@@ -80,13 +80,19 @@ def test_a_gauge_is_what_was_set_last_and_a_histogram_counts_by_bucket(server: S
     after = metrics_page(server)
 
     assert after['last_length{model="counting",version="1"}'] == 3
-    buckets = {bound: f'text_length_bucket{{le="{bound}",model="counting",version="1"}}' for bound in ("2", "4", "+Inf")}
+    buckets = {
+        bound: f'text_length_bucket{{le="{bound}",model="counting",version="1"}}'
+        for bound in ("2", "4", "+Inf")
+    }
     grown = {bound: after[name] - before.get(name, 0) for bound, name in buckets.items()}
     assert grown == {"2": 0, "4": 1, "+Inf": 1}
 
 
 def test_a_name_of_another_kind_fails_the_load_with_the_reason(server: ServerProcess) -> None:
-    with backline.connect(server.url) as client, pytest.raises(Exception, match="'words_read' is a counter already"):
+    with (
+        backline.connect(server.url) as client,
+        pytest.raises(Exception, match="'words_read' is a counter already"),
+    ):
         client.load("other")
 
 

@@ -24,13 +24,20 @@ def test_the_hints_of_a_model_are_held_against_the_reshape() -> None:
     assert inputs.specs == [Spec("x", "FP32", [5, 2])]
     assert inputs.to_model["x"].shape("x", (3, 5, 2)) == (3, 2, 5)
     assert (outputs.specs, outputs.to_server) == (OUTPUTS, {})
-    with pytest.raises(InvalidArgument, match=r"input 'x' has the reshape \[2, -1\] in its configuration, but \[5, 2\] in the model"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"input 'x' has the reshape \[2, -1\] in its configuration, but \[5, 2\] in the model",
+    ):
         shapes_of(asked, Loaded([Spec("x", "FP32", [5, 2])], OUTPUTS, 8))
 
 
 def test_a_shape_that_does_not_fit_says_what_would() -> None:
-    inputs, _ = shapes_of(load(Spec("x", "FP32", [4], reshape=[2, 2])), Loaded([Spec("x", "FP32", [2, 2])], OUTPUTS))
-    with pytest.raises(Internal, match=r"has 'x' with shape \[4\], but its configuration reshapes \[2, 2\] to \[4\]"):
+    inputs, _ = shapes_of(
+        load(Spec("x", "FP32", [4], reshape=[2, 2])), Loaded([Spec("x", "FP32", [2, 2])], OUTPUTS)
+    )
+    with pytest.raises(
+        Internal, match=r"has 'x' with shape \[4\], but its configuration reshapes \[2, 2\] to \[4\]"
+    ):
         inputs.to_server["x"].shape("x", (4,))
 
 

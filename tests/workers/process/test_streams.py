@@ -113,7 +113,13 @@ class Model:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    models = {"gate": GATE, "async_batch": ASYNC_BATCH, "numbers": NUMBERS, "async_numbers": ASYNC_NUMBERS, "patient": PATIENT}
+    models = {
+        "gate": GATE,
+        "async_batch": ASYNC_BATCH,
+        "numbers": NUMBERS,
+        "async_numbers": ASYNC_NUMBERS,
+        "patient": PATIENT,
+    }
     for name, text in models.items():
         put(folder / name / "1" / "model.py", text)
     return folder
@@ -135,7 +141,9 @@ def leave_at_once(server: ServerProcess, model: str, body: str) -> None:
 
 def events(server: ServerProcess, model: str, size: int, count: int) -> list[dict[str, object]]:
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
-    connection.request("POST", f"/v2/models/{model}/generate_stream", json.dumps({"size": size, "count": count}))
+    connection.request(
+        "POST", f"/v2/models/{model}/generate_stream", json.dumps({"size": size, "count": count})
+    )
     text = connection.getresponse().read().decode()
     connection.close()
     return [json.loads(line.removeprefix("data: ")) for line in text.split("\n") if line.startswith("data: ")]
@@ -146,7 +154,9 @@ def slow_reader(server: ServerProcess, model: str) -> socket.socket:
     reader = socket.create_connection(("127.0.0.1", server.http_port))
     reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     body = json.dumps({"size": 65536, "count": 1000}).encode()
-    head = f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
     reader.sendall(head.encode() + body)
     reader.recv(1)
     return reader
@@ -175,12 +185,21 @@ def test_bad_input_to_an_asynchronous_batch_costs_its_sender_only(server: Server
 
     answers = asyncio.run(ask())
 
-    assert [isinstance(answer, BacklineError) for answer in answers] == [False, True, False, False, True, False]
+    assert [isinstance(answer, BacklineError) for answer in answers] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("model", ["numbers", "async_numbers"])
 def test_all_responses_come_in_order_as_events(server: ServerProcess, model: str) -> None:
-    assert [event["output"] for event in events(server, model, 1, 100)] == [str(number).rjust(1) for number in range(100)]
+    assert [event["output"] for event in events(server, model, 1, 100)] == [
+        str(number).rjust(1) for number in range(100)
+    ]
 
 
 @pytest.mark.parametrize("model", ["numbers", "async_numbers"])
@@ -200,7 +219,9 @@ def test_all_responses_come_in_order_over_a_grpc_stream(server: ServerProcess, m
     assert [int(result.as_numpy("output")[0]) for result, _ in got if result is not None] == list(range(50))
 
 
-def test_a_stream_stands_still_while_its_reader_takes_nothing(server: ServerProcess, repository: Path) -> None:
+def test_a_stream_stands_still_while_its_reader_takes_nothing(
+    server: ServerProcess, repository: Path
+) -> None:
     made = repository / "numbers" / "1" / "made"
     workers = psutil.Process(server.process.pid).children()
     with slow_reader(server, "numbers"):
@@ -253,7 +274,10 @@ def test_a_coroutine_is_cancelled_when_nobody_waits_for_it(server: ServerProcess
     folder = repository / "patient" / "1"
     with socket.create_connection(("127.0.0.1", server.http_port)) as client:
         body = b'{"x": "hello"}'
-        client.sendall(b"POST /v2/models/patient/generate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(
+            b"POST /v2/models/patient/generate HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+            + body
+        )
         until((folder / "began").exists)
 
     until((folder / "cancelled").exists)
@@ -261,7 +285,10 @@ def test_a_coroutine_is_cancelled_when_nobody_waits_for_it(server: ServerProcess
     assert len(events(server, "async_numbers", 1, 3)) == 3
 
 
-@pytest.mark.parametrize(("size", "told"), [(0, "ValueError: no further"), (-1, "ended with exit status 9 after the first responses")])
+@pytest.mark.parametrize(
+    ("size", "told"),
+    [(0, "ValueError: no further"), (-1, "ended with exit status 9 after the first responses")],
+)
 def test_an_error_comes_after_the_responses_before_it(server: ServerProcess, size: int, told: str) -> None:
     *responses, last = events(server, "numbers", size, 10)
 
@@ -278,7 +305,11 @@ def test_each_response_is_counted_by_its_place_in_the_stream(tmp_path: Path) -> 
             (statistics,) = client["async_numbers"].statistics()
         page = metrics_page(server)
 
-    assert [int(one["success"]["count"]) for _, one in sorted(statistics["response_stats"].items())] == [2, 1, 1]
+    assert [int(one["success"]["count"]) for _, one in sorted(statistics["response_stats"].items())] == [
+        2,
+        1,
+        1,
+    ]
     model = 'model="async_numbers",version="1"'
     assert page[f'backline_responses_total{{{model},outcome="success"}}'] == 4
     assert page[f"nv_inference_first_response_histogram_ms_count{{{model}}}"] == 2

@@ -113,7 +113,12 @@ class Model:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     repository = tmp_path_factory.mktemp("models")
-    for name, text in (("identity", IDENTITY), ("faulty", FAULTY), ("stream", STREAM), ("failing", FAILING_LOAD)):
+    for name, text in (
+        ("identity", IDENTITY),
+        ("faulty", FAULTY),
+        ("stream", STREAM),
+        ("failing", FAILING_LOAD),
+    ):
         put(repository / name / "1" / "model.py", text)
     log = tmp_path_factory.mktemp("log") / "server.log"
     with serve(repository, log, "--log-level", "info", "--no-strict-readiness") as running:
@@ -149,14 +154,18 @@ def test_tensors_of_any_size_come_back_as_they_were(server: ServerProcess, eleme
         ("type", "the type hint says str"),
     ],
 )
-def test_what_a_model_does_costs_its_own_request_only_and_is_told(server: ServerProcess, how: str, told: str) -> None:
+def test_what_a_model_does_costs_its_own_request_only_and_is_told(
+    server: ServerProcess, how: str, told: str
+) -> None:
     with pytest.raises(Exception, match=told):
         ask(server, how)
     assert ask(server, "fine") == b"fine"
 
 
 @pytest.mark.parametrize("parameters", [{"timeout": 2**64 - 1}, {"n": 2**64 - 1}, {"n": -(2**63)}], ids=str)
-def test_the_largest_numbers_of_a_request_reach_the_worker(server: ServerProcess, parameters: dict[str, int]) -> None:
+def test_the_largest_numbers_of_a_request_reach_the_worker(
+    server: ServerProcess, parameters: dict[str, int]
+) -> None:
     with backline.connect(server.url, timeout=20) as client:
         answer = client["identity"](np.ones((1, 4), np.float32), parameters=parameters)
     assert answer["output"].shape == (1, 4)
@@ -166,9 +175,14 @@ def test_what_no_worker_can_be_told_costs_its_own_request_only(tmp_path: Path) -
     put(tmp_path / "identity" / "1" / "model.py", IDENTITY)
     with backline.connect(f"inproc://{tmp_path}", timeout=20) as client, ThreadPoolExecutor(9) as threads:
         model = client["identity"]
-        good = [threads.submit(model, np.full((1, 4), row, np.float32), request_id=str(row)) for row in range(8)]
+        good = [
+            threads.submit(model, np.full((1, 4), row, np.float32), request_id=str(row)) for row in range(8)
+        ]
         bad = threads.submit(model, np.ones((1, 4), np.float32), parameters={"mood": "\ud800"})
-        with pytest.raises(InvalidArgument, match=r"cannot be given to a worker process of model 'identity' version 1: .*surrogates"):
+        with pytest.raises(
+            InvalidArgument,
+            match=r"cannot be given to a worker process of model 'identity' version 1: .*surrogates",
+        ):
             bad.result()
         assert [one.result()["output"][0, 0] for one in good] == list(range(8))
 
@@ -191,16 +205,23 @@ def test_a_failed_load_tells_the_exception_and_its_line(server: ServerProcess) -
 
 def test_what_is_nearly_a_setting_is_a_warning(server: ServerProcess) -> None:
     assert (
-        "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean 'max_batch_size'?" in server.output
+        "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean 'max_batch_size'?"
+        in server.output
     )
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("class Model:\n    def predit(self, x: int) -> int: ...", "found none; class Model has no method predict, but predit"),
+        (
+            "class Model:\n    def predit(self, x: int) -> int: ...",
+            "found none; class Model has no method predict, but predit",
+        ),
         ("class Model:\n    def load(self): ...", "found none; class Model has no method predict"),
-        ("def count(text: str): ...", "found none; function count does not say what it returns, as -> FP32[-1]"),
+        (
+            "def count(text: str): ...",
+            "found none; function count does not say what it returns, as -> FP32[-1]",
+        ),
     ],
 )
 def test_a_file_without_a_model_is_told_what_lacks(text: str, told: str) -> None:
@@ -263,7 +284,9 @@ def test_what_is_run_again_is_run_in_the_order_in_which_it_came(tmp_path: Path) 
         left = [1, 2, 3, 4]
         answered = asyncio.Event()
 
-        def complete(request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        def complete(
+            request: InferRequest, response: InferResponse | None, error: BacklineError | None
+        ) -> None:
             left.remove(request.inputs["x"].data[0, 0])
             if not left:
                 answered.set()
@@ -297,4 +320,6 @@ def test_code_that_a_load_brings_along_is_not_run_without_trust(tmp_path: Path) 
         pytest.raises(Exception, match="--trust-remote-code"),
         tritonclient.InferenceServerClient(running.url.removeprefix("http://")) as client,
     ):
-        client.load_model("evil", config='{"backend": "python"}', files={"file:1/model.py": IDENTITY.encode()})
+        client.load_model(
+            "evil", config='{"backend": "python"}', files={"file:1/model.py": IDENTITY.encode()}
+        )

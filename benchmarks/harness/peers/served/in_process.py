@@ -14,7 +14,9 @@ import numpy as np
 import onnxruntime
 
 
-def items_per_second(path: str, name: str, shape: list[int], seconds: float, batch: int, threads: int, callers: int) -> float:
+def items_per_second(
+    path: str, name: str, shape: list[int], seconds: float, batch: int, threads: int, callers: int
+) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -18,7 +18,9 @@ class OnnxModel(MLModel):
     async def load(self) -> bool:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(self.settings.parameters.uri, options, providers=["CPUExecutionProvider"])
+        self.session = onnxruntime.InferenceSession(
+            self.settings.parameters.uri, options, providers=["CPUExecutionProvider"]
+        )
         self.input = self.session.get_inputs()[0].name
         self.outputs_ = [output.name for output in self.session.get_outputs()]
         return True
@@ -32,5 +34,8 @@ class OnnxModel(MLModel):
         return InferenceResponse(
             model_name=self.name,
             model_version=self.version,
-            outputs=[NumpyCodec.encode_output(name, result) for name, result in zip(self.outputs_, results, strict=True)],
+            outputs=[
+                NumpyCodec.encode_output(name, result)
+                for name, result in zip(self.outputs_, results, strict=True)
+            ],
         )

@@ -25,7 +25,10 @@ class TritonPythonModel:
         responses, start = [], 0
         for array in arrays:
             end = start + len(array)
-            tensors = [pb_utils.Tensor(name, result[start:end]) for name, result in zip(self.outputs, results, strict=True)]
+            tensors = [
+                pb_utils.Tensor(name, result[start:end])
+                for name, result in zip(self.outputs, results, strict=True)
+            ]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
             start = end
         return responses

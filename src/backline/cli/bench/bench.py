@@ -11,7 +11,14 @@ import click
 import numpy as np
 
 from backline.cli.bench.load_generator import Arrivals, Load, closed_loop, open_loop
-from backline.cli.bench.report import BenchReport, print_bench, require_matplotlib, write_html, write_json, write_png
+from backline.cli.bench.report import (
+    BenchReport,
+    print_bench,
+    require_matplotlib,
+    write_html,
+    write_json,
+    write_png,
+)
 from backline.cli.bench.step import BenchStep, ServerShare
 from backline.cli.connection import connection_options, nearest_model
 from backline.cli.event_loop import run
@@ -45,7 +52,9 @@ class Numbers(click.ParamType):
     def __init__(self, kind: type[int] | type[float]) -> None:
         self._kind = kind
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         try:
@@ -60,19 +69,58 @@ class Numbers(click.ParamType):
 @click.command(epilog=_EPILOG)
 @click.argument("model")
 @click.option(
-    "--concurrency", "-c", type=Numbers(int), default="1,2,4,8,16,32", show_default=True, help="Requests in flight, one step each."
+    "--concurrency",
+    "-c",
+    type=Numbers(int),
+    default="1,2,4,8,16,32",
+    show_default=True,
+    help="Requests in flight, one step each.",
 )
-@click.option("--rate", type=Numbers(float), help="Requests a second, one step each, instead of --concurrency.")
 @click.option(
-    "--arrivals", type=click.Choice(["poisson", "constant"]), default="poisson", show_default=True, help="When requests of --rate come."
+    "--rate", type=Numbers(float), help="Requests a second, one step each, instead of --concurrency."
 )
-@click.option("--duration", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds of each step.")
-@click.option("--warm-up", type=click.FloatRange(0), default=0.5, show_default=True, help="Seconds before each step that do not count.")
-@click.option("--input-shape", multiple=True, metavar="NAME:DIMS", help="The shape of an input, like audio:1,16000; random values.")
-@click.option("--data", type=click.Path(exists=True, dir_okay=False, path_type=Path), help=".npz or .json file with the inputs by name.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "constant"]),
+    default="poisson",
+    show_default=True,
+    help="When requests of --rate come.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds of each step.",
+)
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0),
+    default=0.5,
+    show_default=True,
+    help="Seconds before each step that do not count.",
+)
+@click.option(
+    "--input-shape",
+    multiple=True,
+    metavar="NAME:DIMS",
+    help="The shape of an input, like audio:1,16000; random values.",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help=".npz or .json file with the inputs by name.",
+)
 @click.option("--model-version", default="", help="A version; the server chooses without it.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all numbers as JSON.")
-@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a page with picture and table.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write all numbers as JSON."
+)
+@click.option(
+    "--html",
+    "html_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a page with picture and table.",
+)
 @click.option("--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the picture.")
 @connection_options
 def command(
@@ -133,7 +181,9 @@ class _Plan:
         self.warm_up = warm_up
 
 
-async def _measure(url: str, options: ClientOptions, plan: _Plan, shapes: Sequence[str], data: Path | None) -> BenchReport:
+async def _measure(
+    url: str, options: ClientOptions, plan: _Plan, shapes: Sequence[str], data: Path | None
+) -> BenchReport:
     async with AsyncClient(url, options) as client:
         transport = await client.transport()
         try:
@@ -150,7 +200,9 @@ async def _measure(url: str, options: ClientOptions, plan: _Plan, shapes: Sequen
         return BenchReport(plan.model, client.address.url, f"{server.name} {server.version}", inputs, steps)
 
 
-async def _step(transport: Transport, call: InferCall, plan: _Plan, concurrency: int | None, rate: float | None) -> BenchStep:
+async def _step(
+    transport: Transport, call: InferCall, plan: _Plan, concurrency: int | None, rate: float | None
+) -> BenchStep:
     send = transport.prepare(call)
 
     async def load(seconds: float) -> Load:
@@ -214,5 +266,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"cannot read the inputs in '{path}': {error}") from None
     if not isinstance(found, dict):
-        raise InvalidArgument(f"'{path}' holds no inputs by name: expected a .npz file, or JSON like {{\"INPUT0\": [[1, 2]]}}")
+        raise InvalidArgument(
+            f"'{path}' holds no inputs by name: expected a .npz file, or JSON like {{\"INPUT0\": [[1, 2]]}}"
+        )
     return found

@@ -65,7 +65,13 @@ class BenchReport:
         if share is not None and share.batch:
             split = [f"{share.queue_us / 1000:.3f}", f"{share.compute_us / 1000:.3f}", f"{share.batch:.1f}"]
         errors = ", ".join(f"{count} {name}" for name, count in step.errors.items()) or "0"
-        return [step.label, f"{step.throughput:.0f}", *("-" if us is None else f"{us / 1000:.3f}" for us in times), *split, errors]
+        return [
+            step.label,
+            f"{step.throughput:.0f}",
+            *("-" if us is None else f"{us / 1000:.3f}" for us in times),
+            *split,
+            errors,
+        ]
 
     def notes(self) -> list[str]:
         """What a reader of the numbers must know."""
@@ -73,15 +79,21 @@ class BenchReport:
         embedded = self.url.startswith("inproc:")
         busy = [step.label for step in self.steps if step.generator_cpu > BUSY_GENERATOR]
         if busy and not embedded and self.kind == "concurrency":
-            notes.append(f"The load generator used its whole core at {self.kind} {', '.join(busy)}: the server may be faster than this.")
-        late = [step.label for step in self.steps if step.late_p99_us is not None and step.late_p99_us > LATE_US]
+            notes.append(
+                f"The load generator used its whole core at {self.kind} {', '.join(busy)}: the server may be faster than this."
+            )
+        late = [
+            step.label for step in self.steps if step.late_p99_us is not None and step.late_p99_us > LATE_US
+        ]
         if late:
             notes.append(
                 f"At rate {', '.join(late)} requests were sent more than 1 ms late (p99); latencies count from when they were due."
             )
         behind = [step.label for step in self.steps if step.fell_behind]
         if behind:
-            notes.append(f"At rate {', '.join(behind)} the server does not keep up: too many requests waited, and the step ended early.")
+            notes.append(
+                f"At rate {', '.join(behind)} the server does not keep up: too many requests waited, and the step ended early."
+            )
         cached = [step.label for step in self.steps if step.server is not None and step.server.cached]
         if cached:
             notes.append(
@@ -129,7 +141,10 @@ def _print_bars(report: BenchReport) -> None:
     grid.add_row(report.kind, "answers/s", "", "p99 ms", "")
     for step in report.steps:
         p99 = step.percentiles_us["p99"] or 0.0
-        bars = Bar(fastest, 0, step.throughput, width=32, color="green"), Bar(slowest, 0, p99, width=32, color="yellow")
+        bars = (
+            Bar(fastest, 0, step.throughput, width=32, color="green"),
+            Bar(slowest, 0, p99, width=32, color="yellow"),
+        )
         grid.add_row(step.label, bars[0], f"{step.throughput:.0f}", bars[1], f"{p99 / 1000:.3f}")
     Console().print(grid)
     print()
@@ -158,10 +173,13 @@ def write_html(report: BenchReport, path: Path) -> None:
     svg = drawing.getvalue()
     columns, rows = report.table()
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
     facts = report.document()
     lines = "".join(
-        f"<dt>{name}</dt><dd>{html.escape(str(facts[name]))}</dd>" for name in ("server", "inputs", "client", "machine", "time")
+        f"<dt>{name}</dt><dd>{html.escape(str(facts[name]))}</dd>"
+        for name in ("server", "inputs", "client", "machine", "time")
     )
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in report.notes())
     title = html.escape(f"{report.model} at {report.url}")
@@ -190,7 +208,8 @@ def _figure(report: BenchReport) -> Any:
     left.set_ylabel("answers a second")
     left.set_ylim(bottom=0)
     for name in report.steps[0].percentiles_us:
-        values = [np.nan if step.percentiles_us[name] is None else step.percentiles_us[name] / 1000 for step in report.steps]  # type: ignore[operator]
+        measured = [step.percentiles_us[name] for step in report.steps]
+        values = [np.nan if value is None else value / 1000 for value in measured]
         right.plot(positions, values, "o-", label=name)
     right.set_ylabel("latency, ms")
     right.set_yscale("log")

@@ -43,7 +43,10 @@ class ServerShare:
         count, runs = grown("inference_stats", "success", "count"), grown("execution_count")
         if count <= 0:
             return None
-        compute = sum(grown("inference_stats", name, "ns") for name in ("compute_input", "compute_infer", "compute_output"))
+        compute = sum(
+            grown("inference_stats", name, "ns")
+            for name in ("compute_input", "compute_infer", "compute_output")
+        )
         return cls(
             queue_us=grown("inference_stats", "queue", "ns") / count / 1000,
             compute_us=compute / count / 1000,
@@ -71,7 +74,14 @@ class BenchStep:
     fell_behind: bool
 
     @classmethod
-    def of(cls, load: Load, server: ServerShare | None, *, concurrency: int | None = None, rate: float | None = None) -> BenchStep:
+    def of(
+        cls,
+        load: Load,
+        server: ServerShare | None,
+        *,
+        concurrency: int | None = None,
+        rate: float | None = None,
+    ) -> BenchStep:
         latencies = np.frombuffer(load.latencies, np.int64) / 1000
         some = latencies.size > 0
         return cls(
@@ -83,10 +93,14 @@ class BenchStep:
             throughput=latencies.size / load.seconds,
             mean_us=float(latencies.mean()) if some else None,
             max_us=float(np.max(latencies)) if some else None,
-            percentiles_us={f"p{rank:g}": float(np.percentile(latencies, rank)) if some else None for rank in PERCENTILES},
+            percentiles_us={
+                f"p{rank:g}": float(np.percentile(latencies, rank)) if some else None for rank in PERCENTILES
+            },
             server=server,
             generator_cpu=load.generator_cpu,
-            late_p99_us=float(np.percentile(np.frombuffer(load.lateness, np.int64), 99) / 1000) if load.lateness else None,
+            late_p99_us=float(np.percentile(np.frombuffer(load.lateness, np.int64), 99) / 1000)
+            if load.lateness
+            else None,
             fell_behind=load.fell_behind,
         )
 

@@ -31,8 +31,12 @@ In an image of a container, this makes the first start as quick as all others.""
 
 
 @click.command("build", epilog=_EPILOG)
-@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH...")
-@click.option("--rebuild", is_flag=True, help="Build those anew that are there: what is not pinned becomes the newest.")
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH..."
+)
+@click.option(
+    "--rebuild", is_flag=True, help="Build those anew that are there: what is not pinned becomes the newest."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @store_option
 def build_environments(store: Environments, paths: tuple[Path, ...], rebuild: bool, as_json: bool) -> int:
@@ -71,13 +75,19 @@ def _asked_for(path: Path, model: FoundModel) -> Iterator[tuple[User, Requiremen
 
 
 def _build(store: Environments, user: User, requirements: Requirements, *, again: bool) -> dict[str, Any]:
-    result: dict[str, Any] = {"model": user.model, "environment": requirements.digest, "from": requirements.source}
+    result: dict[str, Any] = {
+        "model": user.model,
+        "environment": requirements.digest,
+        "from": requirements.source,
+    }
     began = perf_counter()
     try:
         there = not again and store.find(requirements, user) is not None
         if not there:
             print(f"{user.model}: building from {requirements.source}", file=sys.stderr, flush=True)
-            store.build(requirements, Uv(), user, on_bytes=_bytes_shown(user.model), stop=lambda: False, again=again)
+            store.build(
+                requirements, Uv(), user, on_bytes=_bytes_shown(user.model), stop=lambda: False, again=again
+            )
             store.find(requirements, user)  # which notes who asked for it
     except BacklineError as error:
         return {**result, "error": error.message}
@@ -86,7 +96,9 @@ def _build(store: Environments, user: User, requirements: Requirements, *, again
 
 def _bytes_shown(model: str) -> Any:
     def show(done: int, total: int) -> None:
-        print(f"{model}: {format_bytes(done)} of {format_bytes(total)} downloaded", file=sys.stderr, flush=True)
+        print(
+            f"{model}: {format_bytes(done)} of {format_bytes(total)} downloaded", file=sys.stderr, flush=True
+        )
 
     return show
 
@@ -95,6 +107,8 @@ def _show(result: dict[str, Any]) -> None:
     if "error" in result:
         print(f"{result['model']}: FAILED: {result['error']}")
     elif result["built"]:
-        print(f"{result['model']}: built {result['environment'][:12]} from {result['from']} in {result['seconds']:.1f} s")
+        print(
+            f"{result['model']}: built {result['environment'][:12]} from {result['from']} in {result['seconds']:.1f} s"
+        )
     else:
         print(f"{result['model']}: {result['environment'][:12]} is there")

@@ -24,7 +24,9 @@ def list_environments(store: Environments, as_json: bool) -> None:
     """Show all environments: what they were built from, their size, when they were last used, and by which models."""
     entries = store.entries()
     if as_json:
-        print(json.dumps({"folder": str(store.folder), "environments": [document(entry) for entry in entries]}))
+        print(
+            json.dumps({"folder": str(store.folder), "environments": [document(entry) for entry in entries]})
+        )
         return
     if not entries:
         print(f"There are no environments in '{store.folder}'")
@@ -39,4 +41,12 @@ def _row(entry: Entry) -> tuple[str, ...]:
     about = entry.about
     models = ", ".join(sorted({user.model for user in entry.users})) or "-"
     used = "in use" if entry.in_use else ago(entry.last_used)
-    return (entry.digest[:12], about.python, about.file or "-", str(len(about.packages)), format_bytes(about.bytes), used, models)
+    return (
+        entry.digest[:12],
+        about.python,
+        about.file or "-",
+        str(len(about.packages)),
+        format_bytes(about.bytes),
+        used,
+        models,
+    )

@@ -20,12 +20,19 @@ Examples:
 
 
 @click.command("prune", epilog=_EPILOG)
-@click.option("--unused-for", type=click.FloatRange(0), metavar="DAYS", help="Also those that no server has used for so many days.")
+@click.option(
+    "--unused-for",
+    type=click.FloatRange(0),
+    metavar="DAYS",
+    help="Also those that no server has used for so many days.",
+)
 @click.option("--all", "everything", is_flag=True, help="All that no server uses at the moment.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was removed as JSON.")
 @store_option
-def prune_environments(store: Environments, unused_for: float | None, everything: bool, dry_run: bool, as_json: bool) -> None:
+def prune_environments(
+    store: Environments, unused_for: float | None, everything: bool, dry_run: bool, as_json: bool
+) -> None:
     """Remove environments that no model asks for any more, and what interrupted builds have left.
 
     What a running server uses stays. Whatever is removed is built again when a model needs it.
@@ -35,7 +42,11 @@ def prune_environments(store: Environments, unused_for: float | None, everything
     removed = [entry for entry in chosen if dry_run or store.remove(entry.digest)]
     freed = sum(entry.about.bytes for entry in removed) + (0 if dry_run else store.remove_unfinished())
     if as_json:
-        print(json.dumps({"removed": [document(entry) for entry in removed], "bytes": freed, "dry_run": dry_run}))
+        print(
+            json.dumps(
+                {"removed": [document(entry) for entry in removed], "bytes": freed, "dry_run": dry_run}
+            )
+        )
         return
     for entry in removed:
         about = entry.about

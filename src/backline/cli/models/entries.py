@@ -24,7 +24,15 @@ def document(entry: ModelIndex) -> dict[str, Any]:
 def labels_text(entry: ModelIndex, index: Sequence[ModelIndex]) -> str:
     """The labels of a version; "(default)" where it answers requests without a version and others could."""
     others = any(other.ready for other in index if other.name == entry.name and other is not entry)
-    return ", ".join([*entry.labels, *(["(default)"] if entry.default and others and STABLE not in entry.labels else [])]) or "-"
+    return (
+        ", ".join(
+            [
+                *entry.labels,
+                *(["(default)"] if entry.default and others and STABLE not in entry.labels else []),
+            ]
+        )
+        or "-"
+    )
 
 
 def memory_text(entry: ModelIndex) -> str:
@@ -44,7 +52,9 @@ def progress_text(progress: Progress) -> str:
     return ", ".join([*parts, f"{progress.seconds:.0f} s"])
 
 
-def explain(error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = "") -> BacklineError:
+def explain(
+    error: BacklineError, index: Sequence[ModelIndex], model: str, version: str = ""
+) -> BacklineError:
     """The error with the nearest model, version or label that the server has, where it is one about a name."""
     if not isinstance(error, (NotFound, InvalidArgument)) or "Did you mean" in error.message:
         return error
@@ -53,7 +63,9 @@ def explain(error: BacklineError, index: Sequence[ModelIndex], model: str, versi
         name, known, has = model, models, "The server has"
     else:
         versions = [entry for entry in index if entry.name == model and entry.version]
-        known = [entry.version for entry in versions] + sorted({label for entry in versions for label in entry.labels})
+        known = [entry.version for entry in versions] + sorted(
+            {label for entry in versions for label in entry.labels}
+        )
         name, has = version, "It has"
         if not version or version in known:
             return error

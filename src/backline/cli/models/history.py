@@ -30,7 +30,13 @@ Examples:
     epilog=_EPILOG,
 )
 @click.argument("name", required=False, default="")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many changes, the latest first.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    default=20,
+    show_default=True,
+    help="How many changes, the latest first.",
+)
 @json_option
 @connection_options
 def show_history(url: str, options: ClientOptions, name: str, limit: int, as_json: bool) -> None:
@@ -46,10 +52,21 @@ def show_history(url: str, options: ClientOptions, name: str, limit: int, as_jso
     elif not changes:
         print(f"nothing was changed{f' on {name}' if name else ''} yet")
     else:
-        print_table(("time", "action", "model", "version", "label", "who", "detail"), [_row(change) for change in changes])
+        print_table(
+            ("time", "action", "model", "version", "label", "who", "detail"),
+            [_row(change) for change in changes],
+        )
 
 
 def _row(change: Change) -> tuple[str, ...]:
     when = datetime.fromtimestamp(change.time).astimezone().isoformat(" ", "seconds")
     version = move_text(change) if change.label else change.version
-    return when, change.action, change.model, version or "-", change.label or "-", change.who or "-", change.detail
+    return (
+        when,
+        change.action,
+        change.model,
+        version or "-",
+        change.label or "-",
+        change.who or "-",
+        change.detail,
+    )

@@ -26,7 +26,9 @@ Examples:
   backline models label basic_pitch canary --remove"""
 
 expect_option = click.option(
-    "--expect", metavar="VERSION", help="Change nothing unless the label points to this version now; '' for none yet."
+    "--expect",
+    metavar="VERSION",
+    help="Change nothing unless the label points to this version now; '' for none yet.",
 )
 
 _PROMOTE_EPILOG = """\b
@@ -85,7 +87,9 @@ def label_model(
 @wait_option
 @json_option
 @connection_options
-def promote_version(url: str, options: ClientOptions, name: str, version: str, expect: str | None, wait: float, as_json: bool) -> None:
+def promote_version(
+    url: str, options: ClientOptions, name: str, version: str, expect: str | None, wait: float, as_json: bool
+) -> None:
     """Make VERSION the one that requests without a version get, by the label "stable"."""
 
     async def promote(client: AsyncClient) -> Change:
@@ -117,7 +121,11 @@ def move_text(change: Change) -> str:
 
 
 def _print_change(change: Change, as_json: bool) -> None:
-    print(json.dumps(asdict(change)) if as_json else f"{change.label or STABLE} of {change.model}: {move_text(change)}")
+    print(
+        json.dumps(asdict(change))
+        if as_json
+        else f"{change.label or STABLE} of {change.model}: {move_text(change)}"
+    )
 
 
 def _show_labels(url: str, options: ClientOptions, name: str, as_json: bool) -> None:

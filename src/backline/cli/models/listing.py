@@ -14,7 +14,10 @@ from backline.client.sync import Client
 from backline.engine.errors import BacklineError
 
 
-@click.command("list", epilog="\b\nExamples:\n  backline models list\n  backline models list --json --url http://server:8000")
+@click.command(
+    "list",
+    epilog="\b\nExamples:\n  backline models list\n  backline models list --json --url http://server:8000",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
@@ -36,5 +39,19 @@ def list_models(url: str, options: ClientOptions, as_json: bool) -> None:
         counters = counts.get((entry.name, entry.version), {})
         number = str(int(counters.get("inference_count", 0))) if counters else "-"
         state = entry.state or "not loaded"
-        rows.append((entry.name, entry.version or "-", state, labels_text(entry, index), memory_text(entry), number, reason_text(entry)))
-    print_table(("model", "version", "state", "labels", "memory", "inferences", "reason"), rows, right=("memory", "inferences"))
+        rows.append(
+            (
+                entry.name,
+                entry.version or "-",
+                state,
+                labels_text(entry, index),
+                memory_text(entry),
+                number,
+                reason_text(entry),
+            )
+        )
+    print_table(
+        ("model", "version", "state", "labels", "memory", "inferences", "reason"),
+        rows,
+        right=("memory", "inferences"),
+    )

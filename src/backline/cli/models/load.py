@@ -40,9 +40,21 @@ Examples:
 
 @click.command("load", epilog=_LOAD_EPILOG)
 @click.argument("name")
-@click.option("--model-version", default="", help="One version, beside those that are served; without it what the model's policy selects.")
-@click.option("--config", metavar="JSON", help="A configuration in place of the repository's: JSON, or @FILE.")
-@click.option("--file", "files", multiple=True, metavar="PATH=FILE", help="A file in place of the repository's; needs --config.")
+@click.option(
+    "--model-version",
+    default="",
+    help="One version, beside those that are served; without it what the model's policy selects.",
+)
+@click.option(
+    "--config", metavar="JSON", help="A configuration in place of the repository's: JSON, or @FILE."
+)
+@click.option(
+    "--file",
+    "files",
+    multiple=True,
+    metavar="PATH=FILE",
+    help="A file in place of the repository's; needs --config.",
+)
 @wait_option
 @json_option
 @connection_options
@@ -74,7 +86,9 @@ def load_model(
 @click.option("--dependents", is_flag=True, help="Unload the models that need it too.")
 @json_option
 @connection_options
-def unload_model(url: str, options: ClientOptions, name: str, model_version: str, dependents: bool, as_json: bool) -> None:
+def unload_model(
+    url: str, options: ClientOptions, name: str, model_version: str, dependents: bool, as_json: bool
+) -> None:
     """Take a model, or one version of it, out of service; what is in flight is finished."""
 
     async def unload(client: AsyncClient) -> None:
@@ -84,7 +98,10 @@ def unload_model(url: str, options: ClientOptions, name: str, model_version: str
     _print_versions(after, as_json)
 
 
-@click.command("refresh", epilog="\b\nExamples:\n  backline models refresh\n  backline models refresh --json --url http://server:8000")
+@click.command(
+    "refresh",
+    epilog="\b\nExamples:\n  backline models refresh\n  backline models refresh --json --url http://server:8000",
+)
 @wait_option
 @json_option
 @connection_options
@@ -105,7 +122,14 @@ def _print_versions(entries: Sequence[ModelIndex], as_json: bool) -> None:
         print("no versions are left")
     else:
         rows = [
-            (entry.name, entry.version or "-", entry.state or "not loaded", memory_text(entry), reason_text(entry)) for entry in entries
+            (
+                entry.name,
+                entry.version or "-",
+                entry.state or "not loaded",
+                memory_text(entry),
+                reason_text(entry),
+            )
+            for entry in entries
         ]
         print_table(("model", "version", "state", "memory", "reason"), rows, right=("memory",))
 
@@ -118,14 +142,18 @@ def _config(text: str) -> str:
     except ValueError as error:
         raise click.BadParameter(f"this is not JSON: {error}", param_hint="--config") from None
     if not isinstance(found, dict):
-        raise click.BadParameter('expected an object, for example {"max_batch_size": 16}', param_hint="--config")
+        raise click.BadParameter(
+            'expected an object, for example {"max_batch_size": 16}', param_hint="--config"
+        )
     return text
 
 
 def _file(text: str) -> tuple[str, bytes]:
     path, equals, local = text.partition("=")
     if not equals:
-        raise click.BadParameter(f"'{text}' is not PATH=FILE, for example 1/model.onnx=build/model.onnx", param_hint="--file")
+        raise click.BadParameter(
+            f"'{text}' is not PATH=FILE, for example 1/model.onnx=build/model.onnx", param_hint="--file"
+        )
     return path, _read(Path(local), "--file")
 
 
@@ -133,4 +161,6 @@ def _read(path: Path, option: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise click.BadParameter(f"cannot read '{path}': {error.strerror or error}", param_hint=option) from None
+        raise click.BadParameter(
+            f"cannot read '{path}': {error.strerror or error}", param_hint=option
+        ) from None

@@ -70,7 +70,9 @@ async def _run_change(
         return result, [entry for entry in await client.models() if model in ("", entry.name)]
 
 
-async def _shown(client: AsyncClient, change: Awaitable[Result], model: str, display: Display | None) -> Result:
+async def _shown(
+    client: AsyncClient, change: Awaitable[Result], model: str, display: Display | None
+) -> Result:
     running = asyncio.ensure_future(change)
     pause = FIRST_POLL
     try:
@@ -80,7 +82,9 @@ async def _shown(client: AsyncClient, change: Awaitable[Result], model: str, dis
                 index = await client.models()
             except BacklineError:  # it is only shown: what counts is the change's own end
                 continue
-            display.update([entry for entry in index if entry.progress is not None and model in ("", entry.name)])
+            display.update(
+                [entry for entry in index if entry.progress is not None and model in ("", entry.name)]
+            )
         return await running
     finally:
         running.cancel()
@@ -116,7 +120,12 @@ class Bars:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self.progress.start()
         self._tasks: dict[tuple[str, str, str, int | None], Any] = {}
@@ -131,7 +140,9 @@ class Bars:
             seen.add(key)
             # Without a total the bar pulses: there is nothing to fetch any more, or it is not known how much.
             if key not in self._tasks:
-                self._tasks[key] = self.progress.add_task(f"{entry.name} {entry.version}: {progress.phase}", total=None)
+                self._tasks[key] = self.progress.add_task(
+                    f"{entry.name} {entry.version}: {progress.phase}", total=None
+                )
             self.progress.update(self._tasks[key], completed=progress.bytes_done, total=total)
         for key in [key for key in self._tasks if key not in seen]:
             self.progress.remove_task(self._tasks.pop(key))

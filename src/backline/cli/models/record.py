@@ -23,14 +23,35 @@ _POLL_SECONDS = 0.25
     epilog="\b\nExamples:\n  backline models record add1 --count 8\n  backline models record add1 --wait 30 --json --url http://server:8000",
 )
 @click.argument("name")
-@click.option("--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record.")
+@click.option(
+    "--count", type=click.IntRange(1, 1000), default=8, show_default=True, help="Requests to record."
+)
 @click.option("--model-version", default="", help="A version; the one served without it.")
-@click.option("--max-bytes", type=click.IntRange(1), default=64 << 20, show_default=True, help="Bytes of all their inputs, at most.")
-@click.option("--wait", type=click.FloatRange(0, min_open=True), default=60.0, show_default=True, help="Seconds to wait for requests.")
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(1),
+    default=64 << 20,
+    show_default=True,
+    help="Bytes of all their inputs, at most.",
+)
+@click.option(
+    "--wait",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds to wait for requests.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @connection_options
 def record_requests(
-    url: str, options: ClientOptions, name: str, count: int, model_version: str, max_bytes: int, wait: float, as_json: bool
+    url: str,
+    options: ClientOptions,
+    name: str,
+    count: int,
+    model_version: str,
+    max_bytes: int,
+    wait: float,
+    as_json: bool,
 ) -> None:
     """Record the next requests that a model answers, to warm it up at its next load.
 
@@ -53,7 +74,9 @@ def _print(state: dict[str, Any]) -> None:
     if state["state"] == "failed":
         print(f"{name}: {state['reason']}")
     else:
-        print(f"{name}: {state['recorded']} of {state['count']} requests recorded, {state['bytes']} bytes of inputs{why}")
+        print(
+            f"{name}: {state['recorded']} of {state['count']} requests recorded, {state['bytes']} bytes of inputs{why}"
+        )
         print(f"{state['file']} warms the model up at its next load")
 
 
@@ -71,7 +94,9 @@ class _Recording:
         async with AsyncClient(self._url, self._options) as client:
             transport = await client.transport()
             if not isinstance(transport, HttpTransport):
-                raise click.UsageError(f"requests are recorded by a server that is asked over HTTP, not {self._url}: use --url http://...")
+                raise click.UsageError(
+                    f"requests are recorded by a server that is asked over HTTP, not {self._url}: use --url http://..."
+                )
             state = await self._ask(transport, b"POST", self._version, msgspec.json.encode(asked))
             try:
                 async with asyncio.timeout(wait):
@@ -82,7 +107,9 @@ class _Recording:
                 state = await self._ask(transport, b"DELETE")
             return state
 
-    async def _ask(self, transport: HttpTransport, method: bytes, version: str = "", body: bytes = b"") -> dict[str, Any]:
+    async def _ask(
+        self, transport: HttpTransport, method: bytes, version: str = "", body: bytes = b""
+    ) -> dict[str, Any]:
         path = f"{self._path}{version}/record".encode()
         answer: dict[str, Any] = await transport.json(path, self._options.timeout, method=method, body=body)
         return answer

@@ -20,7 +20,10 @@ from backline.engine.signature import TensorSpec
 _CALL_COUNTS = ("answered", "failed", "cancelled", "mean us")
 
 
-@click.command("show", epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json")
+@click.command(
+    "show",
+    epilog="\b\nExamples:\n  backline models show add1\n  backline models show add1 --model-version 2 --json",
+)
 @click.argument("name")
 @click.option("--model-version", default="", help="A version; the one served without it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -40,7 +43,9 @@ def show_model(url: str, options: ClientOptions, name: str, model_version: str, 
         entries = [entry for entry in client.models() if entry.name == name]
     if as_json:
         states = [document(entry) for entry in entries]
-        print(json.dumps({**_document(metadata), "states": states, "config": config, "statistics": statistics}))
+        print(
+            json.dumps({**_document(metadata), "states": states, "config": config, "statistics": statistics})
+        )
     else:
         _show(metadata, config, statistics, entries)
 
@@ -62,7 +67,9 @@ def _optional(model: Model) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def _document(metadata: ModelMetadata) -> dict[str, Any]:
     def tensors(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-        return [{"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)} for spec in specs]
+        return [
+            {"name": spec.name, "datatype": spec.datatype.name, "shape": list(spec.shape)} for spec in specs
+        ]
 
     return {
         "name": metadata.name,
@@ -73,7 +80,12 @@ def _document(metadata: ModelMetadata) -> dict[str, Any]:
     }
 
 
-def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict[str, Any]], entries: Sequence[ModelIndex]) -> None:
+def _show(
+    metadata: ModelMetadata,
+    config: dict[str, Any],
+    statistics: list[dict[str, Any]],
+    entries: Sequence[ModelIndex],
+) -> None:
     groups = config.get("instance_group") or []
     facts = [
         ("model", metadata.name),
@@ -83,7 +95,9 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
     ]
     if groups:  # an ensemble has none
         facts.append(("instances", str(sum(map(_instances, groups)))))
-        facts.append(("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?"))
+        facts.append(
+            ("device", ", ".join(dict.fromkeys(name for group in groups for name in _devices(group))) or "?")
+        )
     chosen = config.get("parameters") or {}
     told = (("lane", "lane"), ("cores", "cpus"), ("scheduling", "scheduling"), ("because", "placement"))
     for label, key in ((label, f"backline.{name}") for label, name in told):
@@ -96,7 +110,10 @@ def _show(metadata: ModelMetadata, config: dict[str, Any], statistics: list[dict
     rows += [("output", spec.name, spec.datatype.name, str(list(spec.shape))) for spec in metadata.outputs]
     print_table(("tensor", "name", "datatype", "shape"), rows)
     print()
-    states = [(entry.version, entry.state, labels_text(entry, entries), memory_text(entry), reason_text(entry)) for entry in entries]
+    states = [
+        (entry.version, entry.state, labels_text(entry, entries), memory_text(entry), reason_text(entry))
+        for entry in entries
+    ]
     print_table(("version", "state", "labels", "memory", "reason"), states, right=("memory",))
     ran = [entry for entry in statistics if int(entry.get("inference_count", 0))]
     if ran:
@@ -128,7 +145,16 @@ def _calls(entry: dict[str, Any]) -> list[tuple[str, ...]]:
     for called, counts in entry.get("call_stats", {}).items():
         answered = int(counts["success"]["count"])
         mean = f"{int(counts['success']['ns']) / answered / 1000:.1f}" if answered else "-"
-        rows.append((str(entry["version"]), called, str(answered), str(counts["fail"]["count"]), str(counts["cancel"]["count"]), mean))
+        rows.append(
+            (
+                str(entry["version"]),
+                called,
+                str(answered),
+                str(counts["fail"]["count"]),
+                str(counts["cancel"]["count"]),
+                mean,
+            )
+        )
     return rows
 
 

@@ -32,7 +32,9 @@ def debugged_options(options: ServerOptions, model: str) -> ServerOptions:
     """
     lifecycle = options.lifecycle
     if lifecycle.mode == "explicit":
-        raise click.UsageError("--debug looks at the files of models itself: leave --model-control-mode explicit out")
+        raise click.UsageError(
+            "--debug looks at the files of models itself: leave --model-control-mode explicit out"
+        )
     if not options.repositories:
         path = Path(os.path.abspath(model))
         options = replace(options, repositories=(str(path),))
@@ -52,12 +54,22 @@ def check_debugged(engine: Engine, name: str) -> None:
     models = [model for model in engine.models() if model.name == name]
     if not models:
         near = get_close_matches(name, engine.names(), 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"the repositories hold {', '.join(engine.names()) or 'none'}"
+        hint = (
+            f"did you mean '{near[0]}'?"
+            if near
+            else f"the repositories hold {', '.join(engine.names()) or 'none'}"
+        )
         raise NotFound(f"--debug {name}: there is no model '{name}', {hint}")
     for model in models:
-        if model.state is ModelState.READY and model.placement is not None and model.placement.lane != "debug":
+        if (
+            model.state is ModelState.READY
+            and model.placement is not None
+            and model.placement.lane != "debug"
+        ):
             what = model.backend or model.platform
-            raise InvalidArgument(f"--debug {name}: only Python models can be debugged, and '{name}' is one of {what}")
+            raise InvalidArgument(
+                f"--debug {name}: only Python models can be debugged, and '{name}' is one of {what}"
+            )
 
 
 def banner(name: str) -> str:

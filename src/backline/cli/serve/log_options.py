@@ -21,7 +21,10 @@ def _severity(name: str, text: str) -> Decorator:
 
 _OPTIONS: tuple[Decorator, ...] = (
     option(
-        "--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="warning", help="What the log holds, and what is worse."
+        "--log-level",
+        type=click.Choice(LEVELS, case_sensitive=False),
+        default="warning",
+        help="What the log holds, and what is worse.",
     ),
     _severity("--log-info", "Whether the log holds what is worth knowing, whatever --log-level says."),
     _severity("--log-warning", "Whether it holds warnings."),
@@ -32,8 +35,17 @@ _OPTIONS: tuple[Decorator, ...] = (
         metavar="LEVEL",
         help="1: a line for each request, and what models say verbosely; 2: everything. Default: 0, with --log-level debug 2.",
     ),
-    option("--log-file", type=click.Path(path_type=Path), help="Write the log there, not to stderr; one that is moved away is begun anew."),
-    option("--log-format", type=click.Choice(FORMATS, case_sensitive=False), default="default", help="How its lines look."),
+    option(
+        "--log-file",
+        type=click.Path(path_type=Path),
+        help="Write the log there, not to stderr; one that is moved away is begun anew.",
+    ),
+    option(
+        "--log-format",
+        type=click.Choice(FORMATS, case_sensitive=False),
+        default="default",
+        help="How its lines look.",
+    ),
 )
 
 

@@ -15,7 +15,9 @@ def option(name: str, *alternatives: str, **settings: Any) -> Decorator:
     """An option that is an environment variable too: --http-port is BACKLINE_HTTP_PORT."""
     variable = "BACKLINE_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     shown = settings.get("default") not in (None, "")
-    return click.option(name, *alternatives, envvar=variable, show_envvar=True, show_default=shown, **settings)
+    return click.option(
+        name, *alternatives, envvar=variable, show_envvar=True, show_default=shown, **settings
+    )
 
 
 def decorated(function: Function, options: Sequence[Decorator]) -> Function:

@@ -22,13 +22,17 @@ from backline.wire.tls import TlsFiles
 if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
 
-_DEFAULTS = {field.name: field.default for kind in (ServerOptions, LifecycleOptions, Limits) for field in fields(kind)}
+_DEFAULTS = {
+    field.name: field.default for kind in (ServerOptions, LifecycleOptions, Limits) for field in fields(kind)
+}
 
 
 def _fills(name: str, field: str, *alternatives: str, **settings: Any) -> Decorator:
     """An option that fills a field and has its default."""
     default = _DEFAULTS[field]
-    return option(name, *alternatives, field, **{"default": None if default is MISSING else default, **settings})
+    return option(
+        name, *alternatives, field, **{"default": None if default is MISSING else default, **settings}
+    )
 
 
 def _flag(name: str, field: str, text: str) -> Decorator:
@@ -37,7 +41,9 @@ def _flag(name: str, field: str, text: str) -> Decorator:
 
 def _port(field: str, what: str) -> Decorator:
     name = f"--{field.replace('_', '-')}"
-    return _fills(name, field, type=click.IntRange(0, 65535), help=f"Port of {what}; 0 takes any that is free.")
+    return _fills(
+        name, field, type=click.IntRange(0, 65535), help=f"Port of {what}; 0 takes any that is free."
+    )
 
 
 def _seconds(name: str, field: str, text: str) -> Decorator:
@@ -64,7 +70,9 @@ class _Size(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-def _response_cache(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> CacheOptions | None:
+def _response_cache(
+    context: click.Context, parameter: click.Parameter, texts: Sequence[str]
+) -> CacheOptions | None:
     if not texts:
         return None
     from backline.schedule.cache.config import parse_cache_config
@@ -93,11 +101,28 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="Who changes what is served: nobody, the repositories whenever they change, or requests.",
     ),
     _fills(
-        "--load-model", "load_models", multiple=True, metavar="MODEL", help="In mode explicit, a model to load at the start; * for all."
+        "--load-model",
+        "load_models",
+        multiple=True,
+        metavar="MODEL",
+        help="In mode explicit, a model to load at the start; * for all.",
     ),
-    _seconds("--repository-poll-secs", "poll_seconds", "In mode poll, between two looks at a repository that cannot tell when it changes."),
-    _flag("--model-namespacing", "namespacing", "Call models <repository>.<model>, so that repositories may hold the same names."),
-    _fills("--model-config-name", "config_name", metavar="NAME", help="Read configs/NAME.pbtxt of models that have it."),
+    _seconds(
+        "--repository-poll-secs",
+        "poll_seconds",
+        "In mode poll, between two looks at a repository that cannot tell when it changes.",
+    ),
+    _flag(
+        "--model-namespacing",
+        "namespacing",
+        "Call models <repository>.<model>, so that repositories may hold the same names.",
+    ),
+    _fills(
+        "--model-config-name",
+        "config_name",
+        metavar="NAME",
+        help="Read configs/NAME.pbtxt of models that have it.",
+    ),
     _flag(
         "--disable-auto-complete-config",
         "complete_configs",
@@ -114,16 +139,31 @@ _OPTIONS: tuple[Decorator, ...] = (
         "strict_readiness",
         help="Ready only when all models are, or as soon as they were tried.",
     ),
-    _flag("--trust-pickle", "trust_pickle", "Load models that can execute code when they are loaded: pickles, machine code."),
-    _flag("--trust-remote-code", "trust_remote_code", "Run Python models of remote repositories, and those that loads bring along."),
+    _flag(
+        "--trust-pickle",
+        "trust_pickle",
+        "Load models that can execute code when they are loaded: pickles, machine code.",
+    ),
+    _flag(
+        "--trust-remote-code",
+        "trust_remote_code",
+        "Run Python models of remote repositories, and those that loads bring along.",
+    ),
     _flag(
         "--strict-devices",
         "strict_devices",
         "Refuse models that ask for a GPU which cannot be used, instead of running them on the CPU.",
     ),
-    _flag("--exit-on-error", "exit_on_error", "End when a model cannot be loaded at the start, as Triton does."),
+    _flag(
+        "--exit-on-error", "exit_on_error", "End when a model cannot be loaded at the start, as Triton does."
+    ),
     _count("--model-load-thread-count", "load_threads", "Models that are loaded at the same time."),
-    _count("--model-load-retry-count", "load_retries", "Further attempts after a failed load, with pauses.", least=0),
+    _count(
+        "--model-load-retry-count",
+        "load_retries",
+        "Further attempts after a failed load, with pauses.",
+        least=0,
+    ),
     _seconds("--drain-timeout-secs", "drain_seconds", "Given to the requests of a version that is unloaded."),
     # What they may take.
     _fills(
@@ -167,26 +207,54 @@ _OPTIONS: tuple[Decorator, ...] = (
         help="Of a resource there are so many; without any, of each as many as the instance takes that takes the most.",
     ),
     # Where things are kept.
-    _path("--state-dir", "state_folder", "Keeps labels, the audit log and recorded requests; default: of its own for the repositories."),
-    _path("--cache-dir", "cache_folder", "Keeps files of remote repositories and environments of models; default: in the user's cache."),
+    _path(
+        "--state-dir",
+        "state_folder",
+        "Keeps labels, the audit log and recorded requests; default: of its own for the repositories.",
+    ),
+    _path(
+        "--cache-dir",
+        "cache_folder",
+        "Keeps files of remote repositories and environments of models; default: in the user's cache.",
+    ),
     # Where the server listens.
-    _fills("--host", "host", "--http-address", help="Address to listen on; 0.0.0.0 or :: for all of the machine."),
+    _fills(
+        "--host", "host", "--http-address", help="Address to listen on; 0.0.0.0 or :: for all of the machine."
+    ),
     _port("http_port", "HTTP"),
     _port("grpc_port", "gRPC"),
     _port("metrics_port", "the Prometheus metrics"),
     option("--no-grpc", is_flag=True, help="Do not open the gRPC port."),
     option("--no-metrics", is_flag=True, help="Do not open the metrics port; /metrics of the others stays."),
     _path("--unix-socket", "unix_socket", "Listen on a Unix socket too."),
-    option("--ssl-certificate", type=click.Path(path_type=Path), help="PEM file with the certificate: all ports speak TLS."),
+    option(
+        "--ssl-certificate",
+        type=click.Path(path_type=Path),
+        help="PEM file with the certificate: all ports speak TLS.",
+    ),
     option("--ssl-key", type=click.Path(path_type=Path), help="PEM file with its key."),
-    option("--ssl-client-ca", type=click.Path(path_type=Path), help="PEM file: only clients with a certificate of this authority."),
+    option(
+        "--ssl-client-ca",
+        type=click.Path(path_type=Path),
+        help="PEM file: only clients with a certificate of this authority.",
+    ),
     # What clients may do.
-    _count("--http-max-input-size", "max_body_size", "Largest request body or gRPC message, in bytes, before and after inflating."),
+    _count(
+        "--http-max-input-size",
+        "max_body_size",
+        "Largest request body or gRPC message, in bytes, before and after inflating.",
+    ),
     _count("--max-header-size", "max_header_size", "Largest head of a request, in bytes."),
     _count("--max-connections", "max_connections", "Open connections."),
-    _count("--max-concurrent-requests", "max_concurrent_requests", "Requests in flight; further ones are refused with 503."),
+    _count(
+        "--max-concurrent-requests",
+        "max_concurrent_requests",
+        "Requests in flight; further ones are refused with 503.",
+    ),
     _seconds("--header-timeout", "header_timeout", "Until the head of a request is complete."),
-    _seconds("--progress-timeout", "progress_timeout", "Without any byte while a body comes or an answer goes."),
+    _seconds(
+        "--progress-timeout", "progress_timeout", "Without any byte while a body comes or an answer goes."
+    ),
     _seconds("--idle-timeout", "idle_timeout", "On a connection without a request."),
     _seconds("--exit-timeout-secs", "drain_timeout", "Given to requests in flight when the server stops."),
     _fills(
@@ -245,7 +313,9 @@ def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
         options: ServerOptions = _filled(ServerOptions, given)
         _check_ports(options)
         if options.lifecycle.load_models and options.lifecycle.mode != "explicit":
-            raise click.UsageError("--load-model needs --model-control-mode explicit: in the other modes all models are loaded")
+            raise click.UsageError(
+                "--load-model needs --model-control-mode explicit: in the other modes all models are loaded"
+            )
         return command(options=options, **given)
 
     return decorated(with_options, _OPTIONS)
@@ -258,7 +328,11 @@ def _filled(kind: Any, given: dict[str, Any]) -> Any:
 
 def _check_ports(options: ServerOptions) -> None:
     taken: dict[int, str] = {}
-    for name, port in (("--http-port", options.http_port), ("--grpc-port", options.grpc_port), ("--metrics-port", options.metrics_port)):
+    for name, port in (
+        ("--http-port", options.http_port),
+        ("--grpc-port", options.grpc_port),
+        ("--metrics-port", options.metrics_port),
+    ):
         if port and port in taken:
             raise click.UsageError(
                 f"{name} and {taken[port]} are both {port}. One port answers every protocol:"
@@ -271,7 +345,9 @@ def _check_ports(options: ServerOptions) -> None:
 def _resources(rate_limit: str, resources: Sequence[str]) -> tuple[str, ...] | None:
     if rate_limit == "off":
         if resources:
-            raise click.UsageError("--rate-limit-resource needs --rate-limit execution_count: without it nothing takes resources")
+            raise click.UsageError(
+                "--rate-limit-resource needs --rate-limit execution_count: without it nothing takes resources"
+            )
         return None
     from backline.schedule.rate_limit.limits import parse_resources
 

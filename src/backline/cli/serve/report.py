@@ -92,15 +92,29 @@ class LoadReport:
                 self._say(f"building the environment of {model.name} version {model.version}")
             if monotonic() - progress.began > LONG_LOAD and (model.name, model.version) not in self._long:
                 self._long.add((model.name, model.version))
-                self._say(f"still loading {model.name} version {model.version} after {LONG_LOAD:g} s: {_phase(progress)}")
+                self._say(
+                    f"still loading {model.name} version {model.version} after {LONG_LOAD:g} s: {_phase(progress)}"
+                )
         if self._bar is not None:
             self._bar.update(self._task, description="; ".join(phases[:MAX_PHASES]) or "loading models")
 
     def _open_bar(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("loading models"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True
+            SpinnerColumn(),
+            TextColumn("loading models"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            transient=True,
         )
         self._task = self._bar.add_task("", completed=self._done, total=self._total)
         self._bar.start()
@@ -139,7 +153,16 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         if name not in known
     ]
     if rows:
-        headers: tuple[str, ...] = ("model", "version", "state", "labels", "lane", "device", "instances", "batch")
+        headers: tuple[str, ...] = (
+            "model",
+            "version",
+            "state",
+            "labels",
+            "lane",
+            "device",
+            "instances",
+            "batch",
+        )
         headers += ("scheduling or reason" if any(model.reason for model in models) else "scheduling",)
         # Columns that say nothing: labels where there are none, devices where there is only the processor.
         for name, nothing in (("device", ("CPU", "-")), ("labels", ("", "-"))):
@@ -149,13 +172,18 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
         say()
         print_table(headers, sorted(rows, key=lambda row: row[0]), right=("instances", "batch"))
     else:
-        say("\nThe repositories hold no model. Put one in as <model>/<version>/model.onnx" + _how_it_is_seen(options))
+        say(
+            "\nThe repositories hold no model. Put one in as <model>/<version>/model.onnx"
+            + _how_it_is_seen(options)
+        )
     say()
     width = max(len(label) for label, _ in server.urls)
     for label, url in server.urls:
         say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
     if options.lifecycle.response_cache is not None:
-        say(f"\nResponse cache: {_where_answers_are(options.lifecycle.response_cache)}, {_who_is_cached(models)}")
+        say(
+            f"\nResponse cache: {_where_answers_are(options.lifecycle.response_cache)}, {_who_is_cached(models)}"
+        )
     if options.lifecycle.debugged_model:
         say(f"\n{click.style(banner(options.lifecycle.debugged_model), bold=True)}")
     _print_samples(server, options, models)
@@ -165,7 +193,9 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
     if ready + waiting < len(models):
         verdict = click.style("Not all models are ready", fg="red", bold=True)
     on_demand = f", {waiting} loaded on demand," if waiting else ""
-    say(f"\n{verdict}: {ready} of {len(models)} model versions{on_demand} after {seconds:.2f} s. Ctrl-C stops.")
+    say(
+        f"\n{verdict}: {ready} of {len(models)} model versions{on_demand} after {seconds:.2f} s. Ctrl-C stops."
+    )
     sys.stdout.flush()
 
 
@@ -183,11 +213,17 @@ def _who_is_cached(models: Sequence[Model]) -> str:
 
 
 def _how_it_is_seen(options: ServerOptions) -> str:
-    return {"none": " and start again.", "poll": ": it is seen and loaded.", "explicit": " and load it by request."}[options.lifecycle.mode]
+    return {
+        "none": " and start again.",
+        "poll": ": it is seen and loaded.",
+        "explicit": " and load it by request.",
+    }[options.lifecycle.mode]
 
 
 def _labels(engine: Engine, model: Model) -> str:
-    return ", ".join(sorted(label for label, version in engine.labels(model.name).items() if version == model.version))
+    return ", ".join(
+        sorted(label for label, version in engine.labels(model.name).items() if version == model.version)
+    )
 
 
 def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
@@ -197,14 +233,40 @@ def _without(row: tuple[str, ...], column: int) -> tuple[str, ...]:
 def _row(model: Model, labels: str) -> tuple[str, ...]:
     name, version, state = model.name, model.version, model.state.value
     if model.state is not ModelState.READY:
-        return (name, version, "ON DEMAND" if model.on_demand else state, labels, "-", "-", "-", "-", model.reason)
+        return (
+            name,
+            version,
+            "ON DEMAND" if model.on_demand else state,
+            labels,
+            "-",
+            "-",
+            "-",
+            "-",
+            model.reason,
+        )
     placement = model.placement
-    place = ("-", "-", "-") if placement is None else (placement.lane, name_devices(placement.places), str(placement.instances))
-    return (name, version, state, labels, *place, str(model.max_batch_size or "no"), model.reason or model.scheduling)
+    place = (
+        ("-", "-", "-")
+        if placement is None
+        else (placement.lane, name_devices(placement.places), str(placement.instances))
+    )
+    return (
+        name,
+        version,
+        state,
+        labels,
+        *place,
+        str(model.max_batch_size or "no"),
+        model.reason or model.scheduling,
+    )
 
 
 def _print_samples(server: Server, options: ServerOptions, models: list[Model]) -> None:
-    loaded = [model for model in models if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None]
+    loaded = [
+        model
+        for model in models
+        if model.state is ModelState.READY and model.signature.inputs and model.config.sequence is None
+    ]
     url = next((url for label, url in server.urls if label == "HTTP"), "")
     if not loaded or not url or (options.tls is not None and options.tls.client_ca is not None):
         return
@@ -245,7 +307,12 @@ def curl_line(model: Model, url: str, certificate: str | None = None) -> str:
         return f"{curl} {shlex.quote(target + route)} -d {shlex.quote(body)}"
     spec = model.signature.inputs[0]
     varying = spec.shape[1 if model.max_batch_size else 0 :].count(-1)
-    if len(model.signature.inputs) == 1 and spec.datatype is not DataType.BYTES and not varying and not model.decoupled:
+    if (
+        len(model.signature.inputs) == 1
+        and spec.datatype is not DataType.BYTES
+        and not varying
+        and not model.decoupled
+    ):
         size = element_count(_shape(model, spec)) * spec.datatype.itemsize
         return (
             f"head -c {size} /dev/zero | {curl} {shlex.quote(target + '/infer')} -H 'Inference-Header-Content-Length: 0'"

@@ -80,13 +80,21 @@ def command(options: ServerOptions, debug: str | None, log: LogSettings) -> int:
     if debug is not None:
         options = debugged_options(options, debug)
         log = replace(log, info=True)  # it tells of reloads
-    with lasting_output(), installed_log(log) as server_log, kept_terminal() if debug is not None else contextlib.nullcontext():
+    with (
+        lasting_output(),
+        installed_log(log) as server_log,
+        kept_terminal() if debug is not None else contextlib.nullcontext(),
+    ):
         options = replace(options, limits=within_open_files(options.limits))
         rested = run(serve(options, server_log))
     if debug is not None:
         os._exit(0)  # a thread may stand at a breakpoint, which nothing ends
     if loads_running() or not rested:
-        print(f"A {'run' if not rested else 'load'} has not ended by itself, and ends with the server", file=sys.stderr, flush=True)
+        print(
+            f"A {'run' if not rested else 'load'} has not ended by itself, and ends with the server",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(0)
     return 0
 
@@ -104,7 +112,9 @@ async def serve(options: ServerOptions, log: ServerLog) -> bool:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup has SIGHUP ignored
+    heard = [
+        number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN
+    ]  # nohup has SIGHUP ignored
     for number in heard:
         loop.add_signal_handler(number, stop)
     report = LoadReport(server.engine, bar=not options.lifecycle.debugged_model)
@@ -149,7 +159,11 @@ async def _stop(server: Server, options: ServerOptions) -> bool:
 
 def _port_in_use(error: OSError, options: ServerOptions) -> str:
     text = error.strerror or str(error)
-    ports = (("--http-port", options.http_port), ("--grpc-port", options.grpc_port), ("--metrics-port", options.metrics_port))
+    ports = (
+        ("--http-port", options.http_port),
+        ("--grpc-port", options.grpc_port),
+        ("--metrics-port", options.metrics_port),
+    )
     for name, port in ports:
         if port and f":{port}:" in text:
             if error.errno == errno.EADDRINUSE:

@@ -54,11 +54,20 @@ class ServeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options = args[: args.index("--")] if "--" in args else args
-        foreign = [name for name in dict.fromkeys(arg.partition("=")[0] for arg in options) if name in ELSEWHERE]
+        foreign = [
+            name for name in dict.fromkeys(arg.partition("=")[0] for arg in options) if name in ELSEWHERE
+        ]
         if foreign:
             advice = "".join(f"\n  {name}: {ELSEWHERE[name].replace('`', '')}" for name in foreign)
-            raise click.UsageError(f"Options of tritonserver that are not options here. Instead:{advice}", ctx)
-        switches = {name: param for param in self.params if isinstance(param, click.Option) and param.is_flag for name in param.opts}
+            raise click.UsageError(
+                f"Options of tritonserver that are not options here. Instead:{advice}", ctx
+            )
+        switches = {
+            name: param
+            for param in self.params
+            if isinstance(param, click.Option) and param.is_flag
+            for name in param.opts
+        }
         kept: list[str] = []
         switched: dict[str, bool] = {}
         for index, arg in enumerate(args):

@@ -41,7 +41,9 @@ class RequestProcessor:
 
 
 def _refuse(_: Any) -> None:
-    raise RuntimeError("this model gives one response: set model_transaction_policy { decoupled: True } in its config.pbtxt")
+    raise RuntimeError(
+        "this model gives one response: set model_transaction_policy { decoupled: True } in its config.pbtxt"
+    )
 
 
 class Context:

@@ -30,14 +30,20 @@ class Changes:
         """What carries changes out. Raises Unsupported, saying that `what` is not supported, where nothing may be changed."""
         control = self._engine.control
         if control is None:
-            raise Unsupported(f"{what} is not supported by this server: start it with --model-control-mode explicit")
+            raise Unsupported(
+                f"{what} is not supported by this server: start it with --model-control-mode explicit"
+            )
         return control
 
-    def answer_request(self, request: HttpRequest, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None]) -> None:
+    def answer_request(
+        self, request: HttpRequest, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None]
+    ) -> None:
         """Runs a change and answers an HTTP request with its result or its error."""
         self._start(change, answer, lambda error: respond_error(request, error))
 
-    def answer_call(self, call: UnaryCall, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None]) -> None:
+    def answer_call(
+        self, call: UnaryCall, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None]
+    ) -> None:
         """Runs a change and answers a gRPC call with its result or its error."""
         self._start(change, answer, lambda error: call.fail(error.grpc_code, error.message))
 
@@ -51,13 +57,22 @@ class Changes:
         else:
             answer()
 
-    def _start(self, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None], fail: Callable[[BacklineError], None]) -> None:
+    def _start(
+        self,
+        change: Coroutine[Any, Any, Result],
+        answer: Callable[[Result], None],
+        fail: Callable[[BacklineError], None],
+    ) -> None:
         task = asyncio.get_running_loop().create_task(_run(change, answer, fail))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-async def _run(change: Coroutine[Any, Any, Result], answer: Callable[[Result], None], fail: Callable[[BacklineError], None]) -> None:
+async def _run(
+    change: Coroutine[Any, Any, Result],
+    answer: Callable[[Result], None],
+    fail: Callable[[BacklineError], None],
+) -> None:
     try:
         answer(await change)
     except BacklineError as error:
@@ -69,5 +84,7 @@ async def _run(change: Coroutine[Any, Any, Result], answer: Callable[[Result], N
 def caller_name(peer: str, fields: Mapping[bytes, bytes]) -> str:
     """Who asks, for the audit log: "ada@laptop (10.0.0.7)", or the address alone. The name is the caller's own word."""
     given = fields.get(USER, b"")[: 4 * _LONGEST_USER].decode(errors="replace")
-    user = "".join(character if character.isprintable() else "?" for character in given).strip()[:_LONGEST_USER]
+    user = "".join(character if character.isprintable() else "?" for character in given).strip()[
+        :_LONGEST_USER
+    ]
     return f"{user} ({peer})" if user else peer

@@ -19,7 +19,9 @@ def classify(tensor: Tensor, count: int, labels: tuple[str, ...], *, batched: bo
     Raises InvalidArgument for datatypes without an order.
     """
     if tensor.datatype in (DataType.BYTES, DataType.BOOL):
-        raise InvalidArgument(f"class result not available for output '{tensor.name}' due to unsupported type '{tensor.datatype.name}'")
+        raise InvalidArgument(
+            f"class result not available for output '{tensor.name}' due to unsupported type '{tensor.datatype.name}'"
+        )
     values = tensor.data
     if tensor.datatype is DataType.BF16:
         values = (values.astype(np.uint32) << 16).view(np.float32)
@@ -49,7 +51,9 @@ def classified_outputs(engine: Engine, plan: InferPlan, response: InferResponse)
     model = engine.find(response.model_name, response.model_version)
     labels = {spec.name: spec.labels for spec in model.signature.outputs}
     return [
-        classify(output, plan.classes[output.name], labels.get(output.name, ()), batched=model.max_batch_size > 0)
+        classify(
+            output, plan.classes[output.name], labels.get(output.name, ()), batched=model.max_batch_size > 0
+        )
         if output.name in plan.classes
         else output
         for output in response.outputs

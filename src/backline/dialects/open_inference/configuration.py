@@ -76,7 +76,11 @@ def _fill_version_policy(policy: Any, given: VersionPolicy) -> None:
 
 def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
     entry.name = spec.name
-    entry.data_type = entry.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name[spec.datatype.config_name].number
+    entry.data_type = (
+        entry.DESCRIPTOR.fields_by_name["data_type"]
+        .enum_type.values_by_name[spec.datatype.config_name]
+        .number
+    )
     is_input = hasattr(entry, "optional")
     if is_input:
         entry.optional = spec.optional
@@ -89,4 +93,6 @@ def _fill_tensor(entry: Any, spec: TensorSpec, *, batched: bool) -> None:
 
 def _filename(backend: str) -> str:
     """What a backend calls a model's file when nothing else is said."""
-    return next((filename for known in FORMATS if known.backend == backend for filename in known.filenames), "")
+    return next(
+        (filename for known in FORMATS if known.backend == backend for filename in known.filenames), ""
+    )

@@ -29,7 +29,13 @@ def read_document(kind: type[Document], body: Buffer) -> Document:
 def read_query(kind: type[Document], query: bytes) -> Document:
     """The parameters behind the "?" of a URL, each given once. Raises InvalidArgument."""
     try:
-        pairs = parse_qsl(query.decode(), keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=16)
+        pairs = parse_qsl(
+            query.decode(),
+            keep_blank_values=True,
+            strict_parsing=bool(query),
+            errors="strict",
+            max_num_fields=16,
+        )
         given = dict(pairs)
         if len(given) != len(pairs):
             raise ValueError("a parameter was given twice")
@@ -41,7 +47,11 @@ def read_query(kind: type[Document], query: bytes) -> Document:
 def suggestion(name: str, known: tuple[str, ...]) -> str:
     """What to say behind the complaint about an unknown name: the nearest one, or all."""
     near = get_close_matches(name, known, 1)
-    return f"Did you mean '{near[0]}'?" if near else f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
+    return (
+        f"Did you mean '{near[0]}'?"
+        if near
+        else f"Expected {' or '.join(repr(one) for one in known) or 'nothing'}."
+    )
 
 
 def _explain(kind: type[msgspec.Struct], text: str) -> str:

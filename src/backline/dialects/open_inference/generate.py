@@ -49,7 +49,9 @@ class Generate:
         def answer(_: InferPlan, responses: Responses) -> None:
             self._streams.run(request, model, responses, _answer_with_one(request, responses))
 
-        self._changes.when_known(model, version, request, partial(self._generate, model, version, request, answer))
+        self._changes.when_known(
+            model, version, request, partial(self._generate, model, version, request, answer)
+        )
 
     def generate_stream(self, model: str, version: str, request: HttpRequest) -> None:
         """Answers with an event for each response."""
@@ -57,7 +59,9 @@ class Generate:
         def answer(_: InferPlan, responses: Responses) -> None:
             self._streams.answer(request, model, responses, write_generate)
 
-        self._changes.when_known(model, version, request, partial(self._generate, model, version, request, answer))
+        self._changes.when_known(
+            model, version, request, partial(self._generate, model, version, request, answer)
+        )
 
     def infer_stream(self, model: str, version: str, request: HttpRequest) -> None:
         """A request as those of `infer`; answers with an event for each response, which is what `infer` answers in JSON."""
@@ -66,7 +70,9 @@ class Generate:
             self._streams.answer(request, model, responses, partial(self._infer_event, plan))
 
         read = partial(self._read_infer, request.body, request.headers.get(HEADER_LENGTH), model, version)
-        self._changes.when_known(model, version, request, partial(self._submit, model, version, request, read, answer))
+        self._changes.when_known(
+            model, version, request, partial(self._submit, model, version, request, read, answer)
+        )
 
     def _generate(self, model: str, version: str, request: HttpRequest, answer: Answer) -> None:
         served = self._engine.find_ready(model, version)
@@ -106,7 +112,15 @@ class Generate:
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
 
-    def _ask(self, model: str, version: str, deadline: float | None, answer: Answer, trace: Trace | None, decoded: Decoded) -> None:
+    def _ask(
+        self,
+        model: str,
+        version: str,
+        deadline: float | None,
+        answer: Answer,
+        trace: Trace | None,
+        decoded: Decoded,
+    ) -> None:
         plan, id, inputs = decoded
         asked = InferRequest(
             model,
@@ -126,7 +140,9 @@ class Generate:
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
         if any(plan.is_binary(tensor.name) for tensor in outputs):
-            raise InvalidArgument("an event has no binary data: ask for the outputs as JSON, or use gRPC's ModelStreamInfer")
+            raise InvalidArgument(
+                "an event has no binary data: ask for the outputs as JSON, or use gRPC's ModelStreamInfer"
+            )
         _, (body,) = self._write_infer(plan, response, outputs)
         return bytes(body)
 

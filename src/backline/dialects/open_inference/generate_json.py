@@ -52,7 +52,9 @@ def read_generate(body: Buffer, model: Model) -> Decoded:
     if not isinstance(id, str):
         raise InvalidArgument(f"'id' must be a string, got {_kind(id)}")
     plan = InferPlan(())
-    reserved = {key: value for key, value in parameters.items() if key.startswith("triton_")}  # Triton lets them pass here
+    reserved = {
+        key: value for key, value in parameters.items() if key.startswith("triton_")
+    }  # Triton lets them pass here
     apply_parameters(plan, {key: value for key, value in parameters.items() if key not in reserved})
     if reserved:
         plan.parameters = {**(plan.parameters or {}), **reserved}
@@ -80,7 +82,9 @@ def _parse(body: Buffer) -> _Object:
     except ValueError as error:
         raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
     if not isinstance(document, _Object):
-        raise InvalidArgument(f"failed to parse the request JSON: it is {_kind(document)}, expected an object with the names of inputs")
+        raise InvalidArgument(
+            f"failed to parse the request JSON: it is {_kind(document)}, expected an object with the names of inputs"
+        )
     return document
 
 
@@ -88,7 +92,13 @@ def _no_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not JSON")
 
 
-def _take(key: str, value: Any, inputs: dict[str, TensorSpec], tensors: dict[str, Tensor], parameters: dict[str, Parameter]) -> None:
+def _take(
+    key: str,
+    value: Any,
+    inputs: dict[str, TensorSpec],
+    tensors: dict[str, Tensor],
+    parameters: dict[str, Parameter],
+) -> None:
     spec = inputs.get(key)
     if spec is not None:
         if key in tensors:
@@ -96,18 +106,24 @@ def _take(key: str, value: Any, inputs: dict[str, TensorSpec], tensors: dict[str
         tensors[key] = _tensor(spec, value)
         return
     if not isinstance(value, (str, int, float)):
-        raise InvalidArgument(f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'.")
+        raise InvalidArgument(
+            f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
+        )
     parameters[key] = value
 
 
 def _tensor(spec: TensorSpec, value: Any) -> Tensor:
     if isinstance(value, _Object):
-        raise InvalidArgument(f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element or a list of them")
+        raise InvalidArgument(
+            f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element or a list of them"
+        )
     elements = value if isinstance(value, list) else [value]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
             break
-        elements = list(chain.from_iterable(element if isinstance(element, list) else [element] for element in elements))
+        elements = list(
+            chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
+        )
     plan = InputPlan(spec.name, spec.datatype.name, _shape(spec, len(elements)))
     return decode_data(plan, _encode(elements), f"$.{spec.name}")
 
@@ -140,4 +156,6 @@ def _value(tensor: Tensor) -> Any:
 def _kind(value: object) -> str:
     if isinstance(value, _Object):
         return "an object"
-    return {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+    return {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
+        type(value), "a number"
+    )

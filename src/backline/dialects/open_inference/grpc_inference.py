@@ -63,14 +63,19 @@ class GrpcInference:
         try:
             asked, plan = self.request(received, call.deadline, self._complete, on_loop=True)
         except LargeCopy:
-            self._beside.run(partial(self.request, received, call.deadline, self._complete), partial(self._read_done, call, began))
+            self._beside.run(
+                partial(self.request, received, call.deadline, self._complete),
+                partial(self._read_done, call, began),
+            )
             return
         except BacklineError as failure:
             self.trace_refused(call.metadata, began, failure)
             raise
         self._ask(call, began, asked, plan)
 
-    def _read_done(self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
+    def _read_done(
+        self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]
+    ) -> None:
         try:
             self._trace_unread(call, began, read)
             self._ask(call, began, *read.result())
@@ -95,7 +100,9 @@ class GrpcInference:
         if trace is not None:
             trace.refused(error)
 
-    def _trace_unread(self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]) -> None:
+    def _trace_unread(
+        self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]
+    ) -> None:
         error = read.exception()
         if isinstance(error, BacklineError):
             self.trace_refused(call.metadata, began, error)
@@ -110,7 +117,9 @@ class GrpcInference:
         except DecoupledModel:
             raise Unsupported(_DECOUPLED) from None
 
-    def _complete(self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _complete(
+        self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         context = asked.context
         if context is None:
             return
@@ -124,7 +133,9 @@ class GrpcInference:
                 plan.release()
                 raise error  # type: ignore[misc]
             if not plan.keeps_outputs and plan.is_large(response):
-                self._beside.run(partial(self.write, plan, response), partial(_write_done, call, asked.model_name))
+                self._beside.run(
+                    partial(self.write, plan, response), partial(_write_done, call, asked.model_name)
+                )
                 return
             message = self.write(plan, response)
         except DecoupledModel:

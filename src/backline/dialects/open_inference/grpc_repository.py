@@ -26,14 +26,18 @@ class GrpcRepository:
         asked = _read("RepositoryModelLoadRequest", received)
         control = self._changes.control(_LOADING)
         overrides = overrides_from_message(asked.parameters)
-        change = control.load(asked.model_name, overrides=overrides, who=caller_name(call.peer, call.metadata))
+        change = control.load(
+            asked.model_name, overrides=overrides, who=caller_name(call.peer, call.metadata)
+        )
         self._changes.answer_call(call, change, _empty(call))
 
     def unload(self, call: UnaryCall, received: Buffer) -> None:
         asked = _read("RepositoryModelUnloadRequest", received)
         control = self._changes.control(_LOADING)
         dependents = dependents_from_message(asked.parameters)
-        change = control.unload(asked.model_name, dependents=dependents, who=caller_name(call.peer, call.metadata))
+        change = control.unload(
+            asked.model_name, dependents=dependents, who=caller_name(call.peer, call.metadata)
+        )
         self._changes.answer_call(call, change, _empty(call))
 
 
@@ -41,7 +45,9 @@ def _read(kind: str, received: Buffer) -> Any:
     try:
         asked = message(f"inference.{kind}").FromString(received)
     except DecodeError:
-        raise InvalidArgument(f"the message is not an inference.{kind}: it is malformed or cut short") from None
+        raise InvalidArgument(
+            f"the message is not an inference.{kind}: it is malformed or cut short"
+        ) from None
     if asked.repository_name:
         raise Unsupported("'repository_name' specification is not supported")
     if not asked.model_name:

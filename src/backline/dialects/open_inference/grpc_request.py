@@ -89,7 +89,14 @@ class RequestReader:
                 )
             if not places and any(spec.count for spec in plan.inputs if not isinstance(spec, SharedInput)):
                 plan = plan if plan.shared is None else plan.holding(on_loop=on_loop)
-                return plan, id, {spec.name: _read_contents(spec, given) for spec, given in zip(plan.inputs, parsed.inputs, strict=True)}
+                return (
+                    plan,
+                    id,
+                    {
+                        spec.name: _read_contents(spec, given)
+                        for spec, given in zip(plan.inputs, parsed.inputs, strict=True)
+                    },
+                )
             if not typed and len(rest) <= _MAX_REMEMBERED_SIZE:
                 if len(self._plans) >= _MAX_REMEMBERED:
                     self._plans.clear()
@@ -148,8 +155,12 @@ def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
             places[name] = place
         if "classification" in given.parameters:
             if place is not None:
-                raise InvalidArgument(f"Output can't set both 'shared_memory_region' and 'classification' (output '{name}')")
-            plan.classify(name, class_count(name, _parameter("classification", given.parameters["classification"])))
+                raise InvalidArgument(
+                    f"Output can't set both 'shared_memory_region' and 'classification' (output '{name}')"
+                )
+            plan.classify(
+                name, class_count(name, _parameter("classification", given.parameters["classification"]))
+            )
     if outputs:
         plan.outputs = tuple(outputs)
     shared = [spec for spec in specs if isinstance(spec, SharedInput)]
@@ -162,7 +173,9 @@ def _place(kind: str, given: Any, memory: SharedMemory | None) -> Place | None:
     parameters = given.parameters
     if not parameters:
         return None
-    return read_place(kind, given.name, {key: _parameter(key, value) for key, value in parameters.items()}, memory)
+    return read_place(
+        kind, given.name, {key: _parameter(key, value) for key, value in parameters.items()}, memory
+    )
 
 
 def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -175,7 +188,9 @@ def _with_shared(plan: ModelPlan, places: list[tuple[int, int]]) -> list[tuple[i
 def _parameter(key: str, value: Any) -> Parameter:
     choice = value.WhichOneof("parameter_choice")
     if choice is None:
-        raise InvalidArgument(f"parameter '{key}' has no value. It should be either 'int', 'bool', or 'string'.")
+        raise InvalidArgument(
+            f"parameter '{key}' has no value. It should be either 'int', 'bool', or 'string'."
+        )
     parameter: Parameter = getattr(value, choice)
     return parameter
 
@@ -197,15 +212,21 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
     name, datatype = spec.name, spec.datatype
     field = _CONTENTS.get(datatype)
     if field is None:
-        raise InvalidArgument(f"input '{name}' of datatype {datatype.name} must use raw_input_contents, there are no typed contents for it")
+        raise InvalidArgument(
+            f"input '{name}' of datatype {datatype.name} must use raw_input_contents, there are no typed contents for it"
+        )
     if spec.count and not given.HasField("contents"):
         raise _no_contents(spec)
     for present, _ in given.contents.ListFields():
         if present.name != field.name:
-            raise InvalidArgument(f"input '{name}' of datatype {datatype.name} must use {field.name}, got {present.name}")
+            raise InvalidArgument(
+                f"input '{name}' of datatype {datatype.name} must use {field.name}, got {present.name}"
+            )
     values = getattr(given.contents, field.name)
     if len(values) != spec.count:
-        raise InvalidArgument(f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but {field.name} has {len(values)}")
+        raise InvalidArgument(
+            f"input '{name}' has the shape {list(spec.shape)}, {spec.count} elements, but {field.name} has {len(values)}"
+        )
     if datatype is DataType.BYTES:
         data = np.empty(spec.count, np.object_)
         data[:] = list(values)
@@ -213,6 +234,8 @@ def _read_contents(spec: InputPlan, given: Any) -> Tensor:
         if field.limits is not None and spec.count:
             low, high = field.limits
             if min(values) < low or max(values) > high:
-                raise InvalidArgument(f"input '{name}' has a value in {field.name} that {datatype.name} cannot hold")
+                raise InvalidArgument(
+                    f"input '{name}' has a value in {field.name} that {datatype.name} cannot hold"
+                )
         data = np.fromiter(values, spec.dtype, spec.count)
     return Tensor(name, datatype, spec.shape, data.reshape(spec.shape))

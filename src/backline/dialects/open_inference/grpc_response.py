@@ -28,7 +28,13 @@ class ResponseWriter:
             key: object
             if len(outputs) == 1:
                 output = outputs[0]
-                key = (response.model_name, response.model_version, output.name, output.datatype, output.shape)
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    output.name,
+                    output.datatype,
+                    output.shape,
+                )
             else:
                 key = (
                     response.model_name,

@@ -45,7 +45,9 @@ class InferenceService:
             "ModelReady": lambda asked: {"ready": self._engine.is_ready(asked.name, asked.version)},
             "ServerMetadata": lambda _: server_metadata(self._engine),
             "ModelMetadata": lambda asked: model_metadata(self._engine, asked.name, asked.version),
-            "ModelConfig": lambda asked: {"config": model_configuration(self._engine, asked.name, asked.version)},
+            "ModelConfig": lambda asked: {
+                "config": model_configuration(self._engine, asked.name, asked.version)
+            },
             "RepositoryIndex": self._index,
             "LogSettings": LoggingExtension(self._engine).call,
             "TraceSetting": TraceSettings(self._engine).answer,
@@ -89,10 +91,16 @@ class InferenceService:
         system = SharedMemoryRegions(self._engine)
         cuda = CudaRegions(system)
         return {
-            "SystemSharedMemoryStatus": lambda asked: {"regions": {entry["name"]: entry for entry in system.status(asked.name)}},
-            "SystemSharedMemoryRegister": lambda asked: system.register(asked.name, asked.key, asked.offset, asked.byte_size),
+            "SystemSharedMemoryStatus": lambda asked: {
+                "regions": {entry["name"]: entry for entry in system.status(asked.name)}
+            },
+            "SystemSharedMemoryRegister": lambda asked: system.register(
+                asked.name, asked.key, asked.offset, asked.byte_size
+            ),
             "SystemSharedMemoryUnregister": lambda asked: system.unregister(asked.name),
-            "CudaSharedMemoryStatus": lambda asked: {"regions": {entry["name"]: entry for entry in cuda.status(asked.name)}},
+            "CudaSharedMemoryStatus": lambda asked: {
+                "regions": {entry["name"]: entry for entry in cuda.status(asked.name)}
+            },
             "CudaSharedMemoryRegister": lambda asked: cuda.register(asked.name),
             "CudaSharedMemoryUnregister": lambda asked: cuda.unregister(asked.name),
         }
@@ -104,7 +112,9 @@ class InferenceService:
 
 
 def answering(
-    method: Any, answer: Callable[[Any], Any], when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None
+    method: Any,
+    answer: Callable[[Any], Any],
+    when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
     """A method whose response has the fields that `answer` gives for its request, if any; `when` calls back when that can be asked for."""
     response_type = message(method.output_type.full_name)
@@ -127,4 +137,6 @@ def _read(method: Any, received: Buffer) -> Any:
     try:
         return message(method.input_type.full_name).FromString(received)
     except DecodeError:
-        raise InvalidArgument(f"the message is not an {method.input_type.full_name}: it is malformed or cut short") from None
+        raise InvalidArgument(
+            f"the message is not an {method.input_type.full_name}: it is malformed or cut short"
+        ) from None

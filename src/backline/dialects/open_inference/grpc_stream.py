@@ -69,7 +69,9 @@ class StreamInference:
 class _Stream:
     """The state of one stream: a reader that submits requests, and a writer that sends their answers."""
 
-    def __init__(self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: dict[str, int]) -> None:
+    def __init__(
+        self, engine: Engine, inference: GrpcInference, call: StreamCall, answer_sizes: dict[str, int]
+    ) -> None:
         self._engine = engine
         self._inference = inference
         self._call = call
@@ -199,7 +201,9 @@ class _Stream:
             hidden = hidden_error(f"the answer of model '{request.model_name}'", failure)
             self._send(self._error_answer(asked, hidden, last=False), hidden)
 
-    def _complete(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _complete(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         asked = request.context
         if not isinstance(asked, Asked) or asked.plan is None:
             return

@@ -38,18 +38,29 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     depth = _depth(raw, name)
     if spec.count == 0:
         if raw.translate(None, b"[]," + _BLANK):
-            raise InvalidArgument(f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements")
+            raise InvalidArgument(
+                f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements"
+            )
         return Tensor(name, datatype, spec.shape, np.empty(spec.shape, spec.dtype))
-    if datatype is not DataType.BYTES:  # in a nest of lists without empty ones there is one element more than there are commas
+    if (
+        datatype is not DataType.BYTES
+    ):  # in a nest of lists without empty ones there is one element more than there are commas
         _compare_count(spec, raw.count(b",") + 1 if raw.translate(None, b"[]" + _BLANK) else 0)
     elif spec.count * 3 - 1 > len(raw):  # a string and a comma take three characters
         raise _count_error(_TOO_FEW, spec, f"too few for it in {len(raw)} characters")
     if len(raw) > LARGE and depth and datatype is not DataType.BYTES:
-        return Tensor(name, datatype, spec.shape, _decode_pieces(spec, raw.translate(None, _BLANK), depth).reshape(spec.shape))
+        return Tensor(
+            name,
+            datatype,
+            spec.shape,
+            _decode_pieces(spec, raw.translate(None, _BLANK), depth).reshape(spec.shape),
+        )
     try:
         values = _decoder(datatype, depth).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"Unable to parse 'data' of input '{name}': {str(error).replace('`$', '`' + path)}") from None
+        raise InvalidArgument(
+            f"Unable to parse 'data' of input '{name}': {str(error).replace('`$', '`' + path)}"
+        ) from None
     if depth == 0:
         values = [values]
     for _ in range(depth - 1):
@@ -68,7 +79,10 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
     data = tensor.data
     if datatype is DataType.BYTES:
         try:
-            return [element.decode() if isinstance(element, bytes) else str(element) for element in data.reshape(-1).tolist()]
+            return [
+                element.decode() if isinstance(element, bytes) else str(element)
+                for element in data.reshape(-1).tolist()
+            ]
         except UnicodeDecodeError:
             raise InvalidArgument(
                 f"output '{tensor.name}' has elements that are not UTF-8, which JSON cannot hold. Please use the binary data format"
@@ -82,7 +96,10 @@ def encode_data(tensor: Tensor) -> list[Any] | msgspec.Raw:
     flat = data.reshape(-1)
     if flat.size <= PIECE:
         return flat.tolist()
-    pieces = (msgspec.json.encode(flat[start : start + PIECE].tolist())[1:-1] for start in range(0, flat.size, PIECE))
+    pieces = (
+        msgspec.json.encode(flat[start : start + PIECE].tolist())[1:-1]
+        for start in range(0, flat.size, PIECE)
+    )
     return msgspec.Raw(b"[" + b",".join(pieces) + b"]")
 
 
@@ -95,7 +112,9 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
             values = _decoder(spec.datatype, piece_depth).decode(piece)
         except msgspec.DecodeError as error:
             reason = str(error).partition(" - at ")[0]
-            raise InvalidArgument(f"Unable to parse 'data' of input '{spec.name}': {reason}, near element {end}") from None
+            raise InvalidArgument(
+                f"Unable to parse 'data' of input '{spec.name}': {reason}, near element {end}"
+            ) from None
         for _ in range(piece_depth - 1):
             values = list(chain.from_iterable(values))
         start, end = end, end + len(values)
@@ -116,7 +135,9 @@ def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:
         if cut < 0:
             cut = inner.find(between, start + LARGE - len(between) + 1)
         end = len(inner) if cut < 0 else cut + depth - 1
-        if end - start > 2 * LARGE and depth > 1:  # no place to cut in so many characters: one element, which is a list itself
+        if (
+            end - start > 2 * LARGE and depth > 1
+        ):  # no place to cut in so many characters: one element, which is a list itself
             yield from _pieces(inner[start:end], depth - 1)
         else:
             yield b"[" + inner[start:end] + b"]", depth
@@ -137,7 +158,9 @@ def _depth(raw: bytes, name: str) -> int:
 
 def _compare_count(spec: InputPlan, got: int) -> None:
     if got != spec.count:
-        raise _count_error(_TOO_FEW if got < spec.count else _TOO_MANY, spec, f"{spec.count} elements, but got {got}")
+        raise _count_error(
+            _TOO_FEW if got < spec.count else _TOO_MANY, spec, f"{spec.count} elements, but got {got}"
+        )
 
 
 def _count_error(text: str, spec: InputPlan, detail: str) -> InvalidArgument:
@@ -153,9 +176,15 @@ def _array(spec: InputPlan, values: list[Any]) -> np.ndarray:
         with np.errstate(over="ignore"):
             array = np.array(values, spec.dtype)
     except OverflowError:
-        raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold") from None
-    if spec.datatype is DataType.FP32 and np.isinf(array).any():  # JSON has no infinity, so it came from rounding
-        raise InvalidArgument(f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold")
+        raise InvalidArgument(
+            f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold"
+        ) from None
+    if (
+        spec.datatype is DataType.FP32 and np.isinf(array).any()
+    ):  # JSON has no infinity, so it came from rounding
+        raise InvalidArgument(
+            f"'data' of input '{spec.name}' has a number that {spec.datatype.name} cannot hold"
+        )
     return array
 
 
@@ -170,7 +199,9 @@ def _decoder(datatype: DataType, depth: int) -> msgspec.json.Decoder[Any]:
 def _integer(datatype: DataType) -> Any:
     limits = np.iinfo(datatype.dtype)
     # msgspec's own limits are those of INT64; numpy refuses what is above UINT64.
-    return Annotated[int, msgspec.Meta(ge=int(limits.min), le=int(limits.max) if limits.max < 2**63 else None)]
+    return Annotated[
+        int, msgspec.Meta(ge=int(limits.min), le=int(limits.max) if limits.max < 2**63 else None)
+    ]
 
 
 _ELEMENTS: dict[DataType, Any] = {
@@ -178,4 +209,8 @@ _ELEMENTS: dict[DataType, Any] = {
     DataType.BYTES: str,
     DataType.FP32: float,
     DataType.FP64: float,
-} | {datatype: _integer(datatype) for datatype in DataType if datatype.dtype.kind in "iu" and datatype is not DataType.BF16}
+} | {
+    datatype: _integer(datatype)
+    for datatype in DataType
+    if datatype.dtype.kind in "iu" and datatype is not DataType.BF16
+}

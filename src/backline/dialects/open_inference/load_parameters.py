@@ -69,12 +69,16 @@ def dependents_from_message(parameters: Mapping[str, Any]) -> bool:
 
 def _check_load_name(name: str) -> None:
     if name != CONFIG and not name.startswith(FILE):
-        raise InvalidArgument(f"unrecognized load parameter '{name[:64]}'. {suggestion(name, (CONFIG, FILE + '1/model.onnx'))}")
+        raise InvalidArgument(
+            f"unrecognized load parameter '{name[:64]}'. {suggestion(name, (CONFIG, FILE + '1/model.onnx'))}"
+        )
 
 
 def _check_unload_name(name: str) -> None:
     if name != DEPENDENTS:
-        raise InvalidArgument(f"unrecognized unload parameter '{name[:64]}'. {suggestion(name, (DEPENDENTS,))}")
+        raise InvalidArgument(
+            f"unrecognized unload parameter '{name[:64]}'. {suggestion(name, (DEPENDENTS,))}"
+        )
 
 
 def _overrides(config: str | None, files: dict[str, bytes]) -> Overrides | None:

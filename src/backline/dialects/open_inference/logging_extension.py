@@ -31,7 +31,11 @@ class LoggingExtension:
     def call(self, asked: Any) -> dict[str, Any]:
         """LogSettings: the fields of the response to a request message; one without settings asks only."""
         changes = {name: _value(setting) for name, setting in asked.settings.items()}
-        return {"settings": {name: {_FIELDS[type(value)]: value} for name, value in self._updated(changes).items()}}
+        return {
+            "settings": {
+                name: {_FIELDS[type(value)]: value} for name, value in self._updated(changes).items()
+            }
+        }
 
     def _show(self, request: HttpRequest) -> None:
         respond_json(request, self._updated({}))
@@ -42,12 +46,16 @@ class LoggingExtension:
             document = _decode(request.body or b"{}")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidArgument(f"failed to parse the request JSON buffer: {error}") from None
-        respond_json(request, self._updated({name: value for name, value in document.items() if value is not None}))
+        respond_json(
+            request, self._updated({name: value for name, value in document.items() if value is not None})
+        )
 
     def _updated(self, changes: Mapping[str, object]) -> Mapping[str, LogValue]:
         log = self._engine.log_control
         if log is None:
-            raise Unsupported("changing the log by request is not supported by this server: its log is that of the program around it")
+            raise Unsupported(
+                "changing the log by request is not supported by this server: its log is that of the program around it"
+            )
         if changes:
             log.update(changes)
         return log.settings()

@@ -63,7 +63,9 @@ def take_sequence(parameters: dict[str, Parameter]) -> SequenceStep | None:
 
 def unsigned(key: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
-        raise InvalidArgument(f"parameter '{key}' must be an unsigned integer of 64 bits, got {_shown(value)}")
+        raise InvalidArgument(
+            f"parameter '{key}' must be an unsigned integer of 64 bits, got {_shown(value)}"
+        )
     return value
 
 
@@ -76,7 +78,9 @@ def boolean(key: str, value: object) -> bool:
 def class_count(output: str, value: object) -> int:
     """The number of classes wanted of an output. Raises InvalidArgument unless it is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidArgument(f"parameter 'classification' of output '{output}' must be a positive integer, got {_shown(value)}")
+        raise InvalidArgument(
+            f"parameter 'classification' of output '{output}' must be a positive integer, got {_shown(value)}"
+        )
     return min(value, MAX_CLASSES)
 
 

@@ -40,7 +40,12 @@ class InputPlan:
     def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
         """The tensor whose binary form is `buffer[start:end]`, as a view. The caller has compared the length with `size`."""
         if self.size > 0:
-            return Tensor(self.name, self.datatype, self.shape, _from_buffer(buffer, self.dtype, self.count, start).reshape(self.shape))
+            return Tensor(
+                self.name,
+                self.datatype,
+                self.shape,
+                _from_buffer(buffer, self.dtype, self.count, start).reshape(self.shape),
+            )
         if self.size:
             return decode_tensor(self.name, self.datatype, self.shape, memoryview(buffer)[start:end])
         return Tensor(self.name, self.datatype, self.shape, np.empty(self.shape, self.dtype))
@@ -129,18 +134,24 @@ class InferPlan:
 def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
     """The number of elements of `shape`. Raises InvalidArgument for a shape that no array can have."""
     if len(shape) > MAX_RANK:
-        raise InvalidArgument(f"input '{name}' has {len(shape)} dimensions, more than the {MAX_RANK} that are supported")
+        raise InvalidArgument(
+            f"input '{name}' has {len(shape)} dimensions, more than the {MAX_RANK} that are supported"
+        )
     for dimension in shape:
         if dimension < 0:
             raise InvalidArgument(f"input '{name}' has a negative dimension in its shape {list(shape)}")
         if dimension > _MAX_DIMENSION:
-            raise InvalidArgument(f"input '{name}' has the dimension {dimension} in its shape, which is too large for any data")
+            raise InvalidArgument(
+                f"input '{name}' has the dimension {dimension} in its shape, which is too large for any data"
+            )
     count = element_count(shape)
     if not count:
         try:
             np.empty(shape, dtype)  # nothing is allocated, but numpy refuses strides that overflow
         except ValueError:
-            raise InvalidArgument(f"input '{name}' has the shape {list(shape)}, which is too large for any data") from None
+            raise InvalidArgument(
+                f"input '{name}' has the shape {list(shape)}, which is too large for any data"
+            ) from None
     return count
 
 

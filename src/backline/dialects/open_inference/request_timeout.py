@@ -35,5 +35,7 @@ def _seconds(name: bytes, value: bytes) -> float:
         except InvalidTimeout as error:
             raise InvalidArgument(str(error)) from None
     if not value.isdigit() or len(value) > 15:
-        raise InvalidArgument(f"{name.decode()} {value[:40].decode('latin-1')!r} is not a number of milliseconds")
+        raise InvalidArgument(
+            f"{name.decode()} {value[:40].decode('latin-1')!r} is not a number of milliseconds"
+        )
     return int(value) / 1000

@@ -74,7 +74,9 @@ class RestService:
         respond_json(request, {"models": self._engine.names(), "versions": model_listing(self._engine)})
 
     def _model_metadata(self, name: str, version: str, request: HttpRequest) -> None:
-        self._changes.when_known(name, version, request, lambda: respond_json(request, model_metadata(self._engine, name, version)))
+        self._changes.when_known(
+            name, version, request, lambda: respond_json(request, model_metadata(self._engine, name, version))
+        )
 
     def _model_ready(self, name: str, version: str, request: HttpRequest) -> None:
         model = self._engine.find(name, version)
@@ -88,7 +90,12 @@ class RestService:
 
     def _configuration(self, name: str, version: str, request: HttpRequest) -> None:
         self._changes.when_known(
-            name, version, request, lambda: respond_json(request, configuration_json(model_configuration(self._engine, name, version)))
+            name,
+            version,
+            request,
+            lambda: respond_json(
+                request, configuration_json(model_configuration(self._engine, name, version))
+            ),
         )
 
     def _statistics(self, name: str, version: str, request: HttpRequest) -> None:

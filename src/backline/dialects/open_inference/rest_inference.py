@@ -48,7 +48,9 @@ class RestInference:
             read = partial(self._read, request.body, None, model, version)
             self._beside.run(read, partial(self._read_done, model, version, request, deadline, trace))
             return
-        if header_length == b"0" and self._engine.is_unknown(model, version):  # a raw request is read by the model's own input
+        if header_length == b"0" and self._engine.is_unknown(
+            model, version
+        ):  # a raw request is read by the model's own input
             self._changes.when_known(model, version, request, partial(self.infer, model, version, request))
             return
         try:
@@ -64,7 +66,13 @@ class RestInference:
         self._ask(model, version, request, deadline, trace, decoded)
 
     def _read_done(
-        self, model: str, version: str, request: HttpRequest, deadline: float | None, trace: Trace | None, read: asyncio.Future[Decoded]
+        self,
+        model: str,
+        version: str,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        read: asyncio.Future[Decoded],
     ) -> None:
         try:
             self._ask(model, version, request, deadline, trace, read.result())
@@ -75,9 +83,19 @@ class RestInference:
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
         finally:
-            del read  # it holds the error, whose traceback holds this frame, and with it regions of shared memory
+            del (
+                read
+            )  # it holds the error, whose traceback holds this frame, and with it regions of shared memory
 
-    def _ask(self, model: str, version: str, request: HttpRequest, deadline: float | None, trace: Trace | None, decoded: Decoded) -> None:
+    def _ask(
+        self,
+        model: str,
+        version: str,
+        request: HttpRequest,
+        deadline: float | None,
+        trace: Trace | None,
+        decoded: Decoded,
+    ) -> None:
         plan, id, inputs = decoded
         asked = InferRequest(
             model,
@@ -102,11 +120,15 @@ class RestInference:
         except DecoupledModel:
             raise Unsupported(_DECOUPLED) from None
 
-    def _complete(self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _complete(
+        self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         context = asked.context
         if context is None:
             return
-        asked.context = None  # it holds the request, which holds `asked` in `on_disconnect`: no cycle is left behind
+        asked.context = (
+            None  # it holds the request, which holds `asked` in `on_disconnect`: no cycle is left behind
+        )
         request: HttpRequest
         plan: InferPlan
         request, plan = context  # type: ignore[misc]
@@ -118,12 +140,18 @@ class RestInference:
             if plan.keeps_outputs:
                 outputs = response.outputs
             elif plan.is_large(response):
-                self._beside.run(partial(self._finish, plan, response), partial(self._write_done, asked.model_name, request))
+                self._beside.run(
+                    partial(self._finish, plan, response),
+                    partial(self._write_done, asked.model_name, request),
+                )
                 return
             else:
                 outputs = wanted_outputs(self._engine, plan, response)
             if any(tensor.data.size > PIECE and not plan.is_binary(tensor.name) for tensor in outputs):
-                self._beside.run(partial(self._write, plan, response, outputs), partial(self._write_done, asked.model_name, request))
+                self._beside.run(
+                    partial(self._write, plan, response, outputs),
+                    partial(self._write_done, asked.model_name, request),
+                )
                 return
             fields, body = self._write(plan, response, outputs)
         except DecoupledModel:
@@ -138,7 +166,9 @@ class RestInference:
     def _finish(self, plan: InferPlan, response: InferResponse) -> tuple[Fields, list[Buffer]]:
         return self._write(plan, response, wanted_outputs(self._engine, plan, response))
 
-    def _write_done(self, model: str, request: HttpRequest, written: asyncio.Future[tuple[Fields, list[Buffer]]]) -> None:
+    def _write_done(
+        self, model: str, request: HttpRequest, written: asyncio.Future[tuple[Fields, list[Buffer]]]
+    ) -> None:
         try:
             fields, body = written.result()
         except BacklineError as failure:

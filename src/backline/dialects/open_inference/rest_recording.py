@@ -40,7 +40,9 @@ class RestRecording:
 
     def _start(self, model: str, version: str, request: HttpRequest) -> None:
         asked = read_document(RecordDocument, request.body)
-        respond_json(request, self._recorder.start(model, version, count=asked.count, max_bytes=asked.max_bytes))
+        respond_json(
+            request, self._recorder.start(model, version, count=asked.count, max_bytes=asked.max_bytes)
+        )
 
     def _state(self, model: str, request: HttpRequest) -> None:
         respond_json(request, self._recorder.state(model))

@@ -124,7 +124,9 @@ class RestRepository:
     def _set_label(self, model: str, label: str, request: HttpRequest) -> None:
         control = self._changes.control(_LABELS)
         asked = read_document(VersionDocument, request.body)
-        change = control.set_label(model, label, str(asked.version), expected=str(asked.expected), who=_who(request))
+        change = control.set_label(
+            model, label, str(asked.version), expected=str(asked.expected), who=_who(request)
+        )
         self._changes.answer_request(request, change, _change_answer(request))
 
     def _remove_label(self, model: str, label: str, request: HttpRequest) -> None:

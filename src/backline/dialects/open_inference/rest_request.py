@@ -8,9 +8,21 @@ import msgspec
 from msgspec import Raw, Struct
 
 from backline.dialects.open_inference.json_data import decode_data
-from backline.dialects.open_inference.parameters import EMPTY_FINAL, RESERVED, apply_parameters, boolean, class_count
+from backline.dialects.open_inference.parameters import (
+    EMPTY_FINAL,
+    RESERVED,
+    apply_parameters,
+    boolean,
+    class_count,
+)
 from backline.dialects.open_inference.plan import InferPlan, InputPlan, size_mismatch
-from backline.dialects.open_inference.shared_tensors import REGION, Place, SharedInput, SharedTensors, read_place
+from backline.dialects.open_inference.shared_tensors import (
+    REGION,
+    Place,
+    SharedInput,
+    SharedTensors,
+    read_place,
+)
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
@@ -56,7 +68,9 @@ class RequestReader:
         self._decoder = msgspec.json.Decoder(RequestDocument)
         self._plans: dict[bytes, InferPlan] = {}
 
-    def read(self, body: Buffer, header_length: bytes | None, model: str, version: str, *, on_loop: bool = False) -> Decoded:
+    def read(
+        self, body: Buffer, header_length: bytes | None, model: str, version: str, *, on_loop: bool = False
+    ) -> Decoded:
         """The request in `body`, whose first `header_length` bytes are JSON. Raises BacklineError.
 
         Raises LargeCopy when there is more in shared memory than is to be read `on_loop`.
@@ -100,7 +114,9 @@ class RequestReader:
                     self._plans[key] = kept
             return plan, document.id, tensors
         tensors = {}
-        for index, (spec, given, declared) in enumerate(zip(plan.inputs, document.inputs, plan.declared, strict=True)):
+        for index, (spec, given, declared) in enumerate(
+            zip(plan.inputs, document.inputs, plan.declared, strict=True)
+        ):
             if declared is None:
                 tensors[spec.name] = decode_data(spec, bytes(given.data), f"$.inputs[{index}].data")
             else:
@@ -135,7 +151,9 @@ class RequestReader:
             shape[0] = 1
         if datatype.itemsize == 0:
             if any(dimension not in (1, -1) for dimension in shape):
-                raise InvalidArgument(f"For BYTE datatype raw input '{name}', the model must have input shape [1]")
+                raise InvalidArgument(
+                    f"For BYTE datatype raw input '{name}', the model must have input shape [1]"
+                )
             element = b"".join((len(body).to_bytes(4, "little"), body))
             spec = InputPlan(name, datatype.name, (1,) * len(shape))
             tensor = spec.read(element, 0, len(element))
@@ -186,7 +204,10 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         names.add(name)
         place = read_place("input", name, parameters, memory) if parameters else None
         size = _declared_size(name, parameters)
-        _check_source(name, {"'data'": bool(given.data), f"'{_SIZE}'": size is not None, f"'{REGION}'": place is not None})
+        _check_source(
+            name,
+            {"'data'": bool(given.data), f"'{_SIZE}'": size is not None, f"'{REGION}'": place is not None},
+        )
         if place is None or memory is None:
             spec = InputPlan(name, given.datatype, given.shape)
             if size is not None and size != spec.size >= 0:
@@ -219,7 +240,9 @@ def _check_source(name: str, given: dict[str, bool]) -> None:
         )
 
 
-def _plan_outputs(plan: InferPlan, outputs: list[OutputDocument], memory: SharedMemory | None) -> dict[str, Place]:
+def _plan_outputs(
+    plan: InferPlan, outputs: list[OutputDocument], memory: SharedMemory | None
+) -> dict[str, Place]:
     """Notes the outputs of a request on its plan; returns the places of those that go into shared memory."""
     names: list[str] = []
     places: dict[str, Place] = {}
@@ -236,7 +259,10 @@ def _plan_outputs(plan: InferPlan, outputs: list[OutputDocument], memory: Shared
             plan.classify(name, class_count(name, parameters["classification"]))
         place = read_place("output", name, parameters, memory)
         if place is not None:
-            for other, there in (("binary_data", plan.binary.get(name)), ("classification", name in plan.classes)):
+            for other, there in (
+                ("binary_data", plan.binary.get(name)),
+                ("classification", name in plan.classes),
+            ):
                 if there:
                     raise InvalidArgument(f"Output can't set both '{REGION}' and '{other}' (output '{name}')")
             plan.binary[name] = False
@@ -250,7 +276,9 @@ def _declared_size(name: str, parameters: dict[str, Any]) -> int | None:
         return None
     size = parameters[_SIZE]
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63:
-        raise InvalidArgument(f"parameter 'binary_data_size' of input '{name}' must be a number of bytes, got {size!r}")
+        raise InvalidArgument(
+            f"parameter 'binary_data_size' of input '{name}' must be a number of bytes, got {size!r}"
+        )
     return size
 
 
@@ -277,7 +305,9 @@ def _read_declared(spec: InputPlan, size: int, body: Buffer, offset: int, model:
 
 
 def _missing(spec: InputPlan, size: int, model: str) -> InvalidArgument:
-    return InvalidArgument(f"unexpected size for input '{spec.name}', expecting {size} additional bytes for model '{model}'")
+    return InvalidArgument(
+        f"unexpected size for input '{spec.name}', expecting {size} additional bytes for model '{model}'"
+    )
 
 
 def _additional(model: str) -> InvalidArgument:

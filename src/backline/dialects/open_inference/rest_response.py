@@ -43,7 +43,9 @@ class ResponseWriter:
         self._encode = msgspec.json.Encoder().encode
         self._heads: dict[object, tuple[Fields, bytes]] = {}
 
-    def write(self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]) -> tuple[Fields, list[Buffer]]:
+    def write(
+        self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
+    ) -> tuple[Fields, list[Buffer]]:
         """The header fields and the buffers of the body. `outputs` are those of the response, classified where that was asked for.
 
         Raises InvalidArgument for values that JSON does not have.
@@ -52,7 +54,14 @@ class ResponseWriter:
             tensor = outputs[0]
             if plan.is_binary(tensor.name):
                 data = encode_tensor(tensor)
-                key = (response.model_name, response.model_version, tensor.name, tensor.datatype, tensor.shape, len(data))
+                key = (
+                    response.model_name,
+                    response.model_version,
+                    tensor.name,
+                    tensor.datatype,
+                    tensor.shape,
+                    len(data),
+                )
                 head = self._heads.get(key)
                 if head is None:
                     fields, buffers = self._write(plan, response, outputs)
@@ -62,20 +71,36 @@ class ResponseWriter:
                 return head[0], [head[1], data]
         return self._write(plan, response, outputs)
 
-    def _write(self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]) -> tuple[Fields, list[Buffer]]:
+    def _write(
+        self, plan: InferPlan, response: InferResponse, outputs: list[Tensor]
+    ) -> tuple[Fields, list[Buffer]]:
         documents = []
         buffers: list[Buffer] = [b""]
         for tensor in outputs:
             if plan.is_binary(tensor.name):
                 data = encode_tensor(tensor)
                 buffers.append(data)
-                documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, {"binary_data_size": len(data)}))
+                documents.append(
+                    OutputDocument(
+                        tensor.name, tensor.datatype.name, tensor.shape, {"binary_data_size": len(data)}
+                    )
+                )
             elif isinstance(tensor, StoredTensor):
                 documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape))
             else:
-                documents.append(OutputDocument(tensor.name, tensor.datatype.name, tensor.shape, UNSET, encode_data(tensor)))
+                documents.append(
+                    OutputDocument(
+                        tensor.name, tensor.datatype.name, tensor.shape, UNSET, encode_data(tensor)
+                    )
+                )
         header = self._encode(
-            ResponseDocument(response.id or UNSET, response.model_name, response.model_version, response.parameters or UNSET, documents)
+            ResponseDocument(
+                response.id or UNSET,
+                response.model_name,
+                response.model_version,
+                response.parameters or UNSET,
+                documents,
+            )
         )
         buffers[0] = header
         if len(buffers) == 1:

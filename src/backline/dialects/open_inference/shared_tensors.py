@@ -34,7 +34,9 @@ class Place:
     size: int
 
 
-def read_place(kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None) -> Place | None:
+def read_place(
+    kind: str, name: str, parameters: Mapping[str, Any], memory: SharedMemory | None
+) -> Place | None:
     """The place that the parameters of an input or output name, None for none.
 
     Raises Unsupported where clients may not share memory, InvalidArgument.
@@ -50,7 +52,9 @@ def read_place(kind: str, name: str, parameters: Mapping[str, Any], memory: Shar
     for key in ("shared_memory_offset", "shared_memory_byte_size"):
         value = parameters.get(key, 0)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-            raise InvalidArgument(f"parameter '{key}' of {kind} '{name}' must be a number of bytes, got {value!r}")
+            raise InvalidArgument(
+                f"parameter '{key}' of {kind} '{name}' must be a number of bytes, got {value!r}"
+            )
         numbers.append(value)
     return Place(region, *numbers)
 
@@ -60,7 +64,9 @@ class SharedInput(InputPlan):
 
     __slots__ = ("memory", "model", "place")
 
-    def __init__(self, name: str, datatype_name: str, shape: Shape, place: Place, memory: SharedMemory, model: str) -> None:
+    def __init__(
+        self, name: str, datatype_name: str, shape: Shape, place: Place, memory: SharedMemory, model: str
+    ) -> None:
         """`model` is for messages."""
         super().__init__(name, datatype_name, shape)
         self.model = model
@@ -114,11 +120,17 @@ class SharedTensors:
 
     def is_large(self, response: InferResponse) -> bool:
         """Whether the outputs are more than is to be written on the event loop."""
-        return sum(tensor.data.nbytes for tensor in response.outputs if tensor.name in self._outputs) > LARGE_COPY
+        return (
+            sum(tensor.data.nbytes for tensor in response.outputs if tensor.name in self._outputs)
+            > LARGE_COPY
+        )
 
     def store(self, outputs: list[Tensor]) -> list[Tensor]:
         """Writes outputs to where they belong. Raises InvalidArgument when one is too large for its place."""
-        return [self._store(tensor, self._outputs[tensor.name]) if tensor.name in self._outputs else tensor for tensor in outputs]
+        return [
+            self._store(tensor, self._outputs[tensor.name]) if tensor.name in self._outputs else tensor
+            for tensor in outputs
+        ]
 
     def _store(self, tensor: Tensor, place: Place) -> StoredTensor:
         data = encode_tensor(tensor)

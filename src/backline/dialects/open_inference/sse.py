@@ -37,7 +37,9 @@ class EventStreams:
         """
         self.run(request, model, responses, _send(request, model, responses, encode))
 
-    def run(self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]) -> None:
+    def run(
+        self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
+    ) -> None:
         """Runs what answers a request from the responses to it, until the client leaves."""
         request.on_disconnect = responses.close
         task = asyncio.get_running_loop().create_task(_guarded(request, model, responses, answering))
@@ -45,7 +47,9 @@ class EventStreams:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _guarded(request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]) -> None:
+async def _guarded(
+    request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
+) -> None:
     try:
         await answering
     except ConnectionResetError:

@@ -11,7 +11,9 @@ from backline.engine.model import Model, ModelState
 from backline.engine.statistics import FAILURES, Duration, ModelStatistics
 
 
-def model_statistics(engine: Engine, name: str, version: str, *, details: bool = False) -> Iterator[dict[str, Any]]:
+def model_statistics(
+    engine: Engine, name: str, version: str, *, details: bool = False
+) -> Iterator[dict[str, Any]]:
     """Counters of one version, of all versions of a model (empty `version`), or of all models (empty `name`). Times in nanoseconds.
 
     They are made one after the other: of hundreds that takes too long for one turn of the event loop. Versions that were never ready have
@@ -58,14 +60,20 @@ def _statistics(model: Model) -> dict[str, Any]:
             }
             for size, batch in sorted(counters.batches.items())
         ],
-        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}] if model.memory_bytes else [],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}]
+        if model.memory_bytes
+        else [],
     }
 
 
 def _details(counters: ModelStatistics) -> dict[str, Any]:
     """Calls are told by the name of the model that was called, where one was."""
     called = {
-        name: {"success": _duration(calls.success), "fail": _duration(calls.fail), "cancel": _duration(calls.cancel)}
+        name: {
+            "success": _duration(calls.success),
+            "fail": _duration(calls.fail),
+            "cancel": _duration(calls.cancel),
+        }
         for name, calls in sorted(counters.calls.items())
     }
     failures = {"failure_stats": {reason: count(counters) for reason, count in FAILURES.items()}}

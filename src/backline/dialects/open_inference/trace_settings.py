@@ -52,7 +52,11 @@ class TraceSettings:
             changes = {name: _value(name, list(given.value)) for name, given in asked.settings.items()}
             control.update(asked.model_name, changes)
         told = control.settings(asked.model_name)
-        return {"settings": {name: {"value": [value] if isinstance(value, str) else value} for name, value in told.items()}}
+        return {
+            "settings": {
+                name: {"value": [value] if isinstance(value, str) else value} for name, value in told.items()
+            }
+        }
 
 
 def _value(name: str, values: list[str]) -> SettingValue | None:

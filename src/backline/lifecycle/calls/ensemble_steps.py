@@ -22,7 +22,10 @@ def composed_signature(config: ModelConfig) -> Signature:
     first: Shape = (-1,) if config.max_batch_size else ()
 
     def full(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(spec.name, spec.datatype, (*first, *spec.shape), spec.optional, spec.labels) for spec in specs)
+        return tuple(
+            TensorSpec(spec.name, spec.datatype, (*first, *spec.shape), spec.optional, spec.labels)
+            for spec in specs
+        )
 
     return Signature(full(config.inputs), full(config.outputs))
 
@@ -45,7 +48,11 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
         return f"ensemble {config.name} contains models that are not available or ambiguous: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:
         try:
-            answers = engine.find(step.model, step.version).answers if step.version else bool(engine.served_versions(step.model))
+            answers = (
+                engine.find(step.model, step.version).answers
+                if step.version
+                else bool(engine.served_versions(step.model))
+            )
         except BacklineError:
             answers = False
         if not answers and step.version:
@@ -74,7 +81,11 @@ def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> li
 
 
 def _why(engine: Engine, name: str) -> str:
-    reasons = [f"Version {model.version}: {model.reason}" for model in engine.models() if model.name == name and model.reason]
+    reasons = [
+        f"Version {model.version}: {model.reason}"
+        for model in engine.models()
+        if model.name == name and model.reason
+    ]
     return reasons[-1] if reasons else ""
 
 
@@ -86,7 +97,10 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
     """
     name = config.name
     signature = composed_signature(config)
-    seen = {spec.name: (spec, name, bool(config.max_batch_size)) for spec in (*signature.inputs, *signature.outputs)}
+    seen = {
+        spec.name: (spec, name, bool(config.max_batch_size))
+        for spec in (*signature.inputs, *signature.outputs)
+    }
     for step in ensemble.steps:
         model = _model(engine, step.model, step.version)
         if model.on_demand and not model.signature.outputs:
@@ -101,15 +115,23 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
         outputs = {spec.name: spec for spec in model.signature.outputs}
         _check_tensors(name, model, step.inputs, inputs, seen, "to non-existing input")
         _check_tensors(name, model, step.outputs, outputs, seen, "from non-existing output")
-        missing = [spec.name for spec in inputs.values() if not spec.optional and spec.name not in step.inputs]
+        missing = [
+            spec.name for spec in inputs.values() if not spec.optional and spec.name not in step.inputs
+        ]
         if missing:
-            raise InvalidArgument(f"in ensemble {name}, no ensemble tensor is mapping to required input {missing[0]} in model {step.model}")
+            raise InvalidArgument(
+                f"in ensemble {name}, no ensemble tensor is mapping to required input {missing[0]} in model {step.model}"
+            )
     _check_origins(engine, config, ensemble)
 
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
     """Raises InvalidArgument where tensors meet that stem from different decoupled steps: as many of each there need not be."""
-    decoupled = [index for index, step in enumerate(ensemble.steps) if _model(engine, step.model, step.version).decoupled]
+    decoupled = [
+        index
+        for index, step in enumerate(ensemble.steps)
+        if _model(engine, step.model, step.version).decoupled
+    ]
     try:
         found = origins(ensemble, decoupled)
     except InvalidArgument as error:
@@ -169,7 +191,11 @@ def _decoupled_in(engine: Engine, model: Model) -> list[Node]:
     ensemble = model.config.ensemble
     if ensemble is None:
         return [node(model)] if model.decoupled else []
-    return [one for step in ensemble.steps for one in _decoupled_in(engine, _model(engine, step.model, step.version))]
+    return [
+        one
+        for step in ensemble.steps
+        for one in _decoupled_in(engine, _model(engine, step.model, step.version))
+    ]
 
 
 def node(model: Model) -> Node:
@@ -184,12 +210,21 @@ def _model(engine: Engine, name: str, version: str) -> Model:
 _Seen = dict[str, tuple[TensorSpec, str, bool]]
 
 
-def _check_tensors(ensemble: str, model: Model, mapped: Mapping[str, str], specs: Mapping[str, TensorSpec], seen: _Seen, what: str) -> None:
+def _check_tensors(
+    ensemble: str,
+    model: Model,
+    mapped: Mapping[str, str],
+    specs: Mapping[str, TensorSpec],
+    seen: _Seen,
+    what: str,
+) -> None:
     for name, tensor in mapped.items():
         spec = specs.get(name)
         if spec is None:
             direction = f"mapping {what}" if what.startswith("to") else f"mapped {what}"
-            raise InvalidArgument(f"in ensemble {ensemble}, ensemble tensor {tensor} is {direction} {name} in model {model.name}")
+            raise InvalidArgument(
+                f"in ensemble {ensemble}, ensemble tensor {tensor} is {direction} {name} in model {model.name}"
+            )
         other, inferred, batched = seen.setdefault(tensor, (spec, model.name, model.max_batch_size > 0))
         where = f"in ensemble {ensemble}, ensemble tensor {tensor}: inconsistent"
         if other.datatype is not spec.datatype:
@@ -197,7 +232,10 @@ def _check_tensors(ensemble: str, model: Model, mapped: Mapping[str, str], specs
                 f"{where} data type: {other.datatype.config_name} is inferred from model {inferred} while"
                 f" {spec.datatype.config_name} is inferred from model {model.name}"
             )
-        plain, own = (shape[1:] if batch else shape for shape, batch in ((other.shape, batched), (spec.shape, model.max_batch_size > 0)))
+        plain, own = (
+            shape[1:] if batch else shape
+            for shape, batch in ((other.shape, batched), (spec.shape, model.max_batch_size > 0))
+        )
         if not _fits(other.shape, spec.shape) and not _fits(plain, own):
             raise InvalidArgument(
                 f"{where} shape: {_dims(other.shape)} is inferred from model {inferred} while {_dims(spec.shape)} is inferred from model"

@@ -71,7 +71,9 @@ class ModelCalls:
         found = engine.find_ready(model, version)
         signature = found.signature
         platform = found.platform or found.backend
-        return Described(engine.served_versions(model), platform, _specs(signature.inputs), _specs(signature.outputs))
+        return Described(
+            engine.served_versions(model), platform, _specs(signature.inputs), _specs(signature.outputs)
+        )
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
         """See Calls."""

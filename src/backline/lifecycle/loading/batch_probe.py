@@ -101,7 +101,12 @@ class _Prober:
         begin = perf_counter()
         self._run(make_inputs(self._signature, trial.sizes, 1, trial.family, 1))
         seconds = perf_counter() - begin
-        wanted = [(trial.family, 1), (LARGE, 2), (trial.family, 3), *((other, 4) for other in FAMILIES if other is not trial.family)]
+        wanted = [
+            (trial.family, 1),
+            (LARGE, 2),
+            (trial.family, 3),
+            *((other, 4) for other in FAMILIES if other is not trial.family),
+        ]
         if seconds > _SLOW_RUN:
             wanted = wanted[: 2 if seconds > _VERY_SLOW_RUN else 3]
         self._prove_at(trial.sizes, wanted)
@@ -160,7 +165,9 @@ class _Prober:
             return None
         for index, (spec, array) in enumerate(zip(self._outputs, alone, strict=True)):
             if array.ndim == 0 or array.shape[0] != 1:
-                raise _Refuted(f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension is no batch")
+                raise _Refuted(
+                    f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension is no batch"
+                )
             self._scales[index] = max(self._scales[index], _magnitude(spec, array))
         return _Item(inputs, alone)
 
@@ -170,14 +177,18 @@ class _Prober:
     def _check_repeatable(self, item: _Item) -> None:
         for spec, first, second in zip(self._outputs, item.alone, self._run(item.inputs), strict=True):
             if first.shape != second.shape or not _equal(spec, first, second, 0.0):
-                raise _Refuted(f"output '{spec.name}' changes when the same input is run again, so the model is random or keeps a state")
+                raise _Refuted(
+                    f"output '{spec.name}' changes when the same input is run again, so the model is random or keeps a state"
+                )
 
     def _check_together(self, items: list[_Item]) -> None:
         inputs = {name: np.concatenate([item.inputs[name] for item in items]) for name in items[0].inputs}
         try:
             together = self._run(inputs)
         except BacklineError as error:
-            raise _Refuted(f"each of {len(items)} items can be run alone, but not all together: {error.message}") from None
+            raise _Refuted(
+                f"each of {len(items)} items can be run alone, but not all together: {error.message}"
+            ) from None
         for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
             if array.ndim == 0 or array.shape[0] != len(items):
                 raise _Refuted(

@@ -51,4 +51,6 @@ def read_completion(text: str, name: str, listing: Listing) -> Completion:
     try:
         return Completion(parse(text).message, listing)
     except InvalidArgument as error:
-        raise InvalidArgument(f"auto_complete_config of model '{name}': {error.message.partition(': ')[2]}") from None
+        raise InvalidArgument(
+            f"auto_complete_config of model '{name}': {error.message.partition(': ')[2]}"
+        ) from None

@@ -16,7 +16,10 @@ class Content:
         digest = hashlib.sha256()
         for name, path in self._files.items():
             with path.open("rb") as file:
-                digest.update(f"{name!r}:".encode("utf-8", "surrogatepass") + hashlib.file_digest(file, "sha256").digest())
+                digest.update(
+                    f"{name!r}:".encode("utf-8", "surrogatepass")
+                    + hashlib.file_digest(file, "sha256").digest()
+                )
         self.digest = digest.hexdigest()
 
     @property

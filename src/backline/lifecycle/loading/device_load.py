@@ -37,7 +37,9 @@ def load_on_devices(
     return models[devices[0]] if len(devices) == 1 else Replicas(models)
 
 
-def _load_on(path: Path, backend: Backend, config: ModelConfig, device: Device) -> LoadedModel | StreamingModel | HostedModel:
+def _load_on(
+    path: Path, backend: Backend, config: ModelConfig, device: Device
+) -> LoadedModel | StreamingModel | HostedModel:
     seen = as_the_model_sees(with_hidden_tensors(as_reshaped(config)))
     if is_arranged(config):
         return reshaped(_arranged(path, backend, config, seen, device), config)
@@ -45,14 +47,20 @@ def _load_on(path: Path, backend: Backend, config: ModelConfig, device: Device) 
     return model if isinstance(model, HostedModel) else reshaped(model, config)
 
 
-def _arranged(path: Path, backend: Backend, config: ModelConfig, seen: ModelConfig, device: Device) -> LoadedModel:
+def _arranged(
+    path: Path, backend: Backend, config: ModelConfig, seen: ModelConfig, device: Device
+) -> LoadedModel:
     """The model as its configuration arranges it, `seen` as it has it then: the backend loads what the file says."""
     model = load_on(backend, path, replace(config, inputs=(), outputs=(), max_batch_size=None), device)
     if isinstance(model, HostedModel):
-        raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which Python models do not take")
+        raise InvalidArgument(
+            f"model '{config.name}': {config.source} gives batch_axis or constant_input, which Python models do not take"
+        )
     if isinstance(model, StreamingModel):
         model.close()
-        raise InvalidArgument(f"model '{config.name}': {config.source} gives batch_axis or constant_input, which streams do not take")
+        raise InvalidArgument(
+            f"model '{config.name}': {config.source} gives batch_axis or constant_input, which streams do not take"
+        )
     try:
         arranged = ArrangedModel(model, config)
         arranged.signature = agree(path, arranged.signature, seen)

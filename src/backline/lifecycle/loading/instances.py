@@ -83,8 +83,18 @@ class InstanceMaker:
 
     def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
         """What is told of them."""
-        count = len(instances) if self.streams is None and not isinstance(loaded.model, ModelInWorkers) else loaded.instances
-        return Placement("thread" if self._moved else loaded.lane, count, loaded.max_batch_size, loaded.reason, loaded.placed)
+        count = (
+            len(instances)
+            if self.streams is None and not isinstance(loaded.model, ModelInWorkers)
+            else loaded.instances
+        )
+        return Placement(
+            "thread" if self._moved else loaded.lane,
+            count,
+            loaded.max_batch_size,
+            loaded.reason,
+            loaded.placed,
+        )
 
     def _make(self, loaded: Loaded) -> list[Instance]:
         model = loaded.model
@@ -102,21 +112,28 @@ class InstanceMaker:
         places = loaded.places
         if loaded.lane != "thread":
             places = loaded.placed.spread(spare_instances(usable_cores(), model.threads_per_run))
-        return [self._thread(self._run_on(place.device, model, loaded), number) for number, place in enumerate(places)]
+        return [
+            self._thread(self._run_on(place.device, model, loaded), number)
+            for number, place in enumerate(places)
+        ]
 
     def _run_on(self, device: Device, model: LoadedModel, loaded: Loaded) -> Execution | BudgetedExecution:
         run = self._runs.get(device)
         if run is None:
             run = _execution(self._model, replica_on(model, device), loaded)
             # A model that mostly waits, for a device or for somebody else, takes no core from others. It was measured on its first device.
-            waits = device.kind == "gpu" or (loaded.measured.times.waits and device == loaded.placed.devices[0])
+            waits = device.kind == "gpu" or (
+                loaded.measured.times.waits and device == loaded.placed.devices[0]
+            )
             if self._cores is not None and not waits:
                 run = BudgetedExecution(run, self._cores, model.threads_per_run)
             self._runs[device] = run
         return run
 
     def _thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
-        make = partial(ThreadInstance, run, self._loop, f"{self._model.name}-{number}", self._model.config.cpus)
+        make = partial(
+            ThreadInstance, run, self._loop, f"{self._model.name}-{number}", self._model.config.cpus
+        )
         config = self._model.config
         if config.execution_timeout_seconds is None:
             return make()
@@ -138,7 +155,12 @@ class InstanceMaker:
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
         self.streams = StreamPool(
-            self._model.name, self._model.version, model, self._loop, threads=threads, statistics=statistics.responses
+            self._model.name,
+            self._model.version,
+            model,
+            self._loop,
+            threads=threads,
+            statistics=statistics.responses,
         )
         return list(self.streams.instances)
 
@@ -151,8 +173,13 @@ class InstanceMaker:
         # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
         model = self._model
-        permits = self._permits.register([claims[index % len(claims)] for index in range(len(instances))], (model.name, model.version))
-        return [PermittedInstance(instance, permit, self._loop) for instance, permit in zip(instances, permits, strict=True)]
+        permits = self._permits.register(
+            [claims[index % len(claims)] for index in range(len(instances))], (model.name, model.version)
+        )
+        return [
+            PermittedInstance(instance, permit, self._loop)
+            for instance, permit in zip(instances, permits, strict=True)
+        ]
 
 
 def _execution(model: Model, loaded: LoadedModel, how: Loaded) -> Execution:

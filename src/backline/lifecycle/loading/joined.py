@@ -17,7 +17,14 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape
 from backline.lifecycle.loading.batch_probe import BatchProbe, equal_rows
 from backline.lifecycle.loading.reshaped import to_model
-from backline.lifecycle.loading.trial_inputs import FAMILIES, Arrays, Sizes, find_trial, free_dimensions, make_inputs
+from backline.lifecycle.loading.trial_inputs import (
+    FAMILIES,
+    Arrays,
+    Sizes,
+    find_trial,
+    free_dimensions,
+    make_inputs,
+)
 from backline.workers.joiner import Joiner
 from backline.workers.model_in_workers import ModelInWorkers
 
@@ -35,7 +42,14 @@ def make_joiner(config: ModelConfig, signature: Signature) -> Joiner | None:
     batch = (-1,) if config.max_batch_size else ()
     shapes = {spec.name: (*batch, *spec.shape) for spec in config.outputs}
     scattered = {name: shapes[name] for name in joining.scattered}
-    return Joiner(f"model '{config.name}': {config.source}", joining, signature, scattered, batched=bool(batch), reshapes=to_model(config))
+    return Joiner(
+        f"model '{config.name}': {config.source}",
+        joining,
+        signature,
+        scattered,
+        batched=bool(batch),
+        reshapes=to_model(config),
+    )
 
 
 def joining_of_workers(config: ModelConfig, model: ModelInWorkers) -> Joining | None:
@@ -48,7 +62,9 @@ def joining_of_workers(config: ModelConfig, model: ModelInWorkers) -> Joining | 
         return None
     where = f"model '{config.name}': {config.source}"
     if not model.loaded.joins and (joining.padded or joining.allowed_batch_sizes or joining.cuts):
-        raise InvalidArgument(f"{where} asks for padding or allowed_batch_sizes, but this kind of Python model gets each request by itself")
+        raise InvalidArgument(
+            f"{where} asks for padding or allowed_batch_sizes, but this kind of Python model gets each request by itself"
+        )
     padding = {name: replace(padding, lengths="", mask="") for name, padding in joining.padding.items()}
     kinds = Joining(ragged=joining.ragged, pad_all=joining.pad_all, padding=padding)
     return Joiner(where, kinds, model.signature, {}, batched=True).joining
@@ -93,10 +109,14 @@ def as_clients_see(signature: Signature, config: ModelConfig) -> Signature:
         padding, cut = joining.padding.get(spec.name), joining.cuts.get(spec.name)
         axes = padding.axes if padding is not None else (cut.axis,) if cut is not None else ()
         # What is filled up, and cut again, may be shorter than the model's.
-        return flat.get(spec.name) or tuple(-1 if axis in axes else dim for axis, dim in enumerate(spec.shape))
+        return flat.get(spec.name) or tuple(
+            -1 if axis in axes else dim for axis, dim in enumerate(spec.shape)
+        )
 
     def seen(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        return tuple(replace(spec, shape=shape(spec)) for spec in specs if spec.name not in joining.hidden_inputs)
+        return tuple(
+            replace(spec, shape=shape(spec)) for spec in specs if spec.name not in joining.hidden_inputs
+        )
 
     return Signature(seen(signature.inputs), seen(signature.outputs))
 
@@ -115,7 +135,9 @@ class JoinedModel:
         """See LoadedModel."""
         return self.run_together([inputs], outputs)[0]
 
-    def run_together(self, requests: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str]) -> list[list[np.ndarray]]:
+    def run_together(
+        self, requests: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str]
+    ) -> list[list[np.ndarray]]:
         """The outputs of each of several requests that run as one."""
         rows = [next((len(array) for array in request.values()), 1) for request in requests]
         arrays = self._model.run(self._joiner.join(requests, rows), outputs)
@@ -145,11 +167,19 @@ def probe_joining(model: JoinedModel) -> BatchProbe:
     if trial is None:
         return BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
     names = [spec.name for spec in model.signature.outputs]
-    varying = [(name, axis) for name, axis in free_dimensions(model.signature, batched=True) if model.may_differ(name, axis)]
+    varying = [
+        (name, axis)
+        for name, axis in free_dimensions(model.signature, batched=True)
+        if model.may_differ(name, axis)
+    ]
     requests: list[Arrays] = []
     alone: list[list[np.ndarray]] = []
-    for number, family in enumerate((trial.family, *(other for other in FAMILIES if other is not trial.family))):
-        sizes: Sizes = {place: max(1, trial.sizes[place] - (number if place in varying else 0)) for place in trial.sizes}
+    for number, family in enumerate(
+        (trial.family, *(other for other in FAMILIES if other is not trial.family))
+    ):
+        sizes: Sizes = {
+            place: max(1, trial.sizes[place] - (number if place in varying else 0)) for place in trial.sizes
+        }
         request = make_inputs(model.signature, sizes, 1, family, number + 1)
         try:
             outputs = apart.run(request, names)
@@ -160,11 +190,15 @@ def probe_joining(model: JoinedModel) -> BatchProbe:
         if len(requests) == _REQUESTS:
             break
     if len(requests) < 2:
-        return BatchProbe(False, "only one input that was tried could be run, so nothing is known about batches")
+        return BatchProbe(
+            False, "only one input that was tried could be run, so nothing is known about batches"
+        )
     try:
         together = model.run_together(requests, names)
     except BacklineError as error:
-        return BatchProbe(False, f"each of {len(requests)} requests can be run alone, but not all together: {error.message}")
+        return BatchProbe(
+            False, f"each of {len(requests)} requests can be run alone, but not all together: {error.message}"
+        )
     for own, part in zip(alone, together, strict=True):
         for spec, expected, got in zip(model.signature.outputs, own, part, strict=True):
             if expected.shape != got.shape:
@@ -172,6 +206,10 @@ def probe_joining(model: JoinedModel) -> BatchProbe:
                 return BatchProbe(False, f"output '{spec.name}' of a request has shape {shapes}")
             if not equal_rows(spec, expected, got):
                 return BatchProbe(
-                    False, f"output '{spec.name}' of a request depends on the others of its batch, or on what it is filled up with"
+                    False,
+                    f"output '{spec.name}' of a request depends on the others of its batch, or on what it is filled up with",
                 )
-    return BatchProbe(True, f"requests of different lengths got the same answers together as alone ({len(requests)} requests)")
+    return BatchProbe(
+        True,
+        f"requests of different lengths got the same answers together as alone ({len(requests)} requests)",
+    )

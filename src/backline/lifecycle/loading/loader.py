@@ -17,7 +17,13 @@ from backline.engine.model_config import Lane, ModelConfig
 from backline.engine.signature import Signature
 from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
 from backline.lifecycle.loading.device_load import load_on_devices
-from backline.lifecycle.loading.joined import JoinedModel, as_clients_see, joining_of_workers, make_joiner, probe_joining
+from backline.lifecycle.loading.joined import (
+    JoinedModel,
+    as_clients_see,
+    joining_of_workers,
+    make_joiner,
+    probe_joining,
+)
 from backline.lifecycle.loading.placing import asks_for_devices, place
 from backline.lifecycle.loading.placing import place_again as still_placed
 from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunTimes, measure, plan
@@ -93,7 +99,9 @@ def load(
     if config.lane == "process":
         if not entry.hosted:
             where = config.source or config.name
-            raise InvalidArgument(f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or thread")
+            raise InvalidArgument(
+                f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or thread"
+            )
         config = replace(config, lane=None)  # it says what is so anyway
     ignored = ignored_settings(config, "worker" if entry.hosted else "here")
     if entry.hosted:
@@ -103,7 +111,9 @@ def load(
     model = load_on_devices(path, backend, config, placed.devices)
     if isinstance(model, HostedModel):
         if start_workers is None:
-            raise InvalidArgument(f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here")
+            raise InvalidArgument(
+                f"'{path}': models of the {backend.name} backend run in worker processes, which there are none of here"
+            )
         if model.groups and not config.instance_groups:
             placed = place(replace(config, instance_groups=model.groups), gpus)
         workers, config = start_workers(model, placed)
@@ -141,7 +151,9 @@ def load(
 
 def _missing(config: ModelConfig, placed: Places) -> tuple[str, ...]:
     """That it runs on the CPU although it was to be on a GPU."""
-    return (f"{config.source or config.name}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
+    return (
+        (f"{config.source or config.name}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
+    )
 
 
 def _measured(config: ModelConfig, model: Tried, probe: Callable[[Tried], BatchProbe]) -> Measured:
@@ -191,11 +203,14 @@ def _place(
         cores=len(config.cpus) or usable_cores(),
         threads_per_run=model.threads_per_run,
         # The event loop can neither be left alone in a run that takes too long, nor be kept to some cores, nor wait for a device.
-        lane=config.lane or ("thread" if config.execution_timeout_seconds is not None or config.cpus or on_gpus else None),
+        lane=config.lane
+        or ("thread" if config.execution_timeout_seconds is not None or config.cpus or on_gpus else None),
         instances=len(placed.spread()) if placed.counted or on_gpus else None,
         max_batch=max_batch_size,
     )
-    why_batched = "max_batch_size of the configuration is 0" if measured.probe is None else measured.probe.reason
+    why_batched = (
+        "max_batch_size of the configuration is 0" if measured.probe is None else measured.probe.reason
+    )
     return Loaded(
         model,
         backend,
@@ -214,7 +229,9 @@ def _place(
     )
 
 
-def _place_streams(config: ModelConfig, model: StreamingModel, backend: str, platform: str, placed: Places) -> Loaded:
+def _place_streams(
+    config: ModelConfig, model: StreamingModel, backend: str, platform: str, placed: Places
+) -> Loaded:
     """A model of which each request is a stream on a thread: there are no batches, and no run that could be measured."""
     return Loaded(
         model,
@@ -239,10 +256,16 @@ def _why_there(placed: Places) -> str:
 
 
 def _kept_to(config: ModelConfig) -> str:
-    return f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}" if config.cpus else ""
+    return (
+        f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
+        if config.cpus
+        else ""
+    )
 
 
-def _place_workers(config: ModelConfig, model: ModelInWorkers, backend: str, ignored: tuple[str, ...]) -> Loaded:
+def _place_workers(
+    config: ModelConfig, model: ModelInWorkers, backend: str, ignored: tuple[str, ...]
+) -> Loaded:
     """A model in worker processes, which says itself what it takes."""
     loaded = model.loaded
     try:
@@ -282,7 +305,11 @@ def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
 
 
 def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
-    advice = "Set max_batch_size to 0" if config.joining is None else "Correct how requests are joined (padding, cut, batch_input)"
+    advice = (
+        "Set max_batch_size to 0"
+        if config.joining is None
+        else "Correct how requests are joined (padding, cut, batch_input)"
+    )
     return (
         f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests changes answers: {probe.reason}."
         f" {advice} unless you know better"
@@ -294,4 +321,7 @@ def _with_labels(signature: Signature, config: ModelConfig) -> Signature:
     labels = {spec.name: spec.labels for spec in config.outputs if spec.labels}
     if not labels:
         return signature
-    return replace(signature, outputs=tuple(replace(spec, labels=labels.get(spec.name, ())) for spec in signature.outputs))
+    return replace(
+        signature,
+        outputs=tuple(replace(spec, labels=labels.get(spec.name, ())) for spec in signature.outputs),
+    )

@@ -14,7 +14,9 @@ from backline.engine.model_config import ModelConfig
 
 def asks_for_devices(config: ModelConfig) -> bool:
     """Whether it matters which GPUs there are."""
-    return config.lane != "inline" and any(group.kind in ("auto", "gpu") for group in config.instance_groups or (InstanceGroup(0),))
+    return config.lane != "inline" and any(
+        group.kind in ("auto", "gpu") for group in config.instance_groups or (InstanceGroup(0),)
+    )
 
 
 def place(config: ModelConfig, gpus: Gpus) -> Places:
@@ -28,7 +30,9 @@ def place(config: ModelConfig, gpus: Gpus) -> Places:
         return Places((PlacedGroup(0, _name(config, 0, only), only, _automatic(config, gpus)),))
     active = [(index, group) for index, group in enumerate(config.instance_groups) if not group.passive]
     if not active:
-        raise InvalidArgument(f"all instance groups of model '{config.name}' are passive, so that nothing would run it")
+        raise InvalidArgument(
+            f"all instance groups of model '{config.name}' are passive, so that nothing would run it"
+        )
     placed, missing = [], ""
     for index, group in active:
         name = _name(config, index, group)
@@ -73,7 +77,9 @@ def _devices(config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus) -
         )
     if wrong or not gpus.indexes:
         if config.strict_devices:
-            raise InvalidArgument(f"{_where(config, name)} has kind KIND_GPU but no GPUs are available: {gpus.reason}")
+            raise InvalidArgument(
+                f"{_where(config, name)} has kind KIND_GPU but no GPUs are available: {gpus.reason}"
+            )
         return ()
     return tuple(Device("gpu", index) for index in group.gpus or gpus.indexes)
 

@@ -60,17 +60,40 @@ def build_queue(
     from backline.schedule.cache.queue import CachedInstances
 
     keys = RequestKeys(model.name, model.version, fingerprint)
-    return CachedInstances(queue, cache, keys, settings.queue, model.statistics, name=model.name, version=model.version, loop=loop)
+    return CachedInstances(
+        queue,
+        cache,
+        keys,
+        settings.queue,
+        model.statistics,
+        name=model.name,
+        version=model.version,
+        loop=loop,
+    )
 
 
 def _scheduler(
-    model: Model, loaded: Loaded, settings: Settings, instances: Sequence[Instance], total: QueueTotal | None, turn: Turn | None
+    model: Model,
+    loaded: Loaded,
+    settings: Settings,
+    instances: Sequence[Instance],
+    total: QueueTotal | None,
+    turn: Turn | None,
 ) -> Scheduler:
     config = model.config
     loop = asyncio.get_running_loop()
     ordered = config.preserve_ordering
     if config.objective_seconds is None:
-        return Scheduler(model.name, settings, instances, model.statistics, loop=loop, preserve_ordering=ordered, total=total, turn=turn)
+        return Scheduler(
+            model.name,
+            settings,
+            instances,
+            model.statistics,
+            loop=loop,
+            preserve_ordering=ordered,
+            total=total,
+            turn=turn,
+        )
     from backline.schedule.objective.scheduler import ObjectiveScheduler
 
     times = loaded.measured.times
@@ -120,7 +143,14 @@ def build_sequence_queue(
         order = batching.preserve_ordering
 
         def make_lane(instance: Instance) -> Lane:
-            return SequenceLane(model.name, Settings(batches), [instance], model.statistics, loop=loop, preserve_ordering=order)
+            return SequenceLane(
+                model.name,
+                Settings(batches),
+                [instance],
+                model.statistics,
+                loop=loop,
+                preserve_ordering=order,
+            )
 
     return SequenceBatcher(
         model.name,
@@ -147,7 +177,9 @@ def settings_of(config: ModelConfig, loaded: Loaded) -> Settings:
 def queue_settings(config: ModelConfig) -> QueueSettings:
     """How the requests of a model are queued."""
     policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
-    return QueueSettings(_limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies)
+    return QueueSettings(
+        _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies
+    )
 
 
 def _limited(policy: QueuePolicy) -> QueuePolicy:
@@ -161,4 +193,9 @@ def _batch_policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
     padded = loaded.joining is not None and loaded.joining.padded
     mixed = padded and not config.preserve_ordering and config.objective_seconds is None
     largest = max(loaded.batch_limit, *preferred, 1)
-    return BatchPolicy(largest, preferred, (config.max_queue_delay_us or loaded.max_queue_delay_us) * 1000, reach=REACH if mixed else 0)
+    return BatchPolicy(
+        largest,
+        preferred,
+        (config.max_queue_delay_us or loaded.max_queue_delay_us) * 1000,
+        reach=REACH if mixed else 0,
+    )

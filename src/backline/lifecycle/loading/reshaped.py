@@ -28,7 +28,11 @@ def _in_model(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
 def to_model(config: ModelConfig) -> dict[str, Reshape]:
     """What makes the model's shapes of the clients', by input, with the batch."""
     batch = (-1,) if config.max_batch_size else ()
-    return {spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape)) for spec in config.inputs if spec.reshape is not None}
+    return {
+        spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape))
+        for spec in config.inputs
+        if spec.reshape is not None
+    }
 
 
 @overload
@@ -49,7 +53,11 @@ def reshaped(model: LoadedModel | StreamingModel, config: ModelConfig) -> Loaded
         raise
     if isinstance(model, StreamingModel):
         return _ReshapedStreams(model, shapes)
-    return _CancellableReshapedModel(model, model, shapes) if isinstance(model, CancellableModel) else _ReshapedModel(model, shapes)
+    return (
+        _CancellableReshapedModel(model, model, shapes)
+        if isinstance(model, CancellableModel)
+        else _ReshapedModel(model, shapes)
+    )
 
 
 class _Shapes:
@@ -76,7 +84,12 @@ class _Shapes:
 
 
 def _as_clients_see(specs: Sequence[TensorSpec], reshapes: Reshapes) -> tuple[TensorSpec, ...]:
-    return tuple(replace(spec, shape=reshapes[spec.name].shape(spec.name, spec.shape)) if spec.name in reshapes else spec for spec in specs)
+    return tuple(
+        replace(spec, shape=reshapes[spec.name].shape(spec.name, spec.shape))
+        if spec.name in reshapes
+        else spec
+        for spec in specs
+    )
 
 
 class _ReshapedModel:
@@ -96,7 +109,10 @@ class _ReshapedModel:
     def _run_by(self, run: Run, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         arrays = run(reshape_arrays(inputs, self._shapes.inputs), outputs)
         reshapes = self._shapes.outputs
-        return [reshapes[name].array(name, array) if name in reshapes else array for name, array in zip(outputs, arrays, strict=True)]
+        return [
+            reshapes[name].array(name, array) if name in reshapes else array
+            for name, array in zip(outputs, arrays, strict=True)
+        ]
 
     def close(self) -> None:
         """See LoadedModel."""

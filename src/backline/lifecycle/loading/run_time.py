@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter, process_time
 
 import numpy as np
@@ -106,14 +107,19 @@ def plan(
         where: Lane = lane or "thread"
         count = 1 if where == "inline" else instances or spare
         return RunPlan(
-            where, max(1, min(max_batch, LARGEST_BATCH)), count, "no input that was tried could be run, so its run time is not known"
+            where,
+            max(1, min(max_batch, LARGEST_BATCH)),
+            count,
+            "no input that was tried could be run, so its run time is not known",
         )
     single = times.seconds[1]
     quick = single <= INLINE_RUN and times.grown <= INLINE_GROWN
     if lane is None:
         lane = "inline" if quick and (instances or 1) == 1 else "thread"
     longest = INLINE_BATCH if lane == "inline" else float("inf")
-    limit = choose_batch_limit(times.seconds, overhead=_INLINE_DISPATCH if lane == "inline" else _THREAD_HOP, longest=longest)
+    limit = choose_batch_limit(
+        times.seconds, overhead=_INLINE_DISPATCH if lane == "inline" else _THREAD_HOP, longest=longest
+    )
     limit = max(1, min(limit, max_batch))
     count = 1 if lane == "inline" else instances or spare
     return RunPlan(lane, limit, count, _explain(times, lane, limit, count, batched=max_batch > 0))
@@ -130,13 +136,17 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
     `overhead` is in seconds and added to each run; batches that take more than `longest` seconds are left out. Where the largest size that
     was measured still saves time it is the limit.
     """
-    allowed = {size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest}
+    allowed = {
+        size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest
+    }
     best = min(allowed.values())
     gain = _SLOW_GAIN if seconds[1] > _SLOW_RUN else _GAIN
     return min(size for size, cost in allowed.items() if cost * (1 - gain) <= best)
 
 
-def _time_batches(model: LoadedModel, trial: Trial, max_batch: int, started: float) -> tuple[dict[int, float], float]:
+def _time_batches(
+    model: LoadedModel, trial: Trial, max_batch: int, started: float
+) -> tuple[dict[int, float], float]:
     """The times, and the share of a run of one item for which this process computed."""
     names = [spec.name for spec in model.signature.outputs]
     item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
@@ -146,8 +156,11 @@ def _time_batches(model: LoadedModel, trial: Trial, max_batch: int, started: flo
     size, idle = 2, 0
     while size <= min(max_batch, LARGEST_BATCH):
         parts = {name: [array] * size for name, array in item.items()}
-        seconds[size] = _time(lambda parts=parts: model.run({name: np.concatenate(arrays) for name, arrays in parts.items()}, names))  # type: ignore[misc]
-        gained = (seconds[size] + _INLINE_DISPATCH) / size < (seconds[size // 2] + _INLINE_DISPATCH) / (size // 2) * (1 - _GAIN)
+        batch = partial(_run_joined, model, parts, names)
+        seconds[size] = _time(batch)
+        gained = (seconds[size] + _INLINE_DISPATCH) / size < (seconds[size // 2] + _INLINE_DISPATCH) / (
+            size // 2
+        ) * (1 - _GAIN)
         idle = 0 if gained else idle + 1
         spent = perf_counter() - started
         if idle == 2 or spent > 3 * _BUDGET or (idle and spent > _BUDGET):
@@ -162,7 +175,9 @@ def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
     longest = 0.0
     for group in sorted(set(trial.sizes.values())):
         for factor in _GROWTH:
-            sizes: Sizes = {dimension: size * factor if size == group else size for dimension, size in trial.sizes.items()}
+            sizes: Sizes = {
+                dimension: size * factor if size == group else size for dimension, size in trial.sizes.items()
+            }
             if longest > INLINE_GROWN or _elements(model, sizes) > MAX_TRIAL_ELEMENTS:
                 break
             inputs = make_inputs(model.signature, sizes, 1 if batched else None, trial.family, 1)
@@ -171,6 +186,10 @@ def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
             except BacklineError:
                 break  # the model has no use for such sizes
     return longest
+
+
+def _run_joined(model: LoadedModel, parts: dict[str, list[np.ndarray]], names: list[str]) -> None:
+    model.run({name: np.concatenate(arrays) for name, arrays in parts.items()}, names)
 
 
 def _elements(model: LoadedModel, sizes: Sizes) -> int:
@@ -203,7 +222,9 @@ def _time(run: Callable[[], object]) -> float:
 
 def _explain(times: RunTimes, lane: Lane, limit: int, instances: int, *, batched: bool) -> str:
     single = times.seconds[1]
-    where = "on the event loop" if lane == "inline" else f"on {instances} thread{'s' if instances > 1 else ''}"
+    where = (
+        "on the event loop" if lane == "inline" else f"on {instances} thread{'s' if instances > 1 else ''}"
+    )
     text = f"a run takes {format_seconds(single)}: {where}"
     if not batched:
         return text

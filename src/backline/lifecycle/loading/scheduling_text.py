@@ -27,11 +27,19 @@ def scheduling_text(
     `batch_limit` is how many items the scheduler joins, `seconds` what was measured for a batch of each size, `waits_us` the delay where
     the configuration has none. `cached` is whether the server keeps its answers.
     """
-    return ", ".join(_parts(config, batch_limit, seconds or {}, waits_us=waits_us, decoupled=decoupled, cached=cached))
+    return ", ".join(
+        _parts(config, batch_limit, seconds or {}, waits_us=waits_us, decoupled=decoupled, cached=cached)
+    )
 
 
 def _parts(
-    config: ModelConfig, batch_limit: int, seconds: Mapping[int, float], *, waits_us: int, decoupled: bool, cached: bool
+    config: ModelConfig,
+    batch_limit: int,
+    seconds: Mapping[int, float],
+    *,
+    waits_us: int,
+    decoupled: bool,
+    cached: bool,
 ) -> Iterator[str]:
     if config.ensemble is not None:
         yield f"ensemble of {', '.join(dict.fromkeys(step.model for step in config.ensemble.steps))}"
@@ -62,7 +70,11 @@ def _parts(
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> Iterator[str]:
     """What a free instance waits for; that it prefers the largest batch says nothing."""
     delay = config.max_queue_delay_us or waits_us
-    sizes = " or ".join(map(str, sorted(set(config.preferred_batch_sizes)))) if config.preferred_batch_sizes != (batch_limit,) else ""
+    sizes = (
+        " or ".join(map(str, sorted(set(config.preferred_batch_sizes))))
+        if config.preferred_batch_sizes != (batch_limit,)
+        else ""
+    )
     if delay:
         yield f"waits {format_seconds(delay / 1e6)}{f' for {sizes}' if sizes else ''}"
     else:
@@ -80,7 +92,11 @@ def _sequences(batching: SequenceBatching, places: int) -> str:
 def _objective(objective: float, batch_limit: int, seconds: Mapping[int, float]) -> str:
     text = f"within {format_seconds(objective)}"
     largest = max((size for size in seconds if size <= max(1, batch_limit)), default=0)
-    return f"{text} ({largest} take{'s' if largest == 1 else ''} {format_seconds(seconds[largest])})" if largest else text
+    return (
+        f"{text} ({largest} take{'s' if largest == 1 else ''} {format_seconds(seconds[largest])})"
+        if largest
+        else text
+    )
 
 
 def _unlike(joining: Joining) -> Iterator[str]:

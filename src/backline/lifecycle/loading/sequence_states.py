@@ -52,20 +52,30 @@ def visible(signature: Signature, config: ModelConfig) -> Signature:
     )
 
 
-def sequence_tensors(config: ModelConfig, signature: Signature, *, batched: bool, model_folder: Path) -> SequenceTensors:
+def sequence_tensors(
+    config: ModelConfig, signature: Signature, *, batched: bool, model_folder: Path
+) -> SequenceTensors:
     """The hidden tensors of a model, whose own `signature` has them. Raises InvalidArgument where it has not, or a file cannot be read."""
     batching = config.sequence
     assert batching is not None, "it is a model of sequences"
     _check(config, batching, signature, batched=batched)
-    files = {state.input: _read(config, state, model_folder / FOLDER) for state in batching.states if state.initial_file}
+    files = {
+        state.input: _read(config, state, model_folder / FOLDER)
+        for state in batching.states
+        if state.initial_file
+    }
     served = frozenset(spec.name for spec in visible(signature, config).outputs)
-    return SequenceTensors(config.name, batching, initial_state(batching, files, batched=batched), batched=batched, served=served)
+    return SequenceTensors(
+        config.name, batching, initial_state(batching, files, batched=batched), batched=batched, served=served
+    )
 
 
 def _check(config: ModelConfig, batching: SequenceBatching, signature: Signature, *, batched: bool) -> None:
     inputs = {spec.name: spec for spec in signature.inputs}
     outputs = {spec.name: spec for spec in signature.outputs}
-    wanted = [("input", inputs, TensorSpec(control.name, control.datatype, (1,))) for control in batching.controls]
+    wanted = [
+        ("input", inputs, TensorSpec(control.name, control.datatype, (1,))) for control in batching.controls
+    ]
     for state in batching.states:
         wanted.append(("input", inputs, TensorSpec(state.input, state.datatype, state.shape)))
         wanted.append(("output", outputs, TensorSpec(state.output, state.datatype, state.shape)))
@@ -76,14 +86,20 @@ def _check(config: ModelConfig, batching: SequenceBatching, signature: Signature
             names = ", ".join(f"'{name}'" for name in there) or "none"
             raise InvalidArgument(f"{where}, which the model does not have; it has {names}")
         if actual.datatype is not spec.datatype:
-            raise InvalidArgument(f"{where} as {spec.datatype.config_name}, but the model's is {actual.datatype.config_name}")
+            raise InvalidArgument(
+                f"{where} as {spec.datatype.config_name}, but the model's is {actual.datatype.config_name}"
+            )
         shape: Shape = (-1, *spec.shape) if batched else spec.shape
         if (actual.shape or kind == "input") and not _fits(shape, actual.shape):
-            raise InvalidArgument(f"{where} with shape {list(shape)}, but the model's is {list(actual.shape)}")
+            raise InvalidArgument(
+                f"{where} with shape {list(shape)}, but the model's is {list(actual.shape)}"
+            )
 
 
 def _fits(given: Shape, actual: Shape) -> bool:
-    return len(given) == len(actual) and all(-1 in (g, a) or g == a for g, a in zip(given, actual, strict=True))
+    return len(given) == len(actual) and all(
+        -1 in (g, a) or g == a for g, a in zip(given, actual, strict=True)
+    )
 
 
 def _read(config: ModelConfig, state: SequenceState, folder: Path) -> np.ndarray:
@@ -120,7 +136,10 @@ class FirstSteps:
         step = SequenceStep(1, start=True, end=True)
         self._tensors.add(request, step, None)
         rows = next((len(array) for array in inputs.values()), 1)
-        hidden = {name: np.repeat(tensor.data, rows, axis=0) if self._batched else tensor.data for name, tensor in request.inputs.items()}
+        hidden = {
+            name: np.repeat(tensor.data, rows, axis=0) if self._batched else tensor.data
+            for name, tensor in request.inputs.items()
+        }
         return self._model.run({**hidden, **inputs}, outputs)
 
     def close(self) -> None:

@@ -54,7 +54,9 @@ def make_inputs(signature: Signature, sizes: Sizes, rows: int | None, family: Fa
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
-        arrays[spec.name] = make_values(spec.datatype, element_count(shape), family, seed * 31 + index).reshape(shape)
+        arrays[spec.name] = make_values(
+            spec.datatype, element_count(shape), family, seed * 31 + index
+        ).reshape(shape)
     return arrays
 
 
@@ -67,7 +69,12 @@ def trial_shape(spec: TensorSpec, sizes: Sizes, rows: int | None) -> tuple[int, 
 def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, int]]:
     """The dimensions that vary, without the first of each input if that is the batch."""
     first = 1 if batched else 0
-    return [(spec.name, axis) for spec in signature.inputs for axis, dim in enumerate(spec.shape) if dim == -1 and axis >= first]
+    return [
+        (spec.name, axis)
+        for spec in signature.inputs
+        for axis, dim in enumerate(spec.shape)
+        if dim == -1 and axis >= first
+    ]
 
 
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
@@ -79,16 +86,27 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
     if not free:
         yield {}
         return
-    masks = list(product((True, False), repeat=len(free))) if len(free) <= _MAX_FREE_DIMENSIONS else [(True,) * len(free)]
+    masks = (
+        list(product((True, False), repeat=len(free)))
+        if len(free) <= _MAX_FREE_DIMENSIONS
+        else [(True,) * len(free)]
+    )
     if not batched:
-        masks.sort(key=lambda mask: (sum(big for (_, axis), big in zip(free, mask, strict=True) if axis == 0), mask.count(False)))
+        masks.sort(
+            key=lambda mask: (
+                sum(big for (_, axis), big in zip(free, mask, strict=True) if axis == 0),
+                mask.count(False),
+            )
+        )
     seen: set[tuple[int, ...]] = set()
     for size in TRIAL_SIZES:
         for mask in masks:
             choice = tuple(size if big else 1 for big in mask)
             sizes = dict(zip(free, choice, strict=True))
             rows = 1 if batched else None
-            if choice not in seen and all(element_count(trial_shape(s, sizes, rows)) <= MAX_TRIAL_ELEMENTS for s in signature.inputs):
+            if choice not in seen and all(
+                element_count(trial_shape(s, sizes, rows)) <= MAX_TRIAL_ELEMENTS for s in signature.inputs
+            ):
                 seen.add(choice)
                 yield sizes
 
@@ -109,8 +127,14 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
     signature = model.signature
     outputs = [spec.name for spec in signature.outputs]
     rows = 1 if batched else None
-    integers = [spec for spec in signature.inputs if spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL]
-    rounds: list[tuple[Family, ...]] = [(NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in integers) else (NORMAL,)]
+    integers = [
+        spec
+        for spec in signature.inputs
+        if spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL
+    ]
+    rounds: list[tuple[Family, ...]] = [
+        (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in integers) else (NORMAL,)
+    ]
     if integers:
         rounds.append((ONES, ZEROS, LARGE))
     fallback: Trial | None = None
@@ -136,17 +160,23 @@ def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np
     """`count` values of a family, the same for the same seed."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
-        words[:] = [family.words[index] for index in (_scramble(count, seed) % np.uint32(len(family.words))).tolist()]
+        words[:] = [
+            family.words[index] for index in (_scramble(count, seed) % np.uint32(len(family.words))).tolist()
+        ]
         return words
     if datatype in _FLOATS:
         # Evenly spread over whatever scale: no need for numpy.random, whose import would be felt at start.
-        values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(family.scale) + np.float32(family.offset)
+        values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(
+            family.scale
+        ) + np.float32(family.offset)
         if datatype is DataType.BF16:
             return (values.astype(np.float32).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
         with np.errstate(over="ignore"):
             return values.astype(datatype.dtype)
     if datatype is DataType.BOOL:
-        return (_scramble(count, seed) % np.uint32(family.top - family.lowest + 1) + np.uint32(family.lowest)).astype(np.bool_)
+        return (
+            _scramble(count, seed) % np.uint32(family.top - family.lowest + 1) + np.uint32(family.lowest)
+        ).astype(np.bool_)
     top = min(family.top, np.iinfo(datatype.dtype).max)
     lowest = min(family.lowest, top)
     return (_scramble(count, seed) % np.uint32(top - lowest + 1) + np.uint32(lowest)).astype(datatype.dtype)
@@ -154,7 +184,9 @@ def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np
 
 def _scramble(count: int, seed: int) -> np.ndarray:
     """`count` well-mixed 32-bit numbers, the same for the same seed."""
-    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(seed * 2246822519 & 0xFFFFFFFF)
+    mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
+        seed * 2246822519 & 0xFFFFFFFF
+    )
     for _ in range(2):
         mixed ^= mixed >> np.uint32(16)
         mixed *= np.uint32(0x45D9F3B)

@@ -112,7 +112,9 @@ class VersionLoad:
             except BaseException:
                 loaded.model.close()
                 raise
-        digest = "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
+        digest = (
+            "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
+        )
         memory = loaded.model.resident_bytes if isinstance(loaded.model, ModelInWorkers) else measured.memory
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
@@ -133,7 +135,9 @@ class VersionLoad:
         return replace(config, trust_pickle=options.trust_pickle, strict_devices=options.strict_devices)
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
-        from backline.lifecycle.loading.worker_pools import WorkerStarter  # a large part of the code, for servers that have such models
+        from backline.lifecycle.loading.worker_pools import (
+            WorkerStarter,
+        )  # a large part of the code, for servers that have such models
 
         self._starter = WorkerStarter(
             self._shared,
@@ -160,7 +164,12 @@ class VersionLoad:
             return Content(root, self._version.files)
         except OSError as error:
             model = self._model
-            log.warning("answers of model '%s' version %s are not kept beyond this load: %s", model.name, model.version, error)
+            log.warning(
+                "answers of model '%s' version %s are not kept beyond this load: %s",
+                model.name,
+                model.version,
+                error,
+            )
             return None
 
     def _warm_up(self, config: ModelConfig, loaded: Loaded) -> tuple[Check, SequenceTensors | None]:
@@ -181,7 +190,9 @@ class VersionLoad:
             if loaded.joiner is not None and not isinstance(model, (StreamingModel, ModelInWorkers)):
                 model = JoinedModel(model, loaded.joiner, loaded.signature)
             if config.sequence is not None:
-                tensors = sequence_tensors(config, model.signature, batched=batched, model_folder=model_folder)
+                tensors = sequence_tensors(
+                    config, model.signature, batched=batched, model_folder=model_folder
+                )
                 if not isinstance(model, StreamingModel):
                     model = FirstSteps(model, tensors, batched=batched)
             warm_up(config.name, model, check, samples)
@@ -204,10 +215,14 @@ def request_check(config: ModelConfig, loaded: Loaded) -> Check:
 def _refuse_streams(config: ModelConfig, loaded: Loaded) -> None:
     """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
     model = loaded.model
-    if not isinstance(model, StreamingModel) and not (isinstance(model, ModelInWorkers) and model.loaded.decoupled):
+    if not isinstance(model, StreamingModel) and not (
+        isinstance(model, ModelInWorkers) and model.loaded.decoupled
+    ):
         return
     if config.objective_seconds is not None:
-        raise InvalidArgument(f"model '{config.name}' gives any number of responses, which have no end that an objective could be for")
+        raise InvalidArgument(
+            f"model '{config.name}' gives any number of responses, which have no end that an objective could be for"
+        )
     if config.response_cache:  # the words are Triton's
         raise InvalidArgument(
             f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."

@@ -20,7 +20,12 @@ log = logging.getLogger("backline.lifecycle")
 STREAMED_RESPONSES = 100
 
 
-def warm_up(name: str, model: LoadedModel | StreamingModel, check: Callable[[InferRequest], None], samples: Iterable[Sample]) -> int:
+def warm_up(
+    name: str,
+    model: LoadedModel | StreamingModel,
+    check: Callable[[InferRequest], None],
+    samples: Iterable[Sample],
+) -> int:
     """Runs the samples of the model called `name`, each as a request that `check` would let in; returns how many runs there were.
 
     Takes as long as it takes: to be called on a thread. Raises BacklineError when a sample fails, with its label. Recorded samples that do
@@ -52,11 +57,15 @@ def fitting_request(name: str, check: Callable[[InferRequest], None], sample: Sa
     try:
         check(request)
     except InvalidArgument as error:
-        raise InvalidArgument(f"{sample.label} does not fit the model: {_without_id(error.message)}") from None
+        raise InvalidArgument(
+            f"{sample.label} does not fit the model: {_without_id(error.message)}"
+        ) from None
     return request
 
 
-def _run(model: LoadedModel | StreamingModel, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
+def _run(
+    model: LoadedModel | StreamingModel, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
+) -> None:
     if not isinstance(model, StreamingModel):
         model.run(inputs, outputs)
         return

@@ -42,7 +42,12 @@ class Sample:
 
 
 def warm_up_samples(
-    config: ModelConfig, *, batched: bool, version_folder: Path, model_folder: Path, recorded: Path | None = None
+    config: ModelConfig,
+    *,
+    batched: bool,
+    version_folder: Path,
+    model_folder: Path,
+    recorded: Path | None = None,
 ) -> Iterator[Sample]:
     """All samples of a version, made one at a time.
 
@@ -66,7 +71,11 @@ def _is_there(recorded: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        log.warning("'%s' cannot be read (%s), so the warm-up is without the requests recorded there", recorded, error.strerror)
+        log.warning(
+            "'%s' cannot be read (%s), so the warm-up is without the requests recorded there",
+            recorded,
+            error.strerror,
+        )
         return False
     return True
 
@@ -77,9 +86,19 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
             log.warning("'%s' has more than %d records; the others are not run", file, MAX_RECORDS)
             return
         if request.other:
-            log.warning("'%s', record %d: a %s is not run, only predict requests are", file, request.number, request.other)
+            log.warning(
+                "'%s', record %d: a %s is not run, only predict requests are",
+                file,
+                request.number,
+                request.other,
+            )
             continue
-        yield Sample(f"warm-up request {request.number} of '{file}'", request.inputs, outputs=request.outputs, must_fit=must_fit)
+        yield Sample(
+            f"warm-up request {request.number} of '{file}'",
+            request.inputs,
+            outputs=request.outputs,
+            must_fit=must_fit,
+        )
 
 
 def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> Sample:
@@ -100,7 +119,9 @@ def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batc
 def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:
     """The tensor of an input; `rows` copies of one item, or None where the shape is complete."""
     if any(dimension < 0 for dimension in given.shape):
-        raise InvalidArgument(f"{where} has the dims {list(given.shape)}; every dimension needs a size, as the data has one")
+        raise InvalidArgument(
+            f"{where} has the dims {list(given.shape)}; every dimension needs a size, as the data has one"
+        )
     shape: Shape = given.shape if rows is None else (rows, *given.shape)
     count = element_count(given.shape)
     if element_count(shape) * (given.datatype.itemsize or 8) > LARGEST:
@@ -112,7 +133,9 @@ def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed
     else:
         data = _read(where, given, folder)
     item = data.reshape(given.shape)
-    return Tensor(given.name, given.datatype, shape, item if rows is None else np.repeat(item[np.newaxis], rows, axis=0))
+    return Tensor(
+        given.name, given.datatype, shape, item if rows is None else np.repeat(item[np.newaxis], rows, axis=0)
+    )
 
 
 def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
@@ -121,12 +144,16 @@ def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
         if not file.resolve().is_relative_to(folder.resolve()):
             raise InvalidArgument(f"{where}: input_data_file '{given.source}' leads out of '{folder}'")
         if not file.is_file():
-            raise InvalidArgument(f"{where}: input_data_file '{file}' {'is no regular file' if file.exists() else 'does not exist'}")
+            raise InvalidArgument(
+                f"{where}: input_data_file '{file}' {'is no regular file' if file.exists() else 'does not exist'}"
+            )
         expected = element_count(given.shape) * given.datatype.itemsize
         size = file.stat().st_size
         if size > LARGEST or (given.datatype.itemsize and size != expected):
             text = f"expected {expected} bytes for shape {list(given.shape)} of {given.datatype.name}"
-            raise InvalidArgument(f"{where}: '{file}' has {size} bytes, {text if given.datatype.itemsize else f'more than {LARGEST}'}")
+            raise InvalidArgument(
+                f"{where}: '{file}' has {size} bytes, {text if given.datatype.itemsize else f'more than {LARGEST}'}"
+            )
         raw = file.read_bytes()
     except (OSError, ValueError) as error:
         raise InvalidArgument(f"{where}: input_data_file '{given.source}' cannot be read: {error}") from None

@@ -91,10 +91,15 @@ class WorkerStarter:
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
 
-            hosted = replace(hosted, path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed))
+            hosted = replace(
+                hosted,
+                path=unpacked(hosted.path, self._environments.folder.parent / "unpacked", hosted.packed),
+            )
         if given := self._config.parameters.get(PARAMETER):
             packed = packed_environment(given, self._folder, self._environments.folder.parent / "packed")
-            hosted = replace(hosted, python=str(packed.python), environment={**packed.variables, **hosted.environment})
+            hosted = replace(
+                hosted, python=str(packed.python), environment={**packed.variables, **hosted.environment}
+            )
         config = self._config
         remembers = config.sequence is not None and not config.sequence.states
         options = PoolOptions(config.execution_timeout_seconds, config.idempotent, remembers)
@@ -103,8 +108,13 @@ class WorkerStarter:
             self._check_debugged(hosted, environment)
             from backline.workers.process.debugged import DebuggedWorker
 
-            options, placed = PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker), _only_one(placed)
-        pool = self._start(self._command(hosted, environment, placed, complete=self._may_complete), options, placed)
+            options, placed = (
+                PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker),
+                _only_one(placed),
+            )
+        pool = self._start(
+            self._command(hosted, environment, placed, complete=self._may_complete), options, placed
+        )
         if not pool.loaded.completed:
             return pool, config
         pool.close()
@@ -137,11 +147,15 @@ class WorkerStarter:
 
         label = f"model '{self._config.name}'"
         if hosted.python is not None:
-            raise InvalidArgument(f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's process")
+            raise InvalidArgument(
+                f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's process"
+            )
         others = [] if environment is None else borrow(environment)
         if others:
             log.warning(
-                "%s is debugged with packages of the server that its environment has in other versions: %s", label, ", ".join(others)
+                "%s is debugged with packages of the server that its environment has in other versions: %s",
+                label,
+                ", ".join(others),
             )
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
@@ -153,7 +167,12 @@ class WorkerStarter:
         if requirements is None:
             return None
         for ignored in requirements.ignored:
-            log.warning("model '%s': '%s' is not looked at, %s beside it goes first", self._config.name, ignored, requirements.file)
+            log.warning(
+                "model '%s': '%s' is not looked at, %s beside it goes first",
+                self._config.name,
+                ignored,
+                requirements.file,
+            )
         user = User(self._config.name, str(folder), str(self._folder), self._config.python)
         while (environment := self._environments.find(requirements, user)) is None:
             self._build(requirements, user)
@@ -164,14 +183,23 @@ class WorkerStarter:
         self._uv = uv = Uv()
         if self._cancelled:
             uv.cancel()
-        log.info("model '%s' version %s: its environment is built from %s", self._config.name, self._version, requirements.source)
+        log.info(
+            "model '%s' version %s: its environment is built from %s",
+            self._config.name,
+            self._version,
+            requirements.source,
+        )
         try:
-            self._environments.build(requirements, uv, user, on_bytes=self._on_bytes, stop=lambda: self._cancelled)
+            self._environments.build(
+                requirements, uv, user, on_bytes=self._on_bytes, stop=lambda: self._cancelled
+            )
         finally:
             self._uv = None
         self._on_phase("load")
 
-    def _command(self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False) -> WorkerCommand:
+    def _command(
+        self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False
+    ) -> WorkerCommand:
         config = with_hidden_tensors(self._config)
         load = Load(
             hosted.adapter,
@@ -203,7 +231,9 @@ def _environments(folder: Path) -> Environments:
 def _sendable(joining: Joining | None) -> Joining | None:
     if joining is None:
         return None
-    return replace(joining, scattered=dict(joining.scattered), padding=dict(joining.padding), cuts=dict(joining.cuts))
+    return replace(
+        joining, scattered=dict(joining.scattered), padding=dict(joining.padding), cuts=dict(joining.cuts)
+    )
 
 
 def _spec(spec: TensorSpec) -> Spec:
@@ -214,7 +244,9 @@ def _spec(spec: TensorSpec) -> Spec:
 def _only_one(placed: Places) -> Places:
     """The first instance alone."""
     first = placed.groups[0]
-    return replace(placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),))
+    return replace(
+        placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),)
+    )
 
 
 def _whole(config: ModelConfig, filename: str, placed: Places) -> str:

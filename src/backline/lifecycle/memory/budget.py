@@ -38,7 +38,9 @@ class Shortage:
 
     def error(self, what: str) -> Unavailable:
         """What a request for `what` is told."""
-        passes = self.resident + self.needed - self.budget <= self.idle + self.busy  # when the requests have ended
+        passes = (
+            self.resident + self.needed - self.budget <= self.idle + self.busy
+        )  # when the requests have ended
         text = (
             f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)} has no room for it:"
             f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models and"
@@ -48,7 +50,9 @@ class Shortage:
         return Unavailable(text, retry_after=1 if passes else None)
 
 
-def make_room(tenants: Collection[Tenant], *, budget: int, resident: int, needed: int) -> list[Hashable] | Shortage:
+def make_room(
+    tenants: Collection[Tenant], *, budget: int, resident: int, needed: int
+) -> list[Hashable] | Shortage:
     """The keys of the versions to unload so that `needed` more bytes keep the process, with `resident` bytes now, within `budget`.
 
     Idle ones that are not pinned, the least recently used first, and none whose going is not needed. A Shortage when all of them together
@@ -69,7 +73,9 @@ def make_room(tenants: Collection[Tenant], *, budget: int, resident: int, needed
         pinned = sum(one.memory for one in tenants if one.pinned)
         busy = sum(one.memory for one in tenants if one.busy and not one.pinned)
         return Shortage(budget, resident, needed, pinned, busy, freed)
-    for one in reversed(chosen):  # what a later, larger one has made superfluous stays, the most recently used first
+    for one in reversed(
+        chosen
+    ):  # what a later, larger one has made superfluous stays, the most recently used first
         if freed - one.memory >= excess:
             chosen.remove(one)
             freed -= one.memory
@@ -81,5 +87,8 @@ def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
     return [
         one.key
         for one in tenants
-        if one.idle_limit is not None and not one.pinned and not one.busy and now - one.last_used >= one.idle_limit
+        if one.idle_limit is not None
+        and not one.pinned
+        and not one.busy
+        and now - one.last_used >= one.idle_limit
     ]

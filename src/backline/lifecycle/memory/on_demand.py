@@ -70,7 +70,8 @@ class OnDemandQueue:
             model.statistics.rejected_full += 1
             limit = self._settings.policy_of(request.priority).max_size
             raise Unavailable(
-                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try again later", retry_after=1
+                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try again later",
+                retry_after=1,
             )
         self._total.waiting += 1
         if request.deadline is not None and request.deadline < self._expiry:
@@ -103,7 +104,11 @@ class OnDemandQueue:
             self._fail(error)
         except Exception as error:
             log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
-            self._fail(Internal(f"loading '{self._model.name}' version {self._model.version} failed: {type(error).__name__}: {error}"))
+            self._fail(
+                Internal(
+                    f"loading '{self._model.name}' version {self._model.version} failed: {type(error).__name__}: {error}"
+                )
+            )
         else:
             self._hand_over()
         finally:
@@ -116,7 +121,11 @@ class OnDemandQueue:
         self._refuse(error)
 
     def _raise_recent_failure(self) -> None:
-        if self._loading is None and self._failure is not None and monotonic() - self._failed_at < FAILURE_PAUSE:
+        if (
+            self._loading is None
+            and self._failure is not None
+            and monotonic() - self._failed_at < FAILURE_PAUSE
+        ):
             raise _again(self._failure)
 
     def _hand_over(self) -> None:
@@ -124,7 +133,9 @@ class OnDemandQueue:
         statistics = model.statistics
         check, queue = model.check, model.queue
         if check is None or queue is None or queue is self:
-            self._refuse(Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1))
+            self._refuse(
+                Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1)
+            )
             return
         for request in self._take_all():
             try:
@@ -155,7 +166,9 @@ class OnDemandQueue:
         if self._timer is not None:
             self._timer.cancel()
         self._expiry = deadline
-        self._timer = asyncio.get_running_loop().call_later(max(deadline - monotonic(), _SHORTEST_WAIT), self._expire)
+        self._timer = asyncio.get_running_loop().call_later(
+            max(deadline - monotonic(), _SHORTEST_WAIT), self._expire
+        )
 
     def _expire(self) -> None:
         self._timer, self._expiry = None, inf

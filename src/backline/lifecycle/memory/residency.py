@@ -65,7 +65,9 @@ class Residency:
         With `evict` idle versions are put to sleep for it. Raises NoRoom, with the numbers, when there is none; `what` names the model.
         """
         needed = 0 if self.budget is None else self._meter.estimate(file_bytes)
-        if self.budget is not None and needed:  # an ensemble, or a model whose configuration is wrong, takes none
+        if (
+            self.budget is not None and needed
+        ):  # an ensemble, or a model whose configuration is wrong, takes none
             async with self._turn:
                 await self._make_room(self.budget, what, needed, evict=evict)
                 self._promised += needed

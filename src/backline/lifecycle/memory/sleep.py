@@ -19,7 +19,13 @@ from backline.schedule.total import QueueTotal
 class Sleep:
     """Puts versions to sleep, stands in for them, and wakes them. `advance` takes the steps of some models. Lives on the event loop."""
 
-    def __init__(self, models: ServedModels, changes: Changes, total: QueueTotal, advance: Callable[[Iterable[str]], None]) -> None:
+    def __init__(
+        self,
+        models: ServedModels,
+        changes: Changes,
+        total: QueueTotal,
+        advance: Callable[[Iterable[str]], None],
+    ) -> None:
         self._models = models
         self._changes = changes
         self._total = total
@@ -45,7 +51,12 @@ class Sleep:
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
         """Unloads tenants, to be loaded again on request; returns when they are gone."""
-        leaving = [(served, one) for served in self._models for one in served.held.values() if (served.name, one.key) in keys]
+        leaving = [
+            (served, one)
+            for served in self._models
+            for one in served.held.values()
+            if (served.name, one.key) in keys
+        ]
         for served, one in leaving:
             served.rest(one.model.version, reason)
             self._reasons[one.key] = reason
@@ -63,11 +74,15 @@ class Sleep:
         model = Model(served.name, version, target.source.config)
         model.state = ModelState.UNAVAILABLE
         reason = served.resting.get(version)
-        model.reason = f"{reason}; loaded again when a request comes" if reason else "loaded when a request comes"
+        model.reason = (
+            f"{reason}; loaded again when a request comes" if reason else "loaded when a request comes"
+        )
         served.take_over(model)
         model.on_demand = True
         model.check = check_later
-        queue = OnDemandQueue(model, lambda: self._wake(served, model), queue_settings(model.config), self._total)
+        queue = OnDemandQueue(
+            model, lambda: self._wake(served, model), queue_settings(model.config), self._total
+        )
         model.queue = queue
         model.wake = queue.wake
         return model
@@ -78,11 +93,18 @@ class Sleep:
         reason = await self._changes.load_now(served, version)
         one = served.ready(version)
         if one is None:
-            failed = [other.retry_after for other in served.held.values() if other.phase is Phase.FAILED and other.model.version == version]
+            failed = [
+                other.retry_after
+                for other in served.held.values()
+                if other.phase is Phase.FAILED and other.model.version == version
+            ]
             served.awake.discard(version)
             if why is not None:
                 served.rest(version, why)
             asleep.reason = f"the last load failed: {reason}; tried again when a request comes"
             self._advance((served.name,))
-            raise Unavailable(f"model '{served.name}' version {version} cannot be loaded: {reason}", failed[-1] if failed else None)
+            raise Unavailable(
+                f"model '{served.name}' version {version} cannot be loaded: {reason}",
+                failed[-1] if failed else None,
+            )
         asleep.check, asleep.queue = one.model.check, one.model.queue

@@ -34,13 +34,17 @@ class AuditLog:
 
     def append(self, change: Change) -> None:
         """Adds a change."""
-        line = json.dumps({name: value for name, value in asdict(change).items() if value != ""}, ensure_ascii=False)
+        line = json.dumps(
+            {name: value for name, value in asdict(change).items() if value != ""}, ensure_ascii=False
+        )
         try:
             make_folder(self._file.parent)
             if self._file.exists() and self._file.stat().st_size >= self._limit:
                 self._file.replace(self._older)
             with self._file.open("a+b") as file:
-                file.write((b"" if _ends_whole(file) else b"\n") + line.encode("utf-8", "backslashreplace") + b"\n")
+                file.write(
+                    (b"" if _ends_whole(file) else b"\n") + line.encode("utf-8", "backslashreplace") + b"\n"
+                )
             self._failed = False
         except (OSError, BacklineError) as error:
             if not self._failed:  # once, not with every change
@@ -51,7 +55,9 @@ class AuditLog:
         """The last changes, newest first; of all models without a name. Lines that are damaged are passed over."""
         # As it stands in the line: most lines need not be parsed.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
-        lines = (line for file in (self._file, self._older) for line in _lines_backwards(file) if named in line)
+        lines = (
+            line for file in (self._file, self._older) for line in _lines_backwards(file) if named in line
+        )
         changes = (change for line in lines if (change := _parse(line)) is not None)
         return list(islice((change for change in changes if not model or change.model == model), limit))
 
@@ -70,7 +76,11 @@ def _parse(line: bytes) -> Change | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = [value for name, value in asdict(change).items() if name != "time"]
-    return change if isinstance(change.time, int | float) and all(isinstance(text, str) for text in texts) else None
+    return (
+        change
+        if isinstance(change.time, int | float) and all(isinstance(text, str) for text in texts)
+        else None
+    )
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:

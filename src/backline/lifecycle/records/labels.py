@@ -77,7 +77,9 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise InvalidArgument(f"'{file}' with the labels of models cannot be read: {error.strerror}") from None
+        raise InvalidArgument(
+            f"'{file}' with the labels of models cannot be read: {error.strerror}"
+        ) from None
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -89,7 +91,8 @@ def _read(file: Path) -> dict[str, dict[str, str]]:
 
 def _is_labels(found: Any) -> bool:
     return isinstance(found, dict) and all(
-        isinstance(labels, dict) and all(label and isinstance(version, str) and version for label, version in labels.items())
+        isinstance(labels, dict)
+        and all(label and isinstance(version, str) and version for label, version in labels.items())
         for labels in found.values()
     )
 

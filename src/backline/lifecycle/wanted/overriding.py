@@ -33,7 +33,9 @@ class OverridingFiles:
     async def source(self, name: str, overrides: Overrides) -> Source:
         """The model that consists of the files of a load. Raises InvalidArgument for files or a configuration that cannot be used."""
         if overrides.config is None:
-            raise InvalidArgument("Load parameter 'config' must be specified for model file override")  # Triton's words
+            raise InvalidArgument(
+                "Load parameter 'config' must be specified for model file override"
+            )  # Triton's words
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
         repository = LocalRepository(place / "models", formats=FORMATS)
         found = await repository.scan()
@@ -74,7 +76,9 @@ class OverridingFiles:
             (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
-            raise InvalidArgument(f"the files of the load of '{name}' cannot be written below '{place}': {error.strerror}") from None
+            raise InvalidArgument(
+                f"the files of the load of '{name}' cannot be written below '{place}': {error.strerror}"
+            ) from None
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
@@ -99,11 +103,17 @@ async def with_configuration(source: Source, text: str, *, complete: bool = Fals
     found = source.found
     usable = [version for version in found.versions if not version.problem]
     if not usable:
-        raise InvalidArgument(f"load failed for model '{source.name}': {found.problem or found.versions[-1].problem}")
+        raise InvalidArgument(
+            f"load failed for model '{source.name}': {found.problem or found.versions[-1].problem}"
+        )
     fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
-    config = await asyncio.to_thread(lambda: read_override(text, found.name, walk(fetched.model_folder), complete=complete))
+    config = await asyncio.to_thread(
+        lambda: read_override(text, found.name, walk(fetched.model_folder), complete=complete)
+    )
     versions = tuple(_under(version, found.folder, config) for version in found.versions)
-    return replace(source, found=replace(found, config=config, versions=versions, problem="", warnings=config.warnings))
+    return replace(
+        source, found=replace(found, config=config, versions=versions, problem="", warnings=config.warnings)
+    )
 
 
 def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVersion:
@@ -111,7 +121,10 @@ def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVers
     if config.default_model_filename and not version.problem:
         path = "/".join(part for part in (folder, version.version, config.default_model_filename) if part)
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):
-            return replace(version, problem=f"it does not hold '{config.default_model_filename}', the default_model_filename of the load")
+            return replace(
+                version,
+                problem=f"it does not hold '{config.default_model_filename}', the default_model_filename of the load",
+            )
         version = replace(version, path=path)
     return replace(version, fingerprint=fingerprint(version.files, config))
 
@@ -119,6 +132,15 @@ def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVers
 def _inside(path: str) -> PurePosixPath:
     """A path below the model's folder. Raises InvalidArgument for one that leads out of it."""
     relative = PurePosixPath(path)
-    if not path or "\0" in path or "\\" in path or relative.is_absolute() or ".." in relative.parts or relative == PurePosixPath("."):
-        raise InvalidArgument(f"load parameter 'file:{path}' is no path below the model's folder, such as 'file:1/model.onnx'")
+    if (
+        not path
+        or "\0" in path
+        or "\\" in path
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or relative == PurePosixPath(".")
+    ):
+        raise InvalidArgument(
+            f"load parameter 'file:{path}' is no path below the model's folder, such as 'file:1/model.onnx'"
+        )
     return relative

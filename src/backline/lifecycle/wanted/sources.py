@@ -40,14 +40,20 @@ class Sources:
 
     def missing(self, name: str, problem: str) -> Source:
         """A model that is to be served and that no repository holds."""
-        return Source(name, FoundModel(name, "", "", ModelConfig(name), problem=problem), next(iter(self._repositories.values())))
+        return Source(
+            name,
+            FoundModel(name, "", "", ModelConfig(name), problem=problem),
+            next(iter(self._repositories.values())),
+        )
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
         """What the repositories hold now. One that cannot be read now counts as it was before, which is logged once for each reason.
 
         In the `first` scan it raises the BacklineError of a repository that cannot be read.
         """
-        await asyncio.gather(*(self._scan(location, repository, first) for location, repository in self._repositories.items()))
+        await asyncio.gather(
+            *(self._scan(location, repository, first) for location, repository in self._repositories.items())
+        )
         sources: dict[str, list[Source]] = {}
         for location, repository in self._repositories.items():  # in their order, whichever was scanned first
             found, prefix = self._found.get(location, ()), self._prefixes[location]
@@ -55,7 +61,9 @@ class Sources:
             for model in found:
                 name = prefix + model.name
                 siblings = names if model.config.ensemble is not None else frozenset()
-                sources.setdefault(name, []).append(Source(name, _as_composed(model, siblings), repository, siblings=siblings))
+                sources.setdefault(name, []).append(
+                    Source(name, _as_composed(model, siblings), repository, siblings=siblings)
+                )
         return {name: same[0] if len(same) == 1 else _refuse_same(same) for name, same in sources.items()}
 
     async def _scan(self, location: str, repository: Repository, first: bool) -> None:
@@ -72,12 +80,17 @@ class Sources:
     def _note_trouble(self, location: str, reason: str) -> None:
         if self._troubles.get(location) != reason:
             self._troubles[location] = reason
-            log.error("model repository '%s' cannot be read, what was served of it goes on: %s", location, reason)
+            log.error(
+                "model repository '%s' cannot be read, what was served of it goes on: %s", location, reason
+            )
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
         """Yields whenever a scan may give something new; several changes that come together are one."""
         changed = asyncio.Event()
-        watching = [asyncio.create_task(self._watch(repository, interval, changed)) for repository in self._repositories.values()]
+        watching = [
+            asyncio.create_task(self._watch(repository, interval, changed))
+            for repository in self._repositories.values()
+        ]
         try:
             while True:
                 await changed.wait()
@@ -95,7 +108,9 @@ class Sources:
                     changed.set()
             except Exception as error:
                 self._note_trouble(repository.location, str(error))
-            await asyncio.sleep(interval)  # the watch has ended: it is begun anew, after a look at what was missed
+            await asyncio.sleep(
+                interval
+            )  # the watch has ended: it is begun anew, after a look at what was missed
             changed.set()
 
     async def close(self) -> None:
@@ -108,7 +123,9 @@ def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
     if model.config.ensemble is None or not siblings:
         return model
     own = " ".join(sorted(model.config.ensemble.models & siblings))
-    versions = tuple(replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions)
+    versions = tuple(
+        replace(version, fingerprint=f"{version.fingerprint} with {own}") for version in model.versions
+    )
     return replace(model, versions=versions)
 
 

@@ -38,7 +38,12 @@ class Source:
         if ensemble is not None and self.siblings:
             prefix = self.name.removesuffix(self.found.name)
             renamed = {name: prefix + name for name in ensemble.models & self.siblings}
-            ensemble = replace(ensemble, steps=tuple(replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps))
+            ensemble = replace(
+                ensemble,
+                steps=tuple(
+                    replace(step, model=renamed.get(step.model, step.model)) for step in ensemble.steps
+                ),
+            )
         return replace(config, name=self.name, ensemble=ensemble)
 
     @property
@@ -78,11 +83,17 @@ class Target:
             names = (self.beside | set(selected) | set(labelled)) - self.without
             if missing and not names and not selected:
                 place = posixpath.join(found.namespace, found.folder).rstrip("/")
-                chosen.append(FoundVersion(NO_VERSION, None, problem=none_selected(place, self.source.versions, missing)))
+                chosen.append(
+                    FoundVersion(
+                        NO_VERSION, None, problem=none_selected(place, self.source.versions, missing)
+                    )
+                )
             chosen += [version for version in reversed(found.versions) if version.version in names]
         return chosen
 
-    def wanted(self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True) -> list[Wanted]:
+    def wanted(
+        self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True
+    ) -> list[Wanted]:
         """The same for the planner; versions in `asleep` are registered and not loaded."""
         config = self.source.config
         return [

@@ -22,8 +22,26 @@ log = logging.getLogger(REQUESTS)
 _LONGEST = 256
 #: By code (https://grpc.io/docs/guides/status-codes/).
 _GRPC_STATUSES = (
-    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED"),
-    *("RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
+    *(
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+    ),
+    *(
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+    ),
     "UNAUTHENTICATED",
 )
 
@@ -50,7 +68,16 @@ class RequestLog:
     def answered(self, exchange: Exchange[Any]) -> None:
         """Of what could not be read there was no request."""
         if not exchange.requests:
-            _tell(_fields(exchange.protocol, exchange.model, "", "", exchange.error, exchange.sent_ns - exchange.began_ns))
+            _tell(
+                _fields(
+                    exchange.protocol,
+                    exchange.model,
+                    "",
+                    "",
+                    exchange.error,
+                    exchange.sent_ns - exchange.began_ns,
+                )
+            )
 
     def flush(self) -> None:
         """The log writes by itself."""
@@ -73,7 +100,9 @@ def _of_request(request: RequestTrace[Any]) -> dict[str, Any]:
     return fields
 
 
-def _fields(protocol: TraceProtocol, model: str, version: str, id: str, error: Failure | None, took_ns: int) -> dict[str, Any]:
+def _fields(
+    protocol: TraceProtocol, model: str, version: str, id: str, error: Failure | None, took_ns: int
+) -> dict[str, Any]:
     """What a line tells, for collectors of JSON; what is not known is left out."""
     fields = {"protocol": protocol, "model": _short(model), "version": _short(version), "id": _short(id)}
     known: dict[str, Any] = {name: value for name, value in fields.items() if value}

@@ -58,7 +58,10 @@ class ServerLog(logging.Handler):
         self._settings = before.changed(changes)
         self._apply()
         if self._settings != before:
-            log.info("the log was changed by request: %s", ", ".join(f"{name} {value}" for name, value in changes.items()))
+            log.info(
+                "the log was changed by request: %s",
+                ", ".join(f"{name} {value}" for name, value in changes.items()),
+            )
 
     def watch(self, listener: Callable[[LogSettings], None]) -> None:
         """Calls `listener` with the settings now, and whenever they have changed."""
@@ -93,7 +96,9 @@ class ServerLog(logging.Handler):
     def _line(self, record: logging.LogRecord) -> bytes:
         try:
             text = self.format(record)
-        except Exception as error:  # of whoever made the record: arguments that do not fit, or that cannot be shown
+        except (
+            Exception
+        ) as error:  # of whoever made the record: arguments that do not fit, or that cannot be shown
             text = f"a line of {record.name} cannot be written, {record.msg!r}: {error}"
         return text.encode(errors="backslashreplace") + b"\n"
 

@@ -55,13 +55,17 @@ class LogSettings:
             if type(value) is not kind or (kind is int and not 0 <= value <= _HIGHEST):  # type: ignore[operator]
                 raise InvalidArgument(f"expect {_EXPECTED[kind]} for '{name}', got {_short(value)}")
             if name == "log_format" and value not in FORMATS:
-                raise InvalidArgument(f"invalid argument for log_format, got: {_short(value)}. Expected {', '.join(FORMATS)}")
+                raise InvalidArgument(
+                    f"invalid argument for log_format, got: {_short(value)}. Expected {', '.join(FORMATS)}"
+                )
         return replace(self, **{name.removeprefix("log_"): value for name, value in changes.items()})  # type: ignore[arg-type]
 
 
 def _unknown(name: str, known: tuple[str, ...]) -> str:
     near = get_close_matches(name[:64], known, 1)
-    return f"unknown log setting '{_short(name)}'. " + (f"Did you mean '{near[0]}'?" if near else f"Expected one of {', '.join(known)}")
+    return f"unknown log setting '{_short(name)}'. " + (
+        f"Did you mean '{near[0]}'?" if near else f"Expected one of {', '.join(known)}"
+    )
 
 
 def _short(value: object) -> str:

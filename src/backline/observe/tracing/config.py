@@ -65,7 +65,9 @@ def parse_trace_config(texts: Sequence[str]) -> TraceConfig:
     levels = read_levels(given["level"], mode) if "level" in given else ()
     file = one.get("triton,file", "")
     if levels and mode == "triton" and not file:
-        raise InvalidArgument("a trace level needs a place to write to: triton,file=PATH, or mode=opentelemetry")
+        raise InvalidArgument(
+            "a trace level needs a place to write to: triton,file=PATH, or mode=opentelemetry"
+        )
     spans = SpanOptions(
         one.get("opentelemetry,url"),
         tuple(_resource(value) for value in given.get("opentelemetry,resource", ())),
@@ -74,7 +76,9 @@ def parse_trace_config(texts: Sequence[str]) -> TraceConfig:
         _positive(one, "opentelemetry,bsp_max_export_batch_size"),
     )
     if (spans.max_export_batch_size or 512) > (spans.max_queue_size or 2048):
-        raise InvalidArgument("bsp_max_export_batch_size must not be above bsp_max_queue_size (by default 512 and 2048)")
+        raise InvalidArgument(
+            "bsp_max_export_batch_size must not be above bsp_max_queue_size (by default 512 and 2048)"
+        )
     return TraceConfig(
         levels,
         read_number("trace_rate", one.get("rate", "1000")),
@@ -111,7 +115,9 @@ def _mode(value: str) -> Mode:
 def _resource(value: str) -> tuple[str, str]:
     key, equals, text = value.partition("=")
     if not equals or not key:
-        raise InvalidArgument(f"'{value}' is no attribute of a resource, expected opentelemetry,resource=KEY=VALUE")
+        raise InvalidArgument(
+            f"'{value}' is no attribute of a resource, expected opentelemetry,resource=KEY=VALUE"
+        )
     return key, text
 
 

@@ -14,7 +14,11 @@ Level: TypeAlias = Literal["TIMESTAMPS", "TENSORS"]
 Mode: TypeAlias = Literal["triton", "opentelemetry"]
 LEVELS: Final[tuple[Level, ...]] = ("TIMESTAMPS", "TENSORS")
 
-_RANGES: Final = {"trace_rate": (0, 2**32 - 1), "trace_count": (-1, 2**31 - 1), "log_frequency": (0, 2**32 - 1)}
+_RANGES: Final = {
+    "trace_rate": (0, 2**32 - 1),
+    "trace_count": (-1, 2**31 - 1),
+    "log_frequency": (0, 2**32 - 1),
+}
 #: The settings that clients may change.
 CHANGEABLE: Final = ("trace_level", *_RANGES)
 
@@ -58,7 +62,9 @@ class TraceSetting:
         return {"trace_level": levels or ["OFF"], **{name: str(getattr(self, name)) for name in _RANGES}}
 
 
-def changed(current: TraceSetting | None, fallback: TraceSetting, changes: Mapping[str, object]) -> TraceSetting:
+def changed(
+    current: TraceSetting | None, fallback: TraceSetting, changes: Mapping[str, object]
+) -> TraceSetting:
     """The settings after `changes`, by name; None has one be that of the fallback, as is each that was never set."""
     before = current.specified if current is not None else frozenset()
     cleared = {name for name, value in changes.items() if value is None}
@@ -126,9 +132,13 @@ def read_changes(changes: Mapping[str, SettingValue | None], mode: Mode) -> dict
         if name == "trace_file":
             raise Unsupported("trace file location can not be updated through network protocol")
         if name == "trace_mode":
-            raise Unsupported("the trace mode cannot be changed while the server runs: start it with --trace-config mode=...")
+            raise Unsupported(
+                "the trace mode cannot be changed while the server runs: start it with --trace-config mode=..."
+            )
         if name not in CHANGEABLE:
-            raise InvalidArgument(f"unknown trace setting '{name[:256]}'; those that can be changed are {', '.join(CHANGEABLE)}")
+            raise InvalidArgument(
+                f"unknown trace setting '{name[:256]}'; those that can be changed are {', '.join(CHANGEABLE)}"
+            )
         if value is None:
             read[name] = None
         elif name == "trace_level":
@@ -148,7 +158,9 @@ def read_levels(names: list[str], mode: Mode) -> tuple[Level, ...]:
         if name not in LEVELS:
             raise InvalidArgument(f"unknown trace level '{name[:256]}', expected OFF, TIMESTAMPS or TENSORS")
     if not names:
-        raise InvalidArgument("'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or nothing at all to have that of all models")
+        raise InvalidArgument(
+            "'trace_level' names no level: give OFF, TIMESTAMPS, TENSORS, or nothing at all to have that of all models"
+        )
     if "TENSORS" in names and mode == "opentelemetry":
         raise InvalidArgument("the trace level TENSORS is for the mode triton: spans have no tensors")
     return tuple(level for level in LEVELS if level in names)
@@ -165,5 +177,7 @@ def read_number(name: str, value: SettingValue) -> int:
     if number < low and low == -1:
         raise InvalidArgument(f"Unable to parse '{name}'. Expecting value >= -1, got: {number}")
     if not low <= number <= high:
-        raise InvalidArgument(f"Unable to parse '{name}', value is out of range [ {low}, {high} ], got: {number}")
+        raise InvalidArgument(
+            f"Unable to parse '{name}', value is out of range [ {low}, {high} ], got: {number}"
+        )
     return number

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 #: Seconds that the end waits for spans to be sent.
 _FAREWELL = 2.0
-_RECEIVED = {"HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"), "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END")}
+_RECEIVED = {
+    "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
+    "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"),
+}
 
 
 class KeptSpan:
@@ -58,9 +61,13 @@ class SpanWriter:
             from opentelemetry.sdk.trace.sampling import ALWAYS_ON
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as error:
-            raise Unsupported(f"the trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'") from None
+            raise Unsupported(
+                f"the trace mode opentelemetry needs OpenTelemetry's SDK ({error}): pip install 'backline[otel]'"
+            ) from None
         resource = Resource.create(dict(options.resource))
-        if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):  # neither an option nor the environment says it
+        if str(resource.attributes.get("service.name", "")).startswith(
+            "unknown_service"
+        ):  # neither an option nor the environment says it
             resource = resource.merge(Resource({"service.name": "backline"}))
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         if processor is None:
@@ -80,7 +87,11 @@ class SpanWriter:
 
     def read_parent(self, headers: Mapping[bytes, bytes]) -> Context | None:
         """Where the client's own trace stands by `traceparent` and `tracestate`; None without one, and for one that is not sampled."""
-        carrier = {name: headers[name.encode()].decode("latin-1") for name in self._propagator.fields if name.encode() in headers}
+        carrier = {
+            name: headers[name.encode()].decode("latin-1")
+            for name in self._propagator.fields
+            if name.encode() in headers
+        }
         context = self._propagator.extract(carrier)
         standing = self._trace.get_current_span(context).get_span_context()
         return context if standing.is_valid and standing.trace_flags.sampled else None
@@ -142,8 +153,15 @@ class SpanWriter:
 
     def answered(self, exchange: Exchange[KeptSpan]) -> None:
         received, read = _RECEIVED[exchange.protocol]
-        events = [(received, exchange.began_ns), (read, exchange.read_ns), ("INFER_RESPONSE_COMPLETE", exchange.response_ns)]
-        events += [(f"{exchange.protocol}_SEND_START", exchange.send_ns), (f"{exchange.protocol}_SEND_END", exchange.sent_ns)]
+        events = [
+            (received, exchange.began_ns),
+            (read, exchange.read_ns),
+            ("INFER_RESPONSE_COMPLETE", exchange.response_ns),
+        ]
+        events += [
+            (f"{exchange.protocol}_SEND_START", exchange.send_ns),
+            (f"{exchange.protocol}_SEND_END", exchange.sent_ns),
+        ]
         self._end(exchange.kept, events, exchange.sent_ns, exchange.error)
 
     def _add_queue(self, request: RequestTrace[KeptSpan]) -> None:
@@ -165,12 +183,16 @@ class SpanWriter:
         self._end(compute, list(zip(names, moments, strict=True)), run.ended_ns, None)
 
     def _start(self, above: KeptSpan, name: str, began_ns: int) -> Span:
-        return self._tracer.start_span(name, self._trace.set_span_in_context(above.span), start_time=began_ns + above.offset_ns)
+        return self._tracer.start_span(
+            name, self._trace.set_span_in_context(above.span), start_time=began_ns + above.offset_ns
+        )
 
     def _add(self, above: KeptSpan, name: str, began_ns: int, ended_ns: int) -> None:
         self._start(above, name, began_ns).end(ended_ns + above.offset_ns)
 
-    def _end(self, kept: KeptSpan, events: Sequence[tuple[str, int]], ended_ns: int, error: Failure | None) -> None:
+    def _end(
+        self, kept: KeptSpan, events: Sequence[tuple[str, int]], ended_ns: int, error: Failure | None
+    ) -> None:
         span = kept.span
         for name, ns in events:
             if ns:
@@ -195,6 +217,8 @@ class SpanWriter:
             with suppress(RuntimeError):  # the loop was closed meanwhile
                 loop.call_soon_threadsafe(ended.set)
 
-        threading.Thread(target=shut_down, name="spans", daemon=True).start()  # the interpreter does not wait for it
+        threading.Thread(
+            target=shut_down, name="spans", daemon=True
+        ).start()  # the interpreter does not wait for it
         with suppress(TimeoutError):
             await asyncio.wait_for(ended.wait(), _FAREWELL)

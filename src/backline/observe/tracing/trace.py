@@ -155,7 +155,11 @@ class RequestTrace(Generic[Kept]):
     """
 
     def __init__(
-        self, exchange: Exchange[Kept], request: InferRequest, parent: RequestTrace[Kept] | None, links: Sequence[RequestTrace[Kept]] = ()
+        self,
+        exchange: Exchange[Kept],
+        request: InferRequest,
+        parent: RequestTrace[Kept] | None,
+        links: Sequence[RequestTrace[Kept]] = (),
     ) -> None:
         self.exchange = exchange
         self.model_name = request.model_name
@@ -201,7 +205,9 @@ class RequestTrace(Generic[Kept]):
             if not part.executed or self.ended_ns or not any(map(self._is_of, part.requests)):
                 continue
             ran, ended = part.ran_ns or part.ended_ns, part.ended_ns
-            self.runs.append(Run(part.started_ns, part.gathered_ns or part.started_ns, ran, ended, part.items))
+            self.runs.append(
+                Run(part.started_ns, part.gathered_ns or part.started_ns, ran, ended, part.items)
+            )
 
     def _is_of(self, request: InferRequest) -> bool:
         """Whether a request that runs is this one; those that were made for it when nothing was followed any more have its trace, too."""
@@ -236,7 +242,9 @@ class RequestTrace(Generic[Kept]):
         assert self._on_response is not None, "only then is it called"
         self._on_response(request, response)
 
-    def _completed(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _completed(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         exchange, top = self.exchange, self.parent is None
         if top:
             exchange.response_ns = monotonic_ns()

@@ -27,7 +27,10 @@ _MAX_WRITES = 8
 #: Seconds that the end waits for the disk.
 _FAREWELL = 5.0
 _encode = msgspec.json.Encoder().encode
-_RECEIVED = {"HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"), "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END")}
+_RECEIVED = {
+    "HTTP": ("HTTP_RECV_START", "HTTP_RECV_END"),
+    "GRPC": ("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"),
+}
 
 
 class Entry:
@@ -60,7 +63,11 @@ class TraceFile:
     def __init__(self, path: Path) -> None:
         """Raises InvalidArgument when nothing can be written there."""
         folder = path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK) or (path.exists() and not (path.is_file() and os.access(path, os.W_OK))):
+        if (
+            not folder.is_dir()
+            or not os.access(folder, os.W_OK)
+            or (path.exists() and not (path.is_file() and os.access(path, os.W_OK)))
+        ):
             raise InvalidArgument(
                 f"the trace file '{path}' cannot be written: its folder must be there, and both must be this user's to write"
             )
@@ -88,7 +95,10 @@ class TraceFile:
             start, end = _RECEIVED[exchange.protocol]
             entry.stamp(start, exchange.began_ns)
             entry.stamp(end, exchange.read_ns)
-        head: dict[str, Any] = {"model_name": trace.model_name, "model_version": numbered(trace.model_version)}
+        head: dict[str, Any] = {
+            "model_name": trace.model_name,
+            "model_version": numbered(trace.model_version),
+        }
         if trace.id:
             head["request_id"] = trace.id
         if parent is not None:
@@ -179,7 +189,12 @@ class TraceFile:
                 file.write((b"," if self._begun else b"[") + b",".join(traces))
             self._begun = True
         except OSError as error:
-            log.error("%d traces are lost: '%s' cannot be written: %s", len(traces), self._path, error.strerror or error)
+            log.error(
+                "%d traces are lost: '%s' cannot be written: %s",
+                len(traces),
+                self._path,
+                error.strerror or error,
+            )
 
     def _finish(self) -> None:
         if self._begun:

@@ -54,13 +54,23 @@ class Tracing:
         self._both = None if self._writer is None or log is None else ToldBeside(self._writer, log)
         self._follow()
 
-    def arrived(self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int) -> Exchange[Any] | None:
+    def arrived(
+        self, protocol: TraceProtocol, model: str, headers: Mapping[bytes, bytes], began_ns: int
+    ) -> Exchange[Any] | None:
         """See Tracer. One that belongs to a sampled trace of the client's is traced, whatever the rate."""
         setting = self._table.of(model)
-        parent = self._spans.read_parent(headers) if self._spans is not None and setting.on and b"traceparent" in headers else None
+        parent = (
+            self._spans.read_parent(headers)
+            if self._spans is not None and setting.on and b"traceparent" in headers
+            else None
+        )
         traced = self._writer is not None and setting.sample(forced=parent is not None)
         writer = (self._both or self._writer) if traced else self._log
-        return None if writer is None else Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
+        return (
+            None
+            if writer is None
+            else Exchange(writer, self._engine, setting, protocol, model, began_ns, parent)
+        )
 
     def settings(self, model: str) -> Mapping[str, SettingValue]:
         """See TraceControl."""

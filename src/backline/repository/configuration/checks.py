@@ -49,25 +49,37 @@ def _unknown_values(section: Any, prefix: str = "") -> Iterator[Fault]:
             for index, part in enumerate(value if field.is_repeated else (value,)):
                 yield from _unknown_values(part, f"{path}[{index}]." if field.is_repeated else f"{path}.")
         elif field.enum_type is not None and value not in field.enum_type.values_by_number:
-            yield f"unknown value {value}; expected one of {', '.join(kind.name for kind in field.enum_type.values)}", path
+            yield (
+                f"unknown value {value}; expected one of {', '.join(kind.name for kind in field.enum_type.values)}",
+                path,
+            )
 
 
 def _faults(message: Any, name: str) -> Iterator[Fault]:
     if message.name and message.name != name:
-        yield f"unexpected directory name '{name}' for model '{message.name}', directory name must equal model name", "name"
+        yield (
+            f"unexpected directory name '{name}' for model '{message.name}', directory name must equal model name",
+            "name",
+        )
     limit = message.max_batch_size
     if limit < 0:
         yield f"'max_batch_size' must be non-negative value for {name}", "max_batch_size"
     for tag in message.metric_tags:
         if not _TAG.fullmatch(tag):
-            yield f"metric_tags has '{tag}', which cannot be in the name of a label: only letters, digits and _ can", "metric_tags"
+            yield (
+                f"metric_tags has '{tag}', which cannot be in the name of a label: only letters, digits and _ can",
+                "metric_tags",
+            )
     for index, control in enumerate(message.model_metrics.metric_control):
         path = f"model_metrics.metric_control[{index}]"
         if not control.metric_identifier.family:
             yield f"metric_control must specify the 'family' of its metric for {name}", path
         buckets = list(control.histogram_options.buckets)
         if buckets != sorted(set(buckets)) or not all(map(isfinite, buckets)):
-            yield f"metric_control has buckets {buckets}, expected finite upper bounds in ascending order for {name}", path
+            yield (
+                f"metric_control has buckets {buckets}, expected finite upper bounds in ascending order for {name}",
+                path,
+            )
     if message.HasField("dynamic_batching"):
         yield from _batching_faults(message.dynamic_batching, limit, name)
     if message.HasField("sequence_batching"):
@@ -78,7 +90,9 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
         reason = f"Response Cache does not currently support model {name} with sequence batching scheduler."
         yield f"{reason} Please disable the response cache.", "response_cache"
     if message.response_cache.enable and message.model_transaction_policy.decoupled:
-        reason = f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
+        reason = (
+            f"Response Cache does not currently support model {name} with 'decoupled' transaction policy."
+        )
         yield f"{reason} Please disable the response cache.", "response_cache"
     for kind in ("input", "output"):
         for index, tensor in enumerate(getattr(message, kind)):
@@ -93,13 +107,22 @@ def _batching_faults(batching: Any, limit: int, name: str) -> Iterator[Fault]:
     section = "dynamic_batching"
     for size in batching.preferred_batch_size:
         if size <= 0:
-            yield f"dynamic batching preferred size must be positive for {name}", f"{section}.preferred_batch_size"
+            yield (
+                f"dynamic batching preferred size must be positive for {name}",
+                f"{section}.preferred_batch_size",
+            )
         if size > limit:
-            yield f"dynamic batching preferred size must be <= max batch size for {name}", f"{section}.preferred_batch_size"
+            yield (
+                f"dynamic batching preferred size must be <= max batch size for {name}",
+                f"{section}.preferred_batch_size",
+            )
     levels = batching.priority_levels
     if levels:
         if not 1 <= batching.default_priority_level <= levels:
-            yield f"default priority level must be in range [1, {levels}] for {name}", f"{section}.default_priority_level"
+            yield (
+                f"default priority level must be in range [1, {levels}] for {name}",
+                f"{section}.default_priority_level",
+            )
         for level in batching.priority_queue_policy:
             if not 1 <= level <= levels:
                 reason = f"priority queue policy must have priority level in range [1, {levels}] for {name}"
@@ -109,7 +132,10 @@ def _batching_faults(batching: Any, limit: int, name: str) -> Iterator[Fault]:
             reason = f"Only one priority level is allowed when 'preserve_ordering' is true for {name}"
             yield reason, f"{section}.priority_levels"
         policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
-        if any(p.timeout_action == _DELAY and (p.default_timeout_microseconds or p.allow_timeout_override) for p in policies):
+        if any(
+            p.timeout_action == _DELAY and (p.default_timeout_microseconds or p.allow_timeout_override)
+            for p in policies
+        ):
             reason = f"Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for {name}"
             yield reason, f"{section}.preserve_ordering"
 
@@ -123,7 +149,9 @@ def _tensor_faults(kind: str, path: str, tensor: Any, *, batched: bool, name: st
     if not tensor.dims:
         yield f"{what} must specify 'dims' for {name}", path
     if any(dim < 1 and dim != -1 for dim in tensor.dims):
-        reason = f"{what} dimension must be integer >= 1, or -1 to indicate a variable-size dimension for {name}"
+        reason = (
+            f"{what} dimension must be integer >= 1, or -1 to indicate a variable-size dimension for {name}"
+        )
         yield reason, f"{path}.dims"
     if tensor.HasField("reshape"):
         yield from _reshape_faults(what, f"{path}.reshape", tensor, batched=batched, name=name)
@@ -137,9 +165,15 @@ def _reshape_faults(what: str, path: str, tensor: Any, *, batched: bool, name: s
     shape = list(tensor.reshape.shape)
     dims = list(tensor.dims)
     if not batched and not shape:
-        yield f"{what} cannot have empty reshape for non-batching model as scalar tensors are not supported for {name}", path
+        yield (
+            f"{what} cannot have empty reshape for non-batching model as scalar tensors are not supported for {name}",
+            path,
+        )
     if any(dim < 1 and dim != -1 for dim in shape):
-        yield f"{what} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension for {name}", path
+        yield (
+            f"{what} reshape dimensions must be integer >= 1, or -1 to indicate a variable-size dimension for {name}",
+            path,
+        )
     if -1 in dims and -1 in shape and dims.count(-1) != shape.count(-1):
         yield f"{what} has different number of variable-size dimensions for dims and reshape for {name}", path
     if _sizes_between_variable(dims) != _sizes_between_variable(shape):
@@ -173,7 +207,10 @@ def _batch_tensor_faults(message: Any, name: str) -> Iterator[Fault]:
             path = f"batch_{what}[{index}]"
             kind = tensor.Kind.Name(tensor.kind)
             if len(tensor.source_input) != 1:
-                yield f"batch {what} kind '{kind}' expects 1 source input, got {len(tensor.source_input)} for {name}", path
+                yield (
+                    f"batch {what} kind '{kind}' expects 1 source input, got {len(tensor.source_input)} for {name}",
+                    path,
+                )
             if what == "input" and tensor.data_type not in _BATCH_INPUT_TYPES:
                 yield f"batch input data type must be TYPE_INT32 or TYPE_FP32 for {name}", f"{path}.data_type"
             for source in tensor.source_input:
@@ -199,15 +236,26 @@ def _instance_faults(message: Any, name: str) -> Iterator[Fault]:
         kind = group.Kind.Name(group.kind)
         group_name = group.name or f"{name}_{index}"
         if group.gpus and kind not in ("KIND_GPU", "KIND_AUTO"):
-            reason = f"instance group {group_name} of model {name} has kind {kind} but specifies one or more GPUs"
+            reason = (
+                f"instance group {group_name} of model {name} has kind {kind} but specifies one or more GPUs"
+            )
             yield reason, f"instance_group[{index}].gpus"
         if any(gpu < 0 for gpu in group.gpus):
-            yield f"instance group {group_name} of model {name} has a GPU below 0", f"instance_group[{index}].gpus"
+            yield (
+                f"instance group {group_name} of model {name} has a GPU below 0",
+                f"instance_group[{index}].gpus",
+            )
         if group.profile:
             of = f"instance group {group_name} of model {name} and platform {message.platform}".rstrip()
-            yield f"{of} specifies profile field which is only supported for TensorRT models", f"instance_group[{index}].profile"
+            yield (
+                f"{of} specifies profile field which is only supported for TensorRT models",
+                f"instance_group[{index}].profile",
+            )
         if group.count < 0:
-            yield f"instance_group has count {group.count}; it must be positive", f"instance_group[{index}].count"
+            yield (
+                f"instance_group has count {group.count}; it must be positive",
+                f"instance_group[{index}].count",
+            )
 
 
 def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
@@ -218,6 +266,9 @@ def _warm_up_faults(message: Any, name: str) -> Iterator[Fault]:
             if not given.data_type:
                 yield f"model warmup input '{tensor}' must specify 'data_type' for {name}", path
             if any(dim < 0 for dim in given.dims):
-                yield f"warmup setting expects all variable-size dimensions are specified for input '{tensor}'", f"{path}.dims"
+                yield (
+                    f"warmup setting expects all variable-size dimensions are specified for input '{tensor}'",
+                    f"{path}.dims",
+                )
             if given.WhichOneof("input_data_type") is None:
                 yield f"warmup setting expects input '{tensor}' to have input_data_type set", path

@@ -29,7 +29,11 @@ def fill_places(config: Any, places: Places) -> None:
     """Says of the instance groups of the inference.ModelConfig where they are; one that the configuration leaves out is added."""
     kinds = message("inference.ModelInstanceGroup")
     for placed in places.groups:
-        group = config.instance_group[placed.index] if config.instance_group else config.instance_group.add(name=placed.name, count=1)
+        group = (
+            config.instance_group[placed.index]
+            if config.instance_group
+            else config.instance_group.add(name=placed.name, count=1)
+        )
         group.kind = kinds.Kind.Value(f"KIND_{placed.devices[0].kind.upper()}")
         del group.gpus[:]
         group.gpus.extend(device.index for device in placed.devices if device.kind == "gpu")

@@ -66,7 +66,9 @@ SUPPORTED: Final = frozenset(
     }
 )
 #: The messages on the way to them.
-_SECTIONS: Final = frozenset(name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name))
+_SECTIONS: Final = frozenset(
+    name[: match.start()] for name in SUPPORTED for match in re.finditer(r"\.", name)
+)
 #: What says nothing more than what is so anyway.
 _OFF: Final = {
     "model_repository_agents": "",
@@ -106,6 +108,10 @@ def without_effect(section: Any, prefix: str = "") -> Iterator[str]:
 def ignored_settings(config: ModelConfig, kind: Kind) -> tuple[str, ...]:
     """A warning for each native setting that is given but has no effect on a model of this kind."""
     why, settings = _IGNORED[kind]
-    given = [setting for setting in settings if getattr(config, _FIELDS.get(setting, setting)) not in (None, (), "", {})]
+    given = [
+        setting
+        for setting in settings
+        if getattr(config, _FIELDS.get(setting, setting)) not in (None, (), "", {})
+    ]
     where = f"{posixpath.basename(config.source)} of '{config.name}'"
     return tuple(f"{where}: {setting} has no effect: {why}" for setting in given)

@@ -13,7 +13,10 @@ def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
     section = "ensemble_scheduling"
     platform = message.platform or message.backend
     if platform != "ensemble":
-        yield f"ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble", "platform" if platform else section
+        yield (
+            f"ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble",
+            "platform" if platform else section,
+        )
     if not message.ensemble_scheduling.step:
         yield f"must specify 'step' for ensemble '{name}'", section
     inputs = {tensor.name for tensor in message.input}
@@ -25,15 +28,24 @@ def ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
             if not getattr(step, field):
                 yield f"must specify '{field}' in step {index} of ensemble '{name}'", path
         if step.model_version < -1 or step.model_version == 0:
-            yield f"model_version of step {index} of ensemble '{name}' is {step.model_version}; it must be -1 or a version", path
+            yield (
+                f"model_version of step {index} of ensemble '{name}' is {step.model_version}; it must be -1 or a version",
+                path,
+            )
         if step.model_namespace:
             reason = f"model_namespace of step {index} of ensemble '{name}' is not supported; name the model as it is served"
             yield reason, f"{path}.model_namespace"
         for tensor in step.output_map.values():
             if tensor in produced:
-                yield f"ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{name}' step {index}", path
+                yield (
+                    f"ensemble tensor '{tensor}' can appear in an output map only once for ensemble '{name}' step {index}",
+                    path,
+                )
             if tensor in inputs:
-                yield f"ensemble tensor '{tensor}' is an input of ensemble '{name}', which step {index} must not write", path
+                yield (
+                    f"ensemble tensor '{tensor}' is an input of ensemble '{name}', which step {index} must not write",
+                    path,
+                )
             produced[tensor] = index
         used |= set(step.input_map.values())
     yield from _unused(message, name, produced, used)
@@ -50,7 +62,10 @@ def _unused(message: Any, name: str, produced: dict[str, int], used: set[str]) -
     outputs = {tensor.name for tensor in message.output}
     for tensor, index in produced.items():
         if tensor not in used and tensor not in outputs:
-            yield f"ensemble tensor '{tensor}' is unused in ensemble '{name}'", f"ensemble_scheduling.step[{index}]"
+            yield (
+                f"ensemble tensor '{tensor}' is unused in ensemble '{name}'",
+                f"ensemble_scheduling.step[{index}]",
+            )
 
 
 def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[str]) -> Iterator[Fault]:
@@ -64,7 +79,13 @@ def _never_there(message: Any, name: str, produced: dict[str, int], inputs: set[
         path = f"ensemble_scheduling.step[{index}]"
         for tensor in step.input_map.values():
             if tensor not in there and tensor not in produced:
-                yield f"step {index} of ensemble '{name}' needs tensor '{tensor}', which is no input and no step's output", path
+                yield (
+                    f"step {index} of ensemble '{name}' needs tensor '{tensor}', which is no input and no step's output",
+                    path,
+                )
     if waiting:
         numbers = ", ".join(map(str, waiting))
-        yield f"the steps {numbers} of ensemble '{name}' wait for each other's tensors", f"ensemble_scheduling.step[{min(waiting)}]"
+        yield (
+            f"the steps {numbers} of ensemble '{name}' wait for each other's tensors",
+            f"ensemble_scheduling.step[{min(waiting)}]",
+        )

@@ -44,22 +44,30 @@ def read(listing: Listing, name: str, *, config_name: str = "", complete: bool =
 
 def missing(listing: Listing) -> InvalidArgument:
     """What is said of a model without a file, where a complete configuration is asked for."""
-    return InvalidArgument(f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model")
+    return InvalidArgument(
+        f"'{listing.location}' holds no {CONFIG_PBTXT}, and configurations are not completed from the model"
+    )
 
 
 def find(listing: Listing, config_name: str = "") -> str | None:
     """The path of the file with a model's configuration. Raises InvalidArgument when there are two."""
     if "/" in config_name or "\\" in config_name or config_name.startswith("."):
-        raise InvalidArgument(f"the name of a configuration is the name of a file in configs/ without its suffix, not '{config_name}'")
+        raise InvalidArgument(
+            f"the name of a configuration is the name of a file in configs/ without its suffix, not '{config_name}'"
+        )
     pairs = [(CONFIG_PBTXT, MODEL_TOML)]
     if config_name:
         pairs.insert(0, (f"configs/{config_name}.pbtxt", f"configs/{config_name}.toml"))
     for pair in pairs:
         if folders := [path for path in pair if path in listing.folders and path not in listing.files]:
-            raise InvalidArgument(f"'{listing.location}/{folders[0]}' is a folder, expected the file of a configuration")
+            raise InvalidArgument(
+                f"'{listing.location}/{folders[0]}' is a folder, expected the file of a configuration"
+            )
         present = [path for path in pair if path in listing.files]
         if len(present) > 1:
-            raise InvalidArgument(f"'{listing.location}' holds both {present[0]} and {present[1]}; remove one of them")
+            raise InvalidArgument(
+                f"'{listing.location}' holds both {present[0]} and {present[1]}; remove one of them"
+            )
         if present:
             return present[0]
     return None
@@ -75,7 +83,9 @@ def parse(listing: Listing, path: str) -> Document:
     except UnicodeDecodeError as error:
         raise InvalidArgument(f"{source}: is not UTF-8 text (byte {error.start})") from None
     if path.endswith(".toml"):
-        from backline.repository.configuration import toml  # with a parser, for repositories that have such files
+        from backline.repository.configuration import (
+            toml,
+        )  # with a parser, for repositories that have such files
 
         return toml.parse(content, source)
     return text.parse(content, source)

@@ -22,11 +22,21 @@ def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> 
     joining = Joining(
         ragged=tuple(tensor.name for tensor in message.input if tensor.allow_ragged_batch),
         batch_inputs=tuple(map(_batch_input, message.batch_input)),
-        scattered=MappingProxyType({target: output.source_input[0] for output in message.batch_output for target in output.target_name}),
+        scattered=MappingProxyType(
+            {
+                target: output.source_input[0]
+                for output in message.batch_output
+                for target in output.target_name
+            }
+        ),
         allowed_batch_sizes=settings.get("allowed_batch_sizes", ()),
         pad_all=settings.get("pad_variable_length_inputs", False),
-        padding=MappingProxyType({key: _padding(given) for key, given in sorted(settings.get("padding", {}).items())}),
-        cuts=MappingProxyType({key: _cut(document, key, given) for key, given in sorted(settings.get("cut", {}).items())}),
+        padding=MappingProxyType(
+            {key: _padding(given) for key, given in sorted(settings.get("padding", {}).items())}
+        ),
+        cuts=MappingProxyType(
+            {key: _cut(document, key, given) for key, given in sorted(settings.get("cut", {}).items())}
+        ),
     )
     _check(document, name, joining, settings)
     return joining if joining != Joining() else None
@@ -39,12 +49,21 @@ def _batch_input(given: Any) -> BatchInput:
 
 
 def _padding(given: Mapping[str, Any]) -> Padding:
-    return Padding(given.get("axis", ()), given.get("value", ""), given.get("buckets", ()), given.get("lengths", ""), given.get("mask", ""))
+    return Padding(
+        given.get("axis", ()),
+        given.get("value", ""),
+        given.get("buckets", ()),
+        given.get("lengths", ""),
+        given.get("mask", ""),
+    )
 
 
 def _cut(document: Document, output: str, given: Mapping[str, Any]) -> Cut:
     if "to" not in given:
-        raise document.error(f'cut.{output} does not say which input the output is cut to: add to = "NAME"', _first(output, given))
+        raise document.error(
+            f'cut.{output} does not say which input the output is cut to: add to = "NAME"',
+            _first(output, given),
+        )
     return Cut(given["to"], given.get("axis", 1), given.get("hop", 1), given.get("window", 1))
 
 
@@ -60,9 +79,15 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
             raise document.error(reason, _path(document, setting))
         for section in ("sequence_batching", "ensemble_scheduling"):
             if message.HasField(section):
-                raise document.error(f"{setting} cannot be joined with {section} for {name}", _path(document, setting))
-    if message.HasField("sequence_batching") and (joining.ragged or joining.batch_inputs or joining.scattered):
-        raise document.error(f"ragged inputs cannot be joined with sequence_batching for {name}", "sequence_batching")
+                raise document.error(
+                    f"{setting} cannot be joined with {section} for {name}", _path(document, setting)
+                )
+    if message.HasField("sequence_batching") and (
+        joining.ragged or joining.batch_inputs or joining.scattered
+    ):
+        raise document.error(
+            f"ragged inputs cannot be joined with sequence_batching for {name}", "sequence_batching"
+        )
     sizes = joining.allowed_batch_sizes
     if sizes and sizes[-1] != message.max_batch_size:
         reason = f"the last of allowed_batch_sizes must be max_batch_size, which is {message.max_batch_size} for {name}"
@@ -73,7 +98,9 @@ def _check(document: Document, name: str, joining: Joining, settings: Mapping[st
         *((f"cut.{output}.to", cut.to) for output, cut in joining.cuts.items()),
     ):
         if inputs and key not in inputs:
-            raise document.error(f"{where} names '{key}', which is no input{suggest(key, inputs)}", _path(document, where))
+            raise document.error(
+                f"{where} names '{key}', which is no input{suggest(key, inputs)}", _path(document, where)
+            )
         if key in joining.ragged:
             raise document.error(f"{where} names '{key}', which is ragged for {name}", _path(document, where))
 

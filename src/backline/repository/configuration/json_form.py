@@ -18,7 +18,9 @@ def configuration_json(configuration: Any) -> dict[str, Any]:
                 document[name] = _json(field, getattr(configuration, name))
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
             entry = field.message_type.fields_by_name["value"]
-            document[name] = {str(key): _json(entry, value) for key, value in getattr(configuration, name).items()}
+            document[name] = {
+                str(key): _json(entry, value) for key, value in getattr(configuration, name).items()
+            }
         elif field.is_repeated:
             document[name] = [_json(field, value) for value in getattr(configuration, name)]
         else:

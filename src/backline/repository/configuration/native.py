@@ -138,7 +138,13 @@ def _version(text: str) -> str:
     return text
 
 
-_PLAIN_NAMES: Final = {str: "a string", list: "a list", int: "a whole number", float: "a number", bool: "true or false"}
+_PLAIN_NAMES: Final = {
+    str: "a string",
+    list: "a list",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +252,13 @@ _NOT_INLINE: Final = (
     ("cpus", "the event loop runs where it likes"),
 )
 #: Settings of how requests are joined.
-_OF_JOINING: Final = ("allowed_batch_sizes", "enable_large_batch_splitting", "pad_variable_length_inputs", "padding", "cut")
+_OF_JOINING: Final = (
+    "allowed_batch_sizes",
+    "enable_large_batch_splitting",
+    "pad_variable_length_inputs",
+    "padding",
+    "cut",
+)
 
 
 def parameter(path: str) -> str:
@@ -307,7 +319,9 @@ def _known(entry: str) -> list[str]:
 def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
     for name, why in _NOT_INLINE:
         if given.get("lane") == "inline" and name in given:
-            raise document.error(f"lane inline and {name} contradict each other: {why}", f"parameters[{parameter(name)}]")
+            raise document.error(
+                f"lane inline and {name} contradict each other: {why}", f"parameters[{parameter(name)}]"
+            )
     fields: dict[str, Any] = {name: given[name] for name in _AS_THEY_ARE if name in given}
     if "enable_large_batch_splitting" in given:
         fields["split_large_batches"] = given["enable_large_batch_splitting"]
@@ -323,7 +337,8 @@ def _as_fields(document: Document, given: dict[str, Any]) -> dict[str, Any]:
     if "versions" in given:
         if document.message.HasField("version_policy"):
             raise document.error(
-                "versions and version_policy contradict each other; give one of them", f"parameters[{parameter('versions')}]"
+                "versions and version_policy contradict each other; give one of them",
+                f"parameters[{parameter('versions')}]",
             )
         fields["version_policy"] = VersionPolicy(latest=None, specific=given["versions"])
     return fields

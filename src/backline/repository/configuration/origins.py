@@ -25,12 +25,16 @@ class Value:
     where: str = ""
 
 
-def origins(document: Document | None, described: Any, complete: Any, *, model_file: str = "", override: bool = False) -> list[Value]:
+def origins(
+    document: Document | None, described: Any, complete: Any, *, model_file: str = "", override: bool = False
+) -> list[Value]:
     """The values of the message `complete`, in its order.
 
     `document` is what was written, `described` the message with what the server found in `model_file` and decided.
     """
-    written = set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()
+    written = (
+        set() if document is None else {path for path, _ in leaves(document.message)} | document.places.keys()
+    )
     found = {path for path, _ in leaves(described)}
     values = []
     for path, value in leaves(complete):

@@ -37,16 +37,22 @@ def parse(text: str) -> Document:
     try:
         table = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
-        raise InvalidArgument(f"{_UNREADABLE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}") from None
+        raise InvalidArgument(
+            f"{_UNREADABLE}:{error.lineno}:{error.colno}: is not JSON: {error.msg}"
+        ) from None
     except RecursionError:
         raise InvalidArgument(f"{_UNREADABLE}: is nested too deep") from None
     if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a character that needs two
         try:
             json.dumps(table, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise InvalidArgument(f"{_UNREADABLE}: has an escape such as \\ud800 that stands for no character") from None
+            raise InvalidArgument(
+                f"{_UNREADABLE}: has an escape such as \\ud800 that stands for no character"
+            ) from None
     if not isinstance(table, dict):
-        raise InvalidArgument(f"{_UNREADABLE}: expected an object with the fields of a model configuration, not {json.dumps(table)[:40]}")
+        raise InvalidArgument(
+            f"{_UNREADABLE}: expected an object with the fields of a model configuration, not {json.dumps(table)[:40]}"
+        )
     return replace(read_plain(table, _UNREADABLE, {}, is_json=True), source=SOURCE)
 
 

@@ -27,7 +27,9 @@ _INTEGERS = {
 _FLOATS = frozenset({FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE})
 
 
-def read_plain(table: Mapping[str, Any], source: str, places: Mapping[Keys, Place], *, is_json: bool) -> Document:
+def read_plain(
+    table: Mapping[str, Any], source: str, places: Mapping[Keys, Place], *, is_json: bool
+) -> Document:
     """The document in `table`, whose keys have the names of the fields. Raises InvalidArgument with what was expected and where.
 
     A section with one field may be written as that field's value (`latest = 2`), a list of one as its element, a value of an enumeration
@@ -54,7 +56,9 @@ class _PlainReader:
             if len(descriptor.fields) == 1:
                 self._field(target, descriptor.fields[0], value, keys, f"{path}.{descriptor.fields[0].name}")
             elif descriptor.fields or value is not True:
-                raise self._error(f"expected a table with {_list(field.name for field in descriptor.fields)}", keys, path)
+                raise self._error(
+                    f"expected a table with {_list(field.name for field in descriptor.fields)}", keys, path
+                )
             target.SetInParent()
             return
         target.SetInParent()
@@ -72,7 +76,11 @@ class _PlainReader:
                 self._setting(target, native.SETTINGS[name], inner, inner_keys)
             else:
                 known = [field.name for field in descriptor.fields] + ([] if path else list(native.SETTINGS))
-                raise self._error(f"unknown {'field' if self._is_json else 'key'} '{name}'{suggest(_snake(name), known)}", inner_keys, path)
+                raise self._error(
+                    f"unknown {'field' if self._is_json else 'key'} '{name}'{suggest(_snake(name), known)}",
+                    inner_keys,
+                    path,
+                )
 
     def _find(self, descriptor: Descriptor, name: str) -> FieldDescriptor | None:
         field: FieldDescriptor | None = descriptor.fields_by_name.get(name)
@@ -86,7 +94,11 @@ class _PlainReader:
     def _check_choice(self, target: Any, field: FieldDescriptor, keys: Keys, path: str) -> None:
         choice = field.containing_oneof
         if choice is not None and (other := target.WhichOneof(choice.name)) not in (None, field.name):
-            raise self._error(f"'{field.name}' and '{other}' exclude each other; give one of them", keys, path.rpartition(".")[0])
+            raise self._error(
+                f"'{field.name}' and '{other}' exclude each other; give one of them",
+                keys,
+                path.rpartition(".")[0],
+            )
 
     def _field(self, target: Any, field: FieldDescriptor, value: Any, keys: Keys, path: str) -> None:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
@@ -114,7 +126,11 @@ class _PlainReader:
             inner_keys = (*keys, name)
             inner_path = f"{path}[{name}]"
             self._note(inner_path, inner_keys)
-            key = name if key_field.type == FieldDescriptor.TYPE_STRING else self._number(key_field, name, inner_keys, path)
+            key = (
+                name
+                if key_field.type == FieldDescriptor.TYPE_STRING
+                else self._number(key_field, name, inner_keys, path)
+            )
             if value_field.message_type is None:
                 target[key] = self._scalar(value_field, inner, inner_keys, inner_path)
             else:
@@ -143,11 +159,17 @@ class _PlainReader:
         for key, inner in value.items():
             field = setting.field(key)
             if field is None:
-                raise self._error(f"unknown key '{key}'{suggest(key, [field.name for field in setting.fields])}", (*keys, key), "")
+                raise self._error(
+                    f"unknown key '{key}'{suggest(key, [field.name for field in setting.fields])}",
+                    (*keys, key),
+                    "",
+                )
             self._entry(target, field, f"{name}.{key}", inner, (*keys, key))
 
     def _entry(self, target: Any, setting: native.Setting, name: str, value: Any, keys: Keys) -> None:
-        if type(value) not in setting.plain or (isinstance(value, list) and not all(type(part) in (str, int) for part in value)):
+        if type(value) not in setting.plain or (
+            isinstance(value, list) and not all(type(part) in (str, int) for part in value)
+        ):
             raise self._error(f"'{name}' is {_shown(value)}, expected {setting.expected}", keys, "")
         key = native.parameter(name)
         self._note(f"parameters[{key}]", keys)
@@ -182,7 +204,9 @@ class _PlainReader:
         if type(value) is not int:
             raise self._error(f"'{field.name}' is {_shown(value)}, expected a whole number", keys, path)
         if not lowest <= value <= highest:
-            raise self._error(f"'{field.name}' is {_shown(value)}, expected {lowest} to {highest}", keys, path)
+            raise self._error(
+                f"'{field.name}' is {_shown(value)}, expected {lowest} to {highest}", keys, path
+            )
         return value
 
     def _enumerated(self, kinds: EnumDescriptor, value: Any, keys: Keys, path: str) -> int:
@@ -190,11 +214,21 @@ class _PlainReader:
             return value
         if isinstance(value, str):
             for kind in kinds.values:
-                if value == kind.name or (value and kind.name.endswith(f"_{value}") and value == kind.name.partition("_")[2]):
+                if value == kind.name or (
+                    value and kind.name.endswith(f"_{value}") and value == kind.name.partition("_")[2]
+                ):
                     return int(kind.number)
-            aliased = value if value.startswith(("TYPE_", "KIND_")) or kinds.name != "DataType" else f"TYPE_{value}"
-            raise self._error(f"unknown value '{value}'{suggest(aliased, [kind.name for kind in kinds.values])}", keys, path)
-        raise self._error(f"expected one of {', '.join(kind.name for kind in kinds.values)}, not {_shown(value)}", keys, path)
+            aliased = (
+                value if value.startswith(("TYPE_", "KIND_")) or kinds.name != "DataType" else f"TYPE_{value}"
+            )
+            raise self._error(
+                f"unknown value '{value}'{suggest(aliased, [kind.name for kind in kinds.values])}", keys, path
+            )
+        raise self._error(
+            f"expected one of {', '.join(kind.name for kind in kinds.values)}, not {_shown(value)}",
+            keys,
+            path,
+        )
 
     def _error(self, reason: str, keys: Keys, path: str) -> InvalidArgument:
         reason = printable(reason)
@@ -207,7 +241,11 @@ class _PlainReader:
 
 
 def _shown(value: Any) -> str:
-    text = {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
+    text = (
+        {True: "true", False: "false", None: "null"}[value]
+        if value is None or isinstance(value, bool)
+        else repr(value)
+    )
     if isinstance(value, Mapping | list):
         return "a table" if isinstance(value, Mapping) else "a list"
     return text if len(text) <= 60 else text[:60] + "..."

@@ -54,7 +54,11 @@ class _Reader:
         self._check_state_files()
         limit = self._max_batch_size()
         batching = message.dynamic_batching
-        parameters = {key: value.string_value for key, value in sorted(message.parameters.items()) if not key.startswith(native.PREFIX)}
+        parameters = {
+            key: value.string_value
+            for key, value in sorted(message.parameters.items())
+            if not key.startswith(native.PREFIX)
+        }
         config = ModelConfig(
             name=self._name,
             backend=message.backend,
@@ -96,9 +100,13 @@ class _Reader:
             self._warn(f"{path} is not supported yet and has no effect")
         for tensors in ("input", "output") if self._message.HasField("ensemble_scheduling") else ():
             if any(tensor.HasField("reshape") for tensor in getattr(self._message, tensors)):
-                self._warn(f"{tensors}.reshape has no effect on an ensemble: give it to the models of its steps")
+                self._warn(
+                    f"{tensors}.reshape has no effect on an ensemble: give it to the models of its steps"
+                )
         if any(group.passive for group in self._message.instance_group):
-            self._warn("instances of passive instance groups get no requests and are not made: no backend here has a use for them")
+            self._warn(
+                "instances of passive instance groups get no requests and are not made: no backend here has a use for them"
+            )
         if any(group.secondary_devices for group in self._message.instance_group):
             self._warn("instance_group.secondary_devices has no effect: no runtime here computes on NVDLA")
 
@@ -110,7 +118,9 @@ class _Reader:
             if family == FIRST_RESPONSE_FAMILY:
                 bounds = tuple(control.histogram_options.buckets)
             else:
-                self._warn(f"model_metrics has no effect on '{family}': it sets the buckets of '{FIRST_RESPONSE_FAMILY}' only")
+                self._warn(
+                    f"model_metrics has no effect on '{family}': it sets the buckets of '{FIRST_RESPONSE_FAMILY}' only"
+                )
         return bounds
 
     def _warn(self, reason: str) -> None:
@@ -123,12 +133,20 @@ class _Reader:
         return 0 if self._message.input or self._message.output else None
 
     def _input(self, tensor: Any) -> TensorSpec:
-        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), optional=tensor.optional, reshape=_reshape(tensor))
+        return TensorSpec(
+            tensor.name,
+            data_type(tensor),
+            tuple(tensor.dims),
+            optional=tensor.optional,
+            reshape=_reshape(tensor),
+        )
 
     def _output(self, index: int, tensor: Any) -> TensorSpec:
         path = f"output[{index}].label_filename"
         labels = self._labels(tensor.name, tensor.label_filename, path) if tensor.label_filename else ()
-        return TensorSpec(tensor.name, data_type(tensor), tuple(tensor.dims), labels=labels, reshape=_reshape(tensor))
+        return TensorSpec(
+            tensor.name, data_type(tensor), tuple(tensor.dims), labels=labels, reshape=_reshape(tensor)
+        )
 
     def _labels(self, output: str, filename: str, path: str) -> tuple[str, ...]:
         what = f"label_filename of output '{output}'"
@@ -138,7 +156,9 @@ class _Reader:
         except BacklineError as error:
             raise self._document.error(f"{what} cannot be read: {error.message}", path) from None
         except UnicodeDecodeError as error:
-            raise self._document.error(f"{what} is not UTF-8 text: {self._where(file)} (byte {error.start})", path) from None
+            raise self._document.error(
+                f"{what} is not UTF-8 text: {self._where(file)} (byte {error.start})", path
+            ) from None
 
     def _where(self, file: str) -> str:
         return f"'{self._listing.location.rstrip('/')}/{file}'"
@@ -147,7 +167,9 @@ class _Reader:
         """The normal form of a file's name below the model's folder."""
         normal = posixpath.normpath(filename)
         if "\0" in filename or "\\" in filename or normal.startswith(("/", "..")) or normal == ".":
-            raise self._document.error(f"{field} {filename!r} must be the name of a file inside the model's folder", path)
+            raise self._document.error(
+                f"{field} {filename!r} must be the name of a file inside the model's folder", path
+            )
         return normal
 
     def _present(self, what: str, folder: str, filename: str, path: str) -> str:
@@ -164,13 +186,17 @@ class _Reader:
             for number, initial in enumerate(state.initial_state):
                 if initial.WhichOneof("state_data") == "data_file":
                     path = f"sequence_batching.state[{index}].initial_state[{number}].data_file"
-                    self._present(f"data_file of state '{state.input_name}'", "initial_state/", initial.data_file, path)
+                    self._present(
+                        f"data_file of state '{state.input_name}'", "initial_state/", initial.data_file, path
+                    )
 
     def _priority_policies(self) -> Mapping[int, QueuePolicy]:
         batching = self._message.dynamic_batching
         if not batching.priority_levels:
             return MappingProxyType({})
-        return MappingProxyType({level: queue_policy(given) for level, given in sorted(batching.priority_queue_policy.items())})
+        return MappingProxyType(
+            {level: queue_policy(given) for level, given in sorted(batching.priority_queue_policy.items())}
+        )
 
     def _ensemble(self) -> Ensemble | None:
         if not self._message.HasField("ensemble_scheduling"):
@@ -191,8 +217,12 @@ class _Reader:
             return VersionPolicy(latest=None)
         if choice == "specific":
             if not policy.specific.versions:
-                raise self._document.error("version_policy.specific names no version", "version_policy.specific")
-            return VersionPolicy(latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions))))
+                raise self._document.error(
+                    "version_policy.specific names no version", "version_policy.specific"
+                )
+            return VersionPolicy(
+                latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions)))
+            )
         return VersionPolicy(latest=policy.latest.num_versions or 1)
 
     def _instance_count(self) -> int | None:
@@ -209,7 +239,9 @@ class _Reader:
             source = {"zero_data": "zero", "random_data": "random"}.get(choice, given.input_data_file)
             if choice == "input_data_file":
                 path = f"model_warmup[{index}].inputs[{name}].input_data_file"
-                file = self._present(f"input_data_file of warm-up '{sample.name}'", "warmup/", given.input_data_file, path)
+                file = self._present(
+                    f"input_data_file of warm-up '{sample.name}'", "warmup/", given.input_data_file, path
+                )
                 source = file.removeprefix("warmup/")
             inputs.append(WarmUpInput(name, data_type(given), tuple(given.dims), source))
         return WarmUpSample(sample.name, sample.batch_size, max(sample.count, 1), tuple(inputs))
@@ -217,14 +249,22 @@ class _Reader:
 
 def _instance_group(given: Any) -> InstanceGroup:
     limiter = given.rate_limiter
-    resources = tuple(Resource(resource.name, resource.count, getattr(resource, "global")) for resource in limiter.resources)
+    resources = tuple(
+        Resource(resource.name, resource.count, getattr(resource, "global")) for resource in limiter.resources
+    )
     kind = given.Kind.Name(given.kind).removeprefix("KIND_").lower()
-    return InstanceGroup(given.count or 1, resources, limiter.priority or 1, kind, tuple(given.gpus), given.name, given.passive)
+    return InstanceGroup(
+        given.count or 1, resources, limiter.priority or 1, kind, tuple(given.gpus), given.name, given.passive
+    )
 
 
 def _step(given: Any) -> EnsembleStep:
-    version = str(given.model_version) if given.model_version > 0 else ""  # -1 is the one that is served; Triton takes 0 for a version
-    inputs, outputs = (MappingProxyType(dict(sorted(tensors.items()))) for tensors in (given.input_map, given.output_map))
+    version = (
+        str(given.model_version) if given.model_version > 0 else ""
+    )  # -1 is the one that is served; Triton takes 0 for a version
+    inputs, outputs = (
+        MappingProxyType(dict(sorted(tensors.items()))) for tensors in (given.input_map, given.output_map)
+    )
     return EnsembleStep(given.model_name, version, inputs, outputs)
 
 
@@ -241,4 +281,6 @@ def data_type(tensor: Any) -> DataType:
 def queue_policy(given: Any) -> QueuePolicy:
     """Of an inference.ModelQueuePolicy."""
     delay = given.timeout_action == given.TimeoutAction.Value("DELAY")
-    return QueuePolicy(given.max_queue_size or None, given.default_timeout_microseconds, given.allow_timeout_override, delay)
+    return QueuePolicy(
+        given.max_queue_size or None, given.default_timeout_microseconds, given.allow_timeout_override, delay
+    )

@@ -61,7 +61,10 @@ def _value_faults(path: str, control: Any, kind: str, name: str) -> Iterator[tup
             yield f"sequence batching must not specify either {_EITHER} for {kind} for {name}", path
         if types[control.data_type].name not in _CORRELATION_TYPES:
             allowed = f"{', '.join(_CORRELATION_TYPES[:-1])} and {_CORRELATION_TYPES[-1]}"
-            yield f"unexpected data type for control {kind} for {name}. Allowed data types are {allowed}", path
+            yield (
+                f"unexpected data type for control {kind} for {name}. Allowed data types are {allowed}",
+                path,
+            )
         return
     if not given:
         yield f"sequence batching must specify either {_EITHER} for {kind} for {name}", path
@@ -89,11 +92,16 @@ def _state_faults(path: str, state: Any) -> Iterator[tuple[str, str]]:
     for index, initial in enumerate(state.initial_state):
         where = f"{path}.initial_state[{index}]"
         if not initial.name:
-            yield f"Field 'name' must be set when using initial_state for state input '{state.input_name}'.", where
+            yield (
+                f"Field 'name' must be set when using initial_state for state input '{state.input_name}'.",
+                where,
+            )
         if initial.data_type != state.data_type:
             reason = f"The data type used for 'initial_state' field of state '{state.input_name}' does not match the state data type."
             yield reason, f"{where}.data_type"
-        start = f"'initial_state' dim for input name '{state.input_name}' doesn't match 'state' dim description."
+        start = (
+            f"'initial_state' dim for input name '{state.input_name}' doesn't match 'state' dim description."
+        )
         if len(initial.dims) != len(state.dims):
             yield f"{start} {len(initial.dims)} dimensions != {len(state.dims)}", f"{where}.dims"
         for got, expected in zip(initial.dims, state.dims, strict=False):

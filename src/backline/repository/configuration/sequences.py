@@ -14,7 +14,11 @@ _KINDS: dict[str, ControlKind] = {
     "CONTROL_SEQUENCE_READY": "ready",
     "CONTROL_SEQUENCE_CORRID": "id",
 }
-_VALUES = (("int32_false_true", DataType.INT32), ("fp32_false_true", DataType.FP32), ("bool_false_true", DataType.BOOL))
+_VALUES = (
+    ("int32_false_true", DataType.INT32),
+    ("fp32_false_true", DataType.FP32),
+    ("bool_false_true", DataType.BOOL),
+)
 
 
 def sequence_batching(message: Any) -> SequenceBatching | None:
@@ -27,7 +31,9 @@ def sequence_batching(message: Any) -> SequenceBatching | None:
     return SequenceBatching(
         strategy="oldest" if oldest else "direct",
         idle_us=given.max_sequence_idle_microseconds or _ONE_SECOND,
-        controls=tuple(_control(tensor.name, control) for tensor in given.control_input for control in tensor.control),
+        controls=tuple(
+            _control(tensor.name, control) for tensor in given.control_input for control in tensor.control
+        ),
         states=tuple(_state(state) for state in given.state),
         max_candidates=given.oldest.max_candidate_sequences,
         preferred_batch_sizes=tuple(given.oldest.preferred_batch_size),

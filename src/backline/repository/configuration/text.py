@@ -35,7 +35,11 @@ def parse_message(kind: str, text: str, source: str) -> Any:
 
 def render(document: Document) -> str:
     """The document as text that `parse` reads."""
-    text = str(text_format.MessageToString(document.message, descriptor_pool=pool(), use_short_repeated_primitives=True, as_utf8=True))
+    text = str(
+        text_format.MessageToString(
+            document.message, descriptor_pool=pool(), use_short_repeated_primitives=True, as_utf8=True
+        )
+    )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
         text = f"max_batch_size: 0\n{text}"  # which is not the same as nothing, see reader.py
     return text
@@ -79,7 +83,9 @@ class _Places:
             if not tokens.TryConsume(","):
                 tokens.TryConsume(";")
 
-    def _element(self, field: FieldDescriptor, path: str, counts: dict[str, int], place: Place) -> Iterator[tuple[str, Place]]:
+    def _element(
+        self, field: FieldDescriptor, path: str, counts: dict[str, int], place: Place
+    ) -> Iterator[tuple[str, Place]]:
         tokens = self._tokens
         if field.message_type is None:
             self._skip_scalar()

@@ -24,7 +24,12 @@ def render(document: Document) -> str:
         if field.name == "parameters":
             continue
         if _is_map(field):
-            sections.append(_table(f"[{field.name}]", [f"{_key(str(key))} = {_entry(field, value[key])}" for key in sorted(value)]))
+            sections.append(
+                _table(
+                    f"[{field.name}]",
+                    [f"{_key(str(key))} = {_entry(field, value[key])}" for key in sorted(value)],
+                )
+            )
         elif field.message_type is None:
             plain.append(f"{field.name} = {_value(field, value)}")
         elif field.is_repeated:
@@ -35,7 +40,9 @@ def render(document: Document) -> str:
         plain.append("max_batch_size = 0")  # which is not the same as nothing, see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
-        sections.append(_table("[parameters]", [f"{_key(key)} = {_string(text)}" for key, text in parameters.items()]))
+        sections.append(
+            _table("[parameters]", [f"{_key(key)} = {_string(text)}" for key, text in parameters.items()])
+        )
     return "\n\n".join(filter(None, ["\n".join(plain + settings), *sections])) + "\n"
 
 
@@ -62,7 +69,10 @@ def _settings(parameters: Any) -> tuple[list[str], dict[str, str]]:
         else:
             lines.append(f"{name} = {_setting(setting, text)}")
     for name, entries_of in tables.items():
-        pairs = [f"{_key(key)} = {value if isinstance(value, str) else _inline(value)}" for key, value in entries_of.items()]
+        pairs = [
+            f"{_key(key)} = {value if isinstance(value, str) else _inline(value)}"
+            for key, value in entries_of.items()
+        ]
         lines.append(f"{name} = {_inline(pairs)}")
     return lines, others
 
@@ -75,7 +85,13 @@ def _setting(setting: native.Setting, text: str) -> str:
     """The value of a setting, which is known as the text of a parameter."""
     if list in setting.plain:
         parts = [part.strip() for part in text.split(",")]
-        return "[" + ", ".join(part if part.isdecimal() and not part.startswith("0") else _string(part) for part in parts) + "]"
+        return (
+            "["
+            + ", ".join(
+                part if part.isdecimal() and not part.startswith("0") else _string(part) for part in parts
+            )
+            + "]"
+        )
     return _string(text) if str in setting.plain else text
 
 
@@ -98,7 +114,11 @@ def _set_fields(message: Any) -> Iterator[tuple[FieldDescriptor, Any]]:
 
 def _value(field: FieldDescriptor, value: Any) -> str:
     if _is_map(field):
-        return "{ " + ", ".join(f"{_key(str(key))} = {_entry(field, value[key])}" for key in sorted(value)) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{_key(str(key))} = {_entry(field, value[key])}" for key in sorted(value))
+            + " }"
+        )
     if field.is_repeated:
         return "[" + ", ".join(_single(field, element) for element in value) + "]"
     return _single(field, value)

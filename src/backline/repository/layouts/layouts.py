@@ -54,7 +54,11 @@ Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
 def read_repository(
-    root: Place, folders: Mapping[str, Place], formats: Sequence[ModelFormat], configs: ConfigFiles, known: Known | None = None
+    root: Place,
+    folders: Mapping[str, Place],
+    formats: Sequence[ModelFormat],
+    configs: ConfigFiles,
+    known: Known | None = None,
 ) -> list[FoundModel]:
     """The models of a repository: each of `folders` is one.
 
@@ -65,7 +69,13 @@ def read_repository(
     for name, place in folders.items():
         problem = root.problem(name)
         listing, known_problem, model = before.get(name, (None, "", None))
-        if model is None or listing is None or model.problem or problem != known_problem or not _same(listing, place.listing):
+        if (
+            model is None
+            or listing is None
+            or model.problem
+            or problem != known_problem
+            or not _same(listing, place.listing)
+        ):
             model = read_model(place, name, formats, configs, problem)
         now[name] = (place.listing, problem, model)
     if known is not None:
@@ -136,17 +146,25 @@ def read_single(
 
 def read_config(listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
     """The configuration in a model's folder; where there is none, one in which the server decides everything. Raises InvalidArgument."""
-    return configuration.read(listing, name, config_name=configs.name, complete=configs.complete) or ModelConfig(name)
+    return configuration.read(
+        listing, name, config_name=configs.name, complete=configs.complete
+    ) or ModelConfig(name)
 
 
-def _given_or_read(given: ModelConfig | None, listing: Listing, name: str, configs: ConfigFiles) -> ModelConfig:
+def _given_or_read(
+    given: ModelConfig | None, listing: Listing, name: str, configs: ConfigFiles
+) -> ModelConfig:
     if given is not None and configs.complete and not given.declared:
         raise configuration.missing(listing)
     return given or read_config(listing, name, configs)
 
 
 def read_version(
-    place: Place, version: str, needed: Mapping[str, FileEntry], config: ModelConfig, formats: Sequence[ModelFormat]
+    place: Place,
+    version: str,
+    needed: Mapping[str, FileEntry],
+    config: ModelConfig,
+    formats: Sequence[ModelFormat],
 ) -> FoundVersion:
     """The version whose folder is `place`; `needed` are the files beside it that a load needs, by path below the root."""
     listing = place.listing
@@ -190,7 +208,9 @@ def has_config(place: Place) -> bool:
     return any(name in place.listing.files for name in CONFIG_FILES)
 
 
-def _read_versions(place: Place, config: ModelConfig, formats: Sequence[ModelFormat]) -> tuple[list[FoundVersion], list[str]]:
+def _read_versions(
+    place: Place, config: ModelConfig, formats: Sequence[ModelFormat]
+) -> tuple[list[FoundVersion], list[str]]:
     found: list[FoundVersion] = []
     needed, warnings = _needed_beside_versions(place)
     folders = {name: folder for name, folder in place.folders().items() if name not in _OTHER_FOLDERS}
@@ -212,7 +232,9 @@ def _read_versions(place: Place, config: ModelConfig, formats: Sequence[ModelFor
     return sorted(found, key=lambda version: version_order(version.version)), warnings
 
 
-def _is_version(name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]) -> bool:
+def _is_version(
+    name: str, listing: Listing, config: ModelConfig, formats: Sequence[ModelFormat], suffixes: frozenset[str]
+) -> bool:
     """Whether a folder beside the versions is one, rather than one with a tokenizer, say, whose file ends as a model could.
 
     `suffixes` are those of the models in versions that are called like one.
@@ -221,7 +243,9 @@ def _is_version(name: str, listing: Listing, config: ModelConfig, formats: Seque
         return wanted in listing.files or wanted in listing.folders
     if is_version_name(name) or not suffixes:
         return bool(candidates(listing, formats))
-    return bool(named_models(listing, formats)) or any(suffix_of(file) in suffixes for file in find_by_suffix(listing, formats))
+    return bool(named_models(listing, formats)) or any(
+        suffix_of(file) in suffixes for file in find_by_suffix(listing, formats)
+    )
 
 
 def _suffixes_of_versions(folders: Mapping[str, Place], formats: Sequence[ModelFormat]) -> frozenset[str]:
@@ -237,7 +261,11 @@ def _needed_beside_versions(place: Place) -> tuple[dict[str, FileEntry], list[st
     needed: dict[str, FileEntry] = {}
     warnings: list[str] = []
     for path, entry in place.listing.files.items():
-        if _is_config(path) or path in place.listing.folders or not ("/" not in path or path.startswith(_NEEDED_FOLDERS)):
+        if (
+            _is_config(path)
+            or path in place.listing.folders
+            or not ("/" not in path or path.startswith(_NEEDED_FOLDERS))
+        ):
             continue
         if entry.problem:
             warnings.append(entry.problem)
@@ -254,8 +282,11 @@ def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[
     first = f"{listing.location}/{FIRST_VERSION}"
     if loose := find_by_suffix(listing, formats):
         return f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder: '{first}/{loose[0]}'"
-    if any(is_model_folder(place, formats) for place in Place(listing, "", listing.location).folders().values()):
+    if any(
+        is_model_folder(place, formats) for place in Place(listing, "", listing.location).folders().values()
+    ):
         return (
-            f"'{listing.location}' has no version, but models: it is a repository, so name it as one, in the place of the folder above it"
+            f"'{listing.location}' has no version, but models: it is a repository, "
+            "so name it as one, in the place of the folder above it"
         )
     return f"'{listing.location}' has no version; expected a model file such as '{first}/{usual_file(formats, config)}'"

@@ -45,19 +45,26 @@ def is_list(text: str) -> bool:
 def parse_list(text: str, source: str) -> list[ListedModel]:
     """The models in the file `source`. Raises InvalidArgument with file and line for what is not valid."""
     models = [
-        _listed(config, source) for config in parse_message("tensorflow.serving.ModelServerConfig", text, source).model_config_list.config
+        _listed(config, source)
+        for config in parse_message(
+            "tensorflow.serving.ModelServerConfig", text, source
+        ).model_config_list.config
     ]
     names = [model.name for model in models]
     for name in names:
         if names.count(name) > 1:
-            raise InvalidArgument(f"{source}: model '{name}' is listed more than once; give each a name of its own")
+            raise InvalidArgument(
+                f"{source}: model '{name}' is listed more than once; give each a name of its own"
+            )
     return models
 
 
 def folder_of(model: ListedModel, source: Path) -> Path:
     """The folder of a model; a relative base path is below the folder of the list. Raises InvalidArgument where it is no path."""
     if not model.base_path or "\0" in model.base_path:
-        raise InvalidArgument(f"{source}: model '{model.name}' must have a base_path, the folder that holds its versions")
+        raise InvalidArgument(
+            f"{source}: model '{model.name}' must have a base_path, the folder that holds its versions"
+        )
     if "://" in model.base_path:
         raise InvalidArgument(
             f"{source}: base_path '{model.base_path}' of model '{model.name}' is no path on local disk;"
@@ -66,18 +73,23 @@ def folder_of(model: ListedModel, source: Path) -> Path:
     return source.parent / model.base_path
 
 
-def read_listed(place: Place, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
+def read_listed(
+    place: Place, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
+) -> FoundModel:
     """The model whose versions are in `place`. The list's version policy and labels go before those of a configuration in the folder."""
     try:
         check_name("model", listed.name, place.location)
         config = read_config(place.listing, listed.name, configs)
     except BacklineError as error:
-        return FoundModel(listed.name, place.namespace, place.path, ModelConfig(listed.name), problem=error.message)
+        return FoundModel(
+            listed.name, place.namespace, place.path, ModelConfig(listed.name), problem=error.message
+        )
     config = replace(
         config,
         version_policy=listed.policy,
         labels=MappingProxyType({**config.labels, **listed.labels}),
-        backend=config.backend or ("" if config.platform or listed.platform == _SAVED_MODEL_PLATFORM else listed.platform),
+        backend=config.backend
+        or ("" if config.platform or listed.platform == _SAVED_MODEL_PLATFORM else listed.platform),
         source=config.source or place.namespace,
         warnings=config.warnings + listed.warnings,
     )
@@ -86,12 +98,16 @@ def read_listed(place: Place, listed: ListedModel, formats: Sequence[ModelFormat
 
 def _listed(config: Any, source: str) -> ListedModel:
     if not config.name:
-        raise InvalidArgument(f"{source}: every config must have a name (this one has the base_path '{config.base_path}')")
+        raise InvalidArgument(
+            f"{source}: every config must have a name (this one has the base_path '{config.base_path}')"
+        )
     warnings: tuple[str, ...] = ()
     if config.HasField("logging_config"):
         warnings = (f"{source}: logging_config of '{config.name}' is not supported and has no effect",)
     labels = {label: str(version) for label, version in sorted(config.version_labels.items())}
-    return ListedModel(config.name, config.base_path, config.model_platform, _policy(config, source), labels, warnings)
+    return ListedModel(
+        config.name, config.base_path, config.model_platform, _policy(config, source), labels, warnings
+    )
 
 
 def _policy(config: Any, source: str) -> VersionPolicy:
@@ -101,6 +117,8 @@ def _policy(config: Any, source: str) -> VersionPolicy:
         return VersionPolicy(latest=None)
     if choice == "specific":
         if not policy.specific.versions:
-            raise InvalidArgument(f"{source}: model_version_policy.specific of '{config.name}' names no version")
+            raise InvalidArgument(
+                f"{source}: model_version_policy.specific of '{config.name}' names no version"
+            )
         return VersionPolicy(latest=None, specific=tuple(dict.fromkeys(map(str, policy.specific.versions))))
     return VersionPolicy(latest=policy.latest.num_versions or 1)

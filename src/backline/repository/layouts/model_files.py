@@ -36,7 +36,9 @@ def find_model(listing: Listing, formats: Sequence[ModelFormat], config: ModelCo
     found = find_by_suffix(listing, formats)
     if len(found) > 1:
         names = ", ".join(f"'{printable(name)}'" for name in found)
-        first = next(form.filenames[0] for form in formats if form.filenames and suffix_of(found[0]) in form.suffixes)
+        first = next(
+            form.filenames[0] for form in formats if form.filenames and suffix_of(found[0]) in form.suffixes
+        )
         raise InvalidArgument(
             f"'{listing.location}' holds several model files: {names}; name one '{first}', or set default_model_filename in config.pbtxt"
         )
@@ -73,19 +75,25 @@ def no_model_reason(listing: Listing, formats: Sequence[ModelFormat], config: Mo
     formats = _likely(formats, config)
     names = [f"'{form.filenames[0]}'" for form in formats if form.filenames]
     suffixes = [f"*{suffix}" for form in formats for suffix in form.suffixes]
-    expected = " or ".join([*_some(names), f"one file {', '.join(_some(suffixes))}"] if suffixes else _some(names))
+    expected = " or ".join(
+        [*_some(names), f"one file {', '.join(_some(suffixes))}"] if suffixes else _some(names)
+    )
     return f"'{listing.location}' holds no model file; expected {expected}"
 
 
 def usual_file(formats: Sequence[ModelFormat], config: ModelConfig) -> str:
     """The name of a model file, for messages."""
-    return config.default_model_filename or next((form.filenames[0] for form in _likely(formats, config) if form.filenames), "model")
+    return config.default_model_filename or next(
+        (form.filenames[0] for form in _likely(formats, config) if form.filenames), "model"
+    )
 
 
 def _likely(formats: Sequence[ModelFormat], config: ModelConfig) -> list[ModelFormat]:
     """The formats of the configured backend, else all, those first that are a single file."""
     wanted = config.backend or config.platform  # as onnxruntime_onnx
-    return sorted([form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder)
+    return sorted(
+        [form for form in formats if wanted.startswith(form.backend)] or formats, key=lambda form: form.folder
+    )
 
 
 def _some(items: list[str]) -> list[str]:

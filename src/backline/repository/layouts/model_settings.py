@@ -17,7 +17,13 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 from backline.engine.version_order import version_order
 from backline.repository.configuration import ConfigFiles
-from backline.repository.layouts.layouts import FIRST_VERSION, has_config, is_model_folder, read_model, read_single
+from backline.repository.layouts.layouts import (
+    FIRST_VERSION,
+    has_config,
+    is_model_folder,
+    read_model,
+    read_single,
+)
 from backline.repository.layouts.place import Place
 from backline.repository.names import check_name, printable
 from backline.repository.repository import FoundModel, FoundVersion
@@ -44,7 +50,9 @@ def read_settings(root: Place, formats: Sequence[ModelFormat], configs: ConfigFi
     Folders at the top without settings that are plainly models are read as in any other repository; a configuration in the folder goes
     before the settings.
     """
-    folders = sorted({path.rpartition("/")[0] for path in root.listing.files if path.rpartition("/")[2] == SETTINGS_FILE})
+    folders = sorted(
+        {path.rpartition("/")[0] for path in root.listing.files if path.rpartition("/")[2] == SETTINGS_FILE}
+    )
     by_name: dict[str, list[FoundModel]] = {}
     tops = {folder.partition("/")[0] for folder in folders}
     for name, place in root.folders().items():
@@ -73,14 +81,23 @@ def _read_folder(place: Place, formats: Sequence[ModelFormat], configs: ConfigFi
     try:
         settings = _parse(place)
     except BacklineError as error:
-        return FoundModel(place.name, place.namespace, place.path, ModelConfig(place.name), problem=error.message)
+        return FoundModel(
+            place.name, place.namespace, place.path, ModelConfig(place.name), problem=error.message
+        )
     source = f"{place.location}/{SETTINGS_FILE}"
     config = ModelConfig(settings.name, backend=settings.backend, source=source, warnings=settings.warnings)
     try:
         check_name("model", settings.name, source)
         at, config = _follow_uri(place, settings.uri, config)
     except BacklineError as error:
-        return FoundModel(settings.name, place.namespace, place.path, config, problem=error.message, warnings=settings.warnings)
+        return FoundModel(
+            settings.name,
+            place.namespace,
+            place.path,
+            config,
+            problem=error.message,
+            warnings=settings.warnings,
+        )
     return read_single(at, settings.name, formats, configs, config, settings.version)
 
 
@@ -89,7 +106,9 @@ def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, Mod
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
     if "://" in uri or path.startswith(("/", "..")) or not path.isprintable():
-        raise InvalidArgument(f"{where}: parameters.uri '{printable(uri)}' must be the path of a file or folder below '{place.location}'")
+        raise InvalidArgument(
+            f"{where}: parameters.uri '{printable(uri)}' must be the path of a file or folder below '{place.location}'"
+        )
     if path == ".":
         return place, config
     if path in place.listing.folders:
@@ -106,7 +125,9 @@ def _parse(place: Place) -> _Settings:
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"{where}: is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
-        raise InvalidArgument(f"{where}: must be an object, such as {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}")
+        raise InvalidArgument(
+            f"{where}: must be an object, such as {{'name': 'model', 'parameters': {{'uri': './model.onnx'}}}}"
+        )
     parameters = settings.pop("parameters", None)
     if parameters is None:
         parameters = {}
@@ -115,14 +136,24 @@ def _parse(place: Place) -> _Settings:
     implementation = _text(settings, "implementation", where)
     backend = _BACKENDS.get(implementation, "")
     name = _text(settings, "name", where) or place.name
-    result = _Settings(name, _text(parameters, "version", where) or FIRST_VERSION, _text(parameters, "uri", where), backend, ())
+    result = _Settings(
+        name,
+        _text(parameters, "version", where) or FIRST_VERSION,
+        _text(parameters, "uri", where),
+        backend,
+        (),
+    )
     warnings = []
     if implementation and not backend:
-        warnings.append(f"{SETTINGS_FILE} of '{name}': implementation '{implementation}' has no effect, the file of the model decides")
+        warnings.append(
+            f"{SETTINGS_FILE} of '{name}': implementation '{implementation}' has no effect, the file of the model decides"
+        )
     settings.pop("$schema", None)
     unused = sorted([*settings, *(f"parameters.{key}" for key in parameters)])
     if unused:
-        warnings.append(f"{SETTINGS_FILE} of '{name}': {', '.join(map(printable, unused))} is not supported and has no effect")
+        warnings.append(
+            f"{SETTINGS_FILE} of '{name}': {', '.join(map(printable, unused))} is not supported and has no effect"
+        )
     return replace(result, warnings=tuple(warnings))
 
 
@@ -143,7 +174,9 @@ def _join(models: list[FoundModel]) -> FoundModel:
     for model in models:
         for version in model.versions:
             versions.setdefault(version.version, []).append((model, version))
-    warnings = tuple(warning for model in models for warning in model.warnings) + tuple(model.problem for model in models if model.problem)
+    warnings = tuple(warning for model in models for warning in model.warnings) + tuple(
+        model.problem for model in models if model.problem
+    )
     first = next((model for model in models if not model.problem), models[0])
     for name, same in versions.items():
         if len(same) > 1:

@@ -47,7 +47,12 @@ class Place:
 
     def _below(self, name: str, files: Mapping[str, FileEntry], folders: set[str]) -> Place:
         read = self.listing.read
-        listing = Listing(f"{self.location.rstrip('/')}/{name}", files, frozenset(folders), lambda path: read(f"{name}/{path}"))
+        listing = Listing(
+            f"{self.location.rstrip('/')}/{name}",
+            files,
+            frozenset(folders),
+            lambda path: read(f"{name}/{path}"),
+        )
         return Place(listing, self.join(name), self.namespace)
 
     def problem(self, name: str) -> str:

@@ -47,17 +47,23 @@ def scan_listing(
     if has_settings(root):
         return read_settings(root, formats, configs)
     configured = has_config(root)
-    if not configured and any(is_model_folder(place, formats) for folder, place in folders.items() if not is_version_name(folder)):
+    if not configured and any(
+        is_model_folder(place, formats) for folder, place in folders.items() if not is_version_name(folder)
+    ):
         return read_repository(root, folders, formats, configs, known)
     if any(is_version_folder(folder, place, formats) for folder, place in folders.items()):
         return [read_model(root, name, formats, configs)]
     if configured and any(candidates(place.listing, formats) for place in folders.values()):
         return [read_model(root, name, formats, configs)]
-    if candidates(listing, formats) and not any(is_model_folder(place, formats) for place in folders.values()):
+    if candidates(listing, formats) and not any(
+        is_model_folder(place, formats) for place in folders.values()
+    ):
         return [read_single(root, name, formats, configs)]
     if configured:
         model = read_model(root, name, formats, configs)
-        if model.config.ensemble is not None or any(not version.problem for version in model.versions):  # its backend needs no file
+        if model.config.ensemble is not None or any(
+            not version.problem for version in model.versions
+        ):  # its backend needs no file
             return [model]
         config_file = next(file for file in CONFIG_FILES if file in listing.files)
         above = root.location.rstrip("/").rpartition("/")[0]

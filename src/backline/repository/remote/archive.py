@@ -32,7 +32,12 @@ class ArchiveRepository(RemoteRepository):
     """
 
     def __init__(
-        self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None, limits: Limits | None = None
+        self,
+        location: str,
+        formats: Sequence[ModelFormat],
+        cache: Path,
+        configs: ConfigFiles | None = None,
+        limits: Limits | None = None,
     ) -> None:
         contents = ContentCache(cache)
         kind = archive_kind(_path(location))
@@ -42,7 +47,9 @@ class ArchiveRepository(RemoteRepository):
                 f"'{without_secrets(location)}' is neither an archive nor a model file; expected a name that ends with "
                 f"{', '.join((*ARCHIVES, *known))}"
             )
-        files = _WebFile(location) if kind is None else _WebArchive(location, kind, contents, limits or Limits())
+        files = (
+            _WebFile(location) if kind is None else _WebArchive(location, kind, contents, limits or Limits())
+        )
         super().__init__(files, contents, formats=formats, configs=configs)
 
 
@@ -52,11 +59,15 @@ class _WebFile:
     def __init__(self, location: str) -> None:
         parts = urlsplit(location)
         if not parts.hostname:
-            raise InvalidArgument(f"'{without_secrets(location)}' names no host; expected https://host/models.zip")
+            raise InvalidArgument(
+                f"'{without_secrets(location)}' names no host; expected https://host/models.zip"
+            )
         self._location = without_secrets(location)
         self._file = unquote(parts.path).rpartition("/")[2]
         self._url = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
-        self._client = HttpClient(self._url, authorization=_basic(parts.username, parts.password), denied=_DENIED)
+        self._client = HttpClient(
+            self._url, authorization=_basic(parts.username, parts.password), denied=_DENIED
+        )
 
     @property
     def location(self) -> str:
@@ -80,14 +91,19 @@ class _WebFile:
     def _entry(self, answer: HttpAnswer) -> FileEntry:
         length = answer.headers.get("Content-Length", "")
         if not length.isdigit():
-            raise Unavailable(f"'{self._location}': the server does not say how large it is; use one that sends Content-Length")
+            raise Unavailable(
+                f"'{self._location}': the server does not say how large it is; use one that sends Content-Length"
+            )
         # Without a sign of change, one of equal size cannot be seen; downloading everything at each look would be worse.
         return FileEntry(int(length), _identity(answer) or f"size:{length}")
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
         def check(answer: HttpAnswer) -> None:
             if _identity(answer) not in {"", entry.identity}:
-                raise Unavailable(f"'{self._location}' was replaced while it was downloaded; it is taken up when looked at again", 1)
+                raise Unavailable(
+                    f"'{self._location}' was replaced while it was downloaded; it is taken up when looked at again",
+                    1,
+                )
 
         return self._client.open_from(self._url, offset, check)
 
@@ -122,7 +138,9 @@ class _WebArchive(_WebFile):
         """A content that the cache has lost: the archive is unpacked again."""
         path = f"{self._folder}/{path}" if self._folder else path
         if self._unpack(self.look()).get(path) != FileEntry(entry.size, entry.identity):
-            raise Unavailable(f"'{self._location}' was replaced, and '{path}' in it; it is taken up when looked at again", 1)
+            raise Unavailable(
+                f"'{self._location}' was replaced, and '{path}' in it; it is taken up when looked at again", 1
+            )
         return Opened(0, iter((self._cache.read(Content(entry.identity.removeprefix(SHA256), entry.size)),)))
 
     def close(self) -> None:

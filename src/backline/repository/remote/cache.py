@@ -92,7 +92,11 @@ class ContentCache:
 
     def find(self, location: str, path: str, entry: FileEntry) -> Content | None:
         """The content of a file elsewhere, when it is here and undamaged."""
-        sha256 = entry.identity.removeprefix(SHA256) if entry.identity.startswith(SHA256) else self._indexed(location, path, entry)
+        sha256 = (
+            entry.identity.removeprefix(SHA256)
+            if entry.identity.startswith(SHA256)
+            else self._indexed(location, path, entry)
+        )
         if not sha256:
             return None
         with self.explained("be read"):
@@ -273,7 +277,10 @@ class ContentCache:
                 if _older(lock, now - KEEP_SECONDS):  # nothing is locked for so long
                     lock.unlink(missing_ok=True)
             for noted in (self.folder / "index").iterdir():
-                if _older(noted, now - KEEP_SECONDS) and not self._blob(noted.read_text("ascii", "replace")).exists():
+                if (
+                    _older(noted, now - KEEP_SECONDS)
+                    and not self._blob(noted.read_text("ascii", "replace")).exists()
+                ):
                     noted.unlink(missing_ok=True)
 
 
@@ -295,7 +302,9 @@ def _older(path: Path, moment: float, links: int = 0) -> bool:
         status = path.stat()
     except FileNotFoundError:
         return False
-    return max(status.st_mtime, status.st_atime if links else 0.0) < moment and (not links or status.st_nlink <= links)
+    return max(status.st_mtime, status.st_atime if links else 0.0) < moment and (
+        not links or status.st_nlink <= links
+    )
 
 
 def _note_use(blob: Path) -> None:

@@ -36,9 +36,15 @@ class Downloads:
     def fetch(self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event) -> Content:
         """The content of a file, in the cache. Raises Stopped once `stop` is set, BacklineError when the file cannot be had."""
         location = self._files.location
-        key = entry.identity.removeprefix(SHA256) if entry.identity.startswith(SHA256) else self._cache.key(location, path, entry)
+        key = (
+            entry.identity.removeprefix(SHA256)
+            if entry.identity.startswith(SHA256)
+            else self._cache.key(location, path, entry)
+        )
         with self._cache.lock(key, stop.is_set):
-            if found := self._cache.find(location, path, entry):  # another one fetched it while this one waited
+            if found := self._cache.find(
+                location, path, entry
+            ):  # another one fetched it while this one waited
                 on_arrived(entry.size)
                 return found
             partial = self._cache.partial(key)
@@ -50,7 +56,9 @@ class Downloads:
                     partial.unlink(missing_ok=True)
             return content
 
-    def _verified(self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event) -> Content:
+    def _verified(
+        self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
+    ) -> Content:
         received = self._receive(path, entry, partial, on_arrived, stop)
         if self._matches(entry, received):
             return received.content
@@ -59,7 +67,9 @@ class Downloads:
         if self._matches(entry, again):
             return again.content
         if entry.identity.startswith(MD5) and again.content == received.content:
-            self._md5_misleads = True  # encrypted with keys of their owner, objects have ETags that only look like MD5
+            self._md5_misleads = (
+                True  # encrypted with keys of their owner, objects have ETags that only look like MD5
+            )
             return again.content
         raise Unavailable(
             f"'{self._place(path)}' arrived damaged twice: its checksum is not the announced {entry.identity}; "
@@ -71,7 +81,9 @@ class Downloads:
         actual = received.digests.get(f"{kind}:")
         return actual is None or actual == digest or (kind == "md5" and self._md5_misleads)
 
-    def _receive(self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event) -> _Received:
+    def _receive(
+        self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
+    ) -> _Received:
         """The file in `partial`, complete in length; goes on where a connection was cut."""
         with self._cache.explained(f"store '{path}'"), partial.open("wb") as file:
             hashes = _Hashes(entry)
@@ -88,7 +100,15 @@ class Downloads:
                     if stop.wait(_FIRST_PAUSE_SECONDS * 2 ** (failures - 1)):
                         raise Stopped from None
 
-    def _append(self, path: str, entry: FileEntry, file: _Writable, hashes: _Hashes, on_arrived: OnArrived, stop: threading.Event) -> None:
+    def _append(
+        self,
+        path: str,
+        entry: FileEntry,
+        file: _Writable,
+        hashes: _Hashes,
+        on_arrived: OnArrived,
+        stop: threading.Event,
+    ) -> None:
         if stop.is_set():
             raise Stopped
         opened = self._files.open(path, entry, hashes.size)
@@ -108,7 +128,9 @@ class Downloads:
             file.write(chunk)
             on_arrived(len(chunk))
         if hashes.size < entry.size:
-            raise Unreachable(f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection was cut")
+            raise Unreachable(
+                f"'{self._place(path)}' ended after {hashes.size:,} of {entry.size:,} bytes; the connection was cut"
+            )
 
     def _place(self, path: str) -> str:
         return f"{self._files.location.rstrip('/')}/{printable(path)}"

@@ -75,8 +75,12 @@ def checked(location: str, files: Mapping[str, FileEntry]) -> dict[str, FileEntr
     folders = {path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/"}
     result = {}
     for path, entry in files.items():
-        problem = name_problem(path) or (path in folders and "it is a file and a folder at once; rename one of them")
+        problem = name_problem(path) or (
+            path in folders and "it is a file and a folder at once; rename one of them"
+        )
         if problem:
-            entry = FileEntry(entry.size, entry.identity, f"'{location.rstrip('/')}/{printable(path)}': {problem}")
+            entry = FileEntry(
+                entry.size, entry.identity, f"'{location.rstrip('/')}/{printable(path)}': {problem}"
+            )
         result[path] = entry
     return result

@@ -53,7 +53,12 @@ class HttpClient:
 
     @contextlib.contextmanager
     def request(
-        self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, also: Container[int] = ()
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        also: Container[int] = (),
     ) -> Iterator[HttpAnswer]:
         """The answer, after redirects. Raises NotFound, Unreachable or Unavailable for a status that is neither 2xx nor in `also`."""
         asked = url
@@ -68,18 +73,24 @@ class HttpClient:
                     raise self._explain(asked, url, response)
                 yield HttpAnswer(url, response.status, response.headers, response)
                 return
-        raise Unavailable(f"'{without_secrets(asked)}' redirects more than {_MAX_REDIRECTS} times; check the URL")
+        raise Unavailable(
+            f"'{without_secrets(asked)}' redirects more than {_MAX_REDIRECTS} times; check the URL"
+        )
 
     def open_from(self, url: str, offset: int, check: Callable[[HttpAnswer], None]) -> Opened:
         """The body from `offset` on, or from its start where the server cannot; `check` raises when it is not what was expected."""
         stack = contextlib.ExitStack()
         try:
-            answer = stack.enter_context(self.request(url, headers={"Range": f"bytes={offset}-"} if offset else None))
+            answer = stack.enter_context(
+                self.request(url, headers={"Range": f"bytes={offset}-"} if offset else None)
+            )
             check(answer)
         except BaseException:
             stack.close()
             raise
-        partial = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-")
+        partial = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(
+            f"bytes {offset}-"
+        )
         return Opened(offset if partial else 0, self._chunks(url, answer, stack))
 
     def _chunks(self, url: str, answer: HttpAnswer, stack: contextlib.ExitStack) -> Iterator[bytes]:
@@ -91,7 +102,9 @@ class HttpClient:
                 raise Unreachable(f"'{without_secrets(url)}' was cut off: {_reason(error)}", 5) from None
 
     def _open(self, url: str, method: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
-        request = urllib.request.Request(url, method=method, headers={"User-Agent": f"backline/{__version__}", **headers})
+        request = urllib.request.Request(
+            url, method=method, headers={"User-Agent": f"backline/{__version__}", **headers}
+        )
         if self._authorization and origin(url) == self._origin:
             request.add_unredirected_header("Authorization", self._authorization)
         try:
@@ -101,7 +114,8 @@ class HttpClient:
             return error  # type: ignore[return-value]
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unreachable(
-                f"'{without_secrets(url)}' cannot be reached: {_reason(error)}; check the URL and the network", retry_after=5
+                f"'{without_secrets(url)}' cannot be reached: {_reason(error)}; check the URL and the network",
+                retry_after=5,
             ) from None
         return response
 
@@ -109,7 +123,9 @@ class HttpClient:
         joined = urljoin(url, target)
         before, after = urlsplit(url), urlsplit(joined)
         if after.scheme not in {"http", "https"} or not after.hostname:
-            raise Unavailable(f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is no web address; check the URL")
+            raise Unavailable(
+                f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is no web address; check the URL"
+            )
         if before.scheme == "https" and after.scheme == "http":
             raise Unavailable(
                 f"'{without_secrets(url)}' redirects to '{without_secrets(joined)}', which is not encrypted; use one that stays with https"
@@ -126,7 +142,9 @@ class HttpClient:
         if status in {404, 410}:
             return NotFound(f"{place} does not exist (status {status}); check the URL")
         if status in _TRANSIENT or status >= 500:
-            return Unreachable(f"{place} cannot be had at the moment (status {status} {response.reason}); try again later", 5)
+            return Unreachable(
+                f"{place} cannot be had at the moment (status {status} {response.reason}); try again later", 5
+            )
         return Unavailable(f"{place} answers with status {status} {response.reason}; check the URL")
 
 

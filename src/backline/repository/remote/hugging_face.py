@@ -32,7 +32,9 @@ class HuggingFaceRepository(RemoteRepository):
     """The models in hf://owner/repo[@revision][/path]; a revision is a branch, a tag or a commit, "main" without one (a "/" in it is
     written "%2F"). HF_TOKEN gives access to private ones, HF_ENDPOINT names another server. Raises InvalidArgument for a wrong location."""
 
-    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None) -> None:
+    def __init__(
+        self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
+    ) -> None:
         super().__init__(HubFiles(location), ContentCache(cache), formats=formats, configs=configs)
 
 
@@ -44,7 +46,11 @@ class HubFiles:
         owner, _, rest = re.sub(r"^hf:/*", "", location).partition("/")
         repo, _, path = rest.strip("/").partition("/")
         repo, _, revision = repo.partition("@")
-        if not _NAME.fullmatch(owner) or not _NAME.fullmatch(repo) or any(p in {"", ".", ".."} for p in path.split("/") if path):
+        if (
+            not _NAME.fullmatch(owner)
+            or not _NAME.fullmatch(repo)
+            or any(p in {"", ".", ".."} for p in path.split("/") if path)
+        ):
             raise InvalidArgument(f"'{location}' is no place on the hub; {_FORM}")
         self._repo = f"{owner}/{repo}"
         self._revision = unquote(revision) or "main"
@@ -80,12 +86,24 @@ class HubFiles:
             self._single = False
         except NotFound:
             # A file has no tree; its folder has.
-            found = [item for item in self._tree(quote(f"/{self._path}").rpartition("/")[0]) if item["path"] == self._path]
+            found = [
+                item
+                for item in self._tree(quote(f"/{self._path}").rpartition("/")[0])
+                if item["path"] == self._path
+            ]
             self._single = True
-        cut = len(self._path) - len(self._path.rpartition("/")[2]) if self._single else len(self._path) + 1 if self._path else 0
+        cut = (
+            len(self._path) - len(self._path.rpartition("/")[2])
+            if self._single
+            else len(self._path) + 1
+            if self._path
+            else 0
+        )
         files = {item["path"][cut:]: _entry(item) for item in found if item["type"] == "file"}
         if not files:
-            raise NotFound(f"'{self._location}' holds no files at revision '{self._revision}'; check the path after the repository's name")
+            raise NotFound(
+                f"'{self._location}' holds no files at revision '{self._revision}'; check the path after the repository's name"
+            )
         return files
 
     def _resolve(self) -> str:
@@ -107,11 +125,15 @@ class HubFiles:
         items: list[dict[str, Any]] = []
         while url:
             page, following = self._json(url)
-            if not isinstance(page, list) or not all(isinstance(item, dict) and {"path", "type"} <= item.keys() for item in page):
+            if not isinstance(page, list) or not all(
+                isinstance(item, dict) and {"path", "type"} <= item.keys() for item in page
+            ):
                 raise self._odd(url)
             items += page
             if len(items) > _MAX_FILES:
-                raise InvalidArgument(f"'{self._location}' has more than {_MAX_FILES:,} files; name a folder in it: {_FORM}")
+                raise InvalidArgument(
+                    f"'{self._location}' has more than {_MAX_FILES:,} files; name a folder in it: {_FORM}"
+                )
             if following and origin(following) != origin(self._endpoint):
                 raise self._odd(url)
             url = following
@@ -130,13 +152,17 @@ class HubFiles:
             raise self._odd(url) from None
 
     def _odd(self, url: str) -> Unavailable:
-        return Unavailable(f"'{self._location}': {url} does not answer as the hub does; check HF_ENDPOINT ('{self._endpoint}')")
+        return Unavailable(
+            f"'{self._location}': {url} does not answer as the hub does; check HF_ENDPOINT ('{self._endpoint}')"
+        )
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
         folder = self._path.rpartition("/")[0] if self._single else self._path
         full = f"{folder}/{path}" if folder else path
         commit = self._commit or quote(self._revision, safe="")
-        return self._client.open_from(f"{self._endpoint}/{self._repo}/resolve/{commit}/{quote(full)}", offset, _accept)
+        return self._client.open_from(
+            f"{self._endpoint}/{self._repo}/resolve/{commit}/{quote(full)}", offset, _accept
+        )
 
     def close(self) -> None:
         """No connection is kept."""
@@ -150,7 +176,9 @@ def _entry(item: dict[str, Any]) -> FileEntry:
     """Large files have the SHA-256 of their content, the others git's own hash."""
     large = item.get("lfs")
     if isinstance(large, dict) and large.get("oid"):
-        return FileEntry(int(large.get("size", item.get("size", 0))), SHA256 + str(large["oid"]).removeprefix("sha256:"))
+        return FileEntry(
+            int(large.get("size", item.get("size", 0))), SHA256 + str(large["oid"]).removeprefix("sha256:")
+        )
     return FileEntry(int(item.get("size", 0)), GIT + str(item.get("oid", "")))
 
 
@@ -158,7 +186,10 @@ def _token(environment: Mapping[str, str]) -> str:
     """HF_TOKEN, else what `hf auth login` has left."""
     if token := environment.get("HF_TOKEN") or environment.get("HUGGING_FACE_HUB_TOKEN"):
         return token.strip()
-    home = environment.get("HF_HOME") or Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    home = (
+        environment.get("HF_HOME")
+        or Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    )
     try:
         return Path(environment.get("HF_TOKEN_PATH") or Path(home) / "token").read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):

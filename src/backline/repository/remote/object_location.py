@@ -44,7 +44,9 @@ def parse_location(location: str, environment: Mapping[str, str] = os.environ) -
     scheme, _, rest = location.partition("://")
     scheme = scheme.lower()
     if "?" in rest or "#" in rest:
-        raise InvalidArgument(f"'{location}' has '?' or '#', which a bucket and its objects are named without; remove it")
+        raise InvalidArgument(
+            f"'{location}' has '?' or '#', which a bucket and its objects are named without; remove it"
+        )
     if scheme == "s3":
         return _s3(location, rest, environment)
     if scheme == "gs":
@@ -64,7 +66,11 @@ def _split(location: str, rest: str, form: str) -> tuple[str, str]:
 
 def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocation:
     options: dict[str, Any] = {}
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or environment.get("AWS_ENDPOINT")
+    endpoint = (
+        environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+        or environment.get("AWS_ENDPOINT")
+    )
     scheme = ""
     for candidate in ("https", "http"):
         if rest.startswith(f"{candidate}://"):
@@ -74,12 +80,19 @@ def _s3(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLocat
         # Triton's spelling of a store that is not Amazon's; its plain form speaks HTTP.
         endpoint, rest = f"{scheme or 'http'}://{host}", rest.partition("/")[2]
         if not _ENDPOINT.fullmatch(endpoint):
-            raise InvalidArgument(f"'{location}' names no endpoint: '{host}'; expected s3://host:port/bucket/prefix")
+            raise InvalidArgument(
+                f"'{location}' names no endpoint: '{host}'; expected s3://host:port/bucket/prefix"
+            )
     bucket, prefix = _split(location, rest, "s3://bucket/prefix or s3://https://host:port/bucket/prefix")
     if endpoint:
         options["endpoint"] = endpoint.rstrip("/")
     if given := _given("s3", f"s3://{bucket}/{prefix}", environment):
-        names = {"key_id": "access_key_id", "secret_key": "secret_access_key", "session_token": "session_token", "region": "region"}
+        names = {
+            "key_id": "access_key_id",
+            "secret_key": "secret_access_key",
+            "session_token": "session_token",
+            "region": "region",
+        }
         options |= {names[key]: value for key, value in given.items() if key in names and value}
         options |= _aws_profile(given["profile"], environment) if given.get("profile") else {}
     elif "AWS_ACCESS_KEY_ID" not in environment:
@@ -96,9 +109,16 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
     home = Path(environment.get("HOME", "~")).expanduser() / ".aws"
     paths = (
         (Path(environment.get("AWS_SHARED_CREDENTIALS_FILE") or home / "credentials"), name),
-        (Path(environment.get("AWS_CONFIG_FILE") or home / "config"), name if name == "default" else f"profile {name}"),
+        (
+            Path(environment.get("AWS_CONFIG_FILE") or home / "config"),
+            name if name == "default" else f"profile {name}",
+        ),
     )
-    fields = {"aws_access_key_id": "access_key_id", "aws_secret_access_key": "secret_access_key", "aws_session_token": "session_token"}
+    fields = {
+        "aws_access_key_id": "access_key_id",
+        "aws_secret_access_key": "secret_access_key",
+        "aws_session_token": "session_token",
+    }
     fields["region"] = "region"
     options: dict[str, Any] = {}
     for path, section in paths:
@@ -110,7 +130,9 @@ def _aws_profile(profile: str, environment: Mapping[str, str]) -> dict[str, Any]
         if parser.has_section(section):
             options |= {fields[key]: value for key, value in parser[section].items() if key in fields}
     if profile and not options:
-        raise InvalidArgument(f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE or add it")
+        raise InvalidArgument(
+            f"neither '{paths[0][0]}' nor '{paths[1][0]}' has the profile '{profile}'; correct AWS_PROFILE or add it"
+        )
     return options
 
 
@@ -118,7 +140,10 @@ def _gcs(location: str, rest: str, environment: Mapping[str, str]) -> ObjectLoca
     bucket, prefix = _split(location, rest, "gs://bucket/prefix")
     options: dict[str, Any] = {}
     if emulator := environment.get("STORAGE_EMULATOR_HOST"):
-        options = {"base_url": (emulator if "://" in emulator else f"http://{emulator}").rstrip("/"), "skip_signature": True}
+        options = {
+            "base_url": (emulator if "://" in emulator else f"http://{emulator}").rstrip("/"),
+            "skip_signature": True,
+        }
     elif given := _given("gs", f"gs://{bucket}/{prefix}", environment):
         options["application_credentials"] = given.get("path", "")
     return ObjectLocation("gs", bucket, prefix, options)
@@ -131,7 +156,9 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         host, _, rest = rest.partition("/")
         account = host.partition(".")[0]
         if not account or account == host:
-            raise InvalidArgument(f"'{location}' names no account; expected as://ACCOUNT.blob.core.windows.net/container/prefix")
+            raise InvalidArgument(
+                f"'{location}' names no account; expected as://ACCOUNT.blob.core.windows.net/container/prefix"
+            )
         container, prefix = _split(location, rest, "as://ACCOUNT.blob.core.windows.net/container/prefix")
         options = {"account_name": account, "endpoint": f"https://{host}"}
         place = f"as://{host}/{container}/{prefix}"
@@ -144,7 +171,9 @@ def _azure(location: str, scheme: str, rest: str, environment: Mapping[str, str]
         options |= connection
     elif given := _given("as", place, environment):
         options["account_name"] = given.get("account_str", options.get("account_name", ""))
-        options |= {"account_key": given["account_key"]} if given.get("account_key") else {"skip_signature": True}
+        options |= (
+            {"account_key": given["account_key"]} if given.get("account_key") else {"skip_signature": True}
+        )
     elif asking := environment.get("AZURE_STORAGE_ACCOUNT"):  # Triton's and Azure's command line's names
         options.setdefault("account_name", asking)
     if key := environment.get("AZURE_STORAGE_KEY"):

@@ -39,16 +39,29 @@ _CODE = re.compile(r"<Code>([^<]+)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<\n]+)")
 #: What is behind "error sending request", in the part of a message that is for debugging.
 _CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
-_CAUSES = (re.compile(r'\bmessage: "([^"]+)"'), re.compile(r'\berror: "([^"]+)"'), re.compile(r"\b(TimedOut)\b"))
+_CAUSES = (
+    re.compile(r'\bmessage: "([^"]+)"'),
+    re.compile(r'\berror: "([^"]+)"'),
+    re.compile(r"\b(TimedOut)\b"),
+)
 #: Without credentials the library asks the machine in the cloud that it may be running on.
-_NO_CREDENTIALS = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity", "token request", "Missing account")
+_NO_CREDENTIALS = (
+    "/latest/api/token",
+    "/latest/meta-data",
+    "/computeMetadata/",
+    "/metadata/identity",
+    "token request",
+    "Missing account",
+)
 _NOT_THERE = ("NoSuchBucket", "ContainerNotFound")
 
 
 class ObjectStoreRepository(RemoteRepository):
     """The models below a prefix of a bucket; `location` as ObjectLocation describes it. Raises InvalidArgument for a wrong one."""
 
-    def __init__(self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None) -> None:
+    def __init__(
+        self, location: str, formats: Sequence[ModelFormat], cache: Path, configs: ConfigFiles | None = None
+    ) -> None:
         super().__init__(ObjectFiles(location), ContentCache(cache), formats=formats, configs=configs)
 
 
@@ -85,7 +98,9 @@ class ObjectFiles:
                     )
         # Tools that show folders keep them as empty objects.
         folders = {path[:end] for path in files for end in range(len(path)) if path[end] == "/"}
-        files = {path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)}
+        files = {
+            path: entry for path, entry in files.items() if path and not (entry.size == 0 and path in folders)
+        }
         self._single = False
         return files or self._one_object()
 
@@ -115,7 +130,8 @@ class ObjectFiles:
             got = obstore.get(self._store, key, options={"range": {"offset": offset}} if offset else {})
         if _entry(got.meta) != FileEntry(entry.size, entry.identity):
             raise Unavailable(
-                f"'{self._location}': object '{key}' was replaced while it was downloaded; it is taken up when looked at again", 1
+                f"'{self._location}': object '{key}' was replaced while it was downloaded; it is taken up when looked at again",
+                1,
             )
         return Opened(got.range[0], self._chunks(key, got.stream(_CHUNK)))
 
@@ -151,9 +167,13 @@ class ObjectFiles:
         reason = ": ".join(part for part in (code, message) if part) or _last_line(text)
         where = f"model repository '{self._location}'"
         if isinstance(error, obstore_errors.InvalidPathError):
-            return InvalidArgument(f"{where}: an object has a name that cannot be a file ({_last_line(text)}); rename or remove it")
+            return InvalidArgument(
+                f"{where}: an object has a name that cannot be a file ({_last_line(text)}); rename or remove it"
+            )
         if any(sign in text for sign in _NO_CREDENTIALS):
-            return Unavailable(f"{where}: no credentials were found; {CREDENTIALS[self._place.kind]} ({reason})")
+            return Unavailable(
+                f"{where}: no credentials were found; {CREDENTIALS[self._place.kind]} ({reason})"
+            )
         if code in _NOT_THERE or (status == 404 and "list request" in text):
             return NotFound(
                 f"{where}: the {self._bucket} does not exist{self._at_endpoint}; create it, or correct its name or the endpoint"
@@ -161,11 +181,14 @@ class ObjectFiles:
         if isinstance(error, FileNotFoundError) or status == 404:
             return NotFound(f"{where}: object '{key}' does not exist (any more)")
         if status in {401, 403} or isinstance(
-            error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError | PermissionError
+            error,
+            obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError | PermissionError,
         ):
             return Unavailable(f"{where}: access is denied ({reason}); {CREDENTIALS[self._place.kind]}")
         if status in {301, 307, 308}:
-            return Unavailable(f"{where}: the store sends elsewhere ({reason}); set AWS_REGION to the region of the {self._bucket}")
+            return Unavailable(
+                f"{where}: the store sends elsewhere ({reason}); set AWS_REGION to the region of the {self._bucket}"
+            )
         if 400 <= status < 500 and status not in {408, 429}:
             return Unavailable(
                 f"{where}: the store refused the request with status {status} ({reason}); check the endpoint{self._at_endpoint}"
@@ -178,7 +201,8 @@ class ObjectFiles:
             )
         reason = next((found[1] for cause in _CAUSES if (found := cause.search(str(error)))), reason)
         return Unreachable(
-            f"{where} cannot be reached{self._at_endpoint} ({reason}); check the network and the endpoint", retry_after=_RETRY_SECONDS
+            f"{where} cannot be reached{self._at_endpoint} ({reason}); check the network and the endpoint",
+            retry_after=_RETRY_SECONDS,
         )
 
     @property
@@ -215,14 +239,18 @@ def _open_store(location: str, place: ObjectLocation) -> ObjectStore:
         return AzureStore(place.bucket, **options)
     except (BaseError, ValueError, OSError) as error:
         reason = _last_line(str(error).partition("\n\nDebug source")[0])
-        raise InvalidArgument(f"model repository '{location}' cannot be opened ({reason}); {CREDENTIALS[place.kind]}") from None
+        raise InvalidArgument(
+            f"model repository '{location}' cannot be opened ({reason}); {CREDENTIALS[place.kind]}"
+        ) from None
 
 
 def _read_certificates(file: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise InvalidArgument(f"the certificates in '{file}' (AWS_CA_BUNDLE or SSL_CERT_FILE) cannot be read: {error.strerror}") from None
+        raise InvalidArgument(
+            f"the certificates in '{file}' (AWS_CA_BUNDLE or SSL_CERT_FILE) cannot be read: {error.strerror}"
+        ) from None
 
 
 def _entry(found: Any) -> FileEntry:
@@ -230,7 +258,10 @@ def _entry(found: Any) -> FileEntry:
     if _MD5_ETAG.fullmatch(etag):
         return FileEntry(found["size"], MD5 + etag)
     # A store without ETags: the time tells changes a second apart.
-    return FileEntry(found["size"], f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}")
+    return FileEntry(
+        found["size"],
+        f"etag:{etag}" if etag else f"modified:{found['last_modified'].replace(microsecond=0).isoformat()}",
+    )
 
 
 def _last_line(text: str) -> str:

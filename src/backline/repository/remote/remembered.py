@@ -25,7 +25,9 @@ class _Remembered(msgspec.Struct, frozen=True):
 
 def remember(cache: ContentCache, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
     plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
-    cache.write_listing(_key(location, source), msgspec.json.encode(_Remembered(location, time.time(), plain, source)))
+    cache.write_listing(
+        _key(location, source), msgspec.json.encode(_Remembered(location, time.time(), plain, source))
+    )
 
 
 def recall(cache: ContentCache, location: str, source: str = "") -> tuple[dict[str, FileEntry], float] | None:
@@ -35,7 +37,12 @@ def recall(cache: ContentCache, location: str, source: str = "") -> tuple[dict[s
     except FileNotFoundError:
         return None
     except (OSError, msgspec.DecodeError) as error:
-        log.warning("What was remembered of '%s' in '%s' cannot be read, and is not used: %s", location, cache.folder, error)
+        log.warning(
+            "What was remembered of '%s' in '%s' cannot be read, and is not used: %s",
+            location,
+            cache.folder,
+            error,
+        )
         return None
     if (found.location, found.source) != (location, source):
         return None

@@ -47,7 +47,12 @@ class RemoteRepository:
     """The models of a remote place; see Repository. `files` and what blocks run on threads of their own."""
 
     def __init__(
-        self, files: RemoteFiles, cache: ContentCache, *, formats: Sequence[ModelFormat], configs: ConfigFiles | None = None
+        self,
+        files: RemoteFiles,
+        cache: ContentCache,
+        *,
+        formats: Sequence[ModelFormat],
+        configs: ConfigFiles | None = None,
     ) -> None:
         self._files = files
         self._cache = cache
@@ -97,7 +102,13 @@ class RemoteRepository:
             self._read_ahead(files)
             folders = frozenset(path[:cut] for path in files for cut in range(len(path)) if path[cut] == "/")
             listing = Listing(self.location, files, folders, read)
-            models = scan_listing(listing, formats=self._formats, name=self._files.name, configs=self._configs, known=self._known)
+            models = scan_listing(
+                listing,
+                formats=self._formats,
+                name=self._files.name,
+                configs=self._configs,
+                known=self._known,
+            )
             self._last = None if unread else (files, models)
             return models
 
@@ -110,7 +121,11 @@ class RemoteRepository:
                 raise
             return self._remembered(error)
         self._reached = True
-        if self._last is None or self._last[0] != files or time.monotonic() - self._remembered_at >= _REMEMBER_SECONDS:
+        if (
+            self._last is None
+            or self._last[0] != files
+            or time.monotonic() - self._remembered_at >= _REMEMBER_SECONDS
+        ):
             with self._lenient():
                 remember(self._cache, self.location, files)
             self._remembered_at = time.monotonic()
@@ -150,7 +165,9 @@ class RemoteRepository:
             raise NotFound(f"'{self.location.rstrip('/')}/{path}' does not exist")
         if entry.problem:
             raise InvalidArgument(entry.problem)
-        content = self._cache.find(self.location, path, entry) or self._downloads.fetch(path, entry, _ignore, self._closing)
+        content = self._cache.find(self.location, path, entry) or self._downloads.fetch(
+            path, entry, _ignore, self._closing
+        )
         return self._cache.read(content)
 
     def _keep_trees(self) -> None:
@@ -177,7 +194,9 @@ class RemoteRepository:
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
         self._refuse_if_closed()
         if version.path is None:
-            raise InvalidArgument(version.problem or f"version {version.version} of model '{model.name}' has no model file")
+            raise InvalidArgument(
+                version.problem or f"version {version.version} of model '{model.name}' has no model file"
+            )
         for entry in version.files.values():
             if entry.problem:
                 raise InvalidArgument(entry.problem)
@@ -189,7 +208,9 @@ class RemoteRepository:
             progress.add(sum(content.size for content in contents.values()))
             if missing:
                 await self._run(self._cache.check_space, sum(version.files[path].size for path in missing))
-                contents |= await self._fetch_all({path: version.files[path] for path in missing}, progress, stop)
+                contents |= await self._fetch_all(
+                    {path: version.files[path] for path in missing}, progress, stop
+                )
             tree = await self._run(self._cache.tree, contents)
         finally:
             stop.set()
@@ -201,7 +222,9 @@ class RemoteRepository:
         found = {path: self._cache.find(self.location, path, entry) for path, entry in files.items()}
         return {path: content for path, content in found.items() if content is not None}
 
-    async def _fetch_all(self, files: Mapping[str, FileEntry], progress: Progress, stop: threading.Event) -> dict[str, Content]:
+    async def _fetch_all(
+        self, files: Mapping[str, FileEntry], progress: Progress, stop: threading.Event
+    ) -> dict[str, Content]:
         """The contents of all, or the first failure once the others have stopped."""
 
         def fetch(path: str, entry: FileEntry) -> Content:

@@ -21,7 +21,15 @@ from backline.repository.remote.cache import Readable
 from backline.repository.remote.files import name_problem
 
 #: The suffixes of archives, and how tarfile calls the compression of those that are tar files.
-ARCHIVES: Final = {".zip": "zip", ".tar": "", ".tar.gz": "gz", ".tgz": "gz", ".tar.bz2": "bz2", ".tar.xz": "xz", ".tar.zst": "zst"}
+ARCHIVES: Final = {
+    ".zip": "zip",
+    ".tar": "",
+    ".tar.gz": "gz",
+    ".tgz": "gz",
+    ".tar.bz2": "bz2",
+    ".tar.xz": "xz",
+    ".tar.zst": "zst",
+}
 #: A member whose name and other headers are larger is an attack on memory.
 _MAX_HEADER: Final = 1 << 20
 _DAMAGED: Final = (
@@ -83,9 +91,13 @@ def _explained(place: str) -> Iterator[None]:
     except BacklineError:
         raise
     except (OSError, *_DAMAGED) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's; a damaged gzip file has no number
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # the disk's; a damaged gzip file has no number
             raise
-        raise InvalidArgument(f"archive '{place}' is damaged, or not what its name says: {error}; upload it again") from None
+        raise InvalidArgument(
+            f"archive '{place}' is damaged, or not what its name says: {error}; upload it again"
+        ) from None
 
 
 class _Content:
@@ -123,13 +135,17 @@ class _Names:
         if not path.isprintable():
             raise self.error(name, "its name has characters that cannot be printed; rename it")
         if path.casefold() in self._seen:
-            raise self.error(name, f"there is '{self._seen[path.casefold()]}' already; names must differ, and by more than case")
+            raise self.error(
+                name,
+                f"there is '{self._seen[path.casefold()]}' already; names must differ, and by more than case",
+            )
         self._seen[path.casefold()] = path
         self._count(name)
         self._left -= size
         if self._left < 0:
             raise self.error(
-                name, f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size; split it, or check it"
+                name,
+                f"with it the archive unpacks to more than the {self._size:,} bytes allowed for its size; split it, or check it",
             )
         return path
 
@@ -142,7 +158,9 @@ class _Names:
     def _count(self, name: str) -> None:
         self._members += 1
         if self._members > self._limits.files:
-            raise self.error(name, f"the archive has more than {self._limits.files:,} files and folders; split it")
+            raise self.error(
+                name, f"the archive has more than {self._limits.files:,} files and folders; split it"
+            )
 
 
 def _zip_members(archive: Path, names: _Names) -> Iterator[Member]:
@@ -176,8 +194,16 @@ def _tar_members(archive: Path, kind: str, names: _Names) -> Iterator[Member]:
                     names.accept_folder(info.name)
                     continue
                 if not info.isreg() or info.issparse():
-                    kind_of_member = "a link" if info.issym() or info.islnk() else "sparse" if info.issparse() else "a device or a pipe"
-                    raise names.error(info.name, f"it is {kind_of_member}; only files and folders are unpacked")
+                    kind_of_member = (
+                        "a link"
+                        if info.issym() or info.islnk()
+                        else "sparse"
+                        if info.issparse()
+                        else "a device or a pipe"
+                    )
+                    raise names.error(
+                        info.name, f"it is {kind_of_member}; only files and folders are unpacked"
+                    )
                 path = names.accept(info.name, info.size)
                 content = opened.extractfile(info)
                 assert content is not None, "a regular file has content"
@@ -190,7 +216,9 @@ def _decompressed(archive: Path, kind: str, place: str) -> Iterator[IO[bytes]]:
     import gzip
 
     if kind == "zst" and sys.version_info < (3, 14):
-        raise Unsupported(f"archive '{place}' needs Python 3.14 or later to be unpacked; pack it as .tar.gz or .zip")
+        raise Unsupported(
+            f"archive '{place}' needs Python 3.14 or later to be unpacked; pack it as .tar.gz or .zip"
+        )
     openers: dict[str, Any] = {"": open, "gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
     if kind == "zst":
         openers["zst"] = importlib.import_module("compression.zstd").open

@@ -36,7 +36,10 @@ _decode = msgspec.msgpack.Decoder(_Entry).decode
 
 def encode_entry(key: bytes, outputs: Sequence[Tensor]) -> bytes:
     """The bytes of the outputs that answer a key, as `decode_entry` reads them."""
-    written = [_Output(tensor.name, tensor.datatype.name, tensor.shape, memoryview(encode_tensor(tensor))) for tensor in outputs]
+    written = [
+        _Output(tensor.name, tensor.datatype.name, tensor.shape, memoryview(encode_tensor(tensor)))
+        for tensor in outputs
+    ]
     return _MAGIC + _encode(_Entry(key, written))
 
 

@@ -45,7 +45,9 @@ def parse_cache_config(texts: Sequence[str]) -> CacheOptions | None:
         return None
     kinds = list(dict.fromkeys(text.partition(",")[0].strip() for text in texts))
     if len(kinds) > 1:
-        raise InvalidArgument(f"--cache-config names {' and '.join(kinds)}, but a server has one response cache")
+        raise InvalidArgument(
+            f"--cache-config names {' and '.join(kinds)}, but a server has one response cache"
+        )
     kind = kinds[0]
     if kind not in _KNOWN:
         raise InvalidArgument(f"--cache-config: there is no response cache '{kind}', expected local or redis")

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 class Flight:
     """Requests with one key on their way: looked up, and then run as one, `run`. Moments are of time.monotonic_ns()."""
 
-    __slots__ = ("began_ns", "key", "lookup_ns", "queued", "refusal", "run", "submitting", "timers", "waiting")
+    __slots__ = (
+        "began_ns",
+        "key",
+        "lookup_ns",
+        "queued",
+        "refusal",
+        "run",
+        "submitting",
+        "timers",
+        "waiting",
+    )
 
     def __init__(self, request: InferRequest, now_ns: int) -> None:
         self.key = b""
@@ -41,7 +51,12 @@ class Flight:
     def admits(self, request: InferRequest, settings: QueueSettings) -> bool:
         """Whether a request may join: not behind a run that waits at a lower level than its own."""
         run = self.run
-        return not settings.levels or run is None or not self.waits or settings.level_of(request) >= settings.level_of(run)
+        return (
+            not settings.levels
+            or run is None
+            or not self.waits
+            or settings.level_of(request) >= settings.level_of(run)
+        )
 
     def join(self, request: InferRequest, settings: QueueSettings) -> None:
         """Adds a request. A run that still waits does so as long as the most patient of those who want it."""

@@ -30,7 +30,11 @@ class RequestKeys:
             tensor = inputs[name]
             data = encode_tensor(tensor)
             # Each part has its length before it, so that no two requests give the same bytes.
-            digest.update(f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|".encode("utf-8", "surrogatepass"))
+            digest.update(
+                f"{name!r}:{tensor.datatype.name}:{tensor.shape}:{len(data)}|".encode(
+                    "utf-8", "surrogatepass"
+                )
+            )
             digest.update(data)
         parameters = request.parameters
         if request.outputs is not None or parameters:
@@ -41,4 +45,7 @@ class RequestKeys:
 
 def input_bytes(request: InferRequest) -> int:
     """The bytes that a key is made of; of BYTES tensors, whose elements would have to be looked at, about as many."""
-    return sum(tensor.data.size * 32 if tensor.datatype is DataType.BYTES else tensor.data.nbytes for tensor in request.inputs.values())
+    return sum(
+        tensor.data.size * 32 if tensor.datatype is DataType.BYTES else tensor.data.nbytes
+        for tensor in request.inputs.values()
+    )

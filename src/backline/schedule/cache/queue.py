@@ -84,7 +84,9 @@ class CachedQueue:
             self._looking += 1
             request.on_cancel = partial(self._leave, flight)
             flight.submitting = False
-            self._loop.run_in_executor(None, self._keys.of, request).add_done_callback(partial(self._hashed, flight))
+            self._loop.run_in_executor(None, self._keys.of, request).add_done_callback(
+                partial(self._hashed, flight)
+            )
             return
         flight.key = self._keys.of(request)
         self._begin(flight)
@@ -156,7 +158,9 @@ class CachedQueue:
         if request.cancelled:
             self._statistics.record_cancelled(request)
             return
-        self._statistics.record_cache_hit(request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns())
+        self._statistics.record_cache_hit(
+            request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns()
+        )
         deliver(request, self._response(request, outputs), None)
 
     # from the request to a run
@@ -190,7 +194,9 @@ class CachedQueue:
 
     # from the run to those who wait
 
-    def _ran(self, flight: Flight, run: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _ran(
+        self, flight: Flight, run: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         if response is None:
             self._fail(flight, error)
             return
@@ -215,8 +221,12 @@ class CachedQueue:
             request.on_cancel = None
             deliver(request, None, error)
 
-    def _response(self, request: InferRequest, outputs: Sequence[Tensor], run: InferResponse | None = None) -> InferResponse:
-        return InferResponse(self._name, self._version, request.id, list(outputs), None if run is None else run.parameters)
+    def _response(
+        self, request: InferRequest, outputs: Sequence[Tensor], run: InferResponse | None = None
+    ) -> InferResponse:
+        return InferResponse(
+            self._name, self._version, request.id, list(outputs), None if run is None else run.parameters
+        )
 
     # those who leave
 
@@ -235,7 +245,9 @@ class CachedQueue:
 
     def _too_late(self, flight: Flight, request: InferRequest) -> None:
         flight.timers.pop(request, None)
-        if not flight.waits or (flight.run is None and len(flight.waiting) == 1):  # what runs is answered, and what is to run is looked at
+        if not flight.waits or (
+            flight.run is None and len(flight.waiting) == 1
+        ):  # what runs is answered, and what is to run is looked at
             return
         flight.waiting.remove(request)
         request.on_cancel = None
@@ -247,7 +259,11 @@ class CachedQueue:
             flight.run.cancel()
         now = monotonic()
         late = waited_too_long(request, self._settings.policy_of(self._settings.level_of(request)), now)
-        deliver(request, None, refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=late))
+        deliver(
+            request,
+            None,
+            refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=late),
+        )
 
     def _forget(self, flight: Flight) -> None:
         """From now on nobody joins it."""
@@ -267,7 +283,11 @@ class CachedInstances(CachedQueue):
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         self._settings = settings.queue
-        waiting = [flight for flight in (*self._flights.values(), *self._passed) if flight.run is not None and flight.waits]
+        waiting = [
+            flight
+            for flight in (*self._flights.values(), *self._passed)
+            if flight.run is not None and flight.waits
+        ]
         self._queue.update(settings, instances=instances)
         for flight in waiting:  # perhaps in another queue now
             flight.queued = None if flight.run is None else flight.run.on_cancel

@@ -61,9 +61,13 @@ class RedisCache:
             from redis.backoff import NoBackoff
             from redis.exceptions import RedisError
         except ImportError:
-            raise InvalidArgument("a response cache in Redis needs the package redis: pip install 'backline[redis]'") from None
+            raise InvalidArgument(
+                "a response cache in Redis needs the package redis: pip install 'backline[redis]'"
+            ) from None
         certificates: dict[str, Any] = (
-            {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert} if options.tls else {}
+            {"ssl_certfile": options.cert, "ssl_keyfile": options.key, "ssl_ca_certs": options.cacert}
+            if options.tls
+            else {}
         )
         pool = BlockingConnectionPool(
             max_connections=options.pool_size,
@@ -158,14 +162,20 @@ class RedisCache:
             return decode_entry(key, raw)
         except DamagedEntry as error:
             if not self._damaged:  # once: if one entry was written by something else, others were too
-                log.warning("the response cache at %s holds an entry that cannot be read and is not used: %s", self._where, error)
+                log.warning(
+                    "the response cache at %s holds an entry that cannot be read and is not used: %s",
+                    self._where,
+                    error,
+                )
             self._damaged = True
             return None
 
     def _failed(self, error: Exception) -> None:
         if not self._pause:
             why = str(error) or type(error).__name__
-            log.warning("the response cache at %s does not answer, requests run without it: %s", self._where, why)
+            log.warning(
+                "the response cache at %s does not answer, requests run without it: %s", self._where, why
+            )
         elif not self._trying:  # others that were asked at the same time
             return
         self._trying = False

@@ -54,12 +54,16 @@ class EnsemblePlan:
         return len(self.chain)
 
 
-def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collection[int] = ()) -> EnsemblePlan:
+def plan_ensemble(
+    ensemble: Ensemble, outputs: Sequence[str], decoupled: Collection[int] = ()
+) -> EnsemblePlan:
     """The plan for some of the ensemble's outputs: steps that none of them needs are left out, as in Triton.
 
     `decoupled` are the indexes of the steps whose models give any number of responses.
     """
-    producers = {tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()}
+    producers = {
+        tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()
+    }
     needed_tensors: set[str] = set()
     needed_steps: set[int] = set()
     open_tensors = list(outputs)
@@ -72,10 +76,14 @@ def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collect
         if index is not None and index not in needed_steps:
             needed_steps.add(index)
             open_tensors.extend(ensemble.steps[index].inputs.values())
-    levels = {tensor: len(steps) for tensor, steps in origins(ensemble, decoupled).items()} if decoupled else {}
+    levels = (
+        {tensor: len(steps) for tensor, steps in origins(ensemble, decoupled).items()} if decoupled else {}
+    )
     indexes = sorted(needed_steps)
     made = {tensor for index in indexes for tensor in ensemble.steps[index].outputs.values()}
-    awaited = [{tensor for tensor in ensemble.steps[index].inputs.values() if tensor in made} for index in indexes]
+    awaited = [
+        {tensor for tensor in ensemble.steps[index].inputs.values() if tensor in made} for index in indexes
+    ]
     consumers: dict[str, list[int]] = {}
     for number, tensors in enumerate(awaited):
         for tensor in sorted(tensors):
@@ -92,7 +100,13 @@ def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collect
                 names=tuple(asked),
                 targets=asked,
                 inputs=tuple(step.inputs.items()),
-                followers=tuple(sorted(Counter(number for tensor in asked.values() for number in consumers.get(tensor, ())).items())),
+                followers=tuple(
+                    sorted(
+                        Counter(
+                            number for tensor in asked.values() for number in consumers.get(tensor, ())
+                        ).items()
+                    )
+                ),
                 answers=sum(tensor in outputs for tensor in asked.values()),
                 level=max(levels.get(tensor, 0) for tensor in step.inputs.values()),
                 decoupled=index in decoupled,
@@ -105,7 +119,12 @@ def plan_ensemble(ensemble: Ensemble, outputs: Sequence[str], decoupled: Collect
         tuple(planned for planned, count in zip(chosen, waits, strict=True) if not count),
         {tensor: tuple(numbers) for tensor, numbers in consumers.items()},
         tuple(outputs),
-        tuple(sorted((number for number, planned in enumerate(chosen) if planned.decoupled), key=lambda number: chosen[number].level)),
+        tuple(
+            sorted(
+                (number for number, planned in enumerate(chosen) if planned.decoupled),
+                key=lambda number: chosen[number].level,
+            )
+        ),
         sum(tensor in made for tensor in outputs),
     )
 
@@ -116,7 +135,9 @@ def origins(ensemble: Ensemble, decoupled: Collection[int]) -> dict[str, tuple[i
     Raises InvalidArgument where a step takes tensors of different origin: which of them belong together nobody can say. The words are
     Triton's.
     """
-    producers = {tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()}
+    producers = {
+        tensor: index for index, step in enumerate(ensemble.steps) for tensor in step.outputs.values()
+    }
     found: dict[str, tuple[int, ...]] = {}
 
     def visit(tensor: str) -> tuple[int, ...]:
@@ -127,7 +148,9 @@ def origins(ensemble: Ensemble, decoupled: Collection[int]) -> dict[str, tuple[i
             step = ensemble.steps[index]
             origin, *others = map(visit, step.inputs.values())
             if any(other != origin for other in others):
-                raise InvalidArgument(f"step of model '{step.model}' receives inputs originated from different decoupled models")
+                raise InvalidArgument(
+                    f"step of model '{step.model}' receives inputs originated from different decoupled models"
+                )
             found[tensor] = (*origin, index) if index in decoupled else origin
         return found[tensor]
 

@@ -53,7 +53,9 @@ class EnsembleQueue:
         self.models: tuple[StepModel, ...] = (StepModel(),) * len(ensemble.steps)
         self.max_inflight = ensemble.max_inflight or _MAX_INFLIGHT
         #: As which its outputs are answered.
-        self.itself = StepModel(batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs})
+        self.itself = StepModel(
+            batched=batched, ranks={spec.name: len(spec.shape) for spec in signature.outputs}
+        )
         self._ensemble = ensemble
         self._outputs = tuple(spec.name for spec in signature.outputs)
         #: Whether only some of its models have batches, so that tensors have to be fitted in between.
@@ -83,7 +85,9 @@ class EnsembleQueue:
 
     def submit(self, request: InferRequest) -> None:
         """Starts the first steps. Raises BacklineError when one of them is refused at once, as by a full queue."""
-        kind, plan = self._plans.get(request.outputs or self._outputs) or self._plan(request.outputs or self._outputs)
+        kind, plan = self._plans.get(request.outputs or self._outputs) or self._plan(
+            request.outputs or self._outputs
+        )
         run = kind(self, request, plan)
         self._runs.add(run)
         run.start()

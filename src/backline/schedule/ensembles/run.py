@@ -66,7 +66,9 @@ class EnsembleRun:
         request.context = planned
         return request
 
-    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _answered(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         """The only answer of a step, or its end."""
         raise NotImplementedError
 
@@ -79,7 +81,11 @@ class EnsembleRun:
         for name in self._plan.outputs:
             tensor = tensors.get(name)
             if tensor is not None:
-                outputs.append(queue.itself.fit(name, tensor) if queue.mixed else Tensor(name, tensor.datatype, tensor.shape, tensor.data))
+                outputs.append(
+                    queue.itself.fit(name, tensor)
+                    if queue.mixed
+                    else Tensor(name, tensor.datatype, tensor.shape, tensor.data)
+                )
         return InferResponse(queue.name, queue.version, self._request.id, outputs)
 
     def _finish(self, response: InferResponse | None) -> None:
@@ -185,11 +191,15 @@ class UnaryRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             tensor = tensors.get(source)
-            if tensor is not None:  # else an optional input of the ensemble; whether it is one of the step's, its model knows
+            if (
+                tensor is not None
+            ):  # else an optional input of the ensemble; whether it is one of the step's, its model knows
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs
 
-    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _answered(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         if self._over:
             return
         self._open.discard(request)

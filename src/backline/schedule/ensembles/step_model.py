@@ -31,4 +31,6 @@ class StepModel:
             fitting = shape[1:]
         else:
             fitting = shape  # its model says what is wrong
-        return Tensor(name, tensor.datatype, fitting, tensor.data if fitting is shape else tensor.data.reshape(fitting))
+        return Tensor(
+            name, tensor.datatype, fitting, tensor.data if fitting is shape else tensor.data.reshape(fitting)
+        )

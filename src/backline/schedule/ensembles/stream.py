@@ -70,8 +70,12 @@ class StreamRun(EnsembleRun):
         inputs = {}
         for name, source in planned.inputs:
             given = begun.tensors.get(source)
-            if given is not None:  # else an optional input of the ensemble; whether it is one of the step's, its model knows
-                inputs[name] = model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
+            if (
+                given is not None
+            ):  # else an optional input of the ensemble; whether it is one of the step's, its model knows
+                inputs[name] = (
+                    model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
+                )
         request = self._request_to(planned, inputs)
         if planned.decoupled:
             request.on_response = self._responded
@@ -103,7 +107,9 @@ class StreamRun(EnsembleRun):
         if open_request is not None and self._take(request, *open_request, response):
             self._go_on()
 
-    def _answered(self, request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _answered(
+        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         open_request = self._open.pop(request, None)
         if open_request is None or self._over:
             return

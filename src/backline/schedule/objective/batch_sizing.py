@@ -19,7 +19,18 @@ _RATE = 0.1
 class BatchSizing:
     """What the batches are to be like that answer within `objective` seconds, learnt from those that were formed."""
 
-    __slots__ = ("_joined", "_longest", "_max_items", "_objective", "_outlook", "_share", "margin", "planned", "refused", "usual")
+    __slots__ = (
+        "_joined",
+        "_longest",
+        "_max_items",
+        "_objective",
+        "_outlook",
+        "_share",
+        "margin",
+        "planned",
+        "refused",
+        "usual",
+    )
 
     def __init__(self, objective: float, outlook: Outlook) -> None:
         self._objective = objective

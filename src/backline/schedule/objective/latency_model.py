@@ -124,7 +124,9 @@ class Quantile:
     def learn(self, observed: float) -> None:
         """Takes note of an observation."""
         away = abs(observed - self.value)
-        self._spread = away if not self._spread else self._spread + _RATE * (min(away, 4 * self._spread) - self._spread)
+        self._spread = (
+            away if not self._spread else self._spread + _RATE * (min(away, 4 * self._spread) - self._spread)
+        )
         step = 0.2 * self._spread
         self.value += step * self._share if observed > self.value else -step * (1 - self._share)
 

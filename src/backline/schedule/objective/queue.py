@@ -60,7 +60,17 @@ class ObjectiveQueue:
     be; but a guess alone refuses nobody while nothing better is to be done: it may be wrong, and only a run can tell.
     """
 
-    __slots__ = ("_levels", "_objective", "_on_cancel", "_outlook", "_settings", "_size", "_sizing", "expired", "on_left")
+    __slots__ = (
+        "_levels",
+        "_objective",
+        "_on_cancel",
+        "_outlook",
+        "_settings",
+        "_size",
+        "_sizing",
+        "expired",
+        "on_left",
+    )
 
     def __init__(self, settings: QueueSettings, objective: float, outlook: Outlook) -> None:
         self._settings = settings
@@ -109,7 +119,11 @@ class ObjectiveQueue:
         size = request.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
         if after and own is not None and late <= 0:  # those behind it must not come too late for its sake
-            late = finish(line, free, ahead, size, usual=sizing.usual, first=first) + sizing.margin - own.dues[-1]
+            late = (
+                finish(line, free, ahead, size, usual=sizing.usual, first=first)
+                + sizing.margin
+                - own.dues[-1]
+            )
         if late > 0:
             sizing.refused = True
         return late
@@ -172,7 +186,9 @@ class ObjectiveQueue:
         limit = line.largest(left, max_items)
         if limit < wanted and limit < len(dues):
             # A small batch for the sake of the first ones: will those that it leaves behind still be in time?
-            if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(min(wanted, level.items - limit)):
+            if limit and dues[limit] >= now + line.seconds(limit) + line.seconds(
+                min(wanted, level.items - limit)
+            ):
                 return limit
             count = bisect_left(dues, now + line.seconds(wanted))
             if count < len(dues):
@@ -221,7 +237,9 @@ class ObjectiveQueue:
         others = False
         for level in self._levels.ordered:
             first = level.waiting[0]
-            count = bisect_left(level.dues, now + self._outlook.latency.line(item_size(first)).seconds(first.batch_size))
+            count = bisect_left(
+                level.dues, now + self._outlook.latency.line(item_size(first)).seconds(first.batch_size)
+            )
             others = others or count < len(level.dues)
             if count:
                 late.append((level, count))

@@ -49,7 +49,16 @@ class ObjectiveScheduler(Scheduler):
     ) -> None:
         self._objective = objective
         self._outlook = Outlook(seconds, size)
-        super().__init__(name, settings, instances, statistics, loop=loop, preserve_ordering=preserve_ordering, total=total, turn=turn)
+        super().__init__(
+            name,
+            settings,
+            instances,
+            statistics,
+            loop=loop,
+            preserve_ordering=preserve_ordering,
+            total=total,
+            turn=turn,
+        )
 
     def submit(self, request: InferRequest) -> None:
         """As of Scheduler; raises Unavailable also when the request cannot be answered in time."""
@@ -78,7 +87,11 @@ class ObjectiveScheduler(Scheduler):
     def _finished(self, instance: Instance, batch: Batch) -> None:
         vacated = batch.beside_loop and batch.on_vacated is None
         expected = None if vacated else self._outlook.ended(instance)
-        told = expected is not None and batch.parts is None and all(isinstance(outcome, InferResponse) for outcome in batch.outcomes)
+        told = (
+            expected is not None
+            and batch.parts is None
+            and all(isinstance(outcome, InferResponse) for outcome in batch.outcomes)
+        )
         now = monotonic()
         if told:
             self._outlook.latency.learn(_size(batch.requests), batch.items, now - batch.started_ns / 1e9)
@@ -100,7 +113,9 @@ class ObjectiveScheduler(Scheduler):
         if request.deadline is not None and request.deadline < request.arrived_ns / 1e9 + self._objective:
             bound = "the deadline of the request"
         late = max(late, 0.001)
-        message = f"model '{self._name}' has too much to do to answer within {bound}, try again in {late:.2g} s"
+        message = (
+            f"model '{self._name}' has too much to do to answer within {bound}, try again in {late:.2g} s"
+        )
         return Unavailable(message, retry_after=late)
 
 

@@ -124,7 +124,9 @@ def still_there(requests: deque[InferRequest]) -> deque[InferRequest]:
     return deque(request for request in requests if request.on_cancel is not None)
 
 
-def without_expired(requests: deque[InferRequest], now: float, expired: list[InferRequest]) -> tuple[deque[InferRequest], float]:
+def without_expired(
+    requests: deque[InferRequest], now: float, expired: list[InferRequest]
+) -> tuple[deque[InferRequest], float]:
     """Those of `still_there` that may go on waiting, and their nearest deadline. Moves the others to `expired`."""
     kept: deque[InferRequest] = deque()
     nearest = inf

@@ -131,7 +131,12 @@ class PriorityQueue:
         return nearest
 
     def clear(self) -> list[InferRequest]:
-        requests = [request for level in self._levels.ordered for line in (level.waiting, level.late) for request in still_there(line)]
+        requests = [
+            request
+            for level in self._levels.ordered
+            for line in (level.waiting, level.late)
+            for request in still_there(line)
+        ]
         for request in requests:
             request.on_cancel = None
         self._levels.clear()

@@ -44,7 +44,9 @@ class Claim:
 def claim_of(group: InstanceGroup, device: str = PROCESSOR) -> Claim:
     """The claim of each instance of a group."""
     resources = {
-        (EVERYWHERE if resource.everywhere else device, resource.name): resource.count for resource in group.resources if resource.count
+        (EVERYWHERE if resource.everywhere else device, resource.name): resource.count
+        for resource in group.resources
+        if resource.count
     }
     return Claim(MappingProxyType(resources), group.priority)
 
@@ -110,7 +112,9 @@ class RateLimits:
         kept_back: set[Key] = set()
         for claimant in self._staged:
             resources = claimant.claim.resources
-            if not kept_back.isdisjoint(resources) or any(self._taken.get(key, 0) + n > self._limits[key] for key, n in resources.items()):
+            if not kept_back.isdisjoint(resources) or any(
+                self._taken.get(key, 0) + n > self._limits[key] for key, n in resources.items()
+            ):
                 kept_back |= resources.keys()
                 kept.append(claimant)
                 continue
@@ -138,7 +142,11 @@ class RateLimits:
         stuck = set(waits)
         while waiting in stuck:
             short = self._short(stuck)
-            lacking = {claimant.owner for claimant in self._claimants if not short.isdisjoint(claimant.claim.resources)} | stuck
+            lacking = {
+                claimant.owner
+                for claimant in self._claimants
+                if not short.isdisjoint(claimant.claim.resources)
+            } | stuck
             ended = {owner for owner in stuck if lacking.isdisjoint(waits[owner])}
             if not ended:
                 return " and ".join(sorted({f"'{name}'" for _, name in short}))
@@ -190,7 +198,9 @@ class RateLimits:
         wanted = name.casefold()
         devices = (device, EACH_DEVICE)
         fitting = (
-            n for (where, other), n in self._given.items() if other.casefold() == wanted and (device == EVERYWHERE or where in devices)
+            n
+            for (where, other), n in self._given.items()
+            if other.casefold() == wanted and (device == EVERYWHERE or where in devices)
         )
         return max(fitting, default=0)
 

@@ -105,7 +105,10 @@ class _Waiting:
             self._wake_at_deadline()
 
     def _wake_at_deadline(self) -> None:
-        nearest = min((request.deadline for request in self._batch.requests if request.deadline is not None), default=None)
+        nearest = min(
+            (request.deadline for request in self._batch.requests if request.deadline is not None),
+            default=None,
+        )
         if nearest is not None:
             delay = max(nearest - monotonic(), 0.0) + _LATE
             self._timer = asyncio.get_running_loop().call_later(delay, self.look_again)
@@ -133,7 +136,9 @@ class _Waiting:
         """Nobody waits for the answers any more."""
         if self._timer is not None:
             self._timer.cancel()
-        self._batch.outcomes = [Cancelled("nobody waits for the answer any more") for _ in self._batch.requests]
+        self._batch.outcomes = [
+            Cancelled("nobody waits for the answer any more") for _ in self._batch.requests
+        ]
         self._end(ran=False)
 
     def granted(self) -> None:
@@ -147,7 +152,9 @@ class _Waiting:
         self._begun = True
         if self._has_waited and not batch.abandoned:
             self._form_again()
-            while not batch.abandoned and any(request.cancelled for request in batch.requests):  # by who was refused
+            while not batch.abandoned and any(
+                request.cancelled for request in batch.requests
+            ):  # by who was refused
                 self._form_again()
         if batch.abandoned:  # since its turn came, or by who was refused
             return

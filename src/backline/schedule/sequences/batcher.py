@@ -14,7 +14,14 @@ from math import inf
 from time import monotonic, monotonic_ns
 from typing import Protocol
 
-from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from backline.engine.errors import (
+    BacklineError,
+    Cancelled,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    Unavailable,
+)
 from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
@@ -128,7 +135,9 @@ class SequenceBatcher:
         if (step is None or not step.id) and self._tensors.iterative:
             step = request.sequence = SequenceStep(self._unused_id(), start=True, end=False)
         if step is None or not step.id:
-            raise InvalidArgument(f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID")
+            raise InvalidArgument(
+                f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID"
+            )
         if self._batched and request.batch_size != 1:
             raise InvalidArgument(
                 f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence batcher"
@@ -217,11 +226,15 @@ class SequenceBatcher:
         except BacklineError as error:
             self._answered(inner, None, error)
 
-    def _answered(self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _answered(
+        self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         passage = passage_of(inner)
         sequence, request = passage.sequence, passage.request
         refused: list[InferRequest] = []
-        begun_here = error is None and inner.sequence is not None and inner.sequence.start  # also when the process changed before it ran
+        begun_here = (
+            error is None and inner.sequence is not None and inner.sequence.start
+        )  # also when the process changed before it ran
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
             refused, _ = self._table.lose_beginning(sequence)
@@ -230,7 +243,11 @@ class SequenceBatcher:
                 self._run_again(sequence, request)
                 return
             response = None
-            error = refusals.unloading(self._name) if self._closed else Cancelled("nobody waits for the answer any more")
+            error = (
+                refusals.unloading(self._name)
+                if self._closed
+                else Cancelled("nobody waits for the answer any more")
+            )
         if response is not None:
             try:
                 self._states.take_out(sequence, response, request.outputs)
@@ -240,7 +257,9 @@ class SequenceBatcher:
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
         begins = request.sequence is not None and request.sequence.start
-        if begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded)):  # it has not run
+        if (
+            begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded))
+        ):  # it has not run
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
         self._run_all(runnable)
@@ -276,7 +295,9 @@ class SequenceBatcher:
         """What was to begin a sequence has not run, or nobody knows that it began; what follows is told that, or the error."""
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
-    def _refuse_orphans(self, orphans: list[InferRequest], runnable: list[Sequence], error: BacklineError | None = None) -> None:
+    def _refuse_orphans(
+        self, orphans: list[InferRequest], runnable: list[Sequence], error: BacklineError | None = None
+    ) -> None:
         def why(request: InferRequest) -> BacklineError:
             self._statistics.rejected_invalid += 1
             return error or self._no_start(request)
@@ -345,15 +366,26 @@ class SequenceBatcher:
         now = monotonic()
         expired, nearest = self._table.expired(now)
         for sequence, request in expired:
-            if request not in sequence.waiting:  # it was refused together with the one that was to begin its sequence
+            if (
+                request not in sequence.waiting
+            ):  # it was refused together with the one that was to begin its sequence
                 continue
             self._drop(sequence, request)
             self._statistics.record_expired(request)
             by_policy = waited_too_long(request, self._policy, now)
-            deliver(request, None, refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy))
+            deliver(
+                request,
+                None,
+                refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy),
+            )
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
-            log.info("sequence %s of model '%s' was idle for %g s and has ended", sequence.id, self._name, self._idle_seconds)
+            log.info(
+                "sequence %s of model '%s' was idle for %g s and has ended",
+                sequence.id,
+                self._name,
+                self._idle_seconds,
+            )
             self._states.forget(sequence)
         self._run_all(runnable)
         self._look_at(min(nearest, self._table.next_idle_ns() / 1e9))

@@ -45,7 +45,9 @@ class SlotPolicy:
 def choose(ready: list[InferRequest | None]) -> list[InferRequest | None]:
     """The places of the next batch: those of the batch key of the request that came first, up to the last place that has one."""
     first = min((request for request in ready if request is not None), key=lambda request: request.arrived_ns)
-    chosen = [request if request is not None and request.batch_key == first.batch_key else None for request in ready]
+    chosen = [
+        request if request is not None and request.batch_key == first.batch_key else None for request in ready
+    ]
     while chosen[-1] is None:
         chosen.pop()
     return chosen
@@ -164,19 +166,27 @@ class SlotLane:
         like = next(request for request in chosen if request is not None)
         for slot, request in enumerate(chosen):
             if request is None:
-                request = InferRequest(like.model_name, self._empty(like.inputs), _ignore, outputs=like.outputs)
+                request = InferRequest(
+                    like.model_name, self._empty(like.inputs), _ignore, outputs=like.outputs
+                )
             else:
                 self._ready[slot] = None
             requests.append(request)
         return requests
 
     def _refuse_late(self, now: float) -> None:
-        while late := [request for request in self._ready if request and request.deadline is not None and request.deadline <= now]:
+        while late := [
+            request
+            for request in self._ready
+            if request and request.deadline is not None and request.deadline <= now
+        ]:
             self._ready = [None if request in late else request for request in self._ready]
             for request in late:  # behind whom others come to its place, perhaps as late
                 self._statistics.record_expired(request)
                 by_policy = waited_too_long(request, _POLICY, now)
-                error = refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy)
+                error = refusals.expired(
+                    request, now, f"the queue of model '{self._name}'", by_policy=by_policy
+                )
                 request.on_complete(request, None, error)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:

@@ -16,7 +16,14 @@ class SequenceStates:
     """
 
     def __init__(
-        self, model: str, version: str, tensors: SequenceTensors, table: SequenceTable, store: StateStore, *, seconds: float
+        self,
+        model: str,
+        version: str,
+        tensors: SequenceTensors,
+        table: SequenceTable,
+        store: StateStore,
+        *,
+        seconds: float,
     ) -> None:
         self._model = model
         self._version = version
@@ -43,7 +50,9 @@ class SequenceStates:
         Raises BacklineError when the store cannot tell.
         """
         state = sequence.state = await self._store.take(self._key(sequence))
-        if state is not None and (sequence.waiting or not sequence.ended):  # it is open, and nothing of it may ever run here
+        if state is not None and (
+            sequence.waiting or not sequence.ended
+        ):  # it is open, and nothing of it may ever run here
             self._store.put(self._key(sequence), state, self._seconds)
 
     def forget(self, sequence: Sequence) -> None:

@@ -44,7 +44,9 @@ class SequenceTable:
     request that says so, or after `idle_ns` without any.
     """
 
-    def __init__(self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True) -> None:
+    def __init__(
+        self, lanes: int, slots: int, idle_ns: int, works: Callable[[int], bool] = lambda _: True
+    ) -> None:
         """`works` tells of a lane whether it can run anything at the moment: places on those that can are given first."""
         self.idle_ns = idle_ns
         self._works = works
@@ -132,7 +134,12 @@ class SequenceTable:
 
     def take(self, sequence: Sequence) -> InferRequest | None:
         """The next request of a sequence, if it may run now."""
-        if sequence.place is None or sequence.running is not None or sequence.arriving or not sequence.waiting:
+        if (
+            sequence.place is None
+            or sequence.running is not None
+            or sequence.arriving
+            or not sequence.waiting
+        ):
             return None
         request = sequence.running = sequence.waiting.popleft()
         self.waiting -= 1
@@ -161,7 +168,11 @@ class SequenceTable:
         """A request that waits will not be run, nor will what it was to begin. Returns as `lose_beginning`."""
         index = sequence.waiting.index(request)
         self._take_out(sequence, [request])
-        return self.lose_beginning(sequence, index) if _begins(request) else ([], self._release_if_over(sequence))
+        return (
+            self.lose_beginning(sequence, index)
+            if _begins(request)
+            else ([], self._release_if_over(sequence))
+        )
 
     def lose_beginning(self, sequence: Sequence, index: int = 0) -> tuple[list[InferRequest], list[Sequence]]:
         """What was to begin a sequence before the request at `index` of those that wait has not run.
@@ -233,7 +244,11 @@ class SequenceTable:
             del self.open[sequence.id]
 
     def _release_if_over(self, sequence: Sequence) -> list[Sequence]:
-        return self._release(sequence) if sequence.ended and not sequence.waiting and sequence.running is None else []
+        return (
+            self._release(sequence)
+            if sequence.ended and not sequence.waiting and sequence.running is None
+            else []
+        )
 
     def _release(self, sequence: Sequence) -> list[Sequence]:
         """Gives the place of a sequence that is over to the next one."""

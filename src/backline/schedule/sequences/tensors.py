@@ -21,7 +21,9 @@ class SequenceTensors:
     are the outputs that clients may see.
     """
 
-    def __init__(self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]) -> None:
+    def __init__(
+        self, model: str, batching: SequenceBatching, initial: State, *, batched: bool, served: frozenset[str]
+    ) -> None:
         self._iterative = batching.iterative
         self._model = model
         self._initial = initial
@@ -52,7 +54,9 @@ class SequenceTensors:
         for control, _ in self._ids:
             if control.datatype is DataType.BYTES:
                 continue
-            kind = f"input '{control.name}' of model '{self._model}', which takes it as {control.datatype.name}"
+            kind = (
+                f"input '{control.name}' of model '{self._model}', which takes it as {control.datatype.name}"
+            )
             if isinstance(step.id, str):
                 raise InvalidArgument(f"the sequence ID '{step.id}' is a text and does not fit {kind}")
             if step.id > np.iinfo(control.datatype.dtype).max:
@@ -62,7 +66,11 @@ class SequenceTensors:
         """Gives a request what the model wants to know of its sequence: `state` is what the request before has left."""
         inputs = request.inputs
         for kind, name, no, yes in self._flags:
-            inputs[name] = yes if kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end) else no
+            inputs[name] = (
+                yes
+                if kind == "ready" or (kind == "start" and step.start) or (kind == "end" and step.end)
+                else no
+            )
         for control, shape in self._ids:
             value = str(step.id).encode() if control.datatype is DataType.BYTES else step.id
             inputs[control.name] = _filled(control, shape, value)
@@ -70,14 +78,19 @@ class SequenceTensors:
             return
         inputs.update(self._initial if state is None or step.start else state)
         if request.outputs is not None:
-            request.outputs = (*request.outputs, *(name for name in self._outputs if name not in request.outputs))
+            request.outputs = (
+                *request.outputs,
+                *(name for name in self._outputs if name not in request.outputs),
+            )
         if self._state_shapes_vary:
             shapes = tuple(inputs[name].shape for name in self._outputs.values())
             request.batch_key = (request.batch_key, shapes)
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of a place in a batch without a request: zeros of the shapes that another request has, and not ready."""
-        return {name: _zeros(tensor) for name, tensor in like.items()} | {name: no for _, name, no, _ in self._flags}
+        return {name: _zeros(tensor) for name, tensor in like.items()} | {
+            name: no for _, name, no, _ in self._flags
+        }
 
     def take_state(self, response: InferResponse, wanted: tuple[str, ...] | None) -> State | None:
         """Takes the states out of a response to a request for the outputs `wanted` (None for all); None for a model without.

@@ -52,7 +52,10 @@ class GrpcExchange(Stream):
             self.end(status.RESOURCE_EXHAUSTED, head.too_large)
         elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")
-            self.end(status.UNIMPLEMENTED, f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt")
+            self.end(
+                status.UNIMPLEMENTED,
+                f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt",
+            )
         elif wire.requests > wire.limits.max_concurrent_requests:
             self.end(status.RESOURCE_EXHAUSTED, "the server has too many requests in flight; try again")
         elif head.timeout_error is not None:
@@ -60,7 +63,11 @@ class GrpcExchange(Stream):
         elif head.encoding not in _ENCODINGS:
             text = head.encoding.decode("utf-8", "replace")[:64]
             accepted = (b"grpc-accept-encoding", ACCEPTED_ENCODINGS)
-            self.end(status.UNIMPLEMENTED, f"grpc-encoding {text} is not supported; send gzip, deflate or identity", (accepted,))
+            self.end(
+                status.UNIMPLEMENTED,
+                f"grpc-encoding {text} is not supported; send gzip, deflate or identity",
+                (accepted,),
+            )
         elif head.timeout is not None:
             if head.timeout <= 0:
                 self.end(status.DEADLINE_EXCEEDED, "the deadline was over when the call came")

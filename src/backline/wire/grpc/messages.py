@@ -65,11 +65,18 @@ class MessageAssembler:
 def check_prefix(flag: int, size: int, encoding: bytes, limit: int) -> None:
     """Raises RpcError when a message cannot be taken."""
     if flag > 1:
-        raise RpcError(status.INTERNAL, f"the flag before a message is {flag}; it is 0 (plain) or 1 (compressed)")
+        raise RpcError(
+            status.INTERNAL, f"the flag before a message is {flag}; it is 0 (plain) or 1 (compressed)"
+        )
     if flag and encoding == b"identity":
-        raise RpcError(status.INTERNAL, "a message is flagged as compressed, but grpc-encoding names no compression")
+        raise RpcError(
+            status.INTERNAL, "a message is flagged as compressed, but grpc-encoding names no compression"
+        )
     if size > limit:
-        raise RpcError(status.RESOURCE_EXHAUSTED, f"a message of {size} bytes is larger than the server's limit of {limit} bytes")
+        raise RpcError(
+            status.RESOURCE_EXHAUSTED,
+            f"a message of {size} bytes is larger than the server's limit of {limit} bytes",
+        )
 
 
 def as_rpc_error(error: CodingError) -> RpcError:

@@ -24,7 +24,9 @@ MAX_MESSAGE = 4096
 #: Before the first message of a response, and after the last one when all went well.
 RESPONSE_BLOCK = field_block.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
 COMPRESSED_RESPONSE_BLOCKS = {
-    name: field_block.encode([(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-encoding", name)])
+    name: field_block.encode(
+        [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-encoding", name)]
+    )
     for name in (b"gzip", b"deflate")
 }
 OK_BLOCK = field_block.encode([(b"grpc-status", b"0")])

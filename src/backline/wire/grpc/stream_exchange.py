@@ -31,7 +31,9 @@ class StreamExchange(GrpcExchange, StreamCall):
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
         GrpcExchange.__init__(self, connection, number, head)
         self._messages: deque[tuple[bool, Buffer, int]] = deque()
-        self._assembler = MessageAssembler(head.encoding, connection.wire.limits.max_body_size, self._announced)
+        self._assembler = MessageAssembler(
+            head.encoding, connection.wire.limits.max_body_size, self._announced
+        )
         #: What was granted for a message beyond the ordinary window, and is not granted again when the message is taken.
         self._borrowed = 0
         self._consumed = 0
@@ -86,7 +88,9 @@ class StreamExchange(GrpcExchange, StreamCall):
 
     def _take(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         if not self.buffer(end - begin):
-            raise RpcError(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+            raise RpcError(
+                status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
+            )
         while begin < end:
             begin, complete = self._assembler.feed(data, begin, end)
             if complete is not None:
@@ -152,7 +156,9 @@ class StreamExchange(GrpcExchange, StreamCall):
         try:
             inflated = inflate_small(self.head.encoding, message, wire.limits.max_body_size)
             if inflated is None:
-                inflated = await wire.inflation.inflate(self.head.encoding, message, self._has_room_for, self.wanted)
+                inflated = await wire.inflation.inflate(
+                    self.head.encoding, message, self._has_room_for, self.wanted
+                )
         except CodingError as error:
             raise as_rpc_error(error) from None
         if inflated is None:

@@ -16,5 +16,7 @@ def parse_timeout(value: bytes) -> float:
     """Seconds of a grpc-timeout such as b"250m". Raises InvalidTimeout."""
     match = _TIMEOUT(value)
     if match is None:
-        raise InvalidTimeout(f"grpc-timeout {value[:40].decode('latin-1')!r} is not up to eight digits and one of H, M, S, m, u, n")
+        raise InvalidTimeout(
+            f"grpc-timeout {value[:40].decode('latin-1')!r} is not up to eight digits and one of H, M, S, m, u, n"
+        )
     return int(match[1]) * _SECONDS[match[2]]

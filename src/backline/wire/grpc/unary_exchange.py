@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from backline.wire.http2.request_head import RequestHead
 
 #: The response's HEADERS frame, the head of its DATA frame and the prefix of its message, for: stream, length << 8, stream, message length.
-_HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[:5]
+_HEADERS_START = frames.FRAME_HEADER.pack(len(RESPONSE_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS, 0)[
+    :5
+]
 _HEADERS_AND_PREFIX = Struct(f">5sI{len(RESPONSE_BLOCK)}sIxIxI").pack
-_OK_START = frames.FRAME_HEADER.pack(len(OK_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0)[:5]
+_OK_START = frames.FRAME_HEADER.pack(
+    len(OK_BLOCK) << 8 | frames.HEADERS, frames.END_HEADERS | frames.END_STREAM, 0
+)[:5]
 _TRAILERS = Struct(f">5sI{len(OK_BLOCK)}s").pack
 _CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 
@@ -47,9 +51,19 @@ class UnaryExchange(GrpcExchange, UnaryCall):
     # Receiving
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
-        if ended and self._assembler is None and end - begin >= PREFIX_SIZE and self.head.content_length is None and not self.answered:
+        if (
+            ended
+            and self._assembler is None
+            and end - begin >= PREFIX_SIZE
+            and self.head.content_length is None
+            and not self.answered
+        ):
             flag, size = PREFIX.unpack_from(data, begin)
-            if not flag and size == end - begin - PREFIX_SIZE and size <= self.connection.wire.limits.max_body_size:
+            if (
+                not flag
+                and size == end - begin - PREFIX_SIZE
+                and size <= self.connection.wire.limits.max_body_size
+            ):
                 self.remote_open = False
                 self.buffered = size
                 connection = self.connection
@@ -82,12 +96,16 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             assembler = self._assembler = MessageAssembler(self.head.encoding, limit, self._announced)
         if self._message is None and begin < end:
             if not self.buffer(end - begin):
-                raise RpcError(status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again")
+                raise RpcError(
+                    status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
+                )
             begin, complete = assembler.feed(data, begin, end)
             if complete is not None:
                 self._compressed, self._message = complete
         if begin < end:
-            raise RpcError(status.INVALID_ARGUMENT, "more than one message, or bytes behind it, in a unary call")
+            raise RpcError(
+                status.INVALID_ARGUMENT, "more than one message, or bytes behind it, in a unary call"
+            )
         if not ended:
             return
         if self._message is None:
@@ -123,7 +141,9 @@ class UnaryExchange(GrpcExchange, UnaryCall):
 
     async def _inflate_in_turn(self, message: Buffer) -> None:
         try:
-            inflated = await self.connection.wire.inflation.inflate(self.head.encoding, message, self.reserve, self.wanted)
+            inflated = await self.connection.wire.inflation.inflate(
+                self.head.encoding, message, self.reserve, self.wanted
+            )
         except CodingError as error:
             self._refuse(as_rpc_error(error))
             return
@@ -161,7 +181,9 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self.answered = True
             number = self.number
             parts = output.parts
-            parts.append(_HEADERS_AND_PREFIX(_HEADERS_START, number, RESPONSE_BLOCK, framed << 8, number, size))
+            parts.append(
+                _HEADERS_AND_PREFIX(_HEADERS_START, number, RESPONSE_BLOCK, framed << 8, number, size)
+            )
             parts.append(message)
             parts.append(_TRAILERS(_OK_START, number, OK_BLOCK))
             output.window -= framed
@@ -187,13 +209,17 @@ class UnaryExchange(GrpcExchange, UnaryCall):
             self._task = self.connection.loop.create_task(self._compress_on_thread(message))
 
     async def _compress_on_thread(self, message: Buffer) -> None:
-        packed = await self.connection.loop.run_in_executor(None, compress, _CODINGS[self.head.encoding], (message,))
+        packed = await self.connection.loop.run_in_executor(
+            None, compress, _CODINGS[self.head.encoding], (message,)
+        )
         if not self.closed:
             self.connection.output.compressing(self, 0)
             self._send_compressed(packed)
 
     def _send_compressed(self, packed: bytes) -> None:
-        self._reply_in_parts(COMPRESSED_RESPONSE_BLOCKS[self.head.encoding], (PREFIX.pack(1, len(packed)), packed))
+        self._reply_in_parts(
+            COMPRESSED_RESPONSE_BLOCKS[self.head.encoding], (PREFIX.pack(1, len(packed)), packed)
+        )
 
     def fail(self, code: int, message: str, trailers: Fields = ()) -> None:
         self.on_cancel = None  # it often knows what knows this call: no cycle is left behind

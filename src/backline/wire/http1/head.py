@@ -16,7 +16,11 @@ def response_head(status: int) -> bytes:
     """The status line and the date field, of the current second (RFC 9110, 6.6.1)."""
     head = _heads.get(status)
     if head is None:
-        head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (status, _REASONS.get(status, b""), http_date())
+        head = _heads[status] = b"HTTP/1.1 %d %b\r\ndate: %b\r\n" % (
+            status,
+            _REASONS.get(status, b""),
+            http_date(),
+        )
     return head
 
 

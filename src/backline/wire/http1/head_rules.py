@@ -46,8 +46,13 @@ def check_special(version: str, headers: Mapping[bytes, bytes], upgrade: bool) -
         return Refusal(400, "The request has no Host field")
     if upgrade:
         protocols = headers.get(b"upgrade", b"")
-        if version == "1.0" or any(name.strip().lower() not in (b"h2c", b"h2", b"") for name in protocols.split(b",")):
-            return Refusal(400, f"Upgrade to '{protocols.decode('latin-1')[:64]}' is refused; leave the Upgrade field out")
+        if version == "1.0" or any(
+            name.strip().lower() not in (b"h2c", b"h2", b"") for name in protocols.split(b",")
+        ):
+            return Refusal(
+                400,
+                f"Upgrade to '{protocols.decode('latin-1')[:64]}' is refused; leave the Upgrade field out",
+            )
     coding = headers.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
         return Refusal(400, "Transfer-Encoding must be 'chunked', in HTTP/1.1")

@@ -40,7 +40,9 @@ async def _inflate_in_turn(pipeline: Pipeline, request: Http1Request, coding: by
         return request.unanswered and not peer_is_gone(pipeline.transport)
 
     try:
-        body = await pipeline.wire.inflation.inflate(coding, request.body, lambda size: _reserve(pipeline, request, size), wanted)
+        body = await pipeline.wire.inflation.inflate(
+            coding, request.body, lambda size: _reserve(pipeline, request, size), wanted
+        )
     except CodingError as error:
         _refuse(pipeline, request, error)
         return

@@ -103,9 +103,13 @@ class Pipeline:
             self._application_failed(request)
 
     def _application_failed(self, request: Http1Request) -> None:
-        logger.exception("The application failed on %s %s", request.method.decode(), request.path.decode("latin-1"))
+        logger.exception(
+            "The application failed on %s %s", request.method.decode(), request.path.decode("latin-1")
+        )
         if request.unanswered:
-            kind, body = self.wire.application.render_error(500, "The server failed on this request; its log says why")
+            kind, body = self.wire.application.render_error(
+                500, "The server failed on this request; its log says why"
+            )
             request.respond(500, ((b"content-type", kind),), (body,))
         elif self.open_stream is not None:
             self.transport.abort()
@@ -171,7 +175,11 @@ class Pipeline:
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, ConnectionResetError):
+        if (
+            not task.cancelled()
+            and (error := task.exception()) is not None
+            and not isinstance(error, ConnectionResetError)
+        ):
             logger.error("A response could not be completed", exc_info=error)
             self.transport.abort()
 

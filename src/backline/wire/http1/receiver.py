@@ -12,7 +12,14 @@ import httptools
 from backline.wire.application import Buffer
 from backline.wire.connection import Wire
 from backline.wire.http1.body import LargeBody
-from backline.wire.http1.head_rules import SPECIAL_FIELDS, check_size, check_special, find_path, head_without_upgrade, speaks_http
+from backline.wire.http1.head_rules import (
+    SPECIAL_FIELDS,
+    check_size,
+    check_special,
+    find_path,
+    head_without_upgrade,
+    speaks_http,
+)
 from backline.wire.http1.pipeline import Continue, Pipeline
 from backline.wire.http1.refusal import RETRY_AFTER, Refusal
 from backline.wire.http1.request import Http1Request
@@ -232,7 +239,9 @@ class Receiver:
             try:
                 self._length = int(length)
             except ValueError:
-                raise self._refused(Refusal(400, "The request's Content-Length is not a number of bytes")) from None
+                raise self._refused(
+                    Refusal(400, "The request's Content-Length is not a number of bytes")
+                ) from None
             if self._length > self._small:
                 self._announced(self._length)
         if self._unusual:
@@ -323,7 +332,9 @@ class Receiver:
         """A body of this length is to come, and it is not small."""
         wire = self._wire
         if length > wire.limits.max_body_size:
-            message = f"The request body of {length} bytes exceeds the maximum of {wire.limits.max_body_size} bytes"
+            message = (
+                f"The request body of {length} bytes exceeds the maximum of {wire.limits.max_body_size} bytes"
+            )
             raise self._refused(Refusal(413, message))
         if wire.buffered_bytes + length > wire.limits.max_buffered_bytes:
             raise self._overfull()
@@ -336,7 +347,9 @@ class Receiver:
             self._unusual = True
 
     def _overfull(self) -> Refused:
-        return self._refused(Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER))
+        return self._refused(
+            Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)
+        )
 
     def _count(self, size: int) -> None:
         """So many bytes more count against what all connections may hold."""
@@ -355,7 +368,9 @@ class Receiver:
         if self._chunked:
             self._length += len(data)
             if self._length > self._wire.limits.max_body_size:
-                message = f"The chunked request body exceeds the maximum of {self._wire.limits.max_body_size} bytes"
+                message = (
+                    f"The chunked request body exceeds the maximum of {self._wire.limits.max_body_size} bytes"
+                )
                 raise self._refused(Refusal(413, message))
         if isinstance(self._entry, Refusal):
             return

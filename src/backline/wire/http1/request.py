@@ -25,7 +25,15 @@ class Http1Request(HttpRequest):
 
     __slots__ = ("_pipeline", "counted_bytes", "keep_alive", "version_1_0")
 
-    def __init__(self, pipeline: Pipeline, method: bytes, path: bytes, query: bytes, headers: Mapping[bytes, bytes], body: Buffer) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        method: bytes,
+        path: bytes,
+        query: bytes,
+        headers: Mapping[bytes, bytes],
+        body: Buffer,
+    ) -> None:
         self.method = method
         self.path = path
         self.query = query
@@ -83,7 +91,13 @@ class Http1Request(HttpRequest):
         pipeline.answered(self)
 
     def _respond_compressed(
-        self, pipeline: Pipeline, coding: ResponseCoding, status: int, fields: Fields, body: Sequence[Buffer], size: int
+        self,
+        pipeline: Pipeline,
+        coding: ResponseCoding,
+        status: int,
+        fields: Fields,
+        body: Sequence[Buffer],
+        size: int,
     ) -> bool:
         """Answers compressed, if that can be done; small bodies here and now, large ones on a thread."""
         if has_no_body(status) or self.method == b"HEAD":
@@ -100,7 +114,9 @@ class Http1Request(HttpRequest):
         pipeline.run(self._send_compressed(pipeline, stream, coding, body))
         return True
 
-    async def _send_compressed(self, pipeline: Pipeline, stream: ResponseStream, coding: ResponseCoding, body: Sequence[Buffer]) -> None:
+    async def _send_compressed(
+        self, pipeline: Pipeline, stream: ResponseStream, coding: ResponseCoding, body: Sequence[Buffer]
+    ) -> None:
         async for piece in compress_in_steps(pipeline.wire.loop, coding, body):
             await stream.send(piece)
         stream.close()

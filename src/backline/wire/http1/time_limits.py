@@ -62,7 +62,11 @@ class TimeLimits:
             return Phase.BODY, (pipeline.answers, receiver.progress), limits.progress_timeout
         if receiver.target:
             return Phase.HEAD, pipeline.answers, limits.header_timeout
-        return Phase.IDLE, pipeline.answers, limits.idle_timeout if pipeline.answers else limits.header_timeout
+        return (
+            Phase.IDLE,
+            pipeline.answers,
+            limits.idle_timeout if pipeline.answers else limits.header_timeout,
+        )
 
     def _end(self, phase: Phase) -> None:
         connection = self._connection

@@ -29,7 +29,18 @@ class Admission:
     size up to which a request may go to the application without being offered here, which is -1 while even small requests have to be.
     """
 
-    __slots__ = ("_budget", "_output", "_pausing", "_scheduled", "_sizes", "_small", "_streams", "_wire", "passes", "waiting")
+    __slots__ = (
+        "_budget",
+        "_output",
+        "_pausing",
+        "_scheduled",
+        "_sizes",
+        "_small",
+        "_streams",
+        "_wire",
+        "passes",
+        "waiting",
+    )
 
     def __init__(self, wire: Wire, streams: dict[int, Stream], output: Output) -> None:
         self._wire = wire
@@ -48,7 +59,9 @@ class Admission:
 
     def offer(self, stream: Stream, size: int, compressed: bool) -> None:
         """Calls `dispatch` of a stream whose request of this size is complete, at once or later."""
-        stream.kind = _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
+        stream.kind = (
+            _COMPRESSED + size.bit_length() if compressed else size.bit_length() if size > self._small else 0
+        )
         if (size > self.passes or compressed) and (self.waiting or not self._fits(stream)):
             stream.waiting = True
             self.waiting.append(stream)

@@ -32,8 +32,12 @@ class FrameAllowance:
             return
         now = time.monotonic()
         work = requests * PER_REQUEST + data_frames * PER_DATA_FRAME
-        self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate + (work - self._credited))
+        self._tokens = min(
+            self._burst, self._tokens + (now - self._last) * self._rate + (work - self._credited)
+        )
         self._last = now
         self._credited = work
         if self._tokens < 0:
-            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "too many frames that carry nothing, or too many streams reset")
+            raise ConnectionFailure(
+                frames.ENHANCE_YOUR_CALM, "too many frames that carry nothing, or too many streams reset"
+            )

@@ -109,7 +109,9 @@ class Http2Connection(FrameReader):
             self._close()
             return
         # Requests on their way are still served: the last one is known when the client has answered the PING.
-        self.output.write(frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING))
+        self.output.write(
+            frames.goaway(frames.MAX_WINDOW, frames.NO_ERROR) + frames.frame(frames.PING, 0, 0, _DRAIN_PING)
+        )
         self.loop.call_later(_DRAIN_GRACE, self._drained)
 
     def _drained(self) -> None:
@@ -165,10 +167,14 @@ class Http2Connection(FrameReader):
             self._keepalive_sent = False
         if not self._preface_done or self._block is not None or self._pending:
             if now - (self._opened if not self._preface_done else self._quiet_since) > limits.header_timeout:
-                self._fail(ConnectionFailure(frames.PROTOCOL_ERROR, "the client sent no complete frame in time"))
+                self._fail(
+                    ConnectionFailure(frames.PROTOCOL_ERROR, "the client sent no complete frame in time")
+                )
             return
         if self._unacknowledged and now - self._unacknowledged_since > limits.header_timeout:
-            self._fail(ConnectionFailure(frames.SETTINGS_TIMEOUT, "the client did not acknowledge SETTINGS in time"))
+            self._fail(
+                ConnectionFailure(frames.SETTINGS_TIMEOUT, "the client did not acknowledge SETTINGS in time")
+            )
             return
         if self._write_blocked and quiet and now - self._quiet_since > limits.progress_timeout:
             self.abort()
@@ -203,7 +209,10 @@ class Http2Connection(FrameReader):
         """Whether the client leaves much lying, or opens its windows by crumbs so that it seems to make progress."""
         limits = self.wire.limits
         output = self.output
-        if output.held <= limits.max_unsent_bytes or output.sent - self._swept_sent >= limits.min_taking_rate * limits.progress_timeout:
+        if (
+            output.held <= limits.max_unsent_bytes
+            or output.sent - self._swept_sent >= limits.min_taking_rate * limits.progress_timeout
+        ):
             self._swept_sent = output.sent
             self._took_enough = now
         return now - self._took_enough > limits.progress_timeout
@@ -394,7 +403,9 @@ class Http2Connection(FrameReader):
         self.spend(1)
         if flags & frames.ACK:
             if payload:
-                raise ConnectionFailure(frames.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload")
+                raise ConnectionFailure(
+                    frames.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS with a payload"
+                )
             self._unacknowledged = max(0, self._unacknowledged - 1)
             self._unacknowledged_since = time.monotonic()
             return
@@ -418,7 +429,9 @@ class Http2Connection(FrameReader):
         for stream in self.streams.values():
             window = initial + stream.credit
             if window > frames.MAX_WINDOW:
-                raise ConnectionFailure(frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1")
+                raise ConnectionFailure(
+                    frames.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE takes a stream's window above 2^31-1"
+                )
             if stream.pending_bytes and window > 0:
                 output.make_ready(stream)
 

@@ -23,6 +23,10 @@ def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, Req
     if head.rpc is None or head.too_large is not None:
         return UnaryExchange, True
     if isinstance(head.rpc, UnaryMethod):
-        plain = head.timeout is None and head.timeout_error is None and head.encoding in (b"identity", b"gzip", b"deflate")
+        plain = (
+            head.timeout is None
+            and head.timeout_error is None
+            and head.encoding in (b"identity", b"gzip", b"deflate")
+        )
         return UnaryExchange, not plain
     return StreamExchange, True

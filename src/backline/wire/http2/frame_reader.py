@@ -14,7 +14,12 @@ from backline.wire.http2.frames import FRAME_HEADER, PREFACE, ConnectionFailure,
 from backline.wire.http2.header_blocks import HeaderBlocks
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead
-from backline.wire.http2.settings import LARGE_BODY, LARGE_MAX_FRAME_SIZE, OUR_CONNECTION_WINDOW, OUR_STREAM_WINDOW
+from backline.wire.http2.settings import (
+    LARGE_BODY,
+    LARGE_MAX_FRAME_SIZE,
+    OUR_CONNECTION_WINDOW,
+    OUR_STREAM_WINDOW,
+)
 from backline.wire.http2.stream import Stream
 from backline.wire.limits import KIB
 from backline.wire.turns import peer_is_gone
@@ -194,7 +199,13 @@ class FrameReader(Connection):
                     raise ConnectionFailure(frames.PROTOCOL_ERROR, "a header block is interrupted")
                 if not kind:  # DATA
                     stream = streams.get(number)
-                    if length and end <= size and stream is not None and stream.remote_open and not flags & frames.PADDED:
+                    if (
+                        length
+                        and end <= size
+                        and stream is not None
+                        and stream.remote_open
+                        and not flags & frames.PADDED
+                    ):
                         at = end
                         self._window_in -= length
                         stream.window_in -= length
@@ -245,7 +256,9 @@ class FrameReader(Connection):
             self._needed = size + 1
             return -1
         if data[:24] != PREFACE or data[27] != frames.SETTINGS:
-            raise ConnectionFailure(frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS after it")
+            raise ConnectionFailure(
+                frames.PROTOCOL_ERROR, "not the preface of HTTP/2, or no SETTINGS after it"
+            )
         self._preface_done = True
         return 24
 
@@ -372,7 +385,9 @@ class FrameReader(Connection):
         else:
             too_long = length > settings.MAX_SETTINGS_FRAME
         if too_long:
-            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a control frame or header block that is too long")
+            raise ConnectionFailure(
+                frames.ENHANCE_YOUR_CALM, "a control frame or header block that is too long"
+            )
         return False
 
     def expect(self, stream: Stream, size: int) -> None:
@@ -439,7 +454,9 @@ class FrameReader(Connection):
         block += payload
         self._continuations += 1
         if self._continuations > _MAX_CONTINUATIONS or len(block) > self.wire.limits.max_header_size:
-            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames")
+            raise ConnectionFailure(
+                frames.ENHANCE_YOUR_CALM, "a header block in too many or too large frames"
+            )
         if flags & frames.END_HEADERS:
             self._block = None
             self._headers(number, bytes(block), self._block_ends)

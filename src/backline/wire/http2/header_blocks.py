@@ -77,7 +77,9 @@ class HeaderBlocks:
         try:
             fields = cast(Sequence[tuple[bytes, bytes]], self._decoder.decode(block, raw=True))
         except OversizedHeaderListError:
-            raise ConnectionFailure(frames.ENHANCE_YOUR_CALM, "the header list is far larger than MAX_HEADER_LIST_SIZE") from None
+            raise ConnectionFailure(
+                frames.ENHANCE_YOUR_CALM, "the header list is far larger than MAX_HEADER_LIST_SIZE"
+            ) from None
         # hpack lets indexing mistakes out as they are in a few places.
         except (HPACKError, IndexError, ValueError):
             raise ConnectionFailure(frames.COMPRESSION_ERROR, "the header block cannot be decoded") from None

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backline.wire.application import Buffer, Fields, HttpRequest, ResponseStream
-from backline.wire.compression import INLINE, CodingError, ResponseCoding, compress, compress_in_steps, negotiate
+from backline.wire.compression import (
+    INLINE,
+    CodingError,
+    ResponseCoding,
+    compress,
+    compress_in_steps,
+    negotiate,
+)
 from backline.wire.connection import peer_address
 from backline.wire.date import http_date
 from backline.wire.http2 import field_block, frames
@@ -24,7 +31,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.wire")
 
 #: Connection-specific fields that an application may have set for HTTP/1.1.
-_NOT_IN_HTTP2 = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"content-length", b"date"))
+_NOT_IN_HTTP2 = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"transfer-encoding",
+        b"upgrade",
+        b"proxy-connection",
+        b"content-length",
+        b"date",
+    )
+)
 #: Bodies below this are not worth compressing.
 _WORTH_COMPRESSING = 1024
 
@@ -54,7 +71,9 @@ class HttpExchange(Stream, HttpRequest):
         if head.too_large is not None:
             self.refuse(431, head.too_large)
         elif wire.requests > wire.limits.max_concurrent_requests:
-            self.refuse(503, "The server has too many requests in flight; try again", ((b"retry-after", b"1"),))
+            self.refuse(
+                503, "The server has too many requests in flight; try again", ((b"retry-after", b"1"),)
+            )
         elif head.is_grpc:
             self.refuse(405, "gRPC calls are sent with POST", ((b"allow", b"POST"),))
         elif head.rpc is not None:
@@ -62,7 +81,9 @@ class HttpExchange(Stream, HttpRequest):
         elif head.content_length is not None and head.content_length > wire.limits.max_body_size:
             self._too_large()
         elif head.headers.get(b"expect", b"").lower() == b"100-continue":
-            self.connection.output.write(self.connection.header_frames(self.number, field_block.encode_status(100)))
+            self.connection.output.write(
+                self.connection.header_frames(self.number, field_block.encode_status(100))
+            )
 
     def feed(self, data: Buffer, begin: int, end: int, ended: int) -> None:
         self.check_length(end - begin, ended)
@@ -97,7 +118,9 @@ class HttpExchange(Stream, HttpRequest):
             self._too_large()
             return False
         if not self.buffer(end - begin):
-            self.refuse(503, "The server holds too many bytes of requests; try again", ((b"retry-after", b"1"),))
+            self.refuse(
+                503, "The server holds too many bytes of requests; try again", ((b"retry-after", b"1"),)
+            )
             return False
         gathered.add(data, begin, end)
         if self.head.content_length is None and self.window_in < OUR_STREAM_WINDOW // 2:
@@ -121,7 +144,9 @@ class HttpExchange(Stream, HttpRequest):
 
     async def _inflate_in_turn(self, coding: bytes) -> None:
         try:
-            inflated = await self.connection.wire.inflation.inflate(coding, self.body, self.reserve, self.wanted)
+            inflated = await self.connection.wire.inflation.inflate(
+                coding, self.body, self.reserve, self.wanted
+            )
         except CodingError as error:
             self.refuse(error.status, error.message)
             return
@@ -160,7 +185,9 @@ class HttpExchange(Stream, HttpRequest):
 
     def _send(self, status: int, fields: Fields, body: Sequence[Buffer], size: int) -> None:
         self.answered = True
-        head = self._response_head(status, fields, size if status >= 200 and status not in (204, 304) else None)
+        head = self._response_head(
+            status, fields, size if status >= 200 and status not in (204, 304) else None
+        )
         if not size or self.method == b"HEAD" or status in (204, 304):
             self._end(head)
             return
@@ -181,7 +208,9 @@ class HttpExchange(Stream, HttpRequest):
         self.connection.output.write(self.connection.header_frames(self.number, head, frames.END_STREAM))
         self.connection.finished(self)
 
-    async def _send_compressed(self, coding: ResponseCoding, status: int, fields: Fields, body: Sequence[Buffer]) -> None:
+    async def _send_compressed(
+        self, coding: ResponseCoding, status: int, fields: Fields, body: Sequence[Buffer]
+    ) -> None:
         stream = self._start(status, _with_coding(fields, coding))
         try:
             async for piece in compress_in_steps(self.connection.loop, coding, body):
@@ -202,7 +231,9 @@ class HttpExchange(Stream, HttpRequest):
 
     def _start(self, status: int, fields: Fields) -> HttpBody:
         if not self.closed:
-            self.connection.output.write(self.connection.header_frames(self.number, self._response_head(status, fields, None)))
+            self.connection.output.write(
+                self.connection.header_frames(self.number, self._response_head(status, fields, None))
+            )
         return HttpBody(self)
 
     def refuse(self, status: int, message: str, fields: Fields = ()) -> None:
@@ -215,10 +246,15 @@ class HttpExchange(Stream, HttpRequest):
         self._send(status, [(b"content-type", kind), *fields], (body,), len(body))
 
     def _too_large(self) -> None:
-        self.refuse(413, f"The request body is larger than the server's limit of {self.connection.wire.limits.max_body_size} bytes")
+        self.refuse(
+            413,
+            f"The request body is larger than the server's limit of {self.connection.wire.limits.max_body_size} bytes",
+        )
 
     def _response_head(self, status: int, fields: Fields, size: int | None) -> bytes:
-        block = field_block.encode_status(status) + field_block.encode([field for field in fields if field[0] not in _NOT_IN_HTTP2])
+        block = field_block.encode_status(status) + field_block.encode(
+            [field for field in fields if field[0] not in _NOT_IN_HTTP2]
+        )
         if size is not None:
             block += field_block.encode([(b"content-length", b"%d" % size)])
         return block + field_block.encode([(b"date", http_date())])

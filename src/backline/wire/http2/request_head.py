@@ -24,7 +24,9 @@ _METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _PATH = re.compile(rb"/[\x21-\x22\x24-\x7e\x80-\xff]*").fullmatch
 _DIGITS = re.compile(rb"[0-9]{1,19}").fullmatch
 _PSEUDO = frozenset((b":method", b":scheme", b":path", b":authority"))
-_OF_A_CONNECTION = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"))
+_OF_A_CONNECTION = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
 
 
 class RequestHead:
@@ -49,7 +51,9 @@ class RequestHead:
         "too_large",
     )
 
-    def __init__(self, pseudo: dict[bytes, bytes], headers: dict[bytes, bytes], application: Application) -> None:
+    def __init__(
+        self, pseudo: dict[bytes, bytes], headers: dict[bytes, bytes], application: Application
+    ) -> None:
         self.method = pseudo[b":method"]
         target = pseudo.get(b":path", b"")
         self.path, _, self.query = target.partition(b"?")
@@ -64,7 +68,9 @@ class RequestHead:
         self.is_grpc = kind.startswith(b"application/grpc") and kind[16:17] in (b"", b"+", b";", b" ")
         self.rpc: UnaryMethod | StreamMethod | None = application.rpc.get(target)
         self.encoding = headers.get(b"grpc-encoding", b"identity").lower() if self.is_grpc else b"identity"
-        self.accept_encoding = frozenset(name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b","))
+        self.accept_encoding = frozenset(
+            name.strip().lower() for name in headers.get(b"grpc-accept-encoding", b"").split(b",")
+        )
         #: What answers such a request, and whether it has something to do before the body is there. `HeaderBlocks` sets both.
         self.exchange: Callable[[Http2Connection, int, RequestHead], Stream]
         self.prompt = True
@@ -79,7 +85,9 @@ class RequestHead:
                 self.timeout_error = str(error)
 
 
-def parse_head(fields: Iterable[tuple[bytes, bytes]], application: Application, limits: Limits) -> RequestHead:
+def parse_head(
+    fields: Iterable[tuple[bytes, bytes]], application: Application, limits: Limits
+) -> RequestHead:
     """A request's head. Raises StreamFailure when the fields are malformed (RFC 9113, section 8.1.1).
 
     Of a header list that is too large the first fields are taken, and the head says so: such a request is answered (section 10.5.1).
@@ -132,7 +140,10 @@ def _check_field(name: bytes, value: bytes) -> None:
 
 
 def _check_pseudo(pseudo: dict[bytes, bytes], headers: dict[bytes, bytes]) -> None:
-    if any(_VALUE(value) is None for value in pseudo.values()) or _METHOD(pseudo.get(b":method", b"")) is None:
+    if (
+        any(_VALUE(value) is None for value in pseudo.values())
+        or _METHOD(pseudo.get(b":method", b"")) is None
+    ):
         raise _malformed("a pseudo-header field is missing or invalid")
     authority = pseudo.get(b":authority")
     if pseudo[b":method"] == b"CONNECT":
@@ -140,7 +151,9 @@ def _check_pseudo(pseudo: dict[bytes, bytes], headers: dict[bytes, bytes]) -> No
             raise _malformed("CONNECT takes :authority alone")
     else:
         path = pseudo.get(b":path", b"")
-        if not pseudo.get(b":scheme") or not (_PATH(path) or (path == b"*" and pseudo[b":method"] == b"OPTIONS")):
+        if not pseudo.get(b":scheme") or not (
+            _PATH(path) or (path == b"*" and pseudo[b":method"] == b"OPTIONS")
+        ):
             raise _malformed("a pseudo-header field is missing or invalid")
     if authority is not None and headers.setdefault(b"host", authority) != authority:
         raise _malformed(":authority and host differ")

@@ -20,7 +20,16 @@ from backline.engine.tensor import Tensor
 from backline.workers.child.call_stream import AsyncCallStream, CallStream
 from backline.workers.child.channel_reader import ChannelReader
 from backline.workers.child.connection import Connection
-from backline.workers.child.mailbox import AsyncMailbox, Deliver, End, Heard, Mailbox, failure_of, response_of, value_of
+from backline.workers.child.mailbox import (
+    AsyncMailbox,
+    Deliver,
+    End,
+    Heard,
+    Mailbox,
+    failure_of,
+    response_of,
+    value_of,
+)
 from backline.workers.child.requests import WorkerRequest
 from backline.workers.process.arena import when_unused
 from backline.workers.process.columns import pack_columns, unpack_columns
@@ -201,7 +210,9 @@ class Caller:
     def _ask(self, question: Question, deliver: Deliver) -> int:
         number = next(self._numbers)
         contents = {path: np.frombuffer(content, np.uint8) for path, content in question.files.items()}
-        columns, payload, block = self._pack([Tensor(path, DataType.UINT8, data.shape, data) for path, data in contents.items()])
+        columns, payload, block = self._pack(
+            [Tensor(path, DataType.UINT8, data.shape, data) for path, data in contents.items()]
+        )
         message = Ask(
             number,
             question.what,
@@ -219,7 +230,9 @@ class Caller:
     def _pack(self, tensors: Sequence[Tensor]) -> tuple[list[Column], list[Buffer], int]:
         try:
             with self._connection.lock:
-                packed, payload, block = pack_columns([[(tensor,) for tensor in tensors]], self._connection.arena)
+                packed, payload, block = pack_columns(
+                    [[(tensor,) for tensor in tensors]], self._connection.arena
+                )
         except MemoryError as error:
             raise Internal(f"the inputs of a call: {error}") from None
         return packed[0], payload, block
@@ -257,7 +270,9 @@ class Caller:
             with self._lock:
                 self._channel.sendall(message)
         except OSError as error:
-            raise Unavailable(f"the server cannot be asked any more: {error}. Only the process that was started by it can call") from None
+            raise Unavailable(
+                f"the server cannot be asked any more: {error}. Only the process that was started by it can call"
+            ) from None
 
     # what is heard
 
@@ -289,4 +304,6 @@ class Caller:
             block = connection.arena.read(at, end - at, writable=True)
             when_unused(block, lambda: connection.let_go.append(at))
         tensors, _ = unpack_columns(message.columns, payload, 0, block, message.block)
-        return InferResponse(message.model, message.version, message.id, list(tensors.values()), message.parameters or None)
+        return InferResponse(
+            message.model, message.version, message.id, list(tensors.values()), message.parameters or None
+        )

@@ -21,7 +21,9 @@ class ChannelReader:
     that reads.
     """
 
-    def __init__(self, channel: socket, take: Take, on_end: Callable[[], None], awaited: Callable[[], bool]) -> None:
+    def __init__(
+        self, channel: socket, take: Take, on_end: Callable[[], None], awaited: Callable[[], bool]
+    ) -> None:
         self._channel = channel
         self._take = take
         self._on_end = on_end

@@ -19,7 +19,9 @@ from backline.workers.process.arena import Arena
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.protocol import Buffer, Column, Execute
 
-Unpack: TypeAlias = Callable[[Sequence[Column], memoryview, int, np.ndarray | None, int], tuple[dict[str, Tensor], int]]
+Unpack: TypeAlias = Callable[
+    [Sequence[Column], memoryview, int, np.ndarray | None, int], tuple[dict[str, Tensor], int]
+]
 MakeBatch: TypeAlias = Callable[["Connection", int, np.ndarray | None, int], RequestBatch]
 
 
@@ -100,7 +102,9 @@ class Connection:
         self.take_back(message.returned)
         block: np.ndarray | None = None
         if message.block >= 0:
-            end = max(column.at + column.size for part in message.parts for column in part.columns if column.at >= 0)
+            end = max(
+                column.at + column.size for part in message.parts for column in part.columns if column.at >= 0
+            )
             block = self.arena.read(message.block, end - message.block, writable=True)
         batch = self._make_batch(self, message.batch, block, message.block)
         notes = iter(message.notes)
@@ -112,7 +116,14 @@ class Connection:
                 batch.columns = tensors
             start = 0
             for number, count in zip(part.numbers, rows, strict=True):
-                request = WorkerRequest(batch, number, next(notes, NO_NOTE), tensors, start if len(part.numbers) > 1 else -1, count)
+                request = WorkerRequest(
+                    batch,
+                    number,
+                    next(notes, NO_NOTE),
+                    tensors,
+                    start if len(part.numbers) > 1 else -1,
+                    count,
+                )
                 start += count
                 batch.requests.append(request)
                 self._arrived(request)

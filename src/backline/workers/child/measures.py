@@ -27,7 +27,9 @@ class Measures:
         """A combination of labels, which is shown from now on."""
         self._tell(Measure("create", name, dict(labels), list(bounds)))
 
-    def record(self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()) -> None:
+    def record(
+        self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
+    ) -> None:
         """`action` is increment, set or observe."""
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 

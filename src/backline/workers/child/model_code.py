@@ -52,9 +52,16 @@ class ModelCode:
     def misspelt(self) -> list[str]:
         """Warnings of numbers that are called nearly as a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
-        named = (name for name, value in vars(self.settings).items() if type(value) in (int, float, bool) and name not in _KNOWN)
+        named = (
+            name
+            for name, value in vars(self.settings).items()
+            if type(value) in (int, float, bool) and name not in _KNOWN
+        )
         near = ((name, setting) for name in named for setting in get_close_matches(name, _KNOWN, 1, _NEARLY))
-        return [f"{where}{name} is no setting and has no effect, did you mean '{setting}'?" for name, setting in near]
+        return [
+            f"{where}{name} is no setting and has no effect, did you mean '{setting}'?"
+            for name, setting in near
+        ]
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
@@ -67,7 +74,9 @@ def import_file(path: Path, folder: Path) -> ModuleType:
     """The module in a file; it may import what lies beside it, also relatively, and in the model's folder."""
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
-    package = ModuleType(path.parent.name if path.parent.name.isdecimal() else "_model")  # as in Triton: a number is nobody else's name
+    package = ModuleType(
+        path.parent.name if path.parent.name.isdecimal() else "_model"
+    )  # as in Triton: a number is nobody else's name
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -82,8 +91,16 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
     """The class `Model`, or the only one in the file with a method `predict`; without such a class the function `predict`, or the only one
     in the file that is public and says what it returns. Raises InvalidArgument where there is none, or more than one.
     """
-    own = {name: value for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
-    classes = {value.__name__: value for value in own.values() if isinstance(value, type) and callable(getattr(value, "predict", None))}
+    own = {
+        name: value
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__
+    }
+    classes = {
+        value.__name__: value
+        for value in own.values()
+        if isinstance(value, type) and callable(getattr(value, "predict", None))
+    }
     if owner := _only(classes, "Model", getattr(module, "Model", None), path):
         return ModelCode(f"{owner.__name__}.predict", owner.predict, owner, owner)
     functions = {name: value for name, value in own.items() if _is_model(name, value)}
@@ -98,7 +115,9 @@ def _nearest(own: dict[str, Any]) -> str:
     """What may have been meant by what the file has."""
     for name, value in own.items():
         if isinstance(value, type):
-            near = get_close_matches("predict", [method for method, code in vars(value).items() if callable(code)], 1)
+            near = get_close_matches(
+                "predict", [method for method, code in vars(value).items() if callable(code)], 1
+            )
             if near or name == "Model":
                 return f"; class {name} has no method predict" + (f", but {near[0]}" if near else "")
         elif inspect.isfunction(value) and not name.startswith("_"):
@@ -107,7 +126,11 @@ def _nearest(own: dict[str, Any]) -> str:
 
 
 def _is_model(name: str, value: object) -> bool:
-    return inspect.isfunction(value) and not name.startswith("_") and (name == "predict" or _says_what_it_returns(value))
+    return (
+        inspect.isfunction(value)
+        and not name.startswith("_")
+        and (name == "predict" or _says_what_it_returns(value))
+    )
 
 
 if sys.version_info >= (3, 14):
@@ -128,5 +151,7 @@ def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
     if callable(named) and (not isinstance(named, type) or callable(getattr(named, "predict", None))):
         return named
     if len(found) > 1:
-        raise InvalidArgument(f"'{path}': expected one model, found several: {', '.join(found)}; call one of them {name}")
+        raise InvalidArgument(
+            f"'{path}': expected one model, found several: {', '.join(found)}; call one of them {name}"
+        )
     return next(iter(found.values()), None)

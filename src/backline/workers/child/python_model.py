@@ -8,7 +8,16 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
@@ -64,12 +73,18 @@ class PythonModel:
     def __init__(self, code: ModelCode, message: Load, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
         self._folder = message.folder
-        batch = message.max_batch_size if message.max_batch_size is not None else code.setting("max_batch_size") or 0
+        batch = (
+            message.max_batch_size
+            if message.max_batch_size is not None
+            else code.setting("max_batch_size") or 0
+        )
         self._batched = batch > 0
         self._read_hints(code)
         self._joiner = self._make_joiner(message)
         self._caller = caller
-        self._models = import_module("backline.inworker").ModelsOfServer(caller) if self._models_argument else None
+        self._models = (
+            import_module("backline.inworker").ModelsOfServer(caller) if self._models_argument else None
+        )
         if (limit := code.setting("memory_limit_bytes")) is not None:
             caller.tell(Kind.LIMIT, Numbers([limit]))
         self._object = None if code.owner is None else code.owner()
@@ -81,7 +96,10 @@ class PythonModel:
             batch,
             decoupled=self._stream,
             concurrency=_CONCURRENCY if self._asynchronous else 1,
-            warnings=[f"{Path(message.path).name} of model '{message.name}': {warning}" for warning in code.misspelt()],
+            warnings=[
+                f"{Path(message.path).name} of model '{message.name}': {warning}"
+                for warning in code.misspelt()
+            ],
             instances=code.setting("instances"),
             idempotent=code.setting("idempotent"),
             execution_timeout_seconds=code.setting("execution_timeout_seconds"),
@@ -99,9 +117,14 @@ class PythonModel:
         if joining is None:
             return None
         if self._stream:
-            raise InvalidArgument(f"{self._where} gives any number of responses to a request, so requests cannot be joined")
+            raise InvalidArgument(
+                f"{self._where} gives any number of responses to a request, so requests cannot be joined"
+            )
         batch = (-1,) if self._batched else ()
-        inputs = tuple(self._joined_spec(value, () if name in self._hidden else batch) for name, value in self._inputs.items())
+        inputs = tuple(
+            self._joined_spec(value, () if name in self._hidden else batch)
+            for name, value in self._inputs.items()
+        )
         outputs = tuple(self._joined_spec(value, batch) for value in self._outputs)
         shapes = {spec.name: spec.shape for spec in outputs}
         from backline.workers.joiner import Joiner
@@ -120,7 +143,9 @@ class PythonModel:
         self._request_argument = self._models_argument = ""
         for parameter in code.parameters:
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                raise InvalidArgument(f"{self._where}: '{parameter}' cannot be an input; give every input a name of its own")
+                raise InvalidArgument(
+                    f"{self._where}: '{parameter}' cannot be an input; give every input a name of its own"
+                )
             hint = without_none(hints.get(parameter.name))
             if hint is Request:
                 self._request_argument = parameter.name
@@ -128,19 +153,29 @@ class PythonModel:
                 self._models_argument = parameter.name
             else:
                 optional = parameter.default is not parameter.empty
-                self._inputs[parameter.name] = TypedValue.of(parameter.name, hint, self._where, optional=optional, limit=limit)
+                self._inputs[parameter.name] = TypedValue.of(
+                    parameter.name, hint, self._where, optional=optional, limit=limit
+                )
         answer = hints.get("return")
         self._asynchronous = inspect.iscoroutinefunction(predict) or inspect.isasyncgenfunction(predict)
         self._stream = get_origin(answer) in _STREAMS
         self._outputs, self._single = self._read_outputs(get_args(answer)[0] if self._stream else answer)
         if self._batched and (self._stream or self._request_argument):
-            raise InvalidArgument(f"{self._where}: a model with max_batch_size gives one answer and takes no Request; leave it out")
-        if self._batched and any(value.kind is not None for value in (*self._inputs.values(), *self._outputs)):
-            raise InvalidArgument(f"{self._where}: a model with max_batch_size takes and gives arrays, as BYTES[1] for texts")
+            raise InvalidArgument(
+                f"{self._where}: a model with max_batch_size gives one answer and takes no Request; leave it out"
+            )
+        if self._batched and any(
+            value.kind is not None for value in (*self._inputs.values(), *self._outputs)
+        ):
+            raise InvalidArgument(
+                f"{self._where}: a model with max_batch_size takes and gives arrays, as BYTES[1] for texts"
+            )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
         """The outputs by the hint of what is returned, and whether it is one value rather than a class of several."""
-        is_class = typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
+        is_class = (
+            typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
+        )
         if not (isinstance(answer, type) and is_class):
             return [TypedValue.of("output", answer, self._where, output=True)], True
         hints = typing.get_type_hints(answer)
@@ -175,19 +210,31 @@ class PythonModel:
         if self._joiner is not None:
             self._answer_joined(self._joiner, batch.requests, answer)
         else:
-            batch.answer(batch.requests, self._tensors(answer, sum(request.rows for request in batch.requests)))
+            batch.answer(
+                batch.requests, self._tensors(answer, sum(request.rows for request in batch.requests))
+            )
 
     def _joined_arguments(self, joiner: Joiner, requests: Sequence[WorkerRequest]) -> dict[str, Any]:
         arrays = joiner.join(*_given(requests))
-        tensors = {name: Tensor(name, self._inputs[name].datatype, array.shape, array) for name, array in arrays.items()}
+        tensors = {
+            name: Tensor(name, self._inputs[name].datatype, array.shape, array)
+            for name, array in arrays.items()
+        }
         return self._arguments(tensors, requests)
 
     def _answer_joined(self, joiner: Joiner, requests: Sequence[WorkerRequest], answer: Any) -> None:
         given, rows = _given(requests)
         tensors = self._tensors(answer, joiner.run_size(rows) if self._batched else None)
-        outputs = joiner.split(given, rows, [tensor.name for tensor in tensors], [tensor.data for tensor in tensors])
+        outputs = joiner.split(
+            given, rows, [tensor.name for tensor in tensors], [tensor.data for tensor in tensors]
+        )
         for request, own in zip(requests, outputs, strict=True):
-            request.answer([Tensor(t.name, t.datatype, array.shape, array) for t, array in zip(tensors, own, strict=True)])
+            request.answer(
+                [
+                    Tensor(t.name, t.datatype, array.shape, array)
+                    for t, array in zip(tensors, own, strict=True)
+                ]
+            )
 
     def _execute_batch(self, batch: RequestBatch) -> None:
         """All at once; if that fails and there are several, one after the other, so that bad input costs its sender only."""
@@ -235,7 +282,9 @@ class PythonModel:
         try:
             if self._takes_all(batch):
                 await self._execute_batch_async(batch)
-            await asyncio.gather(*(self._execute_alone_async(request) for request in batch.requests if not request.answered))
+            await asyncio.gather(
+                *(self._execute_alone_async(request) for request in batch.requests if not request.answered)
+            )
         finally:
             self._end_calls(batch)
 
@@ -294,13 +343,23 @@ class PythonModel:
         elif isinstance(answer, Mapping):
             values = answer
         else:
-            values = answer._asdict() if hasattr(answer, "_asdict") else vars(answer) if hasattr(answer, "__dict__") else {}
+            values = (
+                answer._asdict()
+                if hasattr(answer, "_asdict")
+                else vars(answer)
+                if hasattr(answer, "__dict__")
+                else {}
+            )
         missing = [output.name for output in self._outputs if output.name not in values]
         if missing:
-            raise Internal(f"{self._where} returned a {type(answer).__name__} without the output '{missing[0]}'")
+            raise Internal(
+                f"{self._where} returned a {type(answer).__name__} without the output '{missing[0]}'"
+            )
         try:
             return [
-                output.to_flat(values[output.name]) if output.name in self._flat else output.to_tensor(values[output.name], rows)
+                output.to_flat(values[output.name])
+                if output.name in self._flat
+                else output.to_tensor(values[output.name], rows)
                 for output in self._outputs
             ]
         except (TypeError, ValueError) as error:

@@ -30,9 +30,29 @@ class WorkerRequest:
     All of them may be called from any thread, also after `WorkerModel.execute` has returned. `inputs` are arrays by name.
     """
 
-    __slots__ = ("_batch", "_credit", "_first", "_inputs", "_note", "_on_credit", "answered", "cancelled", "number", "on_cancel", "rows")
+    __slots__ = (
+        "_batch",
+        "_credit",
+        "_first",
+        "_inputs",
+        "_note",
+        "_on_credit",
+        "answered",
+        "cancelled",
+        "number",
+        "on_cancel",
+        "rows",
+    )
 
-    def __init__(self, batch: RequestBatch, number: int, note: Note, inputs: Mapping[str, Tensor], first: int, rows: int) -> None:
+    def __init__(
+        self,
+        batch: RequestBatch,
+        number: int,
+        note: Note,
+        inputs: Mapping[str, Tensor],
+        first: int,
+        rows: int,
+    ) -> None:
         self._batch = batch
         self._note = note
         #: Responses that it may give; guarded by the connection's `credits`.
@@ -222,12 +242,21 @@ class RequestBatch:
         """Told whenever a request of the connection may send more."""
         return self._connection.credits
 
-    def answer(self, requests: Sequence[WorkerRequest], outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
+    def answer(
+        self,
+        requests: Sequence[WorkerRequest],
+        outputs: Outputs,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> None:
         """Answers requests with outputs that are joined as their inputs are in `columns`, or one request with its own."""
         rows = [request.rows for request in requests] if len(requests) > 1 else []
-        self._add(requests, _Answer([request.number for request in requests], rows, outputs, parameters or {}))
+        self._add(
+            requests, _Answer([request.number for request in requests], rows, outputs, parameters or {})
+        )
 
-    def send(self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None) -> None:
+    def send(
+        self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
+    ) -> None:
         """See WorkerRequest."""
         with self._connection.lock:
             if request.answered:
@@ -278,7 +307,18 @@ class RequestBatch:
         if done and self._block is not None:
             payload = list(map(bytes, payload))  # which may be views of inputs
             kept = self._let_go()
-        result = Result(self._number, parts, outcome.failures, outcome.ended, done, block, kept, began, ran, outcome.rescheduled)
+        result = Result(
+            self._number,
+            parts,
+            outcome.failures,
+            outcome.ended,
+            done,
+            block,
+            kept,
+            began,
+            ran,
+            outcome.rescheduled,
+        )
         self._connection.send(frame(Kind.RESULT, result, payload))
 
     def _let_go(self) -> bool:
@@ -310,7 +350,12 @@ class ReshapedBatch(RequestBatch):
         super().__init__(*given)
         self._outputs = outputs
 
-    def answer(self, requests: Sequence[WorkerRequest], outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
+    def answer(
+        self,
+        requests: Sequence[WorkerRequest],
+        outputs: Outputs,
+        parameters: Mapping[str, Parameter] | None = None,
+    ) -> None:
         """See RequestBatch. A request fails whose output has another shape than is to be changed; for several it raises Internal."""
         try:
             outputs = self._reshaped(outputs)
@@ -321,7 +366,9 @@ class ReshapedBatch(RequestBatch):
             return
         super().answer(requests, outputs, parameters)
 
-    def send(self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None) -> None:
+    def send(
+        self, request: WorkerRequest, outputs: Outputs, parameters: Mapping[str, Parameter] | None
+    ) -> None:
         """See `answer`."""
         try:
             outputs = self._reshaped(outputs)

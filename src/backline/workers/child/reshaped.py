@@ -38,7 +38,11 @@ def shapes_of(load: Load, loaded: Loaded) -> tuple[Shapes, Shapes]:
 
 
 def _shapes(
-    kind: Literal["input", "output"], own: Sequence[Spec], configured: Sequence[Spec], flat: Collection[str], batch: tuple[int, ...]
+    kind: Literal["input", "output"],
+    own: Sequence[Spec],
+    configured: Sequence[Spec],
+    flat: Collection[str],
+    batch: tuple[int, ...],
 ) -> Shapes:
     given = {spec.name: spec for spec in configured if spec.reshape is not None}
     specs: list[Spec] = []

@@ -20,7 +20,16 @@ from backline.compat.ts.context import Context, RequestProcessor
 from backline.compat.ts.metrics.metrics_store import MetricsStore
 from backline.compat.ts.utils.util import list_classes_from_module
 from backline.engine.datatypes import DataType
-from backline.engine.errors import BacklineError, Cancelled, Internal, InvalidArgument, NotFound, PayloadTooLarge, Unavailable, Unsupported
+from backline.engine.errors import (
+    BacklineError,
+    Cancelled,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PayloadTooLarge,
+    Unavailable,
+    Unsupported,
+)
 from backline.engine.tensor import Tensor
 from backline.repository.unpacked import hold
 from backline.workers.child.caller import Caller
@@ -34,7 +43,12 @@ _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_dete
 _ENVELOPES = ("body", "json", "kserve", "kservev2")
 #: Those that understand one request at a time.
 _ALONE = ("kserve", "kservev2")
-_ERRORS: Mapping[int, type[BacklineError]] = {404: NotFound, 413: PayloadTooLarge, 501: Unsupported, 503: Unavailable}
+_ERRORS: Mapping[int, type[BacklineError]] = {
+    404: NotFound,
+    413: PayloadTooLarge,
+    501: Unsupported,
+    503: Unavailable,
+}
 
 Handle = Callable[[list[dict[str, Any]], Context], Any]
 
@@ -44,7 +58,9 @@ def load(message: Load, _: Caller) -> WorkerModel:
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
-    for name, module in list(sys.modules.items()):  # of a model that is debugged: what another archive of it was unpacked to
+    for name, module in list(
+        sys.modules.items()
+    ):  # of a model that is debugged: what another archive of it was unpacked to
         if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
             del sys.modules[name]
     sys.path.insert(0, str(folder))
@@ -63,7 +79,9 @@ def load(message: Load, _: Caller) -> WorkerModel:
         metrics=MetricsStore(None, message.name),
         model_yaml_config=settings.document,
     )
-    return TorchServeModel(_handler(manifest["model"]["handler"], folder, context), context, message, settings, batch)
+    return TorchServeModel(
+        _handler(manifest["model"]["handler"], folder, context), context, message, settings, batch
+    )
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
@@ -78,7 +96,9 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
     if callable(entry):
         entry(None, context)
         return entry  # type: ignore[no-any-return]
-    classes = [found for found in list_classes_from_module(module) if callable(getattr(found, "handle", None))]
+    classes = [
+        found for found in list_classes_from_module(module) if callable(getattr(found, "handle", None))
+    ]
     if len(classes) != 1:
         found = ", ".join(one.__name__ for one in classes) or "none"
         raise InvalidArgument(
@@ -92,17 +112,23 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
 
 def _built_in(name: str) -> Any:
     if name not in _BUILT_IN:
-        raise InvalidArgument(f"the archive does not hold its handler '{name}.py', and no built-in is called so: {', '.join(_BUILT_IN)}")
+        raise InvalidArgument(
+            f"the archive does not hold its handler '{name}.py', and no built-in is called so: {', '.join(_BUILT_IN)}"
+        )
     try:
         return importlib.import_module(f"ts.torch_handler.{name}")
     except ModuleNotFoundError as error:
-        raise InvalidArgument(f"the built-in handler '{name}' needs the package '{error.name}', which is not installed") from None
+        raise InvalidArgument(
+            f"the built-in handler '{name}' needs the package '{error.name}', which is not installed"
+        ) from None
 
 
 class TorchServeModel:
     """A handler, and the tensors that are its rows and answers."""
 
-    def __init__(self, handle: Handle, context: Context, message: Load, settings: Settings, batch: int) -> None:
+    def __init__(
+        self, handle: Handle, context: Context, message: Load, settings: Settings, batch: int
+    ) -> None:
         envelope = message.parameters.get("service_envelope", "")
         if envelope:
             handle = _in_envelope(envelope, handle)
@@ -112,12 +138,18 @@ class TorchServeModel:
         inputs = message.inputs or [Spec(INPUT, DataType.BYTES.name, [1])]
         outputs = message.outputs or [Spec(OUTPUT, DataType.BYTES.name, [1])]
         if len(outputs) != 1 or outputs[0].datatype != DataType.BYTES.name:
-            raise InvalidArgument("the configuration of a model archive may name one output, of TYPE_STRING: what the handler gives")
+            raise InvalidArgument(
+                "the configuration of a model archive may name one output, of TYPE_STRING: what the handler gives"
+            )
         self._output = outputs[0].name
         self._batched = batch > 0
-        self._decoupled = bool(json.loads(message.configuration or "{}").get("model_transaction_policy", {}).get("decoupled"))
+        self._decoupled = bool(
+            json.loads(message.configuration or "{}").get("model_transaction_policy", {}).get("decoupled")
+        )
         if self._decoupled and self._batched:
-            raise InvalidArgument("a model archive that is decoupled takes one request at a time: set max_batch_size to 0")
+            raise InvalidArgument(
+                "a model archive that is decoupled takes one request at a time: set max_batch_size to 0"
+            )
         self.loaded = Loaded(
             inputs,
             outputs,
@@ -137,7 +169,11 @@ class TorchServeModel:
                 self._answer(batch.requests)
                 return
             except Exception as error:
-                print(f"a batch of {len(batch.requests)} failed, its requests are tried alone: {error!r}", file=sys.stderr, flush=True)
+                print(
+                    f"a batch of {len(batch.requests)} failed, its requests are tried alone: {error!r}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         for request in batch.requests:
             if not request.answered:
                 try:
@@ -145,7 +181,11 @@ class TorchServeModel:
                 except Exception as error:
                     if len(batch.requests) == 1:
                         raise
-                    request.fail(error if isinstance(error, BacklineError) else Internal(f"{type(error).__name__}: {error}"))
+                    request.fail(
+                        error
+                        if isinstance(error, BacklineError)
+                        else Internal(f"{type(error).__name__}: {error}")
+                    )
 
     def _answer(self, requests: Sequence[WorkerRequest]) -> None:
         rows: list[dict[str, Any]] = []
@@ -156,7 +196,13 @@ class TorchServeModel:
             count = request.rows if self._batched else 1
             for row in range(count):
                 ids[len(rows)] = request.id or str(request.number)
-                rows.append({name: value for tensor in request.inputs.values() for name, value in self._fields(tensor, row, header)})
+                rows.append(
+                    {
+                        name: value
+                        for tensor in request.inputs.values()
+                        for name, value in self._fields(tensor, row, header)
+                    }
+                )
                 processors.append(RequestProcessor(header))
         context = self._context
         if self._decoupled:
@@ -190,17 +236,25 @@ class TorchServeModel:
                 raise _error(code, str(getattr(error, "message", error))) from error
             raise
         if not isinstance(answers, list):
-            raise Internal(f"the handler gave a {type(answers).__name__}, expected a list with an answer for each of {len(rows)} requests")
+            raise Internal(
+                f"the handler gave a {type(answers).__name__}, expected a list with an answer for each of {len(rows)} requests"
+            )
         if len(answers) != len(rows):
             raise Internal(f"the handler gave {len(answers)} answers to {len(rows)} requests")
         return answers
 
-    def _complete(self, request: WorkerRequest, answers: Sequence[Any], processors: Sequence[RequestProcessor]) -> None:
+    def _complete(
+        self, request: WorkerRequest, answers: Sequence[Any], processors: Sequence[RequestProcessor]
+    ) -> None:
         encoded = [_encoded(answer) for answer in answers]
         for content, processor in zip(encoded, processors, strict=True):
             status = processor.get_response_status_code()
             if status >= 400:
-                request.fail(_error(status, processor.get_response_status_phrase() or content.decode("utf-8", "replace")))
+                request.fail(
+                    _error(
+                        status, processor.get_response_status_phrase() or content.decode("utf-8", "replace")
+                    )
+                )
                 return
         parameters = processors[0].get_response_headers()
         if self._decoupled:
@@ -227,7 +281,9 @@ class TorchServeModel:
 
 def _in_envelope(name: str, handle: Handle) -> Handle:
     if name not in _ENVELOPES:
-        raise InvalidArgument(f"parameter 'service_envelope' is '{name}', expected one of {', '.join(_ENVELOPES)}")
+        raise InvalidArgument(
+            f"parameter 'service_envelope' is '{name}', expected one of {', '.join(_ENVELOPES)}"
+        )
     module = importlib.import_module(f"ts.torch_handler.request_envelope.{name}")
     (envelope,) = list_classes_from_module(module)
     return envelope(handle).handle  # type: ignore[no-any-return]
@@ -235,7 +291,12 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
     """A body as its content type says: JSON, text, else the bytes. Raises InvalidArgument for what is not that."""
-    kind = next((text for name, text in header.items() if name.lower() == "content-type"), "").partition(";")[0].strip().lower()
+    kind = (
+        next((text for name, text in header.items() if name.lower() == "content-type"), "")
+        .partition(";")[0]
+        .strip()
+        .lower()
+    )
     try:
         if kind == "application/json":
             return json.loads(value)
@@ -253,7 +314,9 @@ def _encoded(answer: Any) -> bytes:
     try:
         return json.dumps(answer, ensure_ascii=False, default=_plain).encode()
     except (TypeError, ValueError) as error:
-        raise Internal(f"the handler gave a {type(answer).__name__} that is neither bytes, text nor JSON: {error}") from None
+        raise Internal(
+            f"the handler gave a {type(answer).__name__} that is neither bytes, text nor JSON: {error}"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -35,7 +35,11 @@ class Settings:
         self.workers = self._number("minWorkers", 0) or self._number("maxWorkers", 0) or None
         timeout = self._number("responseTimeout", 0)
         self.response_timeout = float(timeout) if timeout else None
-        self.warnings = [f"model-config.yaml: {key} has no effect: {why}" for key, why in _WITHOUT_EFFECT.items() if key in document]
+        self.warnings = [
+            f"model-config.yaml: {key} has no effect: {why}"
+            for key, why in _WITHOUT_EFFECT.items()
+            if key in document
+        ]
 
     def _number(self, key: str, default: int) -> int:
         value = self.document.get(key, default)

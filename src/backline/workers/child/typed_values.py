@@ -46,7 +46,14 @@ class TypedValue:
 
     @classmethod
     def of(
-        cls, name: str, hint: Any, where: str, *, optional: bool = False, output: bool = False, limit: int = DECODED_LIMIT
+        cls,
+        name: str,
+        hint: Any,
+        where: str,
+        *,
+        optional: bool = False,
+        output: bool = False,
+        limit: int = DECODED_LIMIT,
     ) -> TypedValue:
         """Raises InvalidArgument for a hint that says nothing, Internal for one whose library is missing."""
         try:
@@ -105,11 +112,15 @@ class TypedValue:
             value = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
         elif self.kind is str:
             if not isinstance(value, str):
-                raise TypeError(f"output '{self.name}' is a {type(value).__name__}, but the type hint says str")
+                raise TypeError(
+                    f"output '{self.name}' is a {type(value).__name__}, but the type hint says str"
+                )
             value = value.encode()
         elif self.kind is bytes:
             if not isinstance(value, (bytes, bytearray, memoryview)):
-                raise TypeError(f"output '{self.name}' is a {type(value).__name__}, but the type hint says bytes")
+                raise TypeError(
+                    f"output '{self.name}' is a {type(value).__name__}, but the type hint says bytes"
+                )
             value = bytes(value)
         data = np.empty(1, self.datatype.dtype)
         data[0] = value
@@ -129,15 +140,23 @@ class TypedValue:
     def _typed(self, value: Any) -> np.ndarray:
         data = np.asarray(value)
         if data.dtype != self.datatype.dtype:
-            if self.datatype is not DataType.BYTES and not np.can_cast(data.dtype, self.datatype.dtype, "same_kind"):
-                raise TypeError(f"output '{self.name}' has dtype {data.dtype}, but the type hint says {self.datatype.name}")
+            if self.datatype is not DataType.BYTES and not np.can_cast(
+                data.dtype, self.datatype.dtype, "same_kind"
+            ):
+                raise TypeError(
+                    f"output '{self.name}' has dtype {data.dtype}, but the type hint says {self.datatype.name}"
+                )
             data = data.astype(self.datatype.dtype)
         return data
 
     def _array(self, value: Any, rows: int | None) -> Tensor:
         data = self._typed(value)
         expected = self.shape if rows is None else (rows, *self.shape)
-        fits = data.ndim == len(expected) and all(size in (-1, got) for size, got in zip(expected, data.shape, strict=True))
+        fits = data.ndim == len(expected) and all(
+            size in (-1, got) for size, got in zip(expected, data.shape, strict=True)
+        )
         if not fits:
-            raise ValueError(f"output '{self.name}' has shape {list(data.shape)}, but expected was {list(expected)}")
+            raise ValueError(
+                f"output '{self.name}' has shape {list(data.shape)}, but expected was {list(expected)}"
+            )
         return Tensor(self.name, self.datatype, data.shape, data)

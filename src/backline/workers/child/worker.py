@@ -83,7 +83,9 @@ def end_with_parent() -> None:
 class Control:
     """The control channel, on a thread of its own."""
 
-    def __init__(self, control: socket, connection: Connection, stop: Callable[[], None], on_end: Callable[[], None]) -> None:
+    def __init__(
+        self, control: socket, connection: Connection, stop: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
         self._socket = control
         self._connection = connection
         self._stop = stop
@@ -164,7 +166,9 @@ class Worker:
                 loaded = self._reshape(load, loaded)
         except BaseException as error:
             told = isinstance(error, ModelFailed)  # its traceback, which is the model's, has been printed
-            self._connection.send(frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error))))
+            self._connection.send(
+                frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error)))
+            )
             return False
         self._connection.send(frame(Kind.LOADED, loaded))
         return True

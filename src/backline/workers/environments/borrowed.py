@@ -23,9 +23,16 @@ def borrow(environment: Environment) -> list[str]:
             f"its environment has Python {python}, and the server Python {OWN_PYTHON}: to debug it, run the server on Python {python},"
             f" or without --debug in a process of its own"
         )
-    here = {one.name.lower(): one.version for one in distributions(path=[place for place in sys.path if place != str(folder)])}
+    here = {
+        one.name.lower(): one.version
+        for one in distributions(path=[place for place in sys.path if place != str(folder)])
+    }
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
         importlib.invalidate_caches()
     there = {one.name.lower(): one.version for one in distributions(path=[str(folder)])}
-    return [f"{name} {here[name]} (not {version})" for name, version in sorted(there.items()) if here.get(name, version) != version]
+    return [
+        f"{name} {here[name]} (not {version})"
+        for name, version in sorted(there.items())
+        if here.get(name, version) != version
+    ]

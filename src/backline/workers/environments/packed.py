@@ -45,9 +45,13 @@ def packed_environment(given: str, model_folder: Path, cache: Path) -> PackedEnv
     if not path.exists():
         raise InvalidArgument(f"{PARAMETER}: there is no '{path}'")
     folder = path if path.is_dir() else _unpacked(path, cache)
-    python = next((found for name in ("python", "python3") if (found := folder / "bin" / name).exists()), None)
+    python = next(
+        (found for name in ("python", "python3") if (found := folder / "bin" / name).exists()), None
+    )
     if python is None:
-        raise InvalidArgument(f"{PARAMETER}: '{path}' holds no bin/python that is there, so it is no environment with an interpreter")
+        raise InvalidArgument(
+            f"{PARAMETER}: '{path}' holds no bin/python that is there, so it is no environment with an interpreter"
+        )
     variables = {"PATH": f"{folder / 'bin'}:{os.environ.get('PATH', '')}"}
     if (folder / "conda-meta").is_dir():
         variables["LD_LIBRARY_PATH"] = f"{folder / 'lib'}:{os.environ.get('LD_LIBRARY_PATH', '')}"
@@ -69,10 +73,14 @@ def _unpacked(archive: Path, cache: Path) -> Path:
         _relocate(place)
         place.rename(folder)
     except tarfile.TarError as error:
-        raise InvalidArgument(f"{PARAMETER}: '{archive}' is no tar archive that can be unpacked: {error}") from None
+        raise InvalidArgument(
+            f"{PARAMETER}: '{archive}' is no tar archive that can be unpacked: {error}"
+        ) from None
     except OSError as error:
         if not folder.is_dir():  # else another one was faster
-            raise Unavailable(f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
+            raise Unavailable(
+                f"{PARAMETER}: '{archive}' cannot be unpacked to '{cache}': {error.strerror}"
+            ) from None
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return folder
@@ -87,7 +95,13 @@ def _relocate(place: Path) -> None:
 
 def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -> dict[str, str]:
     """What a worker needs and the environment has not: the server's msgspec fits if the Python is of its version."""
-    asked = subprocess.run([str(python), "-c", _ASK], capture_output=True, text=True, check=False, env={**os.environ, **variables})
+    asked = subprocess.run(
+        [str(python), "-c", _ASK],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
+    )
     if asked.returncode:
         last = (asked.stderr.strip().splitlines() or [f"exit status {asked.returncode}"])[-1]
         raise InvalidArgument(f"{PARAMETER}: the Python of '{path}' does not run: {last}")
@@ -104,5 +118,7 @@ def _lent(path: Path, python: Path, variables: Mapping[str, str], cache: Path) -
             link.symlink_to(Path(spec.origin).parent)
         return {"PYTHONPATH": os.pathsep.join(filter(None, (str(lent), os.environ.get("PYTHONPATH"))))}
     if missing:
-        raise InvalidArgument(f"{PARAMETER}: '{path}' (Python {version}) lacks {' and '.join(missing)}, which every worker needs")
+        raise InvalidArgument(
+            f"{PARAMETER}: '{path}' (Python {version}) lacks {' and '.join(missing)}, which every worker needs"
+        )
     return {}

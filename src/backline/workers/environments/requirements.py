@@ -61,7 +61,11 @@ def find_requirements(version_folder: Path, model_folder: Path, python: str = ""
     if not files and not python:
         return None
     file, *ignored = files or [""]
-    requires = "" if python or file not in (LOCK, PROJECT) else str(_project(folder / PROJECT).get("requires-python", ""))
+    requires = (
+        ""
+        if python or file not in (LOCK, PROJECT)
+        else str(_project(folder / PROJECT).get("requires-python", ""))
+    )
     digest = hashlib.sha256()
     for part in (str(_FORM), _PLATFORM, python or f"{requires} {OWN_PYTHON}", *WORKER_PACKAGES, file):
         digest.update(part.encode() + b"\0")
@@ -110,12 +114,22 @@ def _read_list(file: Path, *, seen: set[Path]) -> Iterator[Path]:
     seen.add(file)
     yield file
     for line in _text(file).splitlines():
-        words = line.split("#", 1)[0].replace("=", " ").split() if line.lstrip().startswith("-") else line.split(" #", 1)[0].split()
-        for named in (file.parent / word.removeprefix("file:") for word in words if "/" in word or "." in word):
+        words = (
+            line.split("#", 1)[0].replace("=", " ").split()
+            if line.lstrip().startswith("-")
+            else line.split(" #", 1)[0].split()
+        )
+        for named in (
+            file.parent / word.removeprefix("file:") for word in words if "/" in word or "." in word
+        ):
             if named in seen or not _exists(named):
                 continue
             if named.is_dir():
-                yield from (path for path in sorted(named.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+                yield from (
+                    path
+                    for path in sorted(named.rglob("*"))
+                    if path.is_file() and "__pycache__" not in path.parts
+                )
             elif words[0] in _NAMES_A_FILE:
                 yield from _read_list(named, seen=seen)
             else:
@@ -153,4 +167,8 @@ def python_choices(requirements: Requirements) -> Sequence[str]:
 def _of_pyenv(version: str) -> list[str]:
     """Interpreters that pyenv has installed, but not put on the path."""
     found = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
-    return [str(path) for path in sorted(found) if path.parent.parent.name == version or path.parent.parent.name.startswith(version + ".")]
+    return [
+        str(path)
+        for path in sorted(found)
+        if path.parent.parent.name == version or path.parent.parent.name.startswith(version + ".")
+    ]

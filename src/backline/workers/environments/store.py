@@ -118,7 +118,9 @@ class Environments:
         if not (environment.folder / _ABOUT).exists():
             return None
         self._hold(digest)
-        if not (environment.folder / _ABOUT).exists() or not environment.python.exists():  # its interpreter may have been removed
+        if (
+            not (environment.folder / _ABOUT).exists() or not environment.python.exists()
+        ):  # its interpreter may have been removed
             return None
         self._note_use(environment, user)
         return environment
@@ -126,19 +128,30 @@ class Environments:
     def _hold(self, digest: str) -> None:
         if digest in self._held:
             return
-        with contextlib.suppress(OSError):  # a store that others have filled, and that this user may only read
+        with contextlib.suppress(
+            OSError
+        ):  # a store that others have filled, and that this user may only read
             descriptor = open_lock(self._lock(digest, "use"))
             while not try_lock(descriptor, shared=True):
                 time.sleep(0.01)  # it is being removed, which does not take long
             self._held[digest] = descriptor
 
     def _note_use(self, environment: Environment, user: User) -> None:
-        key = hashlib.sha256(f"{user.model}\0{user.version_folder}\0{user.model_folder}".encode()).hexdigest()[:16]
+        key = hashlib.sha256(
+            f"{user.model}\0{user.version_folder}\0{user.model_folder}".encode()
+        ).hexdigest()[:16]
         with contextlib.suppress(OSError):
             _write(environment.folder / _USED_BY / f"{key}.json", msgspec.json.encode(user))
 
     def build(
-        self, requirements: Requirements, uv: Uv, user: User, *, on_bytes: OnBytes, stop: Callable[[], bool], again: bool = False
+        self,
+        requirements: Requirements,
+        uv: Uv,
+        user: User,
+        *,
+        on_bytes: OnBytes,
+        stop: Callable[[], bool],
+        again: bool = False,
     ) -> None:
         """Makes what `find` then finds, unless another one does so meanwhile; `again` replaces one that is there.
 
@@ -167,8 +180,15 @@ class Environments:
     def _publish(self, building: Path, digest: str) -> None:
         place = self.folder / digest
         with self._alone(digest) as alone:
-            if place.exists() and (place / _ABOUT).exists() and not alone and Environment(place).python.exists():
-                raise Unavailable(f"environment {digest} is in use by a server that runs: stop it, or build it again later")
+            if (
+                place.exists()
+                and (place / _ABOUT).exists()
+                and not alone
+                and Environment(place).python.exists()
+            ):
+                raise Unavailable(
+                    f"environment {digest} is in use by a server that runs: stop it, or build it again later"
+                )
             shutil.rmtree(place, ignore_errors=True)
             building.rename(place)
 
@@ -249,11 +269,21 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
     environment = Environment(building)
     python = _python_version(building)
     if tuple(map(int, python.split(".")[:2])) < OLDEST_PYTHON:
-        raise UvFailed(f"it would have Python {python}, but worker processes need {'.'.join(map(str, OLDEST_PYTHON))} or newer")
+        raise UvFailed(
+            f"it would have Python {python}, but worker processes need {'.'.join(map(str, OLDEST_PYTHON))} or newer"
+        )
     install = ["pip", "install", "--python", str(environment.python), "--compile-bytecode"]
     locked_list = ""
     if requirements.file == LOCK:
-        export = ("export", "--frozen", "--no-emit-project", "--no-dev", "--no-header", "--python", str(environment.python))
+        export = (
+            "export",
+            "--frozen",
+            "--no-emit-project",
+            "--no-dev",
+            "--no-header",
+            "--python",
+            str(environment.python),
+        )
         locked_list = uv.run(*export, folder=folder)
         install += ["-r", "-"]
     elif requirements.file:
@@ -270,7 +300,14 @@ def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
         try:
             # Relocatable, as it is renamed when it is complete.
             uv.run(
-                "venv", "--relocatable", "--allow-existing", "--no-project", "--python", choice, str(building), folder=requirements.folder
+                "venv",
+                "--relocatable",
+                "--allow-existing",
+                "--no-project",
+                "--python",
+                choice,
+                str(building),
+                folder=requirements.folder,
             )
         except UvFailed as error:
             failed = error
@@ -281,7 +318,11 @@ def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
 
 def _python_version(folder: Path) -> str:
     lines = (folder / "pyvenv.cfg").read_text().splitlines()
-    return next(value.strip() for key, _, value in (line.partition("=") for line in lines) if key.strip() == "version_info")
+    return next(
+        value.strip()
+        for key, _, value in (line.partition("=") for line in lines)
+        if key.strip() == "version_info"
+    )
 
 
 def _installed(environment: Environment) -> list[str]:

@@ -46,7 +46,9 @@ class Uv:
         self._process: subprocess.Popen[str] | None = None
         self._cancelled = threading.Event()
 
-    def run(self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None) -> str:
+    def run(
+        self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None
+    ) -> str:
         """Runs a command in a folder, with `given` as its standard input, and returns its standard output. Blocks. Raises UvFailed."""
         told = _Told(on_bytes)
         with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stdout:
@@ -111,7 +113,9 @@ class _Told:
 
 def cause(lines: Sequence[str]) -> str:
     """Why uv has failed, in one line: from its last "error:" on, without the marks that it draws with."""
-    begin = max((index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1)
+    begin = max(
+        (index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1
+    )
     if begin < 0:
         return ""
     said = [re.sub(r"[×╰─▶│├╭]|^error:", " ", line).strip() for line in lines[begin:]]
@@ -128,5 +132,7 @@ def _find() -> str:
     except (ImportError, FileNotFoundError):
         found = shutil.which("uv")
     if found is None:
-        raise Internal("environments of models are built by uv, and it is not installed: pip install 'backline[envs]'")
+        raise Internal(
+            "environments of models are built by uv, and it is not installed: pip install 'backline[envs]'"
+        )
     return found

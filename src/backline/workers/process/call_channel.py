@@ -120,7 +120,9 @@ class CallChannel:
             self._process.kill(f"broke the protocol: {error}")
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
-        if kind in (Kind.CALL, Kind.ASK) and (message.number in self._open or message.number in self._questions):
+        if kind in (Kind.CALL, Kind.ASK) and (
+            message.number in self._open or message.number in self._questions
+        ):
             raise ProtocolError(f"a second {kind.name} with number {message.number}")
         if kind is Kind.CALL:
             for at in message.returned:
@@ -133,7 +135,9 @@ class CallChannel:
         elif kind is Kind.DROP:
             for number in message.numbers:
                 self._give_up(number)
-                self._fail(number, Cancelled("the answer is not wanted any more"))  # for the thread that reads, if it was its own call
+                self._fail(
+                    number, Cancelled("the answer is not wanted any more")
+                )  # for the thread that reads, if it was its own call
         elif kind is Kind.MORE:
             number, count = message.numbers
             self._more(number, count)
@@ -177,7 +181,10 @@ class CallChannel:
     def _call(self, message: Call, inputs: dict[str, Tensor]) -> None:
         number = message.number
         if self._calls is None:
-            self._fail(number, Unsupported(f"model '{message.model}' cannot be called: this model runs without a server"))
+            self._fail(
+                number,
+                Unsupported(f"model '{message.model}' cannot be called: this model runs without a server"),
+            )
             return
         asked = self._open_requests(message.requests)
         if message.requests and all(request.cancelled for request in asked):
@@ -198,14 +205,18 @@ class CallChannel:
             unwatch(request)
             self._end(number, Internal(f"the call of model '{message.model}' failed: {type(error).__name__}"))
 
-    def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]) -> InferRequest:
+    def _request(
+        self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]
+    ) -> InferRequest:
         """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
         waiting = [request.waits_until for request in asked]
         if waiting and None not in waiting:
             limits.append(max(deadline for deadline in waiting if deadline is not None))
-        priority = note.priority or min((request.priority for request in asked if request.priority), default=0)
+        priority = note.priority or min(
+            (request.priority for request in asked if request.priority), default=0
+        )
         number = message.number
         return InferRequest(
             message.model,
@@ -218,7 +229,9 @@ class CallChannel:
             priority=priority,
             deadline=min(limits, default=None),
             timeout=message.queue_timeout or None,
-            sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end) if note.sequence else None,
+            sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end)
+            if note.sequence
+            else None,
             on_response=partial(self._responded, number) if message.stream else None,
             flow=ResponseFlow() if message.stream else None,
         )
@@ -244,7 +257,9 @@ class CallChannel:
         if one.request.flow.paused and one.unread < WINDOW:
             one.request.flow.resume()
 
-    def _completed(self, number: int, _: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _completed(
+        self, number: int, _: InferRequest, response: InferResponse | None, error: BacklineError | None
+    ) -> None:
         if number in self._open:
             self._end(number, error, response)
 
@@ -292,7 +307,10 @@ class CallChannel:
             self._tell(message.number, error)
         except Exception as error:
             log.exception("'%s' of model '%s', which a worker asked for, failed", message.what, message.model)
-            self._tell(message.number, Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"))
+            self._tell(
+                message.number,
+                Internal(f"{message.what} of model '{message.model}' failed: {type(error).__name__}"),
+            )
         else:
             self._tell(message.number, value)
 
@@ -315,7 +333,12 @@ class CallChannel:
             case "describe":
                 return await calls.describe(model, version)
             case "load":
-                return await calls.load(model, version, message.config, {path: file.data.tobytes() for path, file in files.items()})
+                return await calls.load(
+                    model,
+                    version,
+                    message.config,
+                    {path: file.data.tobytes() for path, file in files.items()},
+                )
             case "unload":
                 return await calls.unload(model, version, dependents=message.dependents)
         raise Unsupported(f"a worker asks for '{message.what}', which there is no answer to")
@@ -325,7 +348,9 @@ class CallChannel:
     def _respond(self, number: int, response: InferResponse, *, last: bool) -> None:
         """Raises Internal for a response that does not fit into the shared memory."""
         try:
-            columns, payload, block = pack_columns([[(tensor,) for tensor in response.outputs]], self._process.arena)
+            columns, payload, block = pack_columns(
+                [[(tensor,) for tensor in response.outputs]], self._process.arena
+            )
         except MemoryError as error:
             raise Internal(f"the response of model '{response.model_name}': {error}") from None
         message = Response(

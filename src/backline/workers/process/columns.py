@@ -17,7 +17,9 @@ from backline.workers.process.protocol import Buffer, Column
 _ALIGNMENT: Final = 64
 
 
-def pack_columns(parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena) -> tuple[list[list[Column]], list[Buffer], int]:
+def pack_columns(
+    parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena
+) -> tuple[list[list[Column]], list[Buffer], int]:
     """The columns of several parts, the payload that some of them are in, and the block of shared memory that the others are in (or -1).
 
     A part has columns, a column the tensors of one name that it joins, in order.
@@ -37,7 +39,9 @@ def pack_columns(parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena) -> t
                 buffers = [encode_tensor(tensor) for tensor in tensors]
                 size = sum(map(len, buffers))
             else:
-                size = first.data.nbytes if len(tensors) == 1 else sum(tensor.data.nbytes for tensor in tensors)
+                size = (
+                    first.data.nbytes if len(tensors) == 1 else sum(tensor.data.nbytes for tensor in tensors)
+                )
             column = Column(first.name, first.datatype.name, shape, size)
             columns.append(column)
             encoded.append((column, tensors, buffers))
@@ -99,7 +103,9 @@ def unpack_columns(
             tensors[name] = decode_tensor(name, datatype, shape, place.data)
             continue
         if min(shape, default=0) < 0 or element_count(shape) * datatype.itemsize != size:
-            raise InvalidArgument(f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}")
+            raise InvalidArgument(
+                f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}"
+            )
         # Not through a buffer, which would hide from the block who holds it.
         tensors[name] = Tensor(name, datatype, shape, place.view(datatype.dtype).reshape(shape))
     return tensors, offset

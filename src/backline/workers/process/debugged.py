@@ -44,7 +44,9 @@ class DebuggedWorker(WorkerProcess):
     async def _launch(self, *descriptors: int) -> None:
         forget_modules(Path(self.command.load.folder))
         own = [os.dup(descriptor) for descriptor in descriptors]
-        self._thread = threading.Thread(target=self._serve, args=own, name=f"debug {self.command.load.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._serve, args=own, name=f"debug {self.command.load.name}", daemon=True
+        )
         self._thread.start()
 
     def _serve(self, data: int, control: int, calls: int, arena: int) -> None:
@@ -73,16 +75,25 @@ class DebuggedWorker(WorkerProcess):
         self._take_rest()
         self._ended.set_result(None)
         if not self._loading.done():
-            self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: it {self._why or 'ended'}"))
+            self._loading.set_exception(
+                Internal(f"{self.command.label} cannot be loaded: it {self._why or 'ended'}")
+            )
         self._on_exit(self, self._why or "ended")
 
 
 def forget_modules(folder: Path) -> None:
     """Modules that models have imported from below a folder are read from their files again when they are imported next."""
-    sys.dont_write_bytecode = True  # compiled files are told apart by seconds and size, which an edit may leave as they were
+    sys.dont_write_bytecode = (
+        True  # compiled files are told apart by seconds and size, which an edit may leave as they were
+    )
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        if name not in _OWN_MODULES and not name.startswith("backline.") and file.startswith(root) and "site-packages" not in file:
+        if (
+            name not in _OWN_MODULES
+            and not name.startswith("backline.")
+            and file.startswith(root)
+            and "site-packages" not in file
+        ):
             del sys.modules[name]
     sys.path[:] = [place for place in sys.path if place in _OWN_PATH or not (place + os.sep).startswith(root)]

@@ -26,10 +26,23 @@ class Run:
     With `statistics`, its model gives any number of responses to a request, which are counted there.
     """
 
-    __slots__ = ("_finished", "_given", "_instance", "_last_ns", "_statistics", "batch", "outcomes", "remaining")
+    __slots__ = (
+        "_finished",
+        "_given",
+        "_instance",
+        "_last_ns",
+        "_statistics",
+        "batch",
+        "outcomes",
+        "remaining",
+    )
 
     def __init__(
-        self, batch: Batch, instance: ProcessInstance | None, finished: Finished, statistics: ResponseStatistics | None = None
+        self,
+        batch: Batch,
+        instance: ProcessInstance | None,
+        finished: Finished,
+        statistics: ResponseStatistics | None = None,
     ) -> None:
         self.batch = batch
         self._statistics = statistics
@@ -95,7 +108,10 @@ class Run:
         batch.gathered_ns = batch.gathered_ns or batch.started_ns
         failed = any(isinstance(outcome, BacklineError) for outcome in self.outcomes)
         if failed and len(self.outcomes) > 1:
-            batch.parts = [self._part(request, outcome) for request, outcome in zip(batch.requests, self.outcomes, strict=True)]
+            batch.parts = [
+                self._part(request, outcome)
+                for request, outcome in zip(batch.requests, self.outcomes, strict=True)
+            ]
         self._finished(self._instance, batch)  # type: ignore[arg-type]  # without an instance it is a caller of the pool's own
 
     def _part(self, request: InferRequest, outcome: InferResponse | BacklineError | None) -> Batch:
@@ -163,11 +179,21 @@ class Job:
             if request.cancelled:
                 self.settle(position, Cancelled("nobody waits for the answer any more"))
             elif self.again:
-                self.settle(position, Internal(f"{ended} while it ran this request, and so had the one before"))
+                self.settle(
+                    position, Internal(f"{ended} while it ran this request, and so had the one before")
+                )
             elif not idempotent:
-                self.settle(position, Internal(f"{ended} while it ran this request, which is not tried again: the model is not idempotent"))
+                self.settle(
+                    position,
+                    Internal(
+                        f"{ended} while it ran this request, which is not tried again: the model is not idempotent"
+                    ),
+                )
             elif remembers:
-                self.settle(position, Internal(f"{ended} while it ran this request, and the state of its sequence is lost"))
+                self.settle(
+                    position,
+                    Internal(f"{ended} while it ran this request, and the state of its sequence is lost"),
+                )
             elif self.run.has_responses(position):
                 self.settle(position, Internal(f"{ended} after the first responses"))
             else:

@@ -170,7 +170,10 @@ class WorkerPool(ModelInWorkers):
     def _take_signature(self, loaded: Loaded) -> None:
         batch = (-1,) if loaded.max_batch_size else ()
         inputs, outputs = (
-            tuple(TensorSpec(spec.name, DataType.from_name(spec.datatype), (*batch, *spec.shape), spec.optional) for spec in specs)
+            tuple(
+                TensorSpec(spec.name, DataType.from_name(spec.datatype), (*batch, *spec.shape), spec.optional)
+                for spec in specs
+            )
             for specs in (loaded.inputs, loaded.outputs)
         )
         self.signature = Signature(inputs, outputs)
@@ -178,12 +181,16 @@ class WorkerPool(ModelInWorkers):
         if loaded.decoupled:
             self.responses = ResponseStatistics()
         options = self.options
-        self.execution_timeout = _first(options.execution_timeout, loaded.execution_timeout_seconds, EXECUTION_TIMEOUT)
+        self.execution_timeout = _first(
+            options.execution_timeout, loaded.execution_timeout_seconds, EXECUTION_TIMEOUT
+        )
         self.idempotent = _first(options.idempotent, loaded.idempotent, True)
 
     def instances(self) -> list[ProcessInstance]:
         """See ModelInWorkers."""
-        each = _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
+        each = (
+            _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
+        )
         # The scheduler takes the last that is free: so that each worker gets its share, they alternate.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
@@ -195,13 +202,20 @@ class WorkerPool(ModelInWorkers):
     @property
     def resident_bytes(self) -> int:
         """See ModelInWorkers."""
-        return sum(seat.process.resident_bytes for seat in self._seats if seat.process is not None and seat.process.alive)
+        return sum(
+            seat.process.resident_bytes
+            for seat in self._seats
+            if seat.process is not None and seat.process.alive
+        )
 
     def command_for(self, index: int) -> WorkerCommand:
         """How the worker of one seat is started."""
         place = self.places[index]
         load = msgspec.structs.replace(
-            self.command.load, instance=place.name, device_kind=place.device.kind, device_index=place.device.index
+            self.command.load,
+            instance=place.name,
+            device_kind=place.device.kind,
+            device_index=place.device.index,
         )
         return replace(self.command, load=load)
 
@@ -226,7 +240,10 @@ class WorkerPool(ModelInWorkers):
 
     def has_room(self, seat: Seat) -> None:
         """A worker can take another batch."""
-        while seat.free and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None:
+        while (
+            seat.free
+            and (job := next((job for job in self._waiting if self._may_go(job, seat)), None)) is not None
+        ):
             self._waiting.remove(job)
             if not job.drop_cancelled():
                 seat.send(job)
@@ -241,14 +258,18 @@ class WorkerPool(ModelInWorkers):
         """The worker of these jobs has ended: each request is run once more, alone, so that the one whose fault it was is on its own."""
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
-            self._place_again(job.once_more(ended, idempotent=self.idempotent, remembers=self.options.remembers))
+            self._place_again(
+                job.once_more(ended, idempotent=self.idempotent, remembers=self.options.remembers)
+            )
 
     def refused(self, job: Job, error: Exception) -> None:
         """A batch has something in it that a worker cannot be told: each of its requests is sent alone, and a single one fails."""
         if len(job.open) > 1:
             self._place_again(job.apart())
         else:
-            job.fail(InvalidArgument(f"the request cannot be given to a worker process of {self.label}: {error}"))
+            job.fail(
+                InvalidArgument(f"the request cannot be given to a worker process of {self.label}: {error}")
+            )
 
     def _place_again(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
@@ -271,7 +292,9 @@ class WorkerPool(ModelInWorkers):
 
     def look_at_readiness(self) -> None:
         """What a model says of itself may have changed: it is ready when it is so in all of its workers."""
-        reasons = [seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready]
+        reasons = [
+            seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready
+        ]
         unready = reasons[0] if reasons else ""
         if unready == self.unready:
             return
@@ -325,7 +348,9 @@ class WorkerPool(ModelInWorkers):
         self._alone = None
         if not self._closing and not any(seat.usable for seat in self._seats):
             reasons = [seat.reason for seat in self._seats if seat.reason]
-            self._set_unavailable(f"{self.label} has no worker process at the moment: the last one {reasons[-1] if reasons else 'ended'}")
+            self._set_unavailable(
+                f"{self.label} has no worker process at the moment: the last one {reasons[-1] if reasons else 'ended'}"
+            )
 
     def _set_unavailable(self, reason: str) -> None:
         self._unavailable = reason
@@ -347,11 +372,19 @@ class WorkerPool(ModelInWorkers):
         done: asyncio.Future[Batch] = self._loop.create_future()
         last: list[InferResponse] = []
         request = InferRequest(
-            self.command.load.name, inputs, lambda *_: None, outputs=outputs, on_response=lambda _, response: last.append(response)
+            self.command.load.name,
+            inputs,
+            lambda *_: None,
+            outputs=outputs,
+            on_response=lambda _, response: last.append(response),
         )
         if self.loaded.max_batch_size:
             request.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
-        run = Run(Batch([request], request.batch_size, monotonic_ns()), None, lambda _, batch: done.set_result(batch))
+        run = Run(
+            Batch([request], request.batch_size, monotonic_ns()),
+            None,
+            lambda _, batch: done.set_result(batch),
+        )
         self.place(run, self._seats[0])
         outcome = (await done).outcomes[0]
         if isinstance(outcome, BacklineError):

@@ -145,7 +145,9 @@ class WorkerProcess:
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
-            self._loading.add_done_callback(lambda loading: loading.exception())  # that it was killed is no news
+            self._loading.add_done_callback(
+                lambda loading: loading.exception()
+            )  # that it was killed is no news
             self.kill("was not needed any more")
             raise
 
@@ -309,7 +311,9 @@ class WorkerProcess:
             return
         used = self.resident_bytes
         if used > limit:
-            self.kill(f"used {used >> 20} MiB of memory, more than its limit of {limit >> 20} MiB, and was killed")
+            self.kill(
+                f"used {used >> 20} MiB of memory, more than its limit of {limit >> 20} MiB, and was killed"
+            )
             return
         self._later("memory", _MEMORY_LOOK, self._look_at_memory)
 
@@ -366,7 +370,9 @@ class WorkerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         if not self._loading.done():
             last = f"; its last words: {said}" if (said := last_words(lines)) else ""
-            self._loading.set_exception(Internal(f"{self.command.label} cannot be loaded: its worker process {reason}{last}"))
+            self._loading.set_exception(
+                Internal(f"{self.command.label} cannot be loaded: its worker process {reason}{last}")
+            )
         self._on_exit(self, reason)
 
     def _take_rest(self) -> None:

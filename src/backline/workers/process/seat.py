@@ -64,7 +64,9 @@ class Seat:
         """Starts a process here. Raises Internal with the reason when it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
-        self.process = process = pool.worker(pool.command_for(self._index), pool.loop, self._result, self._ended, calls)
+        self.process = process = pool.worker(
+            pool.command_for(self._index), pool.loop, self._result, self._ended, calls
+        )
         process.on_ready = pool.look_at_readiness
         loaded = await process.start()
         self.usable = True
@@ -89,7 +91,9 @@ class Seat:
         numbers = [self._pool.next_number() for _ in requests]
         job.by_number = dict(zip(numbers, job.positions, strict=True))
         together = [[request] for request in requests] if self._pool.apart else [requests]
-        columns = [[[request.inputs[name] for request in part] for name in part[0].inputs] for part in together]
+        columns = [
+            [[request.inputs[name] for request in part] for name in part[0].inputs] for part in together
+        ]
         try:
             packed, payload, block = pack_columns(columns, process.arena)
         except MemoryError as error:
@@ -98,7 +102,13 @@ class Seat:
         if self._pool.apart:
             parts = [Part([number], [], own) for number, own in zip(numbers, packed, strict=True)]
         else:
-            parts = [Part(numbers, [request.batch_size for request in requests] if len(requests) > 1 else [], packed[0])]
+            parts = [
+                Part(
+                    numbers,
+                    [request.batch_size for request in requests] if len(requests) > 1 else [],
+                    packed[0],
+                )
+            ]
         job.run.batch.executed = True
         self._batches += 1
         batch = self._batches
@@ -117,7 +127,11 @@ class Seat:
                 request.flow.on_resume = lambda number=number: self._resumed(number)
         try:
             process.execute(Execute(batch, parts, notes, block), payload)
-        except (OverflowError, TypeError, UnicodeEncodeError) as error:  # values of a program that no protocol has checked
+        except (
+            OverflowError,
+            TypeError,
+            UnicodeEncodeError,
+        ) as error:  # values of a program that no protocol has checked
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
@@ -134,7 +148,10 @@ class Seat:
     def _result(self, process: WorkerProcess, result: Result, payload: memoryview) -> None:
         block: np.ndarray | None = None
         if result.block >= 0:
-            end = max((column.at + column.size for part in result.parts for column in part.columns), default=result.block)
+            end = max(
+                (column.at + column.size for part in result.parts for column in part.columns),
+                default=result.block,
+            )
             block = process.arena.read(result.block, end - result.block)
             if process.hold(block, result.block) > _MAX_HELD:
                 block = block.copy()
@@ -182,7 +199,9 @@ class Seat:
             if request.outputs is not None:
                 outputs = [tensor for tensor in outputs if tensor.name in request.outputs]
             load = self._pool.command.load
-            response = InferResponse(load.name, load.version, request.id, outputs, dict(part.parameters) or None)
+            response = InferResponse(
+                load.name, load.version, request.id, outputs, dict(part.parameters) or None
+            )
             if part.more:
                 self._respond(job, number, request, response)
             elif self._pool.loaded.decoupled and request.cancelled:

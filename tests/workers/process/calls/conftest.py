@@ -24,7 +24,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("log") / "server.log"
-    with serve(repository, log, "--model-control-mode", "explicit", "--load-model", "*", "--trust-remote-code") as running:
+    with serve(
+        repository, log, "--model-control-mode", "explicit", "--load-model", "*", "--trust-remote-code"
+    ) as running:
         yield running
 
 

@@ -17,7 +17,9 @@ from workers.process.calls.running import text
 
 @pytest.mark.parametrize("columns", [4, 100_000], ids=["in frames", "in shared memory"])
 @pytest.mark.parametrize(("model", "times"), [("fourfold", 4), ("join", 6), ("threads", 16)])
-def test_a_model_calls_others_by_functions_coroutines_and_threads(client: Client, model: str, times: int, columns: int) -> None:
+def test_a_model_calls_others_by_functions_coroutines_and_threads(
+    client: Client, model: str, times: int, columns: int
+) -> None:
     x = np.random.default_rng(0).random((2, columns)).astype(np.float32)
     for _ in range(3):
         np.testing.assert_allclose(client[model](x)["output"], x * times, rtol=1e-6)
@@ -47,7 +49,10 @@ def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
         return client["catching"](text(model), text(how))["output"][0].decode()
 
     assert caught("failing", "invalid") == "InvalidArgument: how is no way"
-    assert caught("failing", "x") == "Internal: model 'failing' version 1 failed: ValueError: too loud (model.py, line 9, in failing)"
+    assert (
+        caught("failing", "x")
+        == "Internal: model 'failing' version 1 failed: ValueError: too loud (model.py, line 9, in failing)"
+    )
     assert caught("nobody", "x") == "NotFound: Request for unknown model: 'nobody' is not found"
     assert caught("counting", "x").startswith("InvalidArgument")
 
@@ -56,11 +61,18 @@ def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
     ("model", "how", "kind", "told"),
     [
         ("failing", "invalid", InvalidArgument, "how is no way"),
-        ("failing", "x", Internal, "model 'calling' version 1 failed: model 'failing' version 1 failed: ValueError: too loud"),
+        (
+            "failing",
+            "x",
+            Internal,
+            "model 'calling' version 1 failed: model 'failing' version 1 failed: ValueError: too loud",
+        ),
         ("nobody", "x", NotFound, "'nobody' is not found"),
     ],
 )
-def test_an_error_that_is_not_caught_is_the_answer(client: Client, model: str, how: str, kind: type[Exception], told: str) -> None:
+def test_an_error_that_is_not_caught_is_the_answer(
+    client: Client, model: str, how: str, kind: type[Exception], told: str
+) -> None:
     with pytest.raises(kind, match=told):
         client["calling"](text(model), text(how))
 
@@ -103,7 +115,9 @@ def test_a_call_says_what_a_client_may_say_and_has_the_id_of_the_request(client:
         ("file", "a file that is no column of UINT8"),
     ],
 )
-def test_a_worker_that_says_what_it_may_not_costs_its_own_request(client: Client, what: str, told: str) -> None:
+def test_a_worker_that_says_what_it_may_not_costs_its_own_request(
+    client: Client, what: str, told: str
+) -> None:
     with pytest.raises(Internal, match=f"its worker process broke the protocol: .*{told}"):
         client["rude"](text(what))
     assert client["after"](text("fine"))["output"][0] == b"fine"

@@ -104,14 +104,18 @@ def test_who_waits_for_a_model_on_demand_is_free_when_the_client_is_gone(
     call = stock.async_infer("calling", asked, lambda result, error: None)
     gate.wait()
     call.cancel()
-    other = client["calling"](text("after"), text("x"))  # by the same worker, which takes one request at a time
+    other = client["calling"](
+        text("after"), text("x")
+    )  # by the same worker, which takes one request at a time
     gate.open()
 
     assert other["output"][0] == b"x"
     assert client["calling"](text("sleeping"), text("you"))["output"][0] == b"awake for you"
 
 
-def test_the_priority_of_a_request_is_that_of_its_calls(server: ServerProcess, client: Client, repository: Path) -> None:
+def test_the_priority_of_a_request_is_that_of_its_calls(
+    server: ServerProcess, client: Client, repository: Path
+) -> None:
     gates = {name: Gate(repository, name, "serial") for name in "abc"}
     gates["b"].open()
     gates["c"].open()
@@ -146,7 +150,9 @@ def test_calls_that_a_request_leaves_under_way_end_with_it(client: Client, repos
 # what happens meanwhile
 
 
-def test_a_worker_that_is_killed_takes_its_calls_along_and_its_request_is_run_again(client: Client, repository: Path) -> None:
+def test_a_worker_that_is_killed_takes_its_calls_along_and_its_request_is_run_again(
+    client: Client, repository: Path
+) -> None:
     gate = Gate(repository, "kill")
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(client["steps"], [b"kill"])
@@ -161,7 +167,9 @@ def test_a_worker_that_is_killed_takes_its_calls_along_and_its_request_is_run_ag
         assert asked.result(timeout=20)["output"][0] == b"kill"
 
 
-def test_a_called_model_that_is_unloaded_meanwhile_answers_what_it_has(client: Client, repository: Path) -> None:
+def test_a_called_model_that_is_unloaded_meanwhile_answers_what_it_has(
+    client: Client, repository: Path
+) -> None:
     gate = Gate(repository, "unload")
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(client["steps"], [b"unload"])

@@ -25,7 +25,9 @@ class Ask:
 
     def __init__(self, http_port: int, grpc_port: int, metrics_port: int) -> None:
         self._ports = {"http": http_port, "metrics": metrics_port}
-        self.http_api = http_client.InferenceServerClient(f"127.0.0.1:{http_port}", network_timeout=PATIENCE, connection_timeout=PATIENCE)
+        self.http_api = http_client.InferenceServerClient(
+            f"127.0.0.1:{http_port}", network_timeout=PATIENCE, connection_timeout=PATIENCE
+        )
         self._grpc = f"127.0.0.1:{grpc_port}"
         self.grpc_api = grpc_client.InferenceServerClient(self._grpc)
         self._loaded: dict[str, Any] = {}
@@ -40,11 +42,22 @@ class Ask:
         """None, or why the model cannot be loaded."""
         if model in self._loaded and config is None:
             return self._loaded[model]
-        status, answer = self.post(f"/v2/repository/models/{model}/load", {"parameters": {"config": json.dumps(config)}} if config else {})
+        status, answer = self.post(
+            f"/v2/repository/models/{model}/load",
+            {"parameters": {"config": json.dumps(config)}} if config else {},
+        )
         self._loaded[model] = None if status == 200 else load_error(answer["error"])
         return self._loaded[model]
 
-    def infer(self, model: str, inputs: Arrays, outputs: Sequence[str] | None = None, *, by: str = "http", **options: Any) -> Any:
+    def infer(
+        self,
+        model: str,
+        inputs: Arrays,
+        outputs: Sequence[str] | None = None,
+        *,
+        by: str = "http",
+        **options: Any,
+    ) -> Any:
         """The outputs, and what else the answer says; or the error with its status."""
         self.load(model)
         api, client = (http_client, self.http_api) if by == "http" else (grpc_client, self.grpc_api)
@@ -57,7 +70,14 @@ class Ask:
             return _error(error)
         return _answer(answer)
 
-    def stream(self, model: str, *several: Arrays, outputs: Sequence[str] | None = None, empty_final: bool = True, **options: Any) -> Any:
+    def stream(
+        self,
+        model: str,
+        *several: Arrays,
+        outputs: Sequence[str] | None = None,
+        empty_final: bool = True,
+        **options: Any,
+    ) -> Any:
         """The responses on one stream, until each request has had its last one."""
         self.load(model)
         heard: queue.Queue[Any] = queue.Queue()
@@ -67,7 +87,11 @@ class Ask:
             client.start_stream(lambda result, error: heard.put((result, error)))
             for inputs in several:
                 client.async_stream_infer(
-                    model, _inputs(grpc_client, inputs), outputs=wanted, enable_empty_final_response=empty_final, **options
+                    model,
+                    _inputs(grpc_client, inputs),
+                    outputs=wanted,
+                    enable_empty_final_response=empty_final,
+                    **options,
                 )
             left = len(several)
             while left:
@@ -92,12 +116,18 @@ class Ask:
     def metrics(self, prefix: str) -> list[str]:
         """The lines of the metrics page with names that begin so."""
         _, text = self._http("metrics", "/metrics", None)
-        lines = [line for line in text.splitlines() if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(prefix)]
+        lines = [
+            line
+            for line in text.splitlines()
+            if line.removeprefix("# HELP ").removeprefix("# TYPE ").startswith(prefix)
+        ]
         return sorted(re.sub(r"\.0$", "", line) for line in lines)
 
     def _http(self, port: str, path: str, data: bytes | None) -> tuple[int, Any]:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._ports[port]}{path}", data=data, timeout=30) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self._ports[port]}{path}", data=data, timeout=30
+            ) as answer:
                 status, body = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             status, body = error.code, error.read()
@@ -115,7 +145,11 @@ def plain_text(text: str) -> str:
 
 def load_error(text: str) -> str:
     """Without the kind of the error and Triton's own frames, and the name of the model that this server tells once more."""
-    text = re.sub(r"UNAVAILABLE state: (Internal: |model '\w+' version 1 cannot be loaded: )", "UNAVAILABLE state: ", text)
+    text = re.sub(
+        r"UNAVAILABLE state: (Internal: |model '\w+' version 1 cannot be loaded: )",
+        "UNAVAILABLE state: ",
+        text,
+    )
     return plain_text(re.sub(r"^  /tmp/.*/triton_python_backend_utils.py.*\n", "", text, flags=re.MULTILINE))
 
 
@@ -143,11 +177,16 @@ def _answer(answer: Any) -> dict[str, Any]:
         document["id"] = response.get("id", "")
     else:
         outputs = [(one.name, one.datatype, list(one.shape)) for one in response.outputs]
-        parameters = {name: getattr(value, value.WhichOneof("parameter_choice")) for name, value in response.parameters.items()}
+        parameters = {
+            name: getattr(value, value.WhichOneof("parameter_choice"))
+            for name, value in response.parameters.items()
+        }
         document["id"] = response.id
     for name, datatype, shape in outputs:
         array = answer.as_numpy(name)
-        data = [one.decode("latin-1") if isinstance(one, bytes) else one for one in array.reshape(-1).tolist()]
+        data = [
+            one.decode("latin-1") if isinstance(one, bytes) else one for one in array.reshape(-1).tolist()
+        ]
         document["outputs"][name] = [datatype, shape, data]
     if parameters:
         document["parameters"] = parameters

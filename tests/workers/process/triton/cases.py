@@ -36,12 +36,31 @@ def _identity(datatype: str, array: np.ndarray, by: str, ask: Ask) -> Any:
 
 for _by in ("http", "grpc"):
     for _name, _dtype in NUMBERS.items():
-        case(f"tensor {_name} by {_by}", partial(_identity, _name, np.array([[0, 1, 2], [3, 4, 5]], _dtype), _by))
-    case(f"tensor BYTES by {_by}", partial(_identity, "BYTES", np.array([[b"", b"a\0b"], ["\u00fc".encode(), b"\xff"]], np.object_), _by))
-    case(f"tensor BF16 by {_by}", lambda ask, by=_by: ask.infer("dlpack", {"x": ("BF16", np.array([[1.0, -2.5]], bfloat16))}, by=by))
+        case(
+            f"tensor {_name} by {_by}",
+            partial(_identity, _name, np.array([[0, 1, 2], [3, 4, 5]], _dtype), _by),
+        )
+    case(
+        f"tensor BYTES by {_by}",
+        partial(
+            _identity, "BYTES", np.array([[b"", b"a\0b"], ["\u00fc".encode(), b"\xff"]], np.object_), _by
+        ),
+    )
+    case(
+        f"tensor BF16 by {_by}",
+        lambda ask, by=_by: ask.infer("dlpack", {"x": ("BF16", np.array([[1.0, -2.5]], bfloat16))}, by=by),
+    )
 case("tensor without elements", partial(_identity, "FP32", np.zeros((0, 3), np.float32), "http"))
-case("tensor of 1 MB", lambda ask: _digest(_identity("FP32", np.arange(262144, dtype=np.float32).reshape(512, 512), "grpc", ask)))
-case("tensor BYTES of 100 KB", lambda ask: _digest(_identity("BYTES", np.array([[b"x" * 1000] * 100], np.object_), "grpc", ask)))
+case(
+    "tensor of 1 MB",
+    lambda ask: _digest(
+        _identity("FP32", np.arange(262144, dtype=np.float32).reshape(512, 512), "grpc", ask)
+    ),
+)
+case(
+    "tensor BYTES of 100 KB",
+    lambda ask: _digest(_identity("BYTES", np.array([[b"x" * 1000] * 100], np.object_), "grpc", ask)),
+)
 
 
 def _digest(answer: Any) -> Any:
@@ -52,7 +71,9 @@ def _digest(answer: Any) -> Any:
 # functions of the API
 
 
-def _told(what: str, ask: Ask, *, by: str = "http", more: dict[str, np.ndarray] | None = None, **options: Any) -> Any:
+def _told(
+    what: str, ask: Ask, *, by: str = "http", more: dict[str, np.ndarray] | None = None, **options: Any
+) -> Any:
     answer = ask.infer("functions", {"what": text(what), **(more or {})}, by=by, **options)
     return json.loads(answer["outputs"]["told"][2][0]) if "outputs" in answer else answer
 
@@ -73,16 +94,30 @@ FUNCTIONS = (
 for _function in FUNCTIONS:
     case(f"function {_function}", partial(_told, _function))
 case("configuration in initialize", partial(_told, "configuration"))
-case("configuration at the server", lambda ask: (ask.load("functions"), ask.get("/v2/models/functions/config")[1])[1])
+case(
+    "configuration at the server",
+    lambda ask: (ask.load("functions"), ask.get("/v2/models/functions/config")[1])[1],
+)
 _MORE = {"number": np.arange(3, dtype=np.int16), "text": np.array([b"a", b"b"], np.object_)}
 case("request inputs", partial(_told, "inputs", more=_MORE))
 case("request input is writable", partial(_told, "input_is_writable", more=_MORE))
 for _by in ("http", "grpc"):
     case(f"request by {_by}", partial(_told, "request", by=_by))
-    case(f"request parameters by {_by}", partial(_told_json, "parameters", by=_by, parameters={"a": 1, "b": "x", "c": True}))
+    case(
+        f"request parameters by {_by}",
+        partial(_told_json, "parameters", by=_by, parameters={"a": 1, "b": "x", "c": True}),
+    )
     case(
         f"request with everything by {_by}",
-        partial(_told, "request", by=_by, request_id="r7", timeout=90_000_000, parameters={"a": 5}, outputs=["told"]),
+        partial(
+            _told,
+            "request",
+            by=_by,
+            request_id="r7",
+            timeout=90_000_000,
+            parameters={"a": 5},
+            outputs=["told"],
+        ),
     )
 
 # one response
@@ -99,17 +134,32 @@ ANSWERS = (
 )  # fmt: skip
 for _how in ANSWERS:
     case(f"answer {_how}", partial(_answers, _how))
-CODES = ("UNKNOWN", "INTERNAL", "NOT_FOUND", "INVALID_ARG", "UNAVAILABLE", "UNSUPPORTED", "ALREADY_EXISTS", "CANCELLED")
+CODES = (
+    "UNKNOWN",
+    "INTERNAL",
+    "NOT_FOUND",
+    "INVALID_ARG",
+    "UNAVAILABLE",
+    "UNSUPPORTED",
+    "ALREADY_EXISTS",
+    "CANCELLED",
+)
 for _by in ("http", "grpc"):
     for _code in CODES:
         case(f"answer error {_code} by {_by}", partial(_answers, f"error:{_code}", by=_by))
 case("answer raised by grpc", partial(_answers, "raised", by="grpc"))
 case("answer raised on a stream", lambda ask: ask.stream("answers", {"how": text("raised")}))
-case("answer fine on a stream", lambda ask: ask.stream("answers", {"how": text("fine")}, {"how": text("sent_late")}))
+case(
+    "answer fine on a stream",
+    lambda ask: ask.stream("answers", {"how": text("fine")}, {"how": text("sent_late")}),
+)
 case("answer with the outputs that are asked for", partial(_answers, "fine", outputs=["number"]))
 case("answer sent with the outputs that are asked for", partial(_answers, "sent", outputs=["number"]))
 for _step in ("twice", "final first", "after the last", "final twice", "nothing", "flag"):
-    case(f"answer sender says {_step}", lambda ask, step=_step: [_answers(f"told_by_sender:{step}", ask), _answers("said_before", ask)])
+    case(
+        f"answer sender says {_step}",
+        lambda ask, step=_step: [_answers(f"told_by_sender:{step}", ask), _answers("said_before", ask)],
+    )
 
 # many responses
 
@@ -133,7 +183,10 @@ for _step in ("after the last", "nothing", "flag"):
         lambda ask, step=_step: [_decoupled(f"told_by_sender:{step}", ask), _decoupled("said_before", ask)],
     )
 for _by in ("http", "grpc"):
-    case(f"decoupled as one response by {_by}", lambda ask, by=_by: ask.infer("decoupled", {"how": text("some:1")}, by=by))
+    case(
+        f"decoupled as one response by {_by}",
+        lambda ask, by=_by: ask.infer("decoupled", {"how": text("some:1")}, by=by),
+    )
 
 # coroutines
 
@@ -142,7 +195,8 @@ case("coroutine raised", lambda ask: ask.infer("coroutine", {"x": np.array([[-4]
 case(
     "coroutines of a decoupled model beside each other",
     lambda ask: sorted(
-        one["outputs"]["y"][2] for one in ask.stream("coroutine_decoupled", *({"x": np.array([x], np.int32)} for x in (1, 2)))
+        one["outputs"]["y"][2]
+        for one in ask.stream("coroutine_decoupled", *({"x": np.array([x], np.int32)} for x in (1, 2)))
     ),
 )
 
@@ -160,7 +214,11 @@ def _sequence(ask: Ask, by: str, identity: int = 5) -> Any:
             sequence_start=index == 0,
             sequence_end=index == 2,
         )
-        told.append([answer["outputs"]["sum"], json.loads(answer["outputs"]["told"][2][0])] if "outputs" in answer else answer)
+        told.append(
+            [answer["outputs"]["sum"], json.loads(answer["outputs"]["told"][2][0])]
+            if "outputs" in answer
+            else answer
+        )
     return told
 
 
@@ -194,14 +252,24 @@ _Y = {"name": "y", "data_type": "TYPE_FP32", "dims": [4]}
 
 def _completed(how: str, ask: Ask, **given: Any) -> Any:
     """What the configuration is then, or why the load fails."""
-    error = ask.load("completing", {"backend": "python", "parameters": {"how": {"string_value": how}}, **given})
+    error = ask.load(
+        "completing", {"backend": "python", "parameters": {"how": {"string_value": how}}, **given}
+    )
     if error is not None:
         return {"error": error}
     config = ask.get("/v2/models/completing/config")[1]
-    return {name: config.get(name) for name in ("max_batch_size", "input", "output", "dynamic_batching", "model_transaction_policy")}
+    return {
+        name: config.get(name)
+        for name in ("max_batch_size", "input", "output", "dynamic_batching", "model_transaction_policy")
+    }
 
 
-_SEQUENCES = {"sequence_batching": {"max_sequence_idle_microseconds": 5000}, "max_batch_size": 4, "input": [_X], "output": [_Y]}
+_SEQUENCES = {
+    "sequence_batching": {"max_sequence_idle_microseconds": 5000},
+    "max_batch_size": 4,
+    "input": [_X],
+    "output": [_Y],
+}
 COMPLETIONS: dict[str, dict[str, Any]] = {
     "everything": {}, "everything of what is there": {"input": [_X], "output": [_Y], "max_batch_size": 2},
     "smaller batch": {"max_batch_size": 9},
@@ -218,7 +286,9 @@ for _how, _given in COMPLETIONS.items():
     case(f"completion {_how}", partial(_completed, _how, **_given))
 case(
     "completion serves",
-    lambda ask: (_completed("everything", ask), ask.infer("completing", {"x": np.ones((1, 4), np.float32)}))[1],
+    lambda ask: (_completed("everything", ask), ask.infer("completing", {"x": np.ones((1, 4), np.float32)}))[
+        1
+    ],
 )
 
 
@@ -241,7 +311,12 @@ def _metrics(how: str, ask: Ask, prefix: str = "") -> Any:
     return [told, ask.metrics(prefix)] if prefix else told
 
 
-SHOWN = {"counter": "requests_seen", "counter_with_total": "words_total", "gauge": "queue_seen", "histogram": "length_seen"}
+SHOWN = {
+    "counter": "requests_seen",
+    "counter_with_total": "words_total",
+    "gauge": "queue_seen",
+    "histogram": "length_seen",
+}
 for _how, _prefix in SHOWN.items():
     case(f"metric {_how}", partial(_metrics, _how, prefix=_prefix))
 for _how in (
@@ -260,4 +335,7 @@ def _iterative(ask: Ask, by: str, runs: int, **options: Any) -> Any:
 
 for _runs in (1, 4):
     case(f"iterative {_runs} runs", partial(_iterative, by="grpc", runs=_runs))
-case("iterative with an id", partial(_iterative, by="http", runs=3, sequence_id=7, sequence_start=True, sequence_end=True))
+case(
+    "iterative with an id",
+    partial(_iterative, by="http", runs=3, sequence_id=7, sequence_start=True, sequence_end=True),
+)

@@ -10,8 +10,12 @@ Changes = dict[tuple[str | int, ...], Any]
 
 _FINE = {"id": "", "outputs": {"told": ["BYTES", [1], ["fine"]], "number": ["INT32", [1], [7]]}}
 _CODE = "the code of the error is that of the other model, in Triton always INTERNAL"
-_CIRCLE = "a circle of calls is refused, as it waits for itself when as many requests come as there are instances"
-_TWICE = "TritonModelException: Unable to send response. Non-decoupled model cannot send more than one response."
+_CIRCLE = (
+    "a circle of calls is refused, as it waits for itself when as many requests come as there are instances"
+)
+_TWICE = (
+    "TritonModelException: Unable to send response. Non-decoupled model cannot send more than one response."
+)
 
 DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "function dlpack_from_numpy": (
@@ -31,14 +35,24 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         {(): {"error": "it went wrong", "status": "400"}},
         "Triton's HTTP server does not answer a request that failed with UNKNOWN",
     ),
-    "answer error CANCELLED by http": ({("status",): "499"}, "what was cancelled has a status of its own here"),
+    "answer error CANCELLED by http": (
+        {("status",): "499"},
+        "what was cancelled has a status of its own here",
+    ),
     "answer sender says twice": (
-        {(): [_FINE, {"id": "", "outputs": {"told": ["BYTES", [1], [_TWICE]], "number": ["INT32", [1], [7]]}}]},
+        {
+            (): [
+                _FINE,
+                {"id": "", "outputs": {"told": ["BYTES", [1], [_TWICE]], "number": ["INT32", [1], [7]]}},
+            ]
+        },
         "a model with one response to a request has answered with the first; Triton waits for the final flag for ever",
     ),
     "coroutine raised": (
         {
-            ("error",): "Failed to process the request(s) for model 'coroutine_0', message: ValueError: negative\n\nAt:\n"
+            (
+                "error",
+            ): "Failed to process the request(s) for model 'coroutine_0', message: ValueError: negative\n\nAt:\n"
             "  1/model.py(15): answer\n  1/model.py(9): execute\n"
         },
         "the frame that awaited is told, too",
@@ -67,7 +81,12 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         "Triton 2.51 has no `cancel` yet",
     ),
     "call itself": (
-        {(): {"error": "a circle of calls, which would wait for itself: 'caller' version 1 -> 'caller' version 1", "code": "INTERNAL"}},
+        {
+            (): {
+                "error": "a circle of calls, which would wait for itself: 'caller' version 1 -> 'caller' version 1",
+                "code": "INTERNAL",
+            }
+        },
         _CIRCLE,
     ),
     "call around": (
@@ -79,7 +98,10 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
         },
         _CIRCLE,
     ),
-    "call loads_nobody": ({(): "failed to load 'nobody', failed to poll from model repository"}, "Triton's server ends"),
+    "call loads_nobody": (
+        {(): "failed to load 'nobody', failed to poll from model repository"},
+        "Triton's server ends",
+    ),
     "call unloads_nobody": (
         {(): "failed to unload 'nobody'"},
         "a model that there is not cannot be unloaded",
@@ -109,7 +131,9 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     ),
     "metric odd_name": (
         {
-            ("text",): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', message:"
+            (
+                "text",
+            ): "Error when creating MetricFamily: Failed to process the request for model 'metrics_0', message:"
             " Invalid metric name: 'odd name' cannot be the name of a model's metric: it has letters, digits, _ and :, and begins with none"
             " of nv_, backline_, process_, python_"
         },

@@ -38,16 +38,31 @@ class Triton:
         backends = self.folder / "backends"
         shutil.copytree(root / "backends", backends)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.copy(root / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python")
+        shutil.copy(
+            root / "python_backend_stubs" / version / "triton_python_backend_stub", backends / "python"
+        )
         http, grpc, metrics = (_free_port() for _ in range(3))
         ports = [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-        command = [str(root / "bin" / "tritonserver"), f"--model-repository={repository}", f"--backend-directory={backends}", *ports]
+        command = [
+            str(root / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            *ports,
+        ]
         libraries = f"{sysconfig.get_config_var('LIBDIR')}:{root.parents[1] / 'nvidia_pytriton.libs'}"
-        variables = {**os.environ, "PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "LD_LIBRARY_PATH": libraries}
+        variables = {
+            **os.environ,
+            "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": libraries,
+        }
         variables.pop("PYTHONPATH", None)
         self.log = (self.folder / "log").open("w")
         self.process = subprocess.Popen(
-            [*command, "--model-control-mode=explicit"], env=variables, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+            [*command, "--model-control-mode=explicit"],
+            env=variables,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         while not _ready(http):
             if self.process.poll() is not None:
@@ -92,7 +107,12 @@ def main(environment: Path, word: str = "") -> None:
                 triton.close()
                 triton = Triton(environment)
             print(name, "->", str(recorded[name])[:150], flush=True)
-            RECORDS.write_text(json.dumps({name: recorded[name] for name in CASES if name in recorded}, indent=1, sort_keys=True) + "\n")
+            RECORDS.write_text(
+                json.dumps(
+                    {name: recorded[name] for name in CASES if name in recorded}, indent=1, sort_keys=True
+                )
+                + "\n"
+            )
     finally:
         triton.close()
 
@@ -104,7 +124,9 @@ def _end(document: Any) -> str:
         return "the process of the model ended"
     if '"ended": ' in said:
         return "the server ended"
-    return "no answer" if any(text in said for text in ("no answer", "Deadline Exceeded", "timed out")) else ""
+    return (
+        "no answer" if any(text in said for text in ("no answer", "Deadline Exceeded", "timed out")) else ""
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,21 @@ import shutil
 from pathlib import Path
 
 MODELS = Path(__file__).with_name("models")
-_DATATYPES = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES")
+_DATATYPES = (
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
+)
 
 
 def write_repository(folder: Path) -> Path:
@@ -17,7 +31,9 @@ def write_repository(folder: Path) -> Path:
         made = repository / f"identity_{datatype.lower()}"
         shutil.copytree(MODELS / "identity", made, ignore=shutil.ignore_patterns("__pycache__"))
         config = (made / "config.pbtxt").read_text()
-        (made / "config.pbtxt").write_text(config.replace("TYPE_FP32", f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}"))
+        (made / "config.pbtxt").write_text(
+            config.replace("TYPE_FP32", f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}")
+        )
     for file in repository.glob("*/1/model.txt"):  # what linters are not to see
         file.rename(file.with_suffix(".py"))
     return repository

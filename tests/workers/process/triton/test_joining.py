@@ -91,7 +91,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[ServerProcess]:
-    with serve(repository, repository.parent / "log", "--model-control-mode", "explicit", "--load-model", "*") as running:
+    with serve(
+        repository, repository.parent / "log", "--model-control-mode", "explicit", "--load-model", "*"
+    ) as running:
         yield running
 
 
@@ -99,7 +101,9 @@ def server(repository: Path) -> Iterator[ServerProcess]:
 def runs(repository: Path, server: ServerProcess) -> Iterator[Runs]:
     def pending(model: str) -> int:
         text = urllib.request.urlopen(f"{server.url}/metrics", timeout=10).read().decode()
-        found = re.search(rf'^nv_inference_pending_request_count{{model="{model}",version="1"}} (\d+)', text, re.MULTILINE)
+        found = re.search(
+            rf'^nv_inference_pending_request_count{{model="{model}",version="1"}} (\d+)', text, re.MULTILINE
+        )
         return int(found[1]) if found else 0
 
     def until(true: Callable[[], bool]) -> None:

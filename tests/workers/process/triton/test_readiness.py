@@ -51,7 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (version.parent / "config.pbtxt").write_text(CONFIG)
     own = folder / "models" / "own" / "1"
     own.mkdir(parents=True)
-    (own / "model.py").write_text(MODEL.format(kind="def", says=str(folder / "plain")).replace("is_ready(self)", "is_ready(self, request)"))
+    (own / "model.py").write_text(
+        MODEL.format(kind="def", says=str(folder / "plain")).replace(
+            "is_ready(self)", "is_ready(self, request)"
+        )
+    )
     (own.parent / "config.pbtxt").write_text(CONFIG)
     return folder
 

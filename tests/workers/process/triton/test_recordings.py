@@ -23,7 +23,9 @@ RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("triton_2_51.json
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     folder = tmp_path_factory.mktemp("triton")
     repository = write_repository(folder)
-    with serve(repository, folder / "log", "--model-control-mode", "explicit", "--log-level", "debug") as server:
+    with serve(
+        repository, folder / "log", "--model-control-mode", "explicit", "--log-level", "debug"
+    ) as server:
         asking = Ask(server.http_port, server.grpc_port, server.metrics_port)
         asking.log = lambda: server.output
         yield asking
@@ -46,7 +48,9 @@ def test_what_is_listed_differs() -> None:
 def test_what_a_model_logs_is_in_the_log_with_its_place_and_level(ask: Ask) -> None:
     CASES["logged"](ask)
 
-    logged = re.findall(r"(\w+) backline.model: model 'metrics' version 1: model.py:\d+: told (.*)", ask.log())
+    logged = re.findall(
+        r"(\w+) backline.model: model 'metrics' version 1: model.py:\d+: told (.*)", ask.log()
+    )
     levels = {"as info": "INFO", "as warning": "WARNING", "as error": "ERROR", "as verbose": "DEBUG"}
     levels |= {"as it is": "INFO", "at a level": "ERROR"}
     assert {text: level for level, text in logged} == levels

@@ -40,15 +40,28 @@ class Metric:
         self.dimension_names = list(dimension_names)
         self.metric_type = metric_type
 
-    def add_or_update(self, value: float | str, dimension_values: Sequence[str] = (), request_id: str = "") -> None:
+    def add_or_update(
+        self, value: float | str, dimension_values: Sequence[str] = (), request_id: str = ""
+    ) -> None:
         """Tells a value. Raises ValueError when there are not as many values of dimensions as names."""
         if len(dimension_values) != len(self.dimension_names):
-            raise ValueError(f"metric {self.metric_name} has the dimensions {self.dimension_names}, got {list(dimension_values)}")
+            raise ValueError(
+                f"metric {self.metric_name} has the dimensions {self.dimension_names}, got {list(dimension_values)}"
+            )
         if not _log.isEnabledFor(logging.INFO):
             return
-        dimensions = ",".join(f"{name}:{value}" for name, value in zip(self.dimension_names, dimension_values, strict=True))
+        dimensions = ",".join(
+            f"{name}:{value}" for name, value in zip(self.dimension_names, dimension_values, strict=True)
+        )
         about = f"|#{dimensions}|#type:{self.metric_type.name}|#hostname:{_HOST},{int(time.time())}"
-        _log.info("[METRICS]%s.%s:%s%s%s", self.metric_name, self.unit, value, about, f",{request_id}" if request_id else "")
+        _log.info(
+            "[METRICS]%s.%s:%s%s%s",
+            self.metric_name,
+            self.unit,
+            value,
+            about,
+            f",{request_id}" if request_id else "",
+        )
 
 
 class MetricsStore:
@@ -60,10 +73,16 @@ class MetricsStore:
         self._metrics: dict[tuple[MetricTypes, str], Metric] = {}
 
     def add_metric_to_cache(
-        self, metric_name: str, unit: str, dimension_names: Sequence[str] = (), metric_type: MetricTypes = MetricTypes.COUNTER
+        self,
+        metric_name: str,
+        unit: str,
+        dimension_names: Sequence[str] = (),
+        metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> Metric:
         """A new metric, to be told values with `add_or_update`."""
-        metric = self._metrics[metric_type, metric_name] = Metric(metric_name, unit, dimension_names, metric_type)
+        metric = self._metrics[metric_type, metric_name] = Metric(
+            metric_name, unit, dimension_names, metric_type
+        )
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> Metric:
@@ -80,28 +99,46 @@ class MetricsStore:
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> None:
         dims = [*(dimensions or ()), Dimension("ModelName", self.model_name), Dimension("Level", "Model")]
-        request = ",".join((self.request_ids or {}).values()) if idx is None else (self.request_ids or {}).get(idx, "")
+        request = (
+            ",".join((self.request_ids or {}).values())
+            if idx is None
+            else (self.request_ids or {}).get(idx, "")
+        )
         metric = Metric(name, unit, [one.name for one in dims], metric_type)
         metric.add_or_update(value, [one.value for one in dims], request)
 
-    def add_counter(self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] | None = None) -> None:
+    def add_counter(
+        self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] | None = None
+    ) -> None:
         self.add_metric(name, value, "count", idx, dimensions)
 
     def add_time(
-        self, name: str, value: float, idx: int | None = None, unit: str = "ms", dimensions: Sequence[Dimension] | None = None
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "ms",
+        dimensions: Sequence[Dimension] | None = None,
     ) -> None:
         if unit not in ("ms", "s"):
             raise ValueError(f"the unit of a time is 'ms' or 's', got '{unit}'")
         self.add_metric(name, value, unit, idx, dimensions, MetricTypes.GAUGE)
 
     def add_size(
-        self, name: str, value: float, idx: int | None = None, unit: str = "MB", dimensions: Sequence[Dimension] | None = None
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "MB",
+        dimensions: Sequence[Dimension] | None = None,
     ) -> None:
         if unit not in ("MB", "kB", "GB", "B"):
             raise ValueError(f"the unit of a size is 'B', 'kB', 'MB' or 'GB', got '{unit}'")
         self.add_metric(name, value, unit, idx, dimensions, MetricTypes.GAUGE)
 
-    def add_percent(self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] | None = None) -> None:
+    def add_percent(
+        self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] | None = None
+    ) -> None:
         self.add_metric(name, value, "percent", idx, dimensions, MetricTypes.GAUGE)
 
     def add_error(self, name: str, value: str, dimensions: Sequence[Dimension] | None = None) -> None:

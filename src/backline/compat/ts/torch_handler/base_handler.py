@@ -60,8 +60,12 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         if suffix == ".pt2":
             return torch.export.load(path).module()
         if suffix == ".onnx":
-            return importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-        raise RuntimeError(f"no model could be loaded: serializedFile is '{Path(path).name}', expected *.pt, *.pt2 or *.onnx")
+            return importlib.import_module("onnxruntime").InferenceSession(
+                path, providers=["CPUExecutionProvider"]
+            )
+        raise RuntimeError(
+            f"no model could be loaded: serializedFile is '{Path(path).name}', expected *.pt, *.pt2 or *.onnx"
+        )
 
     def _load_torchscript_model(self, model_pt_path: str) -> Any:
         return torch.jit.load(model_pt_path, map_location=self.device)

@@ -20,7 +20,9 @@ class ImageClassifier(VisionHandler):
     """The probabilities of the `topk` best classes by name."""
 
     topk = 5
-    image_processing = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE])
+    image_processing = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]
+    )
 
     def set_max_result_classes(self, topk: int) -> None:
         self.topk = topk

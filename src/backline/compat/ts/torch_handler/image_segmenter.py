@@ -16,7 +16,9 @@ from .vision_handler import VisionHandler
 class ImageSegmenter(VisionHandler):
     """For each image [height, width, 2]: the best class of each pixel, and its probability."""
 
-    image_processing = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE])
+    image_processing = transforms.Compose(
+        [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), NORMALIZE]
+    )
 
     @timed
     def postprocess(self, data: Any) -> Any:

@@ -25,7 +25,11 @@ class TextClassifier(TextHandler):
             text = text.decode("utf-8")
         text = self._expand_contractions(self._remove_html_tags(text).lower())
         words = self._tokenize(self._remove_punctuation(self._remove_accented_characters(text)))
-        pairs = [" ".join(words[start : start + size]) for size in range(1, self.ngrams + 1) for start in range(len(words) - size + 1)]
+        pairs = [
+            " ".join(words[start : start + size])
+            for size in range(1, self.ngrams + 1)
+            for start in range(len(words) - size + 1)
+        ]
         return torch.as_tensor([self.source_vocab[word] for word in pairs], device=self.device), words
 
     @timed

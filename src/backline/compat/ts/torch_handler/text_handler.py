@@ -49,9 +49,13 @@ class TextHandler(BaseHandler, abc.ABC):
 
     def get_source_vocab_path(self, ctx: Any) -> str:
         """Raises RuntimeError when the archive has none."""
-        path = Path(ctx.system_properties["model_dir"]) / self.manifest["model"].get("sourceVocab", "source_vocab.pt")
+        path = Path(ctx.system_properties["model_dir"]) / self.manifest["model"].get(
+            "sourceVocab", "source_vocab.pt"
+        )
         if not path.is_file():
-            raise RuntimeError("handlers of texts need the numbers of words: add source_vocab.pt to the archive by --extra-files")
+            raise RuntimeError(
+                "handlers of texts need the numbers of words: add source_vocab.pt to the archive by --extra-files"
+            )
         return str(path)
 
     def _expand_contractions(self, text: str) -> str:

@@ -24,7 +24,11 @@ class PredictionException(Exception):
 
 def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
     """The classes that a module defines, all or those below another."""
-    own = [found for _, found in inspect.getmembers(module, inspect.isclass) if found.__module__ == module.__name__]
+    own = [
+        found
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if found.__module__ == module.__name__
+    ]
     return own if parent_class is None else [found for found in own if issubclass(found, parent_class)]
 
 
@@ -41,7 +45,9 @@ def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
         mapping = dict(enumerate(mapping["object_type_names"]))
     if not isinstance(mapping, dict):
         raise ValueError(f"{path.name} must be an object of numbers of classes and their names")
-    names = {str(number): name[-1] if isinstance(name, list) and name else name for number, name in mapping.items()}
+    names = {
+        str(number): name[-1] if isinstance(name, list) and name else name for number, name in mapping.items()
+    }
     wrong = next((number for number, name in names.items() if not isinstance(name, str)), None)
     if wrong is not None:
         raise ValueError(f"{path.name}: the name of class {wrong} must be a text, or a list of texts")
@@ -49,11 +55,16 @@ def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
 
 
 def map_class_to_label(
-    probs: Sequence[Sequence[Any]], mapping: dict[str, str] | None = None, lbl_classes: Sequence[Sequence[int]] | None = None
+    probs: Sequence[Sequence[Any]],
+    mapping: dict[str, str] | None = None,
+    lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """For each row the values by the names of their classes; `lbl_classes` are the classes, counted from 0 without it."""
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [
-        {(str(number) if mapping is None else mapping[str(number)]): value for number, value in zip(numbers, values, strict=False)}
+        {
+            (str(number) if mapping is None else mapping[str(number)]): value
+            for number, value in zip(numbers, values, strict=False)
+        }
         for numbers, values in zip(rows, probs, strict=False)
     ]

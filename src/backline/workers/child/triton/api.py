@@ -19,11 +19,18 @@ from backline.workers.child.triton.datatypes import (
 )
 from backline.workers.child.triton.errors import TritonError, TritonModelException
 from backline.workers.child.triton.logger import Logger
-from backline.workers.child.triton.memory import TRITONSERVER_MEMORY_CPU, TRITONSERVER_MEMORY_GPU, MemoryType, PreferredMemory
+from backline.workers.child.triton.memory import (
+    TRITONSERVER_MEMORY_CPU,
+    TRITONSERVER_MEMORY_GPU,
+    MemoryType,
+    PreferredMemory,
+)
 from backline.workers.child.triton.metrics import Metric, MetricFamily, MetricKind
 from backline.workers.child.triton.model_config import ModelConfig
 from backline.workers.child.triton.requests import RELEASE_ALL as TRITONSERVER_REQUEST_RELEASE_ALL
-from backline.workers.child.triton.requests import RELEASE_RESCHEDULE as TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
+from backline.workers.child.triton.requests import (
+    RELEASE_RESCHEDULE as TRITONSERVER_REQUEST_RELEASE_RESCHEDULE,
+)
 from backline.workers.child.triton.requests import SEQUENCE_END as TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 from backline.workers.child.triton.requests import SEQUENCE_START as TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
 from backline.workers.child.triton.requests import InferenceRequest

@@ -103,7 +103,9 @@ def _ask(question: Question) -> object:
 
 
 def _response(response: InferResponse) -> InferenceResponse:
-    return InferenceResponse([Tensor.of(tensor) for tensor in response.outputs], parameters=response.parameters)
+    return InferenceResponse(
+        [Tensor.of(tensor) for tensor in response.outputs], parameters=response.parameters
+    )
 
 
 def _failure(call: ModelCall, error: BacklineError) -> InferenceResponse:

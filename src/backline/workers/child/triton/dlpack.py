@@ -18,7 +18,8 @@ _UNSIGNED, _BFLOAT = 1, 4
 _NAME: Final = b"dltensor"
 #: With Triton's blanks.
 _NOT_SUPPORTED: Final = (
-    "Provided tensor is not supported. Tensor must be a DLPack capsule         or have `__dlpack__` and `__dlpack_device__` attributes"
+    "Provided tensor is not supported. Tensor must be a DLPack capsule "
+    "        or have `__dlpack__` and `__dlpack_device__` attributes"
 )
 
 
@@ -103,12 +104,16 @@ def _ask(given: Any) -> Any:
 
 
 def _elsewhere(device: int) -> TritonModelException:
-    return TritonModelException(f"DLDevice type {device} is not support by Python backend. Copy the tensor to the CPU first.")
+    return TritonModelException(
+        f"DLDevice type {device} is not support by Python backend. Copy the tensor to the CPU first."
+    )
 
 
 def _tensor(capsule: Any) -> _Tensor:
     if not _is_valid(capsule, _NAME):
-        raise TritonModelException("the DLPack capsule was taken before, or is of a version that is not supported")
+        raise TritonModelException(
+            "the DLPack capsule was taken before, or is of a version that is not supported"
+        )
     return _Tensor.from_address(_pointer(capsule, _NAME))
 
 

@@ -18,7 +18,9 @@ def failure(error: BaseException, folder: str) -> str:
         said = said[:_LONGEST] + "..."
     text = f"{type(error).__name__}: {said}"
     if isinstance(error, SyntaxError) and error.filename:
-        text = f"{type(error).__name__}: {error.msg} ({os.path.basename(error.filename)}, line {error.lineno})"
+        text = (
+            f"{type(error).__name__}: {error.msg} ({os.path.basename(error.filename)}, line {error.lineno})"
+        )
     root = os.path.realpath(folder) + os.sep
     frames = [
         f"  {os.path.realpath(frame.filename).removeprefix(root)}({frame.lineno}): {frame.name}\n"

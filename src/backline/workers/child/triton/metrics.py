@@ -22,7 +22,11 @@ class MetricKind(IntEnum):
     HISTOGRAM = 2
 
 
-_KINDS: dict[MetricKind, Kind] = {MetricKind.COUNTER: "counter", MetricKind.GAUGE: "gauge", MetricKind.HISTOGRAM: "histogram"}
+_KINDS: dict[MetricKind, Kind] = {
+    MetricKind.COUNTER: "counter",
+    MetricKind.GAUGE: "gauge",
+    MetricKind.HISTOGRAM: "histogram",
+}
 
 
 class MetricFamily:
@@ -40,11 +44,17 @@ class MetricFamily:
         try:
             self._measures.declare(name, _KINDS[self._kind], description)
         except AlreadyExists:
-            raise _refused("Error when creating MetricFamily", "Family name already exists with different type") from None
+            raise _refused(
+                "Error when creating MetricFamily", "Family name already exists with different type"
+            ) from None
         except BacklineError as error:
-            raise _refused("Error when creating MetricFamily", f"Invalid metric name: {error.message}") from None
+            raise _refused(
+                "Error when creating MetricFamily", f"Invalid metric name: {error.message}"
+            ) from None
 
-    def Metric(self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None) -> Metric:
+    def Metric(
+        self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None
+    ) -> Metric:
         """The metric with these labels; the same one for all who give the same labels. A histogram has `buckets`, its upper bounds."""
         for key, value in (labels or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
@@ -56,13 +66,22 @@ class MetricFamily:
                 raise _refused("Error when creating Metric", "Bucket Boundaries must be strictly sorted")
         elif buckets is not None:
             raise TritonModelException("Failed to create metric. Unexpected buckets found.")
-        return Metric(self._measures, self._name, self._kind, dict(labels or {}), tuple(map(float, buckets or ())))
+        return Metric(
+            self._measures, self._name, self._kind, dict(labels or {}), tuple(map(float, buckets or ()))
+        )
 
 
 class Metric:
     """One metric. Values are those of all workers of the server together."""
 
-    def __init__(self, measures: Measures, name: str, kind: MetricKind, labels: dict[str, str], buckets: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        measures: Measures,
+        name: str,
+        kind: MetricKind,
+        labels: dict[str, str],
+        buckets: tuple[float, ...],
+    ) -> None:
         self._measures = measures
         self._name = name
         self._kind = kind
@@ -103,4 +122,6 @@ class Metric:
 
 
 def _refused(step: str, why: str) -> TritonModelException:
-    return TritonModelException(f"{step}: Failed to process the request for model '{worker.instance()}', message: {why}")
+    return TritonModelException(
+        f"{step}: Failed to process the request for model '{worker.instance()}', message: {why}"
+    )

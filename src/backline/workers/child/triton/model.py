@@ -38,7 +38,9 @@ def load_class(model: Any, message: Load) -> WorkerModel:
 
 def _is_asked(is_ready: Any) -> bool:
     """Whether it is Triton's hook: a method of the same name that wants arguments is the model's own business."""
-    return callable(is_ready) and not any(one.default is one.empty for one in signature(is_ready).parameters.values())
+    return callable(is_ready) and not any(
+        one.default is one.empty for one in signature(is_ready).parameters.values()
+    )
 
 
 class CompletedModel:
@@ -51,7 +53,9 @@ class CompletedModel:
             print(details(error), file=sys.stderr, flush=True)
             raise ModelFailed(failure(error, message.folder)) from None
         if not isinstance(config, ModelConfig):
-            raise ModelFailed(f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object.")
+            raise ModelFailed(
+                f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object."
+            )
         self.loaded = Loaded([], [], completed=json.dumps(config.as_dict()))
 
     def execute(self, batch: RequestBatch) -> None:
@@ -89,7 +93,10 @@ class TritonModel:
             raise ModelFailed(failure(error, self._folder)) from None
         if _is_asked(getattr(self._object, "is_ready", None)):
             ReadinessWatch(
-                self._object.is_ready, self._loop, lambda reason: worker.caller().tell(Kind.READY, Readiness(reason)), self._folder
+                self._object.is_ready,
+                self._loop,
+                lambda reason: worker.caller().tell(Kind.READY, Readiness(reason)),
+                self._folder,
             ).start()
         self.loaded = Loaded(
             message.inputs,
@@ -103,7 +110,9 @@ class TritonModel:
     def execute(self, batch: RequestBatch) -> None:
         """See WorkerModel."""
         requests = [
-            InferenceRequest.received(request, self._name, self._version, self._outputs, decoupled=self._decoupled)
+            InferenceRequest.received(
+                request, self._name, self._version, self._outputs, decoupled=self._decoupled
+            )
             for request in batch.requests
         ]
         try:
@@ -125,14 +134,18 @@ class TritonModel:
         for request in requests:
             if request.release_flags == RELEASE_RESCHEDULE:
                 if not self._iterative:
-                    raise _Returned("only a request of an iterative sequence can be rescheduled: set sequence_batching.iterative_sequence")
+                    raise _Returned(
+                        "only a request of an iterative sequence can be rescheduled: set sequence_batching.iterative_sequence"
+                    )
                 request.get_response_sender().reschedule()
 
     def _take_responses(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
         if answer is None:
             return
         if self._decoupled:
-            raise _Returned(f"Python model '{self._instance}' is using the decoupled mode and the execute function must return None.")
+            raise _Returned(
+                f"Python model '{self._instance}' is using the decoupled mode and the execute function must return None."
+            )
         if not isinstance(answer, list):
             raise _Returned(f"Expected a list in the execute return, found type '{type(answer)}'.")
         if len(answer) != len(requests):

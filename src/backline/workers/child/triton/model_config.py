@@ -47,7 +47,12 @@ class ModelConfig:
 
         Raises ValueError for other properties, missing ones, and what contradicts the configuration.
         """
-        self._add("input", input, ("name", "data_type", "dims", "optional"), "'name', 'data_type', 'dims' and 'optional'")
+        self._add(
+            "input",
+            input,
+            ("name", "data_type", "dims", "optional"),
+            "'name', 'data_type', 'dims' and 'optional'",
+        )
 
     def add_output(self, output: Mapping[str, Any]) -> None:
         """Adds an output with `name`, `data_type` and `dims`, or completes the one of that name. Raises ValueError as `add_input`."""
@@ -81,7 +86,9 @@ class ModelConfig:
         self._check_agreement(kind, there, given)
         there.update(given)
 
-    def _check_properties(self, kind: _Kind, given: Mapping[str, Any], properties: tuple[str, ...], listed: str) -> None:
+    def _check_properties(
+        self, kind: _Kind, given: Mapping[str, Any], properties: tuple[str, ...], listed: str
+    ) -> None:
         where = f"in auto-complete-config function for model '{self._model_config['name']}'"
         if any(name not in properties for name in given):
             raise ValueError(f"{kind} '{given['name']}' {where} contains property other than {listed}.")

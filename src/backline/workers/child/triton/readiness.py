@@ -23,7 +23,9 @@ class ReadinessWatch:
     at a time: one without an answer is waited for, and nothing else is asked meanwhile.
     """
 
-    def __init__(self, is_ready: Callable[[], Any], loop: BackgroundLoop, tell: Callable[[str], None], folder: str) -> None:
+    def __init__(
+        self, is_ready: Callable[[], Any], loop: BackgroundLoop, tell: Callable[[str], None], folder: str
+    ) -> None:
         self._is_ready = is_ready
         self._loop = loop
         self._tell = tell

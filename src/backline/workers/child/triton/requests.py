@@ -69,7 +69,9 @@ class InferenceRequest:
         if any(tensor is None for tensor in inputs):
             raise TritonModelException(f"Input tensor {where}")
         if any(not isinstance(name, str) for name in requested_output_names):
-            raise TypeError(f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected texts")
+            raise TypeError(
+                f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected texts"
+            )
         if not all(requested_output_names):
             raise TritonModelException(f"Requested output name {where}")
         self._id = request_id
@@ -87,7 +89,9 @@ class InferenceRequest:
         self._sender: InferenceResponseSender | None = None
 
     @classmethod
-    def received(cls, request: WorkerRequest, model: str, version: int, outputs: frozenset[str], *, decoupled: bool) -> InferenceRequest:
+    def received(
+        cls, request: WorkerRequest, model: str, version: int, outputs: frozenset[str], *, decoupled: bool
+    ) -> InferenceRequest:
         """A request that this model is to answer; `outputs` are all that it has."""
         made = cls.__new__(cls)
         made._id = request.id
@@ -174,14 +178,18 @@ class InferenceRequest:
         version = str(self._model_version) if self._model_version > 0 else ""
         inputs = [tensor.to_engine() for tensor in self.inputs()]
         traced = self._trace.requests
-        return ModelCall(self._model_name, inputs, version, note=note, queue_timeout=self._timeout / 1e6, traced=traced)
+        return ModelCall(
+            self._model_name, inputs, version, note=note, queue_timeout=self._timeout / 1e6, traced=traced
+        )
 
     # how it ends
 
     def set_release_flags(self, flags: int) -> None:
         """TRITONSERVER_REQUEST_RELEASE_RESCHEDULE has the request run once more, TRITONSERVER_REQUEST_RELEASE_ALL is so anyway."""
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
-            raise TritonModelException(f"set_release_flags: {flags} is neither RELEASE_ALL nor RELEASE_RESCHEDULE")
+            raise TritonModelException(
+                f"set_release_flags: {flags} is neither RELEASE_ALL nor RELEASE_RESCHEDULE"
+            )
         self._release_flags = flags
 
     @property

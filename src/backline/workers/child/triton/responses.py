@@ -23,14 +23,20 @@ class InferenceResponse:
 
     __slots__ = ("_error", "_outputs", "_parameters")
 
-    def __init__(self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None, parameters: Any = None) -> None:
+    def __init__(
+        self, output_tensors: Sequence[Tensor] = (), error: TritonError | None = None, parameters: Any = None
+    ) -> None:
         for tensor in output_tensors:
             if tensor is None:
                 raise TritonModelException("Output tensor for inference response should not be empty.")
             if not isinstance(tensor, Tensor):
-                raise TypeError(f"InferenceResponse: an output tensor is a {type(tensor).__name__}, expected a pb_utils.Tensor")
+                raise TypeError(
+                    f"InferenceResponse: an output tensor is a {type(tensor).__name__}, expected a pb_utils.Tensor"
+                )
         if error is not None and not isinstance(error, TritonError):
-            raise TypeError(f"InferenceResponse: the error is a {type(error).__name__}, expected a pb_utils.TritonError")
+            raise TypeError(
+                f"InferenceResponse: the error is a {type(error).__name__}, expected a pb_utils.TritonError"
+            )
         self._outputs = list(output_tensors)
         self._error = error
         self._parameters = read_parameters(parameters)
@@ -82,9 +88,13 @@ class InferenceResponseSender:
         if flags not in (0, FINAL):
             raise TritonModelException("Unable to send response. Unsupported flag provided.")
         if flags == 0 and response is None:
-            raise TritonModelException("Inference Response object must be provided when the response flags is set to zero.")
+            raise TritonModelException(
+                "Inference Response object must be provided when the response flags is set to zero."
+            )
         if response is not None and not isinstance(response, InferenceResponse):
-            raise TypeError(f"send: the response is a {type(response).__name__}, expected a pb_utils.InferenceResponse")
+            raise TypeError(
+                f"send: the response is a {type(response).__name__}, expected a pb_utils.InferenceResponse"
+            )
         with self._lock:
             self._check(response, flags)
             self._sent += response is not None
@@ -105,7 +115,9 @@ class InferenceResponseSender:
     def _check(self, response: InferenceResponse | None, flags: int) -> None:
         if not self._decoupled:
             if response is not None and self._sent:
-                raise TritonModelException("Unable to send response. Non-decoupled model cannot send more than one response.")
+                raise TritonModelException(
+                    "Unable to send response. Non-decoupled model cannot send more than one response."
+                )
             if response is None and flags == FINAL and not self._sent:
                 raise TritonModelException(
                     "Unable to send response. Non-decoupled model cannot send complete final before sending a response."
@@ -133,4 +145,6 @@ class InferenceResponseSender:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True):
-            self.fail("the model gave no final response to the request and does not hold its response sender any more")
+            self.fail(
+                "the model gave no final response to the request and does not hold its response sender any more"
+            )

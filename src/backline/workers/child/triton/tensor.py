@@ -21,7 +21,9 @@ class Tensor:
     def __init__(self, name: str, array: np.ndarray) -> None:
         """Raises TypeError for what is no array, TritonModelException for a dtype that Triton has not."""
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise TypeError(f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and {type(array).__name__}")
+            raise TypeError(
+                f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and {type(array).__name__}"
+            )
         datatype = numpy_datatype(array.dtype)
         if datatype is None:
             raise TritonModelException("NumPy dtype is not supported.")
@@ -51,7 +53,9 @@ class Tensor:
     def as_numpy(self) -> np.ndarray:
         """The array itself, no copy. Raises TritonModelException for BF16."""
         if self._datatype is DataType.BF16:
-            raise TritonModelException("Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead.")
+            raise TritonModelException(
+                "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead."
+            )
         return self._array
 
     def triton_dtype(self) -> int:

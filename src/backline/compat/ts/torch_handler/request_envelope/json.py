@@ -33,5 +33,6 @@ def _decoded(instance: Any) -> Any:
     if list(instance) == ["b64"]:
         return b64decode(instance["b64"])
     return {
-        key: b64decode(value["b64"]) if isinstance(value, dict) and list(value) == ["b64"] else value for key, value in instance.items()
+        key: b64decode(value["b64"]) if isinstance(value, dict) and list(value) == ["b64"] else value
+        for key, value in instance.items()
     }

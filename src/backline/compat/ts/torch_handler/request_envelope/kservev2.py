@@ -43,5 +43,7 @@ def _values(given: dict[str, Any]) -> Any:
 
 def _output(name: str, values: Any) -> dict[str, Any]:
     array = np.asarray(values).reshape(-1)
-    datatype = "BYTES" if array.dtype.kind in "OSU" else _NAMES.get(array.dtype.name, array.dtype.name.upper())
+    datatype = (
+        "BYTES" if array.dtype.kind in "OSU" else _NAMES.get(array.dtype.name, array.dtype.name.upper())
+    )
     return {"name": name, "datatype": datatype, "shape": list(array.shape), "data": array.tolist()}
