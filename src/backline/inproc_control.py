@@ -15,7 +15,7 @@ from backline.client.records import ModelIndex, complete_listing
 from backline.dialects.open_inference.metadata import model_listing
 from backline.engine.control import Change, Control, Overrides
 from backline.engine.engine import Engine
-from backline.engine.errors import NotFound, Unsupported
+from backline.engine.errors import Unsupported
 
 Result = TypeVar("Result")
 
@@ -48,8 +48,7 @@ class InprocControl(ModelControl):
         await _within(timeout, self._control.unload(model, version, dependents=dependents, who=self._who))
 
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
-        if model not in self._engine.names():
-            raise NotFound(f"Request for unknown model: '{model}' is not found")
+        self._engine.check_known(model)
         return dict(self._engine.labels(model))
 
     async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:

@@ -451,3 +451,55 @@ async def test_wrong_queries(caller: Caller, control: FakeControl, query: str, t
 async def test_refresh_looks_at_the_repositories(caller: Caller, control: FakeControl) -> None:
     assert (await ask(caller, "POST", "/v2/repository/refresh")).status == 200
     assert control.calls == [("refresh",)]
+
+
+# names
+
+NO_NAMES = ["%2Ftmp%2Fx", "..%2Fx", "%2E%2E", "%2Ex", "a%5Cb", "a%00b", "a%0Ab", "__pycache__", "x" * 256]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v2/models/{}"),
+        ("GET", "/v2/models/{}/ready"),
+        ("GET", "/v2/models/{}/config"),
+        ("GET", "/v2/models/{}/stats"),
+        ("GET", "/v2/models/{}/labels"),
+        ("POST", "/v2/models/{}/infer"),
+        ("POST", "/v2/models/{}/infer_stream"),
+        ("POST", "/v2/models/{}/generate"),
+        ("POST", "/v2/models/{}/generate_stream"),
+        ("GET", "/v2/models/{}/versions/1/ready"),
+        ("GET", "/v2/models/add1/versions/{}/ready"),
+        ("POST", "/v2/models/add1/versions/{}/infer"),
+    ],
+)
+async def test_a_name_that_nothing_can_have_is_a_fault_of_the_client(
+    caller: Caller, method: str, path: str, name: str
+) -> None:
+    whole = {"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [0.0] * 16}]}
+    answer = await ask(caller, method, path.format(name), whole if method == "POST" else None)
+    assert answer.status == 400, answer.body
+    assert answer.error.startswith("the name of the ")
+    assert len(answer.error) < 300
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "..", "a\0b", "x" * 256])
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("ModelReady", "name"),
+        ("ModelMetadata", "name"),
+        ("ModelConfig", "name"),
+        ("ModelStatistics", "name"),
+        ("ModelInfer", "model_name"),
+    ],
+)
+async def test_a_name_that_nothing_can_have_is_an_invalid_argument(
+    caller: Caller, method: str, field: str, name: str
+) -> None:
+    asked = await call(caller, method, **{field: name})
+    assert asked.code == 3
+    assert asked.error.startswith("the name of the model ")

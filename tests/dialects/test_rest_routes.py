@@ -131,7 +131,7 @@ def test_model_ready(caller: Caller) -> None:
 
 def test_names_are_percent_decoded(caller: Caller) -> None:
     assert caller.get("/v2/models/%61dd1/versions/%31/ready").status == 200
-    assert caller.get("/v2/models/n%2Fo").error == "Request for unknown model: 'n/o' is not found"
+    assert caller.get("/v2/models/n%C3%B6").error == "Request for unknown model: 'nö' is not found"
     assert caller.get("/v2/models/%FF").status == 400
 
 

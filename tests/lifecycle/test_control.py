@@ -30,6 +30,20 @@ def versions(repository: Path, *names: str, policy: str = "") -> None:
 # loading and unloading
 
 
+NAMES_OF_NO_MODEL = [
+    "{outside}",
+    "../outside",
+    "..",
+    ".",
+    ".hidden",
+    "__pycache__",
+    "a\0b",
+    "a\nb",
+    "a\\b",
+    "a/b",
+    "x" * 256,
+    "ü" * 128,
+]
 TRITONS_WORDS = "explicit model load / unload is not allowed if polling is enabled"
 
 
@@ -289,15 +303,92 @@ def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: 
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/x", "1/../../x", "", ".", "1\\x", "a\0b"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../x",
+        "/etc/x",
+        "1/../../x",
+        "",
+        ".",
+        "1\\x",
+        "a\0b",
+        "1/.x",
+        ".git/x",
+        "1/__pycache__/x",
+        "1//x",
+        "1/",
+        "x" * 256,
+    ],
+)
 def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) -> None:
     async def scenario() -> None:
         async with home(repository, mode="explicit") as server:
-            with pytest.raises(InvalidArgument, match="is no path below the model's folder"):
+            with pytest.raises(InvalidArgument, match="names no file inside the model's folder"):
                 await server.lifecycle.load("m", overrides=Overrides("{}", {path: b"x"}), who=WHO)
 
     asyncio.run(scenario())
     assert list(repository.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES_OF_NO_MODEL)
+def test_a_load_with_files_writes_nothing_outside_its_folder(
+    home: Homes, repository: Path, tmp_path: Path, name: str
+) -> None:
+    """The name of the model becomes a folder: a path would be one anywhere."""
+    outside = tmp_path / "outside"
+    sent = Overrides("{}", {"1/model.onnx": b"x"})
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as server:
+            for change in (
+                server.lifecycle.load(name.format(outside=outside), overrides=sent, who=WHO),
+                server.lifecycle.load(name.format(outside=outside), who=WHO),
+                server.lifecycle.unload(name.format(outside=outside), who=WHO),
+                server.lifecycle.promote(name.format(outside=outside), "1", who=WHO),
+            ):
+                with pytest.raises(InvalidArgument, match=r"^the name of the model "):
+                    await change
+
+    asyncio.run(scenario())
+    assert not outside.exists()
+    assert list(repository.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "version", "files"),
+    [
+        ("{}", "2", {"1/model.onnx": b"x"}),
+        ("{}", "", {"1/model.onnx": b"x"}),
+        ("{}", "", {"1/nothing": b"x"}),
+        ("{}", "", {"a": b"x", "a/b": b"x"}),
+        ('{"name": "other"}', "", {"1/model.onnx": b"x"}),
+        ("{", "", {"1/model.onnx": b"x"}),
+    ],
+    ids=["no such version", "broken", "no model", "file and folder", "another's name", "no JSON"],
+)
+def test_a_failed_load_leaves_no_files(
+    home: Homes, repository: Path, config: str, version: str, files: dict[str, bytes]
+) -> None:
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises((InvalidArgument, NotFound)):
+                await server.lifecycle.load("m", version, overrides=Overrides(config, files), who=WHO)
+            assert os.listdir(server.lifecycle._overriding._root) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_hidden_repository_gives_its_name_to_a_namespace(home: Homes, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        repository = tmp_path / ".models"
+        models.add1(repository)
+        async with home(repository, mode="explicit", namespacing=True) as server:
+            await server.lifecycle.load(".models.add1", who=WHO)
+            assert await server.answer(".models.add1") == 1
+            await server.lifecycle.unload(".models.add1", who=WHO)
+
+    asyncio.run(scenario())
 
 
 def test_files_need_a_configuration(home: Homes, repository: Path) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
+from backline.engine.names import check_file_path
+
 #: For `expected` of a label: whatever it points to now.
 ANY_VERSION: Final = "*"
 #: The label that a request without a version follows, where a model has it; `promote` and `rollback` move it.
@@ -45,6 +47,11 @@ class Overrides:
 
     config: str | None = None
     files: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for a path that might lead out of the model's folder: nothing can write one."""
+        for path in self.files:
+            check_file_path(path)
 
 
 class Control(Protocol):

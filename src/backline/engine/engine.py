@@ -12,13 +12,12 @@ from backline.engine.errors import BacklineError, Internal, InvalidArgument, Not
 from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import Model, ModelState
+from backline.engine.names import check_name
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.statistics import LoadStatistics
 from backline.engine.tracing import TraceControl, Tracer
 from backline.engine.version_order import version_order
-
-_LONGEST_NAME = 256
 
 
 class Engine:
@@ -180,22 +179,30 @@ class Engine:
         return sorted(self._models)
 
     def find(self, name: str, version: str = "") -> Model:
-        """A version, or what a label points to, in whatever state; "" is the one served, else the newest. Raises NotFound."""
-        versions = self._models.get(name)
-        if versions is None:
-            raise NotFound(f"Request for unknown model: '{_shorten(name)}' is not found")
+        """A version, or what a label points to, in whatever state; "" is the one served, else the newest.
+
+        Raises NotFound, or InvalidArgument for a name that no model can have.
+        """
+        self.check_known(name)
+        versions = self._models[name]
         if not versions:
             raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         if version:
             labels = self._labels.get(name, {})
             found = versions.get(version) or versions.get(labels.get(version, ""))
             if found is None:
-                raise NotFound(
-                    f"Request for unknown model: '{name}' version {_shorten(version)} is not found"
-                )
+                check_name("version", version)
+                raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
             return found
         route = self._routes.get((name, "")) or versions.get(self._labels.get(name, {}).get(STABLE, ""))
         return route if route is not None else versions[max(versions, key=version_order)]
+
+    def check_known(self, name: str) -> None:
+        """Raises NotFound for the name of no model, and InvalidArgument for one that no model can have."""
+        if name not in self._models:
+            if name:
+                check_name("model", name)
+            raise NotFound(f"Request for unknown model: '{name}' is not found")
 
     def find_ready(self, name: str, version: str = "") -> Model:
         """A version that can answer. Raises NotFound, or Unavailable when it is not ready."""
@@ -322,8 +329,3 @@ class Engine:
     def pending(self) -> int:
         """Requests that wait in all queues."""
         return sum(model.queue.pending for model in self.models() if model.queue is not None)
-
-
-def _shorten(name: str) -> str:
-    """A name that a client made up, short enough to be repeated to it and in logs."""
-    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."

@@ -18,9 +18,6 @@ from backline.lifecycle.wanted.target import Source, Target, listed
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Characters of a name in a request that are repeated in an answer.
-LONGEST_NAME = 256
-
 
 class Holdings:
     """Looks at the repositories, and aims models at what is there. `labels` gives those of a model. Lives on the event loop."""
@@ -148,7 +145,7 @@ class Holdings:
         source = self._known.get(model)
         if source is None:
             raise NotFound(
-                f"failed to load '{model[:LONGEST_NAME]}', failed to poll from model repository: {self.described}"
+                f"failed to load '{model}', failed to poll from model repository: {self.described}"
             )
         return source
 

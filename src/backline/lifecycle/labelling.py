@@ -11,14 +11,12 @@ from typing import Literal, Protocol
 from backline.engine.control import ANY_VERSION, Action, Change
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
+from backline.engine.names import LONGEST_NAME, fault_in_name
 from backline.lifecycle.executor import Executor
 from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.records.labels import LabelStore
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted.target import Source, Target, listed
-
-#: In characters, as the longest name of a version's folder.
-_LONGEST_LABEL = 255
 
 
 class Note(Protocol):
@@ -103,7 +101,7 @@ class Labelling:
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
-                    f"label '{label}' cannot point to version {version[:_LONGEST_LABEL]} of '{model}', which does not exist;"
+                    f"label '{label}' cannot point to version {version[:LONGEST_NAME]} of '{model}', which does not exist;"
                     f" there {listed(versions)}"
                 )
             added = await self._executor.changes.bring_up(served, version)
@@ -150,19 +148,9 @@ class Labelling:
         return served, served.target
 
     def _check_label(self, label: str, versions: Sequence[str]) -> None:
-        if (
-            label in ("", ".", "..")
-            or label != label.strip()
-            or not label.isprintable()
-            or set(label) & set('/\\?#%"<>')
-        ):
-            raise InvalidArgument(
-                f"{label[:32]!r} cannot be a label: use letters, digits and signs that need no escape in a URL"
-            )
-        if len(label) > _LONGEST_LABEL:
-            raise InvalidArgument(
-                f"a label has at most {_LONGEST_LABEL} characters, this one has {len(label)}: '{label[:32]}...'"
-            )
+        fault = fault_in_name(label)
+        if fault:
+            raise InvalidArgument(f"{label[:32]!r} cannot be a label: its name {fault}")
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
 

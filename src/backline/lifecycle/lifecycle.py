@@ -11,10 +11,11 @@ from dataclasses import replace
 from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
+from backline.engine.names import check_name
 from backline.engine.version_order import version_order
 from backline.lifecycle.dependencies import composed_of
 from backline.lifecycle.executor import Executor
-from backline.lifecycle.holdings import LONGEST_NAME, Holdings
+from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
 from backline.lifecycle.loading.shared import Shared
@@ -115,30 +116,37 @@ class Lifecycle:
     ) -> None:
         """See Control."""
         self._check_loading()
-        async with self._changing(model):
+        async with self._changing(model, version):
             await self._holdings.look()
             source = await self._source(model, overrides)
-            await self._load_steps(source, who)
-            served = self._models[model]
-            before = _newest(served)
-            target = self._target_of_load(source, served.target, version)
-            served.known_versions = frozenset(source.versions)
-            labels, served.labels = served.labels, self._labelling.in_force(source)
-            served.awake |= set(source.versions)
-            served.resting.clear()
             try:
-                await self._executor.changes.change(model, target)
-            except BacklineError as error:
-                served.labels = labels
-                served.known_versions = self._holdings.versions(model)
+                await self._load_from(source, version, who)
+            except BaseException:
                 self._overriding.failed(source)
-                self._executor.advance((model,))
-                self._journal.note("fail", who, model, version, before=before, detail=error.message)
                 raise
-            await self._models.settle(self._executor.dependencies.asking(model))
-            self._overriding.loaded(source)
-            self._holdings.warn(source)
-            self._journal.note("load", who, model, version or _newest(served), before=before)
+
+    async def _load_from(self, source: Source, version: str, who: str) -> None:
+        model = source.name
+        await self._load_steps(source, who)
+        served = self._models[model]
+        before = _newest(served)
+        target = self._target_of_load(source, served.target, version)
+        served.known_versions = frozenset(source.versions)
+        labels, served.labels = served.labels, self._labelling.in_force(source)
+        served.awake |= set(source.versions)
+        served.resting.clear()
+        try:
+            await self._executor.changes.change(model, target)
+        except BacklineError as error:
+            served.labels = labels
+            served.known_versions = self._holdings.versions(model)
+            self._executor.advance((model,))
+            self._journal.note("fail", who, model, version, before=before, detail=error.message)
+            raise
+        self._overriding.loaded(source)  # from here on the files are in use, whatever happens to the caller
+        await self._models.settle(self._executor.dependencies.asking(model))
+        self._holdings.warn(source)
+        self._journal.note("load", who, model, version or _newest(served), before=before)
 
     async def _load_steps(self, source: Source, who: str) -> None:
         """Loads the models that an ensemble asks and that are not served yet."""
@@ -157,7 +165,7 @@ class Lifecycle:
             return Target(source)
         if version not in source.versions:
             raise NotFound(
-                f"failed to load '{source.name}', version {version[:LONGEST_NAME]} does not exist; there {listed(source.versions)}"
+                f"failed to load '{source.name}', version {version} does not exist; there {listed(source.versions)}"
             )
         if old is not None:
             return _with_version(old, source, version)
@@ -177,10 +185,10 @@ class Lifecycle:
         self._check_loading()
         if not version:
             self._executor.changes.end(model)
-        async with self._changing(model):
+        async with self._changing(model, version):
             served = self._models.find(model)
             if served is None and model not in self._holdings:
-                raise NotFound(f"failed to unload '{model[:LONGEST_NAME]}': {self._holdings.described}")
+                raise NotFound(f"failed to unload '{model}': {self._holdings.described}")
             if served is None or served.target is None:
                 return
             before = _newest(served)
@@ -216,7 +224,7 @@ class Lifecycle:
         there = [one.version for one in target.versions(served.labels.values())]
         if version not in there:
             raise NotFound(
-                f"failed to unload '{served.name}': version {version[:LONGEST_NAME]} is not loaded; there {listed(there)}"
+                f"failed to unload '{served.name}': version {version} is not loaded; there {listed(there)}"
             )
 
     # labels
@@ -273,8 +281,16 @@ class Lifecycle:
             )
 
     @asynccontextmanager
-    async def _changing(self, model: str) -> AsyncIterator[None]:
-        """Changes of one model by request are made one after the other."""
+    async def _changing(self, model: str, version: str = "") -> AsyncIterator[None]:
+        """Changes of one model by request are made one after the other.
+
+        Raises InvalidArgument for a name that no model or version can have: a load may make a folder of either.
+        """
+        # With namespaces a repository gives its models the prefix that it is called, whatever that is.
+        if model not in self._holdings and self._models.find(model) is None:
+            check_name("model", model)
+        if version:
+            check_name("version", version)
         lock = self._locks.setdefault(model, asyncio.Lock())
         self._changes[model] += 1
         try:

