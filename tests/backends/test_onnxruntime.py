@@ -412,6 +412,28 @@ def test_parameters_reach_the_session(file: Path) -> None:
     assert model.warnings == ()
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "session.collect_node_memory_stats_to_file",
+        "session.optimized_model_filepath",
+        "session.enable_profiling",
+        "session.node_partition_config_file",
+        "session.moe.offload.derived_cache_dir",
+        "session.of_a_later_release",
+        "optimization.minimal_build_optimizations",
+    ],
+)
+def test_a_session_option_outside_the_list_is_refused(file: Path, tmp_path: Path, key: str) -> None:
+    """Many of them have ONNX Runtime write, or map, the file that they name."""
+    written = tmp_path / "written"
+
+    with pytest.raises(InvalidArgument, match="none of the session options that a model may set"):
+        load(identity(file), parameters={key: str(written)})
+
+    assert list(tmp_path.glob("written*")) == []
+
+
 def test_one_thread_that_does_not_spin_is_the_default(file: Path) -> None:
     options = load(identity(file))._session.get_session_options()
 

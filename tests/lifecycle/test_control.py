@@ -402,6 +402,90 @@ def test_files_need_a_configuration(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"parameters": {"EXECUTION_ENV_PATH": {"string_value": "{tmp}"}}}, "parameters[EXECUTION_ENV_PATH]"),
+        ({"parameters": {"CACHE_DIR": {"string_value": "{tmp}/cache"}}}, "parameters[CACHE_DIR]"),
+        (
+            {
+                "optimization": {
+                    "execution_accelerators": {
+                        "gpu_execution_accelerator": [
+                            {"name": "tensorrt", "parameters": {"trt_extra_plugin_lib_paths": "{tmp}/x.so"}}
+                        ]
+                    }
+                }
+            },
+            "optimization.execution_accelerators.gpu_execution_accelerator[tensorrt].parameters[trt_extra_plugin_lib_paths]",
+        ),
+    ],
+)
+def test_a_load_names_no_place_on_the_server(
+    home: Homes, repository: Path, config: dict[str, Any], field: str
+) -> None:
+    async def scenario() -> None:
+        models.add1(repository)
+        async with home(repository, mode="explicit") as server:
+            for files in ({}, {"1/model.onnx": (repository / "add1" / "1" / "model.onnx").read_bytes()}):
+                with pytest.raises(InvalidArgument, match="names a place on the server") as caught:
+                    await server.lifecycle.load(
+                        "add1", overrides=Overrides(json.dumps(config), files), who=WHO
+                    )
+                assert field in caught.value.message
+
+    asyncio.run(scenario())
+
+
+def test_a_load_starts_no_program_of_its_choice(home: Homes, repository: Path, tmp_path: Path) -> None:
+    """A Python model of this machine's owner is trusted; the load that configures it is not."""
+    proof, program = tmp_path / "proof", tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {proof}\n")
+    program.chmod(0o755)
+    file = repository / "echo" / "1" / "model.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("class Model:\n    def predict(self, x: float) -> float:\n        return x\n")
+    config = {"parameters": {"EXECUTION_ENV_PATH": {"string_value": str(tmp_path)}}}
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises(InvalidArgument):
+                await server.lifecycle.load("echo", overrides=Overrides(json.dumps(config)), who=WHO)
+
+    asyncio.run(scenario())
+    assert not proof.exists()
+
+
+def test_a_load_may_repeat_the_places_that_the_models_own_configuration_names(
+    home: Homes, repository: Path
+) -> None:
+    async def scenario() -> None:
+        models.add1(repository)
+        text = 'parameters { key: "CACHE_DIR" value { string_value: "/somewhere" } }'
+        (repository / "add1" / "config.pbtxt").write_text(text)
+        sent = {"max_batch_size": 2, "parameters": {"CACHE_DIR": {"string_value": "/somewhere"}}}
+        async with home(repository, mode="explicit") as server:
+            await server.lifecycle.load("add1", overrides=Overrides(json.dumps(sent)), who=WHO)
+            assert server.engine.find("add1").max_batch_size == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_policy_of_a_million_versions_is_refused(home: Homes, repository: Path) -> None:
+    async def scenario() -> None:
+        models.add1(repository)
+        text = json.dumps({"version_policy": {"specific": {"versions": list(range(1, 1_000_001))}}})
+        async with home(repository, mode="explicit") as server:
+            with pytest.raises(
+                InvalidArgument, match="names 1000000 versions, at most 1000 are possible"
+            ) as caught:
+                await server.lifecycle.load("add1", overrides=Overrides(text), who=WHO)
+            assert len(caught.value.message) < 200
+
+    asyncio.run(scenario())
+
+
 # labels
 
 

@@ -14,8 +14,52 @@ from backline.engine.model_config import ModelConfig
 
 Value = TypeVar("Value")
 
-#: Parameters handed to the session, and to each run, under their own names (onnxruntime_session_options_config_keys.h and its sibling).
+#: Areas of parameters handed to the session under their own names (onnxruntime_session_options_config_keys.h).
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
+#: Those of them that may be set: they change how a run is computed and no more. Whoever may configure a model must not thereby write
+#: files as the server's user or map files it can read, which others do (collect_node_memory_stats_to_file, optimized_model_filepath,
+#: node_partition_config_file, moe.offload.*); as ONNX Runtime adds keys in every release, what is not listed here is refused.
+_SESSION_KEYS = frozenset(
+    {
+        "mlas.disable_kleidiai",
+        "mlas.enable_gemm_fastmath_arm64_bfloat16",
+        "mlas.qnbit.force_fp32",
+        "mlas.use_lut_gemm",
+        "optimization.constant_folding_max_output_size_in_bytes",
+        "optimization.disable_specified_optimizers",
+        "optimization.enable_cast_chain_elimination",
+        "optimization.enable_gelu_approximation",
+        "session.allow_released_opsets_only",
+        "session.disable_aot_function_inlining",
+        "session.disable_cpu_ep_fallback",
+        "session.disable_double_qdq_remover",
+        "session.disable_prepacking",
+        "session.disable_qdq_constant_folding",
+        "session.disable_quant_qdq",
+        "session.dynamic_block_base",
+        "session.enable_dq_matmulnbits_fusion",
+        "session.enable_quant_qdq_cleanup",
+        "session.force_spinning_stop",
+        "session.graph_optimizations_loop_level",
+        "session.inter_op.allow_spinning",
+        "session.inter_op.spin_backoff_max",
+        "session.inter_op.spin_duration_us",
+        "session.intra_op.allow_spinning",
+        "session.intra_op.spin_backoff_max",
+        "session.intra_op.spin_duration_us",
+        "session.intra_op_thread_affinities",
+        "session.prepack.enable_parallel",
+        "session.qdq_matmulnbits_accuracy_level",
+        "session.qdq_matmulnbits_block_size",
+        "session.qdqisint8allowed",
+        "session.set_denormal_as_zero",
+        "session.strict_shape_type_inference",
+        "session.use_device_allocator_for_initializers",
+        "session.use_env_allocators",
+        "session.x64quantprecision",
+    }
+)
+#: Parameters handed to each run under their own names.
 _RUN_KEYS = ("memory.enable_memory_arena_shrinkage",)
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 _EXECUTION_MODES = {
@@ -63,7 +107,10 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """The settings in `config.parameters`; unknown keys are named in `warnings`. Raises InvalidArgument for a value that cannot be."""
+    """The settings in `config.parameters`; unknown keys are named in `warnings`.
+
+    Raises InvalidArgument for a session option outside _SESSION_KEYS, and for a value that cannot be.
+    """
     given = config.parameters
     default = SessionSettings()
 
@@ -83,6 +130,9 @@ def read_settings(config: ModelConfig) -> SessionSettings:
     if config.cpus and threads == 0:
         threads = len(config.cpus)
     own = {key: value for key, value in given.items() if key.startswith(_SESSION_PREFIXES)}
+    for key in own:
+        if key not in _SESSION_KEYS:
+            raise InvalidArgument(_refused(config.name, key))
     session_entries = {**default.session_entries, **_affinities(config.cpus, threads), **own}
     return SessionSettings(
         intra_op_threads=threads,
@@ -126,6 +176,12 @@ def _count(text: str) -> int:
     if not 0 <= count <= 1024:
         raise ValueError(text)
     return count
+
+
+def _refused(model: str, key: str) -> str:
+    near = difflib.get_close_matches(key, _SESSION_KEYS, 1)
+    hint = f"did you mean '{near[0]}'?" if near else "remove it"
+    return f"parameter '{key}' of model '{model}' is none of the session options that a model may set; {hint}"
 
 
 def _unknown(model: str, key: str) -> str:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble
+from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup
 from backline.engine.joining import Joining
 from backline.engine.sequence_batching import SequenceBatching
@@ -19,6 +20,8 @@ from backline.engine.tensor import Shape
 Lane = Literal["inline", "thread"]
 #: Beside these what models in worker processes have.
 AnyLane = Literal[Lane, "process"]
+#: Versions that a policy may name.
+MAX_SPECIFIC = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,13 @@ class VersionPolicy:
 
     latest: int | None = 1
     specific: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InvalidArgument for more versions than any repository holds: each is looked for, and told of if it is missing."""
+        if self.specific is not None and len(self.specific) > MAX_SPECIFIC:
+            raise InvalidArgument(
+                f"version_policy names {len(self.specific)} versions, at most {MAX_SPECIFIC} are possible"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import fault_in_name
+
+_SHOWN = 20
 
 
 def check_name(what: str, name: str, place: str) -> None:
@@ -14,6 +18,12 @@ def check_name(what: str, name: str, place: str) -> None:
     fault = fault_in_name(name)
     if fault:
         raise InvalidArgument(f"the name of the {what} '{printable(place)}' {fault}; rename the folder")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names for a message, of many the first ones: "1, 2 and 998 more"."""
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
 
 
 def printable(text: object) -> str:

@@ -133,3 +133,9 @@ def test_why_nothing_is_served_is_told() -> None:
     reason = none_selected("/models/m", ["1"], ["4", "5"])
 
     assert reason == "'/models/m' holds none of the versions that version_policy names: 4, 5 (it holds 1)"
+
+
+def test_missing_versions_are_told_in_one_short_sentence() -> None:
+    missing = [str(version) for version in range(2, 1002)]
+    told = none_selected("/models/add1", ["1"], missing)
+    assert told.endswith("20, 21 and 980 more (it holds 1)")

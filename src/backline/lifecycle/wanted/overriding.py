@@ -17,9 +17,14 @@ from backline.lifecycle.wanted.target import Source
 from backline.repository.configuration.override import parse, read_override
 from backline.repository.configuration.text import render
 from backline.repository.fingerprint import fingerprint
+from backline.repository.layouts.layouts import CONFIG_FILES
+from backline.repository.layouts.model_settings import SETTINGS_FILE
 from backline.repository.local import LocalRepository
 from backline.repository.repository import FoundVersion
 from backline.repository.walk import walk
+
+#: Left out of the files of a load at any depth: the load's own configuration is the one that was checked.
+_CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 
 
 class OverridingFiles:
@@ -73,11 +78,11 @@ class OverridingFiles:
         try:
             folder.mkdir(parents=True)
             for path, content in overrides.files.items():
+                if path.rpartition("/")[2] in _CONFIGURATIONS:
+                    continue
                 target = folder / path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
-            for file in ("config.pbtxt", "model.toml"):
-                (folder / file).unlink(missing_ok=True)
             read_override(text, name, walk(folder), complete=self._complete)
             (folder / "config.pbtxt").write_text(render(parse(text)), "utf-8")
         except OSError as error:
@@ -114,7 +119,9 @@ async def with_configuration(source: Source, text: str, *, complete: bool = Fals
         )
     fetched = await source.repository.fetch(found, usable[-1], lambda done, total: None)
     config = await asyncio.to_thread(
-        lambda: read_override(text, found.name, walk(fetched.model_folder), complete=complete)
+        lambda: read_override(
+            text, found.name, walk(fetched.model_folder), complete=complete, own=found.config.declared
+        )
     )
     versions = tuple(_under(version, found.folder, config) for version in found.versions)
     return replace(

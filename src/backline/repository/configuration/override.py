@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -20,16 +21,82 @@ SOURCE = "load parameter 'config'"
 _UNREADABLE = "Invalid config override"
 
 
-def read_override(text: str, name: str, listing: Listing, *, complete: bool = False) -> ModelConfig:
+#: Parameters whose values name files or programs of the server's machine, whichever backend reads them.
+_NAMING_PLACES = frozenset({"execution_env_path", "cache_dir"})
+#: Options of execution accelerators that are numbers and choices. Others name files, libraries that are loaded
+#: (trt_extra_plugin_lib_paths), or addresses in the server's memory (user_compute_stream).
+_HARMLESS_OPTIONS = frozenset(
+    {
+        "arena_extend_strategy",
+        "cudnn_conv_algo_search",
+        "cudnn_conv_use_max_workspace",
+        "device_type",
+        "do_copy_in_default_stream",
+        "gpu_mem_limit",
+        "max_cached_engines",
+        "max_workspace_size_bytes",
+        "minimum_segment_size",
+        "num_of_threads",
+        "num_streams",
+        "precision",
+        "precision_mode",
+        "trt_builder_optimization_level",
+        "trt_engine_cache_enable",
+        "trt_fp16_enable",
+        "trt_int8_enable",
+        "trt_max_partition_iterations",
+        "trt_max_workspace_size",
+        "trt_min_subgraph_size",
+        "use_tf32",
+    }
+)
+
+
+def read_override(
+    text: str, name: str, listing: Listing, *, complete: bool = False, own: bytes = b""
+) -> ModelConfig:
     """The configuration in the JSON `text` of a load of the model `name`, whose folder, with files of labels and the like, is `listing`.
 
-    One that must be `complete` names the inputs and outputs. Raises InvalidArgument, with the path of the field, when it is not valid or
-    contradicts itself.
+    One that must be `complete` names the inputs and outputs. `own` is what the model's files declare (ModelConfig.declared). Raises
+    InvalidArgument, with the path of the field, when it is not valid, contradicts itself, or names what only `own` may name.
     """
     document = parse(text)
     if complete:
         check_complete(document, name)
+    _check_places(document, own)
     return to_model_config(document, name, listing)
+
+
+def _check_places(document: Document, own: bytes) -> None:
+    """A request may not make the server run, load, read or write what it names: only who can write the model's files may.
+
+    What they say may be repeated, so that clients can send back a configuration that they were given, with a change.
+    """
+    allowed = _places(document.message.FromString(own))
+    for path, value in _places(document.message).items():
+        if allowed.get(path) != value:
+            raise document.error(
+                f"{path} names a place on the server and cannot be set by a load; set it in the model's own configuration",
+                path,
+            )
+
+
+def _places(message: Any) -> dict[str, str]:
+    """The values of a configuration that name places, by the path of their field."""
+    found = {
+        f"parameters[{key}]": value.string_value
+        for key, value in message.parameters.items()
+        if key.lower() in _NAMING_PLACES
+    }
+    accelerators = message.optimization.execution_accelerators
+    for kind in ("gpu_execution_accelerator", "cpu_execution_accelerator"):
+        for one in getattr(accelerators, kind):
+            found |= {
+                f"optimization.execution_accelerators.{kind}[{one.name}].parameters[{key}]": value
+                for key, value in one.parameters.items()
+                if key.lower() not in _HARMLESS_OPTIONS
+            }
+    return found
 
 
 def parse(text: str) -> Document:

@@ -35,7 +35,7 @@ from backline.repository.layouts.model_files import (
 )
 from backline.repository.layouts.place import Place
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.names import check_name, printable
+from backline.repository.names import check_name, printable, some_of
 from backline.repository.repository import FoundModel, FoundVersion
 
 #: The files of a configuration, whose presence makes a folder that of a model.
@@ -114,11 +114,11 @@ def read_model(
         if not versions:
             raise InvalidArgument(_no_version_reason(place.listing, config, formats))
         held = {version.version for version in versions}
-        warnings += [
-            f"version_policy of '{name}' names version {version}, which '{place.location}' does not hold"
-            for version in config.version_policy.specific or ()
-            if version not in held
-        ]
+        missing = [version for version in config.version_policy.specific or () if version not in held]
+        if missing:
+            warnings.append(
+                f"version_policy of '{name}' names version {some_of(missing)}, which '{place.location}' does not hold"
+            )
         return replace(model, versions=tuple(versions), warnings=model.warnings + tuple(warnings))
     except BacklineError as error:
         return replace(model, problem=error.message)
