@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 import backline
+from backline.backends.pytorch_files import identify
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.loader import load
@@ -617,6 +618,16 @@ def test_a_file_that_is_no_archive_is_told(tmp_path: Path, content: bytes) -> No
     (tmp_path / "model.mar").write_bytes(content)
     with pytest.raises(BacklineError, match=r"neither a zip file nor a gzipped tar file|is damaged"):
         load(tmp_path / "model.mar", ModelConfig("m"))
+
+
+def test_an_archive_whose_names_are_no_utf_8_is_damaged(tmp_path: Path) -> None:
+    file = mar(tmp_path / "model.mar", {"MAR-INF/MANIFEST.json": "{}", "naïve": ""})
+    file.write_bytes(file.read_bytes().replace("naïve".encode(), b"na\xff\xfeve"))
+    with pytest.raises(InvalidArgument, match="is damaged"):
+        load(file, ModelConfig("m"))
+    file = file.rename(tmp_path / "model.pt")
+    with pytest.raises(InvalidArgument, match="is a broken archive"):
+        identify(file)
 
 
 @pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "a/../../outside.py"])

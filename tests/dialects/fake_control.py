@@ -58,6 +58,9 @@ class FakeControl:
             raise InvalidArgument(f"label '{label}' of model '{model}' was never moved")
         return self._move(model, label, moves[-1].before, ANY_VERSION, who)
 
+    def check_changeable(self, what: str) -> None:
+        """Everything may be changed."""
+
     async def refresh(self) -> None:
         self.calls.append(("refresh",))
 

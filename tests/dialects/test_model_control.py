@@ -137,6 +137,16 @@ async def test_an_unexpected_exception_is_hidden(caller: Caller, control: FakeCo
     assert "secret" not in answer.error
 
 
+async def test_memory_that_is_used_up_is_503_without_a_traceback(
+    caller: Caller, control: FakeControl, caplog: pytest.LogCaptureFixture
+) -> None:
+    control.failure = MemoryError()
+    answer = await ask(caller, "POST", LOAD)
+    assert (answer.status, answer.fields[b"retry-after"]) == (503, b"1")
+    assert (await call(caller, "RepositoryModelLoad", model_name="loading")).code == 14
+    assert [record.exc_info for record in caplog.records] == [None, None]
+
+
 async def test_overrides_come_as_base64_over_rest(caller: Caller, control: FakeControl) -> None:
     content = bytes(range(256)) * 8192  # base64 of several pieces
     parameters = {

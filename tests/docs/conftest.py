@@ -36,7 +36,9 @@ class Workspace:
             "BACKLINE_HTTP_PORT": str(self.http_port),
             "BACKLINE_GRPC_PORT": str(self.grpc_port),
             "BACKLINE_METRICS_PORT": str(self.metrics_port),
-            "BACKLINE_ALLOW_CLIENT_SHM": "true",  # as one page starts its server
+            # As some pages start their server.
+            "BACKLINE_ALLOW_CLIENT_SHM": "true",
+            "BACKLINE_MODEL_CONTROL_MODE": "poll",
             "BACKLINE_URL": f"http://localhost:{self.http_port}",
         }
 

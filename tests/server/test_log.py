@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ import backline
 from backline.lifecycle.options import LifecycleOptions
 from backline.observe.log.server_log import ServerLog
 from backline.observe.log.settings import LogSettings
+from backline.protos import message
 from backline.server import Server, ServerOptions
 from support import models
 from support.server import ServerProcess, free_ports, serve
@@ -152,6 +154,8 @@ def logging_server(tmp_path: Path, *options: str) -> Iterator[ServerProcess]:
         "json",
         "--log-file",
         str(tmp_path / "log.json"),
+        "--model-control-mode",
+        "poll",
         *options,
     ) as server:
         yield server
@@ -165,6 +169,25 @@ def post(server: ServerProcess, path: str, document: object, **fields: str) -> i
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_the_log_is_not_changed_where_requests_change_nothing(repository: Path, tmp_path: Path) -> None:
+    """Who may only ask models can neither fill the disk nor hide what goes wrong."""
+    with serve(repository, tmp_path / "log", ready=False) as server:
+        server.wait_started()
+        assert post(server, "/v2/logging", {"log_verbose_level": 2}) == 503
+        with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/LogSettings")
+            request = message("inference.LogSettingsRequest")(settings={"log_error": {"bool_param": False}})
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request.SerializeToString())
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "--model-control-mode poll or explicit" in caught.value.details()
+            call(b"")
+        with urllib.request.urlopen(f"{server.url}/v2/logging") as answer:
+            shown = json.load(answer)
+        assert (shown["log_verbose_level"], shown["log_error"]) == (0, True)
+        assert post(server, "/v2/logging", {}) == 200
 
 
 def test_a_verbose_log_has_a_line_for_each_request(

@@ -151,6 +151,14 @@ def test_bodies_beyond_all_that_may_be_buffered_are_503(start: Start) -> None:
     assert server.state()[2] == 0
 
 
+def test_a_body_that_memory_has_no_room_for_is_503(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    huge = 1 << 50
+    server = start(max_body_size=huge, max_buffered_bytes=huge)
+    answer = server.send(HEAD + b"Content-Length: %d\r\n\r\n" % huge)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert caplog.records == []
+
+
 def test_requests_above_the_limit_are_503_and_their_connection_stays(start: Start) -> None:
     server = start(max_concurrent_requests=1)
     with server.connect() as first, server.connect() as second:

@@ -17,7 +17,15 @@ MANIFEST: Final = "MAR-INF/MANIFEST.json"
 _LARGEST: Final = 1 << 20
 #: Members of a tar file that are looked at.
 _MOST: Final = 100_000
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    UnicodeDecodeError,  # a member that claims to have its name in UTF-8
+)
 
 
 class MarFile:

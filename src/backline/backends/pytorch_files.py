@@ -39,7 +39,7 @@ def identify(path: Path) -> PytorchKind:
         with ZipFile(path) as archive:
             # Below the name of the file as it was when it was written.
             names = [name.partition("/")[2] for name in archive.namelist()]
-    except (BadZipFile, OSError) as error:
+    except (BadZipFile, OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
     if any(name.startswith("data/aotinductor/") for name in names):
         return PytorchKind.COMPILED

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from backline.engine.errors import BacklineError, Internal
+from backline.engine.errors import BacklineError, Internal, Unavailable
 from backline.wire.application import Fields, HttpRequest
 
 JSON = b"application/json"
@@ -43,7 +43,13 @@ def render_error(_: int, message: str) -> tuple[bytes, bytes]:
     return JSON, error_body(message)
 
 
-def hidden_error(what: str, cause: BaseException) -> Internal:
-    """The error to show in place of an unexpected exception, which goes to the log with its traceback."""
+def hidden_error(what: str, cause: BaseException) -> BacklineError:
+    """The error to show in place of an unexpected exception, which goes to the log with its traceback.
+
+    Memory that is used up is no fault of the code, and no traceback says by whom: it is worth a line, and another try.
+    """
+    if isinstance(cause, MemoryError):
+        _log.error("memory is used up in %s", what)
+        return Unavailable("the server has no memory left for this request; try again later", retry_after=1)
     _log.error("unexpected exception in %s", what, exc_info=cause)
     return Internal("internal error: the server failed to handle this request, see its log")

@@ -89,6 +89,9 @@ class Control(Protocol):
     async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
         """Points a label back to where it pointed before its last move."""
 
+    def check_changeable(self, what: str) -> None:
+        """Raises Unavailable where requests change nothing (mode none); `what` begins the message: "labels cannot be changed"."""
+
     async def refresh(self) -> None:
         """Looks at the repositories now, and returns when what they hold is served or has failed."""
 

@@ -187,6 +187,8 @@ class Executor:
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
             self._fail(served, one, error.message, time.monotonic() - began)
+        except MemoryError:
+            self._fail(served, one, "there is not enough memory to load it", time.monotonic() - began)
         except Exception as error:
             log.exception("loading '%s' version %s failed", model.name, model.version)
             self._fail(served, one, f"{type(error).__name__}: {error}", time.monotonic() - began)

@@ -38,7 +38,8 @@ class Note(Protocol):
 class Labelling:
     """The labels of all models, as requests and configurations set them.
 
-    `changing` is held during a change of a model, `versions_now` gives the versions that a label may point to.
+    `check` raises where labels may not be moved, `changing` is held during a change of a model, `versions_now`
+    gives the versions that a label may point to.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Labelling:
         store: LabelStore,
         audit: AuditLog,
         *,
-        allowed: bool,
+        check: Callable[[], None],
         changing: Callable[[str], AbstractAsyncContextManager[None]],
         versions_now: Callable[[ServedModel, str], Awaitable[Sequence[str]]],
         note: Note,
@@ -57,7 +58,7 @@ class Labelling:
         self._executor = executor
         self._store = store
         self._audit = audit
-        self._allowed = allowed
+        self._check = check
         self._changing = changing
         self._versions_now = versions_now
         self._note = note
@@ -161,11 +162,4 @@ class Labelling:
             wanted = f"to version {expected}" if expected else "to none"
             raise InvalidArgument(
                 f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed"
-            )
-
-    def _check(self) -> None:
-        if not self._allowed:
-            raise Unavailable(
-                "labels cannot be changed in this server, which serves what its repositories held at the start;"
-                " start it with --model-control-mode poll or explicit"
             )

@@ -53,7 +53,7 @@ class Lifecycle:
             self._executor,
             LabelStore(folder),
             self._audit,
-            allowed=options.mode != "none",
+            check=lambda: self.check_changeable("labels"),
             changing=self._changing,
             versions_now=self._versions_now,
             note=self._journal.note,
@@ -271,6 +271,14 @@ class Lifecycle:
         return self._audit.history(model, limit)
 
     # who may change what
+
+    def check_changeable(self, what: str) -> None:
+        """See Control."""
+        if self._options.mode == "none":
+            raise Unavailable(
+                f"{what} cannot be changed in this server, which serves what its repositories held at the start;"
+                " start it with --model-control-mode poll or explicit"
+            )
 
     def _check_loading(self) -> None:
         if self._options.mode != "explicit":

@@ -16,6 +16,7 @@ pytest.importorskip("tritonclient")
 from dialects.log_settings.cases import CASES, DEFAULTS, Ask
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("triton_2_51.json").read_text())
+CHANGEABLE = ("--model-control-mode", "poll")
 _BEFORE = {"log_file": "", **DEFAULTS}
 
 _STATUS = "a client's fault is 400, and the message names the setting and what was given"
@@ -74,7 +75,7 @@ DIFFERENCES: dict[str, tuple[tuple[str, str] | dict[str, Any], str]] = {
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     folder = tmp_path_factory.mktemp("log_settings")
     models.add1(folder / "models")
-    with serve(folder / "models", folder / "log", "--log-info", "true") as server:
+    with serve(folder / "models", folder / "log", "--log-info", "true", *CHANGEABLE) as server:
         yield Ask(server.http_port, server.grpc_port)
 
 

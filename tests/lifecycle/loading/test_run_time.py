@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
+from backline.engine.datatypes import DataType
 from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import RunTimes, choose_batch_limit, format_seconds, measure, plan
 from backline.workers.cores import usable_cores
 from support.networks import FLOAT, INT64, build, floats, ints, node
@@ -202,3 +204,19 @@ def test_the_quota_of_a_container_limits_the_cores(tmp_path: Path) -> None:
     assert usable_cores(quota) == 1
     quota.write_text("max 100000\n")
     assert usable_cores(quota) == unlimited
+
+
+class _Untried:
+    """A model that a configuration gives inputs of any size."""
+
+    signature = Signature(
+        (TensorSpec("INPUT0", DataType.FP32, (1 << 20, 1 << 20)),),
+        (TensorSpec("OUTPUT0", DataType.FP32, (1,)),),
+    )
+
+    def run(self, inputs: object, outputs: object) -> list[np.ndarray]:
+        raise AssertionError("no such input can be made")
+
+
+def test_inputs_that_fit_no_memory_are_not_made() -> None:
+    assert measure(_Untried(), 0).seconds == {}

@@ -101,3 +101,11 @@ def test_the_server_s_python_is_taken_where_a_project_allows_it(tmp_path: Path) 
     put(tmp_path / "pyproject.toml", PROJECT)
 
     assert python_choices(asked(tmp_path)) == (f">=3.12,=={OWN_PYTHON}.*", ">=3.12")
+
+
+@pytest.mark.parametrize("text", ["/bin/true", "../python", "~/python", "3.*", "any", "--help", "\0"])
+def test_the_file_of_the_python_names_a_version_and_no_program(tmp_path: Path, text: str) -> None:
+    put(tmp_path / ".python-version", text)
+
+    with pytest.raises(InvalidArgument, match=r"expected a version of Python such as 3\.13"):
+        find_requirements(tmp_path / "1", tmp_path)

@@ -57,6 +57,9 @@ class LoggingExtension:
                 "changing the log by request is not supported by this server: its log is that of the program around it"
             )
         if changes:
+            # Who may fill the disk, or silence what is wrong, is a question of who may change the server.
+            if self._engine.control is not None:
+                self._engine.control.check_changeable("the settings of the log")
             log.update(changes)
         return log.settings()
 

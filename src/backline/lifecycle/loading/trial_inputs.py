@@ -23,6 +23,8 @@ Sizes = dict[tuple[str, int], int]
 TRIAL_SIZES = (4, 16, 64, 256, 512, 1024, 2, 1, 100, 4096, 16000, 48000)
 #: An input with more elements is not tried: the sizes are guesses, and several of them multiply.
 MAX_TRIAL_ELEMENTS = 1 << 20
+#: The same for all inputs of a model together that fixes every dimension.
+MAX_FIXED_ELEMENTS = 1 << 26
 #: Above this many dimensions that vary, all get the same size.
 _MAX_FREE_DIMENSIONS = 4
 
@@ -84,7 +86,10 @@ def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
     """
     free = free_dimensions(signature, batched=batched)
     if not free:
-        yield {}
+        # These sizes are no guesses, so more is worth a try; but a configuration may say anything.
+        rows = 1 if batched else None
+        if sum(element_count(trial_shape(s, {}, rows)) for s in signature.inputs) <= MAX_FIXED_ELEMENTS:
+            yield {}
         return
     masks = (
         list(product((True, False), repeat=len(free)))

@@ -51,7 +51,12 @@ class MessageAssembler:
             self._flag, size = PREFIX.unpack(self._prefix)
             check_prefix(self._flag, size, self._encoding, self._limit)
             self._announced(size, end - begin)
-            body = self._body = Body(size)
+            try:
+                body = self._body = Body(size)
+            except MemoryError:
+                raise RpcError(
+                    status.RESOURCE_EXHAUSTED, "the server holds too many bytes of requests; try again"
+                ) from None
         take = min(body.missing, end - begin)
         body.add(data, begin, begin + take)
         begin += take

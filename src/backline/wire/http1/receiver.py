@@ -342,7 +342,10 @@ class Receiver:
             if isinstance(self._entry, Refusal):
                 # Receiving it only to drop it would cost more than a new connection.
                 raise self._refused(replace(self._entry, close=True))
-            self.large = LargeBody(self, self._connection, length)
+            try:
+                self.large = LargeBody(self, self._connection, length)
+            except MemoryError:
+                raise self._overfull() from None
             self._body = b""
             self._unusual = True
 

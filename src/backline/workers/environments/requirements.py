@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import sysconfig
 import tomllib
@@ -24,6 +25,8 @@ OWN_PYTHON = "{}.{}".format(*sys.version_info)
 #: Part of what an environment is known by: raised when environments are built in another way.
 _FORM = 1
 _PLATFORM = sysconfig.get_platform()
+#: A version of Python, as configurations and PYTHON_VERSION name it.
+PYTHON = re.compile(r"(cpython[-@]?)?3(\.[0-9]{1,3}){0,2}")
 _NAMES_A_FILE = ("-r", "--requirement", "--requirements", "-c", "--constraint", "--constraints")
 
 
@@ -87,7 +90,11 @@ def _pinned_python(folder: Path) -> str:
     if not file.is_file():
         return ""
     lines = (line.strip() for line in _text(file).splitlines())
-    return next((line for line in lines if line and not line.startswith("#")), "")
+    version = next((line for line in lines if line and not line.startswith("#")), "")
+    # uv takes the path of any program for an interpreter, and runs it.
+    if version and not PYTHON.fullmatch(version):
+        raise InvalidArgument(f"'{file}' has {version[:32]!r}, expected a version of Python such as 3.13")
+    return version
 
 
 def _project(file: Path) -> dict[str, Any]:
