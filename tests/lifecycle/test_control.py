@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,6 +380,46 @@ def test_a_failed_load_leaves_no_files(
             assert os.listdir(server.lifecycle._overriding._root) == []
 
     asyncio.run(scenario())
+
+
+def test_what_a_killed_server_leaves_is_removed_at_the_next_start_and_no_more(
+    home: Homes, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    models.add1(tmp_path / "other", constant=5)
+    content = (tmp_path / "other" / "add1" / "1" / "model.onnx").read_bytes()
+    killed = """
+import os, signal
+from backline.engine.control import Overrides
+from backline.lifecycle.wanted.overriding import OverridingFiles
+OverridingFiles()._write("m", "{}", Overrides("{}", {"1/model.onnx": b"x"}))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    (temporary / "backline-loads-link").symlink_to(outside)
+
+    async def scenario() -> None:
+        async with home(repository, mode="explicit") as living:
+            sent = Overrides("{}", {"1/model.onnx": content})
+            await living.lifecycle.load("add1", overrides=sent, who=WHO)
+            own = living.lifecycle._overriding._root
+            await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-c", killed],
+                env={**os.environ, "TMPDIR": str(temporary)},
+                check=False,
+            )
+            assert len(list(temporary.glob("*/*/models/m/1/model.onnx"))) == 1
+            async with home(repository, mode="explicit", state_folder=tmp_path / "state 2"):
+                assert sorted(temporary.iterdir()) == sorted([own, temporary / "backline-loads-link"])
+            assert next(own.glob("*/models/add1/1/model.onnx")).read_bytes() == content
+
+    asyncio.run(scenario())
+    assert (outside / "kept").exists()
 
 
 def test_a_hidden_repository_gives_its_name_to_a_namespace(home: Homes, tmp_path: Path) -> None:

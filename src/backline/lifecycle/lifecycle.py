@@ -25,7 +25,7 @@ from backline.lifecycle.records.labels import LabelStore
 from backline.lifecycle.records.state_folder import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.step import Step
-from backline.lifecycle.wanted.overriding import OverridingFiles, with_configuration
+from backline.lifecycle.wanted.overriding import OverridingFiles, remove_stale, with_configuration
 from backline.lifecycle.wanted.sources import Sources
 from backline.lifecycle.wanted.target import Source, Target, listed
 from backline.lifecycle.wanted.version_policy import select
@@ -75,6 +75,7 @@ class Lifecycle:
         """
         if self._options.mode != "none":  # else nothing is to be kept
             await asyncio.to_thread(warn_of_folder, self.state_folder)
+            await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()
         loads = sum(goal.loaded for name in chosen for goal in self._models[name].wanted())
         self._journal.starting(on_event or (lambda event: None), loads)

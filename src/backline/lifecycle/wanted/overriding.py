@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from backline.engine.names import check_name
 from backline.lifecycle.wanted.target import Source
 from backline.repository.configuration.override import parse, read_override
 from backline.repository.configuration.text import render
+from backline.repository.file_lock import open_lock, try_lock
 from backline.repository.fingerprint import fingerprint
 from backline.repository.layouts.layouts import CONFIG_FILES
 from backline.repository.layouts.model_settings import SETTINGS_FILE
@@ -27,6 +31,9 @@ from backline.repository.walk import walk
 _CONFIGURATIONS = frozenset({*CONFIG_FILES, SETTINGS_FILE})
 
 
+_PREFIX = "backline-loads-"
+
+
 class OverridingFiles:
     """Private folders with the files that loads have brought along; each lives until the next load of its model, or `close`."""
 
@@ -34,6 +41,8 @@ class OverridingFiles:
         """With `complete` the configurations must name inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
+        #: Of the root, locked as long as this process lives.
+        self._lock = -1
         self._folders: dict[str, Path] = {}
 
     async def source(self, name: str, overrides: Overrides) -> Source:
@@ -72,7 +81,7 @@ class OverridingFiles:
 
     def _write(self, name: str, text: str, overrides: Overrides) -> Path:
         if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="backline-"))
+            self._root, self._lock = _new_root()
         place = Path(tempfile.mkdtemp(dir=self._root))
         folder = place / "models" / name  # both checked: one folder below it, and files in that
         try:
@@ -104,6 +113,34 @@ class OverridingFiles:
     def close(self) -> None:
         if self._root is not None:
             shutil.rmtree(self._root, ignore_errors=True)
+            os.close(self._lock)
+            self._root = None
+
+
+def remove_stale() -> None:
+    """Removes what servers of this user have left that were killed. Those that live hold the lock of their folder."""
+    if sys.platform == "win32":  # where no folder can be locked
+        return
+    with suppress(OSError):
+        for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                # Anybody may put something of this name into a shared folder: links are not followed.
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    if os.fstat(descriptor).st_uid == os.geteuid() and try_lock(descriptor):
+                        shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
+def _new_root() -> tuple[Path, int]:
+    """A folder, and its descriptor, which is locked."""
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        descriptor = open_lock(root / "lock") if sys.platform == "win32" else os.open(root, os.O_RDONLY)
+        if try_lock(descriptor) and root.is_dir():
+            return root, descriptor
+        os.close(descriptor)  # a server that starts took it for a stale one before it was locked
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
