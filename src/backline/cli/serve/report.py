@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backline.cli.serve.debugging import banner
+from backline.cli.serve.exposure import exposure
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
 from backline.engine.datatypes import DataType
@@ -26,6 +28,8 @@ from backline.server import Server, ServerOptions
 
 if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
+
+log = logging.getLogger("backline.serve")
 
 #: A load that takes longer shows a progress bar on a terminal; below that rich is not even imported.
 PROGRESS_AFTER = 0.7
@@ -180,6 +184,10 @@ def print_report(server: Server, options: ServerOptions, seconds: float) -> None
     width = max(len(label) for label, _ in server.urls)
     for label, url in server.urls:
         say(f"{label.ljust(width)}  {click.style(url, bold=True)}")
+    exposed = exposure(options)
+    if exposed:
+        log.warning("%s", exposed)
+        say(f"\n{click.style('Warning', fg='yellow', bold=True)}: {exposed}")
     if options.lifecycle.response_cache is not None:
         say(
             f"\nResponse cache: {_where_answers_are(options.lifecycle.response_cache)}, {_who_is_cached(models)}"

@@ -1,0 +1,56 @@
+"""The warning of a server that other machines may reach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backline.cli.serve.exposure import exposure
+from backline.lifecycle.options import LifecycleOptions
+from backline.server import ServerOptions
+from backline.wire.tls import TlsFiles
+from support import models
+from support.server import serve
+
+CERTIFICATE = Path("server.crt"), Path("server.key")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "fe80::1%eth0", "server.example", ""])
+def test_an_address_that_other_machines_reach_is_warned_of(host: str) -> None:
+    told = exposure(ServerOptions((), host=host, lifecycle=LifecycleOptions(mode="explicit")))
+    assert f"everybody who reaches this server's address, {host}, may use, load and unload its models" in told
+    assert "--ssl-client-ca" in told
+    assert "nothing is encrypted" in told
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"host": "127.0.0.1"},
+        {"host": "127.0.0.2"},
+        {"host": "::1"},
+        {"host": "localhost"},
+        {"host": "0.0.0.0", "tls": TlsFiles(*CERTIFICATE, Path("ca.crt"))},
+        {"host": "0.0.0.0", "http_port": None, "grpc_port": None, "metrics_port": None},
+    ],
+)
+def test_no_warning_where_nobody_else_gets_in(options: dict[str, Any]) -> None:
+    assert exposure(ServerOptions((), **options)) == ""
+
+
+def test_tls_alone_lets_everybody_in() -> None:
+    told = exposure(ServerOptions((), host="0.0.0.0", tls=TlsFiles(*CERTIFICATE)))
+    assert told
+    assert "encrypted" not in told
+
+
+def test_the_warning_is_in_the_report_and_in_the_log(tmp_path: Path) -> None:
+    models.add1(tmp_path / "models")
+    file = tmp_path / "file.log"
+    with serve(tmp_path / "models", tmp_path / "log", "--host", "0.0.0.0", "--log-file", str(file)) as server:
+        assert server.stop() == 0
+    warning = "everybody who reaches this server's address, 0.0.0.0, may use its models"
+    assert warning in server.output
+    assert warning in file.read_text()
