@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from backline.dialects.application import build_application
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.model import ModelState
+from backline.engine.private_places import keep_private
 from backline.engine.shared_memory import SharedMemory
 from backline.lifecycle.journal import LoadEvent
 from backline.lifecycle.lifecycle import Lifecycle
@@ -151,6 +153,7 @@ class Server:
             model_name=options.model_name,
             exit_on_error=options.exit_on_error,
         )
+        self._keep_places_private()
         self._log = self.engine.log_control = log
         if options.allow_client_shm:
             self.engine.shared_memory = SharedMemory(
@@ -165,6 +168,17 @@ class Server:
     @property
     def engine(self) -> Engine:
         return self._embedded.engine
+
+    def _keep_places_private(self) -> None:
+        options = self.options
+        for location in options.repositories:
+            if "://" not in str(location):
+                keep_private(Path(location), Path(location).name)
+        keep_private(self._embedded.state_folder, "state folder")
+        keep_private(options.lifecycle.cache_folder or user_cache(), "cache folder")
+        keep_private(Path(sys.prefix), "python")
+        with suppress(RuntimeError):  # a user without a home
+            keep_private(Path.home(), "~")
 
     async def start(self, on_event: Callable[[LoadEvent], None] | None = None) -> None:
         """Opens the listeners, then loads all models; until they are loaded the server is live but not ready.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -20,6 +21,7 @@ import pytest
 import backline
 from backends.served_models import need
 from backline.engine.errors import Unavailable
+from backline.protos import message
 from support import models, networks
 from support.repositories import put
 from support.server import ServerProcess, serve
@@ -390,3 +392,40 @@ def test_a_load_that_hangs_is_seen_and_can_be_ended(tmp_path: Path, end: str) ->
         server.stop()
     assert "Traceback" not in server.output
     assert "never retrieved" not in server.output
+
+
+def test_clients_get_no_paths_of_the_server(tmp_path: Path) -> None:
+    """The log has them: whoever runs the server needs them."""
+    repository = tmp_path / "models"
+    broken = repository / "broken" / "1" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no model")
+    (repository / "odd" / "1").mkdir(parents=True)
+    told: list[str] = []
+    with serve(repository, tmp_path / "log", "--model-control-mode", "explicit", ready=False) as server:
+        server.wait_started()
+        for action, path, body in (
+            ("POST", "/v2/repository/models/broken/load", b""),
+            ("POST", "/v2/repository/models/odd/load", b""),
+            ("GET", "/v2/models", b""),
+            ("POST", "/v2/repository/index", b""),
+            ("POST", "/v2/models/broken/infer", b"{}"),
+            ("GET", "/v2/models/broken/ready", b""),
+            ("GET", "/v2/repository/history", b""),
+        ):
+            asked = urllib.request.Request(server.url + path, body or None, method=action)
+            try:
+                with urllib.request.urlopen(asked) as answer:
+                    told.append(answer.read().decode())
+            except urllib.error.HTTPError as error:
+                told.append(error.read().decode())
+        with grpc.insecure_channel(server.grpc_url.removeprefix("grpc://")) as channel:
+            load = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+            with pytest.raises(grpc.RpcError) as caught:
+                load(message("inference.RepositoryModelLoadRequest")(model_name="broken").SerializeToString())
+            told.append(caught.value.details())
+        assert server.stop() == 0
+    assert "'models/broken/1/model.onnx'" in told[0]
+    assert "'models/broken/1/model.onnx'" in told[-1]
+    assert not [text for text in told if str(tmp_path) in text]
+    assert str(broken) in server.output

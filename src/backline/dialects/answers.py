@@ -31,7 +31,7 @@ def respond_error(request: HttpRequest, error: BacklineError, fields: Fields = (
     answer = [*_JSON_FIELDS, *fields]
     if error.retry_after is not None:
         answer.append((b"retry-after", b"%d" % max(1, ceil(error.retry_after))))
-    request.respond(error.http_status, answer, [error_body(error.message)])
+    request.respond(error.http_status, answer, [error_body(error.public_message)])
 
 
 def error_body(message: str) -> bytes:

@@ -48,7 +48,7 @@ class HealthService:
         try:
             service = self._parse(received).service
         except InvalidArgument as error:
-            raise RpcError(error.grpc_code, error.message) from None
+            raise RpcError(error.grpc_code, error.public_message) from None
         changed = asyncio.Event()
         unwatch = self._engine.watch(changed.set)
         try:

@@ -16,11 +16,11 @@ UnaryHandler = Callable[[UnaryCall, Buffer], None]
 def fail(call: UnaryCall, error: BacklineError) -> None:
     """Ends a call with an error; where trying again makes sense it says when, as gRPC's clients that retry by themselves understand it."""
     if error.retry_after is None:
-        call.fail(error.grpc_code, error.message)
+        call.fail(error.grpc_code, error.public_message)
     else:
         call.fail(
             error.grpc_code,
-            error.message,
+            error.public_message,
             ((b"grpc-retry-pushback-ms", b"%d" % max(1, ceil(error.retry_after * 1000))),),
         )
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from backline.engine.private_places import for_clients
+
 
 class BacklineError(Exception):
     """The base of all failures a caller may see. The message says what was wrong, where, and what to do."""
@@ -31,6 +33,11 @@ class BacklineError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+    @property
+    def public_message(self) -> str:
+        """The message as clients get it; see private_places."""
+        return for_clients(self.message)
 
     #: Seconds after which trying again makes sense; None when it does not.
     retry_after: float | None = None

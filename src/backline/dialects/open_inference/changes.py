@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from backline.dialects.answers import hidden_error, respond_error
+from backline.dialects.rpc_failure import fail as fail_call
 from backline.engine.control import Control
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Unsupported
@@ -45,7 +46,7 @@ class Changes:
         self, call: UnaryCall, change: Coroutine[Any, Any, Result], answer: Callable[[Result], None]
     ) -> None:
         """Runs a change and answers a gRPC call with its result or its error."""
-        self._start(change, answer, lambda error: call.fail(error.grpc_code, error.message))
+        self._start(change, answer, lambda error: fail_call(call, error))
 
     def when_known(self, name: str, version: str, request: HttpRequest, answer: Callable[[], None]) -> None:
         """Answers an HTTP request now, or when a version that is on demand is loaded, if its inputs are not known before.

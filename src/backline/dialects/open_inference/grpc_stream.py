@@ -117,7 +117,7 @@ class _Stream:
             while ready:
                 answer, error = ready.popleft()
                 if error is not None and self._strict:
-                    raise RpcError(error.grpc_code, error.message)
+                    raise RpcError(error.grpc_code, error.public_message)
                 await self._call.send(answer)
                 budget.sent(len(answer))
                 self._room.set()
@@ -274,7 +274,7 @@ class _Stream:
         return answer.SerializeToString()  # type: ignore[no-any-return]
 
     def _error_answer(self, asked: Asked, error: BacklineError, *, last: bool = True) -> bytes:
-        answer = self._response(error_message=error.message)
+        answer = self._response(error_message=error.public_message)
         if asked.request is not None:
             answer.infer_response.id = asked.request.id
             answer.infer_response.model_name = asked.request.model_name

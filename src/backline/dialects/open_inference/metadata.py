@@ -7,6 +7,7 @@ from typing import Any
 
 from backline.engine.engine import Engine
 from backline.engine.model import Model, ModelState
+from backline.engine.private_places import for_clients
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
 from backline.version import __version__
@@ -87,7 +88,7 @@ def model_listing(engine: Engine) -> list[dict[str, Any]]:
             "name": model.name,
             "version": model.version,
             "state": model.state.value,
-            "reason": model.reason,
+            "reason": for_clients(model.reason),
             "ready": model.ready,
             "default": model.answers and engine.find(model.name) is model,
             "labels": sorted(label for label, version in labels.items() if version == model.version),
@@ -108,7 +109,7 @@ def model_listing(engine: Engine) -> list[dict[str, Any]]:
 def _entry(model: Model) -> dict[str, str]:
     entry = {"name": model.name, "version": model.version, "state": model.state.value}
     if model.reason:
-        entry["reason"] = model.reason
+        entry["reason"] = for_clients(model.reason)
     return entry
 
 

@@ -16,6 +16,7 @@ from backline.dialects.open_inference.trace_settings import TraceSettings
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.pieces import in_pieces
+from backline.engine.private_places import for_clients
 from backline.repository.configuration.json_form import configuration_json
 from backline.wire.application import HttpRequest
 
@@ -83,7 +84,7 @@ class RestService:
         if model.ready:
             respond_json(request, {"name": name, "ready": True})
             return
-        told = model.reason or model.unready
+        told = for_clients(model.reason or model.unready)
         why = f": {told}" if told else ""
         error = f"Model version not ready: '{name}' version {model.version} is {model.state.value}{why}"
         respond_json(request, {"name": name, "ready": False, "error": error}, self._not_ready_status)

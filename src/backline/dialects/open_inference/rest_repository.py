@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from backline.dialects.router import Router
 from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
+from backline.engine.private_places import for_clients
 from backline.engine.tensor import Buffer
 from backline.wire.application import HttpRequest
 
@@ -114,7 +116,8 @@ class RestRepository:
         asked = read_query(HistoryQuery, request.query)
         if not 1 <= asked.limit <= _LONGEST_HISTORY:
             raise InvalidArgument(f"limit is {asked.limit}, expected 1 to {_LONGEST_HISTORY}")
-        respond_json(request, {"changes": control.history(asked.model, asked.limit)})
+        changes = control.history(asked.model, asked.limit)
+        respond_json(request, {"changes": [replace(one, detail=for_clients(one.detail)) for one in changes]})
 
     def _labels(self, model: str, request: HttpRequest) -> None:
         self._engine.check_known(model)

@@ -71,10 +71,10 @@ async def _send(request: HttpRequest, model: str, responses: Responses, encode: 
                 break
             data = encode(response)
         except BacklineError as failure:
-            error, data = failure, error_body(failure.message)
+            error, data = failure, error_body(failure.public_message)
         except Exception as failure:
             error = hidden_error(f"the answer of model '{model}'", failure)
-            data = error_body(error.message)
+            data = error_body(error.public_message)
         if stream is None:
             stream = _begin(request, error)
         await stream.send(event(data))

@@ -16,6 +16,7 @@ from backline.engine.control import Overrides
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.names import check_name
+from backline.engine.private_places import keep_private
 from backline.lifecycle.wanted.target import Source
 from backline.repository.configuration.override import parse, read_override
 from backline.repository.configuration.text import render
@@ -82,6 +83,7 @@ class OverridingFiles:
     def _write(self, name: str, text: str, overrides: Overrides) -> Path:
         if self._root is None:
             self._root, self._lock = _new_root()
+            keep_private(self._root, "load")
         place = Path(tempfile.mkdtemp(dir=self._root))
         folder = place / "models" / name  # both checked: one folder below it, and files in that
         try:
