@@ -10,5 +10,6 @@ from backline.engine.model_config import ModelConfig
 
 
 def load(path: Path, **fields: object) -> LoadedModel:
-    config = ModelConfig("m", source="config.pbtxt", **fields)  # type: ignore[arg-type]
+    """As the lifecycle loads local files, which are trusted; `may_run_code=False` is for those from elsewhere."""
+    config = ModelConfig("m", source="config.pbtxt", **{"may_run_code": True, **fields})  # type: ignore[arg-type]
     return choose(config, path).backend().load(path, config)

@@ -217,7 +217,7 @@ def test_machine_code_runs_on_the_kind_of_device_that_it_was_compiled_for(tmp_pa
                 "model/data/aotinductor/model/code.wrapper_metadata.json",
                 json.dumps({"AOTI_DEVICE_KEY": kind}),
             )
-    config = ModelConfig("m", trust_pickle=True)
+    config = ModelConfig("m", trust_pickle=True, may_run_code=True)
     backend = choose(config, tmp_path / "cpu.pt2").backend()
 
     assert (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,27 @@ def test_one_run_takes_one_core_unless_the_configuration_says_otherwise(tmp_path
         load(path, inputs=names, outputs=(Y,), parameters={"INTRA_OP_THREAD_COUNT": "2"}).threads_per_run == 2
     )
     assert load(path, inputs=names, outputs=(Y,)).threads_per_run == 1
+
+
+def test_a_program_whose_sizes_are_python_runs_nothing_unless_it_is_trusted(tmp_path: Path) -> None:
+    path, proof = tmp_path / "model.pt2", tmp_path / "executed"
+    size = torch.export.Dim("size")
+    torch.export.save(
+        torch.export.export(Overwriting(), (torch.zeros(3),), dynamic_shapes=({0: size},)), path
+    )
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    evil = f'"expr_str": "[2, open({str(proof)!r}, \'w\')][0]"'
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(
+                name,
+                re.sub(r'"expr_str": "[^"]*"', evil, content.decode())
+                if name.endswith("models/model.json")
+                else content,
+            )
+
+    with pytest.raises(InvalidArgument, match="comes from elsewhere"):
+        load(path, may_run_code=False)
+
+    assert not proof.exists()

@@ -90,6 +90,7 @@ def openvino(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
 def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) -> Loaded:
     config = ModelConfig(
         "m",
+        may_run_code=True,
         backend=backend,
         max_batch_size=8,
         inputs=(TensorSpec("INPUT__0", FP32, (-1,)),),

@@ -22,7 +22,7 @@ for module in {modules!r}:
 from backline.backends.registry import choose
 from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
-config = ModelConfig('m', trust_pickle=True)
+config = ModelConfig('m', trust_pickle=True, may_run_code=True)
 try:
     choose(config, Path({path!r})).backend().load(Path({path!r}), config)
 except BacklineError as error:

@@ -610,14 +610,14 @@ def test_what_is_wrong_with_an_archive_is_told_before_anything_runs(
     tmp_path: Path, files: dict[str, str], text: str
 ) -> None:
     with pytest.raises(BacklineError, match=text):
-        load(mar(tmp_path / "model.mar", files), ModelConfig("m"))
+        load(mar(tmp_path / "model.mar", files), ModelConfig("m", may_run_code=True))
 
 
 @pytest.mark.parametrize("content", [b"not an archive", b"PK\x03\x04 cut short", b"\x1f\x8b\x08 cut short"])
 def test_a_file_that_is_no_archive_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.mar").write_bytes(content)
     with pytest.raises(BacklineError, match=r"neither a zip file nor a gzipped tar file|is damaged"):
-        load(tmp_path / "model.mar", ModelConfig("m"))
+        load(tmp_path / "model.mar", ModelConfig("m", may_run_code=True))
 
 
 def test_an_archive_whose_names_are_no_utf_8_is_damaged(tmp_path: Path) -> None:

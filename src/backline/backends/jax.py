@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,6 +27,11 @@ _WHAT = "JAX models need JAX"
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
 #: What functions are exported for that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
+
+
+#: Targets of custom calls that jump to an address which the file gives (jax.pure_callback). jax.export refuses to write them; a file can
+#: be made by other means. Names stand in the bytecode as they are.
+_CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
 class Jax:
@@ -98,12 +104,19 @@ def _read(jax: Any, path: Path) -> Any:
     read_start(path)
     export = import_runtime("jax.export", what=_WHAT, extra="jax")
     try:
-        return export.deserialize(bytearray(path.read_bytes()))
+        exported = export.deserialize(bytearray(path.read_bytes()))
+        module = exported.mlir_module_serialized
     except Exception as error:
         raise InvalidArgument(
             f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__}; expected what"
             " jax.export.export(function)(*arguments).serialize() gives"
         ) from None
+    if found := _CALLBACK.search(module):
+        raise InvalidArgument(
+            f"'{path}' calls '{found[0].decode()}', which takes an address in the process that exported it and is not served;"
+            " export the function without callbacks"
+        )
+    return exported
 
 
 def _place(jax: Any, device: Device) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument
+from backline.engine.model_config import ModelConfig
 
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -27,3 +28,15 @@ def read_start(path: Path, size: int = 64) -> bytes:
     if start.startswith(_LFS_POINTER):
         raise InvalidArgument(f"'{path}' is a pointer of Git LFS, not the model itself: run `git lfs pull`")
     return start
+
+
+def require_trust(path: Path, config: ModelConfig) -> None:
+    """Raises InvalidArgument for code that comes from elsewhere, unless the server trusts such code.
+
+    Every backend whose format is code calls this before it reads anything of the file that an attacker could have shaped.
+    """
+    if not config.may_run_code:
+        raise InvalidArgument(
+            f"'{path.name}' of model '{config.name}' comes from elsewhere (a remote repository, or a load that brought files along)"
+            " and would be executed: start the server with --trust-remote-code if you trust where it comes from"
+        )

@@ -15,6 +15,7 @@ import numpy as np
 from backline.backends.agreement import agree
 from backline.backends.backend import Run
 from backline.backends.model_file import read_start
+from backline.backends.onnx_external_data import check_external_data
 from backline.backends.onnx_gpus import usable_gpus
 from backline.backends.onnx_options import SessionSettings, read_settings
 from backline.backends.onnx_providers import Provider, idle_accelerators, read_providers, why_on_no_gpu
@@ -78,6 +79,7 @@ class OnnxRuntime:
         if device == CPU and (idle := idle_accelerators(config)):
             settings = _without_accelerators(config, settings, idle)
         read_start(path)
+        check_external_data(path)
         try:
             session = runtime.InferenceSession(
                 str(path), _session_options(runtime, settings), providers=providers

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
-from backline.backends.model_file import read_start
+from backline.backends.model_file import read_start, require_trust
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.model_config import ModelConfig
 
@@ -27,5 +27,6 @@ class Python:
 
     def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
         """Only says how it is run: the file is imported in a worker, never here."""
+        require_trust(path, config)
         read_start(path)
         return HostedModel(path, ADAPTER)

@@ -12,6 +12,7 @@ import numpy as np
 
 from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
+from backline.backends.model_file import require_trust
 from backline.backends.parameters import Parameters
 from backline.backends.pytorch_devices import device_name, moving, usable_gpus
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
@@ -46,9 +47,14 @@ class Pytorch:
     def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> PytorchModel:
         """Loads a file; no pickle in it is ever executed. A package of AOTInductor is machine code and needs `trust_pickle`.
 
+        All kinds are code: a script computes what it likes, a package is a library, and a program's symbolic sizes and guards are Python
+        that torch.export evaluates. So none comes from elsewhere unless the server trusts such code.
+
         One thread computes a run unless INTRA_OP_THREAD_COUNT says otherwise, which holds for all PyTorch models of the process.
-        Raises InvalidArgument for a checkpoint, and for a program whose inputs and outputs neither it nor the configuration says.
+        Raises InvalidArgument for code that is not trusted, for a script with operations on files, for a checkpoint,
+        and for a program whose inputs and outputs neither it nor the configuration says.
         """
+        require_trust(path, config)
         torch = import_runtime("torch", what=_WHAT, extra="torch")
         parameters = Parameters(config, self.name, _KNOWN)
         kind = identify(path)

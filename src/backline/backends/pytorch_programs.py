@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 from backline.backends.pytorch_files import compiled_for
+from backline.backends.pytorch_operations import check_graphs, check_source
 from backline.backends.runtime import one_line
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
@@ -60,8 +61,10 @@ class Program:
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
-    """A TorchScript file on a device; None for where its tensors were. Its code is TorchScript's own, which cannot reach Python."""
+    """A TorchScript file on a device; None for where its tensors were. Its code cannot reach Python, nor files: see pytorch_operations."""
+    check_source(path)
     module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location=device))
+    check_graphs(path, module)
     module.eval()
     arguments = []
     for argument in module.forward.schema.arguments[1:]:

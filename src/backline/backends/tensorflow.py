@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from backline.backends.agreement import agree
 from backline.backends.cuda import cuda_gpus
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
+from backline.backends.tensorflow_operations import check_operations
 from backline.backends.text_tensors import encode
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
@@ -82,7 +84,10 @@ class TensorFlow:
         with graph.as_default(), graph.device(f"/GPU:{device.index}" if device.kind == "gpu" else None):
             session = v1.Session(graph=graph, config=options)
             try:
-                meta = v1.saved_model.load(session, [parameters.text("TF_GRAPH_TAG", "serve")], str(folder))
+                meta = _load(session, folder, parameters.text("TF_GRAPH_TAG", "serve"))
+            except InvalidArgument:
+                session.close()
+                raise
             except Exception as error:
                 session.close()
                 raise InvalidArgument(
@@ -167,6 +172,13 @@ def _import() -> Any:
     # It would tell whoever serves a model that the one way to load it without Keras is deprecated.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime
+
+
+def _load(session: Any, folder: Path, tag: str) -> Any:
+    """What v1.saved_model.load does, with a look at the graph between reading and running it: the bytes that were checked are run."""
+    loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
+    check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
+    return loader.load(session, [tag])
 
 
 def _place(options: Any, device: Device) -> None:

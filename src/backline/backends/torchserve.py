@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
 from backline.backends.mar_file import MANIFEST, MarFile
-from backline.backends.model_file import read_start
+from backline.backends.model_file import read_start, require_trust
 from backline.backends.runtime import import_runtime, one_line
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import InvalidArgument
@@ -37,6 +37,7 @@ class TorchServe:
 
         Raises InvalidArgument for what is no archive, or names files that it does not hold.
         """
+        require_trust(path, config)
         if path.is_dir():
             path = path.parent if path.name == "MAR-INF" else path
         else:

@@ -107,7 +107,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
         raise InvalidArgument(
             problems[-1] if problems else f"'{folder.path}' has no version that can be loaded"
         )
-    config = folder.found.config
+    config = replace(folder.found.config, may_run_code=True)  # a local file
     try:
         loaded = load(file, config, start_workers=_in_processes)
     except _InProcesses:

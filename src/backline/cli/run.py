@@ -62,7 +62,11 @@ Examples:
     is_flag=True,
     help="Load a model that can execute code when it is loaded: a pickle, machine code.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Run a Python model of a remote repository.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run code (Python, TorchScript, torch.export) of a remote repository.",
+)
 @click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),

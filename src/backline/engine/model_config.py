@@ -160,6 +160,8 @@ class ModelConfig:
     warm_up: tuple[WarmUpSample, ...] = ()
     #: Whether files may be loaded that can execute anything when they are: pickles, machine code. The server sets it, never a model's file.
     trust_pickle: bool = False
+    #: Whether code in the model's files may run: the files are local, or the server trusts remote code. The server sets it, too.
+    may_run_code: bool = False
     #: Whether a GPU that cannot be used is an error, and no reason to run on the CPU. The server's, too.
     strict_devices: bool = False
     #: The serialised inference.ModelConfig of the file, complete, also with the fields that have no effect here; empty without a file.

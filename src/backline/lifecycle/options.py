@@ -41,7 +41,7 @@ class LifecycleOptions:
     trust_pickle: bool = False
     #: Whether a model fails to load that asks for a GPU and cannot have one, instead of running on the CPU.
     strict_devices: bool = False
-    #: Whether Python models may be run whose files are remote, or were brought along by a load.
+    #: Whether code (Python, TorchScript, torch.export) may be run whose files are remote, or were brought along by a load.
     trust_remote_code: bool = False
     #: Resident bytes of the process, at most: versions are unloaded and loaded again on request to stay below. None for no limit.
     memory_budget: int | None = None

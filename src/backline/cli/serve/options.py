@@ -147,7 +147,7 @@ _OPTIONS: tuple[Decorator, ...] = (
     _flag(
         "--trust-remote-code",
         "trust_remote_code",
-        "Run Python models of remote repositories, and those that loads bring along.",
+        "Run code (Python, TorchScript, torch.export) of remote repositories and of loads that bring files along.",
     ),
     _flag(
         "--strict-devices",

@@ -132,7 +132,12 @@ class VersionLoad:
     def _told(self, config: ModelConfig) -> ModelConfig:
         """With what the server decides, and no model's file."""
         options = self._shared.options
-        return replace(config, trust_pickle=options.trust_pickle, strict_devices=options.strict_devices)
+        return replace(
+            config,
+            trust_pickle=options.trust_pickle,
+            may_run_code=self._may_run_code,
+            strict_devices=options.strict_devices,
+        )
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         from backline.lifecycle.loading.worker_pools import (
@@ -145,7 +150,6 @@ class VersionLoad:
             self._config,
             self._fetched.model_folder,
             self._loop,
-            may_run_code=self._may_run_code,
             on_phase=self._on_phase,
             on_bytes=self._on_bytes,
         )

@@ -56,7 +56,6 @@ class WorkerStarter:
         folder: Path,
         loop: asyncio.AbstractEventLoop,
         *,
-        may_run_code: bool,
         on_phase: Callable[[str], None],
         on_bytes: OnBytes,
     ) -> None:
@@ -64,7 +63,6 @@ class WorkerStarter:
         self._version = model.version
         self._folder = folder
         self._loop = loop
-        self._may_run_code = may_run_code
         self._may_complete = not shared.options.complete_configs
         #: A model that is debugged runs in this process.
         self._debugged = config.name == shared.options.debugged_model
@@ -79,15 +77,7 @@ class WorkerStarter:
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """See StartWorkers (loader). Raises InvalidArgument where the model's code is not to be run.
-
-        A model completes its configuration in a worker that ends then.
-        """
-        if not self._may_run_code:
-            raise InvalidArgument(
-                f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought"
-                " files along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
-            )
+        """See StartWorkers (loader). A model completes its configuration in a worker that ends then."""
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
 

@@ -1,0 +1,107 @@
+"""Where an ONNX file says that its weights lie: only files of the model's own folder, whatever version of ONNX Runtime reads it.
+
+Recent versions check this themselves, older ones do not follow links. The file is walked by its wire format (onnx.proto), weights skipped.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Final, TypeAlias
+
+from backline.engine.errors import InvalidArgument
+
+#: For each message the fields that lead to tensors, and the message that each holds.
+_PATHS: Final[dict[str, dict[int, str]]] = {
+    "Model": {7: "Graph", 20: "Training", 25: "Function"},
+    "Training": {1: "Graph", 2: "Graph"},
+    "Function": {7: "Node", 11: "Attribute"},
+    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
+    "Node": {5: "Attribute"},
+    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
+    "Sparse": {1: "Tensor", 2: "Tensor"},
+    "Tensor": {13: "Entry"},
+}
+_KEY, _VALUE = 1, 2
+_DEEPEST: Final = 100
+_Bytes: TypeAlias = bytes | mmap.mmap
+
+
+def check_external_data(path: Path) -> None:
+    """Raises InvalidArgument where a tensor's data would come from outside of the folder of the file. Reads no more than the structure."""
+    folder = path.resolve().parent
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for location in set(_locations(content)):
+                _check(path, folder, location)
+    except (IndexError, ValueError):
+        return  # no protobuf: the runtime says so
+
+
+def _check(path: Path, folder: Path, location: str) -> None:
+    pure = PurePosixPath(location)
+    # "*/_ORT_MEM_ADDR_/*" is ONNX Runtime's own mark for an address in memory, which no file has a use for.
+    outside = pure.is_absolute() or ".." in pure.parts or "\\" in location or location.startswith("*/")
+    if outside or not _resolved(folder / location).is_relative_to(folder):
+        raise InvalidArgument(
+            f"'{path}' takes weights from '{location}', which is outside of its folder; save it with external data next to the model"
+        )
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link in a circle
+        return Path("/")
+
+
+def _locations(content: _Bytes) -> Iterator[str]:
+    todo = [("Model", 0, len(content), 0)]
+    while todo:
+        message, at, end, depth = todo.pop()
+        paths = _PATHS[message]
+        for field, start, stop in _fields(content, at, end):
+            inner = paths.get(field)
+            if inner == "Entry":
+                entry = {number: content[a:b] for number, a, b in _fields(content, start, stop)}
+                if entry.get(_KEY) == b"location":
+                    yield entry.get(_VALUE, b"").decode("utf-8", "surrogateescape")
+            elif inner is not None and depth < _DEEPEST:
+                todo.append((inner, start, stop, depth + 1))
+
+
+def _fields(content: _Bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The fields with a length: their numbers, beginnings and ends. Raises ValueError or IndexError for what is no message."""
+    while at < end:
+        tag, at = _varint(content, at)
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(content, at)
+        elif kind == 1:
+            at += 8
+        elif kind == 5:
+            at += 4
+        elif kind == 2:
+            size, at = _varint(content, at)
+            if size > end - at:
+                raise ValueError
+            yield tag >> 3, at, at + size
+            at += size
+        else:
+            raise ValueError
+
+
+def _varint(content: _Bytes, at: int) -> tuple[int, int]:
+    value = content[at]
+    at += 1
+    if value < 0x80:
+        return value, at
+    value &= 0x7F
+    for shift in range(7, 70, 7):
+        byte = content[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise ValueError

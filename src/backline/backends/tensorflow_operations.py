@@ -1,0 +1,206 @@
+"""Operations of a SavedModel that reach files, the network or Python: none may run but those that restore the model itself.
+
+A SavedModel holds a graph for saving and restoring next to what it serves. What counts is what can run: from the signatures (nothing that
+reaches files), from the initialisation (tables of the model's own assets), and from the restore operation (its own variables).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from backline.engine.errors import InvalidArgument
+
+#: By name, of tensorflow/core/ops and kernels: files, pipelines that read files, summaries, descriptions of protocols read from files
+#: (descriptor_source), dumps, the network, Python. Dataset operations come with a graph that optimisers rewrite and cannot be followed.
+_FORBIDDEN: Final = re.compile(
+    r"""
+    (Read|Write)File|MatchingFiles|FileSystemSetConfiguration|Save.*|Restore.*|DTensorRestoreV2|DistributedSave|MergeV2Checkpoints
+    |(WholeFile|TextLine|FixedLengthRecord|TFRecord|LMDB|Identity)Reader(V2)?|Reader[A-Z].*|RecordInput|Skipgram|ImmutableConst
+    |FixedUnigramCandidateSampler|InitializeTableFromTextFile(V2)?|LoadAndRemapMatrix|GenerateVocabRemapping|CalibrationStatisticsSaver
+    |.*Dataset.*|.*Iterator.*|.*SummaryWriter|CreateSummary.*|Write.*Summary|PrintV2|DecodeProtoV2|EncodeProto|Debug.*|DumpTensor
+    |InitializeTRTResource|SerializeTRTResource|.*PyFunc.*|Rpc.*|Collective.*|_?Send|_?Recv|_Host(Send|Recv)|RemoteCall
+    |.*DistributedTPU|XlaCustomCall.*
+    """,
+    re.VERBOSE,
+)
+#: Written by older SavedModels although it is harmless where it goes to a log.
+_LOGS: Final = frozenset({"", "stderr", "stdout", "log(info)", "log(warning)", "log(error)"})
+#: What may read the model's own files, and which of its inputs names the file.
+_RESTORES: Final = {"RestoreV2": 0}
+_TABLES: Final = {"InitializeTableFromTextFile": 1, "InitializeTableFromTextFileV2": 1}
+#: Those that hand their inputs to their function one for one. Others (If, While) do not, so what they call is given nothing.
+_CALLS: Final = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_INIT_SIGNATURE: Final = "__saved_model_init_op"
+_INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
+_Names = frozenset[str]
+
+
+def check_operations(folder: Path, meta: Any) -> None:
+    """Raises InvalidArgument that names the operation for a MetaGraphDef with one that would reach beyond the model. Nothing is run."""
+    graph = _Graph(folder, meta.graph_def)
+    assets = frozenset(asset.tensor_info.name for asset in meta.asset_file_def)
+    for asset in meta.asset_file_def:
+        if PurePosixPath(asset.filename).is_absolute() or ".." in PurePosixPath(asset.filename).parts:
+            raise InvalidArgument(
+                f"'{folder}' names the asset '{asset.filename}', which is outside of its folder"
+            )
+    served: set[str] = set()
+    started: set[str] = set()
+    for name, signature in meta.signature_def.items():
+        tensors = {info.name for info in signature.outputs.values()}
+        (started if name == _INIT_SIGNATURE else served).update(tensors)
+    for name in _INIT_COLLECTIONS:
+        started.update(meta.collection_def[name].node_list.value if name in meta.collection_def else ())
+    graph.check(served, allowed={}, given=frozenset())
+    graph.check(started, allowed=_TABLES, given=assets)
+    saver = meta.saver_def
+    graph.check(
+        {saver.restore_op_name} if saver.restore_op_name else set(),
+        allowed=_RESTORES,
+        given=frozenset({saver.filename_tensor_name}),
+    )
+
+
+class _Graph:
+    """A graph and its library of functions. A name of a tensor is that of its node, with ":" and the output."""
+
+    def __init__(self, folder: Path, graph_def: Any) -> None:
+        self._folder = folder
+        self._nodes = {node.name: node for node in graph_def.node}
+        self._functions = {function.signature.name: function for function in graph_def.library.function}
+        self._implementations: dict[bytes, list[str]] = {}
+        for name, function in self._functions.items():
+            if key := function.attr["api_implements"].s:
+                self._implementations.setdefault(key, []).append(name)
+
+    def check(self, roots: set[str], *, allowed: Mapping[str, int], given: _Names) -> None:
+        """Checks all that `roots` need. What is `allowed` may run where its file is a tensor of `given`, which the load feeds."""
+        todo = [(self._nodes, frozenset(map(_node, roots)), frozenset(map(_node, given)), "")]
+        seen: set[tuple[str, _Names]] = set()
+        while todo:
+            nodes, wanted, known, where = todo.pop()
+            for node in _needed(nodes, wanted):
+                if _is_forbidden(node) and not (
+                    node.op in allowed and self._is_given(nodes, _input(node, allowed[node.op]), known)
+                ):
+                    raise self._error(node, where, reads=node.op in allowed)
+                handed = [self._is_given(nodes, tensor, known) for tensor in node.input]
+                for name in self._functions_of(node):
+                    function = self._functions[name]
+                    inner: _Names = frozenset()
+                    if node.op in _CALLS or node.op == name:
+                        arguments = [argument.name for argument in function.signature.input_arg]
+                        inner = frozenset(
+                            arg for arg, is_given in zip(arguments, handed, strict=False) if is_given
+                        )
+                    if (name, inner) not in seen:
+                        seen.add((name, inner))
+                        body = {inside.name: inside for inside in function.node_def}
+                        # All of a body: a stateful operation in it runs whether or not its result is needed.
+                        todo.append((body, frozenset(body), inner, name))
+
+    def _functions_of(self, node: Any) -> Iterator[str]:
+        """Those that a node calls, and those that TensorFlow may call in their place: its optimiser goes by `api_implements`."""
+        for name in (node.op, *_called(node)):
+            if name in self._functions:
+                yield name
+                key = self._functions[name].attr["api_implements"].s
+                yield from (other for other in self._implementations.get(key, ()) if other != name)
+
+    def _is_given(self, nodes: Mapping[str, Any], tensor: str, given: _Names) -> bool:
+        """Whether a tensor is one that the load feeds, handed on unchanged: at once, or through a variable that holds nothing else."""
+        for _ in range(len(nodes) + 1):
+            name = _node(tensor)
+            if name in given:
+                return True
+            node = nodes.get(name)
+            if node is None or not node.input:
+                return False
+            if node.op == "ReadVariableOp" and nodes is self._nodes:
+                return self._holds_given(_node(node.input[0]), given)
+            if node.op != "Identity":
+                return False
+            tensor = node.input[0]
+        return False
+
+    def _holds_given(self, handle: str, given: _Names) -> bool:
+        """Whether nothing but given tensors is ever assigned to a variable: nobody else uses it, also not by another handle."""
+        node = self._nodes.get(handle)
+        if node is None or node.op != "VarHandleOp":
+            return False
+        bodies = (function.node_def for function in self._functions.values())
+        everywhere = (other for body in (self._nodes.values(), *bodies) for other in body)
+        if (
+            sum(other.op == "VarHandleOp" and _variable(other) == _variable(node) for other in everywhere)
+            != 1
+        ):
+            return False
+        users = [other for other in self._nodes.values() if handle in map(_node, other.input)]
+        return all(
+            user.op in ("ReadVariableOp", "VarIsInitializedOp")
+            or (user.op == "AssignVariableOp" and _node(user.input[1]) in given)
+            for user in users
+        )
+
+    def _error(self, node: Any, where: str, *, reads: bool) -> InvalidArgument:
+        place = f" in function '{where}'" if where else ""
+        what = (
+            "of a file that is not the model's own" if reads else "which reaches files, the network or Python"
+        )
+        return InvalidArgument(
+            f"'{self._folder}' cannot be served: node '{node.name}'{place} is a {node.op} {what}; export the model without it,"
+            " and let the client send the data instead"
+        )
+
+
+def _needed(nodes: Mapping[str, Any], wanted: _Names) -> Iterator[Any]:
+    todo, seen = [*wanted], set(wanted)
+    while todo:
+        node = nodes.get(todo.pop())
+        if node is None:  # an argument of the function
+            continue
+        yield node
+        for name in map(_node, node.input):
+            if name not in seen:
+                seen.add(name)
+                todo.append(name)
+
+
+def _variable(node: Any) -> str:
+    return node.attr["shared_name"].s.decode(errors="replace") or str(node.name)
+
+
+def _input(node: Any, index: int) -> str:
+    return node.input[index] if index < len(node.input) else ""
+
+
+def _is_forbidden(node: Any) -> bool:
+    if node.op == "PrintV2":
+        return node.attr["output_stream"].s.decode(errors="replace") not in _LOGS
+    if node.op in ("DecodeProtoV2", "EncodeProto"):
+        return node.attr["descriptor_source"].s not in (b"", b"local://") and not node.attr[
+            "descriptor_source"
+        ].s.startswith(b"bytes://")
+    return _FORBIDDEN.fullmatch(node.op) is not None
+
+
+def _called(node: Any) -> Iterator[str]:
+    for value in node.attr.values():
+        if value.HasField("func"):
+            yield from _function_names(value.func)
+        for function in value.list.func:
+            yield from _function_names(function)
+
+
+def _function_names(function: Any) -> Iterator[str]:
+    yield function.name
+    for value in function.attr.values():
+        if value.HasField("func"):
+            yield from _function_names(value.func)
+
+
+def _node(tensor: str) -> str:
+    return tensor.removeprefix("^").partition(":")[0]
