@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 import tritonclient.http as tritonclient
 
 from backline.engine.errors import InvalidArgument
+from backline.repository.remote.unpack import Limits
+from backline.workers.environments import packed
 from backline.workers.environments.packed import packed_environment
 from support.repositories import put
 from support.server import serve
@@ -101,3 +104,79 @@ def test_what_is_no_environment_is_refused_with_the_reason(tmp_path: Path) -> No
     ):
         with pytest.raises(InvalidArgument, match=told):
             packed_environment(given, tmp_path, tmp_path / "cache")
+
+
+def crafted(archive: Path, *members: tuple[str, bytes, str | bytes]) -> Path:
+    """An archive of members, each a name, a type and what it holds or leads to."""
+    with tarfile.open(archive, "w:gz") as tar:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if isinstance(content, bytes):
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            else:
+                info.linkname = content
+                tar.addfile(info)
+    return archive
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([("x", tarfile.LNKTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
+        ([("x", tarfile.LNKTYPE, "{victim}"), ("x", tarfile.REGTYPE, b"evil")], "hard link"),
+        (
+            [("d", tarfile.SYMTYPE, "{folder}"), ("x", tarfile.LNKTYPE, "d/victim"), ("x", tarfile.REGTYPE, b"evil")],
+            "hard link",
+        ),
+        (
+            [("s", tarfile.SYMTYPE, "{victim}"), ("x", tarfile.LNKTYPE, "s"), ("x", tarfile.REGTYPE, b"evil")],
+            "hard link",
+        ),
+        ([("x", tarfile.SYMTYPE, "../../victim"), ("x", tarfile.REGTYPE, b"evil")], "a link out of the folder"),
+        ([("d", tarfile.SYMTYPE, "{folder}"), ("d/victim", tarfile.REGTYPE, b"evil")], "outside"),
+        ([("d", tarfile.SYMTYPE, "{folder}"), ("d", tarfile.DIRTYPE, ""), ("d/victim", tarfile.REGTYPE, b"evil")], "outside"),
+        ([("d", tarfile.DIRTYPE, ""), ("d", tarfile.SYMTYPE, "{folder}")], "there is a folder of that name"),
+        ([("../victim", tarfile.REGTYPE, b"evil")], "outside"),
+        ([("x", tarfile.FIFOTYPE, "")], "a device or a pipe"),
+        ([("x", tarfile.CHRTYPE, "")], "a device or a pipe"),
+    ],
+)  # fmt: skip
+def test_an_archive_writes_nothing_outside_of_its_folder(
+    tmp_path: Path, members: list[tuple[str, bytes, str | bytes]], told: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    places = {"victim": str(victim), "folder": str(tmp_path)}
+    filled = [(name, kind, c.format(**places) if isinstance(c, str) else c) for name, kind, c in members]
+    crafted(tmp_path / "env.tar.gz", *filled)
+
+    with pytest.raises(InvalidArgument, match=told):
+        packed_environment("env.tar.gz", tmp_path, tmp_path / "cache")
+
+    assert victim.read_bytes() == b"mine"
+    assert not [*(tmp_path / "cache").iterdir()]
+
+
+def test_a_file_takes_the_place_of_a_link_and_is_not_written_into_its_target(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    crafted(
+        tmp_path / "env.tar.gz",
+        ("bin/python", tarfile.SYMTYPE, str(victim)),
+        ("bin/python", tarfile.REGTYPE, b"#!/bin/false\n"),
+    )
+
+    with pytest.raises(InvalidArgument):  # no interpreter
+        packed_environment("env.tar.gz", tmp_path, tmp_path / "cache")
+
+    assert victim.read_bytes() == b"mine"
+
+
+def test_an_archive_of_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_LIMITS", Limits(files=3))
+    crafted(tmp_path / "env.tar.gz", *((f"f{i}", tarfile.REGTYPE, b"") for i in range(4)))
+
+    with pytest.raises(InvalidArgument, match="more files or bytes"):
+        packed_environment("env.tar.gz", tmp_path, tmp_path / "cache")

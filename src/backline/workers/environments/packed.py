@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from backline.engine.errors import InvalidArgument, Unavailable
+from backline.repository.names import printable
+from backline.repository.remote.unpack import Limits
 
 #: The parameter of the configuration, and what stands for the model's folder in it.
 PARAMETER: Final = "EXECUTION_ENV_PATH"
 _MODEL_FOLDER: Final = "$$TRITON_MODEL_DIRECTORY"
+#: An environment with CUDA has some 60,000 files.
+_LIMITS: Final = Limits(files=500_000)
 _ASK: Final = (
     "import sys, importlib.util as u\n"
     "print('.'.join(map(str, sys.version_info[:2])), *(name for name in ('numpy', 'msgspec') if u.find_spec(name) is None))"
@@ -69,7 +73,7 @@ def _unpacked(archive: Path, cache: Path) -> Path:
     place = Path(tempfile.mkdtemp(prefix="new-", dir=cache))
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(place, filter="tar")
+            tar.extractall(place, filter=_Members(archive))
         _relocate(place)
         place.rename(folder)
     except tarfile.TarError as error:
@@ -84,6 +88,65 @@ def _unpacked(archive: Path, cache: Path) -> Path:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return folder
+
+
+class _Members:
+    """What tarfile asks about each member, right before it is unpacked: nothing is ever written through a link.
+
+    A link may lead out of the folder only as venv-pack needs it: a symbolic one with an absolute target, such as bin/python. Tarfile's own
+    filter "tar" checks no links: a hard link to a file elsewhere, followed by a file of the same name, overwrote that file.
+    """
+
+    def __init__(self, archive: Path) -> None:
+        self._archive = archive
+        self._files = _LIMITS.files
+        self._bytes = _LIMITS.bytes_of(archive.stat().st_size)
+
+    def __call__(self, member: tarfile.TarInfo, place: str) -> tarfile.TarInfo:
+        member = tarfile.tar_filter(member, place)  # refuses names that lead out, drops setuid bits
+        self._files -= 1
+        self._bytes -= member.size
+        if self._files < 0 or self._bytes < 0:
+            raise self._refusal(member, "with it the archive has more files or bytes than an environment")
+        root, path = Path(place), Path(os.path.normpath(Path(place, member.name)))
+        if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
+            raise self._refusal(member, "it is a device or a pipe")
+        if _passes_link(root, path):
+            raise self._refusal(member, "it lies below a link")
+        if member.issym() and not os.path.isabs(member.linkname):
+            target = Path(os.path.normpath(path.parent / member.linkname))
+            if not target.is_relative_to(root):
+                raise self._refusal(member, f"it is a link out of the folder, to '{member.linkname}'")
+        if member.islnk():
+            target = Path(os.path.normpath(root / member.linkname))
+            if (
+                not target.is_relative_to(root)
+                or _passes_link(root, target)
+                or target.is_symlink()
+                or not target.is_file()
+            ):
+                raise self._refusal(
+                    member, f"it is a hard link to '{member.linkname}', no file unpacked before"
+                )
+        if not member.isdir() and path != root and os.path.lexists(path):
+            if path.is_dir() and not path.is_symlink():
+                raise self._refusal(member, "there is a folder of that name")
+            path.unlink()  # else tarfile would write into what a link leads to
+        elif member.isdir() and path.is_symlink():
+            raise self._refusal(member, "there is a link of that name")
+        return member
+
+    def _refusal(self, member: tarfile.TarInfo, why: str) -> InvalidArgument:
+        return InvalidArgument(
+            f"{PARAMETER}: '{self._archive}': member '{printable(member.name)}' is refused: {why}"
+        )
+
+
+def _passes_link(root: Path, path: Path) -> bool:
+    """Whether a folder on the way from `root` to `path`, which is below it, is a link."""
+    return any(
+        parent.is_symlink() for parent in path.parents if parent != root and parent.is_relative_to(root)
+    )
 
 
 def _relocate(place: Path) -> None:
