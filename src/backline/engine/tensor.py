@@ -81,7 +81,8 @@ def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
         raise InvalidArgument(
             f"input '{name}' declares {count} BYTES elements, but its {total} bytes cannot hold as many"
         )
-    elements = np.empty(count, np.object_)
+    lengths = _LENGTH.unpack_from
+    found: list[bytes] = []
     offset = 0
     for index in range(count):
         start = offset + 4
@@ -89,12 +90,15 @@ def _decode_bytes(name: str, count: int, raw: Buffer) -> np.ndarray:
             raise InvalidArgument(
                 f"input '{name}' ends within the length of BYTES element {index} of {count}"
             )
-        offset = start + _LENGTH.unpack_from(view, offset)[0]
+        (length,) = lengths(view, offset)
+        offset = start + length
         if offset > total:
             raise InvalidArgument(f"input '{name}' ends within BYTES element {index} of {count}")
-        elements[index] = bytes(view[start:offset])
+        found.append(bytes(view[start:offset]) if length else b"")
     if offset != total:
         raise InvalidArgument(f"input '{name}' has {total - offset} bytes after its {count} BYTES elements")
+    elements = np.empty(count, np.object_)
+    elements[:] = found
     return elements
 
 

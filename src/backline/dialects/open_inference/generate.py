@@ -9,10 +9,9 @@ from time import monotonic_ns
 from typing import TypeAlias
 
 from backline.dialects.answers import JSON, hidden_error, respond_error
-from backline.dialects.open_inference.beside_loop import BesideLoop
+from backline.dialects.off_loop import LARGE, OffLoop
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.generate_json import read_generate, write_generate
-from backline.dialects.open_inference.json_data import LARGE
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.request_timeout import deadline_of
@@ -41,7 +40,7 @@ class Generate:
         self._read_infer = RequestReader(engine).read
         self._write_infer = ResponseWriter().write
         self._streams = EventStreams()
-        self._beside = BesideLoop()
+        self._off_loop = OffLoop()
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
         """Answers with the model's only response; a model that gives none or several is an error."""
@@ -84,7 +83,9 @@ class Generate:
         tracer = self._engine.tracer
         trace = None if tracer is None else tracer.arrived("HTTP", model, request.headers, monotonic_ns())
         if len(request.body) > LARGE:
-            self._beside.run(read, partial(self._read_done, model, version, request, deadline, answer, trace))
+            self._off_loop.run(
+                read, partial(self._read_done, model, version, request, deadline, answer, trace)
+            )
             return
         try:
             self._ask(model, version, deadline, answer, trace, read())

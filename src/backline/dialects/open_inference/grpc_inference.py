@@ -8,12 +8,13 @@ from functools import partial
 from time import monotonic_ns
 
 from backline.dialects.answers import hidden_error
-from backline.dialects.open_inference.beside_loop import BesideLoop
+from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
 from backline.dialects.open_inference.grpc_response import ResponseWriter
+from backline.dialects.open_inference.json_data import PIECE
 from backline.dialects.open_inference.outputs import wanted_outputs
-from backline.dialects.open_inference.shared_tensors import LargeCopy
 from backline.dialects.rpc_failure import fail
+from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import Completion, InferRequest, InferResponse
@@ -28,14 +29,14 @@ class GrpcInference:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._read = RequestReader(engine.shared_memory).read
+        self._read = RequestReader(engine).read
         self._write = ResponseWriter().write
-        self._beside = BesideLoop()
+        self._off_loop = OffLoop()
 
     def request(
         self, received: Buffer, deadline: float | None, completion: Completion, *, on_loop: bool = False
     ) -> tuple[InferRequest, ModelPlan]:
-        """The request of a message; `deadline` is the call's. Raises BacklineError, and LargeCopy as RequestReader.read."""
+        """The request of a message; `deadline` is the call's. Raises BacklineError, and LargeRequest as RequestReader.read."""
         plan, id, inputs = self._read(received, on_loop=on_loop)
         asked = InferRequest(
             plan.model_name,
@@ -52,6 +53,12 @@ class GrpcInference:
         )
         return asked, plan
 
+    def request_off_loop(
+        self, received: Buffer, deadline: float | None, completion: Completion
+    ) -> asyncio.Future[tuple[InferRequest, ModelPlan]]:
+        """As `request`, for a message that raised LargeRequest."""
+        return self._off_loop.submit(partial(self.request, received, deadline, completion))
+
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
         """The message of a response. Raises BacklineError."""
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
@@ -62,8 +69,8 @@ class GrpcInference:
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
             asked, plan = self.request(received, call.deadline, self._complete, on_loop=True)
-        except LargeCopy:
-            self._beside.run(
+        except LargeRequest:
+            self._off_loop.run(
                 partial(self.request, received, call.deadline, self._complete),
                 partial(self._read_done, call, began),
             )
@@ -82,7 +89,7 @@ class GrpcInference:
         except BacklineError as failure:
             fail(call, failure)
         except Exception as failure:
-            hidden = hidden_error("a request in shared memory", failure)
+            hidden = hidden_error("a large request", failure)
             fail(call, hidden)
         finally:
             del read  # it holds the error, whose traceback holds this frame, and with it the regions
@@ -132,8 +139,10 @@ class GrpcInference:
             if response is None:
                 plan.release()
                 raise error  # type: ignore[misc]
-            if not plan.keeps_outputs and plan.is_large(response):
-                self._beside.run(
+            if any(
+                tensor.datatype is DataType.BYTES and tensor.data.size > PIECE for tensor in response.outputs
+            ) or (not plan.keeps_outputs and plan.is_large(response)):
+                self._off_loop.run(
                     partial(self.write, plan, response), partial(_write_done, call, asked.model_name)
                 )
                 return

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.open_inference.described import check_description
 from backline.dialects.open_inference.parameters import apply_parameters, class_count
 from backline.dialects.open_inference.plan import InferPlan, InputPlan, size_mismatch
 from backline.dialects.open_inference.shared_tensors import Place, SharedInput, SharedTensors, read_place
 from backline.dialects.open_inference.wire_format import MALFORMED, split_request
 from backline.engine.datatypes import DataType
+from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import Parameter
 from backline.engine.shared_memory import SharedMemory
@@ -67,21 +70,25 @@ Decoded = tuple[ModelPlan, str, dict[str, Tensor]]
 class RequestReader:
     """Reads inference requests. The plans of small requests with raw contents are remembered, as clients repeat them."""
 
-    def __init__(self, memory: SharedMemory | None) -> None:
-        self._memory = memory
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._parse = message("inference.ModelInferRequest").FromString
         self._plans: dict[bytes, ModelPlan] = {}
 
     def read(self, received: Buffer, *, on_loop: bool = False) -> Decoded:
-        """The request in a message. Raises BacklineError; LargeCopy when there is more in shared memory than is to be read `on_loop`."""
+        """The request in a message. Raises BacklineError; LargeRequest when that takes too long to be done `on_loop`."""
         rest, id, places = split_request(received)
         plan = self._plans.get(rest)
         if plan is None:
+            if on_loop and len(rest) > LARGE:
+                raise LargeRequest
             try:
                 parsed = self._parse(rest)
             except DecodeError:
                 raise InvalidArgument(MALFORMED) from None
-            plan = make_plan(parsed, self._memory)
+            plan = make_plan(parsed, self._engine.shared_memory)
+            if len(rest) > LARGE:
+                self._check(plan, id)
             typed = [given.name for given in parsed.inputs if given.HasField("contents")]
             if places and typed:
                 raise InvalidArgument(
@@ -117,11 +124,21 @@ class RequestReader:
                 f"expected {len(specs)} raw_input_contents, one for each input for model '{plan.model_name}', got {len(places)}"
             )
         tensors = {}
+        checked = False
         for spec, (start, end) in zip(specs, places, strict=True):
-            if end - start != spec.size >= 0 and not isinstance(spec, SharedInput):
+            if spec.size < 0:
+                if end - start > LARGE and not checked:
+                    if on_loop:
+                        raise LargeRequest
+                    self._check(plan, id)
+                    checked = True
+            elif end - start != spec.size and not isinstance(spec, SharedInput):
                 raise size_mismatch(spec, end - start, plan.model_name, id)
             tensors[spec.name] = spec.read(received, start, end)
         return plan, id, tensors
+
+    def _check(self, plan: ModelPlan, id: str) -> None:
+        check_description(self._engine, plan.model_name, plan.model_version, id, plan)
 
 
 def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:

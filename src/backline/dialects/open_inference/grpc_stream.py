@@ -8,6 +8,7 @@ from time import monotonic_ns
 from typing import Any
 
 from backline.dialects.answers import hidden_error
+from backline.dialects.off_loop import LargeRequest
 from backline.dialects.open_inference.grpc_inference import GrpcInference, cancel
 from backline.dialects.open_inference.grpc_request import ModelPlan
 from backline.dialects.open_inference.parameters import FINAL
@@ -98,7 +99,7 @@ class _Stream:
         """Submits the client's requests until the last one."""
         try:
             while (received := await self._call.receive()) is not None:
-                self._take(received)
+                await self._take(received)
                 while not self._budget.has_room:
                     self._room.clear()
                     await self._room.wait()
@@ -142,11 +143,18 @@ class _Stream:
 
     # requests
 
-    def _take(self, received: Any) -> None:
+    async def _take(self, received: Any) -> None:
         asked = Asked(len(received))
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
-            asked.request, asked.plan = self._inference.request(received, self._call.deadline, self._complete)
+            try:
+                asked.request, asked.plan = self._inference.request(
+                    received, self._call.deadline, self._complete, on_loop=True
+                )
+            except LargeRequest:
+                asked.request, asked.plan = await self._inference.request_off_loop(
+                    received, self._call.deadline, self._complete
+                )
             if began:
                 self._inference.trace(asked.request, self._call.metadata, began)
             asked.request.context = asked

@@ -68,6 +68,7 @@ class InferPlan:
         "empty_final",
         "inputs",
         "keeps_outputs",
+        "large",
         "outputs",
         "parameters",
         "priority",
@@ -83,6 +84,8 @@ class InferPlan:
         #: The only input, if there is only one, its size is fixed by its shape, and nothing is in shared memory.
         self.single = inputs[0] if len(inputs) == 1 and inputs[0].size >= 0 else None
         self.declared: tuple[int | None, ...] = ()
+        #: Whether it declares more BYTES than are decoded on the event loop.
+        self.large = False
         self.outputs: tuple[str, ...] | None = None
         self.binary: dict[str, bool] = {}
         self.binary_default = False
@@ -114,7 +117,7 @@ class InferPlan:
     def holding(self, *, on_loop: bool) -> Self:
         """The plan for one request that has tensors in shared memory: their regions stay until it goes.
 
-        Raises BacklineError; LargeCopy when there is more to read than may be `on_loop`.
+        Raises BacklineError; LargeRequest when there is more to read than may be read `on_loop`.
         """
         plan = copy(self)
         if self.shared is not None:

@@ -7,15 +7,15 @@ from functools import partial
 from time import monotonic_ns
 
 from backline.dialects.answers import hidden_error, respond_error
-from backline.dialects.open_inference.beside_loop import BesideLoop
+from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.dialects.open_inference.changes import Changes
-from backline.dialects.open_inference.json_data import LARGE, PIECE
+from backline.dialects.open_inference.json_data import PIECE
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.request_timeout import ENVOY, GRPC, deadline_of
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
-from backline.dialects.open_inference.shared_tensors import LargeCopy
+from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import InferRequest, InferResponse
@@ -35,7 +35,7 @@ class RestInference:
         self._changes = changes
         self._read = RequestReader(engine).read
         self._write = ResponseWriter().write
-        self._beside = BesideLoop()
+        self._off_loop = OffLoop()
 
     def infer(self, model: str, version: str, request: HttpRequest) -> None:
         """Submits the request; the answer comes by callback. Raises BacklineError when it is refused at once."""
@@ -44,10 +44,6 @@ class RestInference:
         trace = None if tracer is None else tracer.arrived("HTTP", model, headers, monotonic_ns())
         header_length = headers.get(HEADER_LENGTH)
         deadline = deadline_of(headers) if GRPC in headers or ENVOY in headers else None
-        if len(request.body) > LARGE and header_length is None:
-            read = partial(self._read, request.body, None, model, version)
-            self._beside.run(read, partial(self._read_done, model, version, request, deadline, trace))
-            return
         if header_length == b"0" and self._engine.is_unknown(
             model, version
         ):  # a raw request is read by the model's own input
@@ -55,9 +51,9 @@ class RestInference:
             return
         try:
             decoded = self._read(request.body, header_length, model, version, on_loop=True)
-        except LargeCopy:
+        except LargeRequest:
             read = partial(self._read, request.body, header_length, model, version)
-            self._beside.run(read, partial(self._read_done, model, version, request, deadline, trace))
+            self._off_loop.run(read, partial(self._read_done, model, version, request, deadline, trace))
             return
         except BacklineError as error:
             if trace is not None:
@@ -140,15 +136,19 @@ class RestInference:
             if plan.keeps_outputs:
                 outputs = response.outputs
             elif plan.is_large(response):
-                self._beside.run(
+                self._off_loop.run(
                     partial(self._finish, plan, response),
                     partial(self._write_done, asked.model_name, request),
                 )
                 return
             else:
                 outputs = wanted_outputs(self._engine, plan, response)
-            if any(tensor.data.size > PIECE and not plan.is_binary(tensor.name) for tensor in outputs):
-                self._beside.run(
+            if any(
+                tensor.data.size > PIECE
+                and (tensor.datatype is DataType.BYTES or not plan.is_binary(tensor.name))
+                for tensor in outputs
+            ):
+                self._off_loop.run(
                     partial(self._write, plan, response, outputs),
                     partial(self._write_done, asked.model_name, request),
                 )

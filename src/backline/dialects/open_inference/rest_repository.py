@@ -11,9 +11,9 @@ from typing import Any
 from msgspec import Struct
 
 from backline.dialects.answers import respond_json
+from backline.dialects.off_loop import LARGE
 from backline.dialects.open_inference.changes import Changes, caller_name
 from backline.dialects.open_inference.documents import read_document, read_query
-from backline.dialects.open_inference.json_data import LARGE
 from backline.dialects.open_inference.load_parameters import dependents_from_json, overrides_from_json
 from backline.dialects.open_inference.metadata import model_index
 from backline.dialects.router import Router

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from backline.dialects.off_loop import LARGE, LargeRequest
+from backline.dialects.open_inference.described import check_description
 from backline.dialects.open_inference.json_data import decode_data
 from backline.dialects.open_inference.parameters import (
     EMPTY_FINAL,
@@ -23,6 +25,7 @@ from backline.dialects.open_inference.shared_tensors import (
     SharedTensors,
     read_place,
 )
+from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
@@ -73,7 +76,7 @@ class RequestReader:
     ) -> Decoded:
         """The request in `body`, whose first `header_length` bytes are JSON. Raises BacklineError.
 
-        Raises LargeCopy when there is more in shared memory than is to be read `on_loop`.
+        Raises LargeRequest when that takes too long to be done `on_loop`.
         """
         total = size = len(body)
         if header_length is not None:
@@ -81,7 +84,9 @@ class RequestReader:
             if size == 0:
                 return self._read_raw(body, model, version)
         if size > _MAX_REMEMBERED_SIZE:
-            return self._read_document(memoryview(body)[:size], body, size, model, on_loop)
+            if on_loop and size > LARGE:
+                raise LargeRequest
+            return self._read_document(memoryview(body)[:size], body, size, model, version, on_loop)
         header = bytes(body[:size])
         id = ""
         plan = self._plans.get(header)
@@ -90,18 +95,29 @@ class RequestReader:
             if id:
                 plan = self._plans.get(key)
             if plan is None:
-                return self._read_document(header, body, size, model, on_loop)
+                return self._read_document(header, body, size, model, version, on_loop)
         if plan.single is not None:
             spec = plan.single
             if size + spec.size == total:
                 return plan, id, {spec.name: spec.read(body, size, total)}
+        if plan.large:
+            self._check_large(plan, id, model, version, on_loop)
         if plan.shared is not None:
             plan = plan.holding(on_loop=on_loop)
         return plan, id, _read_binary(plan, body, size, model)
 
-    def _read_document(self, header: Buffer, body: Buffer, size: int, model: str, on_loop: bool) -> Decoded:
+    def _check_large(self, plan: InferPlan, id: str, model: str, version: str, on_loop: bool) -> None:
+        if on_loop:
+            raise LargeRequest
+        check_description(self._engine, model, version, id, plan)
+
+    def _read_document(
+        self, header: Buffer, body: Buffer, size: int, model: str, version: str, on_loop: bool
+    ) -> Decoded:
         document = self._decode(header)
         plan = kept = make_plan(document, model, self._engine.shared_memory)
+        if plan.large or size > LARGE:
+            self._check_large(plan, document.id, model, version, on_loop)
         if plan.shared is not None:
             plan = plan.holding(on_loop=on_loop)
         if None not in plan.declared:
@@ -219,6 +235,10 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         declared.append(size)
     plan = InferPlan(tuple(specs))
     plan.declared = tuple(declared)
+    plan.large = (
+        sum(size or 0 for spec, size in zip(specs, declared, strict=True) if spec.datatype is DataType.BYTES)
+        > LARGE
+    )
     if document.parameters:
         if EMPTY_FINAL in document.parameters:
             raise InvalidArgument(RESERVED)

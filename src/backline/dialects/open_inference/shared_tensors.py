@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.plan import InputPlan, size_mismatch
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.messages import InferResponse
@@ -19,10 +20,6 @@ REGION = "shared_memory_region"
 #: Bytes of a request, or of its response, above which they are not copied on the event loop: others would wait for a millisecond and more.
 LARGE_COPY = 4 << 20
 _NOTHING = np.empty(0, np.uint8)
-
-
-class LargeCopy(Exception):
-    """A request has more in shared memory than is to be read on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +96,7 @@ class SharedTensors:
         size = sum(spec.place.size for spec in inputs)
         memory.check_size(size)
         #: Whether the inputs are more than is to be read on the event loop.
-        self.large = size > LARGE_COPY
+        self.large = size > LARGE_COPY or sum(spec.place.size for spec in inputs if spec.size < 0) > LARGE
         self._memory = memory
         self._regions = {spec.place.region for spec in inputs} | {place.region for place in outputs.values()}
         self._outputs = outputs
@@ -108,10 +105,10 @@ class SharedTensors:
     def hold(self, *, on_loop: bool) -> SharedTensors:
         """The same for one request.
 
-        Raises NotFound for a region that there is not, InvalidArgument for an output outside of its own, LargeCopy.
+        Raises NotFound for a region that there is not, InvalidArgument for an output outside of its own, LargeRequest.
         """
         if on_loop and self.large:
-            raise LargeCopy
+            raise LargeRequest
         held = SharedTensors(self._memory, [], self._outputs)
         held.held = {name: self._memory.region(name) for name in sorted(self._regions)}
         for place in self._outputs.values():
