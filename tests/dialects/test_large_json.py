@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.dialects.open_inference import json_data
-from backline.dialects.open_inference.plan import InputPlan
+from backline.dialects import json_data
+from backline.dialects.input_plan import InputPlan
 from backline.engine.errors import InvalidArgument
 from support.server import ServerProcess
 

@@ -6,12 +6,15 @@ import dataclasses
 import re
 import urllib.error
 import urllib.request
+from math import prod
 from pathlib import Path
 
 import click
 import pytest
 
 from backline.cli import serve
+from backline.dialects import input_plan, json_scan
+from backline.dialects.open_inference import load_parameters, wire_format
 from backline.lifecycle.loading.queueing import DEFAULT_QUEUE_SIZE
 from backline.wire.limits import Limits
 from docs.conftest import wait_until_loaded
@@ -55,6 +58,19 @@ def test_every_limit_that_serve_sets_has_its_option_told() -> None:
     }
 
     assert set_by_serve == {code(row["limit"])[0] for row in table(PAGE, "limit") if row["option"]}
+
+
+def test_the_bounds_of_requests_are_told() -> None:
+    told = {code(row["bound"])[0]: row["value"].replace(" KiB", "*1024") for row in table(PAGE, "bound")}
+
+    assert {name: prod(map(int, value.split("*"))) for name, value in told.items()} == {
+        "MAX_KEYS": json_scan.MAX_KEYS,
+        "MAX_DOCUMENT": json_scan.MAX_DOCUMENT,
+        "MAX_CONFIG": load_parameters.MAX_CONFIG,
+        "MAX_RANK": input_plan.MAX_RANK,
+        "MAX_FIELDS": wire_format.MAX_FIELDS,
+        "MAX_STRINGS": wire_format.MAX_STRINGS,
+    }
 
 
 def test_the_size_of_a_queue_is_told() -> None:

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from backline.dialects.json_scan import check_document
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Buffer
 
@@ -16,8 +17,13 @@ Document = TypeVar("Document", bound=msgspec.Struct)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 
 
-def read_document(kind: type[Document], body: Buffer) -> Document:
-    """The JSON object in a body; an empty body is an empty object. Raises InvalidArgument."""
+def read_document(kind: type[Document], body: Buffer, *, bounded: bool = True) -> Document:
+    """The JSON object in a body, an empty one of an empty body. Raises InvalidArgument.
+
+    A `bounded` document is decoded on the event loop: above MAX_DOCUMENT bytes it raises PayloadTooLarge.
+    """
+    if bounded:
+        check_document(body)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

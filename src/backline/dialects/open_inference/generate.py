@@ -17,7 +17,7 @@ from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.request_timeout import deadline_of
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH, Decoded, RequestReader
 from backline.dialects.open_inference.rest_response import ResponseWriter
-from backline.dialects.open_inference.sse import EventStreams
+from backline.dialects.open_inference.sse import EventStreams, encoded
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
@@ -39,14 +39,14 @@ class Generate:
         self._changes = changes
         self._read_infer = RequestReader(engine).read
         self._write_infer = ResponseWriter().write
-        self._streams = EventStreams()
         self._off_loop = OffLoop()
+        self._streams = EventStreams(self._off_loop)
 
     def generate(self, model: str, version: str, request: HttpRequest) -> None:
         """Answers with the model's only response; a model that gives none or several is an error."""
 
         def answer(_: InferPlan, responses: Responses) -> None:
-            self._streams.run(request, model, responses, _answer_with_one(request, responses))
+            self._streams.run(request, model, responses, _answer_with_one(request, responses, self._off_loop))
 
         self._changes.when_known(
             model, version, request, partial(self._generate, model, version, request, answer)
@@ -112,6 +112,8 @@ class Generate:
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
+        finally:
+            del read  # it holds the error, whose traceback holds this frame, and with it the body
 
     def _ask(
         self,
@@ -152,12 +154,12 @@ def _unset(request: InferRequest, response: object, error: object) -> None:
     """Stands for the completion until the engine sets its own."""
 
 
-async def _answer_with_one(request: HttpRequest, responses: Responses) -> None:
+async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop: OffLoop) -> None:
     try:
         response = await anext(responses, None)
         if response is None or await anext(responses, None) is not None:
             raise Internal(NOT_ONE)
-        body = write_generate(response)
+        body = await encoded(off_loop, write_generate, response)
     except BacklineError as error:
         respond_error(request, error)
     else:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
+from msgspec import Raw
 
-from backline.dialects.open_inference.json_data import MAX_DEPTH, decode_data, encode_data
+from backline.dialects.input_plan import InputPlan
+from backline.dialects.json_data import LARGE, MAX_DEPTH, decode_data, encode_data
+from backline.dialects.json_scan import check_keys, count_elements
 from backline.dialects.open_inference.metadata import SCALAR
 from backline.dialects.open_inference.parameters import apply_parameters
-from backline.dialects.open_inference.plan import InferPlan, InputPlan, prefix
+from backline.dialects.open_inference.plan import InferPlan, prefix
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferResponse, Parameter
 from backline.engine.model import Model
@@ -23,34 +25,57 @@ Decoded = tuple[InferPlan, str, dict[str, Tensor]]
 #: The only key with an object.
 _PARAMETERS = "parameters"
 _encode = msgspec.json.Encoder().encode
+_KINDS = {
+    b"{": "an object",
+    b"[": "a list",
+    b'"': "a string",
+    b"t": "true or false",
+    b"f": "true or false",
+    b"n": "null",
+}
 
 
-class _Object(list[tuple[str, Any]]):
-    """A JSON object as it stands, with keys that come twice."""
+class _Key:
+    """A key of an object. Equal only to itself, so that a key that comes twice is seen."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+_decode = msgspec.json.Decoder(dict[_Key, Raw], dec_hook=lambda _, text: _Key(text)).decode
+_skip = msgspec.json.Decoder(Raw).decode
 
 
 def read_generate(body: Buffer, model: Model) -> Decoded:
     """The request in `body`. Keys that are names of inputs are tensors, `id` is the request's, all others, and those of the object
     `parameters`, are its parameters; as Triton's, with its texts. Raises InvalidArgument.
     """
+    if len(body) > LARGE:
+        check_keys(body)
     document = _parse(body)
     inputs = {spec.name: spec for spec in model.signature.inputs}
     tensors: dict[str, Tensor] = {}
     parameters: dict[str, Any] = {}
-    for key, value in document:
-        if key == _PARAMETERS and key not in inputs:
-            if not isinstance(value, _Object):
-                raise InvalidArgument(f"Expected JSON object for keyword: '{key}': it is {_kind(value)}")
-            for name, part in value:
+    for key, value in document.items():
+        if key.text == _PARAMETERS and _PARAMETERS not in inputs:
+            if _first(value) != b"{":
+                raise InvalidArgument(
+                    f"Expected JSON object for keyword: '{_PARAMETERS}': it is {_kind(value)}"
+                )
+            for name, part in _decode(value).items():
                 try:
-                    _take(name, part, inputs, tensors, parameters)
+                    _take(name.text, part, inputs, tensors, parameters)
                 except InvalidArgument as error:
-                    raise InvalidArgument(f"Converting keyword: '{key}': {error.message}") from None
+                    raise InvalidArgument(f"Converting keyword: '{_PARAMETERS}': {error.message}") from None
         else:
-            _take(key, value, inputs, tensors, parameters)
+            _take(key.text, value, inputs, tensors, parameters)
     id = parameters.pop("id", "")
     if not isinstance(id, str):
-        raise InvalidArgument(f"'id' must be a string, got {_kind(id)}")
+        raise InvalidArgument(
+            f"'id' must be a string, got {'true or false' if isinstance(id, bool) else 'a number'}"
+        )
     plan = InferPlan(())
     reserved = {
         key: value for key, value in parameters.items() if key.startswith("triton_")
@@ -72,29 +97,29 @@ def write_generate(response: InferResponse) -> bytes:
     return _encode(dict(sorted(document.items())))
 
 
-def _parse(body: Buffer) -> _Object:
+def _parse(body: Buffer) -> dict[_Key, Raw]:
+    """The values stay text: what is a tensor is decoded as the model's input is, and nothing else may be large."""
     if not body:
         raise InvalidArgument("the body is empty, expected a JSON object with the names of inputs")
     try:
-        document = json.loads(bytes(body), object_pairs_hook=_Object, parse_constant=_no_constant)
+        try:
+            return _decode(body)
+        except msgspec.ValidationError:
+            kind = _kind(
+                _skip(body)
+            )  # the first character is enough to fail: is the text well-formed at all?
     except RecursionError:
         raise InvalidArgument("failed to parse the request JSON: it is nested too deeply") from None
     except ValueError as error:
         raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
-    if not isinstance(document, _Object):
-        raise InvalidArgument(
-            f"failed to parse the request JSON: it is {_kind(document)}, expected an object with the names of inputs"
-        )
-    return document
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
+    raise InvalidArgument(
+        f"failed to parse the request JSON: it is {kind}, expected an object with the names of inputs"
+    )
 
 
 def _take(
     key: str,
-    value: Any,
+    value: Raw,
     inputs: dict[str, TensorSpec],
     tensors: dict[str, Tensor],
     parameters: dict[str, Parameter],
@@ -105,27 +130,35 @@ def _take(
             raise InvalidArgument(f"{prefix('')}input '{key}' already exists in request")
         tensors[key] = _tensor(spec, value)
         return
-    if not isinstance(value, (str, int, float)):
+    if _first(value) in (b"{", b"[", b"n"):
         raise InvalidArgument(
             f"parameter '{key}' has invalid type. It should be either 'int', 'bool', or 'string'."
         )
-    parameters[key] = value
+    parameters[key] = msgspec.json.decode(value)
 
 
-def _tensor(spec: TensorSpec, value: Any) -> Tensor:
-    if isinstance(value, _Object):
+def _tensor(spec: TensorSpec, value: Raw) -> Tensor:
+    if _first(value) == b"{":
         raise InvalidArgument(
             f"Unable to parse 'data' of input '{spec.name}': it is an object, expected one element or a list of them"
         )
-    elements = value if isinstance(value, list) else [value]
+    text = bytes(value)
+    if len(text) > LARGE and _first(value) == b"[":
+        return _decoded(spec, count_elements(text), text)
+    decoded = msgspec.json.decode(text)
+    elements = decoded if isinstance(decoded, list) else [decoded]
     for _ in range(MAX_DEPTH):
         if not any(isinstance(element, list) for element in elements):
             break
         elements = list(
             chain.from_iterable(element if isinstance(element, list) else [element] for element in elements)
         )
-    plan = InputPlan(spec.name, spec.datatype.name, _shape(spec, len(elements)))
-    return decode_data(plan, _encode(elements), f"$.{spec.name}")
+    return _decoded(spec, len(elements), _encode(elements))
+
+
+def _decoded(spec: TensorSpec, count: int, text: bytes) -> Tensor:
+    plan = InputPlan(spec.name, spec.datatype.name, _shape(spec, count))
+    return decode_data(plan, text, f"$.{spec.name}")
 
 
 def _shape(spec: TensorSpec, count: int) -> Shape:
@@ -153,9 +186,9 @@ def _value(tensor: Tensor) -> Any:
     return values[0] if isinstance(values, list) and len(values) == 1 else values
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, _Object):
-        return "an object"
-    return {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(
-        type(value), "a number"
-    )
+def _first(value: Raw) -> bytes:
+    return bytes(memoryview(value)[:1])
+
+
+def _kind(value: Raw) -> str:
+    return _KINDS.get(_first(value), "a number")

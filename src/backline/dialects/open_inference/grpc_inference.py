@@ -8,10 +8,10 @@ from functools import partial
 from time import monotonic_ns
 
 from backline.dialects.answers import hidden_error
+from backline.dialects.json_data import PIECE
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.dialects.open_inference.grpc_request import ModelPlan, RequestReader
 from backline.dialects.open_inference.grpc_response import ResponseWriter
-from backline.dialects.open_inference.json_data import PIECE
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.rpc_failure import fail
 from backline.engine.datatypes import DataType

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
 from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.described import check_description
 from backline.dialects.open_inference.parameters import apply_parameters, class_count
-from backline.dialects.open_inference.plan import InferPlan, InputPlan, size_mismatch
+from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.shared_tensors import Place, SharedInput, SharedTensors, read_place
-from backline.dialects.open_inference.wire_format import MALFORMED, split_request
+from backline.dialects.open_inference.wire_format import MALFORMED, check_fields, split_request
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
@@ -82,6 +83,8 @@ class RequestReader:
         if plan is None:
             if on_loop and len(rest) > LARGE:
                 raise LargeRequest
+            if len(rest) > LARGE:
+                check_fields(rest)
             try:
                 parsed = self._parse(rest)
             except DecodeError:
@@ -150,6 +153,8 @@ def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
         if name in names:
             raise InvalidArgument(f"input '{name}' already exists in request")
         names.add(name)
+        if len(given.shape) > MAX_RANK:
+            raise too_many_dimensions(name, len(given.shape))
         place = _place("input", given, memory)
         if place is None or memory is None:
             specs.append(InputPlan(name, given.datatype, tuple(given.shape)))
@@ -160,13 +165,13 @@ def make_plan(request: Any, memory: SharedMemory | None) -> ModelPlan:
     plan = ModelPlan(tuple(specs), request.model_name, request.model_version)
     if request.parameters:
         apply_parameters(plan, {key: _parameter(key, value) for key, value in request.parameters.items()})
-    outputs: list[str] = []
+    outputs: dict[str, None] = {}
     places: dict[str, Place] = {}
     for given in request.outputs:
         name = given.name
         if name in outputs:
             raise InvalidArgument(f"output '{name}' already exists in request")
-        outputs.append(name)
+        outputs[name] = None
         place = _place("output", given, memory)
         if place is not None:
             places[name] = place

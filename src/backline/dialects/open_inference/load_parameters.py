@@ -8,13 +8,23 @@ from typing import Any
 
 from backline.dialects.open_inference.documents import suggestion
 from backline.engine.control import Overrides
-from backline.engine.errors import InvalidArgument
+from backline.engine.errors import InvalidArgument, PayloadTooLarge
 
 CONFIG = "config"
 FILE = "file:"
+#: Characters of a configuration: decoding holds the interpreter for about 10 ms at most.
+MAX_CONFIG = 256 * 1024
 DEPENDENTS = "unload_dependents"
 #: Characters of base64 that are decoded at a time, a multiple of 4: between two pieces other threads have their turn.
 _PIECE = 1 << 20
+
+
+def check_config(size: int) -> None:
+    """Raises PayloadTooLarge for a configuration of so many characters."""
+    if size > MAX_CONFIG:
+        raise PayloadTooLarge(
+            f"load parameter '{CONFIG}' has {size} characters, more than the {MAX_CONFIG} that a configuration may have"
+        )
 
 
 def overrides_from_json(parameters: Mapping[str, Any]) -> Overrides | None:
@@ -84,6 +94,8 @@ def _check_unload_name(name: str) -> None:
 def _overrides(config: str | None, files: dict[str, bytes]) -> Overrides | None:
     if files and config is None:
         raise InvalidArgument("Load parameter 'config' must be specified for model file override")
+    if config is not None:
+        check_config(len(config))
     return None if config is None else Overrides(config, files)
 
 

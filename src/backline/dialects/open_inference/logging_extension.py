@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from backline.dialects.answers import respond_json
+from backline.dialects.json_scan import check_document
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
@@ -42,6 +43,7 @@ class LoggingExtension:
 
     def _change(self, request: HttpRequest) -> None:
         """The body is an object, an empty one if it is empty; a setting that is null stays as it is."""
+        check_document(request.body)
         try:
             document = _decode(request.body or b"{}")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -5,50 +5,12 @@ from __future__ import annotations
 from copy import copy
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-
-from backline.engine.datatypes import DataType
+from backline.dialects.input_plan import InputPlan
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferResponse, Parameter, SequenceStep
-from backline.engine.tensor import Buffer, Shape, Tensor, decode_tensor, element_count
 
 if TYPE_CHECKING:
     from backline.dialects.open_inference.shared_tensors import SharedTensors
-
-#: What every supported numpy can hold (numpy 1.26: 32).
-MAX_RANK = 32
-_from_buffer = np.frombuffer
-_MAX_DIMENSION = 2**63 - 1
-
-
-class InputPlan:
-    """An input's name, datatype and shape, checked. `size` is its number of bytes in binary form, -1 for BYTES, whose size varies."""
-
-    __slots__ = ("count", "datatype", "dtype", "name", "shape", "size")
-
-    def __init__(self, name: str, datatype_name: str, shape: Shape) -> None:
-        self.name = name
-        try:
-            self.datatype = DataType.from_name(datatype_name)
-        except InvalidArgument as error:
-            raise InvalidArgument(f"input '{name}': {error.message}") from None
-        self.dtype = self.datatype.dtype
-        self.shape = shape
-        self.count = checked_count(name, self.dtype, shape)
-        self.size = -1 if self.datatype is DataType.BYTES else self.count * self.datatype.itemsize
-
-    def read(self, buffer: Buffer, start: int, end: int) -> Tensor:
-        """The tensor whose binary form is `buffer[start:end]`, as a view. The caller has compared the length with `size`."""
-        if self.size > 0:
-            return Tensor(
-                self.name,
-                self.datatype,
-                self.shape,
-                _from_buffer(buffer, self.dtype, self.count, start).reshape(self.shape),
-            )
-        if self.size:
-            return decode_tensor(self.name, self.datatype, self.shape, memoryview(buffer)[start:end])
-        return Tensor(self.name, self.datatype, self.shape, np.empty(self.shape, self.dtype))
 
 
 class InferPlan:
@@ -132,30 +94,6 @@ class InferPlan:
         """The request has failed: lets go of regions at once, as the traceback may keep the plan for a while."""
         if self.shared is not None:
             self.shared.held.clear()
-
-
-def checked_count(name: str, dtype: np.dtype, shape: Shape) -> int:
-    """The number of elements of `shape`. Raises InvalidArgument for a shape that no array can have."""
-    if len(shape) > MAX_RANK:
-        raise InvalidArgument(
-            f"input '{name}' has {len(shape)} dimensions, more than the {MAX_RANK} that are supported"
-        )
-    for dimension in shape:
-        if dimension < 0:
-            raise InvalidArgument(f"input '{name}' has a negative dimension in its shape {list(shape)}")
-        if dimension > _MAX_DIMENSION:
-            raise InvalidArgument(
-                f"input '{name}' has the dimension {dimension} in its shape, which is too large for any data"
-            )
-    count = element_count(shape)
-    if not count:
-        try:
-            np.empty(shape, dtype)  # nothing is allocated, but numpy refuses strides that overflow
-        except ValueError:
-            raise InvalidArgument(
-                f"input '{name}' has the shape {list(shape)}, which is too large for any data"
-            ) from None
-    return count
 
 
 def prefix(id: str) -> str:

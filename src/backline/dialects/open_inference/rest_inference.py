@@ -7,9 +7,9 @@ from functools import partial
 from time import monotonic_ns
 
 from backline.dialects.answers import hidden_error, respond_error
+from backline.dialects.json_data import PIECE
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.dialects.open_inference.changes import Changes
-from backline.dialects.open_inference.json_data import PIECE
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.request_timeout import ENVOY, GRPC, deadline_of

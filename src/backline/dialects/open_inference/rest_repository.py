@@ -8,13 +8,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import Raw, Struct
 
 from backline.dialects.answers import respond_json
+from backline.dialects.json_scan import check_keys
 from backline.dialects.off_loop import LARGE
 from backline.dialects.open_inference.changes import Changes, caller_name
 from backline.dialects.open_inference.documents import read_document, read_query
-from backline.dialects.open_inference.load_parameters import dependents_from_json, overrides_from_json
+from backline.dialects.open_inference.load_parameters import (
+    CONFIG,
+    check_config,
+    dependents_from_json,
+    overrides_from_json,
+)
 from backline.dialects.open_inference.metadata import model_index
 from backline.dialects.router import Router
 from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
@@ -35,6 +42,12 @@ class IndexDocument(Struct, forbid_unknown_fields=True):
 
 class ParametersDocument(Struct, forbid_unknown_fields=True):
     parameters: dict[str, Any] = {}
+
+
+class LoadDocument(Struct, forbid_unknown_fields=True):
+    """What a load brings along may be large: a value that is no string is not decoded."""
+
+    parameters: dict[str, Raw] = {}
 
 
 class VersionDocument(Struct, forbid_unknown_fields=True):
@@ -157,7 +170,15 @@ async def _read_overrides(body: Buffer) -> Overrides | None:
 
 
 def _parse_overrides(body: Buffer) -> Overrides | None:
-    return overrides_from_json(read_document(ParametersDocument, body).parameters)
+    check_keys(body)
+    given = read_document(LoadDocument, body, bounded=False).parameters
+    if CONFIG in given:  # an escape has at most six characters for one
+        check_config(len(memoryview(given[CONFIG])) // 6)
+    return overrides_from_json({name: _decode_string(raw) for name, raw in given.items()})
+
+
+def _decode_string(raw: Raw) -> object:
+    return msgspec.json.decode(raw) if bytes(memoryview(raw)[:1]) == b'"' else raw
 
 
 def _who(request: HttpRequest) -> str:

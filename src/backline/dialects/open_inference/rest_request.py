@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from backline.dialects.input_plan import MAX_RANK, InputPlan, too_many_dimensions
+from backline.dialects.json_data import decode_data
+from backline.dialects.json_scan import check_keys, count
 from backline.dialects.off_loop import LARGE, LargeRequest
 from backline.dialects.open_inference.described import check_description
-from backline.dialects.open_inference.json_data import decode_data
 from backline.dialects.open_inference.parameters import (
     EMPTY_FINAL,
     RESERVED,
@@ -17,7 +19,7 @@ from backline.dialects.open_inference.parameters import (
     boolean,
     class_count,
 )
-from backline.dialects.open_inference.plan import InferPlan, InputPlan, size_mismatch
+from backline.dialects.open_inference.plan import InferPlan, size_mismatch
 from backline.dialects.open_inference.shared_tensors import (
     REGION,
     Place,
@@ -29,7 +31,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
-from backline.engine.tensor import Buffer, Tensor
+from backline.engine.tensor import Buffer, Shape, Tensor
 
 HEADER_LENGTH = b"inference-header-content-length"
 #: JSON headers up to this size are remembered, and so many of them.
@@ -51,6 +53,12 @@ class InputDocument(Struct):
     data: Raw = Raw()
 
 
+class LargeInputDocument(InputDocument):
+    """The shape of one in a large request is decoded when it is known to be short."""
+
+    shape: Raw  # type: ignore[assignment]
+
+
 class OutputDocument(Struct):
     name: str
     parameters: dict[str, Scalar] = {}
@@ -63,12 +71,17 @@ class RequestDocument(Struct):
     outputs: list[OutputDocument] | None = None
 
 
+class LargeRequestDocument(RequestDocument):
+    inputs: list[LargeInputDocument]  # type: ignore[assignment]
+
+
 class RequestReader:
     """Reads inference requests. The plans of small headers without data are remembered, as clients repeat them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._decoder = msgspec.json.Decoder(RequestDocument)
+        self._large_decoder = msgspec.json.Decoder(LargeRequestDocument)
         self._plans: dict[bytes, InferPlan] = {}
 
     def read(
@@ -146,6 +159,12 @@ class RequestReader:
         if not header:
             raise InvalidArgument("the body is empty, expected a JSON object with the key 'inputs'")
         try:
+            if len(header) > LARGE:
+                check_keys(header)
+                document: RequestDocument = self._large_decoder.decode(header)
+                for given in document.inputs:
+                    given.shape = _decode_shape(given.name, given.shape)  # type: ignore[arg-type]
+                return document
             return self._decoder.decode(header)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidArgument(f"failed to parse the request JSON: {error}") from None
@@ -264,13 +283,13 @@ def _plan_outputs(
     plan: InferPlan, outputs: list[OutputDocument], memory: SharedMemory | None
 ) -> dict[str, Place]:
     """Notes the outputs of a request on its plan; returns the places of those that go into shared memory."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     places: dict[str, Place] = {}
     for output in outputs:
         name, parameters = output.name, output.parameters
         if name in names:
             raise InvalidArgument(f"output '{name}' already exists in request")
-        names.append(name)
+        names[name] = None
         if not parameters:
             continue
         if "binary_data" in parameters:
@@ -332,6 +351,13 @@ def _missing(spec: InputPlan, size: int, model: str) -> InvalidArgument:
 
 def _additional(model: str) -> InvalidArgument:
     return InvalidArgument(f"unexpected additional input data for model '{model}'")
+
+
+def _decode_shape(name: str, raw: Raw) -> Shape:
+    rank = count(raw, ord(",")) + 1
+    if rank > MAX_RANK:
+        raise too_many_dimensions(name, rank)
+    return msgspec.json.decode(raw, type=tuple[int, ...])
 
 
 def _parse_length(text: bytes, total: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from backline.dialects.open_inference.json_data import encode_data
+from backline.dialects.json_data import encode_data
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.rest_request import HEADER_LENGTH
 from backline.dialects.open_inference.shared_tensors import StoredTensor

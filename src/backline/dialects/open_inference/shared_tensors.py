@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from backline.dialects.input_plan import InputPlan
 from backline.dialects.off_loop import LARGE, LargeRequest
-from backline.dialects.open_inference.plan import InputPlan, size_mismatch
+from backline.dialects.open_inference.plan import size_mismatch
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.messages import InferResponse
 from backline.engine.shared_memory import Region, SharedMemory

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from math import ceil
 from typing import Any
 
 from backline.dialects.answers import error_body, hidden_error, respond_error
+from backline.dialects.json_data import PIECE
+from backline.dialects.off_loop import OffLoop
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferResponse
 from backline.engine.responses import Responses
@@ -26,7 +29,8 @@ def event(data: bytes) -> bytes:
 class EventStreams:
     """Answers HTTP requests with the responses of a model as they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, off_loop: OffLoop) -> None:
+        self._off_loop = off_loop
         #: Held strongly: the loop knows its tasks only weakly.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -35,7 +39,7 @@ class EventStreams:
 
         The first response decides the status; an error after it is an event {"error": message}, and the last one.
         """
-        self.run(request, model, responses, _send(request, model, responses, encode))
+        self.run(request, model, responses, _send(request, model, responses, encode, self._off_loop))
 
     def run(
         self, request: HttpRequest, model: str, responses: Responses, answering: Coroutine[Any, Any, None]
@@ -61,7 +65,16 @@ async def _guarded(
         request.on_disconnect = None  # it knows what knows this request: no cycle is left behind
 
 
-async def _send(request: HttpRequest, model: str, responses: Responses, encode: Encode) -> None:
+async def encoded(off_loop: OffLoop, encode: Encode, response: InferResponse) -> bytes:
+    """The JSON of a response, that of a large one written off the event loop. Raises BacklineError."""
+    if any(tensor.data.size > PIECE for tensor in response.outputs):
+        return await off_loop.submit(partial(encode, response))
+    return encode(response)
+
+
+async def _send(
+    request: HttpRequest, model: str, responses: Responses, encode: Encode, off_loop: OffLoop
+) -> None:
     stream: ResponseStream | None = None
     error: BacklineError | None = None
     while error is None:
@@ -69,7 +82,7 @@ async def _send(request: HttpRequest, model: str, responses: Responses, encode: 
             response = await anext(responses, None)
             if response is None:
                 break
-            data = encode(response)
+            data = await encoded(off_loop, encode, response)
         except BacklineError as failure:
             error, data = failure, error_body(failure.public_message)
         except Exception as failure:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from backline.dialects.answers import respond_json
+from backline.dialects.json_scan import check_document
 from backline.dialects.router import Router
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
@@ -66,7 +67,8 @@ def _value(name: str, values: list[str]) -> SettingValue | None:
 
 
 def _read(body: Buffer) -> dict[str, SettingValue | None]:
-    """The changes of a body; an empty one changes nothing. Raises InvalidArgument."""
+    """The changes of a body; an empty one changes nothing. Raises InvalidArgument, PayloadTooLarge."""
+    check_document(body)
     try:
         return _decoder.decode(body or b"{}")
     except msgspec.MsgspecError as error:

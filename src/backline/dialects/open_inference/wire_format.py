@@ -7,15 +7,27 @@ is left to the runtime.
 
 from __future__ import annotations
 
-from backline.engine.errors import InvalidArgument
+from collections.abc import Iterator
+
+from backline.engine.errors import InvalidArgument, PayloadTooLarge
 from backline.engine.tensor import Buffer
 
 #: Tags of length-delimited fields: number << 3 | 2.
 _REQUEST_ID = 3 << 3 | 2
 _RAW_INPUT = 7 << 3 | 2
+_INPUT = 5 << 3 | 2
+_OUTPUT = 6 << 3 | 2
+#: In an input, and in its contents.
+_CONTENTS = 5 << 3 | 2
+_STRING = 8 << 3 | 2
 _RESPONSE_ID = b"\x1a"
 _RAW_OUTPUT = b"\x32"
 _LENGTH_DELIMITED = 2
+
+#: Fields of one request message: inputs, outputs, raw contents and parameters, and what these consist of.
+MAX_FIELDS = 16_384
+#: Elements of typed contents of the datatype BYTES.
+MAX_STRINGS = 262_144
 
 MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed or cut short"
 
@@ -32,7 +44,9 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     rest: list[Buffer] = []
     run = 0  # where the part of the rest that is being passed began
     try:
-        while position < total:
+        for _ in range(MAX_FIELDS):
+            if position >= total:
+                break
             start = position
             tag = message[position]
             length = message[position + 1]
@@ -53,6 +67,9 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
             if run < start:
                 rest.append(message[run:start])
             run = position = end
+        else:
+            if position < total:
+                raise _too_many_fields()
     except IndexError:
         raise InvalidArgument(MALFORMED) from None
     except UnicodeDecodeError:
@@ -62,6 +79,50 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     if run < total:
         rest.append(message[run:total])
     return bytes(rest[0]) if len(rest) == 1 else b"".join(rest), id, places
+
+
+def check_fields(message: bytes) -> None:
+    """Raises PayloadTooLarge for a ModelInferRequest with more than MAX_FIELDS fields in its inputs and outputs together, or
+    more than MAX_STRINGS typed strings; packed numbers do not count.
+
+    Parsing a message holds the interpreter until it is done, so this is known before. What is malformed is left to the parser.
+    """
+    fields, strings = MAX_FIELDS, MAX_STRINGS
+    for tag, start, end in _fields(message, 0, len(message)):
+        fields -= 1
+        if tag not in (_INPUT, _OUTPUT):
+            continue
+        for inner, begin, stop in _fields(message, start, end):
+            fields -= 1
+            if fields < 0:
+                raise _too_many_fields()
+            if tag != _INPUT or inner != _CONTENTS:
+                continue
+            for element, _, _ in _fields(message, begin, stop):
+                strings -= element == _STRING
+                if strings < 0:
+                    raise PayloadTooLarge(
+                        f"the request has more than {MAX_STRINGS} elements in bytes_contents. Use raw_input_contents instead"
+                    )
+
+
+def _fields(message: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The tag of each field from `position` to `end`, and where its content is."""
+    try:
+        while position < end:
+            tag, start = _varint(message, position)
+            position = _skip(message, position)
+            if tag & 7 == _LENGTH_DELIMITED:
+                start = _varint(message, start)[1]
+            yield tag, start, min(position, end)
+    except (IndexError, InvalidArgument):
+        return
+
+
+def _too_many_fields() -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the request has more than {MAX_FIELDS} fields: inputs, outputs, parameters and dimensions together"
+    )
 
 
 def join_response(head: bytes, id: str, outputs: list[Buffer]) -> bytes:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from backline.dialects.open_inference.plan import InputPlan
+from backline.dialects.input_plan import InputPlan
+from backline.dialects.json_scan import STEP, count, parts
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.tensor import Tensor
@@ -23,6 +24,8 @@ _TOO_FEW = "Failed to parse 'data' field: shape does not match true shape"
 _TOO_MANY = "Unable to parse 'data': Shape does not match true shape of 'data' field"
 _BINARY_ONLY = (DataType.FP16, DataType.BF16)
 _BLANK = b" \t\r\n"
+#: By byte: whether it may stand between the strings of a list.
+_BETWEEN = np.isin(np.arange(256), list(b"[]," + _BLANK))
 
 
 def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
@@ -36,8 +39,9 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
             f"receiving {datatype.name} data via JSON is not supported. Please use the binary data format for input {name}"
         )
     depth = _depth(raw, name)
+    large = len(raw) > LARGE and depth > 0
     if spec.count == 0:
-        if raw.translate(None, b"[]," + _BLANK):
+        if _has_more(raw, b"[]," + _BLANK):
             raise InvalidArgument(
                 f"{_TOO_MANY}: input '{name}' has the shape {list(spec.shape)}, which has no elements"
             )
@@ -45,16 +49,16 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     if (
         datatype is not DataType.BYTES
     ):  # in a nest of lists without empty ones there is one element more than there are commas
-        _compare_count(spec, raw.count(b",") + 1 if raw.translate(None, b"[]" + _BLANK) else 0)
+        _compare_count(spec, count(raw, ord(",")) + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
     elif spec.count * 3 - 1 > len(raw):  # a string and a comma take three characters
         raise _count_error(_TOO_FEW, spec, f"too few for it in {len(raw)} characters")
-    if len(raw) > LARGE and depth and datatype is not DataType.BYTES:
-        return Tensor(
-            name,
-            datatype,
-            spec.shape,
-            _decode_pieces(spec, raw.translate(None, _BLANK), depth).reshape(spec.shape),
+    if large and datatype is DataType.BYTES:
+        return Tensor(name, datatype, spec.shape, _decode_strings(spec, raw).reshape(spec.shape))
+    if large:
+        dense = b"".join(
+            raw[start : start + STEP].translate(None, _BLANK) for start in range(0, len(raw), STEP)
         )
+        return Tensor(name, datatype, spec.shape, _decode_pieces(spec, dense, depth).reshape(spec.shape))
     try:
         values = _decoder(datatype, depth).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -123,6 +127,40 @@ def _decode_pieces(spec: InputPlan, raw: bytes, depth: int) -> np.ndarray:
         array[start:end] = _array(spec, values)
     _compare_count(spec, end)
     return array
+
+
+def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
+    """The elements of a large list of strings, read piece by piece."""
+    _compare_count(spec, sum(int(np.count_nonzero(quotes)) for _, quotes, _ in parts(raw)) // 2)
+    array = np.empty(spec.count, np.object_)
+    end = 0
+    left = b""
+    for part, quotes, inside in parts(raw, LARGE):
+        outside = ~inside & ~quotes
+        if np.count_nonzero(outside & ~_BETWEEN[part]):
+            raise InvalidArgument(
+                f"Unable to parse 'data' of input '{spec.name}': Expected `str`, near element {end}"
+            )
+        kept = ~outside | (part == ord(","))
+        closed = np.flatnonzero(quotes & ~inside)
+        cut = int(np.count_nonzero(kept[: closed[-1] + 1])) if len(closed) else 0
+        flat = left + part[kept].tobytes()
+        whole, left = flat[: len(left) + cut] if cut else b"", flat[len(left) + cut if cut else 0 :]
+        try:
+            values = _decoder(DataType.BYTES, 1).decode(b"[" + whole.strip(b",") + b"]")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            reason = str(error).partition(" - at ")[0]
+            raise InvalidArgument(
+                f"Unable to parse 'data' of input '{spec.name}': {reason}, near element {end}"
+            ) from None
+        start, end = end, end + len(values)
+        array[start:end] = _array(spec, values)
+    return array
+
+
+def _has_more(raw: bytes, characters: bytes) -> bool:
+    """Whether there is anything but these characters."""
+    return any(raw[start : start + STEP].translate(None, characters) for start in range(0, len(raw), STEP))
 
 
 def _pieces(raw: bytes, depth: int) -> Iterator[tuple[bytes, int]]:

@@ -1,0 +1,224 @@
+"""Requests that would become millions of objects: refused before any of them is made, or read off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+from fake_control import FakeControl
+from fake_models import OIP, Caller
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backline.dialects import json_data
+from backline.dialects.input_plan import InputPlan
+from backline.dialects.json_scan import MAX_DOCUMENT, MAX_KEYS, count_elements, count_keys, parts
+from backline.dialects.off_loop import LARGE
+from backline.dialects.open_inference import generate_json
+from backline.dialects.open_inference.load_parameters import MAX_CONFIG
+from backline.dialects.open_inference.wire_format import MAX_FIELDS, MAX_STRINGS
+from backline.engine.errors import InvalidArgument
+from backline.protos import message
+
+ROW = '{{"name":"INPUT0","shape":[1,16],"datatype":"FP32","data":[{}]}}'.format(",".join("0" * 16))
+MANY = MAX_KEYS + 1
+OBJECT = "{{{}}}".format(",".join(f'"{number}":1' for number in range(MANY)))
+OUTPUTS = "[{}]".format(",".join(f'{{"name":"{number}"}}' for number in range(MANY)))
+INPUTS = "[{}]".format(",".join(f'{{"name":"{number}"}}' for number in range(MANY)))
+
+
+@pytest.mark.parametrize(
+    ("action", "body"),
+    [
+        ("infer", f'{{"parameters":{OBJECT},"inputs":[{ROW}]}}'),
+        ("infer", f'{{"outputs":{OUTPUTS},"inputs":[{ROW}]}}'),
+        ("infer", f'{{"inputs":{INPUTS}}}'),
+        ("infer_stream", f'{{"parameters":{OBJECT},"inputs":[{ROW}]}}'),
+        ("generate", OBJECT),
+        ("generate_stream", f'{{"parameters":{OBJECT}}}'),
+    ],
+)
+async def test_more_keys_than_allowed_are_refused_before_decoding(
+    caller: Caller, monkeypatch: pytest.MonkeyPatch, action: str, body: str
+) -> None:
+    monkeypatch.setattr(generate_json, "_decode", None)
+    answer = await caller.post_large(f"/v2/models/add1/{action}", body.encode())
+
+    assert answer.status == 413
+    assert f"more than {MAX_KEYS} keys" in answer.error
+
+
+async def test_keys_in_strings_do_not_count(caller: Caller) -> None:
+    text = json.dumps(OBJECT + '\\"' * 3)
+    body = f'{{"inputs":[{{"name":"INPUT0","shape":[1],"datatype":"BYTES","data":[{text}]}}]}}'
+
+    answer = await caller.post_large("/v2/models/echo_BYTES_1/infer", body.encode())
+
+    assert answer.status == 200
+    assert answer.json["outputs"][0]["data"] == [OBJECT + '\\"' * 3]  # type: ignore[index]
+
+
+async def test_a_shape_of_very_many_dimensions_is_refused(caller: Caller) -> None:
+    dimensions = ",".join("1" * LARGE)
+    body = f'{{"inputs":[{{"name":"INPUT0","shape":[{dimensions}],"datatype":"FP32","data":[1]}}]}}'
+
+    answer = await caller.post_large("/v2/models/add1/infer", body.encode())
+
+    assert (answer.status, answer.error) == (
+        400,
+        f"input 'INPUT0' has {LARGE} dimensions, more than the 32 that are supported",
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v2/logging"),
+        ("POST", "/v2/trace/setting"),
+        ("POST", "/v2/repository/index"),
+    ],
+)
+def test_documents_without_tensors_are_small(caller: Caller, method: str, path: str) -> None:
+    caller.engine.trace_control = SimpleNamespace(update=None)  # type: ignore[assignment]
+    answer = caller.http(method, path, b'{"x":"%b"}' % bytes(MAX_DOCUMENT)).answer
+
+    assert answer is not None
+    assert answer.status == 413
+    assert f"more than the {MAX_DOCUMENT}" in answer.error
+
+
+@pytest.mark.parametrize("escape", ["", "\\u0061"])
+async def test_a_configuration_in_a_load_is_small(caller: Caller, escape: str) -> None:
+    caller.engine.control = FakeControl(caller.engine)
+    config = (escape or "a") * (MAX_CONFIG + 6)
+    answer = await caller.post_large(
+        "/v2/repository/models/add1/load", f'{{"parameters":{{"config":"{config}"}}}}'.encode()
+    )
+
+    assert answer.status == 413
+    assert f"more than the {MAX_CONFIG} that a configuration may have" in answer.error
+
+
+@pytest.fixture
+def decoding(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The thread of each decoding of a tensor in JSON."""
+    threads: list[threading.Thread] = []
+    decode: Callable[..., object] = json_data._array
+
+    def watched(*values: object) -> object:
+        threads.append(threading.current_thread())
+        return decode(*values)
+
+    monkeypatch.setattr(json_data, "_array", watched)
+    return threads
+
+
+@pytest.mark.parametrize("action", ["infer", "infer_stream", "generate", "generate_stream"])
+async def test_large_tensors_are_decoded_off_the_loop_on_every_route(
+    caller: Caller, decoding: list[threading.Thread], action: str
+) -> None:
+    elements = ",".join(["7"] * LARGE)
+    body = (
+        f'{{"INPUT0":[{elements}]}}'
+        if action.startswith("generate")
+        else f'{{"inputs":[{{"name":"INPUT0","shape":[{LARGE}],"datatype":"INT32","data":[{elements}]}}]}}'
+    )
+    request = caller.http("POST", f"/v2/models/echo_INT32_1/{action}", body.encode())
+    if not action.endswith("stream"):
+        await request.answered.wait()
+        assert request.answer is not None
+        assert request.answer.status == 200
+    else:  # a stream is begun when the request has been read
+        while not decoding:
+            await asyncio.sleep(0.001)
+
+    assert decoding
+    assert threading.main_thread() not in decoding
+
+
+def rpc(**fields: object) -> bytes:
+    return bytes(message("inference.ModelInferRequest")(model_name="add1", **fields).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("received", "told"),
+    [
+        (rpc(inputs=[{} for _ in range(MAX_FIELDS + 1)]), "fields"),
+        (rpc(outputs=[{} for _ in range(MAX_FIELDS + 1)]), "fields"),
+        (rpc(raw_input_contents=[b""] * (MAX_FIELDS + 1)), "fields"),
+        (rpc(parameters={str(number): {"int64_param": 1} for number in range(MAX_FIELDS + 1)}), "fields"),
+        (
+            rpc(inputs=[{"parameters": {str(number): {"int64_param": 1} for number in range(MAX_FIELDS)}}]),
+            "fields",
+        ),
+        (rpc(inputs=[{"contents": {"bytes_contents": [b""] * (MAX_STRINGS + 1)}}]), "bytes_contents"),
+    ],
+    ids=["inputs", "outputs", "raw contents", "parameters", "parameters of an input", "strings"],
+)
+async def test_more_fields_than_allowed_are_refused(caller: Caller, received: bytes, told: str) -> None:
+    call = caller.call(OIP + b"ModelInfer", received)
+    await call.answered.wait()
+
+    assert call.code == 8
+    assert told in call.error
+
+
+VALUES: st.SearchStrategy[object] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('ab":,{}[]\\\n')),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.sampled_from('a":\\'), max_size=4), inner),
+)
+
+
+def keys(value: object) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(keys, value.values()))
+    return sum(map(keys, value)) if isinstance(value, list) else 0
+
+
+@given(VALUES, st.integers(1, 9))
+def test_keys_are_counted_and_strings_found(value: object, step: int) -> None:
+    text = json.dumps(value).encode()
+
+    assert count_keys(text) == keys(value)
+    small, large = list(parts(text, step)), list(parts(text))
+    for index in range(3):
+        assert np.array_equal(
+            np.concatenate([part[index] for part in small]), np.concatenate([part[index] for part in large])
+        )
+
+
+STRINGS = st.lists(st.text(st.sampled_from('ab":,[]\\\n é')), min_size=1)
+
+
+@settings(deadline=None)
+@given(STRINGS, st.booleans(), st.sampled_from([None, 1]))
+def test_pieces_of_strings_hold_every_element_in_order(
+    strings: list[str], nested: bool, indent: int | None
+) -> None:
+    large = json_data.LARGE
+    json_data.LARGE = 8
+    try:
+        text = json.dumps([strings] if nested else strings, indent=indent, ensure_ascii=False).encode()
+        tensor = json_data.decode_data(InputPlan("x", "BYTES", (len(strings),)), text, "$")
+    finally:
+        json_data.LARGE = large
+
+    assert [element.decode() for element in tensor.data.tolist()] == strings
+    assert count_elements(text) == len(strings)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['["aaaaaaaa","bbbbbbbb",1]', '["aaaaaaaa",null,"b"]', '["aaaaaaaa","bbbbbbbb"]', '["a",{"b":"c"}]'],
+)
+def test_what_is_no_string_in_a_piece_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_data, "LARGE", 8)
+    msgspec.json.decode(text)
+    with pytest.raises(InvalidArgument):
+        json_data.decode_data(InputPlan("x", "BYTES", (3,)), text.encode(), "$")
