@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from backline.wire.http1.receiver import Receiver
 
 
+#: Bytes that one read may take. A socket may hold megabytes, whose copy would keep the loop from everybody else.
+READ = 256 * 1024
+
+
 class LargeBody(asyncio.BufferedProtocol):
     """Takes the transport's bytes until `size` of them are there, then its receiver hands the transport back to the connection.
 
@@ -40,11 +44,13 @@ class LargeBody(asyncio.BufferedProtocol):
         return view
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.view[self.filled :]
+        return self.view[self.filled : self.filled + READ]
 
     def buffer_updated(self, nbytes: int) -> None:
         self.filled += nbytes
         self._receiver.large_body_grew(nbytes)
+        if nbytes == READ and self.filled < self.size:
+            self._connection.rest()
 
     def eof_received(self) -> bool | None:
         return self._connection.eof_received()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 
 from backline.wire.connection import Connection, Wire
 from backline.wire.http1.body import LargeBody
@@ -11,10 +12,13 @@ from backline.wire.http1.receiver import Head, Receiver
 from backline.wire.http1.refusal import Refusal
 from backline.wire.http1.request import Http1Request
 from backline.wire.http1.time_limits import TimeLimits
+from backline.wire.turns import LARGE_READ
 
 KIB = 1024
 #: Bytes given to the parser at a time: bounds how many pipelined requests one step can yield, since the parser cannot be paused.
 SLICE = 4 * KIB
+#: A connection that used up its turn handles reads above this size in its next turn, not at once.
+SMALL_READ = 8 * KIB
 #: After a refusal the client may still be sending: so many of its bytes are dropped, so that it sees the answer.
 LINGER_BYTES = 16 * KIB * KIB
 #: A draining connection that is idle waits so long (seconds) for a request that is already under way.
@@ -51,7 +55,11 @@ class Http1Connection(Connection):
         self._remembered_at = 0
         #: Bytes that were read and wait for their turn.
         self.held: memoryview | None = None
-        self._turn: asyncio.Handle | None = None
+        #: Whether the last turn was used up.
+        self._used_up = False
+        #: Whether reading is paused until the next turn.
+        self._resting = False
+        self._lost = False
         self._reading = True
         #: Whether no further request is taken.
         self.input_closed = False
@@ -82,8 +90,7 @@ class Http1Connection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         self.wire.connections.discard(self)
         self.close_input()
-        if self._turn is not None:
-            self._turn.cancel()
+        self._lost = True
         self.receiver.close()
         self.pipeline.lost()
         # They refer to each other: without this the memory would wait for the garbage collector.
@@ -130,9 +137,7 @@ class Http1Connection(Connection):
         if self.input_closed:
             self._drop(len(data))
         elif len(data) > self._slice or self.held is not None or pipeline.waiting:
-            self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
-            if self._turn is None:
-                self._feed_held()
+            self._receive_much(data)
         else:
             receiver = self.receiver
             begins = not receiver.target
@@ -151,17 +156,52 @@ class Http1Connection(Connection):
             self._head = head
             self._same_size = len(data)
 
+    def _receive_much(self, data: bytes) -> None:
+        """More than one slice, or bytes that follow others which are still held. Handled at once unless the last turn was used up."""
+        first = self.held is None
+        self.held = memoryview(data if self.held is None else b"".join((self.held, data)))
+        if len(data) >= LARGE_READ:
+            self._resting = True
+        if self._used_up and len(data) > SMALL_READ:
+            self._update_reading()
+            self.wire.turns.wait(self)
+        elif first:
+            self._used_up = False
+            self._feed_held()
+        if self._resting:
+            self.rest()
+
+    def take_turn(self) -> bool:
+        if self._lost:
+            return False
+        reading, self._resting = self._reading, False
+        if self.pipeline.waiting:
+            self.pipeline.advance()
+        self._feed_held()
+        return self._reading and not reading
+
+    def rest(self) -> None:
+        """Reads no more until its next turn."""
+        if not self._lost:
+            self._resting = True
+            self._update_reading()
+            self.wire.turns.wait(self)
+
+    def end_turn(self) -> None:
+        """The turn is used up: what is left waits for the next one."""
+        self._used_up = True
+        self.wire.turns.wait(self)
+
     def _feed_held(self) -> None:
-        """Gives held bytes to the receiver until some request waits for its turn, or the others' turn has come."""
-        self._turn = None
+        """Gives held bytes to the receiver, slice by slice, until a request has to wait or the turn is used up."""
         pipeline = self.pipeline
         receiver = self.receiver
+        end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
         while (held := self.held) is not None and not pipeline.waiting and not pipeline.write_paused:
             large = receiver.large
             size = max(self._slice, receiver.announced) if large is None else large.size - large.filled
             piece, rest = held[:size], held[size:]
             self.held = rest if len(rest) else None
-            answers = pipeline.answers
             if large is None:
                 receiver.feed(piece)
             else:
@@ -169,9 +209,8 @@ class Http1Connection(Connection):
                 receiver.large_body_grew(len(piece))
                 if receiver.large is large:
                     self.receive_into(large)
-            if self.held is not None and pipeline.answers != answers:
-                if self._turn is None:
-                    self._turn = self.wire.loop.call_soon(self._feed_held)
+            if self.held is not None and perf_counter() > end_of_turn:
+                self.end_turn()
                 break
         self._update_reading()
 
@@ -199,8 +238,8 @@ class Http1Connection(Connection):
 
     def advanced(self) -> None:
         """The pipeline handed on what it could."""
-        if self.held is not None and self._turn is None and not self.busy:
-            self._turn = self.wire.loop.call_soon(self._feed_held)
+        if self.held is not None and not self.busy:
+            self.wire.turns.wait(self)
         self._update_reading()
 
     def refuse(self, refusal: Refusal) -> None:
@@ -245,8 +284,11 @@ class Http1Connection(Connection):
         self.pipeline.resume()
 
     def _update_reading(self) -> None:
-        """Reads unless bytes are held back or the client does not read; what follows a refusal is always read, to be dropped."""
-        reading = self.lingering or (self.held is None and not self.pipeline.write_paused)
+        """Reads unless bytes are held, the client takes no answers, or others have their turn.
+
+        What follows a refusal is always read, to be dropped.
+        """
+        reading = self.lingering or not (self._resting or self.held is not None or self.pipeline.write_paused)
         if reading != self._reading and not self.transport.is_closing():
             self._reading = reading
             if reading:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from backline.wire.connection import Wire
@@ -75,12 +76,23 @@ class Pipeline:
             self.waiting.append(entry)
             self.advance()
 
+    def queue(self, entry: Entry) -> None:
+        """Puts an entry last, for the next call of `advance`."""
+        self.waiting.append(entry)
+
     def advance(self) -> None:
-        """Hands on what waits, one after another."""
+        """Hands on what waits, one after another, until the connection's turn is used up."""
         if self._running:
             return
         self._running = True
+        end_of_turn = 0.0
         while self.waiting and self.current is None and not self.write_paused:
+            # The first one is free: answers to models' requests come one by one, and need no clock.
+            if not end_of_turn:
+                end_of_turn = perf_counter() + self.wire.limits.seconds_per_turn
+            elif perf_counter() > end_of_turn:
+                self._connection.end_turn()
+                break
             entry = self.waiting.popleft()
             if isinstance(entry, Refusal):
                 self._send_refusal(entry)

@@ -11,6 +11,7 @@ import httptools
 
 from backline.wire.application import Buffer
 from backline.wire.connection import Wire
+from backline.wire.growing_buffer import GrowingBuffer
 from backline.wire.http1.body import LargeBody
 from backline.wire.http1.head_rules import (
     SPECIAL_FIELDS,
@@ -59,6 +60,9 @@ class Receiver:
         self._parser = httptools.HttpRequestParser(self)
         #: Bytes of the piece that the parser works on.
         self._fed = 0
+        #: Whether this piece completed a request already. One piece can hold a hundred pipelined requests: only the first is handed on from
+        #: within the parser, which cannot be paused; the others are queued, and handed on within the limits of a turn.
+        self._put = False
         #: Why the parser was stopped.
         self._fault: Refusal | None = None
         #: The head of the last request that was fed, if it had nothing unusual.
@@ -76,7 +80,7 @@ class Receiver:
         self._head_size = 0
         #: The request whose body is being received; a refusal, when the body is received only to be dropped.
         self._entry: Http1Request | Refusal | None = None
-        self._body: bytes | bytearray | None = None
+        self._body: bytes | GrowingBuffer | None = None
         #: Bytes of the body: as announced, or of a chunked one so far.
         self._length = 0
         self._chunked = False
@@ -114,13 +118,15 @@ class Receiver:
         """Grows while a body arrives."""
         if self.large is not None:
             return self.large.filled, 0
-        return len(self._body or b""), self._raw_size
+        body = self._body
+        return body.size if isinstance(body, GrowingBuffer) else len(body or b""), self._raw_size
 
     # bytes
 
     def feed(self, data: bytes | memoryview) -> Head | None:
         """Parses some bytes, however many requests they hold. Returns the head of the last one if it had nothing unusual."""
         self._fed = len(data)
+        self._put = False
         self.last_head = None
         try:
             self._parser.feed_data(data)
@@ -135,6 +141,8 @@ class Receiver:
         else:
             if self.target:
                 self._incomplete()
+        if self._pipeline.waiting:
+            self._pipeline.advance()
         return self.last_head
 
     def _incomplete(self) -> None:
@@ -267,12 +275,17 @@ class Receiver:
                 self._complete(entry)
             return
         if self._body is not None:
-            entry.body = self._body  # type: ignore[union-attr]  # a refusal is unusual
+            # Only refusals are no requests, and they are unusual.
+            entry.body = self._body if type(self._body) is bytes else self._body.take()  # type: ignore[union-attr]
             self._body = None
         self.target = b""
         self._entry = None
         self._length = 0
-        self._pipeline.put(entry)
+        if self._put:
+            self._pipeline.queue(entry)
+        else:
+            self._put = True
+            self._pipeline.put(entry)
 
     # requests that are not like most
 
@@ -288,14 +301,14 @@ class Receiver:
         request.keep_alive = parser.should_keep_alive()
         if b"transfer-encoding" in request.headers:
             self._chunked = True
-            self._body = bytearray()
+            self._body = GrowingBuffer()
 
     def _too_many(self, request: Http1Request) -> None:
         """Refuses this request behind its body; the connection stays."""
         self._pipeline.release(request)
         message = "The server has too many requests in flight; try again later"
         self._entry = Refusal(503, message, close=not request.keep_alive, fields=RETRY_AFTER)
-        self._body = bytearray()
+        self._body = GrowingBuffer()
         self._unusual = True
 
     def _expected(self) -> None:
@@ -310,12 +323,16 @@ class Receiver:
             if self.large is not None:
                 entry.body = self.large.take()
             elif self._body is not None:
-                entry.body = self._body
+                entry.body = self._body.take() if isinstance(self._body, GrowingBuffer) else self._body
             if not entry.keep_alive:
                 # What follows the last request is not ours to read.
                 self._connection.close_input()
         self._forget()
-        self._pipeline.put(entry)
+        if self._put:
+            self._pipeline.queue(entry)
+        else:
+            self._put = True
+            self._pipeline.put(entry)
 
     def _parse_without_upgrade(self, rest: memoryview) -> None:
         """Parses the request again without its Upgrade field: the parser takes what follows for another protocol."""
@@ -378,9 +395,10 @@ class Receiver:
         if isinstance(self._entry, Refusal):
             return
         self._count(len(data))
-        if not isinstance(self._body, bytearray):
-            self._body = bytearray(self._body or b"")
-        self._body += data
+        if not isinstance(self._body, GrowingBuffer):
+            first, self._body = self._body or b"", GrowingBuffer()
+            self._body.append(first)
+        self._body.append(data)
 
     def large_body_grew(self, nbytes: int) -> None:
         """So many bytes more of the large body are there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from backline.wire.application import Buffer
+from backline.wire.growing_buffer import GrowingBuffer
 
 
 class Body:
@@ -15,14 +16,14 @@ class Body:
     def __init__(self, size: int | None) -> None:
         self.size = size
         self.filled = 0
-        self._growing = bytearray()
+        self._growing = GrowingBuffer()
         self._buffer = np.empty(size, np.uint8).data if size is not None else None
 
     def add(self, data: Buffer, begin: int, end: int) -> None:
         """Appends data[begin:end], which must fit."""
         piece = memoryview(data)[begin:end]
         if self._buffer is None:
-            self._growing += piece
+            self._growing.append(piece)
         else:
             self._buffer[self.filled : self.filled + end - begin] = piece
         self.filled += end - begin
@@ -37,4 +38,4 @@ class Body:
         return self.filled == self.size
 
     def take(self) -> Buffer:
-        return self._growing if self._buffer is None else self._buffer
+        return self._growing.take() if self._buffer is None else self._buffer

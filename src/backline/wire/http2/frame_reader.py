@@ -22,7 +22,7 @@ from backline.wire.http2.settings import (
 )
 from backline.wire.http2.stream import Stream
 from backline.wire.limits import KIB
-from backline.wire.turns import peer_is_gone
+from backline.wire.turns import LARGE_READ, peer_is_gone
 
 log = logging.getLogger("backline.wire")
 
@@ -32,8 +32,8 @@ _MAX_CONTINUATIONS = 8
 _REPLENISH_AT = OUR_CONNECTION_WINDOW // 2
 #: A connection that had to wait for its turn waits again when the socket gives more than this at once.
 _SMALL_READ = 8 * KIB
-#: So much at once may come from a client that has left meanwhile.
-_LARGE_READ = 32 * KIB
+#: A client that sent this much at once may have left meanwhile.
+_ASK_FROM = 32 * KIB
 
 
 class FrameReader(Connection):
@@ -62,6 +62,8 @@ class FrameReader(Connection):
         self._held: tuple[bytes, int] | None = None
         #: Its last bytes did not fit into one turn.
         self._busy = False
+        #: Reading is paused until the next turn.
+        self._resting = False
         #: What is left of a frame whose payload goes to a stream, or nowhere, as it comes.
         self.payload_left = 0
         self._padding_left = 0
@@ -132,10 +134,12 @@ class FrameReader(Connection):
                 return
             data = bytes(self._pending)
             self._pending = bytearray()
-        if self._busy or len(data) >= _LARGE_READ:
-            if len(data) >= _LARGE_READ and peer_is_gone(self.transport):
+        if self._busy or len(data) >= _ASK_FROM:
+            if len(data) >= _ASK_FROM and peer_is_gone(self.transport):
                 self.abort()
                 return
+            if len(data) >= LARGE_READ:
+                self._rest()
             if self._busy and len(data) > _SMALL_READ:
                 self._hold(data, 0)
                 return
@@ -277,20 +281,27 @@ class FrameReader(Connection):
         if not self._write_blocked:
             self.wire.turns.wait(self)
 
-    def take_turn(self) -> None:
-        if self._held is None or self._closing or self._write_blocked:
-            return
-        if peer_is_gone(self.transport):
-            # Nobody will read the answers.
-            self.abort()
-            return
-        data, at = self._held
-        self._held = None
-        self._read_safely(data, at)
+    def _rest(self) -> None:
+        """Reads no more until the next turn."""
+        self._resting = True
         self._update_reading()
+        self.wire.turns.wait(self)
+
+    def take_turn(self) -> bool:
+        paused, self._resting = self._read_paused, False
+        if self._held is not None and not self._closing and not self._write_blocked:
+            if peer_is_gone(self.transport):
+                # Nobody will read the answers.
+                self.abort()
+                return False
+            data, at = self._held
+            self._held = None
+            self._read_safely(data, at)
+        self._update_reading()
+        return paused and not self._read_paused
 
     def _update_reading(self) -> None:
-        pause = not self._closing and (self._write_blocked or self._held is not None)
+        pause = not self._closing and (self._resting or self._write_blocked or self._held is not None)
         if pause != self._read_paused and not self._lost and not self.transport.is_closing():
             self._read_paused = pause
             if pause:

@@ -1,0 +1,71 @@
+"""A body of unknown size, gathered in contiguous memory without copying what is there already."""
+
+from __future__ import annotations
+
+import mmap
+
+from backline.wire.application import Buffer
+
+KIB = 1024
+#: Bodies up to this size stay in a bytearray; larger ones get memory maps.
+SMALL = 64 * KIB
+#: The size of the first map.
+FIRST_MAP = 256 * KIB
+
+
+class GrowingBuffer:
+    """Takes pieces of any size; memory is committed page by page as bytes arrive, whatever the client has announced.
+
+    Invariants:
+
+    * A map doubles when it is full. Linux moves its pages instead of copying them (mremap(2)), so a body costs one copy of each byte and
+      no step stops the event loop for longer than one piece takes. Pages beyond `size` are never touched.
+    * Nobody holds a view of the map while it grows (a map with exported buffers cannot be resized): `take` is the last call.
+    * A map goes back to the system as soon as the last view of it is gone, past the C library and its arenas.
+    """
+
+    __slots__ = ("_map", "_small", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._small = bytearray()
+        self._map: mmap.mmap | None = None
+
+    def append(self, piece: Buffer) -> None:
+        end = self.size + len(piece)
+        if self._map is None and end <= SMALL:
+            self._small += piece
+        else:
+            target = self._room_for(end)
+            target[self.size : end] = piece
+        self.size = end
+
+    def take(self) -> Buffer:
+        """The whole body. Nothing can be appended afterwards."""
+        return self._small if self._map is None else memoryview(self._map)[: self.size]
+
+    def _room_for(self, end: int) -> mmap.mmap:
+        current = self._map
+        if current is None:
+            current = self._map = _map(max(FIRST_MAP, _power_of_two(end)))
+            current[: self.size] = self._small
+            self._small = bytearray()
+        elif end > len(current):
+            try:
+                current.resize(_power_of_two(end))
+            except SystemError:
+                # No mremap on this system.
+                smaller, current = current, _map(_power_of_two(end))
+                current[: self.size] = memoryview(smaller)[: self.size]
+                self._map = current
+        return current
+
+
+def _map(size: int) -> mmap.mmap:
+    # Not the default: a shared map cannot grow, and touching what lies beyond its first size kills the process with SIGBUS.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest power of two that is not below `size`."""
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,128 @@
+"""Clients that send more than the loop may take from one connection at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from backline.wire.growing_buffer import GrowingBuffer
+from backline.wire.http1.connection import Http1Connection
+from backline.wire.http2 import frames
+from backline.wire.limits import Limits
+from wire.conftest import WireServer, read_answer, wire_server
+from wire.http2.served import FrameClient, serve
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def wait_for_body(server: WireServer) -> Http1Connection:
+    """The server's one connection, as soon as it receives a body."""
+
+    def receiving() -> bool:
+        connection = next(iter(server.wire.connections), None)
+        return isinstance(connection, Http1Connection) and connection.receiver.in_body
+
+    server.until(receiving)
+    connection = next(iter(server.wire.connections))
+    assert isinstance(connection, Http1Connection)
+    return connection
+
+
+def on_loop(server: WireServer, function: Callable[[], object]) -> object:
+    async def call() -> object:
+        return function()
+
+    return server.wait(call())
+
+
+def test_chunked_upload_rests_after_a_large_read(start: Callable[..., WireServer]) -> None:
+    server = start()
+    with server.connect() as client:
+        client.sendall(b"POST /size HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        connection = wait_for_body(server)
+
+        def receive() -> bool:
+            connection.data_received(b"10000\r\n" + bytes(64 * KIB) + b"\r\n")
+            return connection.transport.is_reading()
+
+        assert on_loop(server, receive) is False
+        server.until(connection.transport.is_reading)
+        client.sendall(b"0\r\n\r\n")
+        assert read_answer(client)[2] == b"65536"
+
+
+def test_read_of_a_large_body_is_limited_and_followed_by_a_rest(start: Callable[..., WireServer]) -> None:
+    server = start()
+    with server.connect() as client:
+        client.sendall(b"POST /size HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n")
+        connection = wait_for_body(server)
+
+        def fill() -> bool:
+            large = connection.receiver.large
+            assert large is not None
+            room = large.get_buffer(-1)
+            assert len(room) <= 256 * KIB
+            large.buffer_updated(len(room))
+            return connection.transport.is_reading()
+
+        assert on_loop(server, fill) is False
+        server.until(connection.transport.is_reading)
+        client.sendall(bytes(4_000_000 - 256 * KIB))
+        assert read_answer(client)[2] == b"4000000"
+
+
+def test_http2_upload_rests_after_a_large_read() -> None:
+    with serve() as served, FrameClient(served.port) as client:
+        client.request(1, "/hold")
+        assert served.handlers.arrived.wait(5)
+
+        def receive() -> bool:
+            connection = next(iter(served.wire.connections))
+            # Frames of an unknown type are read and dropped.
+            connection.data_received(frames.frame(77, 0, 0, bytes(16 * KIB)) * 4)
+            return connection.transport.is_reading()  # type: ignore[attr-defined,no-any-return]
+
+        assert served.run(receive) is False
+        client.write(frames.frame(frames.PING, 0, 0, bytes(8)))
+        client.until(frames.PING)
+
+
+def test_pipelined_requests_of_one_packet_share_the_loop() -> None:
+    """Whoever sends a hundred requests in one packet has a few of them handled, then others have their turn."""
+    order: list[bytes] = []
+    hold, holding = threading.Event(), threading.Event()
+    with wire_server("uvloop", Limits()) as server:
+        respond = server.echo.http
+
+        def slow(request: object) -> None:
+            order.append(request.path)  # type: ignore[attr-defined]
+            time.sleep(0.002)
+            respond(request)  # type: ignore[arg-type]
+
+        object.__setattr__(server.wire.application, "http", slow)
+        with server.connect() as greedy, server.connect() as modest:
+            server.until(lambda: len(server.wire.connections) == 2)
+            server.loop.call_soon_threadsafe(lambda: (holding.set(), hold.wait(10)))
+            assert holding.wait(10)
+            greedy.sendall(b"GET /empty HTTP/1.1\r\nhost: x\r\n\r\n" * 100)
+            modest.sendall(b"GET /dump HTTP/1.1\r\nhost: x\r\n\r\n")
+            hold.set()
+            assert read_answer(modest)[0] == 200
+            server.until(lambda: len(order) == 101)
+    assert order.index(b"/dump") < 20
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1], [64 * KIB], [64 * KIB, 1], [100] * 3000, [3 * MIB], [70_000, 4 * MIB]]
+)
+def test_growing_buffer_keeps_bytes_in_order(sizes: list[int]) -> None:
+    buffer = GrowingBuffer()
+    for number, size in enumerate(sizes):
+        buffer.append(bytes((number % 251,)) * size)
+    assert buffer.size == sum(sizes)
+    expected = b"".join(bytes((number % 251,)) * size for number, size in enumerate(sizes))
+    assert bytes(buffer.take()) == expected
