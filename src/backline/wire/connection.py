@@ -10,6 +10,7 @@ from backline.wire.application import Application
 from backline.wire.inflation import Inflation
 from backline.wire.limits import Limits
 from backline.wire.turns import Turns
+from backline.wire.unsent import Unsent
 
 
 class Wire:
@@ -27,6 +28,7 @@ class Wire:
         "loop",
         "requests",
         "turns",
+        "unsent",
     )
 
     def __init__(self, application: Application, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,7 +39,7 @@ class Wire:
         self.connections: set[Connection] = set()
         #: Requests and calls whose body is being received or whose answer is due.
         self.requests = 0
-        #: Bytes of those requests' bodies, and of answers that wait to be sent.
+        #: Bytes of those requests' bodies, and of answers that wait to be sent (see unsent).
         self.buffered_bytes = 0
         #: Bytes of answers that wait to be sent, over HTTP/2.
         self.held_answer_bytes = 0
@@ -46,6 +48,7 @@ class Wire:
         self.draining = False
         #: Connections whose received bytes wait, so that others are served first.
         self.turns = Turns(loop)
+        self.unsent = Unsent(self)
         #: Where large compressed bodies wait for their turn.
         self.inflation = Inflation(self)
 
@@ -71,6 +74,10 @@ class Connection(asyncio.Protocol):
     @abstractmethod
     def abort(self) -> None:
         """Closes at once, whatever is in flight."""
+
+    def unsent(self) -> tuple[int, int]:
+        """Bytes of answers that the client has not taken, and those of them in the transport's write buffer."""
+        return 0, 0
 
 
 def join_writelines(transport: asyncio.Transport) -> None:

@@ -1,4 +1,4 @@
-"""Memory that large requests took and the C library keeps: given back to the system when the server is idle again."""
+"""Memory that large requests and answers took and the C library keeps: given back to the system."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class Heap:
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        #: The most bytes of bodies and answers that were held at once since the last trim.
+        self._peak = 0
+        #: The least resident memory seen, without what bodies and answers held at that time.
         self._lowest = resident_bytes()
         self._timer = wire.loop.call_later(INTERVAL, self._look)
 
@@ -27,12 +30,19 @@ class Heap:
     def _look(self) -> None:
         self._timer = self._wire.loop.call_later(INTERVAL, self._look)
         resident = resident_bytes()
+        held = self._wire.buffered_bytes
         self._lowest = min(self._lowest, resident)
-        if resident > self._lowest + WORTH_TRIMMING and self._wire.buffered_bytes < IDLE_BYTES:
+        self._peak = max(self._peak, held)
+        freed = self._peak - held
+        if resident > self._lowest + WORTH_TRIMMING and (
+            held < IDLE_BYTES or freed >= max(WORTH_TRIMMING, self._peak // 2)
+        ):
+            self._peak = held
             self._wire.loop.run_in_executor(None, self._give_back)
 
     def _give_back(self) -> None:
         """On a thread: the C library is held for a moment, the interpreter is not."""
         trim()
-        # What could not be returned is in use; only growth from here on is looked at again.
-        self._lowest = resident_bytes()
+        # What could not be returned is in use: by models, whose growth is not looked at again, or by bodies and answers, whose memory is
+        # worth another trim as soon as they are gone.
+        self._lowest = max(0, resident_bytes() - self._wire.buffered_bytes)

@@ -20,7 +20,7 @@ class Limits:
     max_body_size: int = 64 * MIB
     #: How many times as large as it was sent a body may become that is larger than 32 MiB when it is inflated.
     max_inflation_ratio: float = 200.0
-    #: Bodies that are being received or answered, over all connections.
+    #: Request bodies being received or answered, and answers that clients have not taken, over all connections.
     max_buffered_bytes: int = 1024 * MIB
     #: Open connections of all listeners together.
     max_connections: int = 8192

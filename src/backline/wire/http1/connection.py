@@ -89,6 +89,7 @@ class Http1Connection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.wire.connections.discard(self)
+        self.wire.unsent.forget(self)
         self.close_input()
         self._lost = True
         self.receiver.close()
@@ -276,11 +277,17 @@ class Http1Connection(Connection):
 
     # flow control
 
+    def unsent(self) -> tuple[int, int]:
+        size = self.transport.get_write_buffer_size()
+        return size, size
+
     def pause_writing(self) -> None:
         self.pipeline.pause()
         self._update_reading()
+        self.wire.unsent.count(self)
 
     def resume_writing(self) -> None:
+        self.wire.unsent.count(self)
         self.pipeline.resume()
 
     def _update_reading(self) -> None:
@@ -299,4 +306,5 @@ class Http1Connection(Connection):
     # time limits
 
     def sweep(self, now: float) -> None:
+        self.wire.unsent.count(self)
         self._time_limits.check(now)

@@ -201,6 +201,10 @@ class Pipeline:
         """The client does not read."""
         self.write_paused = True
 
+    def wrote_much(self) -> None:
+        """An answer was written that the client may leave in the transport's buffer."""
+        self.wire.unsent.watch(self._connection)
+
     def resume(self) -> None:
         self.write_paused = False
         writers, self._writers = self._writers, []

@@ -367,6 +367,8 @@ class Receiver:
             self._unusual = True
 
     def _overfull(self) -> Refused:
+        # Perhaps because others do not take their answers.
+        self._wire.unsent.watch(self._connection)
         return self._refused(
             Refusal(503, "The server holds too many request bodies; try again later", fields=RETRY_AFTER)
         )

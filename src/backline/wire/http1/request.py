@@ -88,6 +88,7 @@ class Http1Request(HttpRequest):
             pipeline.transport.write(b"".join((head, *body)))
         else:
             pipeline.transport.writelines([head, *body])
+            pipeline.wrote_much()
         pipeline.answered(self)
 
     def _respond_compressed(

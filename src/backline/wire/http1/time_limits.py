@@ -53,6 +53,9 @@ class TimeLimits:
         limits = connection.wire.limits
         unsent = connection.transport.get_write_buffer_size()
         if unsent:
+            if unsent > limits.max_unsent_bytes:
+                # A client that takes a byte now and then makes no progress: crumbs do not change the quotient.
+                unsent = int(unsent // max(1.0, limits.min_taking_rate * limits.progress_timeout))
             return Phase.UNSENT, (unsent, pipeline.answers, pipeline.sent_chunks), limits.progress_timeout
         if connection.lingering:
             return Phase.LINGER, None, LINGER_TIME

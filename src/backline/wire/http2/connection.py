@@ -72,6 +72,7 @@ class Http2Connection(FrameReader):
         self._lost = self._closing = True
         self.output.closed = True
         self.deadlines.cancel()
+        self.wire.unsent.forget(self)
         self.wire.connections.discard(self)
         self._abandon()
         self._forget_received()
@@ -83,12 +84,18 @@ class Http2Connection(FrameReader):
         # A client that closes its half cannot send window updates or end its requests: there is nothing to wait for.
         return False
 
+    def unsent(self) -> tuple[int, int]:
+        size = self.transport.get_write_buffer_size()
+        return self.output.held + size, size
+
     def pause_writing(self) -> None:
         self.output.paused = True
         self._write_blocked = True
         self._update_reading()
+        self.wire.unsent.count(self)
 
     def resume_writing(self) -> None:
+        self.wire.unsent.count(self)
         self.output.paused = False
         self._write_blocked = False
         self.output.pump()
@@ -155,6 +162,7 @@ class Http2Connection(FrameReader):
 
     def sweep(self, now: float) -> None:
         limits = self.wire.limits
+        self.wire.unsent.count(self)
         if self._closing:
             if now - self._quiet_since > limits.progress_timeout:
                 # The client does not take what was written before the end.

@@ -192,9 +192,12 @@ class Output:
             stream.compressing = size
 
     def _hold(self, stream: Stream, more: int) -> None:
+        connection = stream.connection
         self.held += more
-        stream.connection.wire.held_answer_bytes += more
+        connection.wire.held_answer_bytes += more
         stream.buffer(more)
+        if more > 0:
+            connection.wire.unsent.watch(connection)
 
     def _send_some(self, stream: Stream, room: int) -> int:
         pending = stream.pending

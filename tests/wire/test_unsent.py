@@ -1,0 +1,92 @@
+"""Answers that clients ask for and do not take."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from backline.wire.http2 import frames
+from backline.wire.limits import Limits
+from wire.conftest import WireServer, read_answer
+from wire.http2.served import FrameClient, serve
+
+MB = 1_000_000
+
+
+def ask(server: WireServer, size: int) -> socket.socket:
+    """Asks for an answer of `size` bytes, on a connection whose receive buffer is small."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", server.port))
+    client.sendall(b"GET /zeros?%d HTTP/1.1\r\nhost: x\r\n\r\n" % size)
+    return client
+
+
+def test_unread_http1_answers_count_until_their_clients_are_gone(start: Callable[..., WireServer]) -> None:
+    server = start()
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(ask(server, 10 * MB))
+        # What the kernel took does not count.
+        server.until(lambda: server.wire.buffered_bytes > 20 * MB)
+    server.until(lambda: server.wire.buffered_bytes == 0 and not server.wire.connections)
+
+
+def test_http1_clients_that_take_nothing_are_closed_when_too_much_is_held(
+    start: Callable[..., WireServer],
+) -> None:
+    server = start(max_buffered_bytes=40 * MB)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(ask(server, 10 * MB)) for _ in range(3)]
+        server.until(lambda: server.wire.buffered_bytes > 15 * MB)
+        late = [stack.enter_context(ask(server, 10 * MB)) for _ in range(5)]
+        server.until(lambda: server.wire.buffered_bytes <= 40 * MB and len(server.wire.connections) < 8)
+        # The last one to ask is served in full, the first ones are gone.
+        assert len(read_answer(late[-1])[2]) == 10 * MB
+        taken = 0
+        try:
+            while data := idle[0].recv(1 << 20):
+                taken += len(data)
+        except ConnectionResetError:
+            pass
+        assert taken < 10 * MB
+
+
+def test_http2_clients_that_take_nothing_are_closed_when_too_much_is_held() -> None:
+    with serve(Limits(max_buffered_bytes=20 * MB)) as served, ExitStack() as stack:
+        clients = [
+            stack.enter_context(FrameClient(served.port, {frames.INITIAL_WINDOW_SIZE: 0})) for _ in range(5)
+        ]
+        for count, client in enumerate(clients, 1):
+            client.request(1, f"/large?{6 * MB}")
+            if count < 4:
+                served.wait_until(lambda wanted=count: served.wire.held_answer_bytes == wanted * 6 * MB)
+        served.wait_until(lambda: len(served.wire.connections) <= 3)
+        assert served.run(lambda: served.wire.buffered_bytes) <= 20 * MB
+        assert clients[0].ended()
+
+
+def test_http1_client_that_takes_crumbs_is_closed(start: Callable[..., WireServer]) -> None:
+    server = start(max_unsent_bytes=100_000, progress_timeout=0.5, min_taking_rate=10 * MB)
+    with ask(server, 20 * MB) as client:
+        server.until(lambda: server.wire.buffered_bytes > 5 * MB)
+        deadline = time.monotonic() + 10
+        while server.state()[0] and time.monotonic() < deadline:
+            try:
+                client.recv(8192)
+            except ConnectionResetError:
+                break
+            time.sleep(0.02)  # the pace is what is tested
+        server.until(lambda: not server.wire.connections)
+    assert time.monotonic() < deadline
+
+
+def test_streamed_http1_answer_that_is_not_read_counts(start: Callable[..., WireServer]) -> None:
+    server = start(max_unsent_bytes=100_000)
+    with server.connect() as client:
+        client.sendall(b"GET /stream?100000 HTTP/1.1\r\nhost: x\r\n\r\n")
+        server.until(lambda: server.wire.buffered_bytes >= 50_000)
+    server.until(lambda: server.wire.buffered_bytes == 0)
