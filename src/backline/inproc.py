@@ -130,7 +130,6 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
     return InferRequest(
         call.model,
         {tensor.name: tensor for tensor in call.inputs},
-        _unset,
         model_version=call.version,
         id=call.id,
         outputs=call.outputs,
@@ -140,7 +139,3 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
         sequence=plan.sequence,
         deadline=deadline,
     )
-
-
-def _unset(request: InferRequest, response: object, error: object) -> None:
-    """Stands for the completion until the engine sets its own."""

@@ -18,6 +18,7 @@ from backline.engine.model import Model, ModelState, Placement
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.protos import message
 from backline.wire.application import (
     Application,
@@ -33,11 +34,9 @@ Compute = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 OIP = b"/inference.GRPCInferenceService/"
 
 
-def arrived_at(ns: int) -> InferRequest:
+def arrived_at(ns: int) -> Ticket:
     """A request that came at this moment of time.monotonic_ns()."""
-    request = InferRequest("add1", {}, lambda *_: None)
-    request.arrived_ns = ns
-    return request
+    return Ticket(InferRequest("add1", {}, arrived_ns=ns), lambda *_: None)
 
 
 class NumpyQueue:
@@ -46,22 +45,22 @@ class NumpyQueue:
     def __init__(self, model: Model, compute: Compute) -> None:
         self._model = model
         self._compute = compute
-        self.held: list[InferRequest] | None = None
-        self.seen: list[InferRequest] = []
+        self.held: list[Ticket] | None = None
+        self.seen: list[Ticket] = []
         self.full = False
 
     @property
     def pending(self) -> int:
         return len(self.held or ())
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         if self.full:
             raise Unavailable("Exceeds maximum queue size", retry_after=2)
-        self.seen.append(request)
+        self.seen.append(ticket)
         if self.held is None:
-            self._run(request)
+            self._run(ticket)
         else:
-            self.held.append(request)
+            self.held.append(ticket)
 
     def hold(self) -> None:
         self.held = []
@@ -70,22 +69,21 @@ class NumpyQueue:
         assert self.held is not None
         self._run(self.held.pop(index))
 
-    def _run(self, request: InferRequest) -> None:
-        if request.cancelled:
+    def _run(self, ticket: Ticket) -> None:
+        if ticket.cancelled:
             return
+        request = ticket.request
         try:
             arrays = self._compute({name: tensor.data for name, tensor in request.inputs.items()})
         except BacklineError as error:
-            request.on_complete(request, None, error)
+            ticket.complete(None, error)
             return
         outputs = [
             Tensor(spec.name, spec.datatype, arrays[spec.name].shape, arrays[spec.name])
             for spec in self._model.signature.outputs
             if request.outputs is None or spec.name in request.outputs
         ]
-        request.on_complete(
-            request, InferResponse(self._model.name, self._model.version, request.id, outputs), None
-        )
+        ticket.complete(InferResponse(self._model.name, self._model.version, request.id, outputs), None)
 
 
 def add_model(

@@ -16,6 +16,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.server import Embedded
 from support.reading import CUT, READ, SIDE, Asked, expected, reader, recogniser, start
 from support.server import ServerProcess, serve
@@ -75,7 +76,7 @@ async def test_only_the_steps_run_that_the_wanted_output_needs(tmp_path: Path, p
     program = await start(reader(tmp_path / "models"))
     asked = Asked(pictures, ("found",))
 
-    program.engine.submit(asked.request)
+    program.engine.submit(asked.ticket)
     response = await asked.done
 
     assert [tensor.name for tensor in response.outputs] == ["found"]
@@ -88,7 +89,7 @@ async def test_steps_of_several_requests_run_in_batches(tmp_path: Path, pictures
     asked = [Asked(pictures[:1]) for _ in range(4)]
 
     for one in asked:
-        program.engine.submit(one.request)
+        program.engine.submit(one.ticket)
     await asyncio.gather(*(one.done for one in asked))
 
     counts = executions(program)
@@ -103,11 +104,11 @@ async def test_cancelling_stops_the_steps_that_remain(tmp_path: Path, pictures: 
     detect = program.engine.find("detect").queue
     submit = program.engine.find("crop").queue.submit
 
-    program.engine.submit(cancelled.request)
+    program.engine.submit(cancelled.ticket)
     # The moment between the first step and the second: the queue of the second model gets a request, which is the cancelled one's.
-    intercepted = program.engine.find("crop").queue = Intercepted(submit, cancelled.request)
+    intercepted = program.engine.find("crop").queue = Intercepted(submit, cancelled.ticket)
     await intercepted.done.wait()
-    program.engine.submit(witness.request)
+    program.engine.submit(witness.ticket)
     await witness.done
 
     counts = executions(program)
@@ -123,25 +124,25 @@ class Intercepted:
 
     pending = 0
 
-    def __init__(self, submit, leaving: InferRequest) -> None:
+    def __init__(self, submit, leaving: Ticket) -> None:
         self._submit = submit
         self._leaving = leaving
         self.done = asyncio.Event()
 
-    def submit(self, request: InferRequest) -> None:
-        self._submit(request)
+    def submit(self, ticket: Ticket) -> None:
+        self._submit(ticket)
         if not self._leaving.cancelled:
             self._leaving.cancel()
-            assert request.cancelled
+            assert ticket.cancelled
             self.done.set()
 
 
 async def test_an_error_of_a_step_says_in_which_ensemble(tmp_path: Path, pictures: np.ndarray) -> None:
     program = await start(reader(tmp_path / "models"))
     asked = Asked(pictures)
-    asked.request.deadline = 0.0
+    asked.ticket.deadline = 0.0
 
-    program.engine.submit(asked.request)
+    program.engine.submit(asked.ticket)
 
     with pytest.raises(BacklineError, match=r"^in ensemble 'read', .*'detect'"):
         await asked.done
@@ -159,10 +160,10 @@ async def test_it_goes_out_of_service_with_a_step_and_comes_back_with_it(
     with pytest.raises(
         Unavailable, match="ensemble 'read' depends on 'crop' whose required version 1 is not loaded"
     ):
-        program.engine.submit(Asked(pictures).request)
+        program.engine.submit(Asked(pictures).ticket)
     await control.load("crop", who="test")
     asked = Asked(pictures)
-    program.engine.submit(asked.request)
+    program.engine.submit(asked.ticket)
 
     np.testing.assert_allclose((await asked.done).outputs[0].data, expected(pictures), rtol=1e-5)
     await program.stop()
@@ -252,7 +253,7 @@ async def test_a_step_that_begins_to_give_many_responses_makes_the_ensemble_deco
     (repository / "cut" / "1" / "model.py").write_text(many.replace("return x", "yield x\n        yield -x"))
     await control.load("cut", who="test")
     x = Tensor("x", DataType.FP32, (1,), np.ones(1, np.float32))
-    request = InferRequest("whole", {"x": x}, lambda *_: None)
+    request = InferRequest("whole", {"x": x})
     values = [float(response.outputs[0].data[0]) async for response in program.engine.stream(request)]
 
     assert (before, program.engine.find("whole").decoupled, values) == (False, True, [1.0, -1.0])
@@ -281,7 +282,7 @@ async def test_a_step_that_was_put_to_sleep_still_gets_its_batch_of_one(tmp_path
     await asleep.wait()
 
     cut = Tensor("cut", DataType.FP32, (CUT,), np.ones(CUT, np.float32))
-    response = await program.engine.infer(InferRequest("alone", {"cut": cut}, lambda *_: None))
+    response = await program.engine.infer(InferRequest("alone", {"cut": cut}))
 
     assert response.outputs[0].shape == (2,)
     await program.stop()

@@ -184,7 +184,7 @@ def test_parameters(caller: Caller) -> None:
         "timeout": {"int64_param": 1_000_000},
     }
     caller.rpc_infer(**infer_fields(parameters=parameters))
-    request = caller.engine.find("add1").queue.seen[-1]
+    request = caller.engine.find("add1").queue.seen[-1].request
     assert request.parameters == {"mood": "blue", "swing": 0.5, "loud": True}
     assert request.priority == 2
     assert (request.timeout, request.deadline) == (1.0, None)
@@ -201,7 +201,7 @@ def test_the_deadline_of_the_call_and_the_timeout_in_the_queue_reach_the_model_a
         **infer_fields(parameters=parameters)
     ).SerializeToString()
     caller.application.rpc[OIP + b"ModelInfer"].handler(FakeUnaryCall(deadline=deadline), received)
-    request = caller.engine.find("add1").queue.seen[-1]
+    request = caller.engine.find("add1").queue.seen[-1].request
     assert (request.deadline, request.timeout) == (deadline, timeout)
 
 
@@ -296,7 +296,7 @@ def test_cancel(caller: Caller) -> None:
     (asked,) = queue.held
     call.on_cancel()
     assert asked.cancelled
-    asked.on_complete(asked, None, None)
+    asked.complete(None, None)
     assert call.code is None
 
 

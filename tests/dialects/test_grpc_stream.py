@@ -140,7 +140,7 @@ async def test_cancellation_cancels_what_is_in_flight(caller: Caller) -> None:
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     assert [asked.cancelled for asked in queue.held] == [True] * 3
-    queue.held[0].on_complete(queue.held[0], None, None)
+    queue.held[0].complete(None, None)
     assert call.responses.empty()
 
 

@@ -279,7 +279,7 @@ def test_parameters_reach_the_model(caller: Caller) -> None:
         "priority": 3,
     }
     assert caller.infer("add1", {"inputs": [json_input()], "parameters": parameters}).status == 200
-    request = caller.engine.find("add1").queue.seen[-1]
+    request = caller.engine.find("add1").queue.seen[-1].request
     assert request.priority == 3
     assert request.parameters == {"mood": "blue", "tempo": 120, "swing": 0.6, "loud": True}
     assert request.sequence == SequenceStep(7, start=True)
@@ -290,7 +290,7 @@ def test_the_timeout_in_microseconds_is_the_time_that_a_request_may_queue(
     caller: Caller, parameter: int, timeout: float | None
 ) -> None:
     caller.infer("add1", {"inputs": [json_input()], "parameters": {"timeout": parameter}})
-    request = caller.engine.find("add1").queue.seen[-1]
+    request = caller.engine.find("add1").queue.seen[-1].request
     assert (request.timeout, request.deadline) == (timeout, None)
 
 
@@ -539,7 +539,7 @@ def test_disconnect_cancels_the_request(caller: Caller) -> None:
     (asked,) = queue.held
     request.on_disconnect()
     assert asked.cancelled
-    asked.on_complete(asked, None, None)  # an engine that had started it already
+    asked.complete(None, None)  # an engine that had started it already
     assert request.answer is None
 
 

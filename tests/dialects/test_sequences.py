@@ -300,9 +300,7 @@ def test_servers_that_share_a_store_go_on_with_each_others_sequences(tmp_path: P
 
     def ask(x: float, *, start: bool = False) -> InferRequest:
         tensor = Tensor("x", DataType.FP32, (1, 1), np.array([[x]], np.float32))
-        request = InferRequest("oldest", {"x": tensor}, lambda *_: None)
-        request.sequence = SequenceStep(7, start)
-        return request
+        return InferRequest("oldest", {"x": tensor}, sequence=SequenceStep(7, start))
 
     async def scenario() -> None:
         first, second = (

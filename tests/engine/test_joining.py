@@ -13,6 +13,7 @@ from backline.engine.joining import Joining, JoiningCheck, Padding
 from backline.engine.messages import InferRequest
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 
 FP32 = DataType.FP32
 INPUTS = (TensorSpec("x", FP32, (-1, -1, -1)), TensorSpec("o", FP32, (-1, -1), optional=True))
@@ -21,7 +22,7 @@ INPUTS = (TensorSpec("x", FP32, (-1, -1, -1)), TensorSpec("o", FP32, (-1, -1), o
 def key(joining: Joining, **shapes: tuple[int, ...]) -> object:
     check = RequestCheck("m", Signature(INPUTS, ()), 8, strict=True)
     inputs = {name: Tensor(name, FP32, shape, np.zeros(shape, np.float32)) for name, shape in shapes.items()}
-    request = InferRequest("m", inputs, lambda *_: None)
+    request = Ticket(InferRequest("m", inputs), lambda *_: None)
     JoiningCheck(check, joining, ("x", "o"))(request)
     assert request.batch_size == shapes["x"][0]
     return request.batch_key

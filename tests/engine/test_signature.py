@@ -12,6 +12,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 
 FIXED = Signature((TensorSpec("x", DataType.FP32, (-1, 16)),), (TensorSpec("y", DataType.FP32, (-1, 16)),))
 VARYING = Signature(
@@ -24,8 +25,10 @@ def tensor(name: str, datatype: DataType, *shape: int) -> Tensor:
     return Tensor(name, datatype, shape, np.zeros(shape, datatype.dtype))
 
 
-def request(*tensors: Tensor, outputs: tuple[str, ...] | None = None, id: str = "") -> InferRequest:
-    return InferRequest("m", {one.name: one for one in tensors}, lambda *_: None, outputs=outputs, id=id)
+def request(*tensors: Tensor, outputs: tuple[str, ...] | None = None, id: str = "") -> Ticket:
+    return Ticket(
+        InferRequest("m", {one.name: one for one in tensors}, outputs=outputs, id=id), lambda *_: None
+    )
 
 
 def test_a_request_that_fits_gets_its_batch_size() -> None:
@@ -114,4 +117,4 @@ def test_a_scalar_may_be_sent_as_one_element() -> None:
 
     RequestCheck("m", signature, 0, strict=False)(asked)
 
-    assert asked.inputs["rate"].data.shape == ()
+    assert asked.request.inputs["rate"].data.shape == ()

@@ -42,9 +42,7 @@ class Home:
         """What the model adds to 0."""
         data = np.zeros((1, 16), np.float32)
         inputs = {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}
-        response = await self.engine.infer(
-            InferRequest(model, inputs, lambda *_: None, model_version=version)
-        )
+        response = await self.engine.infer(InferRequest(model, inputs, model_version=version))
         return float(response.outputs[0].data[0, 0])
 
     def states(self, model: str = "add1") -> dict[str, str]:

@@ -17,6 +17,7 @@ from backline.engine.errors import BacklineError, DeadlineExceeded, InvalidArgum
 from backline.engine.messages import InferRequest, SequenceStep
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.schedule.cache.config import LocalOptions
 from backline.server import Embedded
@@ -60,10 +61,7 @@ def ensemble(repository: Path, name: str, *steps: str, kind: str = "TYPE_FP32", 
 
 def ask(model: str, value: float = 0, **options: Any) -> InferRequest:
     return InferRequest(
-        model,
-        {"x": Tensor("x", DataType.FP32, (1, 1), np.array([[value]], np.float32))},
-        lambda *_: None,
-        **options,
+        model, {"x": Tensor("x", DataType.FP32, (1, 1), np.array([[value]], np.float32))}, **options
     )
 
 
@@ -204,20 +202,20 @@ class Seen:
         model = program.engine.find(name)
         self._queue = model.queue
         model.queue = self
-        self.requests: list[InferRequest] = []
+        self.tickets: list[Ticket] = []
         self.held: asyncio.Event | None = None
 
     @property
     def pending(self) -> int:
         return 0
 
-    def submit(self, request: InferRequest) -> None:
-        self.requests.append(request)
+    def submit(self, ticket: Ticket) -> None:
+        self.tickets.append(ticket)
         if self.held is not None:
             self.held.set()
             return
         assert self._queue is not None
-        self._queue.submit(request)
+        self._queue.submit(ticket)
 
 
 async def test_each_step_is_told_what_the_request_says(chain: Path) -> None:
@@ -231,10 +229,10 @@ async def test_each_step_is_told_what_the_request_says(chain: Path) -> None:
     )
 
     for seen in steps:
-        (request,) = seen.requests
-        assert {name: getattr(request, name) for name in said} == said
-        assert request.waits_until == deadline
-        assert request.sequence == SequenceStep("me", start=True)
+        (ticket,) = seen.tickets
+        assert {name: getattr(ticket.request, name) for name in said} == said
+        assert ticket.waits_until == deadline
+        assert ticket.request.sequence == SequenceStep("me", start=True)
     await program.stop()
 
 
@@ -242,16 +240,15 @@ async def test_a_deadline_ends_a_step_that_runs_and_those_behind_never_begin(cha
     program = await start(chain)
     first, second = Seen(program, "first"), Seen(program, "second")
     first.held = asyncio.Event()
-    request = ask("chain")
     done: asyncio.Future[BacklineError | None] = asyncio.get_running_loop().create_future()
-    request.on_complete = lambda _request, _response, error: done.set_result(error)
+    ticket = Ticket(ask("chain"), lambda _ticket, _response, error: done.set_result(error))
 
-    program.engine.submit_until(request, monotonic() + 0.05)
+    program.engine.submit_until(ticket, monotonic() + 0.05)
     error = await done
 
     assert isinstance(error, DeadlineExceeded)
-    assert first.requests[0].cancelled
-    assert second.requests == []
+    assert first.tickets[0].cancelled
+    assert second.tickets == []
     assert program.engine.find("chain").statistics.expired == 1
     await program.stop()
 
@@ -325,7 +322,7 @@ async def test_texts_pass_from_step_to_step(tmp_path: Path) -> None:
     words = np.array([[b"hey"], ["grüße".encode()], [b""]], np.object_)
 
     response = await program.engine.infer(
-        InferRequest("loud", {"x": Tensor("x", DataType.BYTES, (3, 1), words)}, lambda *_: None)
+        InferRequest("loud", {"x": Tensor("x", DataType.BYTES, (3, 1), words)})
     )
 
     assert response.outputs[0].data.tolist() == [[b"HEY!"], ["GRüßE!".encode()], [b"!"]]

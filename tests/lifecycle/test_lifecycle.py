@@ -26,12 +26,8 @@ from support import models
 
 def ask(model: str, rows: int = 1, version: str = "") -> InferRequest:
     data = np.zeros((rows, 16), np.float32)
-    return InferRequest(
-        model,
-        {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)},
-        lambda *_: None,
-        model_version=version,
-    )
+    inputs = {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}
+    return InferRequest(model, inputs, model_version=version)
 
 
 def value(response: InferResponse) -> float:
@@ -195,9 +191,7 @@ def test_a_model_on_the_event_loop_moves_to_threads_when_requests_take_long(tmp_
     data = np.zeros((1, 1_000_000), np.float32)
 
     def long() -> InferRequest:
-        return InferRequest(
-            "waves", {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}, lambda *_: None
-        )
+        return InferRequest("waves", {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)})
 
     async def scenario() -> None:
         async with Home(tmp_path) as home:

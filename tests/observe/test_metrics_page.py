@@ -12,6 +12,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import FIRST_RESPONSE_FAMILY, ResponseStatistics
+from backline.engine.ticket import Ticket
 from backline.observe.metrics import Metrics
 
 #: Seconds of the event loop's processor time that a piece of the page may take; it is written for 0.5 ms, and then for one model more.
@@ -30,7 +31,7 @@ def full_engine(models: int) -> Engine:
     engine = Engine()
     for number in range(models):
         model = add_model(engine, f"model_{number}")
-        request = InferRequest(model.name, {}, lambda *_: None)
+        request = Ticket(InferRequest(model.name, {}), lambda *_: None)
         for size in (1, 2, 4, 8, 16):
             now = monotonic_ns()
             model.statistics.record_batch([request] * size, size, now, now, now, now)

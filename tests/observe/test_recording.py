@@ -17,6 +17,7 @@ from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.observe.prediction_log import read_log
 from backline.observe.recording import Recorder, recorded_file
 
@@ -26,13 +27,12 @@ class Echo:
 
     pending = 0
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
+        request = ticket.request
         if request.inputs["x"].data.min() < 0:
-            request.on_complete(request, None, InvalidArgument("negative"))
+            ticket.complete(None, InvalidArgument("negative"))
         else:
-            request.on_complete(
-                request, InferResponse("m", "1", request.id, list(request.inputs.values())), None
-            )
+            ticket.complete(InferResponse("m", "1", request.id, list(request.inputs.values())), None)
 
 
 class Home:
@@ -52,7 +52,7 @@ class Home:
 
     async def ask(self, value: int, width: int = 2) -> InferResponse:
         data = np.full((1, width), value, np.int32)
-        request = InferRequest("m", {"x": Tensor("x", DataType.INT32, data.shape, data)}, lambda *_: None)
+        request = InferRequest("m", {"x": Tensor("x", DataType.INT32, data.shape, data)})
         response = await self.engine.infer(request)
         data[:] = 99  # as a receive buffer is used again
         return response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from backline.engine.model_config import QueuePolicy
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
@@ -84,22 +85,29 @@ class Bench:
         self.queue = SplittingQueue(self.scheduler, split_at, self.statistics) if split_at else self.scheduler
 
     def ask(
-        self, *values: float, deadline: float | None = None, timeout: float | None = None, priority: int = 0
-    ) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
+        self,
+        *values: float,
+        deadline: float | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        then: Callable[[], object] = lambda: None,
+    ) -> tuple[Ticket, asyncio.Future[InferResponse]]:
         answer: asyncio.Future[InferResponse] = self.loop.create_future()
 
-        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
             if error is not None:
                 answer.set_exception(error)
             else:
                 answer.set_result(response)  # type: ignore[arg-type]
+            then()
 
         data = np.array(values, np.float32)
-        request = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, complete)
-        request.deadline, request.timeout, request.priority = deadline, timeout, priority
-        request.batch_size = len(values)
-        self.queue.submit(request)
-        return request, answer
+        inputs = {"x": Tensor("x", DataType.FP32, data.shape, data)}
+        request = InferRequest("m", inputs, deadline=deadline, timeout=timeout, priority=priority)
+        ticket = Ticket(request, complete)
+        ticket.batch_size = len(values)
+        self.queue.submit(ticket)
+        return ticket, answer
 
 
 def values(response: InferResponse) -> list[float]:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from backline.engine.messages import InferRequest
+from msgspec.structs import replace
+
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import Ticket
 from backline.schedule.objective.policy import Outlook
 from backline.schedule.objective.queue import ObjectiveQueue
 from backline.schedule.queues.queue import QueueSettings
-from schedule.requests import request
+from schedule.tickets import ticket
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def simulate(
     *,
     seconds: float = 10.0,
     seed: int = 1,
-    make: Callable[[random.Random], InferRequest] = lambda _: request(),
+    make: Callable[[random.Random], Ticket] = lambda _: ticket(),
 ) -> Fates:
     """Poisson arrivals of `load` times the capacity."""
     chance = random.Random(seed)
@@ -64,29 +66,29 @@ def simulate(
     queue = ObjectiveQueue(QueueSettings(QueuePolicy(10**6), 3, 2), 0.95 * machine.objective, outlook)
     idle = list(range(machine.instances))
     fates = Fates()
-    events: list[tuple[float, int, tuple[int, list[InferRequest], float] | None]] = [(0.0, 0, None)]
+    events: list[tuple[float, int, tuple[int, list[Ticket], float] | None]] = [(0.0, 0, None)]
     count = 0
 
     def dispatch(now: float) -> None:
         nonlocal count
         while idle and queue.size:
-            requests, items = queue.take(machine.most, now)
+            tickets, items = queue.take(machine.most, now)
             fates.given_up += len(queue.expired)
             queue.expired.clear()
-            if not requests:
+            if not tickets:
                 return
             instance = idle.pop()
             outlook.started(instance, now, 0, items)
             fates.batches.append(items)
             count += 1
             took = (machine.a * items + machine.b) * chance.lognormvariate(0, machine.noise)
-            heappush(events, (now + took, count, (instance, requests, now)))
+            heappush(events, (now + took, count, (instance, tickets, now)))
 
     while events:
         now, _, ended = heappop(events)
         if ended is None:
             arrived = make(chance)
-            arrived.arrived_ns = round(now * 1e9)
+            arrived.request = replace(arrived.request, arrived_ns=round(now * 1e9))
             late = queue.lateness(arrived, outlook.free(now, len(idle)), machine.most)
             if late > 0 and (queue.size or not idle):
                 fates.refused += 1
@@ -96,14 +98,14 @@ def simulate(
             if now < seconds:
                 heappush(events, (now + chance.expovariate(rate), count, None))
         else:
-            instance, requests, began = ended
+            instance, tickets, began = ended
             idle.append(instance)
             expected = outlook.ended(instance)
-            outlook.latency.learn(0, sum(one.batch_size for one in requests), now - began)
+            outlook.latency.learn(0, sum(one.batch_size for one in tickets), now - began)
             assert expected is not None
             outlook.slipped(now - expected)
-            for one in requests:
-                latency = now - one.arrived_ns / 1e9
+            for one in tickets:
+                latency = now - one.request.arrived_ns / 1e9
                 fates.latencies.append(latency)
                 fates.good += latency <= machine.objective
                 fates.late += latency > machine.objective

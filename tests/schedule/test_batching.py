@@ -5,88 +5,88 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import Queue, QueueSettings
-from schedule.requests import request
+from schedule.tickets import ticket
 
 SECOND = 1_000_000_000
 
 
-def queued(*requests: InferRequest, settings: QueueSettings | None = None) -> Queue:
+def queued(*tickets: Ticket, settings: QueueSettings | None = None) -> Queue:
     queue = make_queue(settings or QueueSettings())
-    for one in requests:
+    for one in tickets:
         assert queue.add(one)
     return queue
 
 
 def sizes(formed: Formed) -> list[int]:
-    return [one.batch_size for one in formed.requests]
+    return [one.batch_size for one in formed.tickets]
 
 
 def test_without_delay_a_free_instance_takes_what_there_is() -> None:
-    assert form_batch(queued(request()), BatchPolicy(8), 0).items == 1
+    assert form_batch(queued(ticket()), BatchPolicy(8), 0).items == 1
 
 
 def test_without_delay_no_more_than_the_maximum_is_taken() -> None:
-    queue = queued(request(3), request(3), request(3))
+    queue = queued(ticket(3), ticket(3), ticket(3))
     assert sizes(form_batch(queue, BatchPolicy(8), 0)) == [3, 3]
     assert queue.size == 1
 
 
 def test_with_a_delay_a_lone_request_waits_until_it_is_over() -> None:
-    queue = queued(request(arrived=1))
+    queue = queued(ticket(arrived=1))
     policy = BatchPolicy(8, delay_ns=1000)
     waiting = form_batch(queue, policy, SECOND + 999)
-    assert (waiting.requests, waiting.wait_until, waiting.lacking, queue.size) == ([], SECOND + 1000, 7, 1)
+    assert (waiting.tickets, waiting.wait_until, waiting.lacking, queue.size) == ([], SECOND + 1000, 7, 1)
     assert form_batch(queue, policy, SECOND + 1000).items == 1
 
 
 def test_a_delay_ends_when_the_batch_is_full() -> None:
-    assert form_batch(queued(*(request(2) for _ in range(4))), BatchPolicy(8, delay_ns=1000), 0).items == 8
+    assert form_batch(queued(*(ticket(2) for _ in range(4))), BatchPolicy(8, delay_ns=1000), 0).items == 8
 
 
 def test_a_delay_ends_when_the_next_request_does_not_fit() -> None:
-    assert sizes(form_batch(queued(request(5), request(5)), BatchPolicy(8, delay_ns=1000), 0)) == [5]
+    assert sizes(form_batch(queued(ticket(5), ticket(5)), BatchPolicy(8, delay_ns=1000), 0)) == [5]
 
 
 def test_a_delay_ends_when_the_next_request_is_of_another_key() -> None:
-    assert sizes(
-        form_batch(queued(request(key="a"), request(key="b")), BatchPolicy(8, delay_ns=1000), 0)
-    ) == [1]
+    assert sizes(form_batch(queued(ticket(key="a"), ticket(key="b")), BatchPolicy(8, delay_ns=1000), 0)) == [
+        1
+    ]
 
 
 def test_the_largest_preferred_size_within_reach_is_taken_at_once() -> None:
-    queue = queued(*(request() for _ in range(5)))
+    queue = queued(*(ticket() for _ in range(5)))
     assert form_batch(queue, BatchPolicy(8, (2, 4), 1000), 0).items == 4
     assert queue.size == 1
 
 
 def test_what_is_over_a_preferred_size_waits_for_the_next_one() -> None:
-    waiting = form_batch(queued(request(3)), BatchPolicy(8, (2, 4), 1000), 0)
-    assert (waiting.requests, waiting.lacking) == ([], 1)
+    waiting = form_batch(queued(ticket(3)), BatchPolicy(8, (2, 4), 1000), 0)
+    assert (waiting.tickets, waiting.lacking) == ([], 1)
 
 
 def test_when_the_delay_is_over_more_than_the_largest_preferred_size_is_taken() -> None:
-    assert form_batch(queued(*(request() for _ in range(6))), BatchPolicy(8, (4,), 1000), 1000).items == 6
+    assert form_batch(queued(*(ticket() for _ in range(6))), BatchPolicy(8, (4,), 1000), 1000).items == 6
 
 
 def test_a_preferred_size_that_is_jumped_over_is_not_waited_for() -> None:
-    assert sizes(form_batch(queued(request(3), request(3)), BatchPolicy(8, (4,), 1000), 0)) == [3]
+    assert sizes(form_batch(queued(ticket(3), ticket(3)), BatchPolicy(8, (4,), 1000), 0)) == [3]
 
 
 def test_preferred_sizes_without_a_delay_only_cut_what_there_is() -> None:
     policy = BatchPolicy(8, (4,))
-    queue = queued(*(request() for _ in range(6)))
+    queue = queued(*(ticket() for _ in range(6)))
     assert [form_batch(queue, policy, 0).items, form_batch(queue, policy, 0).items] == [4, 2]
 
 
 def test_requests_of_another_key_wait_for_their_own_batch() -> None:
-    queue = queued(*(request(key=key) for key in "aaba"))
-    assert [[one.batch_key for one in form_batch(queue, BatchPolicy(8), 0).requests] for _ in range(3)] == [
+    queue = queued(*(ticket(key=key) for key in "aaba"))
+    assert [[one.batch_key for one in form_batch(queue, BatchPolicy(8), 0).tickets] for _ in range(3)] == [
         ["a", "a"],
         ["b"],
         ["a"],
@@ -94,21 +94,21 @@ def test_requests_of_another_key_wait_for_their_own_batch() -> None:
 
 
 def test_a_request_above_the_maximum_runs_alone() -> None:
-    queue = queued(request(100), request())
+    queue = queued(ticket(100), ticket())
     assert sizes(form_batch(queue, BatchPolicy(8), 0)) == [100]
     assert queue.size == 1
 
 
 def test_a_batch_takes_requests_of_lower_levels_when_none_of_a_higher_one_is_left() -> None:
     settings = QueueSettings(levels=3, default_level=2)
-    queue = queued(request(priority=3), request(priority=2), request(priority=1), settings=settings)
-    assert [one.priority for one in form_batch(queue, BatchPolicy(2), 0).requests] == [1, 2]
+    queue = queued(ticket(priority=3), ticket(priority=2), ticket(priority=1), settings=settings)
+    assert [one.level for one in form_batch(queue, BatchPolicy(2), 0).tickets] == [1, 2]
 
 
 keys = st.sampled_from([None, (1,), (2,)])
 arrivals = st.lists(
-    st.builds(
-        request, st.integers(1, 12), keys, deadline=st.sampled_from([None, 1.0, 3.0]), cancelled=st.booleans()
+    st.tuples(
+        st.builds(ticket, st.integers(1, 12), keys, deadline=st.sampled_from([None, 1.0, 3.0])), st.booleans()
     )
 )
 policies = st.integers(1, 16).flatmap(
@@ -123,21 +123,25 @@ policies = st.integers(1, 16).flatmap(
 
 @given(arrivals, policies)
 def test_every_request_leaves_once_in_order_and_none_that_is_expired_or_cancelled_runs(
-    arrived: list[InferRequest], policy: BatchPolicy
+    arrivals: list[tuple[Ticket, bool]], policy: BatchPolicy
 ) -> None:
+    arrived = [one for one, _ in arrivals]
     queue = PlainQueue(QueuePolicy())
-    left: list[InferRequest] = []
+    left: list[Ticket] = []
     queue.on_left = left.append
     for one in arrived:
         queue.add(one)
-    ran: list[InferRequest] = []
+    for one, cancelled in arrivals:
+        if cancelled:
+            one.cancel()
+    ran: list[Ticket] = []
     now = 2 * SECOND
     while queue.size:
         formed = form_batch(queue, policy, now)
-        ran += formed.requests
+        ran += formed.tickets
         assert formed.items == sum(sizes(formed))
-        assert formed.items <= policy.max_items or len(formed.requests) == 1
-        assert len({one.batch_key for one in formed.requests}) <= 1
+        assert formed.items <= policy.max_items or len(formed.tickets) == 1
+        assert len({one.batch_key for one in formed.tickets}) <= 1
         if formed.wait_until:
             assert now < formed.wait_until <= policy.delay_ns
             now = formed.wait_until
@@ -149,9 +153,9 @@ def test_every_request_leaves_once_in_order_and_none_that_is_expired_or_cancelle
     assert sorted(position[id(one)] for one in ran + left + queue.expired) == list(range(len(arrived)))
 
 
-@given(st.lists(st.builds(request, st.integers(1, 12), keys, arrived=st.floats(0, 2))), policies)
+@given(st.lists(st.builds(ticket, st.integers(1, 12), keys, arrived=st.floats(0, 2))), policies)
 def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(
-    arrived: list[InferRequest], policy: BatchPolicy
+    arrived: list[Ticket], policy: BatchPolicy
 ) -> None:
     """The short cut for the usual case decides as the whole of Triton's rule does."""
     general = BatchPolicy(policy.max_items, (policy.max_items, policy.max_items))
@@ -160,15 +164,15 @@ def test_the_plain_policy_is_the_general_one_with_its_largest_size_preferred(
     plainly, generally = queued(*arrived), queued(*arrived)
     while plainly.size:
         assert (
-            form_batch(plainly, BatchPolicy(policy.max_items), 0).requests
-            == form_batch(generally, general, 0).requests
+            form_batch(plainly, BatchPolicy(policy.max_items), 0).tickets
+            == form_batch(generally, general, 0).tickets
         )
     assert generally.size == 0
 
 
-@given(st.lists(st.builds(request, st.integers(1, 12), keys), min_size=1), policies)
+@given(st.lists(st.builds(ticket, st.integers(1, 12), keys), min_size=1), policies)
 def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(
-    arrived: list[InferRequest], policy: BatchPolicy
+    arrived: list[Ticket], policy: BatchPolicy
 ) -> None:
     queue = queued(arrived[0])
     formed = form_batch(queue, policy, 0)
@@ -181,15 +185,15 @@ def test_until_the_lacking_items_have_come_a_waiting_queue_decides_the_same(
             return
         queue.add(one)
         again = form_batch(queue, policy, 0)
-        assert (again.requests, again.wait_until, again.lacking) == ([], formed.wait_until, lacking)
+        assert (again.tickets, again.wait_until, again.lacking) == ([], formed.wait_until, lacking)
 
 
 def test_with_a_reach_those_of_other_keys_are_passed_over_and_keep_their_places() -> None:
-    queue = queued(*(request(key=key, arrived=place) for place, key in enumerate("abacba")))
+    queue = queued(*(ticket(key=key, arrived=place) for place, key in enumerate("abacba")))
 
     formed = [form_batch(queue, BatchPolicy(2, reach=8), 0) for _ in range(4)]
 
-    assert [[one.batch_key for one in batch.requests] for batch in formed] == [
+    assert [[one.batch_key for one in batch.tickets] for batch in formed] == [
         ["a", "a"],
         ["b", "b"],
         ["c"],
@@ -198,7 +202,7 @@ def test_with_a_reach_those_of_other_keys_are_passed_over_and_keep_their_places(
 
 
 def test_no_more_are_passed_over_than_the_reach() -> None:
-    queue = queued(*(request(key=key) for key in "abca"))
+    queue = queued(*(ticket(key=key) for key in "abca"))
 
     assert sizes(form_batch(queue, BatchPolicy(8, reach=1), 0)) == [1]
 
@@ -206,7 +210,7 @@ def test_no_more_are_passed_over_than_the_reach() -> None:
 def test_nobody_is_passed_over_for_the_sake_of_a_lower_level() -> None:
     settings = QueueSettings(levels=2, default_level=1)
     queue = queued(
-        *(request(key=key, priority=level) for key, level in (("a", 1), ("b", 1), ("a", 2))),
+        *(ticket(key=key, priority=level) for key, level in (("a", 1), ("b", 1), ("a", 2))),
         settings=settings,
     )
 
@@ -223,45 +227,45 @@ def test_with_a_reach_nothing_is_lost_and_each_key_keeps_its_order(
     given_: list[tuple[int, str, int]], max_items: int, reach: int, preferred: tuple[int, ...]
 ) -> None:
     settings = QueueSettings(levels=2, default_level=2)
-    requests = [request(size, key, priority=level or 2) for size, key, level in given_]
-    queue = queued(*requests, settings=settings)
+    tickets = [ticket(size, key, priority=level or 2) for size, key, level in given_]
+    queue = queued(*tickets, settings=settings)
     policy = BatchPolicy(max_items, tuple(size for size in preferred if size <= max_items), reach=reach)
 
-    ran: list[InferRequest] = []
+    ran: list[Ticket] = []
     while queue.size:
-        first = min((one for one in requests if one not in ran), key=lambda one: one.priority)
-        batch = form_batch(queue, policy, 0).requests
+        first = min((one for one in tickets if one not in ran), key=lambda one: one.level)
+        batch = form_batch(queue, policy, 0).tickets
         assert batch[0] is first
         assert len({one.batch_key for one in batch}) == 1
         assert len(batch) == 1 or sum(map(_size, batch)) <= max_items
         ran += batch
 
-    assert len(ran) == len(requests)
+    assert len(ran) == len(tickets)
     for key in "abc":
-        expected = sorted((one for one in requests if one.batch_key == key), key=lambda one: one.priority)
+        expected = sorted((one for one in tickets if one.batch_key == key), key=lambda one: one.level)
         assert [one for one in ran if one.batch_key == key] == expected
 
 
-def _size(one: InferRequest) -> int:
+def _size(one: Ticket) -> int:
     return one.batch_size
 
 
 def test_while_the_first_wait_for_company_those_of_another_key_run() -> None:
-    queue = queued(request(key="a"), request(key="b"), request(key="b"))
+    queue = queued(ticket(key="a"), ticket(key="b"), ticket(key="b"))
     policy = BatchPolicy(2, delay_ns=SECOND, reach=8)
 
     formed = form_batch(queue, policy, 0)
     waiting = form_batch(queue, policy, 0)
 
-    assert [one.batch_key for one in formed.requests] == ["b", "b"]
-    assert (waiting.requests, waiting.wait_until, waiting.lacking, waiting.key) == ([], SECOND, 1, "a")
+    assert [one.batch_key for one in formed.tickets] == ["b", "b"]
+    assert (waiting.tickets, waiting.wait_until, waiting.lacking, waiting.key) == ([], SECOND, 1, "a")
 
 
 def test_with_a_reach_a_request_of_any_key_may_end_the_wait() -> None:
     waiting = form_batch(
-        queued(request(key="a"), request(key="b", arrived=0.5)),
+        queued(ticket(key="a"), ticket(key="b", arrived=0.5)),
         BatchPolicy(8, delay_ns=SECOND, reach=8),
         SECOND // 2,
     )
 
-    assert (waiting.requests, waiting.wait_until, waiting.lacking) == ([], SECOND, 1)
+    assert (waiting.tickets, waiting.wait_until, waiting.lacking) == ([], SECOND, 1)

@@ -16,6 +16,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest, Parameter
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.cache.codec import DamagedEntry, decode_entry, encode_entry
 from backline.schedule.cache.config import LocalOptions, parse_cache_config
 from backline.schedule.cache.key import RequestKeys
@@ -31,19 +32,15 @@ def floats(count: int, value: float = 1.0) -> list[Tensor]:
     return [tensor("y", np.full(count, value, np.float32))]
 
 
-def request(
+def ticket(
     *tensors: Tensor,
     outputs: tuple[str, ...] | None = None,
     parameters: dict[str, Parameter] | None = None,
     id: str = "",
-) -> InferRequest:
-    return InferRequest(
-        "m",
-        {one.name: one for one in tensors},
+) -> Ticket:
+    return Ticket(
+        InferRequest("m", {one.name: one for one in tensors}, outputs=outputs, parameters=parameters, id=id),
         lambda *_: None,
-        outputs=outputs,
-        parameters=parameters,
-        id=id,
     )
 
 
@@ -54,19 +51,19 @@ def test_requests_that_differ_in_anything_that_the_answer_depends_on_have_other_
     x = np.array([1, 2, 3, 4], np.float32)
     keys = RequestKeys("m", "1", "f")
     different = [
-        keys.of(request(tensor("x", x))),
-        keys.of(request(tensor("z", x))),
-        keys.of(request(tensor("x", x.reshape(2, 2)))),
-        keys.of(request(tensor("x", x.view(np.int32), DataType.INT32))),
-        keys.of(request(tensor("x", x + 1))),
-        keys.of(request(tensor("x", x), tensor("z", x))),
-        keys.of(request(tensor("x", x), outputs=("y",))),
-        keys.of(request(tensor("x", x), parameters={"temperature": 1})),
-        RequestKeys("n", "1", "f").of(request(tensor("x", x))),
-        RequestKeys("m", "2", "f").of(request(tensor("x", x))),
-        RequestKeys("m", "1", "g").of(request(tensor("x", x))),
-        keys.of(request(tensor("x", np.array([b"ab", b"c"], np.object_), DataType.BYTES))),
-        keys.of(request(tensor("x", np.array([b"a", b"bc"], np.object_), DataType.BYTES))),
+        keys.of(ticket(tensor("x", x))),
+        keys.of(ticket(tensor("z", x))),
+        keys.of(ticket(tensor("x", x.reshape(2, 2)))),
+        keys.of(ticket(tensor("x", x.view(np.int32), DataType.INT32))),
+        keys.of(ticket(tensor("x", x + 1))),
+        keys.of(ticket(tensor("x", x), tensor("z", x))),
+        keys.of(ticket(tensor("x", x), outputs=("y",))),
+        keys.of(ticket(tensor("x", x), parameters={"temperature": 1})),
+        RequestKeys("n", "1", "f").of(ticket(tensor("x", x))),
+        RequestKeys("m", "2", "f").of(ticket(tensor("x", x))),
+        RequestKeys("m", "1", "g").of(ticket(tensor("x", x))),
+        keys.of(ticket(tensor("x", np.array([b"ab", b"c"], np.object_), DataType.BYTES))),
+        keys.of(ticket(tensor("x", np.array([b"a", b"bc"], np.object_), DataType.BYTES))),
     ]
     assert len(set(different)) == len(different)
 
@@ -74,8 +71,8 @@ def test_requests_that_differ_in_anything_that_the_answer_depends_on_have_other_
 def test_the_order_of_inputs_the_id_and_the_layout_in_memory_do_not_change_the_key() -> None:
     x, z = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(2, np.float32)
     keys = RequestKeys("m", "1", "f")
-    one = keys.of(request(tensor("x", x), tensor("z", z), id="a"))
-    assert keys.of(request(tensor("z", z), tensor("x", np.asfortranarray(x)), id="b")) == one
+    one = keys.of(ticket(tensor("x", x), tensor("z", z), id="a"))
+    assert keys.of(ticket(tensor("z", z), tensor("x", np.asfortranarray(x)), id="b")) == one
 
 
 # the local cache

@@ -15,6 +15,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.local import LocalCache
@@ -60,22 +61,20 @@ class Bench:
 
     def ask(
         self, *x: float, id: str = "", deadline: float | None = None, priority: int = 0
-    ) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
+    ) -> tuple[Ticket, asyncio.Future[InferResponse]]:
         answer: asyncio.Future[InferResponse] = self.loop.create_future()
 
-        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
             if error is not None:
                 answer.set_exception(error)
             else:
                 answer.set_result(response)  # type: ignore[arg-type]
 
-        asked = InferRequest(
-            "m",
-            {"x": tensor("x", np.array(x, np.float32))},
+        asked = Ticket(
+            InferRequest(
+                "m", {"x": tensor("x", np.array(x, np.float32))}, id=id, deadline=deadline, priority=priority
+            ),
             complete,
-            id=id,
-            deadline=deadline,
-            priority=priority,
         )
         asked.batch_size = len(x)
         self.queue.submit(asked)

@@ -53,7 +53,7 @@ def ensemble(
 
 def cut(model: str, rows: int = 1) -> InferRequest:
     data = np.ones((rows, CUT), np.float32)
-    return InferRequest(model, {"cut": Tensor("cut", DataType.FP32, data.shape, data)}, lambda *_: None)
+    return InferRequest(model, {"cut": Tensor("cut", DataType.FP32, data.shape, data)})
 
 
 async def test_its_times_are_those_of_its_steps_and_it_counts_as_one_execution(tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ async def test_its_times_are_those_of_its_steps_and_it_counts_as_one_execution(t
 
     for rows in (3, 1):
         asked = Asked(PICTURES[:rows])
-        program.engine.submit(asked.request)
+        program.engine.submit(asked.ticket)
         await asked.done
     together = [Asked(PICTURES[:1]) for _ in range(4)]
     for asked in together:
-        program.engine.submit(asked.request)
+        program.engine.submit(asked.ticket)
     await asyncio.gather(*(asked.done for asked in together))
 
     read = of(program, "read")
@@ -125,16 +125,16 @@ async def test_its_steps_are_counted_each(tmp_path: Path) -> None:
     calls = of(program, "read").calls
 
     asked = Asked(PICTURES[:1])
-    engine.submit(asked.request)
+    engine.submit(asked.ticket)
     await asked.done
     late = Asked(PICTURES[:1])
-    late.request.deadline = 0.0
-    engine.submit(late.request)
+    late.ticket.deadline = 0.0
+    engine.submit(late.ticket)
     with pytest.raises(BacklineError, match="'detect'"):
         await late.done
     gone = Asked(PICTURES[:1])
-    engine.submit(gone.request)
-    gone.request.cancel()
+    engine.submit(gone.ticket)
+    gone.ticket.cancel()
 
     counts = {name: (one.success.count, one.fail.count, one.cancel.count) for name, one in calls.items()}
     assert counts == {"detect": (1, 1, 1), "crop": (1, 0, 0), "recognise": (1, 0, 0)}

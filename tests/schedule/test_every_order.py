@@ -11,14 +11,16 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec.structs import replace
 
 from backline.engine.datatypes import DataType
 from backline.engine.ensemble import Ensemble, EnsembleStep
-from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.messages import SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.sequence_batching import SequenceBatching
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import QUEUED, Ticket
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.local import LocalCache
@@ -217,7 +219,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def rank(self, asked: Asked) -> tuple[float, float]:
         """Levels are strict; within a level first come, first served."""
-        return self.settings.queue.level_of(asked.request), self.world.asked.index(asked)
+        return self.settings.queue.level_of(asked.ticket), self.world.asked.index(asked)
 
     @property
     def busy(self) -> list[HeldInstance]:
@@ -237,7 +239,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_counts(self) -> None:
         assert self.scheduler.pending == self.world.total.waiting == len(self.world.waiting)
-        assert self.scheduler.running == sum(len(batch.requests) for batch in self.world.running)
+        assert self.scheduler.running == sum(len(batch.tickets) for batch in self.world.running)
 
     # the end
 
@@ -316,15 +318,15 @@ class ObjectiveMachine(SchedulerMachine):
 
     def rank(self, asked: Asked) -> tuple[float, float]:
         """Within a level who must be answered first; who cannot be any more is given up for it, and told next."""
-        if asked.request in self.scheduler._queue.expired:
+        if asked.ticket in self.scheduler._queue.expired:
             return inf, inf
-        return self.settings.queue.level_of(asked.request), self.scheduler._queue.due(asked.request)
+        return self.settings.queue.level_of(asked.ticket), self.scheduler._queue.due(asked.ticket)
 
     def check_nobody_is_overdue(self) -> None:
         super().check_nobody_is_overdue()
         now = self.world.clock.monotonic()
         assert not [
-            asked for asked in self.world.waiting if self.scheduler._queue.due(asked.request) < now - SLACK
+            asked for asked in self.world.waiting if self.scheduler._queue.due(asked.ticket) < now - SLACK
         ]
 
 
@@ -373,9 +375,9 @@ class CachedMachine(SchedulerMachine):
         asked = super().submit(values, **options)
         if asked is not None:  # it may have joined what runs
             asked.started = any(
-                self.world.asked_of(request).values == values
+                self.world.asked_of(ticket).values == values
                 for batch in self.world.running
-                for request in batch.requests
+                for ticket in batch.tickets
             )
         return asked
 
@@ -384,7 +386,7 @@ class CachedMachine(SchedulerMachine):
 
     def check_counts(self) -> None:
         assert self.scheduler.pending == self.world.total.waiting == self.cached.pending
-        assert self.scheduler.running == sum(len(batch.requests) for batch in self.world.running)
+        assert self.scheduler.running == sum(len(batch.tickets) for batch in self.world.running)
 
     def check_nothing_is_left(self) -> None:
         super().check_nothing_is_left()
@@ -479,18 +481,18 @@ class EnsembleMachine(SchedulerMachine):
         steps = (_step({"x": "X"}, "A"), _step({"x": "X"}, "B"), _step({"x": "A", "other": "B"}, "Y"))
         spec = TensorSpec("Y", DataType.FP32, (-1,))
 
-        def submit_step(request: InferRequest) -> None:
-            request.batch_size = request.inputs["x"].shape[0]
-            scheduler.submit(request)
+        def submit_step(ticket: Ticket) -> None:
+            ticket.batch_size = ticket.request.inputs["x"].shape[0]
+            scheduler.submit(ticket)
 
         self.ensemble = EnsembleQueue(
             "e", "1", Ensemble(steps), Signature((), (spec,)), submit_step, self.statistics, batched=True
         )
         return SimpleNamespace(submit=self.submit_request, update=scheduler.update, drain=self.drain_both)
 
-    def submit_request(self, request: InferRequest) -> None:
-        request.inputs = {"X": request.inputs["x"]}
-        self.ensemble.submit(request)
+    def submit_request(self, ticket: Ticket) -> None:
+        ticket.request = replace(ticket.request, inputs={"X": ticket.request.inputs["x"]})
+        self.ensemble.submit(ticket)
 
     async def drain_both(self, limit: float) -> None:
         await self.ensemble.drain(limit)
@@ -571,9 +573,9 @@ class SequencesMachine(SchedulerMachine):
 
     def began_for(self, one: Asked) -> list[Asked]:
         """Looks whether it is the next one of its sequence, and the only one."""
-        (inner,) = (request for request in self.world.starting if request.id == one.request.id)
+        (inner,) = (ticket for ticket in self.world.starting if ticket.request.id == one.ticket.request.id)
         sequence = inner.context.sequence  # type: ignore[attr-defined]
-        running = [request for batch in self.world.running for request in batch.requests if request.id]
+        running = [ticket for batch in self.world.running for ticket in batch.tickets if ticket.request.id]
         self.world.claim(
             all(other.context.sequence is not sequence for other in running),
             "one of a sequence runs at a time",
@@ -582,7 +584,7 @@ class SequencesMachine(SchedulerMachine):
             self.last.get(sequence, -1) < one.number, "the requests of a sequence run in their order"
         )
         self.world.claim(
-            sequence in self.last or inner.sequence.start, "a sequence begins with its first request"
+            sequence in self.last or inner.request.sequence.start, "a sequence begins with its first request"
         )  # type: ignore[union-attr]
         if (
             self.DIRECT and len(self.world.instances) == self.made
@@ -596,7 +598,7 @@ class SequencesMachine(SchedulerMachine):
 
     def check_nobody_is_overdue(self) -> None:
         """Who was handed on to an instance is told by that."""
-        waiting = [asked for asked in self.world.waiting if asked.request.on_cancel is not None]
+        waiting = [asked for asked in self.world.waiting if asked.ticket.state is QUEUED]
         assert not [asked for asked in waiting if self.world.overdue(asked)]
 
     def check_counts(self) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from backline.engine.errors import Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 
 
 def batch(items: int, *, failed: bool, executed: bool = True, shared: bool = False) -> Batch:
     """A batch of one request that arrived at 0, was taken at 10, ran from 20 to 30 and ended at 40 ns."""
-    request = InferRequest("model", {}, lambda *_: None)
-    request.arrived_ns = 0
-    made = Batch([request], items, 10)
+    ticket = Ticket(InferRequest("model", {}, arrived_ns=0), lambda *_: None)
+    made = Batch([ticket], items, 10)
     made.gathered_ns, made.ran_ns, made.ended_ns = 20, 30, 40
     made.executed, made.shared = executed, shared
     made.outcomes = [Internal("no") if failed else InferResponse("model", "1", "", [])]
@@ -28,7 +28,7 @@ def test_a_run_that_fails_is_an_execution_without_inferences() -> None:
     statistics = ModelStatistics()
     failed = batch(3, failed=True)
 
-    record_failure(statistics, failed, failed.requests)
+    record_failure(statistics, failed, failed.tickets)
 
     assert (statistics.execution_count, statistics.inference_count, sizes(statistics)) == (1, 0, {3: 1})
     assert (statistics.fail.count, statistics.fail.ns) == (1, 40)
@@ -38,7 +38,7 @@ def test_a_batch_that_never_came_to_the_model_is_no_execution() -> None:
     statistics = ModelStatistics()
     failed = batch(3, failed=True, executed=False)
 
-    record_failure(statistics, failed, failed.requests)
+    record_failure(statistics, failed, failed.tickets)
 
     assert (statistics.execution_count, sizes(statistics), statistics.fail.count) == (0, {}, 1)
 
@@ -49,7 +49,7 @@ def test_the_parts_of_one_run_are_one_execution_of_all_of_them() -> None:
 
     for part in parts:
         if isinstance(part.outcomes[0], Internal):
-            record_failure(statistics, part, part.requests)
+            record_failure(statistics, part, part.tickets)
     record_shared_execution(statistics, parts)
 
     assert (statistics.execution_count, sizes(statistics), statistics.fail.count) == (1, {5: 1}, 1)

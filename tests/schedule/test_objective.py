@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import Ticket
 from backline.schedule.objective.latency_model import LatencyModel, Line, Quantile
 from backline.schedule.objective.policy import Outlook, finish
 from backline.schedule.objective.queue import ObjectiveQueue
 from backline.schedule.queues.queue import QueueSettings
-from schedule.requests import request
 from schedule.simulation import Machine, simulate
+from schedule.tickets import ticket
 
 #: A batch of n takes n + 4 milliseconds.
 SECONDS = {1: 0.005, 16: 0.020}
@@ -24,10 +24,10 @@ LINE = Line(0.001, 0.004)
 
 
 def queue_of(
-    *requests: InferRequest, objective: float = 0.1, settings: QueueSettings | None = None
+    *tickets: Ticket, objective: float = 0.1, settings: QueueSettings | None = None
 ) -> ObjectiveQueue:
     queue = ObjectiveQueue(settings or QueueSettings(), objective, Outlook(SECONDS))
-    for one in requests:
+    for one in tickets:
         assert queue.add(one)
     return queue
 
@@ -151,109 +151,100 @@ def test_an_instance_that_is_overdue_is_expected_to_need_as_long_again() -> None
 
 
 def test_who_can_be_answered_in_time_is_told_by_what_waits_before_him() -> None:
-    queue = queue_of(*[request() for _ in range(32)], objective=0.065)
+    queue = queue_of(*[ticket() for _ in range(32)], objective=0.065)
     assert (
-        queue.lateness(request(), [0.0], 16) < 0
+        queue.lateness(ticket(), [0.0], 16) < 0
     )  # behind two batches of 20 ms, the third with 20 ms at most
-    assert queue.lateness(request(), [0.010], 16) > 0
+    assert queue.lateness(ticket(), [0.010], 16) > 0
 
 
 def test_the_time_that_a_request_has_spent_before_counts() -> None:
-    queue = queue_of(*[request(arrived=1.0) for _ in range(16)], objective=0.05)
-    assert queue.lateness(request(arrived=1.0), [1.0], 16) < 0
-    assert queue.lateness(request(arrived=0.96), [1.0], 16) > 0
+    queue = queue_of(*[ticket(arrived=1.0) for _ in range(16)], objective=0.05)
+    assert queue.lateness(ticket(arrived=1.0), [1.0], 16) < 0
+    assert queue.lateness(ticket(arrived=0.96), [1.0], 16) > 0
 
 
 def test_a_deadline_of_its_own_counts_where_it_is_earlier() -> None:
-    queue = queue_of(*[request() for _ in range(16)], objective=0.5)
-    assert queue.lateness(request(deadline=0.015), [0.0], 16) > 0
-    assert queue.lateness(request(timeout=0.015), [0.0], 16) > 0
-    assert queue.lateness(request(deadline=0.9), [0.0], 16) < 0
+    queue = queue_of(*[ticket() for _ in range(16)], objective=0.5)
+    assert queue.lateness(ticket(deadline=0.015), [0.0], 16) > 0
+    assert queue.lateness(ticket(timeout=0.015), [0.0], 16) > 0
+    assert queue.lateness(ticket(deadline=0.9), [0.0], 16) < 0
 
 
 def test_only_what_goes_before_counts_and_higher_levels_go_before() -> None:
     levels = QueueSettings(levels=2, default_level=2)
-    queue = queue_of(*[request(priority=2) for _ in range(160)], objective=0.05, settings=levels)
-    assert queue.lateness(request(priority=1), [0.0], 16) < 0
-    assert queue.lateness(request(priority=2), [0.0], 16) > 0
+    queue = queue_of(*[ticket(priority=2) for _ in range(160)], objective=0.05, settings=levels)
+    assert queue.lateness(ticket(priority=1), [0.0], 16) < 0
+    assert queue.lateness(ticket(priority=2), [0.0], 16) > 0
 
 
 def test_a_request_with_an_early_deadline_goes_before_others_unless_they_would_be_late_for_it() -> None:
-    late = request(deadline=0.5)
+    late = ticket(deadline=0.5)
     queue = queue_of(late, objective=1.0)
-    early = request(deadline=0.1)
+    early = ticket(deadline=0.1)
     assert queue.lateness(early, [0.0], 1) < 0
     queue.add(early)
     assert queue.take(1, 0.0)[0] == [early]
 
-    queue = queue_of(*[request() for _ in range(16)], objective=0.080)
-    assert queue.lateness(request(deadline=0.079), [0.0], 1) > 0
+    queue = queue_of(*[ticket() for _ in range(16)], objective=0.080)
+    assert queue.lateness(ticket(deadline=0.079), [0.0], 1) > 0
 
 
 def test_the_first_due_is_taken_first_and_equals_keep_their_order() -> None:
-    first, second, third = request(arrived=0.002), request(arrived=0.002), request(arrived=0.001)
+    first, second, third = ticket(arrived=0.002), ticket(arrived=0.002), ticket(arrived=0.001)
     assert queue_of(first, second, third).take(8, 0.0)[0] == [third, first, second]
 
 
 def test_a_batch_is_no_larger_than_the_first_of_its_requests_allows() -> None:
-    queue = queue_of(*[request(arrived=0.001 * number) for number in range(12)])
+    queue = queue_of(*[ticket(arrived=0.001 * number) for number in range(12)])
     taken, items = queue.take(16, 0.1 - 0.0125)  # 12.5 ms are left, 8 items take 12
     assert items == len(taken) == 8
     assert (queue.size, queue.expired) == (4, [])
 
 
 def test_who_cannot_be_answered_in_time_any_more_is_refused_for_those_who_can() -> None:
-    hopeless, over, fine = request(arrived=0.003), request(arrived=0.0), request(arrived=0.05)
+    hopeless, over, fine = ticket(arrived=0.003), ticket(arrived=0.0), ticket(arrived=0.05)
     queue = queue_of(hopeless, over, fine)
     assert queue.take(16, 0.101)[0] == [fine]
     assert queue.expired == [over, hopeless]
 
 
 def test_a_guess_alone_refuses_nobody_while_nothing_better_is_to_be_done() -> None:
-    hopeless = [request(arrived=0.003), request(arrived=0.004)]
+    hopeless = [ticket(arrived=0.003), ticket(arrived=0.004)]
     queue = queue_of(*hopeless)
     assert queue.take(16, 0.102)[0] == hopeless[:1]
     assert queue.expired == []
 
 
 def test_a_small_batch_is_not_run_for_the_sake_of_few_when_many_would_be_late_for_it() -> None:
-    few = [request(arrived=0.0) for _ in range(2)]
-    many = [request(arrived=0.0142) for _ in range(14)]
+    few = [ticket(arrived=0.0) for _ in range(2)]
+    many = [ticket(arrived=0.0142) for _ in range(14)]
     queue = queue_of(*few, *many)
     taken, _ = queue.take(16, 0.1 - 0.006)
     assert (taken, queue.expired) == (many, few)
 
 
 def test_a_sweep_takes_out_whose_moment_has_passed_and_tells_the_next() -> None:
-    over, next_one = request(arrived=0.0), request(arrived=0.5)
+    over, next_one = ticket(arrived=0.0), ticket(arrived=0.5)
     queue = queue_of(next_one, over)
     assert queue.sweep(0.1) == pytest.approx(0.6)
     assert (queue.expired, queue.size) == ([over], 1)
     assert queue.sweep(0.7) == inf
 
 
-def test_who_was_cancelled_before_it_came_leaves_at_once() -> None:
-    queue = ObjectiveQueue(QueueSettings(), 1.0, Outlook(SECONDS))
-    left: list[InferRequest] = []
-    queue.on_left = left.append
-    gone = request(cancelled=True)
-    assert queue.add(gone)
-    assert (left, queue.size) == ([gone], 0)
-
-
 def test_among_its_level_a_request_that_is_due_first_is_not_late_although_lower_levels_wait() -> None:
     queue = ObjectiveQueue(QueueSettings(QueuePolicy(), 2, 2), 1.0, Outlook({1: 0.1, 8: 0.8}))
     for _ in range(8):
-        queue.add(request(priority=1))
-    hurried = request(priority=1, deadline=0.5)
+        queue.add(ticket(priority=1))
+    hurried = ticket(priority=1, deadline=0.5)
     before = queue.lateness(hurried, [0.0], 1)
-    queue.add(request(priority=2))
+    queue.add(ticket(priority=2))
     assert queue.lateness(hurried, [0.0], 1) == before < 0
 
 
 def test_a_deadline_that_is_put_off_while_its_request_waits_is_the_one_that_counts() -> None:
     queue = ObjectiveQueue(QueueSettings(), 1.0, Outlook(SECONDS))
-    waits = request(deadline=0.1)
+    waits = ticket(deadline=0.1)
     queue.add(waits)
     waits.deadline = 0.5
     assert queue.sweep(0.2) == 0.5
@@ -268,20 +259,20 @@ def test_a_deadline_that_is_put_off_while_its_request_waits_is_the_one_that_coun
 def _cost(levels: int) -> float:
     """Nanoseconds of processor time to admit, queue and plan a request, with 10,000 that wait."""
     settings = QueueSettings(QueuePolicy(), levels, 1 if levels else 0)
-    requests = [request(priority=1 + number % 8, arrived=number * 1e-6) for number in range(10_000)]
+    tickets = [ticket(priority=1 + number % 8, arrived=number * 1e-6) for number in range(10_000)]
     outlook = Outlook(SECONDS)
     queue = ObjectiveQueue(settings, 1000.0, outlook)
     outlook.started(1, 0.0, 0, 16)
     outlook.started(2, 0.0, 0, 8)
     began = thread_time_ns()
-    for one in requests:
+    for one in tickets:
         queue.lateness(one, outlook.free(0.01, 0), 32)
         queue.add(one)
     planned = 0
     while queue.size:
         planned += len(queue.take(32, 0.02)[0])
     taken = thread_time_ns() - began
-    assert planned == len(requests)
+    assert planned == len(tickets)
     return taken / planned
 
 
@@ -311,15 +302,15 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_too_late_or_cancelled_
     levels: int, happened: list[tuple[str, int, float | None, float | None, int]]
 ) -> None:
     queue = ObjectiveQueue(QueueSettings(QueuePolicy(20), levels, min(levels, 2)), 0.5, Outlook(SECONDS))
-    waiting: list[InferRequest] = []
-    gone: list[InferRequest] = []
-    left: list[InferRequest] = []
+    waiting: list[Ticket] = []
+    gone: list[Ticket] = []
+    left: list[Ticket] = []
     queue.on_left = left.append
     accepted = 0
     now = 0.0
 
-    def rank(one: InferRequest) -> tuple[int, float]:
-        return one.priority if levels else 0, queue.due(one)
+    def rank(one: Ticket) -> tuple[int, float]:
+        return one.level if levels else 0, queue.due(one)
 
     def settle() -> None:
         """Those who left and those who were refused are gone, the others wait."""
@@ -330,7 +321,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_too_late_or_cancelled_
         queue.expired.clear()
         assert queue.size == len(waiting)
 
-    def take(most: int) -> list[InferRequest]:
+    def take(most: int) -> list[Ticket]:
         taken, items = queue.take(most, now)
         for one in taken:
             waiting.remove(one)
@@ -344,7 +335,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_too_late_or_cancelled_
 
     for what, number, deadline, timeout, size in happened:
         if what == "add":
-            one = request(
+            one = ticket(
                 size,
                 None if number % 2 else "key",
                 deadline=None if deadline is None else now + deadline,

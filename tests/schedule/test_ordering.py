@@ -6,21 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backline.engine.errors import Internal
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
+from backline.engine.ticket import Ticket
 from backline.schedule.ordering import AnswerOrder
-from schedule.requests import request
+from schedule.tickets import ticket
 
 
 def test_an_answer_is_held_until_the_earlier_ones_were_given() -> None:
     order = AnswerOrder()
-    first, second, third = request(), request(), request()
+    first, second, third = ticket(), ticket(), ticket()
     order.start([first, second])
     order.start([third])
     answer, error = InferResponse("m", "1", "", []), Internal("no")
     assert order.finish(third, answer, None) == []
     assert order.finish(second, None, error) == []
     assert order.held == 3
-    answers = [(one.request, one.response, one.error) for one in order.finish(first, None, None)]
+    answers = [(one.ticket, one.response, one.error) for one in order.finish(first, None, None)]
     assert answers == [
         (first, None, None),
         (second, None, error),
@@ -31,10 +32,10 @@ def test_an_answer_is_held_until_the_earlier_ones_were_given() -> None:
 
 def test_an_answer_whose_turn_it_is_is_given_at_once() -> None:
     order = AnswerOrder()
-    first, second = request(), request()
+    first, second = ticket(), ticket()
     order.start([first, second])
-    assert [one.request for one in order.finish(first, None, None)] == [first]
-    assert [one.request for one in order.finish(second, None, None)] == [second]
+    assert [one.ticket for one in order.finish(first, None, None)] == [first]
+    assert [one.ticket for one in order.finish(second, None, None)] == [second]
 
 
 @given(st.integers(0, 12).flatmap(lambda count: st.permutations(range(count))), st.sets(st.integers(0, 11)))
@@ -42,15 +43,15 @@ def test_every_answer_is_given_once_in_order_and_who_is_withdrawn_holds_nobody_u
     ended: list[int], withdrawn: set[int]
 ) -> None:
     order = AnswerOrder()
-    started = [request() for _ in ended]
+    started = [ticket() for _ in ended]
     order.start(started)
-    answered: list[InferRequest] = []
+    answered: list[Ticket] = []
     for number in ended:
         due = (
             order.withdraw(started[number])
             if number in withdrawn
             else order.finish(started[number], None, None)
         )
-        answered += [one.request for one in due]
+        answered += [one.ticket for one in due]
     assert answered == [one for number, one in enumerate(started) if number not in withdrawn]
     assert order.held == 0

@@ -153,6 +153,6 @@ def test_who_is_cancelled_by_one_that_is_too_late_for_its_permit_is_not_run_eith
     late.then = given_up.cancel
     world.loop.turn()
     world.loop.later(1)
-    assert world.begun == [other.request]
+    assert world.begun == [other.ticket]
     assert (world.statistics.expired, world.statistics.cancelled) == (1, 1)
     assert not world.faults

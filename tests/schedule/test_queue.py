@@ -10,26 +10,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy, form_batch
 from backline.schedule.queues.plain import PlainQueue
 from backline.schedule.queues.priority import PriorityQueue, make_queue
 from backline.schedule.queues.queue import Queue, QueueSettings
-from schedule.requests import request
+from schedule.tickets import ticket
 
 LEVELS = QueueSettings(levels=3, default_level=2)
 DELAY = QueuePolicy(timeout_us=1_000_000, delay=True)
 
 
-def filled(requests: list[InferRequest], settings: QueueSettings | None = None) -> Queue:
+def filled(tickets: list[Ticket], settings: QueueSettings | None = None) -> Queue:
     queue = make_queue(settings or QueueSettings())
-    for one in requests:
+    for one in tickets:
         assert queue.add(one)
     return queue
 
 
-def emptied(queue: Queue, now: float = 0.0) -> list[InferRequest]:
+def emptied(queue: Queue, now: float = 0.0) -> list[Ticket]:
     taken = []
     while (one := queue.next(now)) is not None:
         taken.append(one)
@@ -43,39 +43,39 @@ both = pytest.mark.parametrize("settings", [QueueSettings(), LEVELS], ids=["plai
 
 
 def test_a_higher_level_goes_first_and_within_a_level_who_came_first() -> None:
-    low, first, second, high = (request(priority=level) for level in (3, 2, 2, 1))
+    low, first, second, high = (ticket(priority=level) for level in (3, 2, 2, 1))
     assert emptied(filled([low, first, second, high], LEVELS)) == [high, first, second, low]
 
 
 @pytest.mark.parametrize("asked", [0, 4, 2**40])
 def test_a_level_that_there_is_not_is_the_default_level(asked: int) -> None:
-    low, one, high = request(priority=3), request(priority=asked), request(priority=1)
+    low, one, high = ticket(priority=3), ticket(priority=asked), ticket(priority=1)
     assert emptied(filled([low, one, high], LEVELS)) == [high, one, low]
 
 
 def test_a_higher_level_that_comes_later_goes_before_what_still_waits() -> None:
-    waits, taken = request(priority=2), request(priority=2)
+    waits, taken = ticket(priority=2), ticket(priority=2)
     queue = filled([taken, waits], LEVELS)
     assert queue.next(0) is taken
-    high = request(priority=1)
+    high = ticket(priority=1)
     queue.add(high)
     assert emptied(queue) == [high, waits]
 
 
 @both
 def test_what_is_put_back_is_where_it_was(settings: QueueSettings) -> None:
-    requests = [request(priority=level) for level in (1, 1, 2, 3)]
-    queue = filled(requests, settings)
+    tickets = [ticket(priority=level) for level in (1, 1, 2, 3)]
+    queue = filled(tickets, settings)
     queue.put_back([queue.next(0) for _ in range(3)], 0)  # type: ignore[misc]
-    assert (queue.size, emptied(queue)) == (4, requests)
+    assert (queue.size, emptied(queue)) == (4, tickets)
 
 
 @both
 def test_clearing_gives_all_in_order_without_those_who_are_gone(settings: QueueSettings) -> None:
-    requests = [request(priority=level) for level in (1, 2, 3)]
-    queue = filled(requests, settings)
-    requests[1].cancel()
-    assert queue.clear() == [requests[0], requests[2]]
+    tickets = [ticket(priority=level) for level in (1, 2, 3)]
+    queue = filled(tickets, settings)
+    tickets[1].cancel()
+    assert queue.clear() == [tickets[0], tickets[2]]
     assert (queue.size, queue.next(0)) == (0, None)
 
 
@@ -84,7 +84,7 @@ def test_clearing_gives_all_in_order_without_those_who_are_gone(settings: QueueS
 
 def test_a_request_that_is_late_is_refused_by_a_policy_that_rejects() -> None:
     policy = QueuePolicy(timeout_us=1_000_000)
-    one = request(arrived=1)
+    one = ticket(arrived=1)
     queue = filled([one], QueueSettings(policy))
     assert queue.next(1.9999) is one
     queue.put_back([one], 1.9999)
@@ -94,28 +94,28 @@ def test_a_request_that_is_late_is_refused_by_a_policy_that_rejects() -> None:
 
 
 def test_with_delay_a_late_request_waits_behind_those_in_time() -> None:
-    late, in_time = request(arrived=0), request(arrived=1)
+    late, in_time = ticket(arrived=0), ticket(arrived=1)
     queue = filled([late, in_time], QueueSettings(DELAY))
     assert emptied(queue, 1.5) == [in_time, late]
     assert queue.expired == []
 
 
 def test_with_delay_a_late_request_still_goes_before_lower_levels() -> None:
-    late, low = request(arrived=0, priority=1), request(arrived=5, priority=2)
+    late, low = ticket(arrived=0, priority=1), ticket(arrived=5, priority=2)
     assert emptied(filled([low, late], QueueSettings(DELAY, 2, 1)), 5) == [late, low]
 
 
 def test_with_delay_new_requests_go_before_a_late_one_that_was_passed_over() -> None:
-    late, in_time = request(arrived=0), request(arrived=1)
+    late, in_time = ticket(arrived=0), ticket(arrived=1)
     queue = filled([late, in_time], QueueSettings(DELAY))
     assert queue.next(1.5) is in_time
-    new = request(arrived=1.5)
+    new = ticket(arrived=1.5)
     queue.add(new)
     assert emptied(queue, 1.5) == [new, late]
 
 
 def test_late_requests_that_are_put_back_stay_behind_those_in_time_and_before_later_ones() -> None:
-    first, second, in_time = request(arrived=0), request(arrived=0), request(arrived=4)
+    first, second, in_time = ticket(arrived=0), ticket(arrived=0), ticket(arrived=4)
     queue = filled([first, second, in_time], QueueSettings(DELAY))
     assert [queue.next(4), queue.next(4)] == [in_time, first]
     queue.put_back([in_time, first], 4)
@@ -123,7 +123,7 @@ def test_late_requests_that_are_put_back_stay_behind_those_in_time_and_before_la
 
 
 def test_with_delay_the_callers_own_deadline_still_counts() -> None:
-    one = request(arrived=0, deadline=3)
+    one = ticket(arrived=0, deadline=3)
     queue = filled([one], QueueSettings(DELAY))
     assert queue.next(3) is None
     assert queue.expired == [one]
@@ -145,13 +145,13 @@ def test_with_delay_the_callers_own_deadline_still_counts() -> None:
 def test_a_request_may_shorten_its_time_in_the_queue_where_its_policy_lets_it(
     policy: QueuePolicy, own: float | None, end: float, levels: int
 ) -> None:
-    queue = filled([request(timeout=own)], QueueSettings(policy, levels, levels))
+    queue = filled([ticket(timeout=own)], QueueSettings(policy, levels, levels))
     assert queue.sweep(0) == end
 
 
 def test_each_level_has_its_own_timeout() -> None:
     settings = QueueSettings(QueuePolicy(), 2, 2, {1: QueuePolicy(timeout_us=1_000_000)})
-    high, low = request(priority=1), request(priority=2)
+    high, low = ticket(priority=1), ticket(priority=2)
     queue = filled([high, low], settings)
     assert emptied(queue, 2) == [low]
     assert queue.expired == [high]
@@ -159,49 +159,49 @@ def test_each_level_has_its_own_timeout() -> None:
 
 @both
 def test_a_sweep_takes_out_what_has_expired_and_tells_the_next_deadline(settings: QueueSettings) -> None:
-    over, soon, later, never = (request(deadline=deadline) for deadline in (1.0, 3.0, 5.0, None))
+    over, soon, later, never = (ticket(deadline=deadline) for deadline in (1.0, 3.0, 5.0, None))
     queue = filled([never, later, over, soon], settings)
     assert queue.sweep(1.0) == 3.0
     assert (queue.expired, queue.size) == ([over], 3)
-    assert over.on_cancel is None
+    assert over.owner is None
 
 
 # limits
 
 
 def test_a_full_plain_queue_takes_nobody() -> None:
-    queue = filled([request(), request()], QueueSettings(QueuePolicy(2)))
-    assert not queue.add(request())
+    queue = filled([ticket(), ticket()], QueueSettings(QueuePolicy(2)))
+    assert not queue.add(ticket())
     queue.next(0)
-    assert queue.add(request())
+    assert queue.add(ticket())
 
 
 def test_each_level_has_its_own_limit() -> None:
     settings = QueueSettings(QueuePolicy(2), 2, 2, {1: QueuePolicy(1)})
-    queue = filled([request(priority=1), request(priority=2), request(priority=2)], settings)
-    assert not queue.add(request(priority=1))
-    assert not queue.add(request(priority=2))
+    queue = filled([ticket(priority=1), ticket(priority=2), ticket(priority=2)], settings)
+    assert not queue.add(ticket(priority=1))
+    assert not queue.add(ticket(priority=2))
     assert queue.size == 3
 
 
 @both
 def test_who_is_cancelled_makes_room_at_once(settings: QueueSettings) -> None:
-    queue = filled([request()], QueueSettings(QueuePolicy(2), settings.levels, settings.default_level))
-    gone = request()
+    queue = filled([ticket()], QueueSettings(QueuePolicy(2), settings.levels, settings.default_level))
+    gone = ticket()
     queue.add(gone)
     gone.cancel()
     assert queue.size == 1
-    assert queue.add(request())
+    assert queue.add(ticket())
 
 
 def test_late_requests_count_for_the_limit_of_their_level() -> None:
     queue = filled(
-        [request(arrived=0), request(arrived=1)],
+        [ticket(arrived=0), ticket(arrived=1)],
         QueueSettings(QueuePolicy(2, timeout_us=1_000_000, delay=True)),
     )
     queue.next(1.5)
-    assert queue.add(request(arrived=1.5))
-    assert not queue.add(request(arrived=1.5))
+    assert queue.add(ticket(arrived=1.5))
+    assert not queue.add(ticket(arrived=1.5))
 
 
 # those who leave
@@ -209,19 +209,19 @@ def test_late_requests_count_for_the_limit_of_their_level() -> None:
 
 @both
 def test_who_is_cancelled_leaves_at_once_and_is_told_once(settings: QueueSettings) -> None:
-    requests = [request(), request(), request()]
-    queue = filled(requests, settings)
-    left: list[InferRequest] = []
+    tickets = [ticket(), ticket(), ticket()]
+    queue = filled(tickets, settings)
+    left: list[Ticket] = []
     queue.on_left = left.append
-    requests[1].cancel()
-    assert (left, queue.size) == ([requests[1]], 2)
-    assert emptied(queue) == [requests[0], requests[2]]
-    assert (left, queue.size) == ([requests[1]], 0)
+    tickets[1].cancel()
+    assert (left, queue.size) == ([tickets[1]], 2)
+    assert emptied(queue) == [tickets[0], tickets[2]]
+    assert (left, queue.size) == ([tickets[1]], 0)
 
 
 @both
 def test_who_was_taken_and_is_cancelled_then_is_no_business_of_the_queue(settings: QueueSettings) -> None:
-    taken, waits = request(), request()
+    taken, waits = ticket(), ticket()
     queue = filled([taken, waits], settings)
     assert queue.next(0) is taken
     taken.cancel()
@@ -231,9 +231,9 @@ def test_who_was_taken_and_is_cancelled_then_is_no_business_of_the_queue(setting
 @both
 def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueSettings) -> None:
     """Many clients that give up while an instance is busy must not hold their tensors until it is free."""
-    queue = filled([request() for _ in range(10)], settings)
+    queue = filled([ticket() for _ in range(10)], settings)
     for _ in range(1000):
-        gone = request()
+        gone = ticket()
         assert queue.add(gone)
         gone.cancel()
     held = queue._waiting if isinstance(queue, PlainQueue) else queue._levels[2].waiting  # type: ignore[attr-defined]
@@ -247,16 +247,16 @@ def test_a_queue_does_not_keep_the_requests_that_were_cancelled(settings: QueueS
 
 def _cost(settings: QueueSettings, policy: BatchPolicy) -> float:
     """Nanoseconds of processor time to queue a request and plan its batch, with 10,000 that wait."""
-    requests = [request(priority=1 + number % 8, deadline=100.0) for number in range(10_000)]
+    tickets = [ticket(priority=1 + number % 8, deadline=100.0) for number in range(10_000)]
     queue = make_queue(settings)
     began = thread_time_ns()
-    for one in requests:
+    for one in tickets:
         queue.add(one)
     planned = 0
     while queue.size:
-        planned += len(form_batch(queue, policy, 0).requests)
+        planned += len(form_batch(queue, policy, 0).tickets)
     taken = thread_time_ns() - began
-    assert planned == len(requests)
+    assert planned == len(tickets)
     return taken / planned
 
 
@@ -294,7 +294,7 @@ queue_settings = st.integers(0, 3).flatmap(
 )
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["add", "add", "add", "take", "form", "cancel", "cancel unheard", "sweep", "later"]),
+        st.sampled_from(["add", "add", "add", "take", "form", "cancel", "cancel", "sweep", "later"]),
         st.integers(0, 4),
         timeouts,
         timeouts,
@@ -312,27 +312,27 @@ class World:
         self.queue.on_left = self._left
         self.settings = settings
         self.now = 0.0
-        self.waiting: list[InferRequest] = []
-        self.ran: list[InferRequest] = []
-        self.left: list[InferRequest] = []
-        self.expired: list[InferRequest] = []
-        self.accepted: list[InferRequest] = []
+        self.waiting: list[Ticket] = []
+        self.ran: list[Ticket] = []
+        self.left: list[Ticket] = []
+        self.expired: list[Ticket] = []
+        self.accepted: list[Ticket] = []
 
-    def _left(self, one: InferRequest) -> None:
+    def _left(self, one: Ticket) -> None:
         self.left.append(one)
         self.waiting.remove(one)
 
     def add(self, priority: int, deadline: float | None, timeout: float | None, size: int) -> None:
         end = None if deadline is None else self.now + deadline
-        one = request(size, size % 2, deadline=end, timeout=timeout, priority=priority, arrived=self.now)
+        one = ticket(size, size % 2, deadline=end, timeout=timeout, priority=priority, arrived=self.now)
         if self.queue.add(one):
             self.accepted.append(one)
             self.waiting.append(one)
 
-    def run(self, requests: list[InferRequest]) -> None:
+    def run(self, tickets: list[Ticket]) -> None:
         """These were taken to be run."""
         self.take_expired()
-        for one in requests:
+        for one in tickets:
             self.check_is_next(one)
             self.waiting.remove(one)
             self.ran.append(one)
@@ -345,7 +345,7 @@ class World:
             self.waiting.remove(one)
         self.expired += expired
 
-    def check_is_next(self, one: InferRequest) -> None:
+    def check_is_next(self, one: Ticket) -> None:
         assert one in self.waiting, "it was lost, or taken twice"
         assert not one.cancelled
         assert one.deadline is None or one.deadline > self.now
@@ -356,12 +356,12 @@ class World:
         ]
         assert self.rank(one) == min(map(self.rank, others))
 
-    def rank(self, one: InferRequest) -> tuple[int, bool, int]:
+    def rank(self, one: Ticket) -> tuple[int, bool, int]:
         """What is promised: levels, then those in time, in their order. Late ones go in the order in which they were found to be late."""
-        level = one.priority if self.settings.levels else 0
+        level = one.level if self.settings.levels else 0
         policy = self.settings.policy_of(level)
-        timeout = policy.timeout(one.timeout)
-        late = policy.delay and timeout is not None and one.arrived_ns / 1e9 + timeout <= self.now
+        timeout = policy.timeout(one.request.timeout)
+        late = policy.delay and timeout is not None and one.request.arrived_ns / 1e9 + timeout <= self.now
         return level, late, 0 if late else self.accepted.index(one)
 
 
@@ -382,14 +382,12 @@ def test_nothing_is_lost_doubled_or_reordered_and_nothing_expired_or_cancelled_r
             formed = form_batch(
                 queue, BatchPolicy(size, (), number % 2 * 1_000_000_000), round(world.now * 1e9)
             )
-            assert formed.items == sum(one.batch_size for one in formed.requests)
-            assert formed.items <= size or len(formed.requests) == 1
-            assert len({one.batch_key for one in formed.requests}) <= 1
-            world.run(formed.requests)
+            assert formed.items == sum(one.batch_size for one in formed.tickets)
+            assert formed.items <= size or len(formed.tickets) == 1
+            assert len({one.batch_key for one in formed.tickets}) <= 1
+            world.run(formed.tickets)
         elif what == "cancel" and world.waiting:
             world.waiting[number % len(world.waiting)].cancel()
-        elif what == "cancel unheard" and world.waiting:
-            world.waiting[number % len(world.waiting)].cancelled = True
         elif what == "sweep":
             queue.sweep(world.now)
             world.take_expired()
@@ -412,7 +410,7 @@ def test_both_queues_decide_the_same_for_requests_of_one_level(
     plain, levels = make_queue(QueueSettings()), PriorityQueue(QueueSettings(levels=1, default_level=1))
     for key, size, cancelled in arrived:
         for queue in (plain, levels):
-            queue.add(one := request(size, key, timeout=1.0))
+            queue.add(one := ticket(size, key, timeout=1.0))
             if cancelled:
                 one.cancel()
     while plain.size:

@@ -18,6 +18,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.execution import Execution
@@ -68,10 +69,10 @@ class Bench:
         instance = ThreadInstance(Execution("m", "1", self.model, batched=True), self.loop, "m")
         self.scheduler = Scheduler("m", Settings(BatchPolicy(8)), [instance], self.statistics, loop=self.loop)
 
-    def ask(self, rounds: int) -> tuple[InferRequest, asyncio.Future[InferResponse]]:
+    def ask(self, rounds: int) -> tuple[Ticket, asyncio.Future[InferResponse]]:
         answer: asyncio.Future[InferResponse] = self.loop.create_future()
 
-        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
             if error is not None:
                 answer.set_exception(error)
             else:
@@ -81,9 +82,9 @@ class Bench:
             "X": Tensor("X", DataType.FP32, (1,), np.ones(1, np.float32)),
             "ROUNDS": Tensor("ROUNDS", DataType.INT64, (1,), np.array([rounds])),
         }
-        request = InferRequest("m", inputs, complete)
-        self.scheduler.submit(request)
-        return request, answer
+        ticket = Ticket(InferRequest("m", inputs), complete)
+        self.scheduler.submit(ticket)
+        return ticket, answer
 
     async def running(self) -> None:
         await self.loop.run_in_executor(None, self.model.began.wait, 30)
@@ -112,8 +113,8 @@ def test_a_running_batch_ends_when_its_last_request_is_cancelled_and_the_instanc
         bench = Bench(model)
         batch = [bench.ask(ENDLESS)[0] for _ in range(3)]
         await bench.running()
-        for request in batch:
-            request.cancel()
+        for ticket in batch:
+            ticket.cancel()
         assert (await bench.ask(1)[1]).outputs[0].data.tolist() == [-1.0]
         assert bench.model.runs == 2
         assert (bench.statistics.cancelled, bench.statistics.success.count, bench.statistics.fail.count) == (
@@ -150,10 +151,10 @@ def test_a_batch_that_is_given_up_before_its_thread_begins_is_not_run(model: Onn
             execution(batch)
 
         bench.scheduler.replace_instances([ThreadInstance(execute, bench.loop, "m")])
-        request, _ = bench.ask(ENDLESS)
+        ticket, _ = bench.ask(ENDLESS)
         await asyncio.sleep(0)
         assert bench.scheduler.running == 1
-        request.cancel()
+        ticket.cancel()
         held.set()
         await bench.scheduler.drain(30)
         assert (bench.model.runs, bench.statistics.cancelled) == (0, 1)

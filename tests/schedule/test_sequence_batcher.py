@@ -281,7 +281,7 @@ def test_the_requests_of_direct_sequences_keep_their_places_when_one_expires_bef
     world.loop.inside(other.give_back)
     world.loop.later(0)
     assert instance.batch is not None
-    assert [request.id for request in instance.batch.requests] == ["", str(second.number)]
+    assert [ticket.request.id for ticket in instance.batch.tickets] == ["", str(second.number)]
     world.loop.inside(instance.end)
     assert isinstance(late.answers[0], DeadlineExceeded)
     assert len(second.answers) == 1
@@ -311,7 +311,7 @@ def test_the_model_is_told_for_how_long_a_request_may_wait(world: World) -> None
     world.ask(queue.submit, [1.0], step=SequenceStep(1, start=True), timeout=0.5)
     world.loop.later(0)
     assert instance.batch is not None
-    assert [request.timeout for request in instance.batch.requests] == [0.5]
+    assert [ticket.request.timeout for ticket in instance.batch.tickets] == [0.5]
 
 
 @pytest.mark.parametrize("placed", [True, False])

@@ -5,20 +5,20 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 from backline.schedule.sequences.direct import SlotPolicy, choose
-from schedule.requests import request
+from schedule.tickets import ticket
 
 places = st.lists(
-    st.none() | st.builds(request, st.just(1), st.sampled_from(["a", "b"]), arrived=st.floats(0, 10)),
+    st.none() | st.builds(ticket, st.just(1), st.sampled_from(["a", "b"]), arrived=st.floats(0, 10)),
     max_size=8,
 )
 
 
 @given(places.filter(any))
-def test_the_places_of_the_oldest_request_run_each_where_it_is(ready: list[InferRequest | None]) -> None:
+def test_the_places_of_the_oldest_request_run_each_where_it_is(ready: list[Ticket | None]) -> None:
     chosen = choose(ready)
-    oldest = min((one for one in ready if one is not None), key=lambda one: one.arrived_ns)
+    oldest = min((one for one in ready if one is not None), key=lambda one: one.request.arrived_ns)
     assert oldest in chosen
     assert chosen[-1] is not None
     for place, one in enumerate(ready):

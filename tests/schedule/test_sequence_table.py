@@ -6,18 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.ticket import Ticket
 from backline.schedule.sequences.table import Sequence, SequenceTable
 
 IDLE = 1000
 
 
-def request(
-    id: int | str, *, start: bool = False, end: bool = False, deadline: float | None = None
-) -> InferRequest:
-    return InferRequest("m", {}, lambda *_: None, sequence=SequenceStep(id, start, end), deadline=deadline)
+def ticket(id: int | str, *, start: bool = False, end: bool = False, deadline: float | None = None) -> Ticket:
+    return Ticket(
+        InferRequest("m", {}, sequence=SequenceStep(id, start, end), deadline=deadline), lambda *_: None
+    )
 
 
-def accept(table: SequenceTable, asked: InferRequest, now: int = 0) -> Sequence:
+def accept(table: SequenceTable, asked: Ticket, now: int = 0) -> Sequence:
     sequence = table.accept(asked, now)
     assert sequence is not None
     return sequence
@@ -25,14 +26,14 @@ def accept(table: SequenceTable, asked: InferRequest, now: int = 0) -> Sequence:
 
 def test_a_request_of_no_open_sequence_is_not_accepted() -> None:
     table = SequenceTable(1, 1, IDLE)
-    assert table.accept(request(7), 0) is None
-    accept(table, request(7, start=True, end=True))
-    assert table.accept(request(7), 0) is None
+    assert table.accept(ticket(7), 0) is None
+    accept(table, ticket(7, start=True, end=True))
+    assert table.accept(ticket(7), 0) is None
 
 
 def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
     table = SequenceTable(1, 4, IDLE)
-    asked = [request(7, start=True), request(7), request(7, end=True)]
+    asked = [ticket(7, start=True), ticket(7), ticket(7, end=True)]
     sequence, *_ = [accept(table, one) for one in asked]
     ran = []
     while (one := table.take(sequence)) is not None:
@@ -45,26 +46,26 @@ def test_one_request_of_a_sequence_runs_at_a_time_in_their_order() -> None:
 
 def test_places_are_given_slot_by_slot_and_cost_nothing_before() -> None:
     table = SequenceTable(2, 2_000_000_000, IDLE)
-    sequences = [accept(table, request(id, start=True, end=True)) for id in range(1, 6)]
+    sequences = [accept(table, ticket(id, start=True, end=True)) for id in range(1, 6)]
     assert [sequence.place for sequence in sequences] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
     assert table.take(sequences[1]) is not None
     table.finish(sequences[1], 0)
-    assert accept(table, request(6, start=True)).place == (0, 1)
-    assert accept(table, request(7, start=True)).place == (2, 1)
+    assert accept(table, ticket(6, start=True)).place == (0, 1)
+    assert accept(table, ticket(7, start=True)).place == (2, 1)
 
 
 def test_a_lane_that_works_gives_its_next_place_before_others_give_any() -> None:
     works = {0, 1}
     table = SequenceTable(2, 3, IDLE, works.__contains__)
     works.remove(0)
-    places = [accept(table, request(id, start=True)).place for id in range(1, 7)]
+    places = [accept(table, ticket(id, start=True)).place for id in range(1, 7)]
     assert places == [(0, 1), (1, 1), (2, 1), (0, 0), (1, 0), (2, 0)]
 
 
 def test_a_sequence_without_a_place_gets_that_of_the_first_one_to_end() -> None:
     table = SequenceTable(1, 1, IDLE)
-    first = accept(table, request(1, start=True, end=True))
-    second = accept(table, request(2, start=True))
+    first = accept(table, ticket(1, start=True, end=True))
+    second = accept(table, ticket(2, start=True))
     assert table.take(first) is not None
     assert table.take(second) is None
     assert table.finish(first, 0) == [second]
@@ -73,23 +74,23 @@ def test_a_sequence_without_a_place_gets_that_of_the_first_one_to_end() -> None:
 
 def test_sequences_are_spread_over_the_lanes() -> None:
     table = SequenceTable(2, 2, IDLE)
-    places = [accept(table, request(id, start=True)).place for id in (1, 2, 3, 4)]
+    places = [accept(table, ticket(id, start=True)).place for id in (1, 2, 3, 4)]
     assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_places_on_lanes_that_can_run_something_are_given_first() -> None:
     broken = {0}
     table = SequenceTable(2, 2, IDLE, lambda lane: lane not in broken)
-    places = [accept(table, request(id, start=True)).place for id in (1, 2, 3)]
+    places = [accept(table, ticket(id, start=True)).place for id in (1, 2, 3)]
     broken.clear()
-    places.append(accept(table, request(4, start=True)).place)
+    places.append(accept(table, ticket(4, start=True)).place)
     assert places == [(0, 1), (1, 1), (0, 0), (1, 0)]
 
 
 def test_a_new_sequence_of_an_id_that_is_still_ending_is_another_one() -> None:
     table = SequenceTable(1, 4, IDLE)
-    before = accept(table, request(7, start=True, end=True))
-    after = accept(table, request(7, start=True))
+    before = accept(table, ticket(7, start=True, end=True))
+    after = accept(table, ticket(7, start=True))
     assert after is not before
     assert table.take(before) is not None
     assert table.take(after) is not None
@@ -97,39 +98,39 @@ def test_a_new_sequence_of_an_id_that_is_still_ending_is_another_one() -> None:
 
 def test_a_sequence_of_which_nothing_is_heard_ends_and_gives_its_place_away() -> None:
     table = SequenceTable(1, 1, IDLE)
-    idle = accept(table, request(1, start=True), now=0)
+    idle = accept(table, ticket(1, start=True), now=0)
     table.take(idle)
     table.finish(idle, 10)
-    waiting = accept(table, request(2, start=True), now=20)
+    waiting = accept(table, ticket(2, start=True), now=20)
     assert table.next_idle_ns() == 10 + IDLE
     assert table.end_idle(10 + IDLE - 1) == ([], [])
     assert table.end_idle(10 + IDLE) == ([idle], [waiting])
-    assert table.accept(request(1), 2000) is None
+    assert table.accept(ticket(1), 2000) is None
 
 
 def test_a_sequence_that_waits_for_its_place_is_not_idle() -> None:
     table = SequenceTable(1, 1, IDLE)
-    table.take(accept(table, request(1, start=True)))
-    accept(table, request(2, start=True))
+    table.take(accept(table, ticket(1, start=True)))
+    accept(table, ticket(2, start=True))
     assert table.end_idle(10 * IDLE) == ([], [])
 
 
 def test_what_follows_a_beginning_that_is_dropped_is_dropped_too() -> None:
     table = SequenceTable(1, 1, IDLE)
-    table.take(accept(table, request(1, start=True)))
-    first, second, again, last = request(2, start=True), request(2), request(2, start=True), request(2)
+    table.take(accept(table, ticket(1, start=True)))
+    first, second, again, last = ticket(2, start=True), ticket(2), ticket(2, start=True), ticket(2)
     for one in (first, second, again, last):
         sequence = accept(table, one)
     assert table.drop(sequence, first) == ([second], [])
     assert list(sequence.waiting) == [again, last]
     assert table.drop(sequence, again) == ([last], [])
-    assert table.accept(request(2), 0) is None
+    assert table.accept(ticket(2), 0) is None
 
 
 def test_requests_whose_deadline_is_over_are_found() -> None:
     table = SequenceTable(1, 1, IDLE)
-    table.take(accept(table, request(1, start=True)))
-    early, late = request(1, deadline=5.0), request(1, deadline=9.0)
+    table.take(accept(table, ticket(1, start=True)))
+    early, late = ticket(1, deadline=5.0), ticket(1, deadline=9.0)
     sequence = accept(table, early)
     accept(table, late)
     assert table.expired(5.0) == ([(sequence, early)], 9.0)
@@ -137,7 +138,7 @@ def test_requests_whose_deadline_is_over_are_found() -> None:
 
 def test_with_other_places_the_oldest_sequences_go_on_first() -> None:
     table = SequenceTable(2, 1, IDLE)
-    sequences = [accept(table, request(id, start=True)) for id in (1, 2, 3)]
+    sequences = [accept(table, ticket(id, start=True)) for id in (1, 2, 3)]
     assert table.resize(1, 1) == sequences[:1]
     assert [sequence.place for sequence in sequences] == [(0, 0), None, None]
 
@@ -161,15 +162,15 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(
 ) -> None:
     table = SequenceTable(lanes, slots, IDLE)
     known: list[Sequence] = []
-    accepted: dict[InferRequest, int] = {}
-    gone: list[InferRequest] = []
+    accepted: dict[Ticket, int] = {}
+    gone: list[Ticket] = []
     ran: dict[Sequence, list[int]] = {}
     #: The beginnings of each sequence, and those that have run or may yet.
-    beginnings: dict[Sequence, list[InferRequest]] = {}
-    begun: set[InferRequest] = set()
+    beginnings: dict[Sequence, list[Ticket]] = {}
+    begun: set[Ticket] = set()
     now = 0
 
-    def run(sequence: Sequence, one: InferRequest) -> None:
+    def run(sequence: Sequence, one: Ticket) -> None:
         ran.setdefault(sequence, []).append(accepted[one])
         before = [beginning for beginning in beginnings[sequence] if accepted[beginning] <= accepted[one]]
         if before[-1] is one:
@@ -179,7 +180,7 @@ def test_nothing_is_lost_doubled_or_reordered_and_no_place_is_held_twice(
     for what, id in happened:
         now += 1
         if what in ("ask", "begin", "end"):
-            one = request(id, start=what == "begin", end=what == "end")
+            one = ticket(id, start=what == "begin", end=what == "end")
             sequence = table.accept(one, now)
             if sequence is not None:
                 accepted[one] = len(accepted)

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.splitting import SplittingQueue, put_together, split
 from backline.workers.batch import Batch
 from schedule.bench import Bench, values
-from schedule.requests import request
+from schedule.tickets import ticket
 
 
 def doubled(numbers: Sequence[float]) -> list[float]:
@@ -57,9 +58,10 @@ def test_a_request_of_which_a_part_has_failed_and_that_is_cancelled_before_it_is
 ):
     async def scenario() -> None:
         bench = Bench(inline=True, split_at=2)
-        first, _ = bench.ask(1)
+        cancels: list[Ticket] = []
+        bench.ask(1, then=lambda: [ticket.cancel() for ticket in cancels])
         second, answer = bench.ask(3, 4, 13)
-        first.on_complete = lambda *_: second.cancel()
+        cancels.append(second)
         await asyncio.sleep(0.01)
         assert not answer.done()
         counted = bench.statistics
@@ -224,13 +226,13 @@ class Collected:
     """Stands for the scheduler, so that parts are answered in any order."""
 
     def __init__(self) -> None:
-        self.parts: list[InferRequest] = []
-        self.ran: dict[InferRequest, Callable[[Batch], None]] = {}
+        self.parts: list[Ticket] = []
+        self.ran: dict[Ticket, Callable[[Batch], None]] = {}
 
-    def submit(self, part: InferRequest) -> None:
+    def submit(self, part: Ticket) -> None:
         self.parts.append(part)
 
-    def set_aside(self, part: InferRequest, ran: Callable[[Batch], None]) -> None:
+    def set_aside(self, part: Ticket, ran: Callable[[Batch], None]) -> None:
         self.ran[part] = ran
 
 
@@ -241,21 +243,20 @@ def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(
     collected, statistics = Collected(), ModelStatistics()
     answers: list[InferResponse | BacklineError | None] = []
     numbers = np.arange(size, dtype=np.float32)
-    whole = request(size)
-    whole.inputs["x"] = Tensor("x", DataType.FP32, numbers.shape, numbers)
-    whole.on_complete = lambda _, response, error: answers.append(response or error)
+    whole = ticket(size, complete=lambda _, response, error: answers.append(response or error))
+    whole.request.inputs["x"] = Tensor("x", DataType.FP32, numbers.shape, numbers)
     SplittingQueue(collected, limit, statistics).submit(whole)  # type: ignore[arg-type]  # it stands for a Scheduler
     random.shuffle(collected.parts)
 
     for part in collected.parts:
         assert answers == [], "it waits for all of its parts"
-        data = part.inputs["x"].data
+        data = part.request.inputs["x"].data
         response = InferResponse("m", "1", "", [Tensor("y", DataType.FP32, data.shape, 2 * data)])
         if part in collected.ran:
             batch = Batch([part], part.batch_size, 0)
             batch.outcomes = [response]
             collected.ran[part](batch)
-        part.on_complete(part, response, None)
+        part.complete(response, None)
 
     (answer,) = answers
     assert isinstance(answer, InferResponse)
@@ -264,13 +265,13 @@ def test_in_whatever_order_parts_are_answered_the_whole_is_in_its_own_and_once(
 
 def test_parts_share_the_memory_of_the_whole() -> None:
     data = np.zeros((5, 2), np.float32)
-    whole = request(5)
-    whole.inputs["x"] = Tensor("x", DataType.FP32, data.shape, data)
+    whole = ticket(5)
+    whole.request.inputs["x"] = Tensor("x", DataType.FP32, data.shape, data)
 
-    parts = split(whole, 2)
+    parts = split(whole, 2, lambda *_: None)
 
     assert [part.batch_size for part in parts] == [2, 2, 1]
-    assert all(np.shares_memory(part.inputs["x"].data, data) for part in parts)
+    assert all(np.shares_memory(part.request.inputs["x"].data, data) for part in parts)
 
 
 def test_parts_whose_outputs_do_not_fit_each_other_are_an_error() -> None:
@@ -283,4 +284,4 @@ def test_parts_whose_outputs_do_not_fit_each_other_are_an_error() -> None:
         Internal,
         match=r"output 'y' of model 'm' has the shapes \[2, 3\], \[1, 4\] for the parts of one request",
     ):
-        put_together(request(3), responses)
+        put_together(ticket(3), responses)

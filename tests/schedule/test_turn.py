@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 from backline.schedule import turn as module
 from backline.schedule.turn import Turn
 
-REQUEST = InferRequest("m", {}, lambda *_: None)
+REQUEST = Ticket(InferRequest("m", {}), lambda *_: None)
 
 
 def soon(turn: Turn, run: Callable[[], None]) -> None:

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from math import inf
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+import backline.engine.ticket as ticket_module
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, InvalidArgument, Unavailable
 from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import DONE, EXPIRED, TRANSITIONS, Ticket, TicketState
 from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
@@ -31,7 +33,7 @@ class Asked:
     """A request, and what its caller knows of it."""
 
     number: int
-    request: InferRequest
+    ticket: Ticket
     values: list[float]
     #: What its caller does when it has the answer.
     then: Callable[[], None] | None = None
@@ -46,7 +48,26 @@ class Asked:
     def cancel(self) -> None:
         if not self.answers:
             self.cancelled = True
-            self.request.cancel()
+            self.ticket.cancel()
+
+
+class WatchedTicket(Ticket):
+    """Claims of every transition that the table allows it, and that a ticket which has ended has no owner."""
+
+    __slots__ = ("_state",)
+    #: Where a broken promise is noted; set while a world exists.
+    claim: ClassVar[Callable[[bool, str], None]]
+
+    @property
+    def state(self) -> TicketState:  # type: ignore[override]
+        return self._state
+
+    @state.setter
+    def state(self, state: TicketState) -> None:
+        before = getattr(self, "_state", None)
+        legal = before is None or state in TRANSITIONS[before]
+        WatchedTicket.claim(legal, f"a ticket that is {before} does not become {state}")
+        self._state = state
 
 
 class FaultOfTheirs(Exception):
@@ -98,21 +119,18 @@ class HeldInstance:
         batch.gathered_ns = batch.ran_ns = batch.ended_ns = now
         batch.executed = True
         batch.on_abandon = None
-        outcomes: list[InferResponse | BacklineError | None] = [
-            _doubled(request) for request in batch.requests
-        ]
+        outcomes: list[InferResponse | BacklineError | None] = [_doubled(ticket) for ticket in batch.tickets]
         if batch.abandoned:
             outcomes = [Cancelled("nobody waits")] * len(outcomes)
         elif failing == AGAIN:
-            outcomes = [Rescheduled("m", "1", request.id, []) for request in batch.requests]
+            outcomes = [Rescheduled("m", "1", ticket.request.id, []) for ticket in batch.tickets]
         elif failing == 2:
             outcomes = [InvalidArgument("all fail")] * len(outcomes)
         elif failing == 1:
             outcomes[-1] = InvalidArgument("the last one fails")
         if failing == 1 and not batch.abandoned and len(outcomes) > 1:
             batch.parts = [
-                _part(batch, request, outcome)
-                for request, outcome in zip(batch.requests, outcomes, strict=True)
+                _part(batch, ticket, outcome) for ticket, outcome in zip(batch.tickets, outcomes, strict=True)
             ]
         batch.outcomes = outcomes
         self._world.ended(batch)
@@ -149,12 +167,14 @@ class World:
         self.began_for: Callable[[Asked], list[Asked]] = lambda asked: []
         self.running: list[Batch] = []
         #: Those of the batch that begins to run.
-        self.starting: list[InferRequest] = []
-        self.begun: list[InferRequest] = []
+        self.starting: list[Ticket] = []
+        self.begun: list[Ticket] = []
         self._ordered = ordered
         #: Those who were taken from the queue, in the order in which they are to be answered.
         self._order: list[Asked] = []
         self._numbers = count()
+        WatchedTicket.claim = self.claim
+        self._ticket, ticket_module.Ticket = ticket_module.Ticket, WatchedTicket  # stand-ins are watched, too
 
     def claim(self, holds: bool, what: str) -> None:
         """Notes what is wrong: those who call do not let errors through."""
@@ -162,6 +182,7 @@ class World:
             self.faults.append(what)
 
     def close(self) -> None:
+        ticket_module.Ticket = self._ticket
         self.loop.close()
         self.clock.__exit__()
 
@@ -172,7 +193,7 @@ class World:
 
     def ask(
         self,
-        submit: Callable[[InferRequest], None],
+        submit: Callable[[Ticket], None],
         values: list[float],
         *,
         within: float | None = None,
@@ -186,20 +207,23 @@ class World:
         data = np.array(values, np.float32)
         deadline = None if within is None else self.clock.monotonic() + within
         number = next(self._numbers)
-        request = InferRequest(
-            "m",
-            {"x": Tensor("x", DataType.FP32, data.shape, data)},
+        ticket = WatchedTicket(
+            InferRequest(
+                "m",
+                {"x": Tensor("x", DataType.FP32, data.shape, data)},
+                id=str(number),
+                deadline=deadline,
+                timeout=timeout,
+                priority=priority,
+                sequence=step,
+                arrived_ns=self.clock.ns,
+            ),
             self._answered,
-            id=str(number),
-            deadline=deadline,
-            timeout=timeout,
-            priority=priority,
-            sequence=step,
         )
-        request.batch_size, request.batch_key = len(values), key
-        asked = request.context = Asked(number, request, values, then)
+        ticket.batch_size, ticket.batch_key = len(values), key
+        asked = ticket.context = Asked(number, ticket, values, then)
         try:
-            self.loop.inside(lambda: submit(request))
+            self.loop.inside(lambda: submit(ticket))
         except (Unavailable, InvalidArgument) as error:
             assert not asked.answers, "who is refused is not answered"
             self.refused += 1
@@ -209,16 +233,16 @@ class World:
         self.asked.append(asked)
         return asked
 
-    def _answered(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        asked: Asked = request.context  # type: ignore[assignment]
+    def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        asked: Asked = ticket.context  # type: ignore[assignment]
         self.claim(not asked.cancelled, "who has cancelled is not answered")
         self.claim(not asked.answers, "a request is answered once")
+        self.claim(ticket.state in (DONE, EXPIRED), "what is answered has ended")
+        self.claim(ticket.owner is None, "what is answered has no owner")
         self.claim((response is None) != (error is None), "an answer is a response or an error")
         asked.answers.append(response or error)
         if response is not None:
-            self.claim(response.id == request.id, "a response has the id of its request")
+            self.claim(response.id == ticket.request.id, "a response has the id of its request")
             outputs = [self.factor * value for value in asked.values]
             self.claim(response.outputs[0].data.tolist() == outputs, "a response is that of its request")
         if self._ordered and asked.started:
@@ -238,26 +262,26 @@ class World:
         """A batch has been taken from the queue."""
         if self._ordered:
             self._order += [
-                asked for request in batch.requests if (asked := self.asked_of(request)) not in self._order
+                asked for ticket in batch.tickets if (asked := self.asked_of(ticket)) not in self._order
             ]
 
     def began(self, batch: Batch) -> None:
         """A batch runs."""
         self.taken(batch)
-        asked = [request for request in batch.requests if request.id]
-        self.starting = batch.requests
+        asked = [ticket for ticket in batch.tickets if ticket.request.id]
+        self.starting = batch.tickets
         now = self.clock.monotonic()
         self.claim(
-            batch.items == sum(request.batch_size for request in batch.requests),
+            batch.items == sum(ticket.batch_size for ticket in batch.tickets),
             "a batch has the items of its requests",
         )
-        self.claim(batch.items <= self.most or len(batch.requests) == 1, "a batch is not above the maximum")
-        self.claim(len({request.batch_key for request in asked}) == 1, "the requests of a batch have one key")
-        for request in asked:
-            self.claim(not request.cancelled, "what was cancelled is not run")
-            self.claim(request.deadline is None or request.deadline > now, "what has expired is not run")
-            self.claim(request not in self.begun, "nothing is run twice")
-            one = self.asked_of(request)
+        self.claim(batch.items <= self.most or len(batch.tickets) == 1, "a batch is not above the maximum")
+        self.claim(len({ticket.batch_key for ticket in asked}) == 1, "the requests of a batch have one key")
+        for ticket in asked:
+            self.claim(not ticket.cancelled, "what was cancelled is not run")
+            self.claim(ticket.deadline is None or ticket.deadline > now, "what has expired is not run")
+            self.claim(ticket not in self.begun, "nothing is run twice")
+            one = self.asked_of(ticket)
             self.claim(
                 bool(not one.answers or self.began_for(one)), f"what was answered is not run: {one.number}"
             )
@@ -266,7 +290,7 @@ class World:
                 other.started = True
         self.begun += asked
         self.running.append(batch)
-        last = max(self.rank(self.asked_of(request)) for request in asked)
+        last = max(self.rank(self.asked_of(ticket)) for ticket in asked)
         for other in self.waiting:
             self.claim(self.rank(other) >= last or self.deadline_of(other) <= now, "nobody is passed over")
 
@@ -274,9 +298,9 @@ class World:
         """It does not run any more."""
         self.running.remove(batch)
 
-    def asked_of(self, request: InferRequest) -> Asked:
+    def asked_of(self, ticket: Ticket) -> Asked:
         """Whose request, or part of one, is run."""
-        return next(asked for asked in self.asked if asked.number == int(request.id))
+        return next(asked for asked in self.asked if asked.number == int(ticket.request.id))
 
     # what is known
 
@@ -297,20 +321,20 @@ class World:
 
     @staticmethod
     def deadline_of(asked: Asked) -> float:
-        return inf if asked.request.deadline is None else asked.request.deadline
+        return inf if asked.ticket.deadline is None else asked.ticket.deadline
 
     def overdue(self, asked: Asked) -> bool:
         """Whether somebody should have been told that the time is over."""
         return self.deadline_of(asked) < self.clock.monotonic() - SLACK
 
 
-def _doubled(request: InferRequest) -> InferResponse:
-    x = request.inputs["x"]
-    return InferResponse("m", "1", request.id, [Tensor("y", x.datatype, x.shape, x.data * 2)])
+def _doubled(ticket: Ticket) -> InferResponse:
+    x = ticket.request.inputs["x"]
+    return InferResponse("m", "1", ticket.request.id, [Tensor("y", x.datatype, x.shape, x.data * 2)])
 
 
-def _part(whole: Batch, request: InferRequest, outcome: InferResponse | BacklineError | None) -> Batch:
-    part = Batch([request], request.batch_size, whole.started_ns)
+def _part(whole: Batch, ticket: Ticket, outcome: InferResponse | BacklineError | None) -> Batch:
+    part = Batch([ticket], ticket.batch_size, whole.started_ns)
     part.gathered_ns, part.ran_ns, part.ended_ns = whole.gathered_ns, whole.ran_ns, whole.ended_ns
     part.outcomes, part.executed, part.shared = [outcome], True, True
     return part

@@ -19,6 +19,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, Unavailable
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 from backline.workers.timed import MAX_STUCK
@@ -65,14 +66,14 @@ class Program:
     def ask(self, model: str, **inputs: float) -> asyncio.Future[InferResponse]:
         done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
-        def complete(_: InferRequest, response: InferResponse | None, error: Exception | None) -> None:
+        def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
             done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
 
         tensors = {}
         for name, value in inputs.items():
             datatype = DataType.INT64 if name == "ROUNDS" else DataType.FP32
             tensors[name] = Tensor(name, datatype, (1,), np.array([value], datatype.dtype))
-        self.embedded.engine.submit(InferRequest(model, tensors, complete))
+        self.embedded.engine.submit(Ticket(InferRequest(model, tensors), complete))
         return done
 
     def history(self) -> list[Change]:
@@ -198,7 +199,7 @@ def test_a_cancelled_run_is_not_one_that_took_too_long(tmp_path: Path) -> None:
             "X": Tensor("X", DataType.FP32, (1,), np.ones(1, np.float32)),
             "ROUNDS": Tensor("ROUNDS", DataType.INT64, (1,), np.array([ENDLESS])),
         }
-        request = InferRequest("loop", tensors, lambda *_: None)
+        request = Ticket(InferRequest("loop", tensors), lambda *_: None)
         program.embedded.engine.submit(request)
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.messages import InferRequest, ResponseFlow
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 from support.listening import DETECTOR, MELODY, RECOGNISER, hear, melody, put_networks
@@ -163,13 +164,15 @@ async def leave_with_the_first_note(
     await program.start()
     first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def leave(request: InferRequest, _: object) -> None:
-        request.cancel()
+    def leave(ticket: Ticket, _: object) -> None:
+        ticket.cancel()
         first.set_result(None)
 
     tensor = Tensor("audio", DataType.FP32, audio.shape, audio)
     program.engine.submit(
-        InferRequest("listen", {"audio": tensor}, lambda *_: None, on_response=leave, flow=ResponseFlow())
+        Ticket(
+            InferRequest("listen", {"audio": tensor}), lambda *_: None, on_response=leave, flow=ResponseFlow()
+        )
     )
     await first
     counts = {(model.name, model.version): model.statistics for model in program.engine.models()}

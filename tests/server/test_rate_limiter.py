@@ -16,6 +16,7 @@ from backline.engine.errors import DeadlineExceeded, Internal
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model import ModelState
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 from support.server import serve
@@ -79,12 +80,12 @@ def ask(
 ) -> asyncio.Future[InferResponse]:
     done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
-    def complete(_: InferRequest, response: InferResponse | None, error: Exception | None) -> None:
+    def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
         done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
 
     shape = (1, 1) if batched else (1,)
     x = Tensor("x", DataType.FP32, shape, np.ones(shape, np.float32))
-    program.engine.submit(InferRequest(model, {"x": x}, complete, deadline=deadline))
+    program.engine.submit(Ticket(InferRequest(model, {"x": x}, deadline=deadline), complete))
     return done
 
 

@@ -14,6 +14,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
 
@@ -139,9 +140,11 @@ class Asked:
     def __init__(self, picture: np.ndarray, outputs: tuple[str, ...] | None = None) -> None:
         self.done: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
         tensor = Tensor("picture", DataType.FP32, picture.shape, picture)
-        self.request = InferRequest("read", {"picture": tensor}, self._complete, outputs=outputs, id="mine")
+        self.ticket = Ticket(
+            InferRequest("read", {"picture": tensor}, outputs=outputs, id="mine"), self._complete
+        )
 
-    def _complete(self, _: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+    def _complete(self, _: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         if error is not None:
             self.done.set_exception(error)
         elif response is not None:

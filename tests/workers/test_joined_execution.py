@@ -19,6 +19,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.execution import JoinedExecution
 from backline.workers.joiner import Joiner
@@ -57,18 +58,17 @@ def padded(tmp_path_factory: pytest.TempPathFactory) -> JoinedExecution:
     return load(tmp_path_factory.mktemp("padded"), ["N", "T"], joining)
 
 
-def request(rows: int, length: int, seed: int) -> InferRequest:
+def request(rows: int, length: int, seed: int, outputs: tuple[str, ...] | None = None) -> Ticket:
     data = np.random.default_rng(seed).normal(size=(rows, length)).astype(np.float32)
-    made = InferRequest(
-        "m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None, id=str(seed)
+    made = Ticket(
+        InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, id=str(seed), outputs=outputs),
+        lambda *_: None,
     )
     made.batch_size = rows
     return made
 
 
-def run(
-    execution: JoinedExecution, requests: list[InferRequest]
-) -> list[InferResponse | BacklineError | None]:
+def run(execution: JoinedExecution, requests: list[Ticket]) -> list[InferResponse | BacklineError | None]:
     batch = Batch(requests, sum(one.batch_size for one in requests), monotonic_ns())
     execution(batch)
     return batch.outcomes
@@ -91,8 +91,8 @@ def test_joined_requests_are_answered_as_alone(
         (alone,) = run(execution, [one])
         assert isinstance(outcome, InferResponse)
         assert isinstance(alone, InferResponse)
-        assert outcome.id == one.id
-        x = one.inputs["x"].data
+        assert outcome.id == one.request.id
+        x = one.request.inputs["x"].data
         assert outcome.outputs[0].shape == alone.outputs[0].shape == x.shape
         assert outcome.outputs[0].data.tobytes() == alone.outputs[0].data.tobytes()
         np.testing.assert_allclose(
@@ -101,8 +101,7 @@ def test_joined_requests_are_answered_as_alone(
 
 
 def test_each_request_gets_the_outputs_that_it_asks_for(ragged: JoinedExecution) -> None:
-    nothing, everything = request(1, 2, 1), request(1, 3, 2)
-    nothing.outputs = ()
+    nothing, everything = request(1, 2, 1, outputs=()), request(1, 3, 2)
 
     outcomes = run(ragged, [nothing, everything])
 

@@ -19,6 +19,7 @@ from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.responses import MAX_WAITING, Responses
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.workers.response_stream import MAX_HANDED
 from backline.workers.streaming import StreamPool
@@ -87,7 +88,7 @@ class Served:
 
     def ask(self, count: int) -> Responses:
         tensor = Tensor("N", DataType.INT32, (1,), np.array([count], np.int32))
-        return self.engine.stream(InferRequest("count", {"N": tensor}, lambda *_: None))
+        return self.engine.stream(InferRequest("count", {"N": tensor}))
 
     async def numbers(self, count: int) -> list[int]:
         return await numbers_of(self.ask(count))
@@ -235,7 +236,7 @@ def test_an_unloaded_model_ends_its_streams() -> None:
 def test_nothing_is_left_of_a_stream() -> None:
     def present() -> set[int]:
         gc.collect()
-        return {id(one) for one in gc.get_objects() if type(one) is InferRequest}
+        return {id(one) for one in gc.get_objects() if type(one) is Ticket}
 
     async def test() -> None:
         before = present()

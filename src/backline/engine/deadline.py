@@ -6,70 +6,57 @@ import asyncio
 from time import monotonic
 
 from backline.engine.errors import BacklineError, DeadlineExceeded
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
+from backline.engine.ticket import Listener, Ticket
 
 
-class Watch:
-    """Answers a request with DeadlineExceeded, and cancels it, unless it is done at `deadline` (of time.monotonic()).
+class Watch(Listener):
+    """Cancels a ticket at `deadline` (of time.monotonic()) and answers it with DeadlineExceeded, unless it has ended by then."""
 
-    Made before the request is submitted, and to be stopped if it is refused. It stops by itself when the request is done or cancelled.
-    """
+    __slots__ = ("_loop", "_timer", "deadline")
 
-    __slots__ = ("_complete", "_loop", "_request", "_timer", "deadline")
-
-    def __init__(self, request: InferRequest, deadline: float) -> None:
+    def __init__(self, ticket: Ticket, deadline: float) -> None:
         self.deadline = deadline
-        self._request: InferRequest | None = request
-        self._complete = request.on_complete
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(deadline - monotonic(), self._over)
-        request.on_complete = self._completed
-        request.watch = self
+        self._timer = self._loop.call_later(deadline - monotonic(), _expire, ticket)
+        ticket.listen(self)
 
-    def bring_forward(self, deadline: float) -> None:
-        """The request is to end earlier, if that is earlier."""
+    def bring_forward(self, ticket: Ticket, deadline: float) -> None:
+        """Ends the ticket at an earlier deadline; of no effect if that is later."""
         if deadline < self.deadline:
             self.deadline = deadline
             self._timer.cancel()
-            self._timer = self._loop.call_later(deadline - monotonic(), self._over)
+            self._timer = self._loop.call_later(deadline - monotonic(), _expire, ticket)
 
-    def stop(self) -> None:
-        """The request is not watched any more; it and the watch do not know each other any more."""
+    def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         self._timer.cancel()
-        request, self._request = self._request, None
-        if request is not None:
-            request.on_complete = self._complete
-            request.watch = None
 
-    def _completed(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        self.stop()
-        self._complete(request, response, error)
+    def abandoned(self, ticket: Ticket) -> None:
+        self._timer.cancel()
 
-    def _over(self) -> None:
-        request = self._request
-        if request is None:
+    def refused(self, ticket: Ticket, error: BacklineError) -> None:
+        self._timer.cancel()
+
+
+def _expire(ticket: Ticket) -> None:
+    request = ticket.request
+    took = (monotonic() - request.arrived_ns / 1e9) * 1000
+    ticket.expire(
+        DeadlineExceeded(
+            f"The deadline of the request passed {took:.0f} ms after it came,"
+            f" before model '{request.model_name}' had answered"
+        )
+    )
+
+
+def watch(ticket: Ticket, deadline: float) -> None:
+    """Ends a ticket at a deadline, or at an earlier one that it has already. Call it before the ticket is submitted."""
+    if ticket.deadline is None or ticket.deadline > deadline:
+        ticket.deadline = deadline
+    if ticket.waits_until is None or ticket.waits_until > deadline:
+        ticket.waits_until = deadline
+    for listener in ticket.listeners:
+        if isinstance(listener, Watch):
+            listener.bring_forward(ticket, deadline)
             return
-        took = (monotonic() - request.arrived_ns / 1e9) * 1000
-        request.cancel()
-        message = f"The deadline of the request passed {took:.0f} ms after it came, before model '{request.model_name}' had answered"
-        self._complete(request, None, DeadlineExceeded(message))
-
-
-def watch(request: InferRequest, deadline: float) -> None:
-    """Ends a request at a deadline, or at an earlier one that it has already."""
-    if request.deadline is None or request.deadline > deadline:
-        request.deadline = deadline
-    if request.waits_until is None or request.waits_until > deadline:
-        request.waits_until = deadline
-    if request.watch is None:
-        Watch(request, deadline)
-    else:
-        request.watch.bring_forward(deadline)
-
-
-def unwatch(request: InferRequest) -> None:
-    """For a request that was refused."""
-    if request.watch is not None:
-        request.watch.stop()
+    Watch(ticket, deadline)

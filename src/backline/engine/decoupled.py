@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from backline.engine.errors import DecoupledModel
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 
 
 class DecoupledCheck:
     """The check of the requests of a decoupled model, before the check that every model has."""
 
-    def __init__(self, model: str, check: Callable[[InferRequest], None]) -> None:
+    def __init__(self, model: str, check: Callable[[Ticket], None]) -> None:
         self._model = model
         self._check = check
 
-    def __call__(self, request: InferRequest) -> None:
+    def __call__(self, ticket: Ticket) -> None:
         """Raises DecoupledModel when the caller takes one response only, else what the model's check raises."""
-        if request.on_response is None:
+        if not ticket.takes_many:
             raise DecoupledModel(
                 f"model '{self._model}' has a decoupled transaction policy: it gives any number of responses, so ask for a stream of them"
             )
-        self._check(request)
+        self._check(ticket)

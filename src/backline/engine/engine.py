@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from backline.engine.control import STABLE, Control
 from backline.engine.custom_metrics import CustomMetrics
-from backline.engine.deadline import unwatch, watch
+from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Internal, InvalidArgument, NotFound, Unavailable
 from backline.engine.log_control import LogControl
 from backline.engine.messages import InferRequest, InferResponse
@@ -16,7 +16,8 @@ from backline.engine.names import check_name
 from backline.engine.responses import Responses
 from backline.engine.shared_memory import SharedMemory
 from backline.engine.statistics import LoadStatistics
-from backline.engine.tracing import TraceControl, Tracer
+from backline.engine.ticket import Ticket
+from backline.engine.tracing import Trace, TraceControl, Tracer
 from backline.engine.version_order import version_order
 
 
@@ -34,7 +35,7 @@ class Engine:
         self.shared_memory: SharedMemory | None = None
         #: What changes the log, where it is a server's.
         self.log_control: LogControl | None = None
-        #: What is told of the requests of clients, while any are to be followed.
+        #: Follows the requests of clients, while any are to be traced.
         self.tracer: Tracer | None = None
         #: What clients may change of that, where there is a server.
         self.trace_control: TraceControl | None = None
@@ -53,53 +54,39 @@ class Engine:
 
     # inference
 
-    def submit(self, request: InferRequest) -> None:
-        """Checks and queues a request; its `on_complete` is called later. Raises BacklineError when it is refused at once.
+    def submit(self, ticket: Ticket) -> None:
+        """Checks and queues a request, whose ticket is completed later. Raises BacklineError when it is refused at once.
 
         What a queue refuses, the queue counts.
         """
-        model = self._routes.get((request.model_name, request.model_version))
-        if self._leaving and request.sequence is not None and not request.sequence.start:
-            model = self._in_sequence(request, model)
-        if model is None:
-            model = self.find_ready(request.model_name, request.model_version)
+        request = ticket.request
         try:
-            model.check(request)  # type: ignore[misc]
-            model.queue.submit(request)  # type: ignore[union-attr]
-        except InvalidArgument:
-            model.statistics.rejected_invalid += 1
+            if ticket.trace is not None and self.tracer is not None:
+                ticket.trace = ticket.trace.follow(ticket)
+            model = self._routes.get((request.model_name, request.model_version))
+            if self._leaving and request.sequence is not None and not request.sequence.start:
+                model = self._in_sequence(request, model)
+            if model is None:
+                model = self.find_ready(request.model_name, request.model_version)
+            try:
+                model.check(ticket)  # type: ignore[misc]
+                if model.recording is not None:
+                    model.recording.accepted(ticket)
+                model.queue.submit(ticket)  # type: ignore[union-attr]
+            except InvalidArgument:
+                model.statistics.rejected_invalid += 1
+                raise
+        except BacklineError as error:
+            ticket.refuse(error)
             raise
-
-    def trace_with(self, tracer: Tracer | None) -> None:
-        """From now on requests that have a trace are followed, or, without a tracer, none are. Requests pay for it only meanwhile."""
-        if tracer is not None and self.tracer is None:
-            self.submit = self._submit_traced  # type: ignore[method-assign]
-        elif tracer is None and self.tracer is not None:
-            del self.submit  # that of the class is left
-        self.tracer = tracer
-
-    def _submit_traced(self, request: InferRequest) -> None:
-        """Stands for `submit`."""
-        if request.trace is None:
-            Engine.submit(self, request)
-            return
-        trace = request.trace = request.trace.follow(request)
-        try:
-            Engine.submit(self, request)
         except Exception as error:
-            trace.refused(
-                error if isinstance(error, BacklineError) else Internal(f"{type(error).__name__}: {error}")
-            )
+            ticket.refuse(Internal(f"{type(error).__name__}: {error}"))
             raise
 
-    def submit_until(self, request: InferRequest, deadline: float) -> None:
-        """As `submit`; what is not done at `deadline`, of time.monotonic(), is answered with DeadlineExceeded then, and cancelled."""
-        watch(request, deadline)
-        try:
-            self.submit(request)
-        except BaseException:
-            unwatch(request)
-            raise
+    def submit_until(self, ticket: Ticket, deadline: float) -> None:
+        """As `submit`; a ticket that has not ended at `deadline`, of time.monotonic(), is answered with DeadlineExceeded then."""
+        watch(ticket, deadline)
+        self.submit(ticket)
 
     def _in_sequence(self, request: InferRequest, routed: Model | None) -> Model | None:
         """The version that goes on with the sequence of a request: the one it would get anyway, or one that is on its way out."""
@@ -119,10 +106,10 @@ class Engine:
         return routed
 
     async def infer(self, request: InferRequest) -> InferResponse:
-        """Runs a request whose completion is this coroutine; cancelling it cancels the request. Raises BacklineError."""
+        """Runs a request; cancelling this coroutine cancels it. Raises BacklineError."""
         future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
 
-        def complete(_: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+        def complete(_: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
             if future.done():
                 return
             if error is not None:
@@ -130,28 +117,30 @@ class Engine:
             elif response is not None:
                 future.set_result(response)
 
-        request.on_complete = complete
-        self.submit(request)
+        ticket = Ticket(request, complete)
+        self.submit(ticket)
         try:
             return await future
         except asyncio.CancelledError:
-            request.cancel()
+            ticket.cancel()
             raise
 
-    def stream(self, request: InferRequest, deadline: float | None = None) -> Responses:
-        """Submits a request whose responses are taken one by one; the model waits while they are not. Of any model: most give one.
+    def stream(
+        self, request: InferRequest, deadline: float | None = None, *, trace: Trace | None = None
+    ) -> Responses:
+        """Submits a request whose responses are taken one by one; the model waits while they are not. Works for every model.
 
-        Raises BacklineError when it is refused at once. `deadline` is as of `submit_until`. Who does not take all responses closes the
-        iterator, which cancels the request:
+        Raises BacklineError when it is refused at once. `deadline` is as of `submit_until`. A caller that does not take all
+        responses closes the iterator, which cancels the request:
 
         >>> async with engine.stream(request) as responses:
         ...     async for response in responses: ...
         """
-        responses = Responses(request)
+        responses = Responses(request, trace)
         if deadline is None:
-            self.submit(request)
+            self.submit(responses.ticket)
         else:
-            self.submit_until(request, deadline)
+            self.submit_until(responses.ticket, deadline)
         return responses
 
     def is_unknown(self, name: str, version: str = "") -> bool:

@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest
 from backline.engine.signature import RequestCheck
 from backline.engine.tensor import Shape
+from backline.engine.ticket import Ticket
 
 #: Triton's names (inference.BatchInput.Kind).
 BatchInputKind: TypeAlias = Literal[
@@ -127,9 +127,10 @@ class JoiningCheck:
         ]
         self._inputs = inputs
 
-    def __call__(self, request: InferRequest) -> None:
+    def __call__(self, ticket: Ticket) -> None:
         """See RequestCheck."""
-        self._check(request)
+        self._check(ticket)
+        request = ticket.request
         inputs = request.inputs
         for name, axis, most in self._limits:
             if name in inputs and inputs[name].shape[axis] > most:
@@ -137,7 +138,7 @@ class JoiningCheck:
                     f"[request id: {request.id or '<id_unknown>'}] input '{name}' of model '{request.model_name}' has shape"
                     f" {list(inputs[name].shape)}, but it may have at most {most} in dimension {axis}"
                 )
-        request.batch_key = tuple(
+        ticket.batch_key = tuple(
             (name, self._kind(name, inputs[name].shape)) for name in self._inputs if name in inputs
         )
 

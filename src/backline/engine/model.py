@@ -12,6 +12,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 
 
 class ModelState(Enum):
@@ -27,12 +28,19 @@ class ModelState(Enum):
 class RequestQueue(Protocol):
     """What takes a checked request and sees to it that it is run."""
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Accepts the request, or raises Unavailable when the queue is full."""
 
     @property
     def pending(self) -> int:
         """Requests that wait, without those that run."""
+
+
+class Recording(Protocol):
+    """Notes the requests that a version accepts."""
+
+    def accepted(self, ticket: Ticket) -> None:
+        """A request fits the model and is about to be queued."""
 
 
 class OpenSequences(Protocol):
@@ -91,6 +99,7 @@ class Model:
         "progress",
         "queue",
         "reason",
+        "recording",
         "required",
         "scheduling",
         "sequences",
@@ -122,8 +131,10 @@ class Model:
         self.scheduling = ""
         self.statistics = ModelStatistics()
         #: Raises InvalidArgument for a request that does not fit; a recording, and the sleep of a version, put one of their own there.
-        self.check: Callable[[InferRequest], None] | None = None
+        self.check: Callable[[Ticket], None] | None = None
         self.queue: RequestQueue | None = None
+        #: Notes the requests that it accepts, while they are recorded.
+        self.recording: Recording | None = None
         #: Of a loaded version whose requests belong to sequences.
         self.sequences: OpenSequences | None = None
         self.on_demand = False

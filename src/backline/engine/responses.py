@@ -9,6 +9,8 @@ from typing import Self
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
+from backline.engine.ticket import Ticket
+from backline.engine.tracing import Trace
 
 #: Responses of one request that wait to be taken, and their bytes; the model waits then.
 MAX_WAITING = 64
@@ -25,25 +27,23 @@ def response_size(response: InferResponse) -> int:
 
 
 class Responses:
-    """An asynchronous iterator over the responses of a request, which it makes its own: `on_response`, `on_complete` and `flow` are set.
+    """An asynchronous iterator over the responses to a request, of which it makes the ticket.
 
-    The model waits while MAX_WAITING responses or MAX_WAITING_BYTES are not taken. An error ends it, after the responses before it. To be
-    closed by who does not take all: that cancels the request. Lives on the event loop.
+    The model waits while MAX_WAITING responses or MAX_WAITING_BYTES have not been taken. An error comes after the responses
+    before it and ends the iteration. A caller that does not take all responses must close the iterator, which cancels the
+    request. Lives on the event loop.
     """
 
-    def __init__(self, request: InferRequest) -> None:
-        self._request = request
+    def __init__(self, request: InferRequest, trace: Trace | None = None) -> None:
         self._flow = ResponseFlow()
         self._waiting: deque[tuple[InferResponse, int]] = deque()
         self._bytes = 0
         self._error: BacklineError | None = None
         self._over = False
         self._taker: asyncio.Future[None] | None = None
-        request.flow = self._flow
-        request.on_response = self._respond
-        request.on_complete = self._complete
+        self.ticket = Ticket(request, self._complete, self._respond, self._flow, trace=trace)
 
-    def _respond(self, _: InferRequest, response: InferResponse) -> None:
+    def _respond(self, _: Ticket, response: InferResponse) -> None:
         if self._over:
             return
         size = response_size(response)
@@ -53,11 +53,9 @@ class Responses:
             self._flow.pause()
         self._wake()
 
-    def _complete(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
+    def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         if response is not None:  # of a model that gives one
-            self._respond(request, response)
+            self._respond(ticket, response)
         self._error = error
         self._over = True
         self._wake()
@@ -93,7 +91,7 @@ class Responses:
         self._waiting.clear()
         if not self._over:
             self._over = True
-            self._request.cancel()
+            self.ticket.cancel()
             self._flow.resume()
         self._wake()
 

@@ -8,6 +8,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.engine.tensor import Shape, Tensor
+from backline.engine.ticket import Ticket
 
 BATCH_NOTE = (
     " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input shape."
@@ -65,8 +66,9 @@ class RequestCheck:
             (spec.name, spec.datatype, len(spec.shape), spec.shape[first:]) for spec in signature.inputs
         ]
 
-    def __call__(self, request: InferRequest) -> None:
+    def __call__(self, ticket: Ticket) -> None:
         """Raises InvalidArgument with the reason when the request does not fit."""
+        request = ticket.request
         inputs = request.inputs
         if len(inputs) != len(self._items) or not self._fixed:
             self._check_names(request)
@@ -116,9 +118,9 @@ class RequestCheck:
                 for expected, got in zip(dims, shape, strict=True):
                     if expected not in (-1, got):
                         raise self._shape_error(request, name, tensor.shape)
-        request.batch_size = size if size >= 0 else 1
+        ticket.batch_size = size if size >= 0 else 1
         if not self._fixed:
-            request.batch_key = tuple(
+            ticket.batch_key = tuple(
                 (name, inputs[name].shape[1:] if batched else inputs[name].shape)
                 for name, *_ in self._items
                 if name in inputs

@@ -7,8 +7,8 @@ from time import monotonic, monotonic_ns, time
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from backline.engine.messages import InferRequest
     from backline.engine.response_statistics import ResponseStatistics
+    from backline.engine.ticket import Ticket
 
 #: The histogram has one bucket for each power of two of microseconds: bucket i counts durations below 2**i us, and not below 2**(i-1).
 HISTOGRAM_BUCKETS = 48
@@ -145,21 +145,21 @@ class ModelStatistics:
         self.responses: ResponseStatistics | None = None
 
     def record_batch(
-        self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int
+        self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
     ) -> None:
         """Counts one successful execution of `requests`, `items` in all.
 
         The moments, all of time.monotonic_ns(), are those at which the batch was taken from the queue, its inputs were gathered, the run
         ended and the outputs were split.
         """
-        self.record_answers(requests, items, started, gathered, ran, ended)
+        self.record_answers(tickets, items, started, gathered, ran, ended)
         self.record_execution(items, started, gathered, ran, ended)
 
     def record_answers(
-        self, requests: Sequence[InferRequest], items: int, started: int, gathered: int, ran: int, ended: int
+        self, tickets: Sequence[Ticket], items: int, started: int, gathered: int, ran: int, ended: int
     ) -> None:
         """Counts the requests of an execution that have succeeded; `items` is the sum of their batch sizes."""
-        count = len(requests)
+        count = len(tickets)
         self.last_inference_ms = int(time() * 1000)
         self.inference_count += items
         latency = self.latency
@@ -168,13 +168,13 @@ class ModelStatistics:
         compute_input = gathered - started
         compute_infer = ran - gathered
         compute_output = ended - ran
-        for request in requests:
-            arrived = request.arrived_ns
+        for ticket in tickets:
+            arrived = ticket.request.arrived_ns
             waited += started - arrived
             latency[((ended - arrived) // 1000).bit_length()] += 1
             queueing[((started - arrived) // 1000).bit_length()] += 1
-            if request.compute is not None:
-                request.compute.add(compute_input, compute_infer, compute_output)
+            if ticket.compute is not None:
+                ticket.compute.add(compute_input, compute_infer, compute_output)
         self.success.add(count, waited + (ended - started) * count)
         self.queue.add(count, waited)
         self.compute_input.add(count, compute_input * count)
@@ -204,14 +204,14 @@ class ModelStatistics:
         """Counts a call of another model that has ended."""
         getattr(self.calls_of(called), outcome).add(1, ns)
 
-    def record_in_parts(self, request: InferRequest, started: int, ended: int, compute: ComputeTimes) -> None:
+    def record_in_parts(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request that was run in several parts, whose items and runs are counted already.
 
         Its first part was taken from the queue and its last one ended at these moments of time.monotonic_ns(); `compute` are the times of
         all its parts, which may be more than those between, as parts run side by side.
         """
         self.last_inference_ms = int(time() * 1000)
-        arrived = request.arrived_ns
+        arrived = ticket.request.arrived_ns
         self.success.add(1, ended - arrived)
         self.queue.add(1, started - arrived)
         self.compute_input.add(1, compute.input)
@@ -219,36 +219,36 @@ class ModelStatistics:
         self.compute_output.add(1, compute.output)
         self.latency[((ended - arrived) // 1000).bit_length()] += 1
         self.queueing[((started - arrived) // 1000).bit_length()] += 1
-        if request.compute is not None:
-            request.compute.add(compute.input, compute.infer, compute.output)
+        if ticket.compute is not None:
+            ticket.compute.add(compute.input, compute.infer, compute.output)
 
-    def record_in_steps(self, request: InferRequest, started: int, ended: int, compute: ComputeTimes) -> None:
+    def record_in_steps(self, ticket: Ticket, started: int, ended: int, compute: ComputeTimes) -> None:
         """Counts a request that was run in the steps of an ensemble, as Triton does: one execution, which took what its steps took.
 
         What the steps have waited is in the request's duration only. The moments and `compute` are as of `record_in_parts`.
         """
-        self.inference_count += request.batch_size
-        self.record_in_parts(request, started, ended, compute)
+        self.inference_count += ticket.batch_size
+        self.record_in_parts(ticket, started, ended, compute)
         self.execution_count += 1
-        batch = self.batches.get(request.batch_size)
+        batch = self.batches.get(ticket.batch_size)
         if batch is None:
-            batch = self.batches[request.batch_size] = BatchStatistics()
+            batch = self.batches[ticket.batch_size] = BatchStatistics()
         batch.compute_input.add(1, compute.input)
         batch.compute_infer.add(1, compute.infer)
         batch.compute_output.add(1, compute.output)
 
-    def record_cancelled(self, request: InferRequest) -> None:
+    def record_cancelled(self, ticket: Ticket) -> None:
         """Counts a request that its caller has given up: as expired when that was for its deadline, which is over."""
-        if request.waits_until is not None and request.waits_until <= monotonic() + _EARLY:
-            self.record_expired(request)
+        if ticket.waits_until is not None and ticket.waits_until <= monotonic() + _EARLY:
+            self.record_expired(ticket)
         else:
             self.cancelled += 1
-            self.given_up.add(1, monotonic_ns() - request.arrived_ns)
+            self.given_up.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
-    def record_expired(self, request: InferRequest) -> None:
+    def record_expired(self, ticket: Ticket) -> None:
         """Counts a request whose timeout or deadline has passed."""
         self.expired += 1
-        self.given_up.add(1, monotonic_ns() - request.arrived_ns)
+        self.given_up.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
     def record_cache_hit(self, arrived: int, looked: int, lookup_ns: int, ended: int) -> None:
         """Counts a request that was answered without a run: it is a success, but no inference and no execution.

@@ -1,6 +1,6 @@
 """The seam to what follows requests on their way: the engine and the schedule carry it, and do not look inside.
 
-Nothing of it costs anything while no request is followed: `InferRequest.trace` is None then.
+While nothing is traced, `Ticket.trace` is None and this costs nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from backline.engine.errors import BacklineError
-    from backline.engine.messages import InferRequest
+    from backline.engine.ticket import Ticket
 
 #: How a request came, as traces call it.
 TraceProtocol: TypeAlias = Literal["HTTP", "GRPC"]
@@ -32,7 +32,7 @@ class RunMoments(Protocol):
     ended_ns: int
 
     @property
-    def requests(self) -> Sequence[InferRequest]: ...
+    def tickets(self) -> Sequence[Ticket]: ...
     @property
     def parts(self) -> Sequence[RunMoments] | None: ...
 
@@ -47,7 +47,7 @@ class Trace(Protocol):
     def context(self) -> str:
         """Where it stands, for models that trace what they do: a JSON object with `traceparent`, or an empty one."""
 
-    def follow(self, request: InferRequest) -> Trace:
+    def follow(self, ticket: Ticket) -> Trace:
         """The trace of a request that is part of this one; called just before it is submitted."""
 
     def beside(self, others: Sequence[Trace]) -> Trace:
@@ -56,11 +56,8 @@ class Trace(Protocol):
     def ran(self, run: RunMoments) -> None:
         """A run with this request has ended."""
 
-    def refused(self, error: BacklineError) -> None:
-        """The request was refused at once, and is over."""
-
-    def cancelled(self, request: InferRequest) -> None:
-        """Nobody waits for this request any more."""
+    def unreadable(self, error: BacklineError) -> None:
+        """No request could be made of what the client sent."""
 
 
 class Tracer(Protocol):
@@ -85,9 +82,9 @@ class TraceControl(Protocol):
         """
 
 
-def part_of(requests: Sequence[InferRequest]) -> Trace | None:
-    """The trace for a request that is made for these requests, if any of them is followed."""
-    traces = [request.trace for request in requests if request.trace is not None]
+def part_of(tickets: Sequence[Ticket]) -> Trace | None:
+    """The trace for a request that is made for these, if any of them is traced."""
+    traces = [ticket.trace for ticket in tickets if ticket.trace is not None]
     if len(traces) < 2:
         return traces[0] if traces else None
     return traces[0].beside(traces[1:])

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 from backline.engine.decoupled import DecoupledCheck
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
+from backline.engine.ticket import Ticket
 from backline.lifecycle.calls.call_graph import Wait
 from backline.lifecycle.calls.ensemble_steps import (
     asked_models,
@@ -93,8 +93,8 @@ class ComposedServable(Servable):
         self.phase = Phase.LOADED
         model.statistics.load_seconds = monotonic() - began
 
-    def _submit_step(self, request: InferRequest) -> None:
-        self._engine.submit(request)  # looked up each time: it is another one while requests are followed
+    def _submit_step(self, ticket: Ticket) -> None:
+        self._engine.submit(ticket)  # looked up each time: it is another one while requests are followed
 
     def _keep_answers(self, queue: EnsembleQueue) -> None:
         model, cache = self.model, self._shared.cache

@@ -1,6 +1,6 @@
 """Recording live requests: the next ones that a version answers, kept in a file that warms the model up at its next load.
 
-While nothing is recorded it costs nothing: a recording puts itself in the place of the version's check, and leaves when it has enough.
+While nothing is recorded it costs nothing: the version notifies its recording, if it has one, of the requests it accepts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from backline.engine.errors import (
     NotFound,
     Unavailable,
 )
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.model import Model
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Listener, Ticket
 from backline.observe.prediction_log import encode_record
 
 log = logging.getLogger("backline.observe")
@@ -63,6 +64,21 @@ class _Kept:
     outputs: tuple[str, ...] | None
 
 
+class _Answer(Listener):
+    """Keeps a request once it has a response: a warm-up of requests that failed would fail."""
+
+    __slots__ = ("_kept", "_recording", "_size")
+
+    def __init__(self, recording: _Recording, kept: _Kept, size: int) -> None:
+        self._recording = recording
+        self._kept = kept
+        self._size = size
+
+    def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        if response is not None:
+            self._recording.keep(self._kept, self._size)
+
+
 class _Recording:
     """One recording of one version. Lives on the event loop; the file is written on a thread."""
 
@@ -79,9 +95,7 @@ class _Recording:
         self._state: State = "recording"
         self._reason = ""
         self._writing: asyncio.Task[None] | None = None
-        #: Looked up once: a bound method is another object each time.
-        self._own_check = self._check_and_keep
-        model.check = self._own_check
+        model.recording = self
 
     @property
     def state(self) -> RecordingState:
@@ -106,11 +120,12 @@ class _Recording:
             await asyncio.shield(self._writing)
 
     def _end_if_unloaded(self) -> None:
-        if self._state == "recording" and self._model.check is not self._own_check:
+        if self._state == "recording" and self._model.check is not self._check:
             self._end("the version was unloaded meanwhile")
 
-    def _check_and_keep(self, request: InferRequest) -> None:
-        self._check(request)
+    def accepted(self, ticket: Ticket) -> None:
+        """See engine.model.Recording."""
+        request = ticket.request
         size = sum(_size(tensor) for tensor in request.inputs.values())
         if size > self._max_bytes - self._bytes:
             if not self._bytes:
@@ -118,23 +133,13 @@ class _Recording:
             elif size <= self._max_bytes:
                 self._end(f"the limit of {self._max_bytes} bytes is reached")
             return
-        # Copied, as the buffers that the tensors look at are used again. What came before the inputs were checked is not of interest.
-        kept = _Kept(
-            {name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()},
-            request.outputs,
-        )
-        complete = request.on_complete
+        # Copied, as the buffers under the tensors are used again.
+        inputs = {
+            name: Tensor(name, t.datatype, t.shape, t.data.copy()) for name, t in request.inputs.items()
+        }
+        ticket.listen(_Answer(self, _Kept(inputs, request.outputs), size))
 
-        def completed(
-            answered: InferRequest, response: InferResponse | None, error: BacklineError | None
-        ) -> None:
-            if response is not None:
-                self._keep(kept, size)
-            complete(answered, response, error)
-
-        request.on_complete = completed
-
-    def _keep(self, kept: _Kept, size: int) -> None:
+    def keep(self, kept: _Kept, size: int) -> None:
         if self._state != "recording" or self._bytes + size > self._max_bytes:
             return
         self._kept.append(kept)
@@ -144,8 +149,8 @@ class _Recording:
             self._end("")
 
     def _end(self, reason: str) -> None:
-        if self._model.check is self._own_check:
-            self._model.check = self._check
+        if self._model.recording is self:
+            self._model.recording = None
         self._reason = reason or self._reason
         kept, self._kept = self._kept, []
         if not kept:

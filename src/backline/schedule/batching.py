@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 from backline.schedule.queues.queue import Queue
 
 
@@ -44,7 +44,7 @@ class Formed:
     `lacking` further items, or a request of another batch key than `key`, may change it.
     """
 
-    requests: list[InferRequest]
+    tickets: list[Ticket]
     items: int = 0
     wait_until: int = 0
     lacking: int = 0
@@ -59,72 +59,72 @@ def form_batch(queue: Queue, policy: BatchPolicy, now_ns: int) -> Formed:
     now = now_ns / 1e9
     if policy.takes_all:
         return Formed(*queue.take(policy.max_items, now))
-    seen: list[InferRequest] = []
+    seen: list[Ticket] = []
     formed = _choose(_draw(queue, now, seen), policy, now_ns)
     if formed.wait_until and policy.reach:
         formed = _choose_another(formed, seen, policy, now_ns)
-    if len(formed.requests) < len(seen):
-        taken = set(map(id, formed.requests))
-        queue.put_back([request for request in seen if id(request) not in taken], now)
+    if len(formed.tickets) < len(seen):
+        taken = set(map(id, formed.tickets))
+        queue.put_back([ticket for ticket in seen if id(ticket) not in taken], now)
     return formed
 
 
-def _draw(queue: Queue, now: float, seen: list[InferRequest]) -> Iterator[InferRequest]:
-    while (request := queue.next(now)) is not None:
-        seen.append(request)
-        yield request
+def _draw(queue: Queue, now: float, seen: list[Ticket]) -> Iterator[Ticket]:
+    while (ticket := queue.next(now)) is not None:
+        seen.append(ticket)
+        yield ticket
 
 
-def _choose(waiting: Iterable[InferRequest], policy: BatchPolicy, now_ns: int) -> Formed:
+def _choose(waiting: Iterable[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
     """What is to run of those that wait, in their order; no more of them are looked at than matter."""
     sizes = policy.preferred or (policy.max_items,)
     largest = max(sizes)
-    requests: list[InferRequest] = []
+    tickets: list[Ticket] = []
     items = 0
     #: How many of the requests are the best batch, should they not wait, and their items.
     best = best_items = 0
     complete = False
     oldest = now_ns
     passed = 0
-    for request in waiting:
-        size = request.batch_size
-        if requests:
-            first = requests[0]
-            other = request.batch_key != first.batch_key
-            if other and passed < policy.reach and request.priority == first.priority:
+    for ticket in waiting:
+        size = ticket.batch_size
+        if tickets:
+            first = tickets[0]
+            other = ticket.batch_key != first.batch_key
+            if other and passed < policy.reach and ticket.level == first.level:
                 passed += 1
                 continue
             if not best and items + size > largest:
-                best, best_items = len(requests), items
+                best, best_items = len(tickets), items
             # Who is passed over may not be passed over for the sake of a lower level.
-            if items + size > policy.max_items or other or (passed and request.priority != first.priority):
+            if items + size > policy.max_items or other or (passed and ticket.level != first.level):
                 complete = True
                 break
-        requests.append(request)
+        tickets.append(ticket)
         items += size
-        oldest = min(oldest, request.arrived_ns)
+        oldest = min(oldest, ticket.request.arrived_ns)
         if items in sizes:
-            best, best_items = len(requests), items
+            best, best_items = len(tickets), items
         if items >= policy.max_items:
             break
-    if not requests:
-        return Formed(requests)
+    if not tickets:
+        return Formed(tickets)
     delay_over = policy.delay_ns > 0 and now_ns - oldest >= policy.delay_ns
     if best and not delay_over:
-        return Formed(requests[:best], best_items)
+        return Formed(tickets[:best], best_items)
     if complete or delay_over or not policy.delay_ns or items >= largest:
-        return Formed(requests, items)
+        return Formed(tickets, items)
     lacking = min(size for size in sizes if size > items) - items
-    return Formed([], wait_until=oldest + policy.delay_ns, lacking=lacking, key=requests[0].batch_key)
+    return Formed([], wait_until=oldest + policy.delay_ns, lacking=lacking, key=tickets[0].batch_key)
 
 
-def _choose_another(formed: Formed, seen: list[InferRequest], policy: BatchPolicy, now_ns: int) -> Formed:
+def _choose_another(formed: Formed, seen: list[Ticket], policy: BatchPolicy, now_ns: int) -> Formed:
     """While the first requests wait for company, those of another key may run; a request of any key may change that."""
     others = seen
     until = formed.wait_until
-    while others := [request for request in others if request.batch_key != formed.key]:
+    while others := [ticket for ticket in others if ticket.batch_key != formed.key]:
         formed = _choose(others, policy, now_ns)
-        if formed.requests:
+        if formed.tickets:
             return formed
         until = min(until, formed.wait_until)
     return Formed([], wait_until=until, lacking=1 if len(seen) > 1 else formed.lacking, key=formed.key)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from backline.engine.deadline import unwatch, watch
-from backline.engine.messages import InferRequest
+from backline.engine.deadline import watch
 from backline.engine.model import RequestQueue
+from backline.engine.ticket import Ticket
 
 
 class DeadlineQueue:
@@ -21,14 +21,10 @@ class DeadlineQueue:
     def pending(self) -> int:
         return self._queue.pending
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Raises what the queue raises."""
-        watch(request, request.arrived_ns / 1e9 + self._seconds)
-        try:
-            self._queue.submit(request)
-        except BaseException:
-            unwatch(request)
-            raise
+        watch(ticket, ticket.request.arrived_ns / 1e9 + self._seconds)
+        self._queue.submit(ticket)
 
 
 def with_deadline(queue: RequestQueue, seconds: float | None) -> RequestQueue:

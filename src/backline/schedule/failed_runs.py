@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from backline.engine.messages import InferRequest
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 
 
-def record_failure(statistics: ModelStatistics, batch: Batch, requests: Sequence[InferRequest]) -> None:
+def record_failure(statistics: ModelStatistics, batch: Batch, tickets: Sequence[Ticket]) -> None:
     """Counts requests of a batch that have failed, and its execution if there was one."""
-    for request in requests:
-        statistics.fail.add(1, batch.ended_ns - request.arrived_ns)
+    for ticket in tickets:
+        statistics.fail.add(1, batch.ended_ns - ticket.request.arrived_ns)
     if batch.executed and not batch.shared:
         statistics.record_execution(batch.items, *_moments(batch))
 

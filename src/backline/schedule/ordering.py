@@ -6,16 +6,17 @@ from collections import deque
 from collections.abc import Sequence
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
+from backline.engine.ticket import Ticket
 
 
 class Answer:
     """What came of a request: a response, or an error; with neither, its responses were given before."""
 
-    __slots__ = ("done", "error", "request", "response")
+    __slots__ = ("done", "error", "response", "ticket")
 
-    def __init__(self, request: InferRequest) -> None:
-        self.request = request
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket = ticket
         self.response: InferResponse | None = None
         self.error: BacklineError | None = None
         self.done = False
@@ -28,30 +29,30 @@ class AnswerOrder:
 
     def __init__(self) -> None:
         self._answers: deque[Answer] = deque()
-        self._places: dict[InferRequest, Answer] = {}
+        self._places: dict[Ticket, Answer] = {}
 
     @property
     def held(self) -> int:
         """The requests that were started and whose answers were not given yet."""
         return len(self._answers)
 
-    def start(self, requests: Sequence[InferRequest]) -> None:
+    def start(self, tickets: Sequence[Ticket]) -> None:
         """Gives requests that are about to run the next places."""
-        for request in requests:
-            answer = self._places[request] = Answer(request)
+        for ticket in tickets:
+            answer = self._places[ticket] = Answer(ticket)
             self._answers.append(answer)
 
     def finish(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+        self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> list[Answer]:
         """Notes what came of a started request, and gives the answers whose turn it is now."""
-        answer = self._places.pop(request)
+        answer = self._places.pop(ticket)
         answer.response, answer.error, answer.done = response, error, True
         return self._due()
 
-    def withdraw(self, request: InferRequest) -> list[Answer]:
+    def withdraw(self, ticket: Ticket) -> list[Answer]:
         """Takes a started request out, which has not run after all, and gives the answers whose turn it is now."""
-        self._answers.remove(self._places.pop(request))
+        self._answers.remove(self._places.pop(ticket))
         return self._due()
 
     def _due(self) -> list[Answer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backline.engine.errors import BacklineError, DeadlineExceeded, Unavailable
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 
 
 def full(model: str, limit: int | None, where: str = "") -> Unavailable:
@@ -18,9 +18,9 @@ def unloading(model: str) -> Unavailable:
     return Unavailable(f"model '{model}' is being unloaded", retry_after=1)
 
 
-def expired(request: InferRequest, now: float, where: str, *, by_policy: bool) -> BacklineError:
+def expired(ticket: Ticket, now: float, where: str, *, by_policy: bool) -> BacklineError:
     """Its time was over at `now`, of time.monotonic(): that which the queue's policy gives, or its caller."""
-    waited = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in {where}"
+    waited = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in {where}"
     if by_policy:
         return Unavailable(f"Request timeout expired {waited}")
     return DeadlineExceeded(f"The deadline of the request passed {waited}")

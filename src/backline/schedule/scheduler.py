@@ -9,12 +9,12 @@ from math import inf
 from time import monotonic, monotonic_ns
 
 from backline.engine.errors import BacklineError, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Owner, Ticket, release_all, start_all
 from backline.schedule import refusals
 from backline.schedule.alarm import Alarm
 from backline.schedule.batching import BatchPolicy, Formed, form_batch
-from backline.schedule.delivery import deliver
 from backline.schedule.ordering import AnswerOrder
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import Queue, QueueSettings
@@ -38,7 +38,7 @@ class Settings:
     queue: QueueSettings = field(default_factory=QueueSettings)
 
 
-class Scheduler:
+class Scheduler(Owner):
     """Queues the requests of one model version and runs them on its instances. Lives on the event loop.
 
     A free instance takes what has queued by the end of the loop's current turn, so requests that arrive together run together. One batch
@@ -118,24 +118,24 @@ class Scheduler:
         """Requests that run."""
         return self._running
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model. Raises Unavailable when the queue is full, or all queues together where it would wait."""
         total = self._total
         if total is not None and total.full and not self._runs_at_once():
             self._statistics.rejected_total += 1
             raise total.refusal(self._name)
-        if not self._queue.add(request):
+        if not self._queue.add(ticket):
             self._statistics.rejected_full += 1
-            raise self._full(request)
+            raise self._full(ticket)
         if total is not None:
             total.waiting += 1
-        deadline = request.deadline
+        deadline = ticket.deadline
         if deadline is not None and deadline < self._expiry.moment:
             self._wait_for(deadline)
         if not self._scheduled and self._idle:
             if self._lacking > 0:
-                self._lacking -= request.batch_size
-                if self._lacking > 0 and request.batch_key == self._key:
+                self._lacking -= ticket.batch_size
+                if self._lacking > 0 and ticket.batch_key == self._key:
                     return
             self._scheduled = True
             self._turn.soon(self._dispatch, self._loop)
@@ -144,13 +144,13 @@ class Scheduler:
         """Whether one more request would not wait: the instances that are free take it with those that came in this turn."""
         return self._queue.size < len(self._idle) * self._policy.max_items
 
-    def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
+    def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
         """Leaves it to others to count a request that is submitted next; `ran` is called with its batch when that has run."""
-        self._tally.set_aside(request, ran)
+        self._tally.set_aside(ticket, ran)
 
-    def take_back(self, request: InferRequest) -> None:
+    def take_back(self, ticket: Ticket) -> None:
         """A request that was set aside does not come."""
-        self._tally.take_back(request)
+        self._tally.take_back(ticket)
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         """Goes on with other settings, and on other instances if some are given; batches that run are finished where they are.
@@ -161,8 +161,8 @@ class Scheduler:
             before, self._queue = self._queue, self._make_queue(settings.queue)
             self._queue.on_left = self._left
             self._queue.expired = before.expired
-            for request in before.clear():
-                self._queue.add(request, anyway=True)
+            for ticket in before.clear():
+                self._queue.add(ticket, anyway=True)
         self._settings = settings
         self._policy = settings.batch
         if instances is not None:
@@ -236,7 +236,7 @@ class Scheduler:
             return
         now = monotonic_ns()
         formed = form_batch(queue, self._policy, now)
-        if formed.requests:
+        if formed.tickets:
             self._start(formed, now)
             if self._idle and not self._scheduled and queue.size:
                 self._scheduled = True
@@ -250,72 +250,65 @@ class Scheduler:
             self._look_at_rest()
 
     def _start(self, formed: Formed, now: int) -> None:
-        requests = formed.requests
-        self._running += len(requests)
+        tickets = formed.tickets
+        self._running += len(tickets)
         if self._total is not None:
-            self._total.waiting -= len(requests)
+            self._total.waiting -= len(tickets)
         if self._order is not None:
-            self._order.start(requests)
+            self._order.start(tickets)
         instance = self._idle.pop()
-        batch = Batch(requests, formed.items, now)
+        batch = Batch(tickets, formed.items, now)
         if instance.beside_loop:
             batch.beside_loop = True
             batch.on_vacated = self._vacated
             self._busy.add(batch)
-            for request in requests:
-                request.on_cancel = self._cancelled_running
+            start_all(tickets, self)
+        else:
+            start_all(tickets, None)  # nothing else happens on the loop while it runs
         instance.run(batch, self._finished)
 
     def _form_again(self, batch: Batch) -> None:
         """Forms a batch that waits for its turn anew, of what waits by now; nothing may be left of it."""
         now = monotonic_ns()
-        before = batch.requests
-        live = [request for request in before if not request.cancelled]
-        self._tally.gone([request for request in before if request.cancelled])
+        before = batch.tickets
+        live = [ticket for ticket in before if not ticket.cancelled]
+        self._tally.gone([ticket for ticket in before if ticket.cancelled])
         if self._order is not None:
             # Its answers have their places: it gets no other requests.
-            late = [
-                request for request in live if request.deadline is not None and request.deadline <= now / 1e9
-            ]
-            self._leave_out(batch, late, lambda request: self._expiry_of(request, now / 1e9))
+            late = [ticket for ticket in live if ticket.deadline is not None and ticket.deadline <= now / 1e9]
+            self._leave_out(batch, late, lambda ticket: ticket.expire(self._expiry_of(ticket, now / 1e9)))
             return
         self._queue.put_back(live, now / 1e9)
         formed = form_batch(self._queue, replace(self._policy, delay_ns=0), now)
-        self._running += len(formed.requests) - len(before)
+        self._running += len(formed.tickets) - len(before)
         if self._total is not None:
-            self._total.waiting += len(live) - len(formed.requests)
-        for request in formed.requests:
-            request.on_cancel = self._cancelled_running
-        batch.requests, batch.items = formed.requests, formed.items
-        for request in live:  # they may have to wait for others after all
-            if request.deadline is not None and now / 1e9 < request.deadline < self._expiry.moment:
-                self._wait_for(request.deadline)
+            self._total.waiting += len(live) - len(formed.tickets)
+        start_all(formed.tickets, self)
+        batch.tickets, batch.items = formed.tickets, formed.items
+        for ticket in live:  # they may have to wait for others after all
+            if ticket.deadline is not None and now / 1e9 < ticket.deadline < self._expiry.moment:
+                self._wait_for(ticket.deadline)
         if self._queue.expired:
             self._refuse_expired(now / 1e9)
 
     def _refuse_batch(self, batch: Batch) -> None:
         """A batch that waits for its turn when the model goes away does so for nothing."""
-        self._tally.gone([request for request in batch.requests if request.cancelled])
-        self._leave_out(
-            batch, [request for request in batch.requests if not request.cancelled], self._unloading
-        )
+        self._tally.gone([ticket for ticket in batch.tickets if ticket.cancelled])
+        self._leave_out(batch, [ticket for ticket in batch.tickets if not ticket.cancelled], self._unloading)
 
-    def _leave_out(
-        self, batch: Batch, leaving: list[InferRequest], why: Callable[[InferRequest], BacklineError]
-    ) -> None:
+    def _leave_out(self, batch: Batch, leaving: list[Ticket], end: Callable[[Ticket], None]) -> None:
         """Leaves those who are gone out of a batch that waits for its turn, and others, who are told why."""
-        before = batch.requests
-        batch.requests = [request for request in before if not request.cancelled and request not in leaving]
-        batch.items = sum([request.batch_size for request in batch.requests])
-        self._running -= len(before) - len(batch.requests)
-        for request in leaving:
-            request.on_cancel = None
+        before = batch.tickets
+        batch.tickets = [ticket for ticket in before if not ticket.cancelled and ticket not in leaving]
+        batch.items = sum([ticket.batch_size for ticket in batch.tickets])
+        self._running -= len(before) - len(batch.tickets)
+        release_all(leaving)
         if self._order is not None:
-            for request in [request for request in before if request not in batch.requests]:
-                for answer in self._order.withdraw(request):
-                    deliver(answer.request, answer.response, answer.error)
-        for request in leaving:
-            self._tell(request, why)
+            for ticket in [ticket for ticket in before if ticket not in batch.tickets]:
+                for answer in self._order.withdraw(ticket):
+                    answer.ticket.complete(answer.response, answer.error)
+        for ticket in leaving:
+            self._tell(ticket, end)
 
     # from the instances to those who asked
 
@@ -330,77 +323,77 @@ class Scheduler:
             batch.on_vacated is not None or not batch.beside_loop
         ):  # else it was replaced while it ran
             self._idle.append(instance)
-        requests = batch.requests
-        self._running -= len(requests)
+        tickets = batch.tickets
+        self._running -= len(tickets)
         if batch.beside_loop:
             self._busy.discard(batch)
-            for request in requests:
-                request.on_cancel = None
+            release_all(tickets)  # an answer to one may cancel others, whose run is over
             if self._queue.size and not self._scheduled:
                 self._dispatch()  # it works on the next batch while the answers of this one are written
         self._tally.ran(batch)
-        answer = deliver if self._order is None else self._deliver_in_order
+        in_order = self._order is not None
         first = self._turn.begin_answers()
-        for request, outcome in zip(requests, batch.outcomes, strict=True):
-            if request.trace is not None:
-                request.trace.ran(batch)
-            if isinstance(outcome, InferResponse):
-                answer(request, outcome, None)
+        for ticket, outcome in zip(tickets, batch.outcomes, strict=True):
+            if ticket.trace is not None:
+                ticket.trace.ran(batch)
+            response, error = (outcome, None) if isinstance(outcome, InferResponse) else (None, outcome)
+            if in_order:
+                self._complete_in_order(ticket, response, error)
             else:
-                answer(request, None, outcome)
+                ticket.complete(response, error)
         if first:
             self._turn.end_answers(self._loop)
         if self._rest is not None:
             self._look_at_rest()
 
-    def _deliver_in_order(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
+    def _complete_in_order(
+        self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> None:
         assert self._order is not None, "only then is it called"
-        for answer in self._order.finish(request, response, error):
-            deliver(answer.request, answer.response, answer.error)
+        for answer in self._order.finish(ticket, response, error):
+            answer.ticket.complete(answer.response, answer.error)
 
     # those who leave without a run
 
-    def _full(self, request: InferRequest) -> Unavailable:
+    def _full(self, ticket: Ticket) -> Unavailable:
         settings = self._settings.queue
-        level = f", priority level {request.priority}" if settings.levels else ""
-        return refusals.full(self._name, settings.policy_of(request.priority).max_size, level)
+        level = f", priority level {ticket.level}" if settings.levels else ""
+        return refusals.full(self._name, settings.policy_of(ticket.level).max_size, level)
 
-    def _left(self, request: InferRequest) -> None:
+    def _left(self, ticket: Ticket) -> None:
         """A request in the queue was cancelled."""
-        self._tally.cancelled(request)
+        self._tally.cancelled(ticket)
         if self._total is not None:
             self._total.waiting -= 1
         if self._rest is not None:
             self._look_at_rest()
 
-    def _cancelled_running(self, request: InferRequest) -> None:
-        """A request of a batch that runs beside the loop was cancelled."""
-        self._tally.cancelled_running(request)
+    def cancelled(self, ticket: Ticket) -> None:
+        """See Owner: a ticket of a batch that runs off the loop."""
+        self._tally.cancelled_running(ticket)
         for batch in self._busy:
-            if request in batch.requests:
-                if all(other.cancelled for other in batch.requests):
+            if ticket in batch.tickets:
+                if all(other.cancelled for other in batch.tickets):
                     batch.abandon()
                 return
 
-    def _refuse(self, requests: Sequence[InferRequest], why: Callable[[InferRequest], BacklineError]) -> None:
+    def _refuse(self, tickets: Sequence[Ticket], end: Callable[[Ticket], None]) -> None:
         """Tells requests that have left the queue; who is told may cancel others of them."""
         if self._total is not None:
-            self._total.waiting -= len(requests)
-        for request in requests:
-            self._tell(request, why)
+            self._total.waiting -= len(tickets)
+        for ticket in tickets:
+            self._tell(ticket, end)
 
-    def _tell(self, request: InferRequest, why: Callable[[InferRequest], BacklineError]) -> None:
+    def _tell(self, ticket: Ticket, end: Callable[[Ticket], None]) -> None:
         """Tells a request that does not run, or counts that it was cancelled meanwhile."""
-        if request.cancelled:
-            self._tally.cancelled(request)
+        if ticket.cancelled:
+            self._tally.cancelled(ticket)
         else:
-            self._tally.take_back(request)
-            deliver(request, None, why(request))
+            self._tally.take_back(ticket)
+            end(ticket)
 
-    def _unloading(self, request: InferRequest) -> BacklineError:
-        return refusals.unloading(self._name)
+    def _unloading(self, ticket: Ticket) -> None:
+        ticket.complete(None, refusals.unloading(self._name))
 
     def _wait_for(self, deadline: float) -> None:
         self._expiry.set(deadline, self._sweep_after - monotonic())
@@ -418,11 +411,11 @@ class Scheduler:
 
     def _refuse_expired(self, now: float) -> None:
         expired, self._queue.expired = self._queue.expired, []
-        self._refuse(expired, lambda request: self._expiry_of(request, now))
+        self._refuse(expired, lambda ticket: ticket.expire(self._expiry_of(ticket, now)))
 
-    def _expiry_of(self, request: InferRequest, now: float) -> BacklineError:
+    def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
         """What a request is told that the queue gave up, which is counted here."""
-        self._statistics.record_expired(request)
+        self._statistics.record_expired(ticket)
         return refusals.expired(
-            request, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(request, now)
+            ticket, now, f"the queue of model '{self._name}'", by_policy=self._queue.timed_out(ticket, now)
         )

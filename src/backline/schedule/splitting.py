@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.statistics import ComputeTimes, ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Completion, Owner, Ticket
 
 if TYPE_CHECKING:
     from backline.schedule.scheduler import Scheduler, Settings
@@ -43,19 +44,18 @@ class SplittingQueue:
     def running(self) -> int:
         return self._queue.running
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Queues a request or its parts. Raises Unavailable when there is no room for all of them, InvalidArgument for too many."""
-        if request.batch_size <= self._limit:
-            self._queue.submit(request)
+        if ticket.batch_size <= self._limit:
+            self._queue.submit(ticket)
             return
-        if request.batch_size > self._limit * MAX_PARTS:
+        if ticket.batch_size > self._limit * MAX_PARTS:
             raise InvalidArgument(
-                f"a request of {request.batch_size} items for model '{request.model_name}' is too large: it runs {self._limit} at once,"
-                f" in at most {MAX_PARTS} parts"
+                f"a request of {ticket.batch_size} items for model '{ticket.request.model_name}' is too large:"
+                f" it runs {self._limit} at once, in at most {MAX_PARTS} parts"
             )
-        whole = _Whole(request, split(request, self._limit), self._statistics)
+        whole = _Whole(ticket, self._limit, self._statistics)
         for part in whole.parts:
-            part.on_complete = whole.part_done
             self._queue.set_aside(part, whole.part_ran)
         try:
             for part in whole.parts:
@@ -65,7 +65,8 @@ class SplittingQueue:
             for part in whole.parts:
                 self._queue.take_back(part)
             raise
-        request.on_cancel = whole.cancelled
+        ticket.deadline = whole.parts[0].deadline  # the queue may have set an earlier one
+        ticket.enqueue(whole)
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         self._queue.update(settings, instances=instances)
@@ -77,37 +78,19 @@ class SplittingQueue:
         await self._queue.drain(limit)
 
 
-class _Part(InferRequest):
-    """Some of the items of a request. It has the deadline of the whole, which may be put off while it waits, as others join that."""
-
-    __slots__ = ("_whole",)
-
-    def __init__(self, whole: InferRequest, inputs: dict[str, Tensor], items: int) -> None:
-        self._whole = whole
-        super().__init__(whole.model_name, inputs, whole.on_complete, deadline=whole.deadline)
-        self.stand_for(whole)
-        self.batch_size = items
-
-    @property
-    def deadline(self) -> float | None:
-        return self._whole.deadline
-
-    @deadline.setter
-    def deadline(self, deadline: float | None) -> None:
-        self._whole.deadline = deadline
-
-
-def split(request: InferRequest, limit: int) -> list[InferRequest]:
-    """Requests of `limit` items and one of the rest, which share the memory of the whole."""
-    parts: list[InferRequest] = []
-    for start in range(0, request.batch_size, limit):
-        end = min(start + limit, request.batch_size)
-        inputs = {name: _rows(tensor, start, end) for name, tensor in request.inputs.items()}
-        parts.append(_Part(request, inputs, end - start))
+def split(ticket: Ticket, limit: int, on_complete: Completion) -> list[Ticket]:
+    """Stand-ins of `limit` items each, the last one with the rest, which share the memory of the whole."""
+    parts: list[Ticket] = []
+    for start in range(0, ticket.batch_size, limit):
+        end = min(start + limit, ticket.batch_size)
+        inputs = {name: _rows(tensor, start, end) for name, tensor in ticket.request.inputs.items()}
+        part = ticket.stand_in(on_complete, inputs=inputs)
+        part.batch_size = end - start
+        parts.append(part)
     return parts
 
 
-def put_together(request: InferRequest, responses: Sequence[InferResponse]) -> InferResponse:
+def put_together(ticket: Ticket, responses: Sequence[InferResponse]) -> InferResponse:
     """The answer to a request of those to its parts, in order. Raises Internal when their outputs do not fit each other."""
     first = responses[0]
     outputs = []
@@ -120,7 +103,7 @@ def put_together(request: InferRequest, responses: Sequence[InferResponse]) -> I
             )
         data = np.concatenate(arrays)
         outputs.append(Tensor(tensor.name, tensor.datatype, data.shape, data))
-    return InferResponse(first.model_name, first.model_version, request.id, outputs, first.parameters)
+    return InferResponse(first.model_name, first.model_version, ticket.request.id, outputs, first.parameters)
 
 
 def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
@@ -128,14 +111,14 @@ def _rows(tensor: Tensor, start: int, end: int) -> Tensor:
     return Tensor(tensor.name, tensor.datatype, data.shape, data)
 
 
-class _Whole:
-    """A request, and what has become of its parts."""
+class _Whole(Owner):
+    """A ticket, and what has become of its parts."""
 
-    def __init__(self, request: InferRequest, parts: list[InferRequest], statistics: ModelStatistics) -> None:
-        self.parts = parts
-        self._request = request
+    def __init__(self, ticket: Ticket, limit: int, statistics: ModelStatistics) -> None:
+        self.parts = split(ticket, limit, self.part_done)
+        self._ticket = ticket
         self._statistics = statistics
-        self._answers: dict[InferRequest, InferResponse] = {}
+        self._answers: dict[Ticket, InferResponse] = {}
         self._over = False
         self._failed = False
         self._started: list[int] = []
@@ -152,11 +135,9 @@ class _Whole:
             self._compute.add(gathered - batch.started_ns, ran - gathered, batch.ended_ns - ran)
         elif not self._over and not self._failed:
             self._failed = True
-            self._statistics.fail.add(1, batch.ended_ns - self._request.arrived_ns)
+            self._statistics.fail.add(1, batch.ended_ns - self._ticket.request.arrived_ns)
 
-    def part_done(
-        self, part: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
+    def part_done(self, part: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         """A part has its answer."""
         if response is not None:
             self._answers[part] = response
@@ -164,25 +145,28 @@ class _Whole:
                 return
             response, error = self._answer()
         self.end()
-        self._request.on_cancel = None
-        self._request.on_complete(self._request, response, error)
+        self._ticket.complete(response, error)
 
     def _answer(self) -> tuple[InferResponse | None, BacklineError | None]:
-        request = self._request
+        ticket = self._ticket
         try:
-            response = put_together(request, [self._answers[part] for part in self.parts])
+            response = put_together(ticket, [self._answers[part] for part in self.parts])
         except Internal as unlike:
-            self._statistics.fail.add(1, self._ended - request.arrived_ns)
+            self._statistics.fail.add(1, self._ended - ticket.request.arrived_ns)
             return None, unlike
         started = min(self._started)
-        self._statistics.record_in_parts(request, started, self._ended, self._compute)
+        self._statistics.record_in_parts(ticket, started, self._ended, self._compute)
         return response, None
 
-    def cancelled(self, request: InferRequest) -> None:
+    def cancelled(self, ticket: Ticket) -> None:
         """Nobody waits for it any more."""
         if not self._failed:  # a part of it has, and that is still to be told
-            self._statistics.record_cancelled(request)
+            self._statistics.record_cancelled(ticket)
         self.end()
+
+    def postponed(self, ticket: Ticket) -> None:
+        for part in self.parts:
+            part.deadline = ticket.deadline
 
     def end(self) -> None:
         """What has not run of it is not run any more."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from backline.engine.errors import Cancelled
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.schedule.failed_runs import record_failure, record_shared_execution
 from backline.workers.batch import Batch
 
@@ -19,39 +20,39 @@ class Tally:
     def __init__(self, statistics: ModelStatistics) -> None:
         self._statistics = statistics
         #: Requests that others count, who are told of their runs.
-        self._aside: dict[InferRequest, Callable[[Batch], None]] = {}
+        self._aside: dict[Ticket, Callable[[Batch], None]] = {}
         #: Requests that run although nobody waits for them any more; they are counted.
-        self._gone: set[InferRequest] = set()
+        self._gone: set[Ticket] = set()
 
     @property
     def settled(self) -> bool:
         """Whether nothing is kept in mind, as it is when nothing waits or runs."""
         return not self._aside and not self._gone
 
-    def set_aside(self, request: InferRequest, ran: Callable[[Batch], None]) -> None:
+    def set_aside(self, ticket: Ticket, ran: Callable[[Batch], None]) -> None:
         """Leaves it to others to count a request; `ran` is called with its batch when that has run."""
-        self._aside[request] = ran
+        self._aside[ticket] = ran
 
-    def take_back(self, request: InferRequest) -> None:
+    def take_back(self, ticket: Ticket) -> None:
         """A request does not run that may have been set aside."""
-        self._aside.pop(request, None)
+        self._aside.pop(ticket, None)
 
-    def cancelled(self, request: InferRequest) -> None:
+    def cancelled(self, ticket: Ticket) -> None:
         """A request was cancelled before its run."""
-        if self._aside.pop(request, None) is None:
-            self._statistics.record_cancelled(request)
+        if self._aside.pop(ticket, None) is None:
+            self._statistics.record_cancelled(ticket)
 
-    def cancelled_running(self, request: InferRequest) -> None:
+    def cancelled_running(self, ticket: Ticket) -> None:
         """A request was cancelled in its run, which goes on."""
-        if request not in self._aside:
-            self._statistics.record_cancelled(request)
-            self._gone.add(request)
+        if ticket not in self._aside:
+            self._statistics.record_cancelled(ticket)
+            self._gone.add(ticket)
 
-    def gone(self, requests: Iterable[InferRequest]) -> None:
+    def gone(self, tickets: Iterable[Ticket]) -> None:
         """They were cancelled in a batch, and it does not run them after all."""
-        for request in requests:
-            self._gone.discard(request)
-            self._aside.pop(request, None)
+        for ticket in tickets:
+            self._gone.discard(ticket)
+            self._aside.pop(ticket, None)
 
     def ran(self, batch: Batch) -> None:
         """A batch has run."""
@@ -65,27 +66,27 @@ class Tally:
     def _record(self, batch: Batch) -> None:
         """Counts a run, or a part of one. All its requests have succeeded, or all have failed, or nobody waited for it."""
         outcome = batch.outcomes[0]
-        requests = batch.requests
+        tickets = batch.tickets
         if self._aside:
-            requests = self._counted_here(batch)
+            tickets = self._counted_here(batch)
         if self._gone:
-            requests = [request for request in requests if request not in self._gone]
-            self._gone.difference_update(batch.requests)
+            tickets = [ticket for ticket in tickets if ticket not in self._gone]
+            self._gone.difference_update(batch.tickets)
         if isinstance(outcome, InferResponse) or outcome is None:
             record = self._statistics.record_answers if batch.shared else self._statistics.record_batch
-            record(requests, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
-        elif isinstance(outcome, Cancelled) and all(request.cancelled for request in batch.requests):
-            for request in requests:
-                self._statistics.record_cancelled(request)
+            record(tickets, batch.items, batch.started_ns, batch.gathered_ns, batch.ran_ns, batch.ended_ns)
+        elif isinstance(outcome, Cancelled) and all(ticket.cancelled for ticket in batch.tickets):
+            for ticket in tickets:
+                self._statistics.record_cancelled(ticket)
         else:
-            record_failure(self._statistics, batch, requests)
+            record_failure(self._statistics, batch, tickets)
 
-    def _counted_here(self, batch: Batch) -> list[InferRequest]:
+    def _counted_here(self, batch: Batch) -> list[Ticket]:
         counted = []
-        for request in batch.requests:
-            ran = self._aside.pop(request, None)
+        for ticket in batch.tickets:
+            ran = self._aside.pop(ticket, None)
             if ran is None:
-                counted.append(request)
+                counted.append(ticket)
             else:
                 ran(batch)
         return counted

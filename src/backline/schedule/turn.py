@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic_ns
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 
 #: Nanoseconds for which batches may follow one another before the sockets have their turn.
 LONGEST_NS = 1_000_000
@@ -34,11 +34,11 @@ class Turn:
         else:
             loop.call_soon(dispatch)
 
-    def submit_step(self, submit: Callable[[InferRequest], None], request: InferRequest) -> None:
+    def submit_step(self, submit: Callable[[Ticket], None], ticket: Ticket) -> None:
         """Submits the request to a step of an ensemble. Raises what `submit` raises."""
         self._following = self._answering
         try:
-            submit(request)
+            submit(ticket)
         finally:
             self._following = False
 

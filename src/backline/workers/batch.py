@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
+from backline.engine.ticket import Ticket
 
 if TYPE_CHECKING:
     from backline.workers.instance import Instance
@@ -33,15 +34,15 @@ class Batch:
         "outcomes",
         "parts",
         "ran_ns",
-        "requests",
         "shared",
         "started_ns",
+        "tickets",
     )
 
     def __init__(
-        self, requests: list[InferRequest], items: int, started_ns: int, *, beside_loop: bool = False
+        self, tickets: list[Ticket], items: int, started_ns: int, *, beside_loop: bool = False
     ) -> None:
-        self.requests = requests
+        self.tickets = tickets
         self.items = items
         self.started_ns = started_ns
         #: Whether it runs while the event loop does other things, so that it may be abandoned meanwhile.

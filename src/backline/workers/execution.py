@@ -11,9 +11,10 @@ import numpy as np
 from backline.backends.backend import CancellableModel, LoadedModel, Run
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.signature import Signature
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.joiner import Joiner
 
@@ -43,26 +44,26 @@ class Execution:
         A batch of several requests that fails is run again one request at a time, so that bad input costs its sender only. One that is
         abandoned is not run, or ended early where the runtime can.
         """
-        requests = batch.requests
+        tickets = batch.tickets
         try:
             if not batch.abandoned:
-                batch.outcomes = self._run(batch, requests)
+                batch.outcomes = self._run(batch, tickets)
         except Exception as error:
-            if len(requests) == 1 and not batch.abandoned:
+            if len(tickets) == 1 and not batch.abandoned:
                 batch.outcomes = [self._error(error)]
         if not batch.outcomes and batch.abandoned:
             batch.outcomes = [
                 Cancelled(f"nobody waits for the answer of model '{self._name}' any more")
-            ] * len(requests)
+            ] * len(tickets)
         elif (
             not batch.outcomes
         ):  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
-            batch.parts = [self._run_alone(request, batch) for request in requests]
+            batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
 
-    def _run_alone(self, request: InferRequest, whole: Batch) -> Batch:
-        part = Batch([request], request.batch_size, monotonic_ns(), beside_loop=whole.beside_loop)
+    def _run_alone(self, ticket: Ticket, whole: Batch) -> Batch:
+        part = Batch([ticket], ticket.batch_size, monotonic_ns(), beside_loop=whole.beside_loop)
         whole.on_abandon = part.abandon
         if whole.abandoned:
             part.abandoned = True
@@ -77,19 +78,17 @@ class Execution:
             f"model '{self._name}' version {self._version} failed: {type(error).__name__}: {error}"
         )
 
-    def _run(
-        self, batch: Batch, requests: Sequence[InferRequest]
-    ) -> list[InferResponse | BacklineError | None]:
-        first = requests[0]
-        alone = len(requests) == 1
+    def _run(self, batch: Batch, tickets: Sequence[Ticket]) -> list[InferResponse | BacklineError | None]:
+        first = tickets[0]
+        alone = len(tickets) == 1
         if alone:
-            inputs = {name: tensor.data for name, tensor in first.inputs.items()}
+            inputs = {name: tensor.data for name, tensor in first.request.inputs.items()}
         else:
             inputs = {
-                name: np.concatenate([request.inputs[name].data for request in requests])
-                for name in first.inputs
+                name: np.concatenate([ticket.request.inputs[name].data for ticket in tickets])
+                for name in first.request.inputs
             }
-        names = self._wanted(requests)
+        names = self._wanted(tickets)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
         batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
@@ -99,11 +98,11 @@ class Execution:
                 InferResponse(
                     self._name,
                     self._version,
-                    first.id,
+                    first.request.id,
                     [self._tensor(n, a) for n, a in zip(names, arrays, strict=True)],
                 )
             ]
-        return self._split(requests, names, arrays)
+        return self._split(tickets, names, arrays)
 
     def _run_of(self, batch: Batch) -> Run:
         if self._cancellable is None or not batch.beside_loop:
@@ -113,16 +112,16 @@ class Execution:
             batch.on_abandon()
         return run
 
-    def _wanted(self, requests: Sequence[InferRequest]) -> tuple[str, ...]:
+    def _wanted(self, tickets: Sequence[Ticket]) -> tuple[str, ...]:
         """The outputs to compute: those that any request of the batch asks for."""
-        wanted = requests[0].outputs
+        wanted = tickets[0].request.outputs
         if wanted is None:
             return self._outputs
-        if all(request.outputs == wanted for request in requests):
+        if all(ticket.request.outputs == wanted for ticket in tickets):
             return wanted
-        if any(request.outputs is None for request in requests):
+        if any(ticket.request.outputs is None for ticket in tickets):
             return self._outputs
-        union = {name for request in requests for name in request.outputs or ()}
+        union = {name for ticket in tickets for name in ticket.request.outputs or ()}
         return tuple(name for name in self._outputs if name in union)
 
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
@@ -134,9 +133,9 @@ class Execution:
         return Tensor(name, datatype, array.shape, array)
 
     def _split(
-        self, requests: Sequence[InferRequest], names: tuple[str, ...], arrays: list[np.ndarray]
+        self, tickets: Sequence[Ticket], names: tuple[str, ...], arrays: list[np.ndarray]
     ) -> list[InferResponse | BacklineError | None]:
-        items = sum(request.batch_size for request in requests)
+        items = sum(ticket.batch_size for ticket in tickets)
         whole = [self._tensor(name, array) for name, array in zip(names, arrays, strict=True)]
         for tensor in whole:
             if not tensor.shape or tensor.shape[0] != items:
@@ -145,15 +144,15 @@ class Execution:
                 )
         responses: list[InferResponse | BacklineError | None] = []
         end = 0
-        for request in requests:
-            start, end = end, end + request.batch_size
-            wanted = request.outputs
+        for ticket in tickets:
+            start, end = end, end + ticket.batch_size
+            wanted = ticket.request.outputs
             outputs = []
             for tensor in whole:
                 if wanted is None or tensor.name in wanted:
                     rows = tensor.data[start:end]
                     outputs.append(Tensor(tensor.name, tensor.datatype, rows.shape, rows))
-            responses.append(InferResponse(self._name, self._version, request.id, outputs))
+            responses.append(InferResponse(self._name, self._version, ticket.request.id, outputs))
         return responses
 
 
@@ -167,24 +166,20 @@ class JoinedExecution(Execution):
         self._joiner = joiner
         self._outputs = tuple(spec.name for spec in signature.outputs)
 
-    def _run(
-        self, batch: Batch, requests: Sequence[InferRequest]
-    ) -> list[InferResponse | BacklineError | None]:
-        given = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
-        rows = [request.batch_size for request in requests]
+    def _run(self, batch: Batch, tickets: Sequence[Ticket]) -> list[InferResponse | BacklineError | None]:
+        given = [{name: tensor.data for name, tensor in ticket.request.inputs.items()} for ticket in tickets]
+        rows = [ticket.batch_size for ticket in tickets]
         inputs = self._joiner.join(given, rows)
-        names = self._wanted(requests)
+        names = self._wanted(tickets)
         batch.gathered_ns = batch.ran_ns = monotonic_ns()
         batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
         outputs = self._joiner.split(given, rows, names, arrays)
-        return [self._response(request, names, own) for request, own in zip(requests, outputs, strict=True)]
+        return [self._response(ticket, names, own) for ticket, own in zip(tickets, outputs, strict=True)]
 
-    def _response(
-        self, request: InferRequest, names: tuple[str, ...], arrays: list[np.ndarray]
-    ) -> InferResponse:
-        wanted = request.outputs
+    def _response(self, ticket: Ticket, names: tuple[str, ...], arrays: list[np.ndarray]) -> InferResponse:
+        wanted = ticket.request.outputs
         pairs = zip(names, arrays, strict=True)
         tensors = [self._tensor(name, array) for name, array in pairs if wanted is None or name in wanted]
-        return InferResponse(self._name, self._version, request.id, tensors)
+        return InferResponse(self._name, self._version, ticket.request.id, tensors)

@@ -78,28 +78,28 @@ class Joiner:
         joining = replace(self.joining, allowed_batch_sizes=(), padding=padding)
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
-    def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
+    def join(self, tickets: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
         """The inputs of the model, of requests that have so many rows each; see `JoiningCheck` for which may be joined."""
-        requests, rows = self._filled_up(requests, rows)
+        tickets, rows = self._filled_up(tickets, rows)
         inputs = {
-            name: self._columns.get(name, _one_after_the_other)([request[name] for request in requests])
-            for name in requests[0]
+            name: self._columns.get(name, _one_after_the_other)([ticket[name] for ticket in tickets])
+            for name in tickets[0]
         }
         for name, source, make in self._made:
             if source in inputs:  # it may be optional
-                inputs[name] = make(requests, rows, inputs)
+                inputs[name] = make(tickets, rows, inputs)
         return inputs
 
     def _filled_up(
-        self, requests: Sequence[Arrays], rows: Sequence[int]
+        self, tickets: Sequence[Arrays], rows: Sequence[int]
     ) -> tuple[Sequence[Arrays], Sequence[int]]:
         """With requests of one row behind, which repeat the first and nobody waits for, up to an allowed size."""
         items = sum(rows)
         missing = self.joining.batch_size(items) - items
         if not missing:
-            return requests, rows
-        row = {name: array[:1] for name, array in requests[0].items()}
-        return [*requests, *[row] * missing], [*rows, *[1] * missing]
+            return tickets, rows
+        row = {name: array[:1] for name, array in tickets[0].items()}
+        return [*tickets, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
         """The rows of the run that such requests are joined for."""
@@ -107,23 +107,23 @@ class Joiner:
 
     def split(
         self,
-        requests: Sequence[Arrays],
+        tickets: Sequence[Arrays],
         rows: Sequence[int],
         names: Sequence[str],
         arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
         """The outputs `names` of each request, of what the model gave for all. Raises Internal when it gave too little or too much."""
-        outputs: list[list[np.ndarray]] = [[] for _ in requests]
+        outputs: list[list[np.ndarray]] = [[] for _ in tickets]
         for name, array in zip(names, arrays, strict=True):
             scattered = self._scattered.get(name)
             parts = (
                 self._in_rows(name, array, rows)
                 if scattered is None
-                else self._in_shapes(name, array, requests, *scattered)
+                else self._in_shapes(name, array, tickets, *scattered)
             )
             cut = self._cuts.get(name)
             if cut is not None:
-                parts = [_cut(*cut, part, request) for part, request in zip(parts, requests, strict=True)]
+                parts = [_cut(*cut, part, ticket) for part, ticket in zip(parts, tickets, strict=True)]
             for own, part in zip(outputs, parts, strict=True):
                 own.append(part)
         return outputs
@@ -138,21 +138,21 @@ class Joiner:
         return [array[end - count : end] for end, count in zip(ends, rows, strict=True)]
 
     def _in_shapes(
-        self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape
+        self, name: str, array: np.ndarray, tickets: Sequence[Arrays], source: str, dims: Shape
     ) -> list[np.ndarray]:
         """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a dimension that varies in the output is the one at the same place of the source."""
-        if source not in requests[0]:
+        if source not in tickets[0]:
             raise Internal(
                 f"output '{name}' is divided by the shape of input '{source}', which the request does not have"
             )
         shapes = [
-            tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape))
-            for request in requests
+            tuple(own if dim < 0 else dim for dim, own in _beside(dims, ticket[source].shape))
+            for ticket in tickets
         ]
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
-        surplus = self.run_size([len(request[source]) for request in requests]) > sum(
-            len(request[source]) for request in requests
+        surplus = self.run_size([len(ticket[source]) for ticket in tickets]) > sum(
+            len(ticket[source]) for ticket in tickets
         )
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
@@ -176,10 +176,10 @@ def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _reshaped(
-    make: Told, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
+    make: Told, reshapes: Reshapes, tickets: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
     """What is told of requests whose shapes are others for the model."""
-    return make([reshape_arrays(request, reshapes) for request in requests], rows, inputs)
+    return make([reshape_arrays(ticket, reshapes) for ticket in tickets], rows, inputs)
 
 
 def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -199,10 +199,10 @@ def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.nd
 # the outputs
 
 
-def _cut(cut: Cut, axis: int, part: np.ndarray, request: Arrays) -> np.ndarray:
-    if cut.to not in request:
+def _cut(cut: Cut, axis: int, part: np.ndarray, ticket: Arrays) -> np.ndarray:
+    if cut.to not in ticket:
         return part
-    return part[(*[slice(None)] * cut.axis, slice(cut.length(request[cut.to].shape[axis])))]
+    return part[(*[slice(None)] * cut.axis, slice(cut.length(ticket[cut.to].shape[axis])))]
 
 
 def _beside(dims: Shape, own: Shape) -> list[tuple[int, int]]:

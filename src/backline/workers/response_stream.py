@@ -12,9 +12,10 @@ import numpy as np
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.responses import response_size
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance
 
@@ -49,8 +50,8 @@ class ResponseStream:
         self._instance = instance
         self._batch = batch
         self._finished = finished
-        self._request: InferRequest = batch.requests[0]
-        self._flow = self._request.flow
+        self._ticket: Ticket = batch.tickets[0]
+        self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
         #: Guards what both sides look at before they wait or wake the other one.
         self._lock = threading.Lock()
@@ -91,26 +92,18 @@ class ResponseStream:
     def _deliver(self) -> None:
         with self._lock:
             handed, self._handed, self._handed_bytes, self._waking = self._handed, [], 0, False
-        request, statistics = self._request, self._pool.statistics
+        ticket, statistics = self._ticket, self._pool.statistics
         for one in handed:
-            if request.cancelled:
+            if ticket.cancelled:
                 statistics.cancelled(self._index, one.started, one.ended)
             else:
                 statistics.succeeded(
-                    self._index, request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty
+                    self._index, ticket.request.arrived_ns, one.started, one.ran, one.ended, empty=one.empty
                 )
-                self._respond(one.response)
+                ticket.respond(one.response)
             self._index += 1
             self._began = one.ended
         self._unpark()
-
-    def _respond(self, response: InferResponse) -> None:
-        request = self._request
-        try:
-            if request.on_response is not None:
-                request.on_response(request, response)
-        except Exception:
-            log.exception("a response of model '%s' could not be delivered", self._pool.name)
 
     def _finish(self, error: BacklineError | None) -> None:
         self._deliver()
@@ -154,11 +147,13 @@ class ResponseStream:
                 return True
 
     def _begin_responses(self) -> None:
-        request, pool = self._request, self._pool
-        inputs = {name: tensor.data for name, tensor in request.inputs.items()}
+        ticket, pool = self._ticket, self._pool
+        inputs = {name: tensor.data for name, tensor in ticket.request.inputs.items()}
         self._batch.gathered_ns = self._began = monotonic_ns()
         self._batch.executed = True
-        self._responses = pool.model.stream(inputs, request.outputs or pool.outputs, request.parameters or {})
+        self._responses = pool.model.stream(
+            inputs, ticket.request.outputs or pool.outputs, ticket.request.parameters or {}
+        )
         self._started = self._began
 
     def _make(self) -> None:
@@ -166,12 +161,12 @@ class ResponseStream:
         started = self._started
         arrays = next(self._responses)
         ran = monotonic_ns()
-        request, pool = self._request, self._pool
-        wanted = request.outputs
+        ticket, pool = self._ticket, self._pool
+        wanted = ticket.request.outputs
         outputs = [
             self._tensor(name, array) for name, array in arrays.items() if wanted is None or name in wanted
         ]
-        response = InferResponse(pool.name, pool.version, request.id, outputs)
+        response = InferResponse(pool.name, pool.version, ticket.request.id, outputs)
         ended = self._started = monotonic_ns()
         size = response_size(response)
         with self._lock:

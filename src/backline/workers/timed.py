@@ -10,8 +10,9 @@ from time import monotonic_ns
 from typing import ClassVar
 
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished, Instance, ThreadInstance
 from backline.workers.standstill import stood_still
@@ -134,22 +135,22 @@ class _TimedRun:
         self._late = False
         self._timer: asyncio.TimerHandle | None = None
         #: Requests that are to be run once more, and the batches that were, with their outcomes.
-        self._rest: deque[InferRequest] = deque()
+        self._rest: deque[Ticket] = deque()
         self._again = False
         self._parts: list[Batch] = []
 
     def begin(self) -> None:
         whole = self._whole
         if self._limit.reason:
-            whole.outcomes = [Unavailable(self._limit.reason, retry_after=1) for _ in whole.requests]
+            whole.outcomes = [Unavailable(self._limit.reason, retry_after=1) for _ in whole.tickets]
             whole.ended_ns = monotonic_ns()
             self._instance.loop.call_soon(self._finished, self._instance, whole)
         else:
-            self._run(whole.requests, whole.items)
+            self._run(whole.tickets, whole.items)
 
-    def _run(self, requests: list[InferRequest], items: int) -> None:
+    def _run(self, tickets: list[Ticket], items: int) -> None:
         self._running = batch = Batch(
-            requests, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True
+            tickets, items, monotonic_ns() if self._again else self._whole.started_ns, beside_loop=True
         )
         self._whole.on_abandon = batch.abandon
         if self._whole.abandoned and not self._again:
@@ -201,47 +202,47 @@ class _TimedRun:
 
     def _took_too_long(self) -> None:
         self._late = False
-        requests = self._running.requests
+        tickets = self._running.tickets
         again, self._again = self._again, True
-        for request in requests:
-            if request.cancelled:
-                self._settle(request, Cancelled("nobody waits for the answer any more"))
+        for ticket in tickets:
+            if ticket.cancelled:
+                self._settle(ticket, Cancelled("nobody waits for the answer any more"))
             elif again:
                 self._settle(
-                    request, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again")
+                    ticket, Internal(f"{self._limit.exceeded}, and neither did it when it was tried again")
                 )
             elif not self._limit.idempotent:
                 self._settle(
-                    request,
+                    ticket,
                     Internal(f"{self._limit.exceeded}; it is not tried again: the model is not idempotent"),
                 )
-            elif request.sequence is not None:
+            elif ticket.request.sequence is not None:
                 self._settle(
-                    request, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost")
+                    ticket, Internal(f"{self._limit.exceeded}, and the state of its sequence may be lost")
                 )
             else:
-                self._rest.append(request)
+                self._rest.append(ticket)
         self._next()
 
     def _next(self) -> None:
         while self._rest:
-            request = self._rest.popleft()
-            if request.cancelled:
-                self._settle(request, Cancelled("nobody waits for the answer any more"))
+            ticket = self._rest.popleft()
+            if ticket.cancelled:
+                self._settle(ticket, Cancelled("nobody waits for the answer any more"))
             elif self._limit.reason:
-                self._settle(request, Unavailable(self._limit.reason, retry_after=1))
+                self._settle(ticket, Unavailable(self._limit.reason, retry_after=1))
             else:
-                self._run([request], request.batch_size)
+                self._run([ticket], ticket.batch_size)
                 return
         whole = self._whole
-        outcomes = {part.requests[0]: part.outcomes[0] for part in self._parts}
+        outcomes = {part.tickets[0]: part.outcomes[0] for part in self._parts}
         whole.parts = self._parts
-        whole.outcomes = [outcomes[request] for request in whole.requests]
+        whole.outcomes = [outcomes[ticket] for ticket in whole.tickets]
         whole.gathered_ns = whole.ran_ns = whole.ended_ns = monotonic_ns()
         self._end()
 
-    def _settle(self, request: InferRequest, outcome: InferResponse | BacklineError) -> None:
-        part = Batch([request], request.batch_size, self._whole.started_ns)
+    def _settle(self, ticket: Ticket, outcome: InferResponse | BacklineError) -> None:
+        part = Batch([ticket], ticket.batch_size, self._whole.started_ns)
         part.outcomes = [outcome]
         part.gathered_ns = part.ran_ns = part.ended_ns = monotonic_ns()
         self._parts.append(part)

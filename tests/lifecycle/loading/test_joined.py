@@ -15,6 +15,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.loading.joined import JoinedModel
 from backline.lifecycle.loading.loader import Loaded, load
 from backline.lifecycle.loading.queueing import settings_of
@@ -127,7 +128,7 @@ def test_a_model_of_one_length_takes_no_longer_ones(tmp_path: Path) -> None:
         InvalidArgument,
         match=r"input 'x' of model 'm' has shape \[1, 7\], but it may have at most 6 in dimension 1",
     ):
-        check(InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None))
+        check(Ticket(InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}), lambda *_: None))
 
 
 @pytest.mark.parametrize("padding", [Padding(), Padding(axes=(1,), buckets=(4, 6)), Padding(axes=(2,))])

@@ -16,6 +16,7 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape, Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.loading.loader import Loaded, load
 from backline.lifecycle.loading.reshaped import reshaped
 from backline.workers.batch import Batch
@@ -178,7 +179,10 @@ def test_a_model_is_told_of_the_shape_that_a_ragged_input_would_have(tmp_path: P
     execution = JoinedExecution("m", "1", model(loaded), loaded.joiner, loaded.signature)
     arrays = [np.ones((1, 3), np.float32), np.full((1, 2), 5, np.float32)]
     batch = Batch(
-        [InferRequest("m", {"x": Tensor("x", DataType.FP32, a.shape, a)}, lambda *_: None) for a in arrays],
+        [
+            Ticket(InferRequest("m", {"x": Tensor("x", DataType.FP32, a.shape, a)}), lambda *_: None)
+            for a in arrays
+        ],
         2,
         0,
     )

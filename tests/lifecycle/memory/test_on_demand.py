@@ -17,6 +17,7 @@ from backline.engine.model import Model, ModelState
 from backline.engine.model_config import ModelConfig, QueuePolicy
 from backline.engine.signature import RequestCheck, Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.lifecycle.memory.on_demand import OnDemandQueue, check_later
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.total import QueueTotal
@@ -29,13 +30,14 @@ class Echo:
 
     def __init__(self, limit: int = 100) -> None:
         self.limit = limit
-        self.answered: list[InferRequest] = []
+        self.answered: list[Ticket] = []
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         if len(self.answered) >= self.limit:
             raise Unavailable("full")
-        self.answered.append(request)
-        request.on_complete(request, InferResponse("m", "1", request.id, list(request.inputs.values())), None)
+        self.answered.append(ticket)
+        request = ticket.request
+        ticket.complete(InferResponse("m", "1", request.id, list(request.inputs.values())), None)
 
 
 class Sleeper:
@@ -78,9 +80,7 @@ class Sleeper:
 
     def ask(self, width: int = 2, deadline: float | None = None) -> asyncio.Task[InferResponse]:
         data = np.ones((1, width), np.float32)
-        request = InferRequest(
-            "m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, lambda *_: None, deadline=deadline
-        )
+        request = InferRequest("m", {"x": Tensor("x", DataType.FP32, data.shape, data)}, deadline=deadline)
         return asyncio.ensure_future(self.engine.infer(request))
 
     async def holding(self, count: int) -> None:

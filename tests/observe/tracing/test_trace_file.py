@@ -14,6 +14,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import Cancelled, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.observe.tracing import trace_file
 from backline.observe.tracing.settings import TraceSetting
 from backline.observe.tracing.tensors import MAX_ELEMENTS, tensor_document
@@ -25,9 +26,9 @@ from backline.workers.batch import Batch
 def _trace(file: TraceFile, setting: TraceSetting, id: str = "") -> None:
     """A request that is answered at once."""
     exchange = Exchange(file, Engine(), setting, "HTTP", "model", 1)
-    request = InferRequest("model", {}, lambda *_: None, id=id)
+    request = Ticket(InferRequest("model", {}, id=id), lambda *_: None)
     request.trace = exchange.follow(request)
-    request.on_complete(request, InferResponse("model", "1", id, []), None)
+    request.complete(InferResponse("model", "1", id, []), None)
 
 
 def _on(**settings: int) -> TraceSetting:
@@ -104,7 +105,7 @@ def test_a_request_that_is_cancelled_is_complete_and_told_once(tmp_path: Path) -
     async def run() -> None:
         file = TraceFile(tmp_path / "trace.json")
         exchange = Exchange(file, Engine(), _on(), "GRPC", "model", 1)
-        request = InferRequest("model", {}, lambda *_: None, id="gone")
+        request = Ticket(InferRequest("model", {}, id="gone"), lambda *_: None)
         request.trace = exchange.follow(request)
         request.cancel()
         request.cancel()
@@ -121,11 +122,11 @@ def test_an_exchange_ends_with_the_last_request_for_it(tmp_path: Path) -> None:
     async def run() -> int:
         file = TraceFile(tmp_path / "trace.json")
         exchange = Exchange(file, Engine(), _on(log_frequency=1), "HTTP", "model", 1)
-        request = InferRequest("model", {}, lambda *_: None, id="outer")
+        request = Ticket(InferRequest("model", {}, id="outer"), lambda *_: None)
         request.trace = exchange.follow(request)
-        call = InferRequest("other", {}, lambda *_: None, id="inner")
+        call = Ticket(InferRequest("other", {}, id="inner"), lambda *_: None)
         call.trace = request.trace.follow(call)
-        request.on_complete(request, None, Cancelled("over"))
+        request.complete(None, Cancelled("over"))
         early = len(file._pending)
         call.cancel()
         await file.close()
@@ -140,8 +141,8 @@ def test_the_run_of_a_request_that_was_made_for_it_is_not_its_own(tmp_path: Path
 
     async def run() -> list[int]:
         exchange = Exchange(TraceFile(tmp_path / "trace.json"), Engine(), _on(), "HTTP", "model", 1)
-        request = InferRequest("model", {}, lambda *_: None)
-        step = InferRequest("step", {}, lambda *_: None)
+        request = Ticket(InferRequest("model", {}), lambda *_: None)
+        step = Ticket(InferRequest("step", {}), lambda *_: None)
         trace = request.trace = step.trace = exchange.follow(request)
         found = []
         for one in (step, request):

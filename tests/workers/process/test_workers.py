@@ -25,6 +25,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.server import Embedded
 from backline.workers.child.model_code import find_model
 from support.repositories import put
@@ -284,16 +285,14 @@ def test_what_is_run_again_is_run_in_the_order_in_which_it_came(tmp_path: Path) 
         left = [1, 2, 3, 4]
         answered = asyncio.Event()
 
-        def complete(
-            request: InferRequest, response: InferResponse | None, error: BacklineError | None
-        ) -> None:
-            left.remove(request.inputs["x"].data[0, 0])
+        def complete(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+            left.remove(ticket.request.inputs["x"].data[0, 0])
             if not left:
                 answered.set()
 
         for number in (1, 2, 3, 4):
             x = Tensor("x", DataType.FP32, (1, 1), np.full((1, 1), number, np.float32))
-            program.engine.submit(InferRequest("mortal", {"x": x}, complete))
+            program.engine.submit(Ticket(InferRequest("mortal", {"x": x}), complete))
         await asyncio.wait_for(answered.wait(), 20)
         await program.stop()
 

@@ -9,6 +9,7 @@ from backline.engine.engine import Engine
 from backline.engine.messages import InferRequest
 from backline.engine.signature import RequestCheck
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import unsubmitted
 
 _NO_DATA = np.empty(1, np.uint8)
 
@@ -24,10 +25,6 @@ def check_description(engine: Engine, model: str, version: str, id: str, plan: I
     if plan.sequence is not None or served.on_demand:
         return
     described = {spec.name: Tensor(spec.name, spec.datatype, spec.shape, _NO_DATA) for spec in plan.inputs}
-    request = InferRequest(model, described, _not_submitted, id=id, outputs=plan.outputs)
+    ticket = unsubmitted(InferRequest(model, described, id=id, outputs=plan.outputs))
     # The batch size is left to the model's own check: only that one knows whether its limit is strict.
-    RequestCheck(served.name, served.signature, served.max_batch_size, strict=False)(request)
-
-
-def _not_submitted(request: InferRequest, response: object, error: object) -> None:
-    """Stands for the completion of a request that is only checked."""
+    RequestCheck(served.name, served.signature, served.max_batch_size, strict=False)(ticket)

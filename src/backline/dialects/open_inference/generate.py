@@ -91,7 +91,7 @@ class Generate:
             self._ask(model, version, deadline, answer, trace, read())
         except BacklineError as error:
             if trace is not None:
-                trace.refused(error)
+                trace.unreadable(error)
             raise
 
     def _read_done(
@@ -108,7 +108,7 @@ class Generate:
             self._ask(model, version, deadline, answer, trace, read.result())
         except BacklineError as error:
             if trace is not None:
-                trace.refused(error)
+                trace.unreadable(error)
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
@@ -128,17 +128,16 @@ class Generate:
         asked = InferRequest(
             model,
             inputs,
-            _unset,
-            model_version=version,
-            id=id,
-            outputs=plan.outputs,
-            parameters=plan.parameters,
-            priority=plan.priority,
-            timeout=plan.timeout,
-            sequence=plan.sequence,
+            version,
+            id,
+            plan.outputs,
+            plan.parameters,
+            plan.priority,
+            None,
+            plan.timeout,
+            plan.sequence,
         )
-        asked.trace = trace
-        answer(plan, self._engine.stream(asked, deadline=deadline))
+        answer(plan, self._engine.stream(asked, deadline, trace=trace))
 
     def _infer_event(self, plan: InferPlan, response: InferResponse) -> bytes:
         outputs = response.outputs if plan.keeps_outputs else wanted_outputs(self._engine, plan, response)
@@ -148,10 +147,6 @@ class Generate:
             )
         _, (body,) = self._write_infer(plan, response, outputs)
         return bytes(body)
-
-
-def _unset(request: InferRequest, response: object, error: object) -> None:
-    """Stands for the completion until the engine sets its own."""
 
 
 async def _answer_with_one(request: HttpRequest, responses: Responses, off_loop: OffLoop) -> None:

@@ -17,7 +17,9 @@ from backline.dialects.rpc_failure import fail
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
-from backline.engine.messages import Completion, InferRequest, InferResponse
+from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.ticket import Ticket
+from backline.engine.tracing import Trace
 from backline.wire.application import Buffer, UnaryCall
 
 #: Triton's words to who asks a model for one response that gives any number of them.
@@ -34,30 +36,32 @@ class GrpcInference:
         self._off_loop = OffLoop()
 
     def request(
-        self, received: Buffer, deadline: float | None, completion: Completion, *, on_loop: bool = False
+        self, received: Buffer, deadline: float | None, *, on_loop: bool = False
     ) -> tuple[InferRequest, ModelPlan]:
-        """The request of a message; `deadline` is the call's. Raises BacklineError, and LargeRequest as RequestReader.read."""
+        """The request of a message, and its plan; `deadline` is the call's.
+
+        Raises BacklineError, and LargeRequest as RequestReader.read.
+        """
         plan, id, inputs = self._read(received, on_loop=on_loop)
-        asked = InferRequest(
+        request = InferRequest(
             plan.model_name,
             inputs,
-            completion,
-            model_version=plan.model_version,
-            id=id,
-            outputs=plan.outputs,
-            parameters=plan.parameters,
-            priority=plan.priority,
-            deadline=deadline,
-            timeout=plan.timeout,
-            sequence=plan.sequence,
+            plan.model_version,
+            id,
+            plan.outputs,
+            plan.parameters,
+            plan.priority,
+            deadline,
+            plan.timeout,
+            plan.sequence,
         )
-        return asked, plan
+        return request, plan
 
     def request_off_loop(
-        self, received: Buffer, deadline: float | None, completion: Completion
+        self, received: Buffer, deadline: float | None
     ) -> asyncio.Future[tuple[InferRequest, ModelPlan]]:
         """As `request`, for a message that raised LargeRequest."""
-        return self._off_loop.submit(partial(self.request, received, deadline, completion))
+        return self._off_loop.submit(partial(self.request, received, deadline))
 
     def write(self, plan: ModelPlan, response: InferResponse) -> bytes:
         """The message of a response. Raises BacklineError."""
@@ -68,17 +72,17 @@ class GrpcInference:
         """The handler of ModelInfer: the answer comes by callback. Raises BacklineError when the request is refused at once."""
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
-            asked, plan = self.request(received, call.deadline, self._complete, on_loop=True)
+            request, plan = self.request(received, call.deadline, on_loop=True)
         except LargeRequest:
             self._off_loop.run(
-                partial(self.request, received, call.deadline, self._complete),
+                partial(self.request, received, call.deadline),
                 partial(self._read_done, call, began),
             )
             return
         except BacklineError as failure:
             self.trace_refused(call.metadata, began, failure)
             raise
-        self._ask(call, began, asked, plan)
+        self._ask(call, began, request, plan)
 
     def _read_done(
         self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]
@@ -94,18 +98,16 @@ class GrpcInference:
         finally:
             del read  # it holds the error, whose traceback holds this frame, and with it the regions
 
-    def trace(self, asked: InferRequest, metadata: Mapping[bytes, bytes], began: int) -> None:
-        """Has a request followed that was read from `began` on; 0 when nothing was followed then."""
+    def trace(self, model: str, metadata: Mapping[bytes, bytes], began: int) -> Trace | None:
+        """The trace of a message that was read from `began` on; 0 when nothing was traced then."""
         tracer = self._engine.tracer
-        if began and tracer is not None:
-            asked.trace = tracer.arrived("GRPC", asked.model_name, metadata, began)
+        return tracer.arrived("GRPC", model, metadata, began) if began and tracer is not None else None
 
     def trace_refused(self, metadata: Mapping[bytes, bytes], began: int, error: BacklineError) -> None:
         """As `trace`, of what could not be read."""
-        tracer = self._engine.tracer
-        trace = tracer.arrived("GRPC", "", metadata, began) if began and tracer is not None else None
+        trace = self.trace("", metadata, began)
         if trace is not None:
-            trace.refused(error)
+            trace.unreadable(error)
 
     def _trace_unread(
         self, call: UnaryCall, began: int, read: asyncio.Future[tuple[InferRequest, ModelPlan]]
@@ -114,26 +116,26 @@ class GrpcInference:
         if isinstance(error, BacklineError):
             self.trace_refused(call.metadata, began, error)
 
-    def _ask(self, call: UnaryCall, began: int, asked: InferRequest, plan: ModelPlan) -> None:
-        asked.context = (call, plan)
+    def _ask(self, call: UnaryCall, began: int, request: InferRequest, plan: ModelPlan) -> None:
+        ticket = Ticket(request, self._complete, context=(call, plan))
         if began:
-            self.trace(asked, call.metadata, began)
-        call.on_cancel = partial(cancel, asked)
+            ticket.trace = self.trace(request.model_name, call.metadata, began)
+        call.on_cancel = partial(cancel, ticket)
         try:
-            self._engine.submit(asked)
+            self._engine.submit(ticket)
         except DecoupledModel:
             raise Unsupported(_DECOUPLED) from None
 
-    def _complete(
-        self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        context = asked.context
+    def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        context = ticket.context
         if context is None:
             return
-        asked.context = None  # it holds the call, which holds `asked` in `on_cancel`: no cycle is left behind
+        ticket.context = (
+            None  # it holds the call, whose `on_cancel` holds the ticket: leave no reference cycle
+        )
         call: UnaryCall
         plan: ModelPlan
-        call, plan = context  # type: ignore[misc]
+        call, plan = context
         call.on_cancel = None
         try:
             if response is None:
@@ -143,7 +145,7 @@ class GrpcInference:
                 tensor.datatype is DataType.BYTES and tensor.data.size > PIECE for tensor in response.outputs
             ) or (not plan.keeps_outputs and plan.is_large(response)):
                 self._off_loop.run(
-                    partial(self.write, plan, response), partial(_write_done, call, asked.model_name)
+                    partial(self.write, plan, response), partial(_write_done, call, ticket.request.model_name)
                 )
                 return
             message = self.write(plan, response)
@@ -152,7 +154,7 @@ class GrpcInference:
         except BacklineError as failure:
             fail(call, failure)
         except Exception as failure:
-            hidden = hidden_error(f"the answer of model '{asked.model_name}'", failure)
+            hidden = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
             fail(call, hidden)
         else:
             call.reply(message)
@@ -170,7 +172,7 @@ def _write_done(call: UnaryCall, model: str, written: asyncio.Future[bytes]) -> 
         del written  # as above
 
 
-def cancel(asked: InferRequest) -> None:
-    """Marks a request whose caller is gone."""
-    asked.context = None
-    asked.cancel()
+def cancel(ticket: Ticket) -> None:
+    """Cancels a request whose caller is gone."""
+    ticket.context = None
+    ticket.cancel()

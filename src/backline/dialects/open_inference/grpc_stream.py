@@ -17,6 +17,7 @@ from backline.dialects.open_inference.wire_format import length_prefix
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, NotFound
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
+from backline.engine.ticket import Ticket
 from backline.protos import message
 from backline.wire.application import RpcError, StreamCall
 
@@ -26,12 +27,13 @@ _INFER_RESPONSE = b"\x12"  # the tag of ModelStreamInferResponse.infer_response
 class Asked:
     """A request of a stream. One to a model with one response holds a turn in the order of answers, and has its answer when it is over."""
 
-    __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size")
+    __slots__ = ("answer", "error", "flow", "ordered", "over", "plan", "request", "size", "ticket")
 
     def __init__(self, size: int) -> None:
         #: The bytes of its message.
         self.size = size
         self.request: InferRequest | None = None
+        self.ticket: Ticket | None = None
         self.plan: ModelPlan | None = None
         #: Of a decoupled model.
         self.flow: ResponseFlow | None = None
@@ -134,8 +136,8 @@ class _Stream:
     def cancel(self) -> None:
         """Cancels all requests whose answers nobody will read."""
         for asked in (*self._turns, *self._decoupled):
-            if asked.request is not None and not asked.over:
-                cancel(asked.request)
+            if asked.ticket is not None and not asked.over:
+                cancel(asked.ticket)
             if asked.flow is not None:
                 asked.flow.resume()
         self._turns.clear()
@@ -148,21 +150,18 @@ class _Stream:
         began = 0 if self._engine.tracer is None else monotonic_ns()
         try:
             try:
-                asked.request, asked.plan = self._inference.request(
-                    received, self._call.deadline, self._complete, on_loop=True
-                )
+                request, asked.plan = self._inference.request(received, self._call.deadline, on_loop=True)
             except LargeRequest:
-                asked.request, asked.plan = await self._inference.request_off_loop(
-                    received, self._call.deadline, self._complete
-                )
-            if began:
-                self._inference.trace(asked.request, self._call.metadata, began)
-            asked.request.context = asked
+                request, asked.plan = await self._inference.request_off_loop(received, self._call.deadline)
+            asked.request = request
+            trace = self._inference.trace(request.model_name, self._call.metadata, began)
             if self._is_decoupled(asked.plan):
-                self._begin_decoupled(asked, asked.request)
+                self._begin_decoupled(asked)
+                asked.ticket = Ticket(request, self._complete, self._respond, asked.flow, asked, trace)
             else:
                 self._begin_ordered(asked)
-            self._engine.submit(asked.request)
+                asked.ticket = Ticket(request, self._complete, context=asked, trace=trace)
+            self._engine.submit(asked.ticket)
         except BacklineError as error:
             if asked.request is None:
                 self._inference.trace_refused(self._call.metadata, began, error)
@@ -176,10 +175,9 @@ class _Stream:
         except NotFound:  # said again when the request is submitted
             return False
 
-    def _begin_decoupled(self, asked: Asked, request: InferRequest) -> None:
+    def _begin_decoupled(self, asked: Asked) -> None:
         asked.ordered = False
-        asked.flow = request.flow = ResponseFlow()
-        request.on_response = self._respond
+        asked.flow = ResponseFlow()
         self._decoupled.add(asked)
         self._budget.begun(asked.size, None)
         if self._budget.is_full:
@@ -196,9 +194,9 @@ class _Stream:
 
     # answers
 
-    def _respond(self, request: InferRequest, response: InferResponse) -> None:
+    def _respond(self, ticket: Ticket, response: InferResponse) -> None:
         """A response of a decoupled model, after which more may come."""
-        asked = request.context
+        asked = ticket.context
         if not isinstance(asked, Asked) or asked.plan is None:
             return
         try:
@@ -206,27 +204,25 @@ class _Stream:
         except BacklineError as failure:
             self._send(self._error_answer(asked, failure, last=False), failure)
         except Exception as failure:
-            hidden = hidden_error(f"the answer of model '{request.model_name}'", failure)
+            hidden = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
             self._send(self._error_answer(asked, hidden, last=False), hidden)
 
-    def _complete(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        asked = request.context
+    def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        asked = ticket.context
         if not isinstance(asked, Asked) or asked.plan is None:
             return
-        request.context = None  # it holds the request: no cycle is left behind
+        ticket.context = None  # it holds the ticket: leave no reference cycle
         answer = b""
         if error is None:
             try:
                 if response is not None:
                     answer = self._infer_answer(asked.plan, response, self._last)
                 elif asked.plan.empty_final:
-                    answer = self._empty_answer(request)
+                    answer = self._empty_answer(ticket.request)
             except BacklineError as failure:
                 error = failure
             except Exception as failure:
-                error = hidden_error(f"the answer of model '{request.model_name}'", failure)
+                error = hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
         if error is not None:
             answer = self._error_answer(asked, error)
         self._over(asked, answer, error)
@@ -234,8 +230,8 @@ class _Stream:
     def _over(self, asked: Asked, answer: bytes, error: BacklineError | None) -> None:
         """A request is done. `answer` is its only one, or the last one of a decoupled model; empty when there is none."""
         asked.over = True
-        if asked.request is not None:
-            asked.request.context = None
+        if asked.ticket is not None:
+            asked.ticket.context = None
         name = asked.plan.model_name if asked.ordered and asked.plan is not None else None
         self._budget.ended(asked.size, name, None if error is not None else len(answer))
         if not asked.ordered:

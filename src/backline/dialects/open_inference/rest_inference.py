@@ -10,6 +10,7 @@ from backline.dialects.answers import hidden_error, respond_error
 from backline.dialects.json_data import PIECE
 from backline.dialects.off_loop import LargeRequest, OffLoop
 from backline.dialects.open_inference.changes import Changes
+from backline.dialects.open_inference.grpc_inference import cancel
 from backline.dialects.open_inference.outputs import wanted_outputs
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.request_timeout import ENVOY, GRPC, deadline_of
@@ -20,6 +21,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, DecoupledModel, Unsupported
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.tensor import Buffer
+from backline.engine.ticket import Ticket
 from backline.engine.tracing import Trace
 from backline.wire.application import Fields, HttpRequest
 
@@ -57,7 +59,7 @@ class RestInference:
             return
         except BacklineError as error:
             if trace is not None:
-                trace.refused(error)
+                trace.unreadable(error)
             raise
         self._ask(model, version, request, deadline, trace, decoded)
 
@@ -74,7 +76,7 @@ class RestInference:
             self._ask(model, version, request, deadline, trace, read.result())
         except BacklineError as error:
             if trace is not None:
-                trace.refused(error)
+                trace.unreadable(error)
             respond_error(request, error)
         except Exception as error:
             respond_error(request, hidden_error(f"a request for model '{model}'", error))
@@ -96,38 +98,34 @@ class RestInference:
         asked = InferRequest(
             model,
             inputs,
-            self._complete,
-            model_version=version,
-            id=id,
-            outputs=plan.outputs,
-            parameters=plan.parameters,
-            priority=plan.priority,
-            timeout=plan.timeout,
-            sequence=plan.sequence,
-            context=(request, plan),
+            version,
+            id,
+            plan.outputs,
+            plan.parameters,
+            plan.priority,
+            None,
+            plan.timeout,
+            plan.sequence,
         )
-        request.on_disconnect = partial(_cancel, asked)
-        asked.trace = trace
+        ticket = Ticket(asked, self._complete, context=(request, plan), trace=trace)
+        request.on_disconnect = partial(cancel, ticket)
         try:
             if deadline is None:
-                self._engine.submit(asked)
+                self._engine.submit(ticket)
             else:
-                self._engine.submit_until(asked, deadline)
+                self._engine.submit_until(ticket, deadline)
         except DecoupledModel:
             raise Unsupported(_DECOUPLED) from None
 
-    def _complete(
-        self, asked: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        context = asked.context
+    def _complete(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        context = ticket.context
         if context is None:
             return
-        asked.context = (
-            None  # it holds the request, which holds `asked` in `on_disconnect`: no cycle is left behind
-        )
+        # It holds the request, whose `on_disconnect` holds the ticket: leave no reference cycle.
+        ticket.context = None
         request: HttpRequest
         plan: InferPlan
-        request, plan = context  # type: ignore[misc]
+        request, plan = context
         request.on_disconnect = None
         try:
             if response is None:
@@ -138,7 +136,7 @@ class RestInference:
             elif plan.is_large(response):
                 self._off_loop.run(
                     partial(self._finish, plan, response),
-                    partial(self._write_done, asked.model_name, request),
+                    partial(self._write_done, ticket.request.model_name, request),
                 )
                 return
             else:
@@ -150,7 +148,7 @@ class RestInference:
             ):
                 self._off_loop.run(
                     partial(self._write, plan, response, outputs),
-                    partial(self._write_done, asked.model_name, request),
+                    partial(self._write_done, ticket.request.model_name, request),
                 )
                 return
             fields, body = self._write(plan, response, outputs)
@@ -159,7 +157,9 @@ class RestInference:
         except BacklineError as failure:
             respond_error(request, failure)
         except Exception as failure:
-            respond_error(request, hidden_error(f"the answer of model '{asked.model_name}'", failure))
+            respond_error(
+                request, hidden_error(f"the answer of model '{ticket.request.model_name}'", failure)
+            )
         else:
             request.respond(200, fields, body)
 
@@ -179,8 +179,3 @@ class RestInference:
             request.respond(200, fields, body)
         finally:
             del written  # as above
-
-
-def _cancel(asked: InferRequest) -> None:
-    asked.context = None
-    asked.cancel()

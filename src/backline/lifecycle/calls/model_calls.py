@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from backline.engine.control import Control, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Internal, Unsupported
-from backline.engine.messages import InferRequest
 from backline.engine.model import Model
 from backline.engine.signature import TensorSpec
+from backline.engine.ticket import Ticket
 from backline.lifecycle.calls.call_graph import CallGraph, Wait
 from backline.lifecycle.calls.ensemble_steps import node, waits_for_steps
 from backline.schedule.rate_limit.permits import Permits
@@ -26,15 +26,15 @@ class ModelCalls:
         self._graph = graph
         self._permits = permits
         self._caller = caller
-        self._waits: dict[InferRequest, list[Wait]] = {}
+        self._waits: dict[Ticket, list[Wait]] = {}
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """See Calls. Raises Internal for a circle, and where the call might wait for a resource that the caller holds.
 
         Models of several instances could go round a circle, but not when as many requests come at once: then all wait for ever. What is an
         error under load is better always one.
         """
-        called = self._engine.find_ready(request.model_name, request.model_version)
+        called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
         circle = self._graph.circle(waits)
         if circle:
@@ -43,8 +43,8 @@ class ModelCalls:
         if self._permits is not None:
             self._check_resources(self._permits, called, waits)
         self._graph.add(waits)
-        self._waits[request] = waits
-        self._engine.submit(request)
+        self._waits[ticket] = waits
+        self._engine.submit(ticket)
 
     def _check_resources(self, permits: Permits, called: Model, waits: list[Wait]) -> None:
         wanting = permits.wanting(self._graph.together_with(waits), node(self._caller))
@@ -54,10 +54,10 @@ class ModelCalls:
                 " holds what it takes. Give the server more (--rate-limit-resource), or let their instances take less"
             )
 
-    def ended(self, request: InferRequest, outcome: Outcome, ns: int) -> None:
+    def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
         """See Calls."""
-        self._graph.remove(self._waits.pop(request, ()))
-        self._caller.statistics.record_call(request.model_name, outcome, ns)
+        self._graph.remove(self._waits.pop(ticket, ()))
+        self._caller.statistics.record_call(ticket.request.model_name, outcome, ns)
 
     def is_ready(self, model: str, version: str) -> bool:
         """See Calls."""

@@ -10,11 +10,11 @@ import numpy as np
 
 from backline.backends.backend import LoadedModel
 from backline.engine.errors import InvalidArgument
-from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.messages import SequenceStep
 from backline.engine.model_config import ModelConfig
 from backline.engine.sequence_batching import SequenceBatching, SequenceState
 from backline.engine.signature import Signature, TensorSpec
-from backline.engine.tensor import Shape, decode_tensor, element_count
+from backline.engine.tensor import Shape, Tensor, decode_tensor, element_count
 from backline.schedule.sequences.tensors import SequenceTensors, initial_state
 
 #: Where the files of initial states are, below the model's folder (Triton's name).
@@ -132,13 +132,12 @@ class FirstSteps:
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """See LoadedModel."""
-        request = InferRequest("", {}, lambda *_: None)
-        step = SequenceStep(1, start=True, end=True)
-        self._tensors.add(request, step, None)
+        given: dict[str, Tensor] = {}
+        self._tensors.add(given, SequenceStep(1, start=True, end=True), None)
         rows = next((len(array) for array in inputs.values()), 1)
         hidden = {
             name: np.repeat(tensor.data, rows, axis=0) if self._batched else tensor.data
-            for name, tensor in request.inputs.items()
+            for name, tensor in given.items()
         }
         return self._model.run({**hidden, **inputs}, outputs)
 

@@ -16,10 +16,10 @@ from backline.backends.replicas import each_replica
 from backline.engine.device import Places
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import JoiningCheck
-from backline.engine.messages import InferRequest
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
+from backline.engine.ticket import Ticket
 from backline.lifecycle.loading.content import Content
 from backline.lifecycle.loading.joined import JoinedModel
 from backline.lifecycle.loading.loader import Loaded, Measured, load
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.lifecycle")
 
 #: Raises InvalidArgument for a request that does not fit.
-Check: TypeAlias = Callable[[InferRequest], None]
+Check: TypeAlias = Callable[[Ticket], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import numpy as np
 from backline.backends.backend import LoadedModel, StreamingModel
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket, unsubmitted
 from backline.lifecycle.loading.warm_up_samples import Sample
 
 log = logging.getLogger("backline.lifecycle")
@@ -23,7 +24,7 @@ STREAMED_RESPONSES = 100
 def warm_up(
     name: str,
     model: LoadedModel | StreamingModel,
-    check: Callable[[InferRequest], None],
+    check: Callable[[Ticket], None],
     samples: Iterable[Sample],
 ) -> int:
     """Runs the samples of the model called `name`, each as a request that `check` would let in; returns how many runs there were.
@@ -51,11 +52,11 @@ def warm_up(
     return runs
 
 
-def fitting_request(name: str, check: Callable[[InferRequest], None], sample: Sample) -> InferRequest:
+def fitting_request(name: str, check: Callable[[Ticket], None], sample: Sample) -> InferRequest:
     """The sample as a request to the model called `name`. Raises InvalidArgument, with its label, where `check` does not let it in."""
-    request = InferRequest(name, dict(sample.inputs), lambda *_: None, outputs=sample.outputs)
+    request = InferRequest(name, dict(sample.inputs), outputs=sample.outputs)
     try:
-        check(request)
+        check(unsubmitted(request))
     except InvalidArgument as error:
         raise InvalidArgument(
             f"{sample.label} does not fit the model: {_without_id(error.message)}"

@@ -9,8 +9,8 @@ from math import inf
 from time import monotonic
 
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from backline.engine.messages import InferRequest
 from backline.engine.model import Model
+from backline.engine.ticket import Ticket
 from backline.schedule.queues.priority import make_queue
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.total import QueueTotal
@@ -23,7 +23,7 @@ FAILURE_PAUSE = 1.0
 _SHORTEST_WAIT = 0.001
 
 
-def check_later(_: InferRequest) -> None:
+def check_later(_: Ticket) -> None:
     """The check of a version that is not loaded: its real one is made when it is."""
 
 
@@ -59,23 +59,23 @@ class OnDemandQueue:
         """Requests that wait for the load."""
         return self._held.size
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Holds a request until the version is loaded. Raises Unavailable when too many wait, or the reason of a load that just failed."""
         model = self._model
         self._raise_recent_failure()
         if self._total.full:
             model.statistics.rejected_total += 1
             raise self._total.refusal(model.name)
-        if not self._held.add(request):
+        if not self._held.add(ticket):
             model.statistics.rejected_full += 1
-            limit = self._settings.policy_of(request.priority).max_size
+            limit = self._settings.policy_of(ticket.request.priority).max_size
             raise Unavailable(
                 f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try again later",
                 retry_after=1,
             )
         self._total.waiting += 1
-        if request.deadline is not None and request.deadline < self._expiry:
-            self._wait_for(request.deadline)
+        if ticket.deadline is not None and ticket.deadline < self._expiry:
+            self._wait_for(ticket.deadline)
         self._begin()
 
     async def wake(self) -> None:
@@ -137,20 +137,20 @@ class OnDemandQueue:
                 Unavailable(f"model '{model.name}' version {model.version} was unloaded again", retry_after=1)
             )
             return
-        for request in self._take_all():
+        for ticket in self._take_all():
             try:
-                check(request)
-                queue.submit(request)
+                check(ticket)
+                queue.submit(ticket)
             except BacklineError as error:
                 if isinstance(error, InvalidArgument):
                     statistics.rejected_invalid += 1
-                self._complete(request, error)
+                ticket.complete(None, error)
 
     def _refuse(self, error: BacklineError) -> None:
-        for request in self._take_all():
-            self._complete(request, _again(error))
+        for ticket in self._take_all():
+            ticket.complete(None, _again(error))
 
-    def _take_all(self) -> list[InferRequest]:
+    def _take_all(self) -> list[Ticket]:
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._expiry = None, inf
@@ -158,9 +158,9 @@ class OnDemandQueue:
         self._total.waiting -= len(held)
         return held
 
-    def _left(self, request: InferRequest) -> None:
+    def _left(self, ticket: Ticket) -> None:
         self._total.waiting -= 1
-        self._model.statistics.record_cancelled(request)
+        self._model.statistics.record_cancelled(ticket)
 
     def _wait_for(self, deadline: float) -> None:
         if self._timer is not None:
@@ -178,21 +178,13 @@ class OnDemandQueue:
             self._wait_for(nearest)
         expired, self._held.expired = self._held.expired, []
         self._total.waiting -= len(expired)
-        for request in expired:
-            self._model.statistics.record_expired(request)
-            where = f"after {(now - request.arrived_ns / 1e9) * 1000:.0f} ms in which model '{self._model.name}' was being loaded"
-            if self._held.timed_out(request, now):
-                self._complete(request, Unavailable(f"Request timeout expired {where}"))
+        for ticket in expired:
+            self._model.statistics.record_expired(ticket)
+            where = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in which model '{self._model.name}' was being loaded"
+            if self._held.timed_out(ticket, now):
+                ticket.expire(Unavailable(f"Request timeout expired {where}"))
             else:
-                self._complete(request, DeadlineExceeded(f"The deadline of the request passed {where}"))
-
-    def _complete(self, request: InferRequest, error: BacklineError) -> None:
-        if request.cancelled:
-            return
-        try:
-            request.on_complete(request, None, error)
-        except Exception:
-            log.exception("the answer of model '%s' could not be delivered", self._model.name)
+                ticket.expire(DeadlineExceeded(f"The deadline of the request passed {where}"))
 
 
 def _again(error: BacklineError) -> BacklineError:

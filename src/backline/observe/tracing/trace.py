@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, Cancelled, DeadlineExceeded
 from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.ticket import Listener, Ticket
 from backline.engine.tracing import RunMoments, Trace, TraceProtocol
 from backline.observe.tracing.settings import TraceSetting
 
@@ -107,9 +108,9 @@ class Exchange(Generic[Kept]):
     def context(self) -> str:
         return self.writer.context(self.kept)
 
-    def follow(self, request: InferRequest) -> RequestTrace[Kept]:
-        self.read_ns = request.arrived_ns
-        return RequestTrace(self, request, None)
+    def follow(self, ticket: Ticket) -> RequestTrace[Kept]:
+        self.read_ns = ticket.request.arrived_ns
+        return RequestTrace(self, ticket, None)
 
     def beside(self, others: Sequence[Trace]) -> Trace:
         return self
@@ -117,12 +118,8 @@ class Exchange(Generic[Kept]):
     def ran(self, run: RunMoments) -> None:
         """Nothing runs but requests."""
 
-    def refused(self, error: BacklineError) -> None:
-        """It could not be read."""
+    def unreadable(self, error: BacklineError) -> None:
         self.answer(error)
-
-    def cancelled(self, request: InferRequest) -> None:
-        """Nothing is cancelled but requests."""
 
     def opened(self) -> None:
         """A request was begun for it."""
@@ -148,8 +145,8 @@ class Exchange(Generic[Kept]):
             self.writer.answered(self)
 
 
-class RequestTrace(Generic[Kept]):
-    """One request to a model: that of the client, a step of an ensemble, a call of a model. Fits Trace.
+class RequestTrace(Listener, Generic[Kept]):
+    """One request to a model: that of the client, a step of an ensemble, a call of a model. Fits Trace, and listens to its ticket.
 
     `parent` is the request that it is made for, `links` are further ones.
     """
@@ -157,114 +154,105 @@ class RequestTrace(Generic[Kept]):
     def __init__(
         self,
         exchange: Exchange[Kept],
-        request: InferRequest,
+        ticket: Ticket,
         parent: RequestTrace[Kept] | None,
         links: Sequence[RequestTrace[Kept]] = (),
     ) -> None:
         self.exchange = exchange
+        request = ticket.request
         self.model_name = request.model_name
         self.id = request.id
-        self.batch_size = request.batch_size
+        self.batch_size = ticket.batch_size
         self.parent = parent
-        #: None when it is over: they know each other, and no cycle is left behind.
-        self._request: InferRequest | None = request
         self.links = links
         self.began_ns = request.arrived_ns
+        #: 0 while it is under way.
         self.ended_ns = 0
         self.runs: list[Run] = []
         self.error: Failure | None = None
-        #: Of a model that gives any number of them.
+        #: Responses of a decoupled model so far.
         self.responses = 0
         self.first_response_ns = 0
         self.model_version, composed = _resolve(exchange.engine, request)
-        #: Whether it waits for a run of its own: not that of an ensemble, and none that is refused.
+        #: Whether it waits for a run of its own: an ensemble's request does not, nor does one that is refused.
         self.queued = not composed
         #: Whether another request was made for it.
         self.asked_others = False
-        self._complete = request.on_complete
-        self._on_response = request.on_response
         exchange.opened()
         self.kept = exchange.writer.began(self, request)
-        request.on_complete = self._completed
-        if request.on_response is not None:
-            request.on_response = self._responded
+        ticket.listen(self)
 
     @property
     def context(self) -> str:
         return self.exchange.writer.context(self.kept)
 
-    def follow(self, request: InferRequest) -> RequestTrace[Kept]:
+    def follow(self, ticket: Ticket) -> RequestTrace[Kept]:
         self.asked_others = True
-        return RequestTrace(self.exchange, request, self)
+        return RequestTrace(self.exchange, ticket, self)
+
+    def unreadable(self, error: BacklineError) -> None:
+        """See Trace: only an exchange with a client can be."""
 
     def beside(self, others: Sequence[Trace]) -> Trace:
         return _Beside(self, [other for other in others if isinstance(other, RequestTrace)])
 
     def ran(self, run: RunMoments) -> None:
         for part in run.parts or (run,):
-            if not part.executed or self.ended_ns or not any(map(self._is_of, part.requests)):
+            if not part.executed or self.ended_ns or not any(map(self._is_of, part.tickets)):
                 continue
             ran, ended = part.ran_ns or part.ended_ns, part.ended_ns
             self.runs.append(
                 Run(part.started_ns, part.gathered_ns or part.started_ns, ran, ended, part.items)
             )
 
-    def _is_of(self, request: InferRequest) -> bool:
-        """Whether a request that runs is this one; those that were made for it when nothing was followed any more have its trace, too."""
-        return request.trace is self and request.model_name == self.model_name
+    def _is_of(self, ticket: Ticket) -> bool:
+        """Whether a ticket that runs is the one of this trace. One that was made for it after tracing ended shares its trace."""
+        return ticket.trace is self and ticket.request.model_name == self.model_name
 
-    def refused(self, error: BacklineError) -> None:
+    # from the ticket
+
+    def refused(self, ticket: Ticket, error: BacklineError) -> None:
         self.queued = False
-        self._end_all(error)
+        self._end_all(ticket, error)
 
-    def cancelled(self, request: InferRequest) -> None:
-        if request is not self._request:
-            return
-        late = request.waits_until is not None and request.waits_until <= monotonic() + _EARLY
+    def abandoned(self, ticket: Ticket) -> None:
+        late = ticket.waits_until is not None and ticket.waits_until <= monotonic() + _EARLY
         after = f"{(monotonic_ns() - self.began_ns) / 1e6:.0f} ms after it came"
         error: BacklineError = (
             DeadlineExceeded(f"the deadline of the request passed {after}")
             if late
-            else Cancelled(f"the caller was gone, or waited no longer, {after}")
+            else Cancelled(f"the client left or stopped waiting {after}")
         )
-        self._end_all(error)
+        self._end_all(ticket, error)
 
-    def _end_all(self, error: BacklineError) -> None:
-        """It is over, and so is what the client has asked, if that was it."""
-        self._end(error)
-        if self.parent is None:
-            self.exchange.answer(error)
-
-    def _responded(self, request: InferRequest, response: InferResponse) -> None:
+    def responded(self, ticket: Ticket, response: InferResponse) -> None:
         self.responses += 1
         self.first_response_ns = self.first_response_ns or monotonic_ns()
         self.exchange.writer.responded(self, response)
-        assert self._on_response is not None, "only then is it called"
-        self._on_response(request, response)
 
-    def _completed(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
+    def ended(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         exchange, top = self.exchange, self.parent is None
         if top:
             exchange.response_ns = monotonic_ns()
         if response is not None:
             exchange.writer.responded(self, response)
-        self._end(error)
+        self._end(ticket, error)
         if top:
             exchange.send_ns = monotonic_ns()
-        try:
-            self._complete(request, response, error)
-        finally:
-            if top:
-                exchange.answer(error)
 
-    def _end(self, error: BacklineError | None) -> None:
-        request, self._request = self._request, None
-        if request is None:
-            return
+    def delivered(self, ticket: Ticket, error: BacklineError | None) -> None:
+        if self.parent is None:
+            self.exchange.answer(error)
+
+    def _end_all(self, ticket: Ticket, error: BacklineError) -> None:
+        """Ends the request, and with it the client's exchange if the request was the client's."""
+        self._end(ticket, error)
+        if self.parent is None:
+            self.exchange.answer(error)
+
+    def _end(self, ticket: Ticket, error: BacklineError | None) -> None:
         self.ended_ns = monotonic_ns()
-        self.batch_size = request.batch_size
+        self.batch_size = ticket.batch_size
         self.error = Failure.of(error)
         self.exchange.writer.ended(self)
         self.exchange.closed()
@@ -278,9 +266,9 @@ class _Beside(Generic[Kept]):
         self._others = others
         self.context = first.context
 
-    def follow(self, request: InferRequest) -> RequestTrace[Kept]:
+    def follow(self, ticket: Ticket) -> RequestTrace[Kept]:
         first = self._first
-        return RequestTrace(first.exchange, request, first, self._others)
+        return RequestTrace(first.exchange, ticket, first, self._others)
 
     def beside(self, others: Sequence[Trace]) -> Trace:
         return self
@@ -288,10 +276,7 @@ class _Beside(Generic[Kept]):
     def ran(self, run: RunMoments) -> None:
         """It stands before a submit only."""
 
-    def refused(self, error: BacklineError) -> None:
-        """As `ran`."""
-
-    def cancelled(self, request: InferRequest) -> None:
+    def unreadable(self, error: BacklineError) -> None:
         """As `ran`."""
 
 

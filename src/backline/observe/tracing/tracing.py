@@ -46,7 +46,7 @@ class Tracing:
 
     def _follow(self) -> None:
         traces = self._writer is not None and self._table.any_on
-        self._engine.trace_with(self if traces or self._log is not None else None)
+        self._engine.tracer = self if traces or self._log is not None else None
 
     def tell(self, log: TraceWriter[Any] | None) -> None:
         """From now on `log` hears of every request, also of those that are not traced; None: nobody does."""
@@ -110,6 +110,6 @@ class Tracing:
 
     async def close(self) -> None:
         """Traces no more, and writes what there is."""
-        self._engine.trace_with(None)
+        self._engine.tracer = None
         if self._writer is not None:
             await self._writer.close()

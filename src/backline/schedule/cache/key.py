@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from backline.engine.datatypes import DataType
-from backline.engine.messages import InferRequest
 from backline.engine.tensor import encode_tensor
+from backline.engine.ticket import Ticket
 
 
 class RequestKeys:
@@ -22,10 +22,10 @@ class RequestKeys:
     def __init__(self, model: str, version: str, fingerprint: str) -> None:
         self._start = hashlib.sha256(repr((model, version, fingerprint)).encode("utf-8", "surrogatepass"))
 
-    def of(self, request: InferRequest) -> bytes:
+    def of(self, ticket: Ticket) -> bytes:
         """The key; inputs in another order make the same one. May be called on any thread."""
         digest = self._start.copy()
-        inputs = request.inputs
+        inputs = ticket.request.inputs
         for name in sorted(inputs) if len(inputs) > 1 else inputs:
             tensor = inputs[name]
             data = encode_tensor(tensor)
@@ -36,16 +36,16 @@ class RequestKeys:
                 )
             )
             digest.update(data)
-        parameters = request.parameters
-        if request.outputs is not None or parameters:
-            rest = repr((request.outputs, sorted(parameters.items()) if parameters else None))
+        parameters = ticket.request.parameters
+        if ticket.request.outputs is not None or parameters:
+            rest = repr((ticket.request.outputs, sorted(parameters.items()) if parameters else None))
             digest.update(rest.encode("utf-8", "surrogatepass"))
         return digest.digest()
 
 
-def input_bytes(request: InferRequest) -> int:
+def input_bytes(ticket: Ticket) -> int:
     """The bytes that a key is made of; of BYTES tensors, whose elements would have to be looked at, about as many."""
     return sum(
         tensor.data.size * 32 if tensor.datatype is DataType.BYTES else tensor.data.nbytes
-        for tensor in request.inputs.values()
+        for tensor in ticket.request.inputs.values()
     )

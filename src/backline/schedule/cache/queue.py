@@ -10,14 +10,14 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule import refusals
 from backline.schedule.cache.cache import ResponseCache, read_only
 from backline.schedule.cache.flight import Flight
 from backline.schedule.cache.key import RequestKeys, input_bytes
-from backline.schedule.delivery import deliver
 from backline.schedule.queues.queue import QueueSettings, waited_too_long
 from backline.schedule.version_queue import InstancesQueue, VersionQueue
 
@@ -74,21 +74,21 @@ class CachedQueue:
     def running(self) -> int:
         return self._queue.running
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Answers a request, lets it join another, or queues it. Raises Unavailable when the queue is full."""
-        if request.sequence is not None or request.on_response is not None:
-            self._queue.submit(request)
+        if ticket.request.sequence is not None or ticket.takes_many:
+            self._queue.submit(ticket)
             return
-        flight = Flight(request, monotonic_ns())
-        if input_bytes(request) > LARGE:
+        flight = Flight(ticket, monotonic_ns(), self._leave)
+        if input_bytes(ticket) > LARGE:
             self._looking += 1
-            request.on_cancel = partial(self._leave, flight)
+            ticket.enqueue(flight)
             flight.submitting = False
-            self._loop.run_in_executor(None, self._keys.of, request).add_done_callback(
+            self._loop.run_in_executor(None, self._keys.of, ticket).add_done_callback(
                 partial(self._hashed, flight)
             )
             return
-        flight.key = self._keys.of(request)
+        flight.key = self._keys.of(ticket)
         self._begin(flight)
         flight.submitting = False
         if flight.refusal is not None:
@@ -120,15 +120,15 @@ class CachedQueue:
             self._run(flight)
 
     def _begin(self, flight: Flight) -> None:
-        request = flight.waiting[0]
+        ticket = flight.waiting[0]
         other = self._flights.get(flight.key)
         if other is not None:
-            if other.admits(request, self._settings):
-                self._join(request, other)
+            if other.admits(ticket, self._settings):
+                self._join(ticket, other)
                 return
             self._passed.add(other)
         self._flights[flight.key] = flight
-        request.on_cancel = partial(self._leave, flight)
+        ticket.enqueue(flight)
         self._looking += 1
         self._cache.look_up(flight.key, partial(self._looked_up, flight))
 
@@ -141,12 +141,12 @@ class CachedQueue:
             self._run(flight)
             return
         self._forget(flight)
-        for request in flight.waiting:
-            request.on_cancel = None
+        for ticket in flight.waiting:
+            ticket.release()
             if flight.submitting:  # who asks is told when it has done asking
-                self._loop.call_soon(self._answer_from_cache, flight, request, outputs)
+                self._loop.call_soon(self._answer_from_cache, flight, ticket, outputs)
             else:
-                self._answer_from_cache(flight, request, outputs)
+                self._answer_from_cache(flight, ticket, outputs)
 
     def _done_looking(self) -> None:
         self._looking -= 1
@@ -154,20 +154,20 @@ class CachedQueue:
             # At the end of the turn: what was not found is submitted before.
             self._loop.call_soon(_resolve, self._looked)
 
-    def _answer_from_cache(self, flight: Flight, request: InferRequest, outputs: Sequence[Tensor]) -> None:
-        if request.cancelled:
-            self._statistics.record_cancelled(request)
+    def _answer_from_cache(self, flight: Flight, ticket: Ticket, outputs: Sequence[Tensor]) -> None:
+        if ticket.cancelled:
+            self._statistics.record_cancelled(ticket)
             return
         self._statistics.record_cache_hit(
-            request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns()
+            ticket.request.arrived_ns, flight.began_ns, flight.lookup_ns, monotonic_ns()
         )
-        deliver(request, self._response(request, outputs), None)
+        ticket.complete(self._response(ticket, outputs), None)
 
     # from the request to a run
 
-    def _join(self, request: InferRequest, flight: Flight) -> None:
-        flight.join(request, self._settings)
-        request.on_cancel = partial(self._leave, flight)
+    def _join(self, ticket: Ticket, flight: Flight) -> None:
+        flight.join(ticket, self._settings)
+        ticket.enqueue(flight)
         if not flight.waits:
             return
         for waiting in flight.waiting:
@@ -184,18 +184,17 @@ class CachedQueue:
         except BacklineError as error:
             if flight.submitting:
                 self._forget(flight)
-                first.on_cancel = None
+                first.release()
                 flight.refusal = error
             else:
                 self._fail(flight, error)
             return
         flight.run = run
-        flight.queued = run.on_cancel
 
     # from the run to those who wait
 
     def _ran(
-        self, flight: Flight, run: InferRequest, response: InferResponse | None, error: BacklineError | None
+        self, flight: Flight, run: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> None:
         if response is None:
             self._fail(flight, error)
@@ -209,61 +208,61 @@ class CachedQueue:
         statistics.record_cache_miss(flight.lookup_ns + now - began)
         waiting = flight.waiting
         shared = response.outputs if len(waiting) == 1 else [read_only(tensor) for tensor in response.outputs]
-        for number, request in enumerate(waiting):
-            request.on_cancel = None
+        for number, ticket in enumerate(waiting):
+            ticket.release()
             if number:
-                statistics.record_cache_hit(request.arrived_ns, now, 0, now)
-            deliver(request, self._response(request, shared, response), None)
+                statistics.record_cache_hit(ticket.request.arrived_ns, now, 0, now)
+            ticket.complete(self._response(ticket, shared, response), None)
 
     def _fail(self, flight: Flight, error: BacklineError | None) -> None:
         self._forget(flight)
-        for request in flight.waiting:
-            request.on_cancel = None
-            deliver(request, None, error)
+        for ticket in flight.waiting:
+            ticket.release()
+            ticket.complete(None, error)
 
     def _response(
-        self, request: InferRequest, outputs: Sequence[Tensor], run: InferResponse | None = None
+        self, ticket: Ticket, outputs: Sequence[Tensor], run: InferResponse | None = None
     ) -> InferResponse:
         return InferResponse(
-            self._name, self._version, request.id, list(outputs), None if run is None else run.parameters
+            self._name,
+            self._version,
+            ticket.request.id,
+            list(outputs),
+            None if run is None else run.parameters,
         )
 
     # those who leave
 
-    def _leave(self, flight: Flight, request: InferRequest) -> None:
+    def _leave(self, flight: Flight, ticket: Ticket) -> None:
         """A request was cancelled; when it was the last one its run is cancelled too, and counted there."""
-        flight.waiting.remove(request)
-        timer = flight.timers.pop(request, None)
+        flight.waiting.remove(ticket)
+        timer = flight.timers.pop(ticket, None)
         if timer is not None:
             timer.cancel()
         if flight.waiting or flight.run is None:
-            self._statistics.record_cancelled(request)
+            self._statistics.record_cancelled(ticket)
         if not flight.waiting:
             self._forget(flight)
             if flight.run is not None:
                 flight.run.cancel()
 
-    def _too_late(self, flight: Flight, request: InferRequest) -> None:
-        flight.timers.pop(request, None)
+    def _too_late(self, flight: Flight, ticket: Ticket) -> None:
+        flight.timers.pop(ticket, None)
         if not flight.waits or (
             flight.run is None and len(flight.waiting) == 1
         ):  # what runs is answered, and what is to run is looked at
             return
-        flight.waiting.remove(request)
-        request.on_cancel = None
+        flight.waiting.remove(ticket)
+        ticket.release()
         if flight.waiting:
-            self._statistics.record_expired(request)
+            self._statistics.record_expired(ticket)
         elif flight.run is not None:
             self._forget(flight)
-            flight.run.waits_until = request.deadline  # by which its queue counts it as expired
+            flight.run.waits_until = ticket.deadline  # by which its queue counts it as expired
             flight.run.cancel()
         now = monotonic()
-        late = waited_too_long(request, self._settings.policy_of(self._settings.level_of(request)), now)
-        deliver(
-            request,
-            None,
-            refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=late),
-        )
+        late = waited_too_long(ticket, self._settings.policy_of(self._settings.level_of(ticket)), now)
+        ticket.expire(refusals.expired(ticket, now, f"the queue of model '{self._name}'", by_policy=late))
 
     def _forget(self, flight: Flight) -> None:
         """From now on nobody joins it."""
@@ -283,14 +282,7 @@ class CachedInstances(CachedQueue):
 
     def update(self, settings: Settings, *, instances: Sequence[Instance] | None = None) -> None:
         self._settings = settings.queue
-        waiting = [
-            flight
-            for flight in (*self._flights.values(), *self._passed)
-            if flight.run is not None and flight.waits
-        ]
         self._queue.update(settings, instances=instances)
-        for flight in waiting:  # perhaps in another queue now
-            flight.queued = None if flight.run is None else flight.run.on_cancel
 
     def replace_instances(self, instances: Sequence[Instance]) -> None:
         self._queue.replace_instances(instances)

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 from backline.engine.ensemble import Ensemble
-from backline.engine.messages import InferRequest
 from backline.engine.signature import Signature
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.schedule import refusals
 from backline.schedule.ensembles.graph import EnsemblePlan, plan_ensemble
 from backline.schedule.ensembles.run import EnsembleRun, FittedRun, UnaryRun
@@ -36,7 +36,7 @@ class EnsembleQueue:
         version: str,
         ensemble: Ensemble,
         signature: Signature,
-        submit: Callable[[InferRequest], None],
+        submit: Callable[[Ticket], None],
         statistics: ModelStatistics,
         *,
         batched: bool,
@@ -83,12 +83,12 @@ class EnsembleQueue:
         self._decoupled = frozenset(index for index, model in enumerate(models) if model.decoupled)
         self._plans.clear()
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Starts the first steps. Raises BacklineError when one of them is refused at once, as by a full queue."""
-        kind, plan = self._plans.get(request.outputs or self._outputs) or self._plan(
-            request.outputs or self._outputs
+        kind, plan = self._plans.get(ticket.request.outputs or self._outputs) or self._plan(
+            ticket.request.outputs or self._outputs
         )
-        run = kind(self, request, plan)
+        run = kind(self, ticket, plan)
         self._runs.add(run)
         run.start()
 

@@ -6,24 +6,24 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Internal
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
 from backline.engine.statistics import ComputeTimes
 from backline.engine.tensor import Tensor
-from backline.schedule.delivery import deliver
+from backline.engine.ticket import OnResponse, Owner, Ticket
 from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
 
 if TYPE_CHECKING:
     from backline.schedule.ensembles.queue import EnsembleQueue
 
 
-class EnsembleRun:
+class EnsembleRun(Owner):
     """A request, until it is answered or given up. Lives on the event loop."""
 
-    __slots__ = ("_compute", "_over", "_plan", "_queue", "_request", "_started_ns")
+    __slots__ = ("_compute", "_over", "_plan", "_queue", "_started_ns", "_ticket")
 
-    def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
+    def __init__(self, queue: EnsembleQueue, ticket: Ticket, plan: EnsemblePlan) -> None:
         self._queue = queue
-        self._request = request
+        self._ticket = ticket
         self._plan = plan
         self._over = False
         self._compute = ComputeTimes()
@@ -31,7 +31,7 @@ class EnsembleRun:
 
     def start(self) -> None:
         """Starts the steps that wait for no other. Raises the error of one that is refused, and gives up the others."""
-        self._request.on_cancel = self.cancelled
+        self._ticket.enqueue(self)
         try:
             self._begin()
         except BacklineError:
@@ -44,31 +44,37 @@ class EnsembleRun:
         """Submits the first steps. Raises what `_submitted` raises."""
         raise NotImplementedError
 
-    def _under_way(self) -> list[tuple[InferRequest, PlannedStep]]:
+    def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
         """The requests to models that are not answered; from now on the run has none."""
         raise NotImplementedError
 
-    def _request_to(self, planned: PlannedStep, inputs: dict[str, Tensor]) -> InferRequest:
-        """The request of a step: what the ensemble's says besides its tensors, it says too."""
-        asked, step = self._request, planned.step
-        request = InferRequest(step.model, inputs, self._answered)
-        # One by one: as many named arguments take as long as all the rest of a request.
-        request.model_version = step.version
-        request.id = asked.id
-        request.outputs = planned.names
-        request.parameters = asked.parameters
-        request.priority = asked.priority
-        request.deadline = request.waits_until = asked.deadline
-        request.timeout = asked.timeout
-        request.sequence = asked.sequence
-        request.trace = asked.trace
-        request.compute = self._compute
-        request.context = planned
-        return request
+    def _ask(
+        self,
+        planned: PlannedStep,
+        inputs: dict[str, Tensor],
+        on_response: OnResponse | None = None,
+        flow: ResponseFlow | None = None,
+    ) -> Ticket:
+        """The ticket of a step: what the caller asked of the ensemble besides its tensors, it asks of each model."""
+        asked, step, deadline = self._ticket.request, planned.step, self._ticket.deadline
+        request = InferRequest(
+            step.model,
+            inputs,
+            step.version,
+            asked.id,
+            planned.names,
+            asked.parameters,
+            asked.priority,
+            deadline,
+            asked.timeout,
+            asked.sequence,
+            monotonic_ns(),
+        )
+        ticket = Ticket(request, self._answered, on_response, flow, planned, self._ticket.trace)
+        ticket.compute = self._compute
+        return ticket
 
-    def _answered(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
+    def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         """The only answer of a step, or its end."""
         raise NotImplementedError
 
@@ -86,12 +92,12 @@ class EnsembleRun:
                     if queue.mixed
                     else Tensor(name, tensor.datatype, tensor.shape, tensor.data)
                 )
-        return InferResponse(queue.name, queue.version, self._request.id, outputs)
+        return InferResponse(queue.name, queue.version, self._ticket.request.id, outputs)
 
     def _finish(self, response: InferResponse | None) -> None:
         if response is not None:
             self._count_response(response)
-        self._queue.statistics.record_in_steps(self._request, self._started_ns, monotonic_ns(), self._compute)
+        self._queue.statistics.record_in_steps(self._ticket, self._started_ns, monotonic_ns(), self._compute)
         self._complete(response, None)
 
     @property
@@ -104,7 +110,9 @@ class EnsembleRun:
         if responses is not None:
             now = monotonic_ns()
             index, began = self._next_response
-            responses.succeeded(index, self._request.arrived_ns, began, now, now, empty=not response.outputs)
+            responses.succeeded(
+                index, self._ticket.request.arrived_ns, began, now, now, empty=not response.outputs
+            )
 
     def fail(self, error: BacklineError) -> None:
         """Answers with an error, and gives up the steps that are under way."""
@@ -115,38 +123,38 @@ class EnsembleRun:
 
     def _count_failure(self) -> None:
         statistics, now = self._queue.statistics, monotonic_ns()
-        statistics.fail.add(1, now - self._request.arrived_ns)
+        statistics.fail.add(1, now - self._ticket.request.arrived_ns)
         if statistics.responses is not None:
             statistics.responses.failed(*self._next_response, now)
 
-    def cancelled(self, _: InferRequest) -> None:
+    def cancelled(self, _: Ticket) -> None:
         """Nobody waits for the answer any more: no further step begins, and those under way are cancelled."""
         if not self._over:
             statistics = self._queue.statistics
-            statistics.record_cancelled(self._request)
+            statistics.record_cancelled(self._ticket)
             if statistics.responses is not None:
                 statistics.responses.cancelled(*self._next_response, monotonic_ns())
             self._give_up()
 
     def _complete(self, response: InferResponse | None, error: BacklineError | None) -> None:
         self._give_up()
-        deliver(self._request, response, error)
+        self._ticket.complete(response, error)
 
     def _give_up(self) -> None:
         """The request is over; the steps that are under way are cancelled."""
         self._over = True
-        self._request.on_cancel = None
+        self._ticket.release()
         now = monotonic_ns()
-        for request, planned in self._under_way():
-            self._queue.calls[planned.index].cancel.add(1, now - request.arrived_ns)
-            request.cancel()
-            if request.flow is not None:
-                request.flow.resume()
+        for ticket, planned in self._under_way():
+            self._queue.calls[planned.index].cancel.add(1, now - ticket.request.arrived_ns)
+            ticket.cancel()
+            if ticket.flow is not None:
+                ticket.flow.resume()
         self._queue.ended(self)
 
-    def _failed(self, request: InferRequest, planned: PlannedStep, error: BacklineError) -> BacklineError:
+    def _failed(self, ticket: Ticket, planned: PlannedStep, error: BacklineError) -> BacklineError:
         """Counts the failure of a step. The same failure, which says in which ensemble, in Triton's words, and at which model."""
-        self._queue.calls[planned.index].fail.add(1, monotonic_ns() - request.arrived_ns)
+        self._queue.calls[planned.index].fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
         model = planned.step.model
         reason = error.message if f"'{model}'" in error.message else f"model '{model}': {error.message}"
         named = type(error)(f"in ensemble '{self._queue.name}', {reason}")
@@ -159,13 +167,13 @@ class UnaryRun(EnsembleRun):
 
     __slots__ = ("_left", "_open", "_tensors", "_waits")
 
-    def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
-        super().__init__(queue, request, plan)
-        self._tensors: dict[str, Tensor | None] = dict(request.inputs)
+    def __init__(self, queue: EnsembleQueue, ticket: Ticket, plan: EnsemblePlan) -> None:
+        super().__init__(queue, ticket, plan)
+        self._tensors: dict[str, Tensor | None] = dict(ticket.request.inputs)
         self._waits = list(plan.waits)
         self._left = len(plan.steps)
         #: The requests to models that are under way.
-        self._open: set[InferRequest] = set()
+        self._open: set[Ticket] = set()
 
     def _begin(self) -> None:
         for planned in self._plan.first:
@@ -178,13 +186,13 @@ class UnaryRun(EnsembleRun):
     def _submit(self, planned: PlannedStep) -> None:
         """Raises the error of a step that is refused at once, named."""
         queue = self._queue
-        request = self._request_to(planned, self._inputs(planned))
-        self._open.add(request)
+        ticket = self._ask(planned, self._inputs(planned))
+        self._open.add(ticket)
         try:
-            queue.turn.submit_step(queue.submit_step, request)
+            queue.turn.submit_step(queue.submit_step, ticket)
         except BacklineError as error:
-            self._open.discard(request)
-            raise self._failed(request, planned, error) from None
+            self._open.discard(ticket)
+            raise self._failed(ticket, planned, error) from None
 
     def _inputs(self, planned: PlannedStep) -> dict[str, Tensor]:
         tensors = self._tensors
@@ -197,15 +205,13 @@ class UnaryRun(EnsembleRun):
                 inputs[name] = Tensor(name, tensor.datatype, tensor.shape, tensor.data)
         return inputs
 
-    def _answered(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
+    def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         if self._over:
             return
-        self._open.discard(request)
-        planned: PlannedStep = request.context  # type: ignore[assignment]  # see _request_to
+        self._open.discard(ticket)
+        planned: PlannedStep = ticket.context
         if response is None:
-            self.fail(self._failed(request, planned, error or no_response(planned)))
+            self.fail(self._failed(ticket, planned, error or no_response(planned)))
             return
         targets, tensors = planned.targets, self._tensors
         missing = len(targets)
@@ -215,9 +221,9 @@ class UnaryRun(EnsembleRun):
                 tensors[target] = tensor
                 missing -= 1
         if missing:
-            self.fail(self._failed(request, planned, missing_output(planned, response)))
+            self.fail(self._failed(ticket, planned, missing_output(planned, response)))
             return
-        self._queue.calls[planned.index].success.add(1, monotonic_ns() - request.arrived_ns)
+        self._queue.calls[planned.index].success.add(1, monotonic_ns() - ticket.request.arrived_ns)
         self._left -= 1
         if not self._left:
             self._finish(self._response(tensors))
@@ -231,11 +237,11 @@ class UnaryRun(EnsembleRun):
         except BacklineError as refused:
             self.fail(refused)
 
-    def _under_way(self) -> list[tuple[InferRequest, PlannedStep]]:
+    def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
         if not self._open:
             return []
-        requests, self._open = self._open, set()
-        return [(request, request.context) for request in requests]  # type: ignore[misc]  # see _request_to
+        tickets, self._open = self._open, set()
+        return [(ticket, ticket.context) for ticket in tickets]
 
 
 class FittedRun(UnaryRun):

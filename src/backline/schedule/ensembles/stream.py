@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError
-from backline.engine.messages import InferRequest, InferResponse, ResponseFlow
+from backline.engine.messages import InferResponse, ResponseFlow
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.schedule.ensembles.graph import EnsemblePlan, PlannedStep
 from backline.schedule.ensembles.progress import EnsembleProgress, Round
 from backline.schedule.ensembles.run import EnsembleRun, missing_output, no_response
@@ -16,19 +16,17 @@ from backline.schedule.ensembles.run import EnsembleRun, missing_output, no_resp
 if TYPE_CHECKING:
     from backline.schedule.ensembles.queue import EnsembleQueue
 
-log = logging.getLogger("backline.schedule")
-
 
 class StreamRun(EnsembleRun):
     """Carries out what EnsembleProgress decides: submits the steps, and answers."""
 
     __slots__ = ("_advancing", "_answers", "_flows", "_open", "_progress", "_responded_ns")
 
-    def __init__(self, queue: EnsembleQueue, request: InferRequest, plan: EnsemblePlan) -> None:
-        super().__init__(queue, request, plan)
-        self._progress = EnsembleProgress(plan, request.inputs, queue.max_inflight)
+    def __init__(self, queue: EnsembleQueue, ticket: Ticket, plan: EnsemblePlan) -> None:
+        super().__init__(queue, ticket, plan)
+        self._progress = EnsembleProgress(plan, ticket.request.inputs, queue.max_inflight)
         #: The requests to models that are under way: whose round each belongs to, and its step's number in the plan.
-        self._open: dict[InferRequest, tuple[Round, int]] = {}
+        self._open: dict[Ticket, tuple[Round, int]] = {}
         #: By level, what the decoupled step looks at that gives its rounds.
         self._flows: dict[int, ResponseFlow] = {}
         self._advancing = False
@@ -37,8 +35,8 @@ class StreamRun(EnsembleRun):
         self._responded_ns = self._started_ns
 
     def _begin(self) -> None:
-        if self._request.flow is not None:
-            self._request.flow.on_resume = self._pace
+        if self._ticket.flow is not None:
+            self._ticket.flow.on_resume = self._pace
         self._advance()
 
     def _advance(self) -> None:
@@ -76,23 +74,24 @@ class StreamRun(EnsembleRun):
                 inputs[name] = (
                     model.fit(name, given) if mixed else Tensor(name, given.datatype, given.shape, given.data)
                 )
-        request = self._request_to(planned, inputs)
         if planned.decoupled:
-            request.on_response = self._responded
-            request.flow = self._flows[planned.level + 1] = ResponseFlow()
+            flow = self._flows[planned.level + 1] = ResponseFlow()
+            ticket = self._ask(planned, inputs, self._responded, flow)
             self._pace()
-        self._open[request] = begun, number
+        else:
+            ticket = self._ask(planned, inputs)
+        self._open[ticket] = begun, number
         try:
-            self._queue.submit_step(request)
+            self._queue.submit_step(ticket)
         except BacklineError as error:
-            self._open.pop(request, None)
-            raise self._failed(request, planned, error) from None
+            self._open.pop(ticket, None)
+            raise self._failed(ticket, planned, error) from None
 
     def _pace(self) -> None:
         """Lets decoupled steps wait while the steps behind them, or who asked, have enough."""
         if not self._flows:
             return
-        asked = self._request.flow
+        asked = self._ticket.flow
         slow_reader = asked is not None and asked.paused
         for level, flow in self._flows.items():
             full = slow_reader or self._progress.full(level)
@@ -101,16 +100,14 @@ class StreamRun(EnsembleRun):
 
     # from the steps
 
-    def _responded(self, request: InferRequest, response: InferResponse) -> None:
+    def _responded(self, ticket: Ticket, response: InferResponse) -> None:
         """One of many responses of a step."""
-        open_request = self._open.get(request)
-        if open_request is not None and self._take(request, *open_request, response):
+        open_request = self._open.get(ticket)
+        if open_request is not None and self._take(ticket, *open_request, response):
             self._go_on()
 
-    def _answered(
-        self, request: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
-        open_request = self._open.pop(request, None)
+    def _answered(self, ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
+        open_request = self._open.pop(ticket, None)
         if open_request is None or self._over:
             return
         begun, number = open_request
@@ -118,17 +115,17 @@ class StreamRun(EnsembleRun):
         if error is None and response is None and not planned.decoupled:
             error = no_response(planned)
         if error is not None:
-            self.fail(self._failed(request, planned, error))
+            self.fail(self._failed(ticket, planned, error))
             return
-        if response is not None and not self._take(request, begun, number, response):
+        if response is not None and not self._take(ticket, begun, number, response):
             return
-        self._queue.calls[planned.index].success.add(1, monotonic_ns() - request.arrived_ns)
+        self._queue.calls[planned.index].success.add(1, monotonic_ns() - ticket.request.arrived_ns)
         if planned.decoupled:
             del self._flows[planned.level + 1]
         self._progress.ended(begun, number)
         self._go_on()
 
-    def _take(self, request: InferRequest, begun: Round, number: int, response: InferResponse) -> bool:
+    def _take(self, ticket: Ticket, begun: Round, number: int, response: InferResponse) -> bool:
         """Notes the tensors of a response; whether the request goes on."""
         planned = self._plan.steps[number]
         there = {tensor.name: tensor for tensor in response.outputs}
@@ -136,7 +133,7 @@ class StreamRun(EnsembleRun):
         for name, tensor in planned.outputs:
             tensors[tensor] = there.get(name)
             if tensors[tensor] is None and not planned.decoupled:
-                self.fail(self._failed(request, planned, missing_output(planned, response)))
+                self.fail(self._failed(ticket, planned, missing_output(planned, response)))
                 return False
         self._progress.responded(begun, number, tensors)
         return True
@@ -151,29 +148,24 @@ class StreamRun(EnsembleRun):
 
     def _answer(self, answered: Round) -> None:
         """Answers with the outputs of a round."""
-        asked = self._request
+        asked = self._ticket
         response = self._response(answered.tensors)
         self._count_response(response)
         self._answers += 1
         self._responded_ns = monotonic_ns()
-        if asked.on_response is None:
-            return
-        try:
-            asked.on_response(asked, response)
-        except Exception:
-            log.exception("a response of ensemble '%s' could not be delivered", self._queue.name)
+        asked.respond(response)
 
     @property
     def _next_response(self) -> tuple[int, int]:
         return self._answers, self._responded_ns
 
     def _give_up(self) -> None:
-        asked = self._request
+        asked = self._ticket
         if asked.flow is not None:
             asked.flow.on_resume = None
         self._flows = {}
         super()._give_up()
 
-    def _under_way(self) -> list[tuple[InferRequest, PlannedStep]]:
-        requests, self._open = self._open, {}
-        return [(request, self._plan.steps[number]) for request, (_, number) in requests.items()]
+    def _under_way(self) -> list[tuple[Ticket, PlannedStep]]:
+        tickets, self._open = self._open, {}
+        return [(ticket, self._plan.steps[number]) for ticket, (_, number) in tickets.items()]

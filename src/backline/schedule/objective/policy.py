@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from heapq import heapreplace
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 from backline.schedule.objective.latency_model import LatencyModel, Line, Quantile
 
 #: The share of batches that must not end later than was expected, beside what is kept for that.
@@ -78,8 +78,10 @@ class Outlook:
         self._slip.learn(seconds)
 
 
-def item_size(request: InferRequest) -> int:
+def item_size(ticket: Ticket) -> int:
     """The elements of one item of a request, where they vary from request to request; else 0."""
-    if request.batch_key is None:
+    if ticket.batch_key is None:
         return 0
-    return max(1, sum(tensor.data.size for tensor in request.inputs.values()) // max(1, request.batch_size))
+    return max(
+        1, sum(tensor.data.size for tensor in ticket.request.inputs.values()) // max(1, ticket.batch_size)
+    )

@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from math import inf
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Owner, Ticket, release_all
 from backline.schedule.objective.batch_sizing import BatchSizing
 from backline.schedule.objective.policy import Outlook, finish, item_size
 from backline.schedule.queues.levels import Levels
@@ -21,38 +21,38 @@ class _Level:
     def __init__(self, number: int, limit: float) -> None:
         self.number = number
         self.limit = limit
-        self.waiting: list[InferRequest] = []
+        self.waiting: list[Ticket] = []
         self.dues: list[float] = []
         self.items = 0
 
-    def add(self, request: InferRequest, due: float) -> None:
+    def add(self, ticket: Ticket, due: float) -> None:
         if not self.dues or due >= self.dues[-1]:
-            self.waiting.append(request)
+            self.waiting.append(ticket)
             self.dues.append(due)
         else:
             index = bisect_right(self.dues, due)
-            self.waiting.insert(index, request)
+            self.waiting.insert(index, ticket)
             self.dues.insert(index, due)
-        self.items += request.batch_size
+        self.items += ticket.batch_size
 
-    def take(self, begin: int, end: int) -> list[InferRequest]:
+    def take(self, begin: int, end: int) -> list[Ticket]:
         taken = self.waiting[begin:end]
         del self.waiting[begin:end], self.dues[begin:end]
-        self.items -= sum([request.batch_size for request in taken])
+        self.items -= sum([ticket.batch_size for ticket in taken])
         return taken
 
-    def remove(self, request: InferRequest, due: float) -> None:
+    def remove(self, ticket: Ticket, due: float) -> None:
         index = bisect_left(self.dues, due)
         while index < len(self.dues) and self.dues[index] == due:
-            if self.waiting[index] is request:
+            if self.waiting[index] is ticket:
                 break
             index += 1
         else:
-            index = self.waiting.index(request)  # its deadline has changed while it waited
+            index = self.waiting.index(ticket)  # its deadline has changed while it waited
         self.take(index, index + 1)
 
 
-class ObjectiveQueue:
+class ObjectiveQueue(Owner):
     """Requests are to be answered `objective` seconds after they came, or before their own deadline if that is earlier.
 
     A level is taken before all lower ones, as in every queue. Within a level who must be answered first goes first. A batch is as large as
@@ -63,7 +63,6 @@ class ObjectiveQueue:
     __slots__ = (
         "_levels",
         "_objective",
-        "_on_cancel",
         "_outlook",
         "_settings",
         "_size",
@@ -79,25 +78,24 @@ class ObjectiveQueue:
         self._sizing = BatchSizing(objective, outlook)
         self._levels = Levels(lambda number: _Level(number, settings.policy_of(number).max_size or inf))
         self._size = 0
-        self._on_cancel = self._cancelled
-        self.on_left: Callable[[InferRequest], None] = nobody_asks
-        self.expired: list[InferRequest] = []
+        self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.expired: list[Ticket] = []
 
     @property
     def size(self) -> int:
         return self._size
 
-    def due(self, request: InferRequest) -> float:
+    def due(self, ticket: Ticket) -> float:
         """When a request is to be answered."""
-        due = request.arrived_ns / 1e9 + self._objective
-        deadline = request.deadline
+        due = ticket.request.arrived_ns / 1e9 + self._objective
+        deadline = ticket.deadline
         return due if deadline is None or deadline > due else deadline
 
-    def lateness(self, request: InferRequest, free: Sequence[float], max_items: int) -> float:
+    def lateness(self, ticket: Ticket, free: Sequence[float], max_items: int) -> float:
         """How many seconds too late a request would be answered, if it were added now; below 0 is in time. `free` as in `finish`."""
-        number = self._settings.level_of(request)
-        self._limit_wait(request, number)
-        due = self.due(request)
+        number = self._settings.level_of(ticket)
+        self._limit_wait(ticket, number)
+        due = self.due(ticket)
         ahead = 0
         earliest = due
         own = None
@@ -108,7 +106,7 @@ class ObjectiveQueue:
                 own = level
             ahead += level.items
             earliest = min(earliest, level.dues[0])
-        line = self._outlook.latency.line(item_size(request))
+        line = self._outlook.latency.line(item_size(ticket))
         sizing = self._sizing
         if line is not sizing.planned:
             sizing.plan(line, max_items)
@@ -116,7 +114,7 @@ class ObjectiveQueue:
         after = 0
         if own is not None and due < own.dues[-1]:
             after = own.items * (len(own.dues) - bisect_right(own.dues, due)) // len(own.dues)
-        size = request.batch_size
+        size = ticket.batch_size
         late = finish(line, free, ahead - after, size, usual=sizing.usual, first=first) + sizing.margin - due
         if after and own is not None and late <= 0:  # those behind it must not come too late for its sake
             late = (
@@ -128,28 +126,25 @@ class ObjectiveQueue:
             sizing.refused = True
         return late
 
-    def _limit_wait(self, request: InferRequest, number: int) -> None:
+    def _limit_wait(self, ticket: Ticket, number: int) -> None:
         policy = self._settings.policy_of(number)
-        if request.timeout is not None or policy.timeout_us:
-            limit_wait(request, policy)
+        if ticket.request.timeout is not None or policy.timeout_us:
+            limit_wait(ticket, policy)
 
-    def add(self, request: InferRequest, *, anyway: bool = False) -> bool:
-        if request.cancelled:  # before it came here
-            self.on_left(request)
-            return True
-        number = request.priority = self._settings.level_of(request)
+    def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
+        number = ticket.level = self._settings.level_of(ticket)
         level = self._levels[number]
         if len(level.waiting) >= level.limit and not anyway:
             return False
-        self._limit_wait(request, number)
-        request.on_cancel = self._on_cancel
-        level.add(request, self.due(request))
+        self._limit_wait(ticket, number)
+        ticket.enqueue(self)
+        level.add(ticket, self.due(ticket))
         self._size += 1
         return True
 
-    def take(self, max_items: int, now: float) -> tuple[list[InferRequest], int]:
+    def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         self._refuse_late(now)
-        taken: list[InferRequest] = []
+        taken: list[Ticket] = []
         items = limit = 0
         key: object = None
         for level in tuple(self._levels.ordered):
@@ -157,19 +152,18 @@ class ObjectiveQueue:
                 limit = self._limit(level, now, max_items)
                 key = level.waiting[0].batch_key
             count = 0
-            for request in level.waiting:
-                if request.batch_key != key or (items and items + request.batch_size > limit):
-                    self._sizing.complete(items if request.batch_key != key else max_items)
+            for ticket in level.waiting:
+                if ticket.batch_key != key or (items and items + ticket.batch_size > limit):
+                    self._sizing.complete(items if ticket.batch_key != key else max_items)
                     break
-                items += request.batch_size
+                items += ticket.batch_size
                 count += 1
             complete = count < len(level.waiting)
             taken += level.take(0, count)
             self._drop_empty(level)
             if complete:
                 break
-        for request in taken:
-            request.on_cancel = None
+        release_all(taken)
         self._size -= len(taken)
         if taken:
             self._sizing.formed(items)
@@ -197,30 +191,29 @@ class ObjectiveQueue:
                 limit = line.largest(left, max_items)
         return sizing.within(line, left, min(wanted, limit))
 
-    def next(self, now: float) -> InferRequest | None:
+    def next(self, now: float) -> Ticket | None:
         taken, _ = self.take(1, now)
         return taken[0] if taken else None
 
-    def put_back(self, requests: list[InferRequest], now: float) -> None:
-        for request in requests:
-            self._levels[request.priority].add(request, self.due(request))
-            request.on_cancel = self._on_cancel
-        self._size += len(requests)
+    def put_back(self, tickets: list[Ticket], now: float) -> None:
+        for ticket in tickets:
+            ticket.enqueue(self)
+            self._levels[ticket.level].add(ticket, self.due(ticket))
+        self._size += len(tickets)
 
     def sweep(self, now: float) -> float:
         self._refuse_overdue(now)
         return min((level.dues[0] for level in self._levels.ordered), default=inf)
 
-    def clear(self) -> list[InferRequest]:
-        requests = [request for level in self._levels.ordered for request in level.waiting]
-        for request in requests:
-            request.on_cancel = None
+    def clear(self) -> list[Ticket]:
+        tickets = [ticket for level in self._levels.ordered for ticket in level.waiting]
+        release_all(tickets)
         self._levels.clear()
         self._size = 0
-        return requests
+        return tickets
 
-    def timed_out(self, request: InferRequest, now: float) -> bool:
-        return waited_too_long(request, self._settings.policy_of(request.priority), now)
+    def timed_out(self, ticket: Ticket, now: float) -> bool:
+        return waited_too_long(ticket, self._settings.policy_of(ticket.level), now)
 
     def _refuse_overdue(self, now: float) -> None:
         """Takes out whose moment has passed."""
@@ -251,22 +244,22 @@ class ObjectiveQueue:
     def _expire(self, level: _Level, count: int) -> None:
         """Gives up the first of a level, except those whose deadline was put off while they waited."""
         dues = level.dues[:count]
-        for request, due in zip(level.take(0, count), dues, strict=True):
-            later = self.due(request)
+        for ticket, due in zip(level.take(0, count), dues, strict=True):
+            later = self.due(ticket)
             if later > due:
-                level.add(request, later)
+                level.add(ticket, later)
                 continue
-            request.on_cancel = None
+            ticket.release()
             self._size -= 1
-            self.expired.append(request)
+            self.expired.append(ticket)
 
     def _drop_empty(self, level: _Level) -> None:
         if not level.waiting:
             self._levels.drop(level)
 
-    def _cancelled(self, request: InferRequest) -> None:
-        level = self._levels[request.priority]
-        level.remove(request, self.due(request))
+    def cancelled(self, ticket: Ticket) -> None:
+        level = self._levels[ticket.level]
+        level.remove(ticket, self.due(ticket))
         self._size -= 1
         self._drop_empty(level)
-        self.on_left(request)
+        self.on_left(ticket)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from time import monotonic
 
 from backline.engine.errors import BacklineError, Unavailable
-from backline.engine.messages import InferRequest, InferResponse
+from backline.engine.messages import InferResponse
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Ticket
 from backline.schedule.batching import Formed
 from backline.schedule.objective.policy import Outlook, item_size
 from backline.schedule.objective.queue import ObjectiveQueue
@@ -60,16 +61,16 @@ class ObjectiveScheduler(Scheduler):
             turn=turn,
         )
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """As of Scheduler; raises Unavailable also when the request cannot be answered in time."""
         queue: ObjectiveQueue = self._queue  # type: ignore[assignment]  # it was made here
         idle = len(self._idle)
-        late = queue.lateness(request, self._outlook.free(monotonic(), idle), self._policy.max_items)
+        late = queue.lateness(ticket, self._outlook.free(monotonic(), idle), self._policy.max_items)
         if late > 0 and (queue.size or not idle):
             self._statistics.rejected_late += 1
-            raise self._too_late(request, late)
-        super().submit(request)
-        due = queue.due(request)
+            raise self._too_late(ticket, late)
+        super().submit(ticket)
+        due = queue.due(ticket)
         if due < self._expiry.moment:
             self._wait_for(due)
 
@@ -77,7 +78,7 @@ class ObjectiveScheduler(Scheduler):
         return ObjectiveQueue(settings, _PLANNED * self._objective, self._outlook)
 
     def _start(self, formed: Formed, now: int) -> None:
-        self._outlook.started(self._idle[-1], now / 1e9, _size(formed.requests), formed.items)
+        self._outlook.started(self._idle[-1], now / 1e9, _size(formed.tickets), formed.items)
         super()._start(formed, now)
 
     def _vacated(self, instance: Instance, batch: Batch) -> None:
@@ -94,23 +95,26 @@ class ObjectiveScheduler(Scheduler):
         )
         now = monotonic()
         if told:
-            self._outlook.latency.learn(_size(batch.requests), batch.items, now - batch.started_ns / 1e9)
+            self._outlook.latency.learn(_size(batch.tickets), batch.items, now - batch.started_ns / 1e9)
         super()._finished(instance, batch)
         if told:
             # What the loop was late for the end of the run it will have been late for the requests, too, before anybody saw them.
             late = now - batch.ended_ns / 1e9
             self._outlook.slipped(monotonic() - expected + late)  # type: ignore[operator]  # it was told
 
-    def _expiry_of(self, request: InferRequest, now: float) -> BacklineError:
-        if (request.deadline is not None and request.deadline <= now) or self._queue.timed_out(request, now):
-            return super()._expiry_of(request, now)
+    def _expiry_of(self, ticket: Ticket, now: float) -> BacklineError:
+        if (ticket.deadline is not None and ticket.deadline <= now) or self._queue.timed_out(ticket, now):
+            return super()._expiry_of(ticket, now)
         self._statistics.rejected_late += 1
-        return self._too_late(request, 0.0)
+        return self._too_late(ticket, 0.0)
 
-    def _too_late(self, request: InferRequest, late: float) -> Unavailable:
+    def _too_late(self, ticket: Ticket, late: float) -> Unavailable:
         """`late` is how many seconds too late the answer would come."""
         bound = f"its objective of {self._objective * 1000:g} ms"
-        if request.deadline is not None and request.deadline < request.arrived_ns / 1e9 + self._objective:
+        if (
+            ticket.deadline is not None
+            and ticket.deadline < ticket.request.arrived_ns / 1e9 + self._objective
+        ):
             bound = "the deadline of the request"
         late = max(late, 0.001)
         message = (
@@ -119,8 +123,8 @@ class ObjectiveScheduler(Scheduler):
         return Unavailable(message, retry_after=late)
 
 
-def _size(requests: Sequence[InferRequest]) -> int:
+def _size(tickets: Sequence[Ticket]) -> int:
     """The size of the items of a batch, which is that of the largest ones."""
-    if requests[0].batch_key is None:
+    if tickets[0].batch_key is None:
         return 0
-    return max(map(item_size, requests))
+    return max(map(item_size, tickets))

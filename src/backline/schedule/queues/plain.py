@@ -6,139 +6,132 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.queue import limit_wait, nobody_asks, waited_too_long
 
 #: Cancelled requests that a line may hold before it is rebuilt without them, unless those that wait are more.
 FEW = 16
 
 
-class PlainQueue:
-    """See Queue. Who is cancelled leaves at once for everybody, but is only skipped when its turn comes."""
+class PlainQueue(Owner):
+    """See Queue. A cancelled ticket no longer counts, but stays in the line as a tombstone until its turn comes."""
 
-    __slots__ = ("_gone", "_limit", "_on_cancel", "_policy", "_waiting", "expired", "on_left")
+    __slots__ = ("_gone", "_limit", "_policy", "_waiting", "expired", "on_left")
 
     def __init__(self, policy: QueuePolicy) -> None:
         self._policy = policy
         self._limit = policy.max_size or inf
-        self._waiting: deque[InferRequest] = deque()
+        self._waiting: deque[Ticket] = deque()
         #: How many of them are cancelled.
         self._gone = 0
-        self._on_cancel = self._cancelled  # made once, not for every request
-        self.on_left: Callable[[InferRequest], None] = nobody_asks
-        self.expired: list[InferRequest] = []
+        self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.expired: list[Ticket] = []
 
     @property
     def size(self) -> int:
         return len(self._waiting) - self._gone
 
-    def add(self, request: InferRequest, *, anyway: bool = False) -> bool:
+    def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
         if len(self._waiting) - self._gone >= self._limit and not anyway:
             return False
         policy = self._policy
-        if request.timeout is not None or policy.timeout_us:
-            limit_wait(request, policy)
-        request.on_cancel = self._on_cancel
-        self._waiting.append(request)
+        if ticket.request.timeout is not None or policy.timeout_us:
+            limit_wait(ticket, policy)
+        ticket.enqueue(self)
+        self._waiting.append(ticket)
         return True
 
-    def next(self, now: float) -> InferRequest | None:
+    def next(self, now: float) -> Ticket | None:
         waiting = self._waiting
         while waiting:
-            request = waiting.popleft()
-            deadline = request.deadline
-            if request.cancelled or (deadline is not None and deadline <= now):
-                self._skip(request)
+            ticket = waiting.popleft()
+            deadline = ticket.deadline
+            if ticket.state is not QUEUED or (deadline is not None and deadline <= now):
+                self._skip(ticket)
                 continue
-            request.on_cancel = None
-            return request
+            ticket.owner = None
+            return ticket
         return None
 
-    def take(self, max_items: int, now: float) -> tuple[list[InferRequest], int]:
+    def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         # Not by `next`: a call for every request is a tenth of all that it costs to schedule one.
         waiting = self._waiting
-        taken: list[InferRequest] = []
+        taken: list[Ticket] = []
         items = 0
         key: object = None
         while waiting:
-            request = waiting[0]
-            deadline = request.deadline
-            if request.cancelled or (deadline is not None and deadline <= now):
+            ticket = waiting[0]
+            deadline = ticket.deadline
+            if ticket.state is not QUEUED or (deadline is not None and deadline <= now):
                 self._skip(waiting.popleft())
                 continue
             if not taken:
-                key = request.batch_key
-            elif items + request.batch_size > max_items or request.batch_key != key:
+                key = ticket.batch_key
+            elif items + ticket.batch_size > max_items or ticket.batch_key != key:
                 break
             waiting.popleft()
-            request.on_cancel = None
-            taken.append(request)
-            items += request.batch_size
+            ticket.owner = None
+            taken.append(ticket)
+            items += ticket.batch_size
             if items >= max_items:
                 break
         return taken, items
 
-    def put_back(self, requests: list[InferRequest], now: float) -> None:
-        for request in requests:
-            request.on_cancel = self._on_cancel
-        self._waiting.extendleft(reversed(requests))
+    def put_back(self, tickets: list[Ticket], now: float) -> None:
+        for ticket in tickets:
+            ticket.enqueue(self)
+        self._waiting.extendleft(reversed(tickets))
 
     def sweep(self, now: float) -> float:
         self._waiting, nearest = without_expired(self._waiting, now, self.expired)
         self._gone = 0
         return nearest
 
-    def clear(self) -> list[InferRequest]:
-        requests = still_there(self._waiting)
+    def clear(self) -> list[Ticket]:
+        tickets = still_there(self._waiting)
         self._waiting.clear()
         self._gone = 0
-        for request in requests:
-            request.on_cancel = None
-        return list(requests)
+        release_all(tickets)
+        return list(tickets)
 
-    def timed_out(self, request: InferRequest, now: float) -> bool:
-        return waited_too_long(request, self._policy, now)
+    def timed_out(self, ticket: Ticket, now: float) -> bool:
+        return waited_too_long(ticket, self._policy, now)
 
-    def _skip(self, request: InferRequest) -> None:
-        """A request was taken out that is not to run."""
-        if request.on_cancel is None:
+    def _skip(self, ticket: Ticket) -> None:
+        """A ticket was taken out that is not to run."""
+        if ticket.state is not QUEUED:
             self._gone -= 1
             return
-        request.on_cancel = None
-        if request.cancelled:  # before it came here
-            self.on_left(request)
-        else:
-            self.expired.append(request)
+        ticket.release()
+        self.expired.append(ticket)
 
-    def _cancelled(self, request: InferRequest) -> None:
+    def cancelled(self, ticket: Ticket) -> None:
         self._gone += 1
         if self._gone > FEW and self._gone > len(self._waiting) // 2:
             self._waiting = still_there(self._waiting)
             self._gone = 0
-        self.on_left(request)
+        self.on_left(ticket)
 
 
-def still_there(requests: deque[InferRequest]) -> deque[InferRequest]:
+def still_there(tickets: deque[Ticket]) -> deque[Ticket]:
     """The requests that have not left the queue by being cancelled."""
-    return deque(request for request in requests if request.on_cancel is not None)
+    return deque(ticket for ticket in tickets if ticket.state is QUEUED)
 
 
-def without_expired(
-    requests: deque[InferRequest], now: float, expired: list[InferRequest]
-) -> tuple[deque[InferRequest], float]:
+def without_expired(tickets: deque[Ticket], now: float, expired: list[Ticket]) -> tuple[deque[Ticket], float]:
     """Those of `still_there` that may go on waiting, and their nearest deadline. Moves the others to `expired`."""
-    kept: deque[InferRequest] = deque()
+    kept: deque[Ticket] = deque()
     nearest = inf
-    for request in requests:
-        if request.on_cancel is None:
+    for ticket in tickets:
+        if ticket.state is not QUEUED:
             continue
-        deadline = request.deadline
+        deadline = ticket.deadline
         if deadline is not None:
             if deadline <= now:
-                request.on_cancel = None
-                expired.append(request)
+                ticket.release()
+                expired.append(ticket)
                 continue
             nearest = min(nearest, deadline)
-        kept.append(request)
+        kept.append(ticket)
     return kept, nearest

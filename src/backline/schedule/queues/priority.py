@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from math import inf
 
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import QUEUED, Owner, Ticket, release_all
 from backline.schedule.queues.levels import Levels
 from backline.schedule.queues.plain import FEW, PlainQueue, still_there, without_expired
 from backline.schedule.queues.queue import Queue, QueueSettings, limit_wait, nobody_asks, waited_too_long
@@ -29,8 +29,8 @@ class _Level:
         self.number = number
         self.policy = policy
         self.limit = policy.max_size or inf
-        self.waiting: deque[InferRequest] = deque()
-        self.late: deque[InferRequest] = deque()
+        self.waiting: deque[Ticket] = deque()
+        self.late: deque[Ticket] = deque()
         #: How many of both are cancelled.
         self.gone = 0
 
@@ -38,86 +38,85 @@ class _Level:
     def size(self) -> int:
         return len(self.waiting) + len(self.late) - self.gone
 
-    def is_late(self, request: InferRequest, now: float) -> bool:
-        return self.policy.delay and waited_too_long(request, self.policy, now)
+    def is_late(self, ticket: Ticket, now: float) -> bool:
+        return self.policy.delay and waited_too_long(ticket, self.policy, now)
 
     def drop_cancelled(self) -> None:
         self.waiting, self.late, self.gone = still_there(self.waiting), still_there(self.late), 0
 
 
-class PriorityQueue:
+class PriorityQueue(Owner):
     """See Queue. Levels, the lowest number first; within a level first come, first served, and what is late behind what is not."""
 
-    __slots__ = ("_levels", "_on_cancel", "_settings", "_size", "expired", "on_left")
+    __slots__ = ("_levels", "_settings", "_size", "expired", "on_left")
 
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
         self._levels = Levels(lambda number: _Level(number, settings.policy_of(number)))
         self._size = 0
-        self._on_cancel = self._cancelled
-        self.on_left: Callable[[InferRequest], None] = nobody_asks
-        self.expired: list[InferRequest] = []
+        self.on_left: Callable[[Ticket], None] = nobody_asks
+        self.expired: list[Ticket] = []
 
     @property
     def size(self) -> int:
         return self._size
 
-    def add(self, request: InferRequest, *, anyway: bool = False) -> bool:
-        number = request.priority = self._settings.level_of(request)
+    def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
+        number = ticket.level = self._settings.level_of(ticket)
         level = self._levels[number]
         if level.size >= level.limit and not anyway:
             return False
         if not level.policy.delay:
-            limit_wait(request, level.policy)
-        request.on_cancel = self._on_cancel
-        level.waiting.append(request)
+            limit_wait(ticket, level.policy)
+        ticket.enqueue(self)
+        level.waiting.append(ticket)
         self._size += 1
         return True
 
-    def next(self, now: float) -> InferRequest | None:
+    def next(self, now: float) -> Ticket | None:
         while self._levels.ordered:
             level = self._levels.ordered[0]
-            request = self._next_of(level, now)
-            if request is not None:
+            ticket = self._next_of(level, now)
+            if ticket is not None:
                 self._size -= 1
-                return request
+                return ticket
             self._levels.drop(level)
         return None
 
-    def take(self, max_items: int, now: float) -> tuple[list[InferRequest], int]:
-        taken: list[InferRequest] = []
+    def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
+        taken: list[Ticket] = []
         items = 0
-        while (request := self.next(now)) is not None:
-            if taken and (items + request.batch_size > max_items or request.batch_key != taken[0].batch_key):
-                self.put_back([request], now)
+        while (ticket := self.next(now)) is not None:
+            if taken and (items + ticket.batch_size > max_items or ticket.batch_key != taken[0].batch_key):
+                self.put_back([ticket], now)
                 break
-            taken.append(request)
-            items += request.batch_size
+            taken.append(ticket)
+            items += ticket.batch_size
             if items >= max_items:
                 break
         return taken, items
 
-    def _next_of(self, level: _Level, now: float) -> InferRequest | None:
+    def _next_of(self, level: _Level, now: float) -> Ticket | None:
         delay = level.policy.delay
-        for requests in (level.waiting, level.late):
-            while requests:
-                request = requests.popleft()
-                deadline = request.deadline
-                if request.cancelled or (deadline is not None and deadline <= now):
-                    self._skip(level, request)
-                elif delay and requests is level.waiting and level.is_late(request, now):
-                    level.late.append(request)
+        for tickets in (level.waiting, level.late):
+            while tickets:
+                ticket = tickets.popleft()
+                deadline = ticket.deadline
+                if ticket.state is not QUEUED or (deadline is not None and deadline <= now):
+                    self._skip(level, ticket)
+                elif delay and tickets is level.waiting and level.is_late(ticket, now):
+                    level.late.append(ticket)
                 else:
-                    request.on_cancel = None
-                    return request
+                    ticket.owner = None
+                    return ticket
         return None
 
-    def put_back(self, requests: list[InferRequest], now: float) -> None:
-        for request in reversed(requests):
-            request.on_cancel = self._on_cancel
-            level = self._levels[request.priority]
-            (level.late if level.is_late(request, now) else level.waiting).appendleft(request)
-        self._size += len(requests)
+    def put_back(self, tickets: list[Ticket], now: float) -> None:
+        for ticket in reversed(tickets):
+            ticket.enqueue(self)
+            level = self._levels[ticket.level]
+            (level.late if level.is_late(ticket, now) else level.waiting).appendleft(ticket)
+        self._size += len(tickets)
 
     def sweep(self, now: float) -> float:
         nearest = inf
@@ -130,39 +129,35 @@ class PriorityQueue:
         self._size -= len(self.expired) - before
         return nearest
 
-    def clear(self) -> list[InferRequest]:
-        requests = [
-            request
+    def clear(self) -> list[Ticket]:
+        tickets = [
+            ticket
             for level in self._levels.ordered
             for line in (level.waiting, level.late)
-            for request in still_there(line)
+            for ticket in still_there(line)
         ]
-        for request in requests:
-            request.on_cancel = None
+        release_all(tickets)
         self._levels.clear()
         self._size = 0
-        return requests
+        return tickets
 
-    def timed_out(self, request: InferRequest, now: float) -> bool:
-        policy = self._settings.policy_of(request.priority)
-        return not policy.delay and waited_too_long(request, policy, now)
+    def timed_out(self, ticket: Ticket, now: float) -> bool:
+        policy = self._settings.policy_of(ticket.level)
+        return not policy.delay and waited_too_long(ticket, policy, now)
 
-    def _skip(self, level: _Level, request: InferRequest) -> None:
-        """A request was taken out that is not to run."""
-        if request.on_cancel is None:
+    def _skip(self, level: _Level, ticket: Ticket) -> None:
+        """A ticket was taken out that is not to run."""
+        if ticket.state is not QUEUED:
             level.gone -= 1
             return
-        request.on_cancel = None
+        ticket.release()
         self._size -= 1
-        if request.cancelled:  # before it came here
-            self.on_left(request)
-        else:
-            self.expired.append(request)
+        self.expired.append(ticket)
 
-    def _cancelled(self, request: InferRequest) -> None:
+    def cancelled(self, ticket: Ticket) -> None:
         self._size -= 1
-        level = self._levels[request.priority]
+        level = self._levels[ticket.level]
         level.gone += 1
         if level.gone > FEW and level.gone > level.size:
             level.drop_cancelled()
-        self.on_left(request)
+        self.on_left(ticket)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from backline.engine.messages import InferRequest
 from backline.engine.model_config import QueuePolicy
+from backline.engine.ticket import Ticket
 
 _ANY = QueuePolicy()
 
@@ -25,9 +25,10 @@ class QueueSettings:
     default_level: int = 0
     policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
 
-    def level_of(self, request: InferRequest) -> int:
+    def level_of(self, ticket: Ticket) -> int:
         """The level that a request belongs to."""
-        return request.priority if 1 <= request.priority <= self.levels else self.default_level
+        priority = ticket.request.priority
+        return priority if 1 <= priority <= self.levels else self.default_level
 
     def policy_of(self, level: int) -> QueuePolicy:
         """The policy of a level; of all requests where there are none."""
@@ -37,58 +38,59 @@ class QueueSettings:
 class Queue(Protocol):
     """Requests that wait. Plain data: the moment is always given, in seconds of the deadlines' clock.
 
-    As long as a request is in it, its `on_cancel` is the queue's, so that it leaves at once when it is cancelled.
+    The queue owns the tickets in it, so a cancelled one leaves at once. Those that it has handed out, or put into
+    `expired`, have no owner.
     """
 
     #: Called with a request that was cancelled, once it has left.
-    on_left: Callable[[InferRequest], None]
+    on_left: Callable[[Ticket], None]
     #: Requests that were taken out as their time was over; whoever calls `next`, `take` or `sweep` tells those who asked, and clears it.
-    expired: list[InferRequest]
+    expired: list[Ticket]
 
     @property
     def size(self) -> int:
         """The requests that wait."""
 
-    def add(self, request: InferRequest, *, anyway: bool = False) -> bool:
+    def add(self, ticket: Ticket, *, anyway: bool = False) -> bool:
         """Puts a request at the end of its level, with its timeout as its deadline; False when that is full, unless `anyway`."""
 
-    def next(self, now: float) -> InferRequest | None:
+    def next(self, now: float) -> Ticket | None:
         """Takes the next request out that may run at `now`; None when there is none."""
 
-    def take(self, max_items: int, now: float) -> tuple[list[InferRequest], int]:
+    def take(self, max_items: int, now: float) -> tuple[list[Ticket], int]:
         """Takes the next requests out that may run together at `now`, of one batch key, and tells their items: at most `max_items`.
 
         A request with more items than that is taken alone.
         """
 
-    def put_back(self, requests: list[InferRequest], now: float) -> None:
+    def put_back(self, tickets: list[Ticket], now: float) -> None:
         """Puts the last requests that `next` gave at `now`, in that order, where they were, as if they had not been taken."""
 
     def sweep(self, now: float) -> float:
         """Takes the requests out whose deadline is over; returns the nearest deadline of the others, or infinity."""
 
-    def clear(self) -> list[InferRequest]:
+    def clear(self) -> list[Ticket]:
         """Takes all requests out, in their order."""
 
-    def timed_out(self, request: InferRequest, now: float) -> bool:
+    def timed_out(self, ticket: Ticket, now: float) -> bool:
         """Whether a request that has expired did so by the queue's policy; otherwise its caller's own deadline was over."""
 
 
-def nobody_asks(request: InferRequest) -> None:
+def nobody_asks(ticket: Ticket) -> None:
     """The `on_left` of a queue whose owner does not want to know."""
 
 
-def limit_wait(request: InferRequest, policy: QueuePolicy) -> None:
+def limit_wait(ticket: Ticket, policy: QueuePolicy) -> None:
     """Makes the end of the time that a request may queue its deadline, unless it has an earlier one."""
-    timeout = policy.timeout(request.timeout)
+    timeout = policy.timeout(ticket.request.timeout)
     if timeout is None:
         return
-    end = request.arrived_ns / 1e9 + timeout
-    if request.deadline is None or end < request.deadline:
-        request.deadline = end
+    end = ticket.request.arrived_ns / 1e9 + timeout
+    if ticket.deadline is None or end < ticket.deadline:
+        ticket.deadline = end
 
 
-def waited_too_long(request: InferRequest, policy: QueuePolicy, now: float) -> bool:
+def waited_too_long(ticket: Ticket, policy: QueuePolicy, now: float) -> bool:
     """Whether the time is over that a request may queue."""
-    timeout = policy.timeout(request.timeout)
-    return timeout is not None and request.arrived_ns / 1e9 + timeout <= now
+    timeout = policy.timeout(ticket.request.timeout)
+    return timeout is not None and ticket.request.arrived_ns / 1e9 + timeout <= now

@@ -106,7 +106,7 @@ class _Waiting:
 
     def _wake_at_deadline(self) -> None:
         nearest = min(
-            (request.deadline for request in self._batch.requests if request.deadline is not None),
+            (ticket.deadline for ticket in self._batch.tickets if ticket.deadline is not None),
             default=None,
         )
         if nearest is not None:
@@ -120,7 +120,7 @@ class _Waiting:
         self._form_again()
         if self._batch.abandoned:  # by who was refused
             return
-        if self._batch.requests:
+        if self._batch.tickets:
             self._wake_at_deadline()
         else:
             self._end(ran=False)
@@ -137,7 +137,7 @@ class _Waiting:
         if self._timer is not None:
             self._timer.cancel()
         self._batch.outcomes = [
-            Cancelled("nobody waits for the answer any more") for _ in self._batch.requests
+            Cancelled("nobody waits for the answer any more") for _ in self._batch.tickets
         ]
         self._end(ran=False)
 
@@ -153,13 +153,13 @@ class _Waiting:
         if self._has_waited and not batch.abandoned:
             self._form_again()
             while not batch.abandoned and any(
-                request.cancelled for request in batch.requests
+                ticket.cancelled for ticket in batch.tickets
             ):  # by who was refused
                 self._form_again()
         if batch.abandoned:  # since its turn came, or by who was refused
             return
         batch.on_abandon = None
-        if not batch.requests:
+        if not batch.tickets:
             self._end(ran=False)
             return
         batch.started_ns = monotonic_ns()
@@ -170,7 +170,7 @@ class _Waiting:
     def _end(self, *, ran: bool) -> None:
         batch = self._batch
         batch.ended_ns = batch.ended_ns or monotonic_ns()
-        if not batch.requests:
+        if not batch.tickets:
             batch.parts = []  # there is nothing to count
         if not self._over:
             self._instance.free(ran=ran)

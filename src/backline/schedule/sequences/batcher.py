@@ -7,12 +7,12 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from collections.abc import Sequence as Several
 from contextlib import suppress
-from dataclasses import replace
-from functools import partial
 from itertools import count
 from math import inf
 from time import monotonic, monotonic_ns
 from typing import Protocol
+
+from msgspec.structs import replace as derive
 
 from backline.engine.errors import (
     BacklineError,
@@ -25,9 +25,9 @@ from backline.engine.errors import (
 from backline.engine.messages import InferRequest, InferResponse, Rescheduled, SequenceStep
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
+from backline.engine.ticket import Owner, Ticket, release_all
 from backline.schedule import refusals
 from backline.schedule.alarm import Alarm
-from backline.schedule.delivery import deliver
 from backline.schedule.queues.queue import limit_wait, waited_too_long
 from backline.schedule.scheduler import Settings
 from backline.schedule.sequences.passage import Passage, passage_of
@@ -51,11 +51,24 @@ class Lane(Protocol):
     def pending(self) -> int:
         """Requests that wait, without those that run."""
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Queues a request, one of a sequence at a time."""
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds, refuses the rest, and closes the instance."""
+
+
+class _Waiting(Owner):
+    """The owner of the tickets of a sequence that wait for their place, or for the request before them."""
+
+    __slots__ = ("_batcher", "_sequence")
+
+    def __init__(self, batcher: SequenceBatcher, sequence: Sequence) -> None:
+        self._batcher = batcher
+        self._sequence = sequence
+
+    def cancelled(self, ticket: Ticket) -> None:
+        self._batcher.cancelled_waiting(self._sequence, ticket)
 
 
 class SequenceBatcher:
@@ -129,37 +142,38 @@ class SequenceBatcher:
 
     # requests
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Queues a request that fits the model. Raises InvalidArgument for one that fits no sequence, Unavailable when too many wait."""
-        step = request.sequence
+        step = ticket.request.sequence
         if (step is None or not step.id) and self._tensors.iterative:
-            step = request.sequence = SequenceStep(self._unused_id(), start=True, end=False)
+            step = SequenceStep(self._unused_id(), start=True, end=False)
+            ticket.request = derive(ticket.request, sequence=step)
         if step is None or not step.id:
             raise InvalidArgument(
                 f"inference request to model '{self._name}' must specify a non-zero or non-empty correlation ID"
             )
-        if self._batched and request.batch_size != 1:
+        if self._batched and ticket.batch_size != 1:
             raise InvalidArgument(
                 f"inference request to model '{self._name}' must specify batch-size 1 due to requirements of sequence batcher"
             )
         self._tensors.check_id(step)
         self._check_room(step)
-        limit_wait(request, self._policy)
+        limit_wait(ticket, self._policy)
         table = self._table
         now = monotonic_ns()
-        sequence = table.accept(request, now)
+        sequence = table.accept(ticket, now)
         if sequence is None:
             if not self._tensors.has_states:
-                raise self._no_start(request)
-            sequence = table.adopt(request, now)
+                raise self._no_start(ticket)
+            sequence = table.adopt(ticket, now)
             self._beside(self._adopt(sequence))
         elif step.start:
             self._states.forget(sequence)
         if self._total is not None:
             self._total.waiting += 1
         self._run_next(sequence)
-        if request is not sequence.running:
-            self._wait(sequence, request)
+        if ticket is not sequence.running:
+            self._wait(sequence, ticket)
         self._look_at(now / 1e9 + self._idle_seconds)
 
     async def _adopt(self, sequence: Sequence) -> None:
@@ -175,11 +189,11 @@ class SequenceBatcher:
         self._run_next(sequence)
         self._look_at_rest()
 
-    def _wait(self, sequence: Sequence, request: InferRequest) -> None:
+    def _wait(self, sequence: Sequence, ticket: Ticket) -> None:
         """A request waits, for its place or for the one before it."""
-        request.on_cancel = partial(self._cancelled, sequence)
-        if request.deadline is not None:
-            self._look_at(request.deadline)
+        ticket.enqueue(_Waiting(self, sequence))
+        if ticket.deadline is not None:
+            self._look_at(ticket.deadline)
 
     def _unused_id(self) -> int:
         """For a request that is a sequence of its own."""
@@ -193,54 +207,57 @@ class SequenceBatcher:
             self._statistics.rejected_full += 1
             raise refusals.full(self._name, self._policy.max_size)
 
-    def _no_start(self, request: InferRequest) -> InvalidArgument:
-        assert request.sequence is not None, "it was checked"
+    def _no_start(self, ticket: Ticket) -> InvalidArgument:
+        assert ticket.request.sequence is not None, "it was checked"
         return InvalidArgument(
-            f"inference request for sequence {request.sequence.id} to model '{self._name}' must specify the START flag on the first request"
-            " of the sequence"
+            f"inference request for sequence {ticket.request.sequence.id} to model '{self._name}' must specify"
+            " the START flag on the first request of the sequence"
         )
 
     def _run_next(self, sequence: Sequence) -> None:
-        request = self._table.take(sequence)
-        if request is None:
+        ticket = self._table.take(sequence)
+        if ticket is None:
             return
         self._leave(1)
-        request.on_cancel = None
-        assert request.sequence is not None, "it was checked"
-        self._hand_on(sequence, request, request.sequence)
+        ticket.start(None)
+        assert ticket.request.sequence is not None, "it was checked"
+        self._hand_on(sequence, ticket, ticket.request.sequence)
 
-    def _hand_on(self, sequence: Sequence, request: InferRequest, step: SequenceStep) -> None:
+    def _hand_on(self, sequence: Sequence, ticket: Ticket, step: SequenceStep) -> None:
         """Lets the instance run a request, as that step of its sequence."""
-        inner = request.stand_in(dict(request.inputs), self._answered)
+        on_response = self._responded if ticket.takes_many else None
+        inputs = dict(ticket.request.inputs)
+        self._tensors.add(inputs, step, sequence.state)
+        outputs = self._tensors.outputs(ticket.request.outputs)
+        inner = ticket.stand_in(
+            self._answered, on_response, ticket.flow, inputs=inputs, outputs=outputs, sequence=step
+        )
+        inner.batch_key = self._tensors.batch_key(inner.batch_key, inputs)
         assert sequence.place is not None, "what runs has a place"
         lane = sequence.place[1]
-        passage = Passage(sequence, request, self._keepers[lane])
-        inner.context, inner.sequence, inner.flow = passage, step, request.flow
-        inner.on_response = self._responded if request.on_response is not None else None
-        self._tensors.add(inner, step, sequence.state)
+        passage = Passage(sequence, ticket, self._keepers[lane])
+        inner.context = passage
         try:
             if not passage.is_remembered(begins=step.start):
-                self._count_failed([request])
+                self._count_failed([ticket])
                 raise self._lost(sequence)
             self._lanes[lane].submit(inner)
         except BacklineError as error:
             self._answered(inner, None, error)
 
-    def _answered(
-        self, inner: InferRequest, response: InferResponse | None, error: BacklineError | None
-    ) -> None:
+    def _answered(self, inner: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
         passage = passage_of(inner)
-        sequence, request = passage.sequence, passage.request
-        refused: list[InferRequest] = []
+        sequence, ticket = passage.sequence, passage.ticket
+        refused: list[Ticket] = []
         begun_here = (
-            error is None and inner.sequence is not None and inner.sequence.start
+            error is None and inner.request.sequence is not None and inner.request.sequence.start
         )  # also when the process changed before it ran
         if not passage.is_remembered(begins=begun_here):
             response, error = None, error or self._lost(sequence)
             refused, _ = self._table.lose_beginning(sequence)
         if isinstance(response, Rescheduled):
-            if not request.cancelled and not self._closed:
-                self._run_again(sequence, request)
+            if not ticket.cancelled and not self._closed:
+                self._run_again(sequence, ticket)
                 return
             response = None
             error = (
@@ -250,57 +267,58 @@ class SequenceBatcher:
             )
         if response is not None:
             try:
-                self._states.take_out(sequence, response, request.outputs)
+                self._states.take_out(sequence, response, ticket.request.outputs)
             except Internal as failure:
                 response, error = None, failure
         if self._tensors.iterative and not sequence.waiting:  # it ends with its answer
             self._table.end(sequence)
         runnable = self._table.finish(sequence, monotonic_ns())
-        begins = request.sequence is not None and request.sequence.start
+        begins = ticket.request.sequence is not None and ticket.request.sequence.start
         if (
             begins and response is None and isinstance(error, (Unavailable, DeadlineExceeded))
         ):  # it has not run
             self._lose_beginning(sequence)
         self._states.forget_if_over(sequence)
         self._run_all(runnable)
-        deliver(request, response, error)
+        ticket.complete(response, error)
         if refused:
             self._count_failed(refused)
             self._refuse(refused, lambda _: self._lost(sequence))
         self._look_at_rest()
 
-    def _run_again(self, sequence: Sequence, request: InferRequest) -> None:
-        assert request.sequence is not None, "it was checked"
-        step = replace(request.sequence, start=False)
-        request.deadline, request.timeout = request.waits_until, None  # it has waited for its beginning only
+    def _run_again(self, sequence: Sequence, ticket: Ticket) -> None:
+        assert ticket.request.sequence is not None, "it was checked"
+        step = SequenceStep(ticket.request.sequence.id, end=ticket.request.sequence.end)
+        ticket.deadline = ticket.waits_until  # its timeout was for its beginning only
+        ticket.request = derive(ticket.request, timeout=None)
         if sequence.place is not None:
-            self._hand_on(sequence, request, step)
+            self._hand_on(sequence, ticket, step)
             return
-        request.sequence = step  # there are fewer places than when it began
+        # There are fewer places than when it began.
+        ticket.request = derive(ticket.request, sequence=step)
         self._table.put_back(sequence)
         if self._total is not None:
             self._total.waiting += 1
-        self._wait(sequence, request)
+        self._wait(sequence, ticket)
 
-    def _responded(self, inner: InferRequest, response: InferResponse) -> None:
+    def _responded(self, inner: Ticket, response: InferResponse) -> None:
         """One of any number of responses; the last one that has a state leaves it."""
         passage = passage_of(inner)
-        request = passage.request
+        ticket = passage.ticket
         with suppress(Internal):
-            self._states.take_out(passage.sequence, response, request.outputs)
-        if not request.cancelled and request.on_response is not None:
-            request.on_response(request, response)
+            self._states.take_out(passage.sequence, response, ticket.request.outputs)
+        ticket.respond(response)
 
     def _lose_beginning(self, sequence: Sequence, error: BacklineError | None = None) -> None:
         """What was to begin a sequence has not run, or nobody knows that it began; what follows is told that, or the error."""
         self._refuse_orphans(*self._table.lose_beginning(sequence), error)
 
     def _refuse_orphans(
-        self, orphans: list[InferRequest], runnable: list[Sequence], error: BacklineError | None = None
+        self, orphans: list[Ticket], runnable: list[Sequence], error: BacklineError | None = None
     ) -> None:
-        def why(request: InferRequest) -> BacklineError:
+        def why(ticket: Ticket) -> BacklineError:
             self._statistics.rejected_invalid += 1
-            return error or self._no_start(request)
+            return error or self._no_start(ticket)
 
         self._refuse(orphans, why)
         self._run_all(runnable)
@@ -317,9 +335,9 @@ class SequenceBatcher:
             " begin it again"
         )
 
-    def _count_failed(self, requests: Iterable[InferRequest]) -> None:
-        for request in requests:
-            self._statistics.fail.add(1, monotonic_ns() - request.arrived_ns)
+    def _count_failed(self, tickets: Iterable[Ticket]) -> None:
+        for ticket in tickets:
+            self._statistics.fail.add(1, monotonic_ns() - ticket.request.arrived_ns)
 
     # those who leave without a run
 
@@ -327,26 +345,25 @@ class SequenceBatcher:
         if self._total is not None:
             self._total.waiting -= count
 
-    def _refuse(self, requests: Several[InferRequest], why: Callable[[InferRequest], BacklineError]) -> None:
+    def _refuse(self, tickets: Several[Ticket], why: Callable[[Ticket], BacklineError]) -> None:
         """Tells requests that wait no more; who is told may cancel others of them."""
-        self._leave(len(requests))
-        for request in requests:
-            request.on_cancel = None
-        for request in requests:
-            if request.cancelled:
-                self._statistics.record_cancelled(request)
+        self._leave(len(tickets))
+        release_all(tickets)
+        for ticket in tickets:
+            if ticket.cancelled:
+                self._statistics.record_cancelled(ticket)
             else:
-                deliver(request, None, why(request))
+                ticket.complete(None, why(ticket))
 
-    def _cancelled(self, sequence: Sequence, request: InferRequest) -> None:
+    def cancelled_waiting(self, sequence: Sequence, ticket: Ticket) -> None:
         """A request that waits was cancelled."""
-        self._statistics.record_cancelled(request)
-        self._drop(sequence, request)
+        self._statistics.record_cancelled(ticket)
+        self._drop(sequence, ticket)
 
-    def _drop(self, sequence: Sequence, request: InferRequest) -> None:
+    def _drop(self, sequence: Sequence, ticket: Ticket) -> None:
         self._leave(1)
-        request.on_cancel = None
-        orphans, runnable = self._table.drop(sequence, request)
+        ticket.release()
+        orphans, runnable = self._table.drop(sequence, ticket)
         self._states.forget_if_over(sequence)
         self._refuse_orphans(orphans, runnable)
         self._look_at_rest()
@@ -365,19 +382,16 @@ class SequenceBatcher:
     def _look(self) -> None:
         now = monotonic()
         expired, nearest = self._table.expired(now)
-        for sequence, request in expired:
+        for sequence, ticket in expired:
             if (
-                request not in sequence.waiting
+                ticket not in sequence.waiting
             ):  # it was refused together with the one that was to begin its sequence
                 continue
-            self._drop(sequence, request)
-            self._statistics.record_expired(request)
-            by_policy = waited_too_long(request, self._policy, now)
-            deliver(
-                request,
-                None,
-                refusals.expired(request, now, f"the queue of model '{self._name}'", by_policy=by_policy),
-            )
+            self._drop(sequence, ticket)
+            self._statistics.record_expired(ticket)
+            by_policy = waited_too_long(ticket, self._policy, now)
+            where = f"the queue of model '{self._name}'"
+            ticket.expire(refusals.expired(ticket, now, where, by_policy=by_policy))
         ended, runnable = self._table.end_idle(monotonic_ns())
         for sequence in ended:
             log.info(
@@ -429,7 +443,7 @@ class SequenceBatcher:
         self._closed = True
         self._alarm.stop()
         for sequence in list(self._table.backlogged):
-            self._refuse(self._table.clear(sequence), lambda request: refusals.unloading(self._name))
+            self._refuse(self._table.clear(sequence), lambda ticket: refusals.unloading(self._name))
         for lane in self._lanes:
             await lane.drain(max(end - self._loop.time(), 0))
         if self._tasks:

@@ -12,6 +12,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import QueuePolicy
 from backline.engine.statistics import ModelStatistics
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Owner, Ticket, start_all
 from backline.schedule import refusals
 from backline.schedule.alarm import Alarm
 from backline.schedule.failed_runs import record_failure, record_shared_execution
@@ -23,6 +24,8 @@ from backline.workers.instance import Instance, WaitsForTurn
 _LATER = 0.0001
 #: Requests of sequences wait for as long as they say.
 _POLICY = QueuePolicy()
+#: The context of a ticket that fills a place without a request.
+_FILLER = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +45,20 @@ class SlotPolicy:
         return oldest_ns + self.delay_ns
 
 
-def choose(ready: list[InferRequest | None]) -> list[InferRequest | None]:
+def choose(ready: list[Ticket | None]) -> list[Ticket | None]:
     """The places of the next batch: those of the batch key of the request that came first, up to the last place that has one."""
-    first = min((request for request in ready if request is not None), key=lambda request: request.arrived_ns)
+    first = min(
+        (ticket for ticket in ready if ticket is not None), key=lambda ticket: ticket.request.arrived_ns
+    )
     chosen = [
-        request if request is not None and request.batch_key == first.batch_key else None for request in ready
+        ticket if ticket is not None and ticket.batch_key == first.batch_key else None for ticket in ready
     ]
     while chosen[-1] is None:
         chosen.pop()
     return chosen
 
 
-class SlotLane:
+class SlotLane(Owner):
     """One instance and its places. Takes at most one request a place until that is answered. Lives on the event loop."""
 
     def __init__(
@@ -62,7 +67,7 @@ class SlotLane:
         policy: SlotPolicy,
         instance: Instance,
         statistics: ModelStatistics,
-        slot_of: Callable[[InferRequest], int],
+        slot_of: Callable[[Ticket], int],
         empty: Callable[[dict[str, Tensor]], dict[str, Tensor]],
         *,
         loop: asyncio.AbstractEventLoop,
@@ -74,7 +79,7 @@ class SlotLane:
         self._slot_of = slot_of
         self._empty = empty
         self._loop = loop
-        self._ready: list[InferRequest | None] = [None] * policy.slots
+        self._ready: list[Ticket | None] = [None] * policy.slots
         self._batch: Batch | None = None
         self._scheduled = False
         self._alarm = Alarm(self._dispatch, loop)
@@ -85,12 +90,16 @@ class SlotLane:
     @property
     def pending(self) -> int:
         """Requests that wait for the instance."""
-        return sum(request is not None for request in self._ready)
+        return sum(ticket is not None for ticket in self._ready)
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Queues a request for its place, which is free."""
-        self._ready[self._slot_of(request)] = request
+        ticket.enqueue(self)
+        self._ready[self._slot_of(ticket)] = ticket
         self._schedule()
+
+    def cancelled(self, ticket: Ticket) -> None:
+        """See Owner. A request that has its place is run all the same: what follows in its sequence needs what it leaves."""
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds; then what still waits is refused. Closes the instance."""
@@ -120,24 +129,26 @@ class SlotLane:
             return
         now = monotonic_ns()
         self._refuse_late(now / 1e9)
-        waiting = [request for request in self._ready if request is not None]
+        waiting = [ticket for ticket in self._ready if ticket is not None]
         if not waiting:
             self._look_at_rest()
             return
-        until = self._policy.wait_until(len(waiting), min(request.arrived_ns for request in waiting), now)
+        until = self._policy.wait_until(
+            len(waiting), min(ticket.request.arrived_ns for ticket in waiting), now
+        )
         if until:
-            deadlines = [request.deadline for request in waiting if request.deadline is not None]
+            deadlines = [ticket.deadline for ticket in waiting if ticket.deadline is not None]
             self._alarm.set(min([until / 1e9, *deadlines]) + _LATER)
             return
-        requests = self._take()
-        self._batch = Batch(requests, len(requests), now, beside_loop=self._instance.beside_loop)
+        tickets = self._take()
+        self._batch = Batch(tickets, len(tickets), now, beside_loop=self._instance.beside_loop)
         self._instance.run(self._batch, self._finished)
 
     def _refuse_all(self) -> None:
         ready, self._ready = self._ready, [None] * self._policy.slots
-        for request in ready:
-            if request is not None:
-                request.on_complete(request, None, refusals.unloading(self._name))
+        for ticket in ready:
+            if ticket is not None:
+                ticket.complete(None, refusals.unloading(self._name))
 
     def _refuse_batch(self, batch: Batch) -> None:
         """A batch that waits for its turn when the model goes away does so for nothing."""
@@ -146,61 +157,64 @@ class SlotLane:
         batch.items = 0
 
     def _put_back(self, batch: Batch) -> None:
-        for slot, request in enumerate(batch.requests):
-            if request.on_complete is not _ignore:
-                self._ready[slot] = request
-        batch.requests = []
+        for slot, ticket in enumerate(batch.tickets):
+            if ticket.context is not _FILLER:
+                ticket.enqueue(self)
+                self._ready[slot] = ticket
+        batch.tickets = []
 
     def _form_again(self, batch: Batch) -> None:
         """Forms the batch that waits for its turn anew, of what its places have by now; nothing may be left of it."""
         self._put_back(batch)
         self._refuse_late(monotonic_ns() / 1e9)
         if self.pending:
-            batch.requests = self._take()
-        batch.items = len(batch.requests)
+            batch.tickets = self._take()
+        batch.items = len(batch.tickets)
 
-    def _take(self) -> list[InferRequest]:
+    def _take(self) -> list[Ticket]:
         """Takes the requests of the next batch, with an empty one for each place between them that has none."""
         chosen = choose(self._ready)
-        requests: list[InferRequest] = []
-        like = next(request for request in chosen if request is not None)
-        for slot, request in enumerate(chosen):
-            if request is None:
+        tickets: list[Ticket] = []
+        like = next(ticket for ticket in chosen if ticket is not None)
+        for slot, ticket in enumerate(chosen):
+            if ticket is None:
                 request = InferRequest(
-                    like.model_name, self._empty(like.inputs), _ignore, outputs=like.outputs
+                    like.request.model_name, self._empty(like.request.inputs), outputs=like.request.outputs
                 )
+                ticket = Ticket(request, _ignore, context=_FILLER)
             else:
                 self._ready[slot] = None
-            requests.append(request)
-        return requests
+            tickets.append(ticket)
+        start_all(tickets, None)
+        return tickets
 
     def _refuse_late(self, now: float) -> None:
         while late := [
-            request
-            for request in self._ready
-            if request and request.deadline is not None and request.deadline <= now
+            ticket
+            for ticket in self._ready
+            if ticket and ticket.deadline is not None and ticket.deadline <= now
         ]:
-            self._ready = [None if request in late else request for request in self._ready]
-            for request in late:  # behind whom others come to its place, perhaps as late
-                self._statistics.record_expired(request)
-                by_policy = waited_too_long(request, _POLICY, now)
+            self._ready = [None if ticket in late else ticket for ticket in self._ready]
+            for ticket in late:  # behind whom others come to its place, perhaps as late
+                self._statistics.record_expired(ticket)
+                by_policy = waited_too_long(ticket, _POLICY, now)
                 error = refusals.expired(
-                    request, now, f"the queue of model '{self._name}'", by_policy=by_policy
+                    ticket, now, f"the queue of model '{self._name}'", by_policy=by_policy
                 )
-                request.on_complete(request, None, error)
+                ticket.expire(error)
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
         self._batch = None
         if self.pending:
             self._schedule()
         self._record(batch)
-        for request, outcome in zip(batch.requests, batch.outcomes, strict=True):
-            if request.trace is not None:
-                request.trace.ran(batch)
+        for ticket, outcome in zip(batch.tickets, batch.outcomes, strict=True):
+            if ticket.trace is not None:
+                ticket.trace.ran(batch)
             if outcome is None or isinstance(outcome, InferResponse):
-                request.on_complete(request, outcome, None)
+                ticket.complete(outcome, None)
             else:
-                request.on_complete(request, None, outcome)
+                ticket.complete(None, outcome)
         self._look_at_rest()
 
     def _look_at_rest(self) -> None:
@@ -210,7 +224,7 @@ class SlotLane:
     def _record(self, batch: Batch) -> None:
         """Counts a run: its batch is as large as its places, also those without a request."""
         for part in batch.parts or (batch,):
-            asked = [request for request in part.requests if request.on_complete is not _ignore]
+            asked = [ticket for ticket in part.tickets if ticket.context is not _FILLER]
             if not asked:
                 continue
             if part.outcomes[0] is None or isinstance(part.outcomes[0], InferResponse):
@@ -223,5 +237,5 @@ class SlotLane:
         record_shared_execution(self._statistics, batch.parts or ())
 
 
-def _ignore(request: InferRequest, response: InferResponse | None, error: BacklineError | None) -> None:
+def _ignore(ticket: Ticket, response: InferResponse | None, error: BacklineError | None) -> None:
     """The answer of a place without a request."""

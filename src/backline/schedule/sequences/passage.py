@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 from backline.schedule.sequences.table import Sequence
 from backline.workers.instance import Remembers
 
@@ -13,11 +13,11 @@ class Passage:
     `instance` is where the model keeps what it knows of the sequence, if that may be lost.
     """
 
-    __slots__ = ("instance", "request", "sequence")
+    __slots__ = ("instance", "sequence", "ticket")
 
-    def __init__(self, sequence: Sequence, request: InferRequest, instance: Remembers | None) -> None:
+    def __init__(self, sequence: Sequence, ticket: Ticket, instance: Remembers | None) -> None:
         self.sequence = sequence
-        self.request = request
+        self.ticket = ticket
         self.instance = instance
 
     def is_remembered(self, *, begins: bool) -> bool:
@@ -30,14 +30,14 @@ class Passage:
         return self.sequence.memory is memory
 
 
-def passage_of(request: InferRequest) -> Passage:
+def passage_of(ticket: Ticket) -> Passage:
     """That of a request which was handed to an instance."""
-    passage: Passage = request.context  # type: ignore[assignment]  # the batcher gave it
+    passage: Passage = ticket.context
     return passage
 
 
-def slot_of(request: InferRequest) -> int:
+def slot_of(ticket: Ticket) -> int:
     """The place on its instance of a request that was handed to it."""
-    place = passage_of(request).sequence.place
+    place = passage_of(ticket).sequence.place
     assert place is not None, "what runs has a place"
     return place[0]

@@ -8,7 +8,8 @@ from heapq import heapify, heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 
-from backline.engine.messages import InferRequest, SequenceStep
+from backline.engine.messages import SequenceStep
+from backline.engine.ticket import Ticket
 from backline.schedule.sequences.state_store import State
 
 
@@ -22,8 +23,8 @@ class Sequence:
         #: (slot, lane), while it has a place.
         self.place: tuple[int, int] | None = None
         #: Requests behind the one that runs, in their order.
-        self.waiting: deque[InferRequest] = deque()
-        self.running: InferRequest | None = None
+        self.waiting: deque[Ticket] = deque()
+        self.running: Ticket | None = None
         #: Whether its last request has come.
         self.ended = False
         #: What its last request has left; None before the first.
@@ -88,25 +89,25 @@ class SequenceTable:
             return bool(self._free) and not self._unplaced
         return sequence.place is not None and sequence.running is None and not sequence.waiting
 
-    def accept(self, request: InferRequest, now_ns: int) -> Sequence | None:
+    def accept(self, ticket: Ticket, now_ns: int) -> Sequence | None:
         """Puts a request behind those of its sequence; None for a sequence that is not open and that the request does not begin."""
-        step = request.sequence
+        step = ticket.request.sequence
         assert step is not None, "it was checked"
         sequence = self.open.get(step.id)
         if sequence is None:
             if not step.start:
                 return None
             sequence = self._begin(step.id, now_ns)
-        self._append(sequence, request, now_ns)
+        self._append(sequence, ticket, now_ns)
         return sequence
 
-    def adopt(self, request: InferRequest, now_ns: int) -> Sequence:
+    def adopt(self, ticket: Ticket, now_ns: int) -> Sequence:
         """Goes on with a sequence that began elsewhere, whose state is to be fetched: nothing of it runs before `arrived`."""
-        step = request.sequence
+        step = ticket.request.sequence
         assert step is not None, "it was checked"
         sequence = self._begin(step.id, now_ns)
         sequence.arriving = True
-        self._append(sequence, request, now_ns)
+        self._append(sequence, ticket, now_ns)
         return sequence
 
     def _begin(self, id: int | str, now_ns: int) -> Sequence:
@@ -117,12 +118,12 @@ class SequenceTable:
             self._unplaced[sequence] = None
         return sequence
 
-    def _append(self, sequence: Sequence, request: InferRequest, now_ns: int) -> None:
-        sequence.waiting.append(request)
+    def _append(self, sequence: Sequence, ticket: Ticket, now_ns: int) -> None:
+        sequence.waiting.append(ticket)
         self.backlogged[sequence] = None
         self.waiting += 1
         self._heard(sequence, now_ns)
-        if request.sequence is not None and request.sequence.end:
+        if ticket.request.sequence is not None and ticket.request.sequence.end:
             sequence.ended = True
             del self.open[sequence.id]
 
@@ -132,7 +133,7 @@ class SequenceTable:
             del self.open[sequence.id]
             self.open[sequence.id] = sequence
 
-    def take(self, sequence: Sequence) -> InferRequest | None:
+    def take(self, sequence: Sequence) -> Ticket | None:
         """The next request of a sequence, if it may run now."""
         if (
             sequence.place is None
@@ -141,12 +142,12 @@ class SequenceTable:
             or not sequence.waiting
         ):
             return None
-        request = sequence.running = sequence.waiting.popleft()
+        ticket = sequence.running = sequence.waiting.popleft()
         self.waiting -= 1
         self.running += 1
         if not sequence.waiting:
             del self.backlogged[sequence]
-        return request
+        return ticket
 
     def put_back(self, sequence: Sequence) -> None:
         """The request that ran is the next one of its sequence again."""
@@ -164,41 +165,39 @@ class SequenceTable:
         self._heard(sequence, now_ns)
         return [sequence] if sequence.waiting else self._release_if_over(sequence)
 
-    def drop(self, sequence: Sequence, request: InferRequest) -> tuple[list[InferRequest], list[Sequence]]:
+    def drop(self, sequence: Sequence, ticket: Ticket) -> tuple[list[Ticket], list[Sequence]]:
         """A request that waits will not be run, nor will what it was to begin. Returns as `lose_beginning`."""
-        index = sequence.waiting.index(request)
-        self._take_out(sequence, [request])
+        index = sequence.waiting.index(ticket)
+        self._take_out(sequence, [ticket])
         return (
-            self.lose_beginning(sequence, index)
-            if _begins(request)
-            else ([], self._release_if_over(sequence))
+            self.lose_beginning(sequence, index) if _begins(ticket) else ([], self._release_if_over(sequence))
         )
 
-    def lose_beginning(self, sequence: Sequence, index: int = 0) -> tuple[list[InferRequest], list[Sequence]]:
+    def lose_beginning(self, sequence: Sequence, index: int = 0) -> tuple[list[Ticket], list[Sequence]]:
         """What was to begin a sequence before the request at `index` of those that wait has not run.
 
         That one and what follows it are taken out, up to the next request that begins it; if there is none the sequence ends. Returns what
         was taken out, and the sequences of which one may run now.
         """
         behind = list(islice(sequence.waiting, index, None))
-        orphans = list(takewhile(lambda request: not _begins(request), behind))
+        orphans = list(takewhile(lambda ticket: not _begins(ticket), behind))
         self._take_out(sequence, orphans)
         if len(orphans) == len(behind):
             self.end(sequence)
         return orphans, self._release_if_over(sequence)
 
-    def _take_out(self, sequence: Sequence, requests: list[InferRequest]) -> None:
-        for request in requests:
-            sequence.waiting.remove(request)
-        self.waiting -= len(requests)
+    def _take_out(self, sequence: Sequence, tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            sequence.waiting.remove(ticket)
+        self.waiting -= len(tickets)
         if not sequence.waiting:
             self.backlogged.pop(sequence, None)
 
-    def clear(self, sequence: Sequence) -> list[InferRequest]:
+    def clear(self, sequence: Sequence) -> list[Ticket]:
         """Takes out the requests of a sequence that wait; it goes on without them."""
-        requests = list(sequence.waiting)
-        self._take_out(sequence, requests)
-        return requests
+        tickets = list(sequence.waiting)
+        self._take_out(sequence, tickets)
+        return tickets
 
     def end_idle(self, now_ns: int) -> tuple[list[Sequence], list[Sequence]]:
         """Ends the sequences of which nothing was heard for too long. Returns them, and the sequences of which one may run now."""
@@ -223,18 +222,18 @@ class SequenceTable:
         """The moment at which the next sequence will have been idle for too long, unless something is heard of it; or infinity."""
         return next((sequence.last_ns + self.idle_ns for sequence in self.open.values()), inf)
 
-    def expired(self, now: float) -> tuple[list[tuple[Sequence, InferRequest]], float]:
+    def expired(self, now: float) -> tuple[list[tuple[Sequence, Ticket]], float]:
         """The requests that wait although their deadline is over, and the nearest deadline of the others, or infinity."""
-        over: list[tuple[Sequence, InferRequest]] = []
+        over: list[tuple[Sequence, Ticket]] = []
         nearest = inf
         for sequence in self.backlogged:
-            for request in sequence.waiting:
-                if request.deadline is None:
+            for ticket in sequence.waiting:
+                if ticket.deadline is None:
                     continue
-                if request.deadline <= now:
-                    over.append((sequence, request))
+                if ticket.deadline <= now:
+                    over.append((sequence, ticket))
                 else:
-                    nearest = min(nearest, request.deadline)
+                    nearest = min(nearest, ticket.deadline)
         return over, nearest
 
     def end(self, sequence: Sequence) -> None:
@@ -290,5 +289,5 @@ class SequenceTable:
         return place
 
 
-def _begins(request: InferRequest) -> bool:
-    return request.sequence is not None and request.sequence.start
+def _begins(ticket: Ticket) -> bool:
+    return ticket.request.sequence is not None and ticket.request.sequence.start

@@ -8,7 +8,7 @@ import numpy as np
 
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, InvalidArgument
-from backline.engine.messages import InferRequest, InferResponse, SequenceStep
+from backline.engine.messages import InferResponse, SequenceStep
 from backline.engine.sequence_batching import SequenceBatching, SequenceControl
 from backline.engine.tensor import Shape, Tensor
 from backline.schedule.sequences.state_store import State
@@ -62,9 +62,8 @@ class SequenceTensors:
             if step.id > np.iinfo(control.datatype.dtype).max:
                 raise InvalidArgument(f"the sequence ID {step.id} is too large for {kind}")
 
-    def add(self, request: InferRequest, step: SequenceStep, state: State | None) -> None:
-        """Gives a request what the model wants to know of its sequence: `state` is what the request before has left."""
-        inputs = request.inputs
+    def add(self, inputs: dict[str, Tensor], step: SequenceStep, state: State | None) -> None:
+        """Adds what the model needs to know of the sequence; `state` is what the request before has left."""
         for kind, name, no, yes in self._flags:
             inputs[name] = (
                 yes
@@ -74,17 +73,20 @@ class SequenceTensors:
         for control, shape in self._ids:
             value = str(step.id).encode() if control.datatype is DataType.BYTES else step.id
             inputs[control.name] = _filled(control, shape, value)
-        if not self._outputs:
-            return
-        inputs.update(self._initial if state is None or step.start else state)
-        if request.outputs is not None:
-            request.outputs = (
-                *request.outputs,
-                *(name for name in self._outputs if name not in request.outputs),
-            )
-        if self._state_shapes_vary:
-            shapes = tuple(inputs[name].shape for name in self._outputs.values())
-            request.batch_key = (request.batch_key, shapes)
+        if self._outputs:
+            inputs.update(self._initial if state is None or step.start else state)
+
+    def outputs(self, wanted: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """The outputs to ask the model for: those the caller wants, and the states."""
+        if wanted is None:
+            return None
+        return (*wanted, *(name for name in self._outputs if name not in wanted))
+
+    def batch_key(self, key: object, inputs: Mapping[str, Tensor]) -> object:
+        """The batch key of a request with its states: requests whose states differ in shape cannot share a batch."""
+        if not self._state_shapes_vary:
+            return key
+        return key, tuple(inputs[name].shape for name in self._outputs.values())
 
     def empty(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs of a place in a batch without a request: zeros of the shapes that another request has, and not ready."""

@@ -12,10 +12,11 @@ from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from backline.engine.datatypes import DataType
-from backline.engine.deadline import unwatch, watch
+from backline.engine.deadline import watch
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unsupported
 from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, SequenceStep
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.engine.tracing import part_of
 from backline.workers.process.calls import Calls, Outcome
 from backline.workers.process.columns import pack_columns, unpack_columns
@@ -50,8 +51,8 @@ _NOBODY_WAITS = "nobody waits for the answer of the calling model any more"
 class _Open:
     """A call under way: `asked` are the requests of the worker that it is for, `unread` the responses that the worker has not taken."""
 
-    request: InferRequest
-    asked: Sequence[InferRequest]
+    ticket: Ticket
+    asked: Sequence[Ticket]
     began_ns: int
     unread: int = 0
 
@@ -62,7 +63,7 @@ class CallChannel:
     def __init__(
         self,
         calls: Calls | None,
-        open_requests: Callable[[Sequence[int]], list[InferRequest]],
+        open_requests: Callable[[Sequence[int]], list[Ticket]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._calls = calls
@@ -71,7 +72,7 @@ class CallChannel:
         self._reader = FrameReader()
         self._open: dict[int, _Open] = {}
         #: The requests that questions are for, by the numbers of the questions.
-        self._questions: dict[int, Sequence[InferRequest]] = {}
+        self._questions: dict[int, Sequence[Ticket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attend(self, channel: socket, process: WorkerProcess) -> None:
@@ -187,41 +188,40 @@ class CallChannel:
             )
             return
         asked = self._open_requests(message.requests)
-        if message.requests and all(request.cancelled for request in asked):
+        if message.requests and all(ticket.cancelled for ticket in asked):
             self._fail(number, Cancelled(_NOBODY_WAITS))
             return
-        request = self._request(message, inputs, asked)
-        request.trace = part_of(self._open_requests(message.traced) if message.traced else asked)
-        self._open[number] = _Open(request, asked, monotonic_ns())
-        if request.deadline is not None:
-            watch(request, request.deadline)
+        ticket = Ticket(
+            self._request(message, inputs, asked),
+            partial(self._completed, number),
+            partial(self._responded, number) if message.stream else None,
+            ResponseFlow() if message.stream else None,
+            trace=part_of(self._open_requests(message.traced) if message.traced else asked),
+        )
+        self._open[number] = _Open(ticket, asked, monotonic_ns())
+        if ticket.deadline is not None:
+            watch(ticket, ticket.deadline)
         try:
-            self._calls.submit(request)
+            self._calls.submit(ticket)
         except BacklineError as error:
-            unwatch(request)
+            ticket.refuse(error)
             self._end(number, error)
         except Exception as error:
             log.exception("a call of model '%s' could not be submitted", message.model)
-            unwatch(request)
+            ticket.refuse(Internal(f"{type(error).__name__}: {error}"))
             self._end(number, Internal(f"the call of model '{message.model}' failed: {type(error).__name__}"))
 
-    def _request(
-        self, message: Call, inputs: dict[str, Tensor], asked: Sequence[InferRequest]
-    ) -> InferRequest:
+    def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[Ticket]) -> InferRequest:
         """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
-        waiting = [request.waits_until for request in asked]
+        waiting = [ticket.waits_until for ticket in asked]
         if waiting and None not in waiting:
             limits.append(max(deadline for deadline in waiting if deadline is not None))
-        priority = note.priority or min(
-            (request.priority for request in asked if request.priority), default=0
-        )
-        number = message.number
+        priority = note.priority or min((ticket.level for ticket in asked if ticket.level), default=0)
         return InferRequest(
             message.model,
             inputs,
-            partial(self._completed, number),
             model_version=message.version,
             id=note.id,
             outputs=None if note.outputs is None else tuple(note.outputs),
@@ -232,33 +232,31 @@ class CallChannel:
             sequence=SequenceStep(note.sequence, note.sequence_start, note.sequence_end)
             if note.sequence
             else None,
-            on_response=partial(self._responded, number) if message.stream else None,
-            flow=ResponseFlow() if message.stream else None,
         )
 
-    def _responded(self, number: int, request: InferRequest, response: InferResponse) -> None:
+    def _responded(self, number: int, ticket: Ticket, response: InferResponse) -> None:
         one = self._open.get(number)
         if one is None:
             return
         one.unread += 1
-        if one.unread >= WINDOW and request.flow is not None:
-            request.flow.pause()
+        if one.unread >= WINDOW and ticket.flow is not None:
+            ticket.flow.pause()
         try:
             self._respond(number, response, last=False)
         except Internal as error:
-            request.cancel()
+            ticket.cancel()
             self._end(number, error)
 
     def _more(self, number: int, count: int) -> None:
         one = self._open.get(number)
-        if one is None or one.request.flow is None:
+        if one is None or one.ticket.flow is None:
             return
         one.unread -= count
-        if one.request.flow.paused and one.unread < WINDOW:
-            one.request.flow.resume()
+        if one.ticket.flow.paused and one.unread < WINDOW:
+            one.ticket.flow.resume()
 
     def _completed(
-        self, number: int, _: InferRequest, response: InferResponse | None, error: BacklineError | None
+        self, number: int, _: Ticket, response: InferResponse | None, error: BacklineError | None
     ) -> None:
         if number in self._open:
             self._end(number, error, response)
@@ -283,14 +281,14 @@ class CallChannel:
         one = self._open.get(number)
         if one is not None:
             self._close(number, "cancel")
-            one.request.cancel()
-            if one.request.flow is not None:
-                one.request.flow.resume()
+            one.ticket.cancel()
+            if one.ticket.flow is not None:
+                one.ticket.flow.resume()
 
     def _close(self, number: int, outcome: Outcome) -> None:
         one = self._open.pop(number)
         assert self._calls is not None, "there are no calls without it"
-        self._calls.ended(one.request, outcome, monotonic_ns() - one.began_ns)
+        self._calls.ended(one.ticket, outcome, monotonic_ns() - one.began_ns)
 
     # questions
 
@@ -374,6 +372,6 @@ class CallChannel:
             self._outbox.send(frame(kind, message, list(payload)))
 
 
-def _is_for_nobody(asked: Sequence[InferRequest]) -> bool:
+def _is_for_nobody(asked: Sequence[Ticket]) -> bool:
     """Whether nobody waits for these requests any more; of calls that are for none it is not known."""
-    return bool(asked) and all(request.cancelled for request in asked)
+    return bool(asked) and all(ticket.cancelled for ticket in asked)

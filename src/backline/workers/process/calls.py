@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol, TypeAlias
 
-from backline.engine.messages import InferRequest
+from backline.engine.ticket import Ticket
 from backline.workers.process.protocol import Described, Measure
 
 Outcome: TypeAlias = Literal["success", "fail", "cancel"]
@@ -14,10 +14,10 @@ Outcome: TypeAlias = Literal["success", "fail", "cancel"]
 class Calls(Protocol):
     """What a model in a worker process may ask of the server. Lives on the event loop; every method raises BacklineError."""
 
-    def submit(self, request: InferRequest) -> None:
+    def submit(self, ticket: Ticket) -> None:
         """Engine.submit, which refuses what could wait for itself."""
 
-    def ended(self, request: InferRequest, outcome: Outcome, ns: int) -> None:
+    def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
         """A call has ended after so many nanoseconds."""
 
     def is_ready(self, model: str, version: str) -> bool:

@@ -8,8 +8,9 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING
 
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferRequest, InferResponse, Rescheduled
+from backline.engine.messages import InferResponse, Rescheduled
 from backline.engine.response_statistics import ResponseStatistics
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 
@@ -51,8 +52,8 @@ class Run:
         self._last_ns: dict[int, int] = {}
         self._instance = instance
         self._finished = finished
-        self.outcomes: list[InferResponse | BacklineError | None] = [None] * len(batch.requests)
-        self.remaining = len(batch.requests)
+        self.outcomes: list[InferResponse | BacklineError | None] = [None] * len(batch.tickets)
+        self.remaining = len(batch.tickets)
 
     def has_responses(self, position: int) -> bool:
         """Whether a request has had any."""
@@ -60,14 +61,9 @@ class Run:
 
     def respond(self, position: int, response: InferResponse) -> None:
         """Hands out one of many responses."""
-        request = self.batch.requests[position]
+        ticket = self.batch.tickets[position]
         self._count(position, response)
-        if request.cancelled or request.on_response is None:
-            return
-        try:
-            request.on_response(request, response)
-        except Exception:
-            log.exception("a response of model '%s' could not be delivered", response.model_name)
+        ticket.respond(response)
 
     def _count(self, position: int, outcome: InferResponse | BacklineError) -> None:
         index = self._given.get(position, 0)
@@ -76,13 +72,15 @@ class Run:
         statistics = self._statistics
         if statistics is None:
             return
-        request = self.batch.requests[position]
-        if isinstance(outcome, Cancelled) or request.cancelled:
+        ticket = self.batch.tickets[position]
+        if isinstance(outcome, Cancelled) or ticket.cancelled:
             statistics.cancelled(index, started, now)
         elif isinstance(outcome, BacklineError):
             statistics.failed(index, started, now)
         else:
-            statistics.succeeded(index, request.arrived_ns, started, now, now, empty=not outcome.outputs)
+            statistics.succeeded(
+                index, ticket.request.arrived_ns, started, now, now, empty=not outcome.outputs
+            )
 
     def vacate(self) -> None:
         """Its instance may have the next batch before this one has all outcomes."""
@@ -109,14 +107,14 @@ class Run:
         failed = any(isinstance(outcome, BacklineError) for outcome in self.outcomes)
         if failed and len(self.outcomes) > 1:
             batch.parts = [
-                self._part(request, outcome)
-                for request, outcome in zip(batch.requests, self.outcomes, strict=True)
+                self._part(ticket, outcome)
+                for ticket, outcome in zip(batch.tickets, self.outcomes, strict=True)
             ]
         self._finished(self._instance, batch)  # type: ignore[arg-type]  # without an instance it is a caller of the pool's own
 
-    def _part(self, request: InferRequest, outcome: InferResponse | BacklineError | None) -> Batch:
+    def _part(self, ticket: Ticket, outcome: InferResponse | BacklineError | None) -> Batch:
         batch = self.batch
-        part = Batch([request], request.batch_size, batch.started_ns)
+        part = Batch([ticket], ticket.batch_size, batch.started_ns)
         part.gathered_ns, part.ran_ns, part.ended_ns = batch.gathered_ns, batch.ran_ns, batch.ended_ns
         part.outcomes, part.executed, part.shared = [outcome], batch.executed, True
         return part
@@ -144,9 +142,9 @@ class Job:
         return self.run.batch.started_ns, self.positions[0]
 
     @property
-    def requests(self) -> list[InferRequest]:
-        requests = self.run.batch.requests
-        return [requests[position] for position in self.positions]
+    def tickets(self) -> list[Ticket]:
+        tickets = self.run.batch.tickets
+        return [tickets[position] for position in self.positions]
 
     def settle(self, position: int, outcome: InferResponse | BacklineError | None) -> None:
         """The outcome of one request."""
@@ -160,7 +158,7 @@ class Job:
 
     def drop_cancelled(self) -> bool:
         """Whether nobody waits for any of it, so that it has ended without a run."""
-        if not all(request.cancelled for request in self.requests):
+        if not all(ticket.cancelled for ticket in self.tickets):
             return False
         self.fail(Cancelled("nobody waits for the answer any more"))
         return True
@@ -173,10 +171,10 @@ class Job:
         """Jobs of one request each for those that may be run again; the others fail. `ended` says what has become of the worker, which
         `remembers` sequences: its requests are of these.
         """
-        requests = self.run.batch.requests
+        tickets = self.run.batch.tickets
         for position in sorted(self.open):
-            request = requests[position]
-            if request.cancelled:
+            ticket = tickets[position]
+            if ticket.cancelled:
                 self.settle(position, Cancelled("nobody waits for the answer any more"))
             elif self.again:
                 self.settle(

@@ -22,6 +22,7 @@ from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.instance import Finished
 from backline.workers.model_in_workers import ModelInWorkers
@@ -223,7 +224,7 @@ class WorkerPool(ModelInWorkers):
 
     def place(self, run: Run, seat: Seat) -> None:
         """Gives a batch to the worker of its seat, or to whichever is free."""
-        job = Job(run, range(len(run.batch.requests)), seat)
+        job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)
             return
@@ -371,17 +372,12 @@ class WorkerPool(ModelInWorkers):
     async def _infer(self, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> list[Tensor]:
         done: asyncio.Future[Batch] = self._loop.create_future()
         last: list[InferResponse] = []
-        request = InferRequest(
-            self.command.load.name,
-            inputs,
-            lambda *_: None,
-            outputs=outputs,
-            on_response=lambda _, response: last.append(response),
-        )
+        request = InferRequest(self.command.load.name, inputs, outputs=outputs)
+        ticket = Ticket(request, lambda *_: None, lambda _, response: last.append(response))
         if self.loaded.max_batch_size:
-            request.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
+            ticket.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
         run = Run(
-            Batch([request], request.batch_size, monotonic_ns()),
+            Batch([ticket], ticket.batch_size, monotonic_ns()),
             None,
             lambda _, batch: done.set_result(batch),
         )

@@ -11,8 +11,9 @@ import numpy as np
 
 from backline.engine import errors
 from backline.engine.errors import BacklineError, Cancelled, Internal
-from backline.engine.messages import InferRequest, InferResponse, Rescheduled
+from backline.engine.messages import InferResponse, Rescheduled
 from backline.engine.tensor import Tensor
+from backline.engine.ticket import Ticket
 from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.job import Job
@@ -87,12 +88,13 @@ class Seat:
         """Gives requests to the worker."""
         process = self.process
         assert process is not None, "it is free"
-        requests = job.requests
-        numbers = [self._pool.next_number() for _ in requests]
+        tickets = job.tickets
+        numbers = [self._pool.next_number() for _ in tickets]
         job.by_number = dict(zip(numbers, job.positions, strict=True))
-        together = [[request] for request in requests] if self._pool.apart else [requests]
+        together = [[ticket] for ticket in tickets] if self._pool.apart else [tickets]
         columns = [
-            [[request.inputs[name] for request in part] for name in part[0].inputs] for part in together
+            [[ticket.request.inputs[name] for ticket in part] for name in part[0].request.inputs]
+            for part in together
         ]
         try:
             packed, payload, block = pack_columns(columns, process.arena)
@@ -105,14 +107,14 @@ class Seat:
             parts = [
                 Part(
                     numbers,
-                    [request.batch_size for request in requests] if len(requests) > 1 else [],
+                    [ticket.batch_size for ticket in tickets] if len(tickets) > 1 else [],
                     packed[0],
                 )
             ]
         job.run.batch.executed = True
         self._batches += 1
         batch = self._batches
-        notes = [_note(request) for request in requests] if any(map(_says_something, requests)) else []
+        notes = [_note(ticket) for ticket in tickets] if any(map(_says_something, tickets)) else []
         self._jobs[batch] = job
         for number in numbers:
             self._open[number] = job
@@ -122,9 +124,9 @@ class Seat:
         if self._watch is None:
             self._watch = self._pool.loop.call_later(self._pool.execution_timeout, self._look_at_time)
         job.run.batch.on_abandon = lambda: process.cancel(numbers)
-        for number, request in zip(numbers, requests, strict=True):
-            if request.flow is not None:
-                request.flow.on_resume = lambda number=number: self._resumed(number)
+        for number, ticket in zip(numbers, tickets, strict=True):
+            if ticket.flow is not None:
+                ticket.flow.on_resume = lambda number=number: self._resumed(number)
         try:
             process.execute(Execute(batch, parts, notes, block), payload)
         except (
@@ -195,24 +197,24 @@ class Seat:
             job = self._open.get(number)
             if job is None:  # it has been answered before, or its worker is a stranger
                 continue
-            request = job.run.batch.requests[job.by_number[number]]
-            if request.outputs is not None:
-                outputs = [tensor for tensor in outputs if tensor.name in request.outputs]
+            ticket = job.run.batch.tickets[job.by_number[number]]
+            if ticket.request.outputs is not None:
+                outputs = [tensor for tensor in outputs if tensor.name in ticket.request.outputs]
             load = self._pool.command.load
             response = InferResponse(
-                load.name, load.version, request.id, outputs, dict(part.parameters) or None
+                load.name, load.version, ticket.request.id, outputs, dict(part.parameters) or None
             )
             if part.more:
-                self._respond(job, number, request, response)
-            elif self._pool.loaded.decoupled and request.cancelled:
+                self._respond(job, number, ticket, response)
+            elif self._pool.loaded.decoupled and ticket.cancelled:
                 self._end(number)
             else:
                 self._settle(number, response)
 
-    def _respond(self, job: Job, number: int, request: InferRequest, response: InferResponse) -> None:
+    def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
         """One of many, after which more may come."""
         job.run.respond(job.by_number[number], response)
-        if self.process is not None and (request.flow is None or not request.flow.paused):
+        if self.process is not None and (ticket.flow is None or not ticket.flow.paused):
             self.process.credit(number, 1)
         else:
             self._owed[number] = self._owed.get(number, 0) + 1
@@ -234,7 +236,7 @@ class Seat:
     def _end(self, number: int) -> None:
         """A request gets no further response."""
         job = self._open.get(number)
-        cancelled = job is not None and job.run.batch.requests[job.by_number[number]].cancelled
+        cancelled = job is not None and job.run.batch.tickets[job.by_number[number]].cancelled
         self._settle(number, Cancelled("nobody waits for the responses any more") if cancelled else None)
 
     def _settle(self, number: int, outcome: InferResponse | BacklineError | None) -> None:
@@ -248,10 +250,10 @@ class Seat:
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
 
-    def _open_requests(self, numbers: Sequence[int]) -> list[InferRequest]:
+    def _open_requests(self, numbers: Sequence[int]) -> list[Ticket]:
         """Those of the numbers that have no outcome."""
         jobs = self._open
-        return [jobs[one].run.batch.requests[jobs[one].by_number[one]] for one in numbers if one in jobs]
+        return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
 
     # when it does not come back
 
@@ -287,29 +289,29 @@ class Seat:
         self._pool.retry(jobs, reason)
 
 
-def _says_something(request: InferRequest) -> bool:
+def _says_something(ticket: Ticket) -> bool:
     return bool(
-        request.id
-        or request.parameters
-        or request.outputs is not None
-        or request.sequence is not None
-        or request.waits_until is not None
-        or request.priority
-        or request.timeout
-        or request.trace is not None
+        ticket.request.id
+        or ticket.request.parameters
+        or ticket.request.outputs is not None
+        or ticket.request.sequence is not None
+        or ticket.waits_until is not None
+        or ticket.request.priority
+        or ticket.request.timeout
+        or ticket.trace is not None
     )
 
 
-def _note(request: InferRequest) -> Note:
-    step = request.sequence
+def _note(ticket: Ticket) -> Note:
+    step = ticket.request.sequence
     note = Note(
-        request.id,
-        request.parameters or {},
-        None if request.outputs is None else list(request.outputs),
-        timeout=0.0 if request.waits_until is None else max(request.waits_until - monotonic(), 0.001),
-        priority=request.priority,
-        queue_timeout_us=min(round((request.timeout or 0.0) * 1e6), _LONGEST_QUEUE_TIMEOUT),
-        trace="" if request.trace is None else request.trace.context,
+        ticket.request.id,
+        ticket.request.parameters or {},
+        None if ticket.request.outputs is None else list(ticket.request.outputs),
+        timeout=0.0 if ticket.waits_until is None else max(ticket.waits_until - monotonic(), 0.001),
+        priority=ticket.request.priority,
+        queue_timeout_us=min(round((ticket.request.timeout or 0.0) * 1e6), _LONGEST_QUEUE_TIMEOUT),
+        trace="" if ticket.trace is None else ticket.trace.context,
     )
     if step is not None:
         note.sequence, note.sequence_start, note.sequence_end = step.id, step.start, step.end

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from backline.engine.messages import InferRequest
+from backline.engine.ticket import Completion, Ticket
 
 
-def request(
+def ticket(
     size: int = 1,
     key: object = None,
     *,
@@ -13,12 +14,14 @@ def request(
     timeout: float | None = None,
     priority: int = 0,
     arrived: float = 0.0,
-    cancelled: bool = False,
-) -> InferRequest:
+    complete: Completion = lambda *_: None,
+) -> Ticket:
     """Times are in seconds; `arrived` is the moment of its arrival."""
-    made = InferRequest("m", {}, lambda *_: None, deadline=deadline, timeout=timeout, priority=priority)
+    arrived_ns = round(arrived * 1e9)
+    request = InferRequest(
+        "m", {}, deadline=deadline, timeout=timeout, priority=priority, arrived_ns=arrived_ns
+    )
+    made = Ticket(request, complete)
     made.batch_size = size
     made.batch_key = key
-    made.arrived_ns = round(arrived * 1e9)
-    made.cancelled = cancelled
     return made
