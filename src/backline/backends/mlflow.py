@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from backline.backends.backend import Backend, LoadedModel, gpus_of, load_on
 from backline.backends.model_file import read_start
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.yaml_document import read_yaml
 from backline.engine.device import CPU, Device, Gpus
+from backline.engine.document_limits import MAX_DOCUMENT
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
@@ -68,12 +69,8 @@ def _served(path: Path) -> tuple[Backend, Path]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    read_start(path)
-    yaml = import_runtime("yaml", what="Model folders of MLflow need PyYAML", extra="mlflow")
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"'{path}' cannot be read: {one_line(error)}") from None
+    start = read_start(path, MAX_DOCUMENT + 1)
+    content = read_yaml(start, f"'{path}'", what="Model folders of MLflow need PyYAML", extra="mlflow")
     flavours = content.get("flavors") if isinstance(content, Mapping) else None
     if not isinstance(flavours, Mapping):
         raise InvalidArgument(f"'{path}' is not a description of MLflow: it has no 'flavors'")

@@ -11,7 +11,8 @@ from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
 from backline.backends.mar_file import MANIFEST, MarFile
 from backline.backends.model_file import read_start, require_trust
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import one_line
+from backline.backends.yaml_document import read_yaml
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Kind
@@ -72,7 +73,7 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
     """The manifest's description of the model. Raises InvalidArgument."""
     try:
         manifest = json.loads(archive.read(MANIFEST))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"'{archive.path}': {MANIFEST} is no JSON: {error}") from None
     model = manifest.get("model") if isinstance(manifest, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("handler"), str) or not model["handler"]:
@@ -92,11 +93,11 @@ def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
     """What model-config.yaml says. Raises InvalidArgument."""
     if name is None:
         return {}
-    yaml = import_runtime("yaml", what="The settings of model archives need PyYAML", extra="torchserve")
+    what = "The settings of model archives need PyYAML"
+    settings = read_yaml(archive.read(name), f"'{archive.path}': {name}", what=what, extra="torchserve")
     try:
-        settings = yaml.safe_load(archive.read(name))
         json.dumps(settings)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise InvalidArgument(f"'{archive.path}': {name} cannot be read: {one_line(error)}") from None
     if settings is not None and not isinstance(settings, dict):
         raise InvalidArgument(f"'{archive.path}': {name} must hold keys and values")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+from backline.engine.document_limits import check_size
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.repository.configuration.checks import check_complete
@@ -101,6 +103,7 @@ def _places(message: Any) -> dict[str, str]:
 
 def parse(text: str) -> Document:
     """The document in a JSON text."""
+    check_size(text, _UNREADABLE)
     try:
         table = json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
@@ -126,7 +129,6 @@ def parse(text: str) -> Document:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
+        (repeated, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise InvalidArgument(f"{_UNREADABLE}: '{printable(repeated)}' is given more than once")
     return table

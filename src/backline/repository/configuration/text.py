@@ -9,6 +9,7 @@ from typing import Any
 from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from backline.engine.document_limits import check_size
 from backline.engine.errors import InvalidArgument
 from backline.protos import message, pool
 from backline.repository.configuration.document import Document, Place
@@ -23,6 +24,7 @@ def parse(text: str, source: str) -> Document:
 
 def parse_message(kind: str, text: str, source: str) -> Any:
     """The message of any kind in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    check_size(text, source)
     parsed = message(kind)()
     try:
         text_format.Parse(text, parsed, descriptor_pool=pool())

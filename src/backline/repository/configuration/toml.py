@@ -6,6 +6,7 @@ import re
 import tomllib
 from typing import Any
 
+from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.plain import read_plain
@@ -14,6 +15,7 @@ from backline.repository.configuration.toml_places import places_of_keys
 
 def parse(text: str, source: str) -> Document:
     """The message in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    check_toml(text, source)
     try:
         table: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

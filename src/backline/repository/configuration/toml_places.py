@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from bisect import bisect_right
 
 from backline.repository.configuration.document import Place
 
@@ -27,6 +28,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.places: dict[Keys, Place] = {}
         self._text = text
+        self._lines = [0, *(found.end() for found in re.finditer(r"\n", text))]
         self._at = 0
         #: The index of the newest element of each array of tables.
         self._newest: dict[Keys, int] = {}
@@ -79,8 +81,8 @@ class _Scanner:
             self._at = dot.end()
 
     def _place(self) -> Place:
-        start = self._text.rfind("\n", 0, self._at) + 1
-        return self._text.count("\n", 0, self._at) + 1, self._at - start + 1
+        line = bisect_right(self._lines, self._at)
+        return line, self._at - self._lines[line - 1] + 1
 
     def _pair(self, table: Keys) -> None:
         path = table

@@ -5,6 +5,7 @@ The fields are those of ModelServerConfig (tensorflow_serving/config/model_serve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,8 +52,8 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
         ).model_config_list.config
     ]
     names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise InvalidArgument(
                 f"{source}: model '{name}' is listed more than once; give each a name of its own"
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from backline.engine.document_limits import check_size
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
@@ -121,8 +122,10 @@ def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, Mod
 def _parse(place: Place) -> _Settings:
     where = f"{place.location}/{SETTINGS_FILE}"
     try:
-        settings = msgspec.json.decode(place.listing.read(SETTINGS_FILE))
-    except msgspec.DecodeError as error:
+        content = place.listing.read(SETTINGS_FILE)
+        check_size(content, where)
+        settings = msgspec.json.decode(content)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidArgument(f"{where}: is not valid JSON: {error}") from None
     if not isinstance(settings, dict):
         raise InvalidArgument(

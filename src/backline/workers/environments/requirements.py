@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import PYTHON_VERSION
 
@@ -99,9 +100,11 @@ def _pinned_python(folder: Path) -> str:
 
 def _project(file: Path) -> dict[str, Any]:
     """The table that makes a pyproject.toml that of a project; empty where it only configures tools."""
+    text = _text(file)
+    check_toml(text, f"'{file}'")
     try:
-        project = tomllib.loads(_text(file)).get("project", {})
-    except tomllib.TOMLDecodeError as error:
+        project = tomllib.loads(text).get("project", {})
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InvalidArgument(f"'{file}' is not valid TOML: {error}") from None
     return project if isinstance(project, dict) else {}
 

@@ -1,0 +1,76 @@
+"""YAML that comes with a model: MLflow's MLmodel and the model-config.yaml of a model archive, read within limits."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from backline.backends.runtime import import_runtime, one_line
+from backline.engine.document_limits import MAX_NESTING, check_size
+from backline.engine.errors import InvalidArgument
+
+#: Values in a document, those of an alias counted each time that it stands for them: aliases of aliases multiply.
+_MAX_VALUES: Final = 50_000
+#: Characters of a number; PyYAML's numbers to the base of 60 take quadratic time.
+_MAX_NUMBER: Final = 100
+_NUMBERS: Final = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def read_yaml(content: bytes, source: str, *, what: str, extra: str) -> Any:
+    """The value of a document: plain types alone, as yaml.safe_load. `what` and `extra` say what to install where PyYAML is missing.
+
+    Raises InvalidArgument for what is no YAML, and for a document of too many bytes, values or levels, counted as its aliases expand.
+    """
+    yaml = import_runtime("yaml", what=what, extra=extra)
+    check_size(content, source)
+    try:
+        loader = yaml.SafeLoader(content)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            _Measure(yaml, source).of(node, 0)
+            return loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise InvalidArgument(f"{source}: is nested too deep") from None
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InvalidArgument(f"{source} cannot be read: {one_line(error)}") from None
+
+
+class _Measure:
+    """The size of a document before anything is made of it."""
+
+    def __init__(self, yaml: Any, source: str) -> None:
+        self._yaml = yaml
+        self._source = source
+        #: By node; None while its values are counted.
+        self._sizes: dict[int, int | None] = {}
+
+    def of(self, node: Any, depth: int) -> int:
+        if depth > MAX_NESTING:
+            raise InvalidArgument(
+                f"{self._source}: is nested too deep; at most {MAX_NESTING} levels are read"
+            )
+        if isinstance(node, self._yaml.ScalarNode):
+            if node.tag in _NUMBERS and len(node.value) > _MAX_NUMBER:
+                raise InvalidArgument(f"{self._source}: has a number of more than {_MAX_NUMBER} characters")
+            return 1
+        key = id(node)
+        if key in self._sizes:
+            size = self._sizes[key]
+            if size is None:
+                raise InvalidArgument(f"{self._source}: has an alias that stands for what holds it")
+            return size
+        self._sizes[key] = None
+        mapping = isinstance(node, self._yaml.MappingNode)
+        children = (child for pair in node.value for child in pair) if mapping else iter(node.value)
+        size = 1
+        for child in children:
+            size += self.of(child, depth + 1)
+            if size > _MAX_VALUES:
+                raise InvalidArgument(
+                    f"{self._source}: has more than {_MAX_VALUES:,} values, counted as its aliases expand"
+                )
+        self._sizes[key] = size
+        return size
