@@ -47,7 +47,28 @@ def build_application(
             **ReflectionService(services).methods(),
         },
         render_error=render_error,
+        is_vital=_is_vital,
     )
+
+
+#: What is answered however busy the server is: whoever restarts or routes around a server by these must not take load for failure.
+_VITAL = frozenset(
+    (
+        b"/v2/health/live",
+        b"/v2/health/ready",
+        b"/metrics",
+        b"/" + health.SERVICE.encode() + b"/Check",
+        *(
+            f"/{grpc_service.SERVICE}/{method}".encode()
+            for method in ("ServerLive", "ServerReady", "ModelReady")
+        ),
+    )
+)
+
+
+def _is_vital(path: bytes) -> bool:
+    """Whether a path is that of a health question or of the metrics."""
+    return path in _VITAL or (path.startswith(b"/v2/models/") and path.endswith(b"/ready"))
 
 
 class _HttpHandler:

@@ -143,8 +143,11 @@ class Application:
 
     `http` answers an HTTP request; it must not raise. `rpc` maps a gRPC path (b"/package.Service/Method") to its method.
     `render_error(status, message)` gives the content type and the body of an error that the wire itself finds (400, 408, 413, 431, 503).
+    `is_vital(path)` names HTTP requests and unary calls that are answered under any load, such as health probes: refusing those would have
+    an orchestrator restart a server that is merely busy. They must be cheap.
     """
 
     http: Callable[[HttpRequest], None]
     rpc: Mapping[bytes, UnaryMethod | StreamMethod]
     render_error: Callable[[int, str], tuple[bytes, bytes]]
+    is_vital: Callable[[bytes], bool] = lambda path: False

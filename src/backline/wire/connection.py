@@ -9,6 +9,7 @@ from types import MethodType
 from backline.wire.application import Application
 from backline.wire.inflation import Inflation
 from backline.wire.limits import Limits
+from backline.wire.peers import Peer, Peers
 from backline.wire.turns import Turns
 from backline.wire.unsent import Unsent
 
@@ -26,7 +27,9 @@ class Wire:
         "inflation",
         "limits",
         "loop",
+        "peers",
         "requests",
+        "streams",
         "turns",
         "unsent",
     )
@@ -37,8 +40,11 @@ class Wire:
         self.loop = loop
         #: Open connections of all listeners, whatever they speak.
         self.connections: set[Connection] = set()
-        #: Requests and calls whose body is being received or whose answer is due.
+        #: Requests and unary calls whose body is being received or whose answer is due.
         self.requests = 0
+        #: Streaming calls that are open.
+        self.streams = 0
+        self.peers = Peers(limits)
         #: Bytes of those requests' bodies, and of answers that wait to be sent (see unsent).
         self.buffered_bytes = 0
         #: Bytes of answers that wait to be sent, over HTTP/2.
@@ -51,6 +57,14 @@ class Wire:
         self.unsent = Unsent(self)
         #: Where large compressed bodies wait for their turn.
         self.inflation = Inflation(self)
+
+    def refuses_request(self, peer: Peer, path: bytes) -> bool:
+        """Whether a request that is counted already is one too many, of all or of its peer's share.
+
+        Only to be asked while `requests` is above `peers.max_requests`: below that no peer can be above its share.
+        """
+        full = self.requests > self.limits.max_concurrent_requests or peer.requests > self.peers.max_requests
+        return full and not self.application.is_vital(path)
 
 
 class Connection(asyncio.Protocol):

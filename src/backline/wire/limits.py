@@ -24,8 +24,12 @@ class Limits:
     max_buffered_bytes: int = 1024 * MIB
     #: Open connections of all listeners together.
     max_connections: int = 8192
-    #: Requests and calls that are being received or answered, over all connections.
+    #: Requests and unary calls that are being received or answered, over all connections.
     max_concurrent_requests: int = 4096
+    #: Streaming gRPC calls that are open, over all connections. They may wait for hours, so they take no places of requests.
+    max_streams: int = 4096
+    #: The share of connections, of requests and of streams that one client address may hold, from above 0 to 1.
+    max_peer_share: float = 0.75
     #: Streams of one HTTP/2 connection.
     max_concurrent_streams: int = 128
     #: Until the first byte, and from then until the header block is complete.
@@ -34,6 +38,8 @@ class Limits:
     progress_timeout: float = 30.0
     #: On a connection without a request.
     idle_timeout: float = 120.0
+    #: On a streaming gRPC call without a message in either direction.
+    stream_idle_timeout: float = 3600.0
     #: Given to requests in flight when the server stops.
     drain_timeout: float = 30.0
     #: Bytes or frames of one connection that are handled before the others have their turn, or the time that it takes.

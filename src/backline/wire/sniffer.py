@@ -10,6 +10,7 @@ from backline.wire.connection import Connection, Wire, join_writelines
 from backline.wire.http1.connection import Http1Connection
 from backline.wire.http1.head import response_head
 from backline.wire.http2.connection import Http2Connection
+from backline.wire.peers import Peer
 
 #: What every HTTP/2 client sends first (RFC 9113, 3.4).
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -20,11 +21,12 @@ TLS_HANDSHAKE = 0x16
 class Sniffer(Connection):
     """A connection until its first bytes tell the protocol."""
 
-    __slots__ = ("_mark", "_opened", "_received", "_transport", "_wire")
+    __slots__ = ("_opened", "_peer", "_received", "_transport", "_wire")
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._transport: asyncio.Transport | None = None
+        self._peer: Peer | None = None
         self._received = b""
         #: When the sweep first saw this connection.
         self._opened: float | None = None
@@ -33,7 +35,11 @@ class Sniffer(Connection):
         # uvloop's transports do not inherit from asyncio's.
         transport = cast(asyncio.Transport, transport)
         wire = self._wire
-        if wire.draining or len(wire.connections) >= wire.limits.max_connections:
+        if (
+            wire.draining
+            or len(wire.connections) >= wire.limits.max_connections
+            or not wire.peers.may_connect(transport)
+        ):
             refuse_connection(wire, transport)
             return
         join_writelines(transport)
@@ -44,6 +50,7 @@ class Sniffer(Connection):
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self._transport = transport
+        self._peer = self._wire.peers.join(transport)
         self._wire.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
@@ -60,15 +67,20 @@ class Sniffer(Connection):
     def _become(self, protocol: Callable[[Wire], Connection]) -> None:
         transport = self._transport
         assert transport is not None
-        self._transport = None
-        self._wire.connections.discard(self)
+        self._leave()
         connection = protocol(self._wire)
         transport.set_protocol(connection)
         connection.attach(transport, self._received)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wire.connections.discard(self)
+    def _leave(self) -> None:
         self._transport = None
+        self._wire.connections.discard(self)
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            self._wire.peers.leave(peer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
 
     def sweep(self, now: float) -> None:
         if self._opened is None:

@@ -251,11 +251,28 @@ _OPTIONS: tuple[Decorator, ...] = (
         "max_concurrent_requests",
         "Requests in flight; further ones are refused with 503.",
     ),
+    _count(
+        "--max-streams",
+        "max_streams",
+        "Streaming gRPC calls that are open; further ones are refused with RESOURCE_EXHAUSTED.",
+    ),
+    _fills(
+        "--max-peer-share",
+        "max_peer_share",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="SHARE",
+        help="Of connections, requests and streams, what one client address may hold; 1 where a proxy stands for all clients.",
+    ),
     _seconds("--header-timeout", "header_timeout", "Until the head of a request is complete."),
     _seconds(
         "--progress-timeout", "progress_timeout", "Without any byte while a body comes or an answer goes."
     ),
     _seconds("--idle-timeout", "idle_timeout", "On a connection without a request."),
+    _seconds(
+        "--stream-idle-timeout",
+        "stream_idle_timeout",
+        "On a streaming gRPC call without a message in either direction.",
+    ),
     _seconds("--exit-timeout-secs", "drain_timeout", "Given to requests in flight when the server stops."),
     _fills(
         "--not-ready-status",

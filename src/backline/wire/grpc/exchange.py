@@ -47,7 +47,6 @@ class GrpcExchange(Stream):
 
     def begin(self) -> None:
         head = self.head
-        wire = self.connection.wire
         if head.too_large is not None:
             self.end(status.RESOURCE_EXHAUSTED, head.too_large)
         elif head.rpc is None:
@@ -56,8 +55,9 @@ class GrpcExchange(Stream):
                 status.UNIMPLEMENTED,
                 f"unknown method {path[:200]}; its service may not be served here, or its name be misspelt",
             )
-        elif wire.requests > wire.limits.max_concurrent_requests:
-            self.end(status.RESOURCE_EXHAUSTED, "the server has too many requests in flight; try again")
+        elif self._one_too_many():
+            what = "streams open" if self.streaming else "requests in flight"
+            self.end(status.RESOURCE_EXHAUSTED, f"the server has too many {what}; try again")
         elif head.timeout_error is not None:
             self.end(status.INVALID_ARGUMENT, head.timeout_error)
         elif head.encoding not in _ENCODINGS:
@@ -74,6 +74,17 @@ class GrpcExchange(Stream):
             else:
                 self.deadline = time.monotonic() + head.timeout
                 self.connection.deadlines.add(self.deadline, self)
+
+    def _one_too_many(self) -> bool:
+        """Whether this call, which is counted already, is above what the server or its peer may have at once."""
+        connection = self.connection
+        wire = connection.wire
+        if self.streaming:
+            peers = wire.peers
+            return wire.streams > wire.limits.max_streams or connection.peer.streams > peers.max_streams
+        return wire.requests > wire.peers.max_requests and wire.refuses_request(
+            connection.peer, self.head.path
+        )
 
     def end(self, code: int, message: str, trailers: Fields = ()) -> None:
         """Ends the call with a status, after what is queued already."""

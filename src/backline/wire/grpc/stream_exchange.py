@@ -28,6 +28,8 @@ _CODINGS = {b"gzip": GZIP, b"deflate": DEFLATE}
 class StreamExchange(GrpcExchange, StreamCall):
     """Messages wait in `_messages` until the handler takes them; only then the client may send as much again."""
 
+    streaming = True
+
     def __init__(self, connection: Http2Connection, number: int, head: RequestHead) -> None:
         GrpcExchange.__init__(self, connection, number, head)
         self._messages: deque[tuple[bool, Buffer, int]] = deque()
@@ -228,6 +230,13 @@ class StreamExchange(GrpcExchange, StreamCall):
         super().lost()
         self._messages.clear()
         self._assembler.close()
+
+    def idle_too_long(self) -> None:
+        self.end(
+            status.UNAVAILABLE,
+            f"no message in either direction for {self.connection.wire.limits.stream_idle_timeout:g} s; open the stream again",
+        )
+        self.cancelled()
 
     def awaits_client(self) -> bool:
         return self.remote_open and not self.answered and not self._assembler.between_messages

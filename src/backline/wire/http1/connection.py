@@ -12,6 +12,7 @@ from backline.wire.http1.receiver import Head, Receiver
 from backline.wire.http1.refusal import Refusal
 from backline.wire.http1.request import Http1Request
 from backline.wire.http1.time_limits import TimeLimits
+from backline.wire.peers import Peer
 from backline.wire.turns import LARGE_READ
 
 KIB = 1024
@@ -41,6 +42,8 @@ class Http1Connection(Connection):
 
     def __init__(self, wire: Wire) -> None:
         self.wire = wire
+        self._max_requests = wire.peers.max_requests
+        self.peer: Peer = None  # type: ignore[assignment]  # set by attach
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # set by attach
         self.pipeline = Pipeline(self, wire)
         self.receiver = Receiver(self, wire, self.pipeline)
@@ -71,6 +74,7 @@ class Http1Connection(Connection):
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = self.pipeline.transport = transport
+        self.peer = self.wire.peers.join(transport)
         self.wire.connections.add(self)
         transport.set_write_buffer_limits(high=self.wire.limits.max_unsent_bytes)
         if self.wire.draining:
@@ -94,6 +98,7 @@ class Http1Connection(Connection):
         self._lost = True
         self.receiver.close()
         self.pipeline.lost()
+        self.wire.peers.leave(self.peer)
         # They refer to each other: without this the memory would wait for the garbage collector.
         del self.receiver, self.pipeline, self._time_limits
 
@@ -128,9 +133,10 @@ class Http1Connection(Connection):
             len(data) == self._same_size
             and data.startswith(self._head_bytes)
             and not pipeline.waiting
-            and wire.requests < wire.limits.max_concurrent_requests
+            and wire.requests < self._max_requests
         ):
             wire.requests += 1
+            self.peer.requests += 1
             method, path, query, headers, _ = self._head
             pipeline.put(Http1Request(pipeline, method, path, query, headers, data[len(self._head_bytes) :]))
             return

@@ -129,6 +129,7 @@ class Pipeline:
     def release(self, request: Http1Request) -> None:
         """The request does not count any more against what all connections may hold."""
         self.wire.requests -= 1
+        self._connection.peer.requests -= 1
         self.wire.buffered_bytes -= request.counted_bytes
         request.counted_bytes = 0
 
@@ -165,6 +166,7 @@ class Pipeline:
             self.release(request)
         else:
             self.wire.requests -= 1
+            self._connection.peer.requests -= 1
         if not request.keep_alive:
             self._forget_waiting()
             self._connection.last_answered()

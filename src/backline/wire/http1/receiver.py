@@ -233,6 +233,8 @@ class Receiver:
         request = Http1Request(self._pipeline, method, path, query, headers, b"")
         self._entry = request
         wire.requests += 1
+        peer = self._connection.peer
+        peer.requests += 1
         # Trailer fields must not pass for header fields: they get a dict of their own, and are dropped.
         self._headers = {}
         if b"host" not in headers or not parser.should_keep_alive() or not SPECIAL_FIELDS.isdisjoint(headers):
@@ -240,7 +242,7 @@ class Receiver:
             self._special(request)
             if self._upgrade:
                 return
-        if wire.requests > limits.max_concurrent_requests:
+        if wire.requests > wire.peers.max_requests and wire.refuses_request(peer, path):
             self._too_many(request)
         length = headers.get(b"content-length")
         if length is not None:

@@ -16,6 +16,7 @@ from backline.wire.http2.frames import ConnectionFailure, StreamFailure
 from backline.wire.http2.output import Output
 from backline.wire.http2.request_head import RequestHead, check_trailers
 from backline.wire.http2.stream import Stream
+from backline.wire.peers import Peer
 
 log = logging.getLogger("backline.wire")
 
@@ -30,6 +31,8 @@ _KEEPALIVE_PING = b"standing"
 class Http2Connection(FrameReader):
     """Reads frames and keeps the streams. `Output` sends; a stream's class says what it makes of its DATA."""
 
+    peer: Peer
+
     def __init__(self, wire: Wire) -> None:
         super().__init__(wire)
         #: Requests answered in full.
@@ -40,6 +43,7 @@ class Http2Connection(FrameReader):
         #: Held while a large message of a streaming call is taken.
         self.large_messages = asyncio.Lock()
         self._allowance = FrameAllowance(wire.limits)
+        self._max_requests = wire.peers.max_requests
         #: SETTINGS of ours that the client has not acknowledged, and since when.
         self._unacknowledged = 0
         self._unacknowledged_since = 0.0
@@ -61,6 +65,7 @@ class Http2Connection(FrameReader):
         self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished, self._relieved)
         self.admission = Admission(self.wire, self.streams, self.output)
         self.wire.connections.add(self)
+        self.peer = self.wire.peers.join(transport)
         self.output.write(settings.ours(limits))
         self.expect_acknowledgement()
         if received:
@@ -75,6 +80,7 @@ class Http2Connection(FrameReader):
         self.wire.unsent.forget(self)
         self.wire.connections.discard(self)
         self._abandon()
+        self.wire.peers.leave(self.peer)
         self._forget_received()
 
     def _relieved(self) -> None:
@@ -212,6 +218,8 @@ class Http2Connection(FrameReader):
                     self.reset(stream, frames.CANCEL)
                 elif stream.awaits_client():
                     stream.timed_out()
+                elif stream.streaming and now - stream.progressed > limits.stream_idle_timeout:
+                    stream.idle_too_long()
 
     def _takes_too_little(self, now: float) -> bool:
         """Whether the client leaves much lying, or opens its windows by crumbs so that it seems to make progress."""
@@ -267,8 +275,13 @@ class Http2Connection(FrameReader):
             return
         stream = head.exchange(self, number, head)
         streams[number] = stream
-        wire.requests += 1
-        if head.prompt or wire.requests > wire.limits.max_concurrent_requests:
+        if stream.streaming:
+            wire.streams += 1
+            self.peer.streams += 1
+        else:
+            wire.requests += 1
+            self.peer.requests += 1
+        if head.prompt or wire.requests > self._max_requests:
             stream.begin()
         if ends:
             if stream.closed:
@@ -294,7 +307,12 @@ class Http2Connection(FrameReader):
         stream.closed = True
         del self.streams[stream.number]
         wire = self.wire
-        wire.requests -= 1
+        if stream.streaming:
+            wire.streams -= 1
+            self.peer.streams -= 1
+        else:
+            wire.requests -= 1
+            self.peer.requests -= 1
         if stream.pending is not None or stream.compressing:
             self.output.drop(stream)
         if stream.buffered:

@@ -70,7 +70,9 @@ class HttpExchange(Stream, HttpRequest):
         head = self.head
         if head.too_large is not None:
             self.refuse(431, head.too_large)
-        elif wire.requests > wire.limits.max_concurrent_requests:
+        elif wire.requests > wire.peers.max_requests and wire.refuses_request(
+            self.connection.peer, head.path
+        ):
             self.refuse(
                 503, "The server has too many requests in flight; try again", ((b"retry-after", b"1"),)
             )

@@ -28,6 +28,8 @@ class Stream:
     Attributes that most streams never change live in the class: a unary call costs one object with few fields.
     """
 
+    #: A streaming call: it counts toward `wire.streams`, all else toward `wire.requests`.
+    streaming = False
     #: The client may still send DATA or trailers.
     remote_open = True
     #: The response is complete as far as the application is concerned, though parts of it may be queued.
@@ -93,6 +95,10 @@ class Stream:
     @abstractmethod
     def timed_out(self) -> None:
         """The client made no progress for too long."""
+
+    def idle_too_long(self) -> None:
+        """A streaming call had no message in either direction for too long."""
+        raise NotImplementedError(f"{type(self).__name__} is no streaming call")
 
     def check_length(self, more: int, ended: int) -> None:
         """Holds the body against content-length. Raises StreamFailure (RFC 9113, section 8.1.1)."""
