@@ -23,12 +23,8 @@ class TritonPythonModel:
         return [response() for _ in requests]
 
     def error(self, requests):
-        code = (
-            getattr(pb_utils.TritonError, self.argument) if self.argument else pb_utils.TritonError.INTERNAL
-        )
-        return [
-            pb_utils.InferenceResponse(error=pb_utils.TritonError("it went wrong", code)) for _ in requests
-        ]
+        code = getattr(pb_utils.TritonError, self.argument) if self.argument else pb_utils.TritonError.INTERNAL
+        return [pb_utils.InferenceResponse(error=pb_utils.TritonError("it went wrong", code)) for _ in requests]
 
     def error_beside_outputs(self, requests):
         tensors = response().output_tensors()
@@ -65,10 +61,7 @@ class TritonPythonModel:
         return ["text"] * len(requests)
 
     def undeclared_output(self, requests):
-        return [
-            pb_utils.InferenceResponse([*response().output_tensors(), pb_utils.Tensor("more", np.zeros(1))])
-            for _ in requests
-        ]
+        return [pb_utils.InferenceResponse([*response().output_tensors(), pb_utils.Tensor("more", np.zeros(1))]) for _ in requests]
 
     def missing_output(self, requests):
         return [pb_utils.InferenceResponse(response().output_tensors()[:1]) for _ in requests]
@@ -77,26 +70,16 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([]) for _ in requests]
 
     def other_datatype(self, requests):
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("number", np.array([1.5], np.float64))])
-            for _ in requests
-        ]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("number", np.array([1.5], np.float64))]) for _ in requests]
 
     def other_shape(self, requests):
-        return [
-            pb_utils.InferenceResponse(
-                [pb_utils.Tensor("number", np.arange(6, dtype=np.int32).reshape(2, 3))]
-            )
-            for _ in requests
-        ]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("number", np.arange(6, dtype=np.int32).reshape(2, 3))]) for _ in requests]
 
     # by a sender
 
     def sent(self, requests):
         for request in requests:
-            request.get_response_sender().send(
-                response("sent"), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-            )
+            request.get_response_sender().send(response("sent"), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def sent_and_none(self, requests):
         self.sent(requests)
@@ -111,10 +94,7 @@ class TritonPythonModel:
     def sent_error(self, requests):
         for request in requests:
             sender = request.get_response_sender()
-            sender.send(
-                pb_utils.InferenceResponse(error=pb_utils.TritonError("sent error")),
-                pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-            )
+            sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("sent error")), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def sent_late(self, requests):
         def later(senders):
@@ -152,9 +132,7 @@ class TritonPythonModel:
                 print("nothing was raised", flush=True)
             except Exception as error:
                 self.said = f"{type(error).__name__}: {error}"
-            answers.append(
-                None if self.argument in ("twice", "after the last", "final twice") else response(self.said)
-            )
+            answers.append(None if self.argument in ("twice", "after the last", "final twice") else response(self.said))
         return answers
 
     def said_before(self, requests):

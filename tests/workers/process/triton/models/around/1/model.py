@@ -9,13 +9,9 @@ class TritonPythonModel:
         answers = []
         for _ in requests:
             how = pb_utils.Tensor("how", np.array([b"once"], np.object_))
-            answer = pb_utils.InferenceRequest(
-                model_name="caller", inputs=[how], requested_output_names=["told"]
-            ).exec()
+            answer = pb_utils.InferenceRequest(model_name="caller", inputs=[how], requested_output_names=["told"]).exec()
             if answer.has_error():
                 answers.append(pb_utils.InferenceResponse(error=answer.error()))
             else:
-                answers.append(
-                    pb_utils.InferenceResponse([pb_utils.get_output_tensor_by_name(answer, "told")])
-                )
+                answers.append(pb_utils.InferenceResponse([pb_utils.get_output_tensor_by_name(answer, "told")]))
         return answers

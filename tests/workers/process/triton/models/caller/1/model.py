@@ -13,18 +13,13 @@ END = pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 
 def asking(model, how, **fields):
     tensor = pb_utils.Tensor("how", np.array([how.encode()], np.object_))
-    return pb_utils.InferenceRequest(
-        model_name=model, inputs=[tensor], **{"requested_output_names": ["told", "number"], **fields}
-    )
+    return pb_utils.InferenceRequest(model_name=model, inputs=[tensor], **{"requested_output_names": ["told", "number"], **fields})
 
 
 def plain(response):
     if response.has_error():
         return {"error": response.error().message(), "code": response.error().code().name}
-    outputs = {
-        tensor.name(): [str(one) for one in tensor.as_numpy().reshape(-1).tolist()]
-        for tensor in response.output_tensors()
-    }
+    outputs = {tensor.name(): [str(one) for one in tensor.as_numpy().reshape(-1).tolist()] for tensor in response.output_tensors()}
     return dict(sorted(outputs.items()))
 
 
@@ -39,11 +34,7 @@ class TritonPythonModel:
                     told = await told
             except Exception as error:
                 told = {"raised": type(error).__name__, "text": str(error)}
-            answers.append(
-                pb_utils.InferenceResponse(
-                    [pb_utils.Tensor("told", np.array([json.dumps(told).encode()], np.object_))]
-                )
-            )
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("told", np.array([json.dumps(told).encode()], np.object_))]))
         return answers
 
     def once(self, request):
@@ -66,9 +57,7 @@ class TritonPythonModel:
 
     def wrong_input(self, request):
         tensor = pb_utils.Tensor("how", np.zeros((1, 1), np.float32))
-        wrong = pb_utils.InferenceRequest(
-            model_name="answers", inputs=[tensor], requested_output_names=["told"]
-        )
+        wrong = pb_utils.InferenceRequest(model_name="answers", inputs=[tensor], requested_output_names=["told"])
         return plain(wrong.exec())
 
     def told(self, request):
@@ -85,19 +74,12 @@ class TritonPythonModel:
         return json.loads(pb_utils.get_output_tensor_by_name(made.exec(), "told").as_numpy()[0])
 
     async def beside_each_other(self, request):
-        responses = await asyncio.gather(
-            *(asking("answers", how).async_exec() for how in ("fine", "sent_late", "error"))
-        )
+        responses = await asyncio.gather(*(asking("answers", how).async_exec() for how in ("fine", "sent_late", "error")))
         return [plain(response) for response in responses]
 
     def from_threads(self, request):
         with ThreadPoolExecutor(4) as threads:
-            return [
-                plain(response)
-                for response in threads.map(
-                    lambda how: asking("answers", how).exec(), ["fine", "sent_late"] * 4
-                )
-            ]
+            return [plain(response) for response in threads.map(lambda how: asking("answers", how).exec(), ["fine", "sent_late"] * 4)]
 
     def many(self, request):
         return [plain(response) for response in asking("decoupled", "some:3").exec(decoupled=True)]
@@ -109,9 +91,7 @@ class TritonPythonModel:
         return [plain(response) for response in asking("decoupled", "failed").exec(decoupled=True)]
 
     async def many_async(self, request):
-        return [
-            plain(response) for response in await asking("decoupled", "some:2").async_exec(decoupled=True)
-        ]
+        return [plain(response) for response in await asking("decoupled", "some:2").async_exec(decoupled=True)]
 
     def many_as_one(self, request):
         return plain(asking("decoupled", "some:2").exec())
@@ -141,28 +121,18 @@ class TritonPythonModel:
         for index, flags in enumerate((START, 0, END)):
             tensor = pb_utils.Tensor("x", np.array([[index + 1]], np.int32))
             made = pb_utils.InferenceRequest(
-                model_name="sequence",
-                inputs=[tensor],
-                requested_output_names=["sum"],
-                correlation_id=77,
-                flags=flags,
+                model_name="sequence", inputs=[tensor], requested_output_names=["sum"], correlation_id=77, flags=flags
             )
             told.append(plain(made.exec()))
         return told
 
     def ready(self, request):
-        return [
-            pb_utils.is_model_ready(*model)
-            for model in (("answers",), ("answers", "1"), ("answers", "2"), ("nobody",))
-        ]
+        return [pb_utils.is_model_ready(*model) for model in (("answers",), ("answers", "1"), ("answers", "2"), ("nobody",))]
 
     def loads(self, request):
         before = pb_utils.is_model_ready("extra")
         pb_utils.load_model(model_name="extra")
-        during = [
-            pb_utils.is_model_ready("extra"),
-            plain(asking("extra", "fine", requested_output_names=["told"]).exec()),
-        ]
+        during = [pb_utils.is_model_ready("extra"), plain(asking("extra", "fine", requested_output_names=["told"]).exec())]
         pb_utils.unload_model("extra")
         return [before, *during]
 

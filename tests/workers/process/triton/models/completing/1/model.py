@@ -16,17 +16,8 @@ class TritonPythonModel:
         config = auto_complete_model_config
         how = config.as_dict()["parameters"]["how"]["string_value"]
         steps = {
-            "everything": lambda: (
-                config.set_max_batch_size(4),
-                config.set_dynamic_batching(),
-                config.add_input(X),
-                config.add_output(Y),
-            ),
-            "everything of what is there": lambda: (
-                config.set_max_batch_size(4),
-                config.add_input(X),
-                config.add_output(Y),
-            ),
+            "everything": lambda: (config.set_max_batch_size(4), config.set_dynamic_batching(), config.add_input(X), config.add_output(Y)),
+            "everything of what is there": lambda: (config.set_max_batch_size(4), config.add_input(X), config.add_output(Y)),
             "smaller batch": lambda: config.set_max_batch_size(4),
             "dynamic batching": lambda: (
                 config.add_input(X),
@@ -35,11 +26,7 @@ class TritonPythonModel:
                 config.set_dynamic_batching(),
             ),
             "dynamic batching of sequences": config.set_dynamic_batching,
-            "decoupled": lambda: (
-                config.add_input(X),
-                config.add_output(Y),
-                config.set_model_transaction_policy({"decoupled": True}),
-            ),
+            "decoupled": lambda: (config.add_input(X), config.add_output(Y), config.set_model_transaction_policy({"decoupled": True})),
             "not decoupled": lambda: config.set_model_transaction_policy({"decoupled": False}),
             "other policy": lambda: config.set_model_transaction_policy({"coupled": True}),
             "input without name": lambda: config.add_input(without(X, "name")),
@@ -56,10 +43,7 @@ class TritonPythonModel:
             "other dims of output": lambda: config.add_output({**Y, "dims": [5]}),
             "optional input": lambda: (config.add_input({**X, "optional": True}), config.add_output(Y)),
             "no longer optional": lambda: config.add_input({**X, "optional": False}),
-            "unknown datatype": lambda: (
-                config.add_input({**X, "data_type": "TYPE_FP33"}),
-                config.add_output(Y),
-            ),
+            "unknown datatype": lambda: (config.add_input({**X, "data_type": "TYPE_FP33"}), config.add_output(Y)),
         }
         if how in steps:
             steps[how]()
@@ -75,7 +59,4 @@ class TritonPythonModel:
         return config
 
     def execute(self, requests):
-        return [
-            pb_utils.InferenceResponse([pb_utils.Tensor("y", request.inputs()[0].as_numpy() * 2)])
-            for request in requests
-        ]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", request.inputs()[0].as_numpy() * 2)]) for request in requests]

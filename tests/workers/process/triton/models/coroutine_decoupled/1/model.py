@@ -21,6 +21,5 @@ class TritonPythonModel:
             elif x == 2:
                 self.second.set()
             sender.send(
-                pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([x], np.int32))]),
-                pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+                pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([x], np.int32))]), pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             )

@@ -6,7 +6,5 @@ class TritonPythonModel:
         responses = []
         for request in requests:
             tensor = request.inputs()[0]
-            responses.append(
-                pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("y", tensor.to_dlpack())])
-            )
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("y", tensor.to_dlpack())]))
         return responses

@@ -13,11 +13,7 @@ def plain(value):
     if isinstance(value, bytes):
         return value.decode("latin-1")
     if isinstance(value, np.ndarray):
-        return [
-            str(value.dtype),
-            list(value.shape),
-            [plain(element) for element in value.reshape(-1).tolist()],
-        ]
+        return [str(value.dtype), list(value.shape), [plain(element) for element in value.reshape(-1).tolist()]]
     if isinstance(value, (list, tuple, set)):
         return [plain(element) for element in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, type):
@@ -56,10 +52,7 @@ class TritonPythonModel:
                 told = plain(getattr(self, what)(request))
             except Exception as error:
                 # What pybind11 says of arguments is about C++.
-                told = {
-                    "raised": type(error).__name__,
-                    "text": "" if isinstance(error, TypeError) else str(error),
-                }
+                told = {"raised": type(error).__name__, "text": "" if isinstance(error, TypeError) else str(error)}
             tensor = pb_utils.Tensor("told", np.array([json.dumps(told).encode()], np.object_))
             responses.append(pb_utils.InferenceResponse([tensor]))
         return responses
@@ -67,9 +60,7 @@ class TritonPythonModel:
     # where the model is
 
     def arguments(self, request):
-        return [
-            self.args[name] for name in sorted(self.args) if name not in ("model_config", "model_repository")
-        ]
+        return [self.args[name] for name in sorted(self.args) if name not in ("model_config", "model_repository")]
 
     def repository(self, request):
         return os.path.basename(self.args["model_repository"])
@@ -107,9 +98,7 @@ class TritonPythonModel:
         return request.parameters()
 
     def inputs(self, request):
-        return [
-            [tensor.name(), tensor.shape(), tensor.is_cpu(), tensor.as_numpy()] for tensor in request.inputs()
-        ]
+        return [[tensor.name(), tensor.shape(), tensor.is_cpu(), tensor.as_numpy()] for tensor in request.inputs()]
 
     def missing_input(self, request):
         return pb_utils.get_input_tensor_by_name(request, "nothing")
@@ -177,10 +166,7 @@ class TritonPythonModel:
         kinds = [np.bool_, np.uint8, np.uint16, np.uint32, np.uint64, np.int8, np.int16, np.int32, np.int64]
         kinds += [np.float16, np.float32, np.float64, np.object_, np.bytes_, np.str_, np.complex64]
         numbers = [pb_utils.triton_to_numpy_type(number) for number in range(16)]
-        return [
-            [pb_utils.numpy_to_triton_type(kind) for kind in kinds],
-            [kind and np.dtype(kind).name for kind in numbers],
-        ]
+        return [[pb_utils.numpy_to_triton_type(kind) for kind in kinds], [kind and np.dtype(kind).name for kind in numbers]]
 
     def datatypes_of_configurations(self, request):
         return {name: plain(kind) for name, kind in pb_utils.TRITON_STRING_TO_NUMPY.items()}
@@ -190,15 +176,11 @@ class TritonPythonModel:
 
     def tensors_of_configuration(self, request):
         found = [pb_utils.get_input_config_by_name(self.config, name) for name in ("number", "nothing")]
-        return found + [
-            pb_utils.get_output_config_by_name(self.config, name) for name in ("other", "nothing")
-        ]
+        return found + [pb_utils.get_output_config_by_name(self.config, name) for name in ("other", "nothing")]
 
     def decoupled_policy(self, request):
         others = ({}, {"model_transaction_policy": {"decoupled": True}})
-        return [
-            pb_utils.using_decoupled_model_transaction_policy(config) for config in (self.config, *others)
-        ]
+        return [pb_utils.using_decoupled_model_transaction_policy(config) for config in (self.config, *others)]
 
     def byte_tensors(self, request):
         given = np.array([[b"a", "\u00fc"], [b"", 17]], np.object_)
@@ -206,10 +188,7 @@ class TritonPythonModel:
         return [packed, pb_utils.deserialize_bytes_tensor(packed)]
 
     def byte_tensors_of_others(self, request):
-        return [
-            pb_utils.serialize_byte_tensor(array)
-            for array in (np.zeros(2), np.zeros(0, np.object_), np.array([b"ab"], "S2"))
-        ]
+        return [pb_utils.serialize_byte_tensor(array) for array in (np.zeros(2), np.zeros(0, np.object_), np.array([b"ab"], "S2"))]
 
     def constants(self, request):
         names = [name for name in dir(pb_utils) if name.startswith("TRITONSERVER_RE")]
@@ -220,25 +199,14 @@ class TritonPythonModel:
     def errors(self, request):
         error = pb_utils.TritonError("text", pb_utils.TritonError.NOT_FOUND)
         plain_error = pb_utils.TritonError("other")
-        return [
-            error.message(),
-            error.code() == pb_utils.TritonError.NOT_FOUND,
-            plain_error.code() == pb_utils.TritonError.INTERNAL,
-        ]
+        return [error.message(), error.code() == pb_utils.TritonError.NOT_FOUND, plain_error.code() == pb_utils.TritonError.INTERNAL]
 
     def response(self, request):
         tensor = pb_utils.Tensor("a", np.zeros(1, np.float32))
         good = pb_utils.InferenceResponse(output_tensors=[tensor])
         bad = pb_utils.InferenceResponse(error=pb_utils.TritonError("text"))
         found = [pb_utils.get_output_tensor_by_name(good, name) for name in ("a", "b")]
-        return [
-            good.has_error(),
-            bad.has_error(),
-            bad.error().message(),
-            found[0].name(),
-            found[1],
-            len(bad.output_tensors()),
-        ]
+        return [good.has_error(), bad.has_error(), bad.error().message(), found[0].name(), found[1], len(bad.output_tensors())]
 
     def response_of_nothing(self, request):
         return pb_utils.InferenceResponse([None]).has_error()

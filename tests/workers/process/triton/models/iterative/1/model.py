@@ -20,9 +20,6 @@ class TritonPythonModel:
                 answers.append(None)
                 continue
             del self.seen[given["id"]]
-            tensors = [
-                pb_utils.Tensor(name, np.array([[value]], np.int32))
-                for name, value in (("runs", runs), ("starts", starts))
-            ]
+            tensors = [pb_utils.Tensor(name, np.array([[value]], np.int32)) for name, value in (("runs", runs), ("starts", starts))]
             answers.append(pb_utils.InferenceResponse(tensors))
         return answers

@@ -19,22 +19,13 @@ class TritonPythonModel:
             try:
                 told = getattr(self, how)()
             except Exception as error:
-                told = {
-                    "raised": type(error).__name__,
-                    "text": "" if isinstance(error, TypeError) else str(error),
-                }
-            answers.append(
-                pb_utils.InferenceResponse(
-                    [pb_utils.Tensor("told", np.array([json.dumps(told).encode()], np.object_))]
-                )
-            )
+                told = {"raised": type(error).__name__, "text": "" if isinstance(error, TypeError) else str(error)}
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("told", np.array([json.dumps(told).encode()], np.object_))]))
         return answers
 
     def _family(self, name, kind):
         if name not in self.families:
-            self.families[name] = pb_utils.MetricFamily(
-                name=name, description=f"What is told of {name}", kind=kind
-            )
+            self.families[name] = pb_utils.MetricFamily(name=name, description=f"What is told of {name}", kind=kind)
         return self.families[name]
 
     def _metric(self, name, kind, **options):
@@ -43,14 +34,10 @@ class TritonPythonModel:
         return metric
 
     def _counter(self, **options):
-        return self._metric(
-            "requests_seen", pb_utils.MetricFamily.COUNTER, **{"labels": {"colour": "red"}, **options}
-        )
+        return self._metric("requests_seen", pb_utils.MetricFamily.COUNTER, **{"labels": {"colour": "red"}, **options})
 
     def _histogram(self, **options):
-        return self._metric(
-            "length_seen", pb_utils.MetricFamily.HISTOGRAM, **{"labels": {"colour": "red"}, **options}
-        )
+        return self._metric("length_seen", pb_utils.MetricFamily.HISTOGRAM, **{"labels": {"colour": "red"}, **options})
 
     def counter(self):
         metric = self._counter(labels={"colour": "blue", "size": "5"})
@@ -83,10 +70,7 @@ class TritonPythonModel:
         return metric.value()
 
     def same_labels(self):
-        first, second = (
-            self._metric("same_seen", pb_utils.MetricFamily.GAUGE, labels={"colour": "blue"})
-            for _ in range(2)
-        )
+        first, second = (self._metric("same_seen", pb_utils.MetricFamily.GAUGE, labels={"colour": "blue"}) for _ in range(2))
         first.set(3)
         second.increment(1)
         return [first.value(), second.value()]

@@ -18,11 +18,7 @@ class TritonPythonModel:
             if given["start"][0, 0]:
                 self.sums[identity] = 0
             self.sums[identity] += int(given["x"][0, 0])
-            controls = {
-                name: [str(array.dtype), array.shape, array.tolist()]
-                for name, array in given.items()
-                if name != "x"
-            }
+            controls = {name: [str(array.dtype), array.shape, array.tolist()] for name, array in given.items() if name != "x"}
             told = json.dumps([request.correlation_id(), request.flags(), dict(sorted(controls.items()))])
             answers.append(
                 pb_utils.InferenceResponse(
