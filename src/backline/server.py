@@ -25,10 +25,10 @@ from backline.observe.metrics import Metrics
 from backline.observe.recording import Recorder
 from backline.observe.tracing.config import TraceConfig
 from backline.observe.tracing.tracing import Tracing
-from backline.process_memory import share_arena
 from backline.repository.configuration import ConfigFiles
 from backline.repository.location import open_repository
-from backline.user_folders import user_cache
+from backline.system.memory import share_arena
+from backline.system.user_folders import user_cache
 from backline.wire.connection import Wire
 from backline.wire.heap import Heap
 from backline.wire.limits import Limits

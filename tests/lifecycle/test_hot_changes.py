@@ -14,7 +14,7 @@ import pytest
 
 from backline.engine.errors import InvalidArgument, NotFound
 from backline.workers.batch import Batch
-from backline.workers.execution import Execution
+from backline.workers.here.execution import Execution
 from support import models
 
 Homes = Callable[..., Any]

@@ -21,8 +21,9 @@ from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
 from backline.schedule.total import QueueTotal
-from backline.workers.execution import Execution
-from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.workers.here.execution import Execution
+from backline.workers.here.instances import InlineInstance, ThreadInstance
+from backline.workers.instance import Instance
 
 
 class Doubler:

@@ -23,8 +23,8 @@ from backline.schedule.cache.queue import LARGE, CachedInstances
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
 from backline.schedule.splitting import SplittingQueue
-from backline.workers.execution import Execution
-from backline.workers.instance import ThreadInstance
+from backline.workers.here.execution import Execution
+from backline.workers.here.instances import ThreadInstance
 from schedule.bench import Doubler, values
 from schedule.world import World
 

@@ -12,8 +12,8 @@ from backline.engine.model_config import QueuePolicy
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
-from backline.workers.execution import Execution
-from backline.workers.instance import ThreadInstance
+from backline.workers.here.execution import Execution
+from backline.workers.here.instances import ThreadInstance
 from schedule.bench import Bench, values
 
 

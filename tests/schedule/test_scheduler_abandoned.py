@@ -21,8 +21,8 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.scheduler import Scheduler, Settings
-from backline.workers.execution import Execution
-from backline.workers.instance import ThreadInstance
+from backline.workers.here.execution import Execution
+from backline.workers.here.instances import ThreadInstance
 from support import networks
 
 #: Rounds that take minutes.

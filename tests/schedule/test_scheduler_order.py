@@ -16,7 +16,7 @@ from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Settings
 from backline.schedule.total import QueueTotal
 from backline.workers.batch import Batch
-from backline.workers.execution import Execution
+from backline.workers.here.execution import Execution
 from backline.workers.instance import Finished
 from schedule.bench import Bench, values
 

@@ -18,7 +18,7 @@ import pytest
 from backline.engine.errors import InvalidArgument
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
-from backline.workers.affinity import check_cores, format_cores
+from backline.system.cores import check_cores, format_cores
 from support import models
 from support.server import serve
 

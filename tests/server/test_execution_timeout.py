@@ -22,7 +22,7 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
 from backline.server import Embedded
-from backline.workers.timed import MAX_STUCK
+from backline.workers.here.timed import MAX_STUCK
 from support.networks import looping
 from support.server import metrics_page, serve
 

@@ -15,7 +15,7 @@ from support.server import serve
 NOT_NEEDED = {
     "backline.workers.process": "models in worker processes",
     "backline.workers.child": "what runs in them",
-    "backline.workers.environments": "environments of Python models",
+    "backline.environments": "environments of Python models",
     "backline.lifecycle.loading.worker_pools": "models in worker processes",
     "backline.lifecycle.composed": "ensembles",
     "backline.schedule.ensembles.run": "ensembles",

@@ -13,7 +13,7 @@ from backline.engine.instance_group import InstanceGroup
 class HostedModel:
     """What a backend's `load` gives for a model that runs in worker processes.
 
-    `adapter` ("module:function") makes the model there, see workers/child/worker_model.py. `python` is the interpreter of the workers,
+    `adapter` names what makes the model there, see workers/child/worker_model.py. `python` is the interpreter of the workers,
     None for that of the environment which the model's files ask for, or else the server's; `environment` is what comes on top of the
     server's variables.
     """

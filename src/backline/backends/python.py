@@ -11,9 +11,6 @@ from backline.backends.model_file import read_start, require_trust
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.model_config import ModelConfig
 
-#: What makes the model in the worker.
-ADAPTER = "backline.workers.child.python_model:load"
-
 
 class Python:
     """The backend for `model.py`."""
@@ -29,4 +26,4 @@ class Python:
         """Only says how it is run: the file is imported in a worker, never here."""
         require_trust(path, config)
         read_start(path)
-        return HostedModel(path, ADAPTER)
+        return HostedModel(path, "python")

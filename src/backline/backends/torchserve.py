@@ -18,8 +18,7 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Kind
 from backline.engine.model_config import ModelConfig
 
-#: What makes the model in the worker, and the parameter by which that gets what model-config.yaml says, as JSON.
-ADAPTER = "backline.workers.child.torchserve_model:load"
+#: The parameter by which the worker gets what model-config.yaml says, as JSON.
 SETTINGS = "model-config"
 
 
@@ -49,7 +48,7 @@ class TorchServe:
             packed = None if path.is_dir() else archive.root
         return HostedModel(
             path,
-            ADAPTER,
+            "torchserve",
             packed=packed,
             parameters={SETTINGS: json.dumps(settings)},
             groups=_groups(settings),

@@ -20,10 +20,10 @@ from backline.cli.lone_request import lone_parameters
 from backline.cli.model_folder import open_models
 from backline.cli.result_files import check_destination, documents, save_all, show
 from backline.client.aio import AsyncClient
+from backline.client.inproc import InprocTransport
 from backline.client.options import ClientOptions
 from backline.client.result import InferResult
 from backline.engine.errors import InvalidArgument, NotFound
-from backline.inproc import InprocTransport
 from backline.lifecycle.options import LifecycleOptions
 from backline.server import Embedded
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -42,9 +41,10 @@ def open_transport(address: Address, options: ClientOptions) -> Transport:
         from backline.client.grpc_transport import GrpcTransport
 
         return GrpcTransport(address, options)
-    # The one transport that knows the server's inside stands above both; here it is only looked up.
-    transport: Transport = import_module("backline.inproc").InprocTransport(address)
-    return transport
+    # Here, because it imports the whole server, which clients of a remote one do without.
+    from backline.client.inproc import InprocTransport
+
+    return InprocTransport(address)
 
 
 class AsyncClient:

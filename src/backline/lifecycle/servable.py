@@ -27,9 +27,9 @@ from backline.lifecycle.plan import Held, Phase
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.deadline import with_deadline
 from backline.schedule.version_queue import InstancesQueue
-from backline.workers.instance import InlineInstance
+from backline.workers.here.instances import InlineInstance
+from backline.workers.here.streaming import StreamPool
 from backline.workers.model_in_workers import ModelInWorkers
-from backline.workers.streaming import StreamPool
 
 if TYPE_CHECKING:
     from backline.lifecycle.loading.completion import Completion

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backline.process_memory import resident_bytes, trim
+from backline.system.memory import resident_bytes, trim
 from backline.wire.connection import Wire
 
 #: Seconds between two looks.

@@ -17,7 +17,7 @@ from backline.engine.joining import Cut, Joining, Padding
 from backline.engine.reshape import Reshapes, reshape_arrays
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape, element_count
-from backline.workers.told_inputs import BATCH_INPUTS, Arrays, Told, lengths, mask
+from backline.workers.hidden_inputs import BATCH_INPUTS, Arrays, Told, lengths, mask
 
 #: The arrays of one input in all requests, as one.
 Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]

@@ -14,7 +14,7 @@ from backline.engine.signature import Signature
 from backline.workers.instance import Instance
 
 if TYPE_CHECKING:
-    from backline.workers.process.protocol import Loaded
+    from backline.workers.channel.protocol import Loaded
 
 
 class ModelInWorkers(ABC):

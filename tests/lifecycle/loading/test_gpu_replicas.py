@@ -16,7 +16,7 @@ from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument
-from backline.workers import core_budget
+from backline.workers.here import core_budget
 from support.models import add1
 
 #: Requests are not joined, so that each instance has one of those that come together.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backline.lifecycle.loading.memory import LoadMeter
-from backline.process_memory import resident_bytes, trim
+from backline.system.memory import resident_bytes, trim
 
 MIB = 1 << 20
 

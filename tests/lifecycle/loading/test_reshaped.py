@@ -20,7 +20,7 @@ from backline.engine.ticket import Ticket
 from backline.lifecycle.loading.loader import Loaded, load
 from backline.lifecycle.loading.reshaped import reshaped
 from backline.workers.batch import Batch
-from backline.workers.execution import JoinedExecution
+from backline.workers.here.execution import JoinedExecution
 from support import models
 from support.networks import looping
 

@@ -12,7 +12,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 from backline.lifecycle.loading.run_time import RunTimes, choose_batch_limit, format_seconds, measure, plan
-from backline.workers.cores import usable_cores
+from backline.system.cores import usable_cores
 from support.networks import FLOAT, INT64, build, floats, ints, node
 
 US, MS = 1e-6, 1e-3

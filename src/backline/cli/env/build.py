@@ -16,10 +16,10 @@ from backline.cli.env.store_option import store_option
 from backline.cli.model_folder import open_models
 from backline.engine.byte_size import format_bytes
 from backline.engine.errors import BacklineError
+from backline.environments.requirements import Requirements, find_requirements
+from backline.environments.store import Environments, User
+from backline.environments.uv import Uv
 from backline.repository.repository import FoundModel
-from backline.workers.environments.requirements import Requirements, find_requirements
-from backline.workers.environments.store import Environments, User
-from backline.workers.environments.uv import Uv
 
 _EPILOG = """\b
 Examples:

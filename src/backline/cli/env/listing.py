@@ -9,7 +9,7 @@ import click
 from backline.cli.env.store_option import ago, document, store_option
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
-from backline.workers.environments.store import Entry, Environments
+from backline.environments.store import Entry, Environments
 
 _EPILOG = """\b
 Examples:

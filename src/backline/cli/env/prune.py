@@ -9,8 +9,7 @@ import click
 
 from backline.cli.env.store_option import document, store_option
 from backline.engine.byte_size import format_bytes
-from backline.workers.environments.store import Environments
-from backline.workers.environments.unused import unused
+from backline.environments.store import Environments, unused
 
 _EPILOG = """\b
 Examples:

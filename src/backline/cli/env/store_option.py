@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from backline.workers.environments.store import Entry, Environments, default_folder
+from backline.environments.store import Entry, Environments, default_folder
 
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:

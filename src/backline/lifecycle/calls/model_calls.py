@@ -13,12 +13,12 @@ from backline.engine.ticket import Ticket
 from backline.lifecycle.calls.call_graph import CallGraph, Wait
 from backline.lifecycle.calls.ensemble_steps import node, waits_for_steps
 from backline.schedule.rate_limit.permits import Permits
-from backline.workers.process.calls import Outcome
-from backline.workers.process.protocol import Described, Measure, Spec
+from backline.workers.channel.calls import Outcome
+from backline.workers.channel.protocol import Described, Measure, Spec
 
 
 class ModelCalls:
-    """The calls of one model version; fits workers.process.calls.Calls. Lives on the event loop."""
+    """The calls of one model version; fits workers.channel.calls.Calls. Lives on the event loop."""
 
     def __init__(self, engine: Engine, graph: CallGraph, permits: Permits | None, caller: Model) -> None:
         """`permits` are those of the instances, where the server limits their rate."""

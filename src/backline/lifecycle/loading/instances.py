@@ -15,13 +15,14 @@ from backline.engine.model import Model, Placement
 from backline.engine.response_statistics import ResponseStatistics
 from backline.lifecycle.loading.loader import Loaded
 from backline.lifecycle.loading.run_time import spare_instances
-from backline.workers.core_budget import BudgetedExecution, CoreBudget
-from backline.workers.cores import usable_cores
-from backline.workers.execution import Execution, JoinedExecution
-from backline.workers.instance import InlineInstance, Instance, ThreadInstance
+from backline.system.cores import usable_cores
+from backline.workers.here.core_budget import BudgetedExecution, CoreBudget
+from backline.workers.here.execution import Execution, JoinedExecution
+from backline.workers.here.instances import InlineInstance, ThreadInstance
+from backline.workers.here.streaming import StreamPool
+from backline.workers.here.timed import RunLimit, TimedInstance
+from backline.workers.instance import Instance
 from backline.workers.model_in_workers import ModelInWorkers
-from backline.workers.streaming import StreamPool
-from backline.workers.timed import RunLimit, TimedInstance
 
 if TYPE_CHECKING:
     from backline.schedule.rate_limit.permits import Permits

@@ -29,8 +29,7 @@ from backline.lifecycle.loading.placing import place_again as still_placed
 from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunTimes, measure, plan
 from backline.lifecycle.loading.sequence_states import visible
 from backline.repository.configuration.effects import ignored_settings
-from backline.workers.affinity import format_cores
-from backline.workers.cores import usable_cores
+from backline.system.cores import format_cores, usable_cores
 from backline.workers.joiner import Joiner
 from backline.workers.model_in_workers import ModelInWorkers
 

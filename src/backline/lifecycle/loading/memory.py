@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from backline.process_memory import resident_bytes
+from backline.system.memory import resident_bytes
 
 #: The first load of a backend imports its runtime, by so many modules at least: their memory is not the model's.
 _MODULES_OF_A_RUNTIME = 8

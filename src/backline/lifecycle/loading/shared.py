@@ -12,8 +12,8 @@ from backline.lifecycle.options import LifecycleOptions
 from backline.schedule.sequences.state_store import MemoryStateStore, StateStore
 from backline.schedule.total import QueueTotal
 from backline.schedule.turn import Turn
-from backline.workers.core_budget import CoreBudget
-from backline.workers.cores import usable_cores
+from backline.system.cores import usable_cores
+from backline.workers.here.core_budget import CoreBudget
 
 if TYPE_CHECKING:
     from backline.schedule.cache.cache import ResponseCache

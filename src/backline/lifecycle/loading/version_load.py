@@ -31,7 +31,7 @@ from backline.observe.recording import recorded_file
 from backline.repository.fingerprint import load_key
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.sequences.tensors import SequenceTensors
-from backline.workers.affinity import check_cores, pinned
+from backline.system.cores import check_cores, pinned
 from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:

@@ -20,6 +20,11 @@ from backline.engine.joining import Joining
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
+from backline.environments.environment import Environment
+from backline.environments.packed import PARAMETER, packed_environment
+from backline.environments.requirements import Requirements, find_requirements
+from backline.environments.store import Environments, User, default_folder
+from backline.environments.uv import OnBytes, Uv
 from backline.lifecycle.calls.model_calls import ModelCalls
 from backline.lifecycle.loading.completion import Completion, read_completion
 from backline.lifecycle.loading.sequence_states import with_hidden_tensors
@@ -28,13 +33,9 @@ from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.json_form import configuration_json
 from backline.repository.walk import walk
-from backline.workers.environments.packed import PARAMETER, packed_environment
-from backline.workers.environments.requirements import Requirements, find_requirements
-from backline.workers.environments.store import Environment, Environments, User, default_folder
-from backline.workers.environments.uv import OnBytes, Uv
-from backline.workers.process.command import WorkerCommand
+from backline.workers.channel.protocol import Load, Spec
 from backline.workers.process.pool import PoolOptions, WorkerPool
-from backline.workers.process.protocol import Load, Spec
+from backline.workers.process.process import WorkerCommand
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -96,7 +97,7 @@ class WorkerStarter:
         environment = self._environment(hosted)
         if self._debugged:
             self._check_debugged(hosted, environment)
-            from backline.workers.process.debugged import DebuggedWorker
+            from backline.workers.debugged import DebuggedWorker
 
             options, placed = (
                 PoolOptions(inf, idempotent=False, remembers=remembers, worker=DebuggedWorker),
@@ -133,7 +134,7 @@ class WorkerStarter:
             self._uv.cancel()
 
     def _check_debugged(self, hosted: HostedModel, environment: Environment | None) -> None:
-        from backline.workers.environments.borrowed import borrow
+        from backline.environments.environment import borrow
 
         label = f"model '{self._config.name}'"
         if hosted.python is not None:

@@ -11,7 +11,7 @@ from time import time
 from backline.engine.errors import BacklineError, Unavailable
 from backline.lifecycle.loading.memory import LoadMeter
 from backline.lifecycle.memory.budget import Shortage, Tenant, idle_too_long, make_room
-from backline.process_memory import resident_bytes, return_large_blocks, trim
+from backline.system.memory import resident_bytes, return_large_blocks, trim
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from backline.engine.errors import BacklineError, Internal
-from backline.user_folders import user_state
+from backline.system.user_folders import user_state
 
 log = logging.getLogger("backline.lifecycle")
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Self
 
 from backline.engine.errors import BacklineError
 from backline.engine.messages import InferResponse
+from backline.workers.channel.protocol import WINDOW
 from backline.workers.child.mailbox import AsyncMailbox, End, Heard, Mailbox
-from backline.workers.process.protocol import WINDOW
 
 if TYPE_CHECKING:
     from backline.workers.child.caller import Caller

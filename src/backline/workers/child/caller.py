@@ -17,23 +17,9 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.tensor import Tensor
-from backline.workers.child.call_stream import AsyncCallStream, CallStream
-from backline.workers.child.channel_reader import ChannelReader
-from backline.workers.child.connection import Connection
-from backline.workers.child.mailbox import (
-    AsyncMailbox,
-    Deliver,
-    End,
-    Heard,
-    Mailbox,
-    failure_of,
-    response_of,
-    value_of,
-)
-from backline.workers.child.requests import WorkerRequest
-from backline.workers.process.arena import when_unused
-from backline.workers.process.columns import pack_columns, unpack_columns
-from backline.workers.process.protocol import (
+from backline.workers.channel.arena import when_unused
+from backline.workers.channel.columns import pack_columns, unpack_columns
+from backline.workers.channel.protocol import (
     Ask,
     Buffer,
     Call,
@@ -48,6 +34,20 @@ from backline.workers.process.protocol import (
     Response,
     frame,
 )
+from backline.workers.child.call_stream import AsyncCallStream, CallStream
+from backline.workers.child.channel_reader import ChannelReader
+from backline.workers.child.connection import Connection
+from backline.workers.child.mailbox import (
+    AsyncMailbox,
+    Deliver,
+    End,
+    Heard,
+    Mailbox,
+    failure_of,
+    response_of,
+    value_of,
+)
+from backline.workers.child.requests import WorkerRequest
 
 _CLOSED = "the connection of this worker to the server is closed"
 

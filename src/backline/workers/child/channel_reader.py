@@ -7,8 +7,8 @@ from collections.abc import Callable
 from socket import socket
 from typing import Any, TypeAlias
 
+from backline.workers.channel.protocol import FrameReader, Kind
 from backline.workers.child.mailbox import Mailbox
-from backline.workers.process.protocol import FrameReader, Kind
 
 _RECEIVE = 1 << 18
 Take: TypeAlias = Callable[[Kind, Any, memoryview], None]

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from backline.engine import errors
 from backline.engine.errors import BacklineError, DeadlineExceeded, Internal
 from backline.engine.messages import InferResponse
-from backline.workers.process.protocol import Ended
+from backline.workers.channel.protocol import Ended
 
 
 @dataclass(frozen=True, slots=True)

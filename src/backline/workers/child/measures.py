@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backline.engine.errors import Unavailable
+from backline.workers.channel.protocol import Kind, Measure
 from backline.workers.child.caller import Caller
-from backline.workers.process.protocol import Kind, Measure
 
 if TYPE_CHECKING:
     from backline.engine.custom_metrics import MetricKind

@@ -18,7 +18,6 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -31,6 +30,7 @@ from backline.model import metrics
 from backline.model.device import place
 from backline.model.hints import Models, Request, without_none
 from backline.model.media import DECODED_LIMIT
+from backline.workers.channel.protocol import Kind, Load, Loaded, Numbers
 from backline.workers.child.caller import Caller
 from backline.workers.child.measures import Measures
 from backline.workers.child.model_code import ModelCode, find_model, import_file
@@ -39,9 +39,9 @@ from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.triton import worker
 from backline.workers.child.typed_values import TypedValue
 from backline.workers.child.worker_model import WorkerModel
-from backline.workers.process.protocol import Kind, Load, Loaded, Numbers
 
 if TYPE_CHECKING:
+    from backline.client.inworker import ModelsOfServer
     from backline.workers.joiner import Joiner
 
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
@@ -82,9 +82,7 @@ class PythonModel:
         self._read_hints(code)
         self._joiner = self._make_joiner(message)
         self._caller = caller
-        self._models = (
-            import_module("backline.inworker").ModelsOfServer(caller) if self._models_argument else None
-        )
+        self._models = self._make_models() if self._models_argument else None
         if (limit := code.setting("memory_limit_bytes")) is not None:
             caller.tell(Kind.LIMIT, Numbers([limit]))
         self._object = None if code.owner is None else code.owner()
@@ -105,6 +103,12 @@ class PythonModel:
             execution_timeout_seconds=code.setting("execution_timeout_seconds"),
             joins=self._joiner is not None,
         )
+
+    def _make_models(self) -> ModelsOfServer:
+        # Here, so that a model that calls no others does not wait for the client's imports.
+        from backline.client.inworker import ModelsOfServer
+
+        return ModelsOfServer(self._caller)
 
     def _make_joiner(self, message: Load) -> Joiner | None:
         """What joins its requests, where the configuration has rules for that: it gets what a model in the file of a runtime gets.

@@ -14,8 +14,8 @@ import numpy as np
 from backline.engine.errors import BacklineError, Internal
 from backline.engine.reshape import Reshapes, reshape_tensor
 from backline.engine.tensor import Tensor
-from backline.workers.process.arena import when_unused
-from backline.workers.process.protocol import WINDOW, Failure, Kind, Note, Parameter, Part, Result, frame
+from backline.workers.channel.arena import when_unused
+from backline.workers.channel.protocol import WINDOW, Failure, Kind, Note, Parameter, Part, Result, frame
 
 if TYPE_CHECKING:
     from backline.workers.child.connection import Connection

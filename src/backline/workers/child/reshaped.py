@@ -10,7 +10,7 @@ import msgspec
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.reshape import Reshape, Reshapes, narrower
-from backline.workers.process.protocol import Load, Loaded, Spec
+from backline.workers.channel.protocol import Load, Loaded, Spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,11 @@ from backline.engine.errors import (
 )
 from backline.engine.tensor import Tensor
 from backline.repository.unpacked import hold
+from backline.workers.channel.protocol import Load, Loaded, Spec
 from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch, WorkerRequest
 from backline.workers.child.torchserve_settings import Settings
 from backline.workers.child.worker_model import WorkerModel
-from backline.workers.process.protocol import Load, Loaded, Spec
 
 INPUT, OUTPUT = "data", "output"
 _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")
@@ -53,7 +53,7 @@ _ERRORS: Mapping[int, type[BacklineError]] = {
 Handle = Callable[[list[dict[str, Any]], Context], Any]
 
 
-def load(message: Load, _: Caller) -> WorkerModel:
+def load(message: Load, caller: Caller) -> WorkerModel:
     """Imports and initialises the handler of an unpacked archive. Raises what that raises, InvalidArgument for what is no handler."""
     folder = Path(message.path)
     if sys.platform != "win32":

@@ -10,6 +10,7 @@ from pathlib import Path
 from backline.engine.errors import BacklineError
 
 _LONGEST = 500
+_LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
@@ -36,6 +37,28 @@ def details(error: BaseException) -> str:
     """The whole traceback."""
     linecache.checkcache()
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def triton_text(error: BaseException, folder: str) -> str:
+    """The exception in Triton's form, with the lines of the model's own files only, innermost first.
+
+    "ValueError: too loud", an empty line, "At:", and for each frame "  1/model.py(12): execute".
+    """
+    said = str(error)
+    if len(said) > _LONGEST_TRITON:
+        said = said[:_LONGEST_TRITON] + "..."
+    text = f"{type(error).__name__}: {said}"
+    if isinstance(error, SyntaxError) and error.filename:
+        text = (
+            f"{type(error).__name__}: {error.msg} ({os.path.basename(error.filename)}, line {error.lineno})"
+        )
+    root = os.path.realpath(folder) + os.sep
+    frames = [
+        f"  {os.path.realpath(frame.filename).removeprefix(root)}({frame.lineno}): {frame.name}\n"
+        for frame in reversed(traceback.extract_tb(error.__traceback__))
+        if os.path.realpath(frame.filename).startswith(root)
+    ]
+    return f"{text}\n\nAt:\n{''.join(frames)}" if frames else text
 
 
 def _inside(filename: str, folder: str) -> bool:

@@ -16,7 +16,7 @@ from backline.model.audio import audio_hint
 from backline.model.hints import array_hint
 from backline.model.image import image_hint
 from backline.model.media import DECODED_LIMIT, Media
-from backline.workers.process.protocol import Spec
+from backline.workers.channel.protocol import Spec
 
 _SINGLE: Mapping[type, DataType] = {
     str: DataType.BYTES,

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
 from inspect import isawaitable
 from socket import SHUT_RD, socket
 from time import monotonic_ns
@@ -17,15 +16,24 @@ from typing import Any
 import msgspec
 
 from backline.engine.errors import BacklineError, Internal, ModelFailed
+from backline.workers.channel.arena import Arena
+from backline.workers.channel.protocol import (
+    CONNECTION_LOST,
+    Execute,
+    Failed,
+    FrameReader,
+    Kind,
+    Load,
+    Loaded,
+    Numbers,
+    frame,
+)
 from backline.workers.child.caller import Caller
 from backline.workers.child.connection import Connection
 from backline.workers.child.requests import RequestBatch
 from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import Adapter, WorkerModel
-from backline.workers.process.arena import Arena
-from backline.workers.process.exits import CONNECTION_LOST
-from backline.workers.process.protocol import Execute, Failed, FrameReader, Kind, Load, Loaded, Numbers, frame
 
 #: Larger than any frame that the server sends in one piece.
 _RECEIVE = 1 << 18
@@ -157,10 +165,8 @@ class Worker:
 
     def _load(self, load: Load) -> bool:
         self._folder = load.folder
-        module, _, name = load.adapter.partition(":")
         try:
-            adapter: Adapter = getattr(import_module(module), name)
-            self._model = adapter(load, self._caller)
+            self._model = _adapter(load.adapter)(load, self._caller)
             loaded = self._model.loaded
             if is_reshaped(load) and not loaded.completed:
                 loaded = self._reshape(load, loaded)
@@ -249,3 +255,15 @@ class Worker:
         except BaseException as error:
             self._fail(batch, error)
         batch.finish(began, monotonic_ns())
+
+
+def _adapter(name: str) -> Adapter:
+    # Imported here, so that each kind of model pays for its own imports only.
+    match name:
+        case "python":
+            from backline.workers.child.python_model import load
+        case "torchserve":
+            from backline.workers.child.torchserve_model import load
+        case _:
+            raise Internal(f"a worker has no adapter '{name}'")
+    return load

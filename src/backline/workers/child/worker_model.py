@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
+from backline.workers.channel.protocol import Load, Loaded
 from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch
-from backline.workers.process.protocol import Load, Loaded
 
 
 class WorkerModel(Protocol):

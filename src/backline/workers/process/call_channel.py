@@ -18,10 +18,9 @@ from backline.engine.messages import InferRequest, InferResponse, ResponseFlow, 
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.engine.tracing import part_of
-from backline.workers.process.calls import Calls, Outcome
-from backline.workers.process.columns import pack_columns, unpack_columns
-from backline.workers.process.outbox import Outbox
-from backline.workers.process.protocol import (
+from backline.workers.channel.calls import Calls, Outcome
+from backline.workers.channel.columns import pack_columns, unpack_columns
+from backline.workers.channel.protocol import (
     WINDOW,
     Ask,
     Call,
@@ -34,6 +33,7 @@ from backline.workers.process.protocol import (
     Response,
     frame,
 )
+from backline.workers.process.outbox import Outbox
 
 if TYPE_CHECKING:
     from backline.workers.process.process import WorkerProcess

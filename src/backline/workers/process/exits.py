@@ -7,6 +7,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from backline.workers.channel.protocol import CONNECTION_LOST
+
 _SAID = {
     signal.SIGSEGV: "a segmentation fault: native code touched memory that is not its own",
     signal.SIGBUS: "a bus error: the system could not provide memory, or a mapped file was cut short",
@@ -14,8 +16,6 @@ _SAID = {
     signal.SIGILL: "an illegal instruction: native code was built for another processor",
     signal.SIGFPE: "an arithmetic error in native code",
 }
-#: The exit status of a worker that cannot speak with the server any more (EX_PROTOCOL of sysexits.h).
-CONNECTION_LOST = 76
 _FAULT_LINE = re.compile(r'^\s*File "(.*)", line (\d+) in (.*)$')
 _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 

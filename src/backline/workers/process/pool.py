@@ -24,13 +24,12 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
+from backline.workers.channel.calls import Calls
+from backline.workers.channel.protocol import Loaded
 from backline.workers.instance import Finished
 from backline.workers.model_in_workers import ModelInWorkers
-from backline.workers.process.calls import Calls
-from backline.workers.process.command import WorkerCommand
 from backline.workers.process.job import Job, Run
-from backline.workers.process.process import WorkerProcess
-from backline.workers.process.protocol import Loaded
+from backline.workers.process.process import WorkerCommand, WorkerProcess
 from backline.workers.process.seat import Seat
 
 Value = TypeVar("Value")

@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any, ClassVar
@@ -19,28 +21,28 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.engine.errors import BacklineError, Internal
-from backline.process_memory import resident_bytes
-from backline.workers.affinity import pinned
-from backline.workers.process import arena
-from backline.workers.process.arena import Arena
-from backline.workers.process.call_channel import CallChannel
-from backline.workers.process.command import WorkerCommand
-from backline.workers.process.exits import describe_exit, fault_place, last_words, out_of_memory_kills
-from backline.workers.process.outbox import Outbox
-from backline.workers.process.output import Output
-from backline.workers.process.protocol import (
+from backline.system.cores import pinned
+from backline.system.memory import resident_bytes
+from backline.system.standstill import stood_still
+from backline.workers.channel import arena
+from backline.workers.channel.arena import Arena
+from backline.workers.channel.protocol import (
     Empty,
     Execute,
     Failed,
     FrameReader,
     Kind,
+    Load,
     Loaded,
     Numbers,
     ProtocolError,
     Result,
     frame,
 )
-from backline.workers.standstill import stood_still
+from backline.workers.process.call_channel import CallChannel
+from backline.workers.process.exits import describe_exit, fault_place, last_words, out_of_memory_kills
+from backline.workers.process.outbox import Outbox
+from backline.workers.process.output import Output
 
 log = logging.getLogger("backline.workers")
 
@@ -55,6 +57,24 @@ _LAST_WORDS = 0.3
 _START = Path(__file__).parents[1] / "child" / "start.py"
 #: Workers are killed by the system when the thread that started them ends: this one lives as long as the process.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCommand:
+    """How a worker is started, and with what. `environment` comes on top of the server's own."""
+
+    load: Load
+    python: str = sys.executable
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Resident bytes above which it is killed; None for what the model says before it is loaded.
+    memory_limit_bytes: int | None = None
+    #: The cores that it is kept to; empty for all.
+    cores: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The model and version, for messages."""
+        return f"model '{self.load.name}' version {self.load.version}"
 
 
 class WorkerProcess:

@@ -14,12 +14,12 @@ from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferResponse, Rescheduled
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
+from backline.system.standstill import stood_still
+from backline.workers.channel.columns import pack_columns, unpack_columns
+from backline.workers.channel.protocol import Execute, Failure, Loaded, Note, Part, Result
 from backline.workers.process.call_channel import CallChannel
-from backline.workers.process.columns import pack_columns, unpack_columns
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess
-from backline.workers.process.protocol import Execute, Failure, Loaded, Note, Part, Result
-from backline.workers.standstill import stood_still
 
 if TYPE_CHECKING:
     from backline.workers.process.pool import WorkerPool

@@ -310,7 +310,7 @@ RUDE = """
 import gc
 from backline.model import Models
 from backline.workers.child.caller import Caller
-from backline.workers.process.protocol import Ask, Call, Column, Kind, Note, Response, frame
+from backline.workers.channel.protocol import Ask, Call, Column, Kind, Note, Response, frame
 
 SAID = {
     "noise": b"\\xff" * 100,

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from backline.workers.child.triton.by_name import (
-    get_input_config_by_name,
-    get_input_tensor_by_name,
-    get_output_config_by_name,
-    get_output_tensor_by_name,
-    using_decoupled_model_transaction_policy,
-)
-from backline.workers.child.triton.byte_tensors import deserialize_bytes_tensor, serialize_byte_tensor
 from backline.workers.child.triton.calls import ResponseIterator, is_model_ready, load_model, unload_model
 from backline.workers.child.triton.datatypes import (
     TRITON_STRING_TO_NUMPY,
@@ -19,24 +11,34 @@ from backline.workers.child.triton.datatypes import (
 )
 from backline.workers.child.triton.errors import TritonError, TritonModelException
 from backline.workers.child.triton.logger import Logger
-from backline.workers.child.triton.memory import (
-    TRITONSERVER_MEMORY_CPU,
-    TRITONSERVER_MEMORY_GPU,
-    MemoryType,
-    PreferredMemory,
-)
 from backline.workers.child.triton.metrics import Metric, MetricFamily, MetricKind
-from backline.workers.child.triton.model_config import ModelConfig
+from backline.workers.child.triton.model_config import (
+    ModelConfig,
+    get_input_config_by_name,
+    get_output_config_by_name,
+    using_decoupled_model_transaction_policy,
+)
 from backline.workers.child.triton.requests import RELEASE_ALL as TRITONSERVER_REQUEST_RELEASE_ALL
 from backline.workers.child.triton.requests import (
     RELEASE_RESCHEDULE as TRITONSERVER_REQUEST_RELEASE_RESCHEDULE,
 )
 from backline.workers.child.triton.requests import SEQUENCE_END as TRITONSERVER_REQUEST_FLAG_SEQUENCE_END
 from backline.workers.child.triton.requests import SEQUENCE_START as TRITONSERVER_REQUEST_FLAG_SEQUENCE_START
-from backline.workers.child.triton.requests import InferenceRequest
+from backline.workers.child.triton.requests import (
+    TRITONSERVER_MEMORY_CPU,
+    TRITONSERVER_MEMORY_GPU,
+    InferenceRequest,
+    MemoryType,
+    PreferredMemory,
+    get_input_tensor_by_name,
+)
 from backline.workers.child.triton.responses import FINAL as TRITONSERVER_RESPONSE_COMPLETE_FINAL
-from backline.workers.child.triton.responses import InferenceResponse, InferenceResponseSender
-from backline.workers.child.triton.tensor import Tensor
+from backline.workers.child.triton.responses import (
+    InferenceResponse,
+    InferenceResponseSender,
+    get_output_tensor_by_name,
+)
+from backline.workers.child.triton.tensor import Tensor, deserialize_bytes_tensor, serialize_byte_tensor
 from backline.workers.child.triton.trace import InferenceTrace
 from backline.workers.child.triton.worker import get_model_dir
 

@@ -10,8 +10,8 @@ from enum import IntEnum
 from typing import ClassVar
 
 from backline.engine.errors import Unavailable
+from backline.workers.channel.protocol import Kind, Log
 from backline.workers.child.triton import worker
-from backline.workers.process.protocol import Kind, Log
 
 
 class LogLevel(IntEnum):

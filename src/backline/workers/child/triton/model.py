@@ -5,25 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from backline.engine.errors import ModelFailed
+from backline.workers.channel.protocol import Kind, Load, Loaded, Readiness
 from backline.workers.child.requests import RequestBatch
-from backline.workers.child.tracebacks import details
+from backline.workers.child.tracebacks import details, triton_text
 from backline.workers.child.triton import worker
-from backline.workers.child.triton.arguments import arguments
-from backline.workers.child.triton.background import BackgroundLoop
-from backline.workers.child.triton.failures import failure
 from backline.workers.child.triton.model_config import ModelConfig
 from backline.workers.child.triton.readiness import ReadinessWatch
 from backline.workers.child.triton.requests import RELEASE_RESCHEDULE, InferenceRequest
 from backline.workers.child.triton.responses import FINAL, InferenceResponse
 from backline.workers.child.triton.trace import serving
 from backline.workers.child.worker_model import WorkerModel
-from backline.workers.process.protocol import Kind, Load, Loaded, Readiness
 
 
 def load_class(model: Any, message: Load) -> WorkerModel:
@@ -51,7 +50,7 @@ class CompletedModel:
             config = model.auto_complete_config(ModelConfig(message.configuration))
         except BaseException as error:
             print(details(error), file=sys.stderr, flush=True)
-            raise ModelFailed(failure(error, message.folder)) from None
+            raise ModelFailed(triton_text(error, message.folder)) from None
         if not isinstance(config, ModelConfig):
             raise ModelFailed(
                 f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object."
@@ -78,8 +77,8 @@ class TritonModel:
         #: Also the states that the server keeps, which the configuration does not have among its outputs.
         self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
         self._outputs = frozenset(output.name for output in message.outputs)
-        self._loop = BackgroundLoop()
-        given = arguments(message)
+        self._loop = ModelLoop()
+        given = _arguments(message)
         self._instance = given["model_instance_name"]
         worker.name_instance(self._instance)
         if not callable(getattr(model, "execute", None)):
@@ -90,11 +89,11 @@ class TritonModel:
                 self._object.initialize(given)
         except BaseException as error:
             print(details(error), file=sys.stderr, flush=True)
-            raise ModelFailed(failure(error, self._folder)) from None
+            raise ModelFailed(triton_text(error, self._folder)) from None
         if _is_asked(getattr(self._object, "is_ready", None)):
             ReadinessWatch(
                 self._object.is_ready,
-                self._loop,
+                self._loop.start,
                 lambda reason: worker.caller().tell(Kind.READY, Readiness(reason)),
                 self._folder,
             ).start()
@@ -176,7 +175,7 @@ class TritonModel:
     def _fail(self, requests: Sequence[InferenceRequest], error: BaseException) -> None:
         if not isinstance(error, _Returned):
             print(details(error), file=sys.stderr, flush=True)
-        said = str(error) if isinstance(error, _Returned) else failure(error, self._folder)
+        said = str(error) if isinstance(error, _Returned) else triton_text(error, self._folder)
         text = f"Failed to process the request(s) for model '{self._instance}', message: {said}"
         for request in requests:
             request.get_response_sender().fail(text)
@@ -187,5 +186,40 @@ class TritonModel:
             self._object.finalize()
 
 
+class ModelLoop:
+    """The event loop on which the coroutines of a model run, on a thread of its own.
+
+    Started with the first coroutine. It goes on between the batches, so that a model may leave tasks there.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Runs a coroutine from now on."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._run, args=(self._loop,), name="model-loop", daemon=True).start()
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+
+
 class _Returned(Exception):
     """What `execute` returned is not what it must return."""
+
+
+def _arguments(message: Load) -> dict[str, str]:
+    """What `initialize` gets: all of it text, under Triton's names."""
+    return {
+        "model_config": message.configuration,
+        "model_instance_kind": message.device_kind.upper(),
+        "model_instance_name": message.instance,
+        "model_instance_device_id": str(message.device_index),
+        "model_repository": str(Path(message.folder)),
+        "model_version": message.version,
+        "model_name": message.name,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 _Kind = Literal["input", "output"]
@@ -114,3 +114,23 @@ class ModelConfig:
                     f"model '{model}', tensor '{name}': the model expects {field} {given[field]} but the model configuration specifies"
                     f" {field} {expected}"
                 )
+
+
+def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
+    """The section of an input in a configuration, None if there is none."""
+    return _named(model_config.get("input", ()), name)
+
+
+def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> Any:
+    """The section of an output in a configuration, None if there is none."""
+    return _named(model_config.get("output", ()), name)
+
+
+def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that the model gives any number of responses."""
+    policy = model_config.get("model_transaction_policy")
+    return bool(policy["decoupled"]) if policy is not None else False
+
+
+def _named(sections: Iterable[Any], name: str) -> Any:
+    return next((section for section in sections if section["name"] == name), None)

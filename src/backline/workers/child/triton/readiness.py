@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeAlias
 
 from backline.workers.child.tracebacks import reason
-from backline.workers.child.triton.background import BackgroundLoop
+
+Start: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Future[Any]]
 
 #: Seconds between two questions, and that an answer may take (Triton's limit).
 _PAUSE = 1.0
@@ -24,10 +25,11 @@ class ReadinessWatch:
     """
 
     def __init__(
-        self, is_ready: Callable[[], Any], loop: BackgroundLoop, tell: Callable[[str], None], folder: str
+        self, is_ready: Callable[[], Any], start: Start, tell: Callable[[str], None], folder: str
     ) -> None:
+        """`start` runs a coroutine of the model."""
         self._is_ready = is_ready
-        self._loop = loop
+        self._start_coroutine = start
         self._tell = tell
         self._folder = folder
         self._asked: Future[Any] | None = None
@@ -71,6 +73,8 @@ class ReadinessWatch:
     def _run(self, asked: Future[Any]) -> None:
         try:
             answer = self._is_ready()
-            asked.set_result(self._loop.start(answer).result() if asyncio.iscoroutine(answer) else answer)
+            asked.set_result(
+                self._start_coroutine(answer).result() if asyncio.iscoroutine(answer) else answer
+            )
         except BaseException as error:
             asked.set_exception(error)

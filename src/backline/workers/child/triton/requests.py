@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, Final
 
+from backline.workers.channel.protocol import Note, Parameter
 from backline.workers.child.caller import ModelCall
 from backline.workers.child.requests import WorkerRequest
 from backline.workers.child.triton import calls
 from backline.workers.child.triton.errors import TritonModelException
-from backline.workers.child.triton.memory import PreferredMemory
-from backline.workers.child.triton.parameters import as_json, read_parameters
-from backline.workers.child.triton.responses import InferenceResponse, InferenceResponseSender
+from backline.workers.child.triton.responses import (
+    InferenceResponse,
+    InferenceResponseSender,
+    as_json,
+    read_parameters,
+)
 from backline.workers.child.triton.tensor import Tensor
 from backline.workers.child.triton.trace import InferenceTrace
-from backline.workers.process.protocol import Note, Parameter
 
 #: In `flags`.
 SEQUENCE_START: Final = 1
@@ -22,6 +26,31 @@ SEQUENCE_END: Final = 2
 #: In `set_release_flags`.
 RELEASE_ALL: Final = 1
 RELEASE_RESCHEDULE: Final = 2
+
+
+class MemoryType(IntEnum):
+    """Kinds of memory, with Triton's numbers."""
+
+    TRITONSERVER_MEMORY_GPU = 0
+    TRITONSERVER_MEMORY_CPU = 1
+
+
+TRITONSERVER_MEMORY_GPU: Final = MemoryType.TRITONSERVER_MEMORY_GPU
+TRITONSERVER_MEMORY_CPU: Final = MemoryType.TRITONSERVER_MEMORY_CPU
+
+
+class PreferredMemory:
+    """The memory for the outputs of a call: the processor's, as there is no other in worker processes."""
+
+    def __init__(self, preferred_memory_type: MemoryType, preferred_device_id: int = 0) -> None:
+        """Raises TritonModelException for the memory of a GPU."""
+        if MemoryType(preferred_memory_type) is MemoryType.TRITONSERVER_MEMORY_GPU:
+            raise TritonModelException(
+                "PreferredMemory: tensors of worker processes are in the processor's memory;"
+                " ask for TRITONSERVER_MEMORY_CPU and move the tensor to the GPU"
+            )
+        self.preferred_memory_type = MemoryType(preferred_memory_type)
+        self.preferred_device_id = preferred_device_id
 
 
 class InferenceRequest:
@@ -196,3 +225,8 @@ class InferenceRequest:
     def release_flags(self) -> int:
         """What `set_release_flags` was called with."""
         return self._release_flags
+
+
+def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
+    """The input of a request, None if it has none of that name."""
+    return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)

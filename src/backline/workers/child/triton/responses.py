@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from backline.engine import tensor as engine
 from backline.engine.errors import ModelFailed
+from backline.workers.channel.protocol import Parameter
 from backline.workers.child.requests import WorkerRequest
 from backline.workers.child.triton.errors import TritonError, TritonModelException, to_backline
-from backline.workers.child.triton.parameters import as_json, read_parameters
 from backline.workers.child.triton.tensor import Tensor
 
 #: The last response, in the flags of `InferenceResponseSender.send`.
@@ -148,3 +149,31 @@ class InferenceResponseSender:
             self.fail(
                 "the model gave no final response to the request and does not hold its response sender any more"
             )
+
+
+def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
+    """The output of a response, None if it has none of that name."""
+    return next((tensor for tensor in inference_response.output_tensors() if tensor.name() == name), None)
+
+
+def read_parameters(given: Any) -> dict[str, Parameter]:
+    """The parameters in a dict, None, or JSON of an object. Raises TritonModelException for keys and values of other types."""
+    if given is None or given == "":
+        return {}
+    if isinstance(given, str):
+        given = json.loads(given)
+    if not isinstance(given, Mapping):
+        raise TritonModelException(f"Expect parameters to have type dict, found type {type(given)}")
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise TritonModelException(f"Expect parameters keys to have type str, found type {type(key)}")
+        if not isinstance(value, (bool, int, float, str)):
+            raise TritonModelException(
+                f"Expect parameters values to have type bool/int/str, found type {type(value)}"
+            )
+    return dict(given)
+
+
+def as_json(parameters: Mapping[str, Parameter]) -> str:
+    """The text that `parameters()` gives."""
+    return json.dumps(parameters, ensure_ascii=False, separators=(",", ":")) if parameters else ""

@@ -85,3 +85,28 @@ class Tensor:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CPU
+
+
+def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
+    """The elements in C order; () for none, and None for an array of something else, as in Triton."""
+    if input_tensor.size == 0:
+        return ()
+    if input_tensor.dtype.kind not in "OS":
+        return None
+    return bytes(engine.encode_tensor(engine.Tensor("", DataType.BYTES, input_tensor.shape, input_tensor)))
+
+
+def deserialize_bytes_tensor(encoded_tensor: bytes) -> np.ndarray:
+    """A flat array of the elements. Raises ValueError for bytes that end within one."""
+    view = memoryview(encoded_tensor).cast("B")
+    elements: list[bytes] = []
+    at = 0
+    while at < len(view):
+        start = at + 4
+        at = start + int.from_bytes(view[at:start], "little")
+        if start > len(view) or at > len(view):
+            raise ValueError(f"the bytes end within element {len(elements)}")
+        elements.append(bytes(view[start:at]))
+    array = np.empty(len(elements), np.object_)
+    array[:] = elements
+    return array

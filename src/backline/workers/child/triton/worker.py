@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from backline.workers.channel.protocol import Load
 from backline.workers.child.caller import Caller
-from backline.workers.process.protocol import Load
 
 _OUTSIDE = "triton_python_backend_utils works in worker processes of a server only"
 

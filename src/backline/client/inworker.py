@@ -1,0 +1,217 @@
+"""The transport of clients inside a worker process: a model that asks for `Models` calls others over its worker's channel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from math import inf, isfinite
+from typing import Any, TypeVar
+
+import msgspec
+
+from backline.client.aio import AsyncClient
+from backline.client.control import ModelControl
+from backline.client.options import ClientOptions
+from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
+from backline.client.sync import Client
+from backline.client.transport import InferCall, Transport
+from backline.dialects.open_inference.parameters import apply_parameters
+from backline.dialects.open_inference.plan import InferPlan
+from backline.engine.control import Change, Overrides
+from backline.engine.datatypes import DataType
+from backline.engine.errors import Unsupported
+from backline.engine.messages import InferResponse
+from backline.engine.signature import TensorSpec
+from backline.workers.channel.protocol import Described, Note, Spec
+from backline.workers.child.caller import Caller, ModelCall, Question
+from backline.workers.child.requests import WorkerRequest
+
+T = TypeVar("T")
+#: A call lasts as long as somebody waits for the request that it is for: no other limit unless the model sets one.
+_OPTIONS = ClientOptions(timeout=inf)
+_URL = "inproc:server"
+
+
+class ModelsOfServer:
+    """Makes the clients that a model gets, one for each request or batch. What is known of the server's models is known to all of them."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._base = AsyncClient(_URL, _OPTIONS)
+
+    def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
+        """For functions; from any thread."""
+        return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
+
+    def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
+        """For coroutines."""
+        return self._base.through(WorkerTransport(self._caller, requests))
+
+
+class CallingThread:
+    """Runs the coroutines of a client over a BlockingTransport: they never wait for an event loop."""
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """See client.sync.Runner."""
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        coroutine.close()
+        raise Unsupported(
+            "a model that is not asynchronous cannot wait for this: make its predict an `async def`"
+        )
+
+
+class WorkerTransport(Transport):
+    """For coroutines. `requests` are those of the worker for which it asks."""
+
+    def __init__(self, caller: Caller, requests: Sequence[WorkerRequest]) -> None:
+        self._caller = caller
+        self._requests = requests
+        self._control = WorkerControl(self)
+
+    @property
+    def control(self) -> ModelControl:
+        return self._control
+
+    async def close(self) -> None:
+        """The channel is the worker's."""
+
+    async def infer(self, call: InferCall) -> InferResponse:
+        return await self._caller.infer_async(self._call(call))
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        responses = self._caller.stream_async(self._call(call, whole=False))
+        try:
+            while (response := await responses.take(call.timeout)) is not None:
+                yield response
+        finally:
+            responses.close()
+
+    def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
+        """`whole` says that the timeout is for all of it."""
+        plan = InferPlan(())
+        apply_parameters(plan, call.parameters or {})
+        note = Note(
+            call.id or (self._requests[0].id if len(self._requests) == 1 else ""),
+            plan.parameters or {},
+            None if call.outputs is None else list(call.outputs),
+            timeout=call.timeout if whole and isfinite(call.timeout) else 0.0,
+            priority=plan.priority,
+        )
+        if plan.sequence is not None:
+            note.sequence, note.sequence_start, note.sequence_end = (
+                plan.sequence.id,
+                plan.sequence.start,
+                plan.sequence.end,
+            )
+        return ModelCall(call.model, call.inputs, call.version, self._requests, note, plan.timeout or 0.0)
+
+    def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
+        async def send() -> None:
+            await self.infer(call)
+
+        return send
+
+    async def ask(self, question: Question, timeout: float) -> Any:
+        """What the server says, after at most so many seconds."""
+        return await self._caller.ask_async(replace(question, requests=self._requests), timeout)
+
+    async def server_live(self, timeout: float) -> bool:
+        return True
+
+    async def server_ready(self, timeout: float) -> bool:
+        return bool(await self.ask(Question("ready"), timeout))
+
+    async def server_metadata(self, timeout: float) -> ServerMetadata:
+        raise _for_clients("the metadata of the server")
+
+    async def model_ready(self, model: str, version: str, timeout: float) -> bool:
+        return bool(await self.ask(Question("ready", model, version), timeout))
+
+    async def model_metadata(self, model: str, version: str, timeout: float) -> ModelMetadata:
+        found = msgspec.convert(await self.ask(Question("describe", model, version), timeout), Described)
+        return ModelMetadata(
+            model, tuple(found.versions), found.platform, _specs(found.inputs), _specs(found.outputs)
+        )
+
+    async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
+        raise _for_clients("the configuration of models")
+
+    async def statistics(self, model: str, version: str, timeout: float) -> list[dict[str, Any]]:
+        raise _for_clients("the statistics of models")
+
+    async def repository_index(self, timeout: float) -> list[ModelIndex]:
+        raise _for_clients("the list of models")
+
+
+class BlockingTransport(WorkerTransport):
+    """For functions: its coroutines wait on the calling thread, so that no event loop is needed to run them."""
+
+    async def infer(self, call: InferCall) -> InferResponse:
+        return self._caller.infer(self._call(call))
+
+    async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
+        responses = self._caller.stream(self._call(call, whole=False))
+        try:
+            while (response := responses.take(call.timeout)) is not None:
+                yield response
+        finally:
+            responses.close()
+
+    async def ask(self, question: Question, timeout: float) -> Any:
+        return self._caller.ask(replace(question, requests=self._requests), timeout)
+
+
+class WorkerControl(ModelControl):
+    """What a model may change: it loads and unloads others."""
+
+    def __init__(self, transport: WorkerTransport) -> None:
+        self._transport = transport
+
+    async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None:
+        overrides = overrides or Overrides()
+        await self._transport.ask(
+            Question("load", model, version, overrides.config, overrides.files), timeout
+        )
+
+    async def unload(self, model: str, version: str, dependents: bool, timeout: float) -> None:
+        await self._transport.ask(Question("unload", model, version, dependents=dependents), timeout)
+
+    async def models(self, timeout: float) -> list[ModelIndex]:
+        raise _for_clients("the list of models")
+
+    async def labels(self, model: str, timeout: float) -> dict[str, str]:
+        raise _for_clients("labels")
+
+    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
+        raise _for_clients("labels")
+
+    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
+        raise _for_clients("labels")
+
+    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
+        raise _for_clients("labels")
+
+    async def rollback(self, model: str, label: str, timeout: float) -> Change:
+        raise _for_clients("labels")
+
+    async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
+        raise _for_clients("the history of changes")
+
+    async def refresh(self, timeout: float) -> None:
+        raise _for_clients("looking for new models")
+
+
+def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(spec.name, DataType.from_name(spec.datatype), tuple(spec.shape), spec.optional)
+        for spec in specs
+    )
+
+
+def _for_clients(what: str) -> Unsupported:
+    return Unsupported(
+        f"a model calls, loads and unloads other models; {what} are for clients of the server: use backline.connect(url)"
+    )

@@ -1,0 +1,73 @@
+"""How many cores this process may use, and keeping threads to some of them (Linux: sched_setaffinity(2))."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from math import ceil
+from pathlib import Path
+
+from backline.engine.errors import InvalidArgument
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
+    """The cores that this process may use: those of its affinity, and no more than the quota of its container (cgroup v2), rounded up."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed, period = quota.read_text().split()
+        limit = ceil(int(allowed) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max": no quota
+        return affinity
+    return max(1, min(affinity, limit))
+
+
+def check_cores(model: str, cores: Collection[int]) -> None:
+    """Raises InvalidArgument where a model cannot be kept to these cores."""
+    if not cores:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise InvalidArgument(
+            f"model '{model}': cpus cannot be kept on this system ({sys.platform}), which pins no threads to cores"
+        )
+    usable = os.sched_getaffinity(os.getpid())
+    missing = sorted(set(cores) - usable)
+    if missing:
+        names = ", ".join(map(str, missing))
+        raise InvalidArgument(
+            f"model '{model}': cpus names {names}, but this process may use the cores {format_cores(usable)} only"
+        )
+
+
+def pin(cores: Collection[int]) -> None:
+    """Keeps the calling thread, and those that it starts from now on, to some cores; to none in particular without any."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def pinned(cores: Collection[int]) -> Iterator[None]:
+    """Keeps the calling thread to some cores for a while: what it starts meanwhile stays there."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    pin(cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def format_cores(cores: Collection[int]) -> str:
+    """Numbers of cores for people: "0-3, 6"."""
+    ranges: list[list[int]] = []
+    for core in sorted(cores):
+        if ranges and core == ranges[-1][1] + 1:
+            ranges[-1][1] = core
+        else:
+            ranges.append([core, core])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

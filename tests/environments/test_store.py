@@ -1,0 +1,217 @@
+"""Environments built by the real uv."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backline.engine.errors import BacklineError, Internal, Unavailable
+from backline.environments.requirements import Requirements, find_requirements
+from backline.environments.store import Environments, User
+from backline.environments.uv import Uv, cause
+from support.repositories import put
+
+BUILD = """
+import sys
+from pathlib import Path
+from backline.environments.requirements import find_requirements
+from backline.environments.store import Environments, User
+from backline.environments.uv import Uv
+
+store, model = Path(sys.argv[1]), Path(sys.argv[2])
+asked, user = find_requirements(model, model), User("m", str(model), str(model))
+Environments(store).build(asked, Uv(), user, on_bytes=lambda done, total: None, stop=lambda: False)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return put(tmp_path / "model" / "requirements.txt", "tinydb==4.8.0\n").parent
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Environments:
+    return Environments(tmp_path / "store")
+
+
+def asked(model: Path) -> tuple[Requirements, User]:
+    found = find_requirements(model, model)
+    assert found is not None
+    return found, User("m", str(model), str(model))
+
+
+def build(store: Environments, model: Path, uv: Uv | None = None) -> None:
+    requirements, user = asked(model)
+    store.build(requirements, uv or Uv(), user, on_bytes=lambda done, total: None, stop=lambda: False)
+
+
+def in_other_process(store: Environments, model: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", BUILD, str(store.folder), str(model)])
+
+
+def wait_for(reached: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def building(store: Environments) -> list[Path]:
+    return list(store.folder.glob(".building-*"))
+
+
+def test_a_build_that_was_interrupted_is_not_used_and_is_repeated(store: Environments, model: Path) -> None:
+    other = in_other_process(store, model)
+    wait_for(lambda: building(store))
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+
+    assert store.find(*asked(model)) is None
+    build(store, model)
+    environment = store.find(*asked(model))
+    assert environment is not None
+    subprocess.run(
+        [environment.python, "-c", "import tinydb, numpy, msgspec"],
+        check=True,
+        env={**os.environ, **environment.variables},
+    )
+    wait_for(
+        lambda: store.remove_unfinished() == 0 and not building(store)
+    )  # its uv may have gone on for a moment
+
+
+def test_what_is_built_at_the_same_time_is_built_once(store: Environments, model: Path) -> None:
+    others = [in_other_process(store, model) for _ in range(2)]
+    most = 0
+    while any(other.poll() is None for other in others):
+        most = max(most, len(building(store)))
+        time.sleep(0.005)
+
+    assert [other.returncode for other in others] == [0, 0]
+    assert most == 1
+    assert [entry.digest for entry in store.entries()] == [asked(model)[0].digest]
+
+
+def test_a_build_that_nobody_wants_any_more_ends_at_once(store: Environments, model: Path) -> None:
+    uv = Uv()
+    threading.Thread(target=lambda: (wait_for(lambda: building(store)), uv.cancel())).start()
+
+    with pytest.raises(Internal, match="given up"):
+        build(store, model, uv)
+    assert building(store) == []
+
+
+def test_a_failed_build_says_what_uv_said(store: Environments, model: Path) -> None:
+    put(model / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
+
+    with pytest.raises(
+        Internal, match=r"model 'm' cannot be built from requirements.txt .*numpy==1.26.4 and numpy==2.1.3"
+    ):
+        build(store, model)
+    assert store.entries() == []
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["pyproject.toml", "uv.lock"])
+def test_a_project_s_packages_are_installed_in_the_versions_of_its_lock(
+    store: Environments, tmp_path: Path, *, locked: bool
+) -> None:
+    model = tmp_path / "project"
+    text = (
+        '[project]\nname = "model"\nversion = "0"\nrequires-python = ">=3.11"\ndependencies = ["tinydb%s"]\n'
+    )
+    put(model / "pyproject.toml", text % "==4.7.0")
+    if locked:
+        Uv().run("lock", folder=model)
+        put(model / "pyproject.toml", text % "")
+
+    build(store, model)
+
+    (entry,) = store.entries()
+    assert entry.about.file == ("uv.lock" if locked else "pyproject.toml")
+    assert "tinydb==4.7.0" in entry.about.packages
+    assert not any(package.startswith("model==") for package in entry.about.packages)
+
+
+def test_without_uv_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uv", None)
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(BacklineError, match=r"pip install 'backline\[envs\]'"):
+        Uv()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environments, Path]:
+    folder = tmp_path_factory.mktemp("built")
+    store = Environments(folder / "store")
+    model = put(folder / "model" / "requirements.txt", "tinydb==4.8.0\n").parent
+    build(store, model)
+    return store, model
+
+
+def test_it_is_known_with_its_packages_and_the_models_that_ask_for_it(
+    built: tuple[Environments, Path],
+) -> None:
+    store, model = built
+    store.find(*asked(model))
+
+    (entry,) = store.entries()
+    assert "tinydb==4.8.0" in entry.about.packages
+    assert [user.model_folder for user in entry.users] == [str(model)]
+    assert entry.in_use
+
+
+def test_a_model_that_asks_for_something_else_now_is_not_its_user(built: tuple[Environments, Path]) -> None:
+    store, model = built
+    store.find(*asked(model))
+    put(model / "requirements.txt", "tinydb==4.7.0\n")
+
+    (entry,) = store.entries()
+    put(model / "requirements.txt", "tinydb==4.8.0\n")
+    assert entry.users == ()
+
+
+def test_it_is_not_removed_or_replaced_while_a_server_has_it(built: tuple[Environments, Path]) -> None:
+    store, model = built
+    requirements, user = asked(model)
+    assert store.find(requirements, user) is not None
+    another = Environments(store.folder)
+
+    assert not another.remove(requirements.digest)
+    with pytest.raises(Unavailable, match="in use by a server"):
+        another.build(
+            requirements, Uv(), user, on_bytes=lambda done, total: None, stop=lambda: False, again=True
+        )
+    assert store.find(requirements, user) is not None
+
+
+def test_it_is_built_again_when_its_interpreter_is_gone(built: tuple[Environments, Path]) -> None:
+    store, model = built
+    requirements, user = asked(model)
+    environment = store.find(requirements, user)
+    assert environment is not None
+    environment.python.unlink()
+
+    assert store.find(requirements, user) is None
+    build(store, model)
+    assert store.find(requirements, user) is not None
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["Resolved", "error: No solution found", "  cause: Because a==1"], "No solution found: Because a==1"),
+        (["  × No solution found:", "  ╰─▶ Because b was not found"], "No solution found: Because b was not found"),
+        (["Installed 1 package"], ""),
+    ],
+)  # fmt: skip
+def test_the_cause_of_a_failure_is_one_line(lines: list[str], told: str) -> None:
+    assert cause(lines) == told

@@ -1,0 +1,24 @@
+"""Which environments `backline env prune` removes."""
+
+from __future__ import annotations
+
+import pytest
+
+from backline.environments.store import About, Entry, User, unused
+
+ABOUT = About("requirements.txt", "3.11.7", [], 0.0, 1)
+MODEL = (User("m", "/m/1", "/m"),)
+ENTRIES = (
+    Entry("forgotten", ABOUT, 990.0, (), in_use=False),
+    Entry("old", ABOUT, 500.0, MODEL, in_use=False),
+    Entry("recent", ABOUT, 990.0, MODEL, in_use=False),
+    Entry("served", ABOUT, 1.0, (), in_use=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "gone"),
+    [(None, ["forgotten"]), (400.0, ["forgotten", "old"]), (0.0, ["forgotten", "old", "recent"])],
+)
+def test_what_no_model_asks_for_or_was_not_used_for_long_goes(seconds: float | None, gone: list[str]) -> None:
+    assert [entry.digest for entry in unused(ENTRIES, now=1000.0, seconds=seconds)] == gone

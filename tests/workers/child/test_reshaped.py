@@ -1,0 +1,56 @@
+"""What a worker tells the server of a model whose clients see other shapes."""
+
+from __future__ import annotations
+
+import pytest
+
+from backline.engine.errors import Internal, InvalidArgument
+from backline.engine.joining import Joining
+from backline.workers.channel.protocol import Load, Loaded, Spec
+from backline.workers.child.reshaped import is_reshaped, shapes_of
+
+OUTPUTS = [Spec("y", "FP32", [4])]
+
+
+def load(*inputs: Spec, joining: Joining | None = None) -> Load:
+    return Load("", "m", "1", "", "", inputs=list(inputs), joining=joining)
+
+
+def test_the_hints_of_a_model_are_held_against_the_reshape() -> None:
+    asked = load(Spec("x", "FP32", [-1, 2], reshape=[2, -1]))
+    inputs, outputs = shapes_of(asked, Loaded([Spec("x", "FP32", [2, 5])], OUTPUTS, 8))
+
+    assert is_reshaped(asked)
+    assert inputs.specs == [Spec("x", "FP32", [5, 2])]
+    assert inputs.to_model["x"].shape("x", (3, 5, 2)) == (3, 2, 5)
+    assert (outputs.specs, outputs.to_server) == (OUTPUTS, {})
+    with pytest.raises(
+        InvalidArgument,
+        match=r"input 'x' has the reshape \[2, -1\] in its configuration, but \[5, 2\] in the model",
+    ):
+        shapes_of(asked, Loaded([Spec("x", "FP32", [5, 2])], OUTPUTS, 8))
+
+
+def test_a_shape_that_does_not_fit_says_what_would() -> None:
+    inputs, _ = shapes_of(
+        load(Spec("x", "FP32", [4], reshape=[2, 2])), Loaded([Spec("x", "FP32", [2, 2])], OUTPUTS)
+    )
+    with pytest.raises(
+        Internal, match=r"has 'x' with shape \[4\], but its configuration reshapes \[2, 2\] to \[4\]"
+    ):
+        inputs.to_server["x"].shape("x", (4,))
+
+
+def test_ragged_inputs_have_one_dimension_in_the_model_that_joins() -> None:
+    asked = load(Spec("x", "FP32", [-1], reshape=[1, -1]), joining=Joining(("x",)))
+    hints = [Spec("x", "FP32", [-1])]
+
+    joins, _ = shapes_of(asked, Loaded(hints, OUTPUTS, 8, joins=True))
+    apart, _ = shapes_of(asked, Loaded(asked.inputs, OUTPUTS, 8))
+
+    assert joins.specs == hints
+    assert joins.to_model["x"].shape("x", (1, 3)) == apart.to_model["x"].shape("x", (1, 3)) == (1, 1, 3)
+
+
+def test_nothing_is_looked_at_where_nothing_is_reshaped() -> None:
+    assert not is_reshaped(load(Spec("x", "FP32", [4])))
