@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from backline.environments.store import About, Entry, User, unused
+from backline.environments.store import About, StoredEnvironment, User, unused
 
 ABOUT = About("requirements.txt", "3.11.7", [], 0.0, 1)
 MODEL = (User("m", "/m/1", "/m"),)
 ENTRIES = (
-    Entry("forgotten", ABOUT, 990.0, (), in_use=False),
-    Entry("old", ABOUT, 500.0, MODEL, in_use=False),
-    Entry("recent", ABOUT, 990.0, MODEL, in_use=False),
-    Entry("served", ABOUT, 1.0, (), in_use=True),
+    StoredEnvironment("forgotten", ABOUT, 990.0, (), in_use=False),
+    StoredEnvironment("old", ABOUT, 500.0, MODEL, in_use=False),
+    StoredEnvironment("recent", ABOUT, 990.0, MODEL, in_use=False),
+    StoredEnvironment("served", ABOUT, 1.0, (), in_use=True),
 )
 
 

@@ -22,7 +22,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
-from backline.workers.channel.protocol import Described, Note, Spec
+from backline.workers.channel.protocol import Described, RequestNote, Spec
 from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
@@ -93,7 +93,7 @@ class WorkerTransport(Transport):
         """`whole` says that the timeout is for all of it."""
         plan = InferPlan(())
         apply_parameters(plan, call.parameters or {})
-        note = Note(
+        note = RequestNote(
             call.id or (self._requests[0].id if len(self._requests) == 1 else ""),
             plan.parameters or {},
             None if call.outputs is None else list(call.outputs),

@@ -70,7 +70,7 @@ class User(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredEnvironment:
     """An environment as the store knows it. `users` are the models that would get it today, `in_use` says that a server has it."""
 
     digest: str
@@ -175,12 +175,12 @@ class Environments:
 
     # what there is
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[StoredEnvironment]:
         """All environments, those used last first."""
         found = [self._entry(place.parent) for place in self.folder.glob(f"*/{_ABOUT}")]
         return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
-    def _entry(self, folder: Path) -> Entry:
+    def _entry(self, folder: Path) -> StoredEnvironment:
         about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=About)
         last_used, users = about.built, []
         for note in sorted((folder / _USED_BY).glob("*.json")):
@@ -189,7 +189,7 @@ class Environments:
             if _asks_for(user) == folder.name:
                 users.append(user)
         with self._alone(folder.name) as alone:
-            return Entry(folder.name, about, last_used, tuple(users), in_use=not alone)
+            return StoredEnvironment(folder.name, about, last_used, tuple(users), in_use=not alone)
 
     def remove(self, digest: str) -> bool:
         """Removes an environment, unless a server has it."""
@@ -239,7 +239,9 @@ class Environments:
             ) from None
 
 
-def unused(entries: Iterable[Entry], *, now: float, seconds: float | None) -> list[Entry]:
+def unused(
+    entries: Iterable[StoredEnvironment], *, now: float, seconds: float | None
+) -> list[StoredEnvironment]:
     """Those that no model asks for any more, or with `seconds` also those that were not used for so long; never one that a server has."""
     return [
         entry

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class _Worker:
+class _Placement:
     device = "cpu"
 
 
@@ -12,9 +12,9 @@ def device() -> str:
 
     "cpu" without a server, and where the configuration leaves the place to the model (KIND_MODEL).
     """
-    return _Worker.device
+    return _Placement.device
 
 
 def place(kind: str, index: int) -> None:
     """Sets it, in the worker process that runs the model."""
-    _Worker.device = f"cuda:{index}" if kind == "gpu" else "cpu"
+    _Placement.device = f"cuda:{index}" if kind == "gpu" else "cpu"

@@ -14,7 +14,7 @@ from backline.engine.signature import Signature
 from backline.workers.instance import Instance
 
 if TYPE_CHECKING:
-    from backline.workers.channel.protocol import Loaded
+    from backline.workers.channel.protocol import WorkerLoaded
 
 
 class ModelInWorkers(ABC):
@@ -22,7 +22,7 @@ class ModelInWorkers(ABC):
 
     threads_per_run = 1
     #: What the model said of itself when it was loaded.
-    loaded: Loaded
+    loaded: WorkerLoaded
     signature: Signature
     warnings: tuple[str, ...]
     #: The devices that it is on, and what each of its workers is told of them.

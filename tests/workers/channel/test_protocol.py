@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backline.workers.channel.protocol import FrameReader, Kind, Numbers, frame
+from backline.workers.channel.protocol import FrameSplitter, Kind, NumberList, frame
 
 frames = st.lists(
     st.tuples(st.lists(st.integers(0, 2**63 - 1), max_size=20), st.binary(max_size=50)), max_size=8
@@ -17,10 +17,10 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(
     sent: list[tuple[list[int], bytes]], data: st.DataObject
 ) -> None:
     stream = b"".join(
-        frame(Kind.CANCEL, Numbers(numbers), [payload] if payload else ()) for numbers, payload in sent
+        frame(Kind.CANCEL, NumberList(numbers), [payload] if payload else ()) for numbers, payload in sent
     )
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
-    reader = FrameReader()
+    reader = FrameSplitter()
 
     heard = []
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):

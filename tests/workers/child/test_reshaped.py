@@ -6,19 +6,19 @@ import pytest
 
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.joining import Joining
-from backline.workers.channel.protocol import Load, Loaded, Spec
+from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.reshaped import is_reshaped, shapes_of
 
 OUTPUTS = [Spec("y", "FP32", [4])]
 
 
-def load(*inputs: Spec, joining: Joining | None = None) -> Load:
-    return Load("", "m", "1", "", "", inputs=list(inputs), joining=joining)
+def load(*inputs: Spec, joining: Joining | None = None) -> WorkerLoad:
+    return WorkerLoad("", "m", "1", "", "", inputs=list(inputs), joining=joining)
 
 
 def test_the_hints_of_a_model_are_held_against_the_reshape() -> None:
     asked = load(Spec("x", "FP32", [-1, 2], reshape=[2, -1]))
-    inputs, outputs = shapes_of(asked, Loaded([Spec("x", "FP32", [2, 5])], OUTPUTS, 8))
+    inputs, outputs = shapes_of(asked, WorkerLoaded([Spec("x", "FP32", [2, 5])], OUTPUTS, 8))
 
     assert is_reshaped(asked)
     assert inputs.specs == [Spec("x", "FP32", [5, 2])]
@@ -28,12 +28,12 @@ def test_the_hints_of_a_model_are_held_against_the_reshape() -> None:
         InvalidArgument,
         match=r"input 'x' has the reshape \[2, -1\] in its configuration, but \[5, 2\] in the model",
     ):
-        shapes_of(asked, Loaded([Spec("x", "FP32", [5, 2])], OUTPUTS, 8))
+        shapes_of(asked, WorkerLoaded([Spec("x", "FP32", [5, 2])], OUTPUTS, 8))
 
 
 def test_a_shape_that_does_not_fit_says_what_would() -> None:
     inputs, _ = shapes_of(
-        load(Spec("x", "FP32", [4], reshape=[2, 2])), Loaded([Spec("x", "FP32", [2, 2])], OUTPUTS)
+        load(Spec("x", "FP32", [4], reshape=[2, 2])), WorkerLoaded([Spec("x", "FP32", [2, 2])], OUTPUTS)
     )
     with pytest.raises(
         Internal, match=r"has 'x' with shape \[4\], but its configuration reshapes \[2, 2\] to \[4\]"
@@ -45,8 +45,8 @@ def test_ragged_inputs_have_one_dimension_in_the_model_that_joins() -> None:
     asked = load(Spec("x", "FP32", [-1], reshape=[1, -1]), joining=Joining(("x",)))
     hints = [Spec("x", "FP32", [-1])]
 
-    joins, _ = shapes_of(asked, Loaded(hints, OUTPUTS, 8, joins=True))
-    apart, _ = shapes_of(asked, Loaded(asked.inputs, OUTPUTS, 8))
+    joins, _ = shapes_of(asked, WorkerLoaded(hints, OUTPUTS, 8, joins=True))
+    apart, _ = shapes_of(asked, WorkerLoaded(asked.inputs, OUTPUTS, 8))
 
     assert joins.specs == hints
     assert joins.to_model["x"].shape("x", (1, 3)) == apart.to_model["x"].shape("x", (1, 3)) == (1, 1, 3)

@@ -21,7 +21,7 @@ from backline.engine.device import Gpus
 from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
 from backline.lifecycle.loading.placing import place
-from backline.workers.channel.protocol import Load
+from backline.workers.channel.protocol import WorkerLoad
 from backline.workers.process import process as worker_process
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
@@ -82,7 +82,7 @@ def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
     monkeypatch.setattr(worker_process, "HEARTBEAT_TIMEOUT", 0.5)
     path = put(tmp_path / "echo" / "1" / "model.py", ECHO)
-    load = Load("python", "echo", "1", str(path), str(tmp_path / "echo"))
+    load = WorkerLoad("python", "echo", "1", str(path), str(tmp_path / "echo"))
 
     async def freeze() -> tuple[int, list[int], list[bytes]]:
         pool = WorkerPool(
@@ -111,7 +111,7 @@ def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
     monkeypatch.setattr(worker_process, "HEARTBEAT_TIMEOUT", 0.5)
     path = put(tmp_path / "echo" / "1" / "model.py", ECHO)
-    load = Load("python", "echo", "1", str(path), str(tmp_path / "echo"))
+    load = WorkerLoad("python", "echo", "1", str(path), str(tmp_path / "echo"))
 
     async def stand_still() -> tuple[list[int], list[int], list[bytes]]:
         options = PoolOptions(execution_timeout=0.5)

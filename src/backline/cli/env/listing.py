@@ -9,7 +9,7 @@ import click
 from backline.cli.env.store_option import ago, document, store_option
 from backline.cli.table import print_table
 from backline.engine.byte_size import format_bytes
-from backline.environments.store import Entry, Environments
+from backline.environments.store import Environments, StoredEnvironment
 
 _EPILOG = """\b
 Examples:
@@ -37,7 +37,7 @@ def list_environments(store: Environments, as_json: bool) -> None:
     print(f"\n{len(entries)} environment{'s' if len(entries) > 1 else ''}, {total}, in '{store.folder}'")
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: StoredEnvironment) -> tuple[str, ...]:
     about = entry.about
     models = ", ".join(sorted({user.model for user in entry.users})) or "-"
     used = "in use" if entry.in_use else ago(entry.last_used)

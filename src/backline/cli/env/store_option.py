@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from backline.environments.store import Entry, Environments, default_folder
+from backline.environments.store import Environments, StoredEnvironment, default_folder
 
 
 def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -25,7 +25,7 @@ def store_option(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
 
 
-def document(entry: Entry) -> dict[str, Any]:
+def document(entry: StoredEnvironment) -> dict[str, Any]:
     """An environment as JSON."""
     about = entry.about
     return {

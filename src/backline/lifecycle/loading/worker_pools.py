@@ -33,7 +33,7 @@ from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.json_form import configuration_json
 from backline.repository.walk import walk
-from backline.workers.channel.protocol import Load, Spec
+from backline.workers.channel.protocol import Spec, WorkerLoad
 from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.process import WorkerCommand
 
@@ -192,7 +192,7 @@ class WorkerStarter:
         self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False
     ) -> WorkerCommand:
         config = with_hidden_tensors(self._config)
-        load = Load(
+        load = WorkerLoad(
             hosted.adapter,
             config.name,
             self._version,

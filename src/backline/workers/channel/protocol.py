@@ -89,7 +89,7 @@ class Spec(msgspec.Struct, array_like=True):
     reshape: list[int] | None = None
 
 
-class Load(msgspec.Struct, array_like=True):
+class WorkerLoad(msgspec.Struct, array_like=True):
     """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
 
     `path` is the model's file, `folder` the model's folder above its versions; `instance` is the name of the worker's, and `device_kind`
@@ -116,7 +116,7 @@ class Load(msgspec.Struct, array_like=True):
     joining: Joining | None = None
 
 
-class Loaded(msgspec.Struct, array_like=True):
+class WorkerLoaded(msgspec.Struct, array_like=True):
     """What a worker has loaded. `shape`s are without the batch dimension where `max_batch_size` is above 0.
 
     `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. A `deferred` model may answer
@@ -162,7 +162,7 @@ class Column(msgspec.Struct, array_like=True):
     at: int = -1
 
 
-class Note(msgspec.Struct, array_like=True, omit_defaults=True):
+class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
     """What a request says beside its tensors. `timeout` are the seconds left until nobody waits for it, 0 for no such moment.
 
     `queue_timeout_us` are the microseconds that it wants to wait in a queue at most, 0 for any time. `trace` is where in a trace it stands,
@@ -203,12 +203,12 @@ class Execute(msgspec.Struct, array_like=True):
 
     batch: int
     parts: list[Part]
-    notes: list[Note] = []
+    notes: list[RequestNote] = []
     block: int = -1
     returned: list[int] = []
 
 
-class Failure(msgspec.Struct, array_like=True):
+class RequestFailure(msgspec.Struct, array_like=True):
     """One request has failed: `kind` is the name of a class of backline.engine.errors."""
 
     number: int
@@ -227,7 +227,7 @@ class Result(msgspec.Struct, array_like=True):
 
     batch: int
     parts: list[Part] = []
-    failures: list[Failure] = []
+    failures: list[RequestFailure] = []
     ended: list[int] = []
     done: bool = False
     block: int = -1
@@ -237,7 +237,7 @@ class Result(msgspec.Struct, array_like=True):
     rescheduled: list[int] = []
 
 
-class Numbers(msgspec.Struct, array_like=True):
+class NumberList(msgspec.Struct, array_like=True):
     """Of CANCEL: requests for which nobody waits any more. Of PING and PONG: blocks of the other side's half that come back.
 
     Of CREDIT: a request, and how many further responses of it are welcome beside the WINDOW that every request begins with. Of DROP: calls
@@ -248,7 +248,7 @@ class Numbers(msgspec.Struct, array_like=True):
     numbers: list[int]
 
 
-class Call(msgspec.Struct, array_like=True):
+class WorkerCall(msgspec.Struct, array_like=True):
     """Another model of the server is to answer; `number` is the call's own as long as the worker lives.
 
     `requests` are those of the worker for which it is made, empty where that is not known. `stream` says that any number of responses is
@@ -262,7 +262,7 @@ class Call(msgspec.Struct, array_like=True):
     model: str
     version: str
     columns: list[Column]
-    note: Note
+    note: RequestNote
     block: int = -1
     stream: bool = False
     queue_timeout: float = 0.0
@@ -271,11 +271,12 @@ class Call(msgspec.Struct, array_like=True):
 
 
 class Ask(msgspec.Struct, array_like=True):
-    """Something about models, answered by ENDED.
+    """A question about models, answered by ENDED.
 
-    `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load, `config` replaces the
-    configuration, and `files` are the contents of all files of the model by path, as columns of UINT8. `requests` as in Call: when nobody
-    waits for them any more, neither does the worker; what was to be loaded or unloaded still is.
+    `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load, `config`
+    replaces the configuration, and `files` are the contents of all files of the model by path, as UINT8 columns.
+    `requests` as in WorkerCall: once all of them are cancelled, the worker no longer waits. A load or unload that
+    has begun still completes.
     """
 
     number: int
@@ -333,7 +334,7 @@ class Response(msgspec.Struct, array_like=True):
 
 
 class Ended(msgspec.Struct, array_like=True):
-    """There is no further response to a call, or this is the answer to an ASK: `value`, or a failure as Failure has it."""
+    """There is no further response to a call, or this is the answer to an ASK: `value`, or a failure as RequestFailure has it."""
 
     number: int
     kind: str = ""
@@ -356,25 +357,25 @@ class Empty(msgspec.Struct, array_like=True):
 
 
 STRUCTS: dict[Kind, type[msgspec.Struct]] = {
-    Kind.LOAD: Load,
-    Kind.LOADED: Loaded,
+    Kind.LOAD: WorkerLoad,
+    Kind.LOADED: WorkerLoaded,
     Kind.FAILED: Failed,
     Kind.EXECUTE: Execute,
     Kind.RESULT: Result,
-    Kind.PING: Numbers,
-    Kind.PONG: Numbers,
-    Kind.CANCEL: Numbers,
+    Kind.PING: NumberList,
+    Kind.PONG: NumberList,
+    Kind.CANCEL: NumberList,
     Kind.STOP: Empty,
-    Kind.CREDIT: Numbers,
-    Kind.CALL: Call,
+    Kind.CREDIT: NumberList,
+    Kind.CALL: WorkerCall,
     Kind.ASK: Ask,
-    Kind.DROP: Numbers,
-    Kind.MORE: Numbers,
+    Kind.DROP: NumberList,
+    Kind.MORE: NumberList,
     Kind.RESPONSE: Response,
     Kind.ENDED: Ended,
     Kind.MEASURE: Measure,
     Kind.LOG: Log,
-    Kind.LIMIT: Numbers,
+    Kind.LIMIT: NumberList,
     Kind.READY: Readiness,
 }
 _DECODERS = {kind.value: msgspec.msgpack.Decoder(struct) for kind, struct in STRUCTS.items()}
@@ -384,7 +385,7 @@ _encode = msgspec.msgpack.Encoder().encode
 Message = TypeVar("Message", bound=msgspec.Struct)
 
 
-class ProtocolError(Exception):
+class WorkerProtocolError(Exception):
     """The other side said something that is no frame."""
 
 
@@ -396,7 +397,7 @@ def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) ->
     return b"".join((PREFIX.pack(kind, len(head), sum(map(len, payload))), head, *payload))
 
 
-class FrameReader:
+class FrameSplitter:
     """Cuts frames out of what a socket gives."""
 
     __slots__ = ("_needed", "_rest")
@@ -407,7 +408,7 @@ class FrameReader:
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """The frames that are complete now: kind, header, payload. Raises ProtocolError for what is no frame."""
+        """The frames that are complete now: kind, header, payload. Raises WorkerProtocolError for what is no frame."""
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:
@@ -419,7 +420,7 @@ class FrameReader:
         while size - start >= PREFIX.size:
             kind, header, payload = PREFIX.unpack_from(data, start)
             if header + payload > MAX_FRAME or kind not in _KINDS:
-                raise ProtocolError(f"a frame of kind {kind} with {header} and {payload} bytes")
+                raise WorkerProtocolError(f"a frame of kind {kind} with {header} and {payload} bytes")
             body = start + PREFIX.size
             end = body + header + payload
             if end > size:
@@ -429,7 +430,7 @@ class FrameReader:
             try:
                 message = _DECODERS[kind].decode(view[body : body + header])
             except msgspec.MsgspecError as error:
-                raise ProtocolError(f"a frame of kind {kind}: {error}") from None
+                raise WorkerProtocolError(f"a frame of kind {kind}: {error}") from None
             frames.append((_KINDS[kind], message, view[body + header : end]))
             start = end
         self._rest = bytearray(memoryview(data)[start:])

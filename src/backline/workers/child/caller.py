@@ -22,21 +22,21 @@ from backline.workers.channel.columns import pack_columns, unpack_columns
 from backline.workers.channel.protocol import (
     Ask,
     Buffer,
-    Call,
     Column,
     Kind,
     Log,
     Measure,
-    Note,
-    Numbers,
-    ProtocolError,
+    NumberList,
     Readiness,
+    RequestNote,
     Response,
+    WorkerCall,
+    WorkerProtocolError,
     frame,
 )
 from backline.workers.child.call_stream import AsyncCallStream, CallStream
 from backline.workers.child.channel_reader import ChannelReader
-from backline.workers.child.connection import Connection
+from backline.workers.child.connection import DataChannel
 from backline.workers.child.mailbox import (
     AsyncMailbox,
     Deliver,
@@ -66,7 +66,7 @@ class ModelCall:
     inputs: Sequence[Tensor]
     version: str = ""
     requests: Sequence[WorkerRequest] = ()
-    note: Note = field(default_factory=Note)
+    note: RequestNote = field(default_factory=RequestNote)
     queue_timeout: float = 0.0
     traced: Sequence[int] = ()
 
@@ -90,7 +90,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _PendingCall:
     """Who waits for an answer, and for which requests."""
 
     deliver: Deliver
@@ -100,11 +100,11 @@ class _Waiting:
 class Caller:
     """The worker's end of the channel for calls. Every method may be called on any thread, and raises BacklineError."""
 
-    def __init__(self, channel: socket, connection: Connection) -> None:
+    def __init__(self, channel: socket, connection: DataChannel) -> None:
         self._channel = channel
         self._connection = connection
         self._numbers = count(1)
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, _PendingCall] = {}
         #: Held while something is said, so that frames do not mix.
         self._lock = threading.Lock()
         self._reader = ChannelReader(channel, self._take, self._ended, lambda: bool(self._waiting))
@@ -175,14 +175,14 @@ class Caller:
         """Says something of a metric, and waits for what the server says to it."""
         heard = Mailbox()
         message.number = number = next(self._numbers)
-        self._begin(number, _Waiting(heard.put), frame(Kind.MEASURE, message))
+        self._begin(number, _PendingCall(heard.put), frame(Kind.MEASURE, message))
         try:
             self._reader.wait(heard)
             return value_of(heard.get(inf))
         finally:
             self._waiting.pop(number, None)
 
-    def tell(self, kind: Kind, message: Measure | Log | Numbers | Readiness) -> None:
+    def tell(self, kind: Kind, message: Measure | Log | NumberList | Readiness) -> None:
         """Says something that has no answer."""
         self._say(frame(kind, message))
 
@@ -191,7 +191,7 @@ class Caller:
     def _call(self, call: ModelCall, deliver: Deliver, *, stream: bool = False) -> int:
         number = next(self._numbers)
         columns, payload, block = self._pack(call.inputs)
-        message = Call(
+        message = WorkerCall(
             number,
             [request.number for request in call.requests],
             call.model,
@@ -204,7 +204,7 @@ class Caller:
             self._connection.take_let_go(),
             list(call.traced),
         )
-        self._begin(number, _Waiting(deliver, call.requests), frame(Kind.CALL, message, payload))
+        self._begin(number, _PendingCall(deliver, call.requests), frame(Kind.CALL, message, payload))
         return number
 
     def _ask(self, question: Question, deliver: Deliver) -> int:
@@ -224,7 +224,7 @@ class Caller:
             question.dependents,
             [request.number for request in question.requests],
         )
-        self._begin(number, _Waiting(deliver, question.requests), frame(Kind.ASK, message, payload))
+        self._begin(number, _PendingCall(deliver, question.requests), frame(Kind.ASK, message, payload))
         return number
 
     def _pack(self, tensors: Sequence[Tensor]) -> tuple[list[Column], list[Buffer], int]:
@@ -237,7 +237,7 @@ class Caller:
             raise Internal(f"the inputs of a call: {error}") from None
         return packed[0], payload, block
 
-    def _begin(self, number: int, waiting: _Waiting, message: bytes) -> None:
+    def _begin(self, number: int, waiting: _PendingCall, message: bytes) -> None:
         if self._reader.ended:
             raise Unavailable(_CLOSED)
         self._waiting[number] = waiting
@@ -251,7 +251,7 @@ class Caller:
         """The answer is not wanted any more, if it is not there yet."""
         if self._waiting.pop(number, None) is not None:
             with suppress(Unavailable):
-                self._say(frame(Kind.DROP, Numbers([number])))
+                self._say(frame(Kind.DROP, NumberList([number])))
 
     def end_calls(self, requests: Sequence[WorkerRequest]) -> None:
         """These requests are answered: calls for them that are under way are cancelled."""
@@ -263,7 +263,7 @@ class Caller:
     def take_more(self, number: int, responses: int) -> None:
         """So many further responses of a stream are welcome."""
         if number in self._waiting:
-            self._say(frame(Kind.MORE, Numbers([number, responses])))
+            self._say(frame(Kind.MORE, NumberList([number, responses])))
 
     def _say(self, message: bytes) -> None:
         try:
@@ -289,7 +289,7 @@ class Caller:
         elif kind is Kind.ENDED:
             self._hear(message.number, failure_of(message) if message.kind else End(message.value), last=True)
         else:
-            raise ProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}")
 
     def _hear(self, number: int, heard: Heard, *, last: bool) -> None:
         waiting = self._waiting.pop(number, None) if last else self._waiting.get(number)

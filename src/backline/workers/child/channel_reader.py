@@ -7,7 +7,7 @@ from collections.abc import Callable
 from socket import socket
 from typing import Any, TypeAlias
 
-from backline.workers.channel.protocol import FrameReader, Kind
+from backline.workers.channel.protocol import FrameSplitter, Kind
 from backline.workers.child.mailbox import Mailbox
 
 _RECEIVE = 1 << 18
@@ -28,7 +28,7 @@ class ChannelReader:
         self._take = take
         self._on_end = on_end
         self._awaited = awaited
-        self._frames = FrameReader()
+        self._frames = FrameSplitter()
         #: Held by whoever reads.
         self._reading = threading.Lock()
         self._starting = threading.Lock()

@@ -22,10 +22,10 @@ from backline.workers.child.requests import NO_NOTE, Outputs, RequestBatch, Resh
 Unpack: TypeAlias = Callable[
     [Sequence[Column], memoryview, int, np.ndarray | None, int], tuple[dict[str, Tensor], int]
 ]
-MakeBatch: TypeAlias = Callable[["Connection", int, np.ndarray | None, int], RequestBatch]
+MakeBatch: TypeAlias = Callable[["DataChannel", int, np.ndarray | None, int], RequestBatch]
 
 
-class Connection:
+class DataChannel:
     """The worker's end of the data channel, and its half of the shared memory."""
 
     def __init__(self, data: socket, arena: Arena) -> None:

@@ -30,7 +30,7 @@ from backline.model import metrics
 from backline.model.device import place
 from backline.model.hints import Models, Request, without_none
 from backline.model.media import DECODED_LIMIT
-from backline.workers.channel.protocol import Kind, Load, Loaded, Numbers
+from backline.workers.channel.protocol import Kind, NumberList, WorkerLoad, WorkerLoaded
 from backline.workers.child.caller import Caller
 from backline.workers.child.measures import Measures
 from backline.workers.child.model_code import ModelCode, find_model, import_file
@@ -52,7 +52,7 @@ _TRITON_CLASS = "TritonPythonModel"
 _TRITON_API = Path(__file__).parent / "triton" / "importable"
 
 
-def load(message: Load, caller: Caller) -> WorkerModel:
+def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     """Imports a model's file and makes its model. Raises what the file raises, and InvalidArgument for a file that is no model."""
     worker.begin(message, caller)
     place(message.device_kind, message.device_index)
@@ -70,7 +70,7 @@ def load(message: Load, caller: Caller) -> WorkerModel:
 class PythonModel:
     """A class with `predict`, and `load` and `unload` where it has them; or a function."""
 
-    def __init__(self, code: ModelCode, message: Load, caller: Caller) -> None:
+    def __init__(self, code: ModelCode, message: WorkerLoad, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
         self._folder = message.folder
         batch = (
@@ -84,11 +84,11 @@ class PythonModel:
         self._caller = caller
         self._models = self._make_models() if self._models_argument else None
         if (limit := code.setting("memory_limit_bytes")) is not None:
-            caller.tell(Kind.LIMIT, Numbers([limit]))
+            caller.tell(Kind.LIMIT, NumberList([limit]))
         self._object = None if code.owner is None else code.owner()
         self._predict: Callable[..., Any] = code.predict if self._object is None else self._object.predict
         _finish(getattr(self._object, "load", None))
-        self.loaded = Loaded(
+        self.loaded = WorkerLoaded(
             [value.spec for name, value in self._inputs.items() if name not in self._hidden],
             [value.spec for value in self._outputs],
             batch,
@@ -110,7 +110,7 @@ class PythonModel:
 
         return ModelsOfServer(self._caller)
 
-    def _make_joiner(self, message: Load) -> Joiner | None:
+    def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
         """What joins its requests, where the configuration has rules for that: it gets what a model in the file of a runtime gets.
 
         The hint of an input that no client sends is of all it gets, not of one item.

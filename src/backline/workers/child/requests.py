@@ -15,13 +15,22 @@ from backline.engine.errors import BacklineError, Internal
 from backline.engine.reshape import Reshapes, reshape_tensor
 from backline.engine.tensor import Tensor
 from backline.workers.channel.arena import when_unused
-from backline.workers.channel.protocol import WINDOW, Failure, Kind, Note, Parameter, Part, Result, frame
+from backline.workers.channel.protocol import (
+    WINDOW,
+    Kind,
+    Parameter,
+    Part,
+    RequestFailure,
+    RequestNote,
+    Result,
+    frame,
+)
 
 if TYPE_CHECKING:
-    from backline.workers.child.connection import Connection
+    from backline.workers.child.connection import DataChannel
 
 Outputs: TypeAlias = Sequence[Tensor]
-NO_NOTE = Note()
+NO_NOTE = RequestNote()
 
 
 class WorkerRequest:
@@ -48,7 +57,7 @@ class WorkerRequest:
         self,
         batch: RequestBatch,
         number: int,
-        note: Note,
+        note: RequestNote,
         inputs: Mapping[str, Tensor],
         first: int,
         rows: int,
@@ -193,7 +202,7 @@ class WorkerRequest:
 
 
 @dataclass(slots=True)
-class _Answer:
+class _QueuedResponse:
     numbers: list[int]
     rows: list[int]
     outputs: Outputs
@@ -212,8 +221,8 @@ _AGAIN = _Again()
 class _Outcome:
     """What is to be told with the next RESULT."""
 
-    answers: list[_Answer] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    answers: list[_QueuedResponse] = field(default_factory=list)
+    failures: list[RequestFailure] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     rescheduled: list[int] = field(default_factory=list)
 
@@ -221,7 +230,7 @@ class _Outcome:
 class RequestBatch:
     """Requests that a model gets at once. `columns` are the inputs of all of them joined along their first dimension."""
 
-    def __init__(self, connection: Connection, number: int, block: np.ndarray | None, block_at: int) -> None:
+    def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection
         self._number = number
         #: The shared memory that the inputs are in.
@@ -251,7 +260,8 @@ class RequestBatch:
         """Answers requests with outputs that are joined as their inputs are in `columns`, or one request with its own."""
         rows = [request.rows for request in requests] if len(requests) > 1 else []
         self._add(
-            requests, _Answer([request.number for request in requests], rows, outputs, parameters or {})
+            requests,
+            _QueuedResponse([request.number for request in requests], rows, outputs, parameters or {}),
         )
 
     def send(
@@ -261,7 +271,9 @@ class RequestBatch:
         with self._connection.lock:
             if request.answered:
                 raise RuntimeError("this request has had its last response")
-            self._outcome.answers.append(_Answer([request.number], [], outputs, parameters or {}, more=True))
+            self._outcome.answers.append(
+                _QueuedResponse([request.number], [], outputs, parameters or {}, more=True)
+            )
             self._flush(done=False)
 
     def end(self, request: WorkerRequest) -> None:
@@ -274,9 +286,13 @@ class RequestBatch:
 
     def fail(self, request: WorkerRequest, error: BacklineError) -> None:
         """See WorkerRequest."""
-        self._add((request,), Failure(request.number, type(error).__name__, error.message, error.retry_after))
+        self._add(
+            (request,), RequestFailure(request.number, type(error).__name__, error.message, error.retry_after)
+        )
 
-    def _add(self, requests: Sequence[WorkerRequest], outcome: _Answer | Failure | _Again | None) -> None:
+    def _add(
+        self, requests: Sequence[WorkerRequest], outcome: _QueuedResponse | RequestFailure | _Again | None
+    ) -> None:
         with self._connection.lock:
             for request in requests:
                 if request.answered:
@@ -284,7 +300,7 @@ class RequestBatch:
             for request in requests:
                 request.answered = True
                 self._connection.open.pop(request.number, None)
-            if isinstance(outcome, _Answer):
+            if isinstance(outcome, _QueuedResponse):
                 self._outcome.answers.append(outcome)
             elif isinstance(outcome, _Again):
                 self._outcome.rescheduled.extend(request.number for request in requests)

@@ -10,7 +10,7 @@ import msgspec
 
 from backline.engine.errors import InvalidArgument
 from backline.engine.reshape import Reshape, Reshapes, narrower
-from backline.workers.channel.protocol import Load, Loaded, Spec
+from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,12 @@ class Shapes:
     to_server: Reshapes
 
 
-def is_reshaped(load: Load) -> bool:
+def is_reshaped(load: WorkerLoad) -> bool:
     """Whether the configuration reshapes anything."""
     return any(spec.reshape is not None for spec in (*load.inputs, *load.outputs))
 
 
-def shapes_of(load: Load, loaded: Loaded) -> tuple[Shapes, Shapes]:
+def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
     """The inputs and the outputs of a model. Raises InvalidArgument where its own shape contradicts its configuration."""
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None

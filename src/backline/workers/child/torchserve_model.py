@@ -32,10 +32,10 @@ from backline.engine.errors import (
 )
 from backline.engine.tensor import Tensor
 from backline.repository.unpacked import hold
-from backline.workers.channel.protocol import Load, Loaded, Spec
+from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch, WorkerRequest
-from backline.workers.child.torchserve_settings import Settings
+from backline.workers.child.torchserve_settings import ArchiveSettings
 from backline.workers.child.worker_model import WorkerModel
 
 INPUT, OUTPUT = "data", "output"
@@ -53,7 +53,7 @@ _ERRORS: Mapping[int, type[BacklineError]] = {
 Handle = Callable[[list[dict[str, Any]], Context], Any]
 
 
-def load(message: Load, caller: Caller) -> WorkerModel:
+def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
     """Imports and initialises the handler of an unpacked archive. Raises what that raises, InvalidArgument for what is no handler."""
     folder = Path(message.path)
     if sys.platform != "win32":
@@ -67,7 +67,7 @@ def load(message: Load, caller: Caller) -> WorkerModel:
     if find_spec("ts") is None:  # TorchServe itself is not there
         sys.path.append(str(Path(compat.__file__).parent))
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))
-    settings = Settings(json.loads(message.parameters["model-config"]))
+    settings = ArchiveSettings(json.loads(message.parameters["model-config"]))
     batch = settings.batch_size if message.max_batch_size is None else message.max_batch_size
     context = Context(
         message.name,
@@ -127,7 +127,7 @@ class TorchServeModel:
     """A handler, and the tensors that are its rows and answers."""
 
     def __init__(
-        self, handle: Handle, context: Context, message: Load, settings: Settings, batch: int
+        self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int
     ) -> None:
         envelope = message.parameters.get("service_envelope", "")
         if envelope:
@@ -150,7 +150,7 @@ class TorchServeModel:
             raise InvalidArgument(
                 "a model archive that is decoupled takes one request at a time: set max_batch_size to 0"
             )
-        self.loaded = Loaded(
+        self.loaded = WorkerLoaded(
             inputs,
             outputs,
             batch,

@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = {
 _UNSERVED = ("sequenceBatching", "continuousBatching", "asyncCommunication")
 
 
-class Settings:
+class ArchiveSettings:
     """`document` is all that the file says, which handlers read too. Raises InvalidArgument for values of the wrong kind."""
 
     def __init__(self, document: dict[str, Any]) -> None:

@@ -21,15 +21,15 @@ from backline.workers.channel.protocol import (
     CONNECTION_LOST,
     Execute,
     Failed,
-    FrameReader,
+    FrameSplitter,
     Kind,
-    Load,
-    Loaded,
-    Numbers,
+    NumberList,
+    WorkerLoad,
+    WorkerLoaded,
     frame,
 )
 from backline.workers.child.caller import Caller
-from backline.workers.child.connection import Connection
+from backline.workers.child.connection import DataChannel
 from backline.workers.child.requests import RequestBatch
 from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
@@ -62,10 +62,10 @@ def main(data: int, control: int, calls: int, arena: int) -> None:
 def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Callable[[], None]) -> Worker:
     """The worker at these descriptors, which it takes over. `on_end` is called on a thread when the control channel was closed."""
     channel = socket(fileno=data)
-    connection = Connection(channel, Arena(arena, lower=False))
+    connection = DataChannel(channel, Arena(arena, lower=False))
     os.close(arena)
     worker = Worker(channel, connection, Caller(socket(fileno=calls), connection))
-    watcher = Control(socket(fileno=control), connection, worker.stop, on_end)
+    watcher = ControlChannel(socket(fileno=control), connection, worker.stop, on_end)
     threading.Thread(target=watcher.serve, name="backline-control", daemon=True).start()
     return worker
 
@@ -88,17 +88,17 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
-class Control:
+class ControlChannel:
     """The control channel, on a thread of its own."""
 
     def __init__(
-        self, control: socket, connection: Connection, stop: Callable[[], None], on_end: Callable[[], None]
+        self, control: socket, connection: DataChannel, stop: Callable[[], None], on_end: Callable[[], None]
     ) -> None:
         self._socket = control
         self._connection = connection
         self._stop = stop
         self._on_end = on_end
-        self._reader = FrameReader()
+        self._reader = FrameSplitter()
 
     def serve(self) -> None:
         while True:
@@ -115,7 +115,7 @@ class Control:
     def _take(self, kind: Kind, message: Any) -> None:
         if kind is Kind.PING:
             self._connection.take_back(message.numbers)
-            self._socket.sendall(frame(Kind.PONG, Numbers(self._connection.take_let_go())))
+            self._socket.sendall(frame(Kind.PONG, NumberList(self._connection.take_let_go())))
         elif kind is Kind.CANCEL:
             self._connection.cancel(message.numbers)
         elif kind is Kind.CREDIT:
@@ -127,11 +127,11 @@ class Control:
 class Worker:
     """The data channel: loads, then runs one batch after the other."""
 
-    def __init__(self, data: socket, connection: Connection, caller: Caller) -> None:
+    def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
         self._connection = connection
         self._caller = caller
-        self._reader = FrameReader()
+        self._reader = FrameSplitter()
         self._model: WorkerModel
 
     def stop(self) -> None:
@@ -163,7 +163,7 @@ class Worker:
             if frames:
                 return frames
 
-    def _load(self, load: Load) -> bool:
+    def _load(self, load: WorkerLoad) -> bool:
         self._folder = load.folder
         try:
             self._model = _adapter(load.adapter)(load, self._caller)
@@ -179,7 +179,7 @@ class Worker:
         self._connection.send(frame(Kind.LOADED, loaded))
         return True
 
-    def _reshape(self, load: Load, loaded: Loaded) -> Loaded:
+    def _reshape(self, load: WorkerLoad, loaded: WorkerLoaded) -> WorkerLoaded:
         inputs, outputs = shapes_of(load, loaded)
         self._connection.reshape(inputs.to_model, outputs.to_server)
         return msgspec.structs.replace(loaded, inputs=inputs.specs, outputs=outputs.specs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeAlias
 
-from backline.workers.channel.protocol import Load, Loaded
+from backline.workers.channel.protocol import WorkerLoad, WorkerLoaded
 from backline.workers.child.caller import Caller
 from backline.workers.child.requests import RequestBatch
 
@@ -13,7 +13,7 @@ from backline.workers.child.requests import RequestBatch
 class WorkerModel(Protocol):
     """A model in a worker process. `loaded` is what the server is told of it."""
 
-    loaded: Loaded
+    loaded: WorkerLoaded
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
         """Runs a batch and answers its requests, now or later (see WorkerRequest): all are answered when this returns, unless it is
@@ -27,6 +27,6 @@ class WorkerModel(Protocol):
         """The worker ends."""
 
 
-#: What `Load.adapter` names: with a Caller the model may call other models of the server. What it raises is told as the reason of the
+#: What `WorkerLoad.adapter` names: with a Caller the model may call other models of the server. What it raises is told as the reason of the
 #: failed load.
-Adapter: TypeAlias = Callable[[Load, Caller], WorkerModel]
+Adapter: TypeAlias = Callable[[WorkerLoad, Caller], WorkerModel]

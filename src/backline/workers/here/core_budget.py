@@ -13,7 +13,7 @@ from backline.workers.batch import Batch
 PATIENCE = 0.02
 
 
-class _Waiting:
+class _WaitingRun:
     """A run that waits for its cores."""
 
     __slots__ = ("cores", "granted")
@@ -34,7 +34,7 @@ class CoreBudget:
         self.cores = cores
         self._free = cores
         self._lock = threading.Lock()
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_WaitingRun] = deque()
 
     def take(self, cores: int) -> bool:
         """Waits until there are so many cores for the caller; whether it had to. More than all are all."""
@@ -42,7 +42,7 @@ class CoreBudget:
             if self._free >= cores and not self._waiting:
                 self._free -= cores
                 return False
-            waiting = _Waiting(cores)
+            waiting = _WaitingRun(cores)
             self._waiting.append(waiting)
         if not waiting.granted.acquire(timeout=PATIENCE):
             with self._lock:

@@ -42,7 +42,7 @@ class _Handed:
         self.ended = ended
 
 
-class ResponseStream:
+class GeneratorStream:
     """The responses to one request: made by `advance` on a thread, handed out by `_deliver` on the event loop."""
 
     def __init__(self, pool: StreamPool, instance: Instance, batch: Batch, finished: Finished) -> None:

@@ -11,7 +11,7 @@ from backline.backends.backend import StreamingModel
 from backline.engine.errors import BacklineError
 from backline.engine.response_statistics import ResponseStatistics
 from backline.workers.batch import Batch
-from backline.workers.here.response_stream import ResponseStream
+from backline.workers.here.response_stream import GeneratorStream
 from backline.workers.instance import Finished, Instance
 
 #: Streams of one model version that are open at once, most of which wait for their readers; further requests queue.
@@ -44,21 +44,21 @@ class StreamPool:
         self.datatypes = {spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs}
         self._limit = threads
         self._lock = threading.Lock()
-        self._ready: SimpleQueue[ResponseStream | None] = SimpleQueue()
+        self._ready: SimpleQueue[GeneratorStream | None] = SimpleQueue()
         self._threads = 0
         self._idle = 0
-        self._streams: set[ResponseStream] = set()
+        self._streams: set[GeneratorStream] = set()
         self.instances = tuple(StreamInstance(self) for _ in range(max(MAX_STREAMS, threads)))
         self._open = len(self.instances)
 
     def start(self, instance: Instance, batch: Batch, finished: Finished) -> None:
         """Begins the stream of the batch's only request."""
-        stream = ResponseStream(self, instance, batch, finished)
+        stream = GeneratorStream(self, instance, batch, finished)
         self._streams.add(stream)
         stream.begin()
         self.put(stream)
 
-    def put(self, stream: ResponseStream) -> None:
+    def put(self, stream: GeneratorStream) -> None:
         """The stream can go on. Called on any thread."""
         with self._lock:
             if self._ready.qsize() >= self._idle and self._threads < self._limit:
@@ -66,7 +66,7 @@ class StreamPool:
                 threading.Thread(target=self._work, name=f"{self.name}-{self._threads}", daemon=True).start()
             self._ready.put(stream)
 
-    def ended(self, stream: ResponseStream) -> None:
+    def ended(self, stream: GeneratorStream) -> None:
         """A stream is over."""
         self._streams.discard(stream)
         self._retire()

@@ -23,14 +23,14 @@ from backline.workers.channel.columns import pack_columns, unpack_columns
 from backline.workers.channel.protocol import (
     WINDOW,
     Ask,
-    Call,
     Column,
     Ended,
-    FrameReader,
+    FrameSplitter,
     Kind,
     Measure,
-    ProtocolError,
     Response,
+    WorkerCall,
+    WorkerProtocolError,
     frame,
 )
 from backline.workers.process.outbox import Outbox
@@ -69,7 +69,7 @@ class CallChannel:
         self._calls = calls
         self._open_requests = open_requests
         self._loop = loop
-        self._reader = FrameReader()
+        self._reader = FrameSplitter()
         self._open: dict[int, _Open] = {}
         #: The requests that questions are for, by the numbers of the questions.
         self._questions: dict[int, Sequence[Ticket]] = {}
@@ -117,21 +117,21 @@ class CallChannel:
         try:
             for kind, message, payload in self._reader.feed(received):
                 self._take(kind, message, payload)
-        except (ProtocolError, BacklineError, ValueError) as error:
+        except (WorkerProtocolError, BacklineError, ValueError) as error:
             self._process.kill(f"broke the protocol: {error}")
 
     def _take(self, kind: Kind, message: Any, payload: memoryview) -> None:
         if kind in (Kind.CALL, Kind.ASK) and (
             message.number in self._open or message.number in self._questions
         ):
-            raise ProtocolError(f"a second {kind.name} with number {message.number}")
+            raise WorkerProtocolError(f"a second {kind.name} with number {message.number}")
         if kind is Kind.CALL:
             for at in message.returned:
                 self._process.arena.give_back(at)
             self._call(message, self._tensors(message.columns, message.block, payload))
         elif kind is Kind.ASK:
             if any(file.datatype != DataType.UINT8.name for file in message.files):
-                raise ProtocolError("a file that is no column of UINT8")
+                raise WorkerProtocolError("a file that is no column of UINT8")
             self._ask(message, self._tensors(message.files, message.block, payload))
         elif kind is Kind.DROP:
             for number in message.numbers:
@@ -151,7 +151,7 @@ class CallChannel:
         elif kind is Kind.LOG:
             model_log.log(message.level, "%s: %s", self._process.command.label, message.text)
         else:
-            raise ProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}")
 
     def _measure(self, message: Measure) -> None:
         try:
@@ -179,7 +179,7 @@ class CallChannel:
 
     # calls
 
-    def _call(self, message: Call, inputs: dict[str, Tensor]) -> None:
+    def _call(self, message: WorkerCall, inputs: dict[str, Tensor]) -> None:
         number = message.number
         if self._calls is None:
             self._fail(
@@ -211,7 +211,9 @@ class CallChannel:
             ticket.refuse(Internal(f"{type(error).__name__}: {error}"))
             self._end(number, Internal(f"the call of model '{message.model}' failed: {type(error).__name__}"))
 
-    def _request(self, message: Call, inputs: dict[str, Tensor], asked: Sequence[Ticket]) -> InferRequest:
+    def _request(
+        self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
+    ) -> InferRequest:
         """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []

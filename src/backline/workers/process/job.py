@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("backline.workers")
 
 
-class Run:
+class BatchRun:
     """A batch of the scheduler: it is finished when each of its requests has an outcome, from whichever worker.
 
     With `statistics`, its model gives any number of responses to a request, which are counted there.
@@ -125,7 +125,7 @@ class Job:
 
     __slots__ = ("again", "by_number", "open", "positions", "run", "seat")
 
-    def __init__(self, run: Run, positions: Sequence[int], seat: Seat, *, again: bool = False) -> None:
+    def __init__(self, run: BatchRun, positions: Sequence[int], seat: Seat, *, again: bool = False) -> None:
         self.run = run
         self.positions = positions
         self.seat = seat

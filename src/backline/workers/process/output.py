@@ -15,7 +15,7 @@ _LONGEST_LINE = 8192
 _KEPT = 40
 
 
-class Output:
+class WorkerOutput:
     """One of a worker's two output streams. Lives on the event loop."""
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:

@@ -25,10 +25,10 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
 from backline.workers.channel.calls import Calls
-from backline.workers.channel.protocol import Loaded
+from backline.workers.channel.protocol import WorkerLoaded
 from backline.workers.instance import Finished
 from backline.workers.model_in_workers import ModelInWorkers
-from backline.workers.process.job import Job, Run
+from backline.workers.process.job import BatchRun, Job
 from backline.workers.process.process import WorkerCommand, WorkerProcess
 from backline.workers.process.seat import Seat
 
@@ -72,7 +72,7 @@ class ProcessInstance:
 
     def run(self, batch: Batch, finished: Finished) -> None:
         """See Instance."""
-        self._pool.place(Run(batch, self, finished, self._pool.responses), self._seat)
+        self._pool.place(BatchRun(batch, self, finished, self._pool.responses), self._seat)
 
     @property
     def memory(self) -> object:
@@ -167,7 +167,7 @@ class WorkerPool(ModelInWorkers):
             await self.stop()
             raise
 
-    def _take_signature(self, loaded: Loaded) -> None:
+    def _take_signature(self, loaded: WorkerLoaded) -> None:
         batch = (-1,) if loaded.max_batch_size else ()
         inputs, outputs = (
             tuple(
@@ -221,7 +221,7 @@ class WorkerPool(ModelInWorkers):
 
     # the way of a batch
 
-    def place(self, run: Run, seat: Seat) -> None:
+    def place(self, run: BatchRun, seat: Seat) -> None:
         """Gives a batch to the worker of its seat, or to whichever is free."""
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
@@ -375,7 +375,7 @@ class WorkerPool(ModelInWorkers):
         ticket = Ticket(request, lambda *_: None, lambda _, response: last.append(response))
         if self.loaded.max_batch_size:
             ticket.batch_size = next((tensor.shape[0] for tensor in inputs.values()), 1)
-        run = Run(
+        run = BatchRun(
             Batch([ticket], ticket.batch_size, monotonic_ns()),
             None,
             lambda _, batch: done.set_result(batch),

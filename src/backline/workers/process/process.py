@@ -30,19 +30,19 @@ from backline.workers.channel.protocol import (
     Empty,
     Execute,
     Failed,
-    FrameReader,
+    FrameSplitter,
     Kind,
-    Load,
-    Loaded,
-    Numbers,
-    ProtocolError,
+    NumberList,
     Result,
+    WorkerLoad,
+    WorkerLoaded,
+    WorkerProtocolError,
     frame,
 )
 from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.exits import describe_exit, fault_place, last_words, out_of_memory_kills
 from backline.workers.process.outbox import Outbox
-from backline.workers.process.output import Output
+from backline.workers.process.output import WorkerOutput
 
 log = logging.getLogger("backline.workers")
 
@@ -63,7 +63,7 @@ _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 class WorkerCommand:
     """How a worker is started, and with what. `environment` comes on top of the server's own."""
 
-    load: Load
+    load: WorkerLoad
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Resident bytes above which it is killed; None for what the model says before it is loaded.
@@ -102,9 +102,9 @@ class WorkerProcess:
         self._on_result = on_result
         self._on_exit = on_exit
         self._calls = calls
-        self._reader = FrameReader()
-        self._control_reader = FrameReader()
-        self._loading: asyncio.Future[Loaded] = loop.create_future()
+        self._reader = FrameSplitter()
+        self._control_reader = FrameSplitter()
+        self._loading: asyncio.Future[WorkerLoaded] = loop.create_future()
         self._ended: asyncio.Future[None] = loop.create_future()
         self._process: subprocess.Popen[bytes] | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -135,7 +135,7 @@ class WorkerProcess:
         """Its resident memory, 0 when it is gone."""
         return resident_bytes(self.pid)
 
-    async def start(self) -> Loaded:
+    async def start(self) -> WorkerLoaded:
         """Starts the process and loads the model. Raises Internal with the true cause when either fails."""
         self._data, data = socket.socketpair()
         self._control, control = socket.socketpair()
@@ -194,8 +194,8 @@ class WorkerProcess:
         label = self.command.label
         assert self._process.stdout is not None, "it is a pipe"
         assert self._process.stderr is not None, "it is a pipe"
-        self._stdout = Output(os.dup(self._process.stdout.fileno()), label, logging.INFO, loop)
-        self._stderr = Output(os.dup(self._process.stderr.fileno()), label, logging.WARNING, loop)
+        self._stdout = WorkerOutput(os.dup(self._process.stdout.fileno()), label, logging.INFO, loop)
+        self._stderr = WorkerOutput(os.dup(self._process.stderr.fileno()), label, logging.WARNING, loop)
         self._process.stdout.close()
         self._process.stderr.close()
         if hasattr(os, "pidfd_open"):
@@ -218,12 +218,12 @@ class WorkerProcess:
 
     def cancel(self, numbers: list[int]) -> None:
         """Nobody waits for these requests any more."""
-        self._send_control(Kind.CANCEL, Numbers(numbers))
+        self._send_control(Kind.CANCEL, NumberList(numbers))
         self._calls.abandoned()
 
     def credit(self, number: int, count: int) -> None:
         """Further responses to a request are welcome."""
-        self._send_control(Kind.CREDIT, Numbers([number, count]))
+        self._send_control(Kind.CREDIT, NumberList([number, count]))
 
     def hold(self, block: np.ndarray, at: int) -> int:
         """An answer is in this block of the worker: it is given back when no array is left in it. Returns the bytes that are held."""
@@ -259,7 +259,7 @@ class WorkerProcess:
         try:
             for kind, message, payload in self._reader.feed(received):
                 self._take(kind, message, payload)
-        except (ProtocolError, BacklineError, ValueError) as error:
+        except (WorkerProtocolError, BacklineError, ValueError) as error:
             log.error("a worker of %s broke the protocol: %s", self.command.label, error)
             self.kill(f"broke the protocol: {error}")
 
@@ -268,7 +268,7 @@ class WorkerProcess:
             self.proved = True
             self._on_result(self, message, payload)
         elif self._loading.done():
-            raise ProtocolError(f"a frame of kind {kind.name} after the load")
+            raise WorkerProtocolError(f"a frame of kind {kind.name} after the load")
         elif kind is Kind.LOADED:
             self._loading.set_result(message)
             self._heard = monotonic()
@@ -276,7 +276,7 @@ class WorkerProcess:
         elif kind is Kind.FAILED:
             self._fail_load(message)
         else:
-            raise ProtocolError(f"a frame of kind {kind.name}")
+            raise WorkerProtocolError(f"a frame of kind {kind.name}")
 
     def _fail_load(self, message: Failed) -> None:
         if message.details:
@@ -299,7 +299,7 @@ class WorkerProcess:
                 if kind is Kind.PONG:
                     for at in message.numbers:
                         self.arena.give_back(at)
-        except ProtocolError as error:
+        except WorkerProtocolError as error:
             self.kill(f"broke the protocol: {error}")
 
     # how it is
@@ -311,7 +311,7 @@ class WorkerProcess:
         if silent > HEARTBEAT_TIMEOUT:
             self.hang(f"did not answer for {silent:.0f} s")
             return
-        self._send_control(Kind.PING, Numbers(self.take_unused()))
+        self._send_control(Kind.PING, NumberList(self.take_unused()))
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
@@ -406,7 +406,7 @@ class WorkerProcess:
                     break
                 for kind, message, payload in self._reader.feed(received):
                     self._take(kind, message, payload)
-            except (OSError, ProtocolError, BacklineError, ValueError):
+            except (OSError, WorkerProtocolError, BacklineError, ValueError):
                 break
         for timer in self._timers.values():
             timer.cancel()

@@ -16,7 +16,7 @@ from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.system.standstill import stood_still
 from backline.workers.channel.columns import pack_columns, unpack_columns
-from backline.workers.channel.protocol import Execute, Failure, Loaded, Note, Part, Result
+from backline.workers.channel.protocol import Execute, Part, RequestFailure, RequestNote, Result, WorkerLoaded
 from backline.workers.process.call_channel import CallChannel
 from backline.workers.process.job import Job
 from backline.workers.process.process import WorkerProcess
@@ -61,7 +61,7 @@ class Seat:
     def free(self) -> bool:
         return self.usable and len(self._jobs) < self._pool.loaded.concurrency
 
-    async def start(self) -> Loaded:
+    async def start(self) -> WorkerLoaded:
         """Starts a process here. Raises Internal with the reason when it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
@@ -219,7 +219,7 @@ class Seat:
         else:
             self._owed[number] = self._owed.get(number, 0) + 1
 
-    def _failure(self, failure: Failure) -> None:
+    def _failure(self, failure: RequestFailure) -> None:
         kind = getattr(errors, failure.kind, None)
         if not (isinstance(kind, type) and issubclass(kind, BacklineError)) or kind is Internal:
             self._settle(failure.number, Internal(f"{self._pool.label} failed: {failure.message}"))
@@ -296,20 +296,20 @@ def _says_something(ticket: Ticket) -> bool:
         or ticket.request.outputs is not None
         or ticket.request.sequence is not None
         or ticket.waits_until is not None
-        or ticket.request.priority
+        or ticket.level
         or ticket.request.timeout
         or ticket.trace is not None
     )
 
 
-def _note(ticket: Ticket) -> Note:
+def _note(ticket: Ticket) -> RequestNote:
     step = ticket.request.sequence
-    note = Note(
+    note = RequestNote(
         ticket.request.id,
         ticket.request.parameters or {},
         None if ticket.request.outputs is None else list(ticket.request.outputs),
         timeout=0.0 if ticket.waits_until is None else max(ticket.waits_until - monotonic(), 0.001),
-        priority=ticket.request.priority,
+        priority=ticket.level,
         queue_timeout_us=min(round((ticket.request.timeout or 0.0) * 1e6), _LONGEST_QUEUE_TIMEOUT),
         trace="" if ticket.trace is None else ticket.trace.context,
     )

@@ -310,12 +310,14 @@ RUDE = """
 import gc
 from backline.model import Models
 from backline.workers.child.caller import Caller
-from backline.workers.channel.protocol import Ask, Call, Column, Kind, Note, Response, frame
+from backline.workers.channel.protocol import Ask, Column, Kind, RequestNote, Response, WorkerCall, frame
 
 SAID = {
     "noise": b"\\xff" * 100,
     "response": frame(Kind.RESPONSE, Response(1, "m", "1", "", [])),
-    "memory": frame(Kind.CALL, Call(9, [], "double", "", [Column("x", "FP32", [4], 16, 0)], Note(), 0)),
+    "memory": frame(
+        Kind.CALL, WorkerCall(9, [], "double", "", [Column("x", "FP32", [4], 16, 0)], RequestNote(), 0)
+    ),
     "file": frame(Kind.ASK, Ask(9, "load", "double", files=[Column("1/model.py", "BYTES", [0], 0)])),
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backline.engine.errors import ModelFailed
-from backline.workers.channel.protocol import Kind, Load, Loaded, Readiness
+from backline.workers.channel.protocol import Kind, Readiness, WorkerLoad, WorkerLoaded
 from backline.workers.child.requests import RequestBatch
 from backline.workers.child.tracebacks import details, triton_text
 from backline.workers.child.triton import worker
@@ -25,7 +25,7 @@ from backline.workers.child.triton.trace import serving
 from backline.workers.child.worker_model import WorkerModel
 
 
-def load_class(model: Any, message: Load) -> WorkerModel:
+def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
     """Makes a model of a TritonPythonModel, or lets it complete its configuration, where it is to and can.
 
     Raises ModelFailed with what the model raised.
@@ -45,7 +45,7 @@ def _is_asked(is_ready: Any) -> bool:
 class CompletedModel:
     """A model that has completed its configuration and is loaded elsewhere."""
 
-    def __init__(self, model: Any, message: Load) -> None:
+    def __init__(self, model: Any, message: WorkerLoad) -> None:
         try:
             config = model.auto_complete_config(ModelConfig(message.configuration))
         except BaseException as error:
@@ -55,7 +55,7 @@ class CompletedModel:
             raise ModelFailed(
                 f"auto_complete_config function in model '{message.name}' must return a valid pb.ModelConfig object."
             )
-        self.loaded = Loaded([], [], completed=json.dumps(config.as_dict()))
+        self.loaded = WorkerLoaded([], [], completed=json.dumps(config.as_dict()))
 
     def execute(self, batch: RequestBatch) -> None:
         """See WorkerModel: it gets none."""
@@ -67,7 +67,7 @@ class CompletedModel:
 class TritonModel:
     """A WorkerModel that runs a TritonPythonModel: one batch at a time, whose responses may come later."""
 
-    def __init__(self, model: Any, message: Load) -> None:
+    def __init__(self, model: Any, message: WorkerLoad) -> None:
         """Raises ModelFailed, with what the model raised, when it cannot be initialised."""
         config = json.loads(message.configuration)
         self._name = message.name
@@ -97,7 +97,7 @@ class TritonModel:
                 lambda reason: worker.caller().tell(Kind.READY, Readiness(reason)),
                 self._folder,
             ).start()
-        self.loaded = Loaded(
+        self.loaded = WorkerLoaded(
             message.inputs,
             message.outputs,
             config["max_batch_size"],
@@ -212,7 +212,7 @@ class _Returned(Exception):
     """What `execute` returned is not what it must return."""
 
 
-def _arguments(message: Load) -> dict[str, str]:
+def _arguments(message: WorkerLoad) -> dict[str, str]:
     """What `initialize` gets: all of it text, under Triton's names."""
     return {
         "model_config": message.configuration,

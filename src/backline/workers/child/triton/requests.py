@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final
 
-from backline.workers.channel.protocol import Note, Parameter
+from backline.workers.channel.protocol import Parameter, RequestNote
 from backline.workers.child.caller import ModelCall
 from backline.workers.child.requests import WorkerRequest
 from backline.workers.child.triton import calls
@@ -196,7 +196,7 @@ class InferenceRequest:
         return calls.stream(self._call()) if decoupled else await calls.infer_async(self._call())
 
     def _call(self) -> ModelCall:
-        note = Note(
+        note = RequestNote(
             self._id,
             self._parameters,
             list(self._outputs),

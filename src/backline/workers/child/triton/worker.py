@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backline.workers.channel.protocol import Load
+from backline.workers.channel.protocol import WorkerLoad
 from backline.workers.child.caller import Caller
 
 _OUTSIDE = "triton_python_backend_utils works in worker processes of a server only"
 
 
 class _Worker:
-    load: Load | None = None
+    load: WorkerLoad | None = None
     caller: Caller | None = None
     instance: str = ""
 
 
-def begin(load: Load, caller: Caller) -> None:
+def begin(load: WorkerLoad, caller: Caller) -> None:
     """The model of this message is about to be imported."""
     _Worker.load, _Worker.caller = load, caller
 
 
-def current() -> Load:
+def current() -> WorkerLoad:
     """What this worker has loaded. Raises RuntimeError outside of one."""
     if _Worker.load is None:
         raise RuntimeError(_OUTSIDE)
