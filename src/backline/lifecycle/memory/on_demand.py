@@ -68,7 +68,7 @@ class OnDemandQueue:
             raise self._total.refusal(model.name)
         if not self._held.add(ticket):
             model.statistics.rejected_full += 1
-            limit = self._settings.policy_of(ticket.request.priority).max_size
+            limit = self._settings.policy_of(ticket.level).max_size
             raise Unavailable(
                 f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try again later",
                 retry_after=1,
