@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from backline.access.browsers import BrowserPolicy
 from backline.backends.registry import FORMATS
 from backline.dialects.application import build_application
 from backline.engine.engine import Engine
@@ -38,6 +40,8 @@ from backline.wire.tls import TlsFiles
 #: How long a thread may hold the interpreter while another waits, in seconds: with Python's default of 5 ms the event loop waits for worker
 #: threads (docs/decisions/switch-interval.md).
 SWITCH_INTERVAL = 0.0002
+#: How long the start waits for the machine's full name, in seconds.
+FQDN_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,10 @@ class ServerOptions:
     unix_socket: Path | None = None
     tls: TlsFiles | None = None
     limits: Limits = field(default_factory=Limits)
+    #: Origins of web pages that may use the server, as "https://console.example.org".
+    cors_origins: tuple[str, ...] = ()
+    #: Further names that clients reach the server by; "*.example.org" is any name below that.
+    allowed_hosts: tuple[str, ...] = ()
     #: The HTTP status of a health question whose answer is no: 503, or 400 as Triton's.
     not_ready_status: int = 503
     #: Whether clients may have inputs read from shared memory of this machine, and outputs written there.
@@ -140,6 +148,19 @@ def _same(location: str | Path) -> str:
     return text if "://" in text or text.startswith("hf:") else str(Path(text).resolve())
 
 
+async def _browser_policy(options: ServerOptions) -> BrowserPolicy:
+    """Raises InvalidArgument. The machine's names are those of this server wherever it listens beyond the loopback, or might."""
+    names = {options.host, socket.gethostname()} - {""}
+    if not options.host.startswith("127.") and options.host not in ("localhost", "::1"):
+        # It may ask DNS, which may be slow: the name is not worth waiting for.
+        asked = asyncio.get_running_loop().run_in_executor(None, socket.getfqdn)
+        with suppress(TimeoutError):
+            names.add(await asyncio.wait_for(asked, FQDN_TIMEOUT))
+    own = frozenset(name.lower().removesuffix(".") for name in names)
+    policy = BrowserPolicy.of(hosts=options.allowed_hosts, origins=options.cors_origins)
+    return replace(policy, hosts=replace(policy.hosts, names=policy.hosts.names | own))
+
+
 class Server:
     """An engine behind its listeners."""
 
@@ -199,6 +220,7 @@ class Server:
             Metrics(self.engine).page,
             recorder=recorder,
             not_ready_status=options.not_ready_status,
+            browsers=await _browser_policy(options),
         )
         wire = Wire(application, options.limits, asyncio.get_running_loop())
         self._listeners = Listeners(wire, options.tls)

@@ -18,6 +18,7 @@ from backline.wire.connection import Wire
 from backline.wire.limits import Limits
 from backline.wire.listener import Listeners
 from backline.wire.tls import TlsFiles
+from support.open_gate import OpenGate
 
 OCTETS = ((b"content-type", b"application/octet-stream"),)
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
@@ -104,7 +105,7 @@ class WireServer:
     ) -> None:
         self.loop = new_loop()
         self.echo = EchoApplication()
-        self.wire = Wire(Application(self.echo.http, {}, render_error), limits, self.loop)
+        self.wire = Wire(Application(self.echo.http, {}, render_error, OpenGate()), limits, self.loop)
         self.listeners = Listeners(self.wire, tls)
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()

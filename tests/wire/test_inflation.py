@@ -16,13 +16,14 @@ from backline.wire.compression import CodingError
 from backline.wire.connection import Wire
 from backline.wire.inflation import RATIO_FROM, Inflation
 from backline.wire.limits import MIB, Limits
+from support.open_gate import OpenGate
 
 BODY = os.urandom(MIB) + bytes(9 * MIB)
 
 
 def run(ask: Any, **limits: Any) -> Any:
     async def main() -> Any:
-        application = Application(lambda request: None, {}, lambda status, message: (b"", b""))
+        application = Application(lambda request: None, {}, lambda status, message: (b"", b""), OpenGate())
         result = ask(Wire(application, Limits(**limits), asyncio.get_running_loop()).inflation)
         return await result if isinstance(result, Coroutine) else result
 

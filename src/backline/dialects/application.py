@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from backline.access.browsers import BrowserPolicy
+from backline.access.cross_origin import CrossOrigin
+from backline.access.gate import ScopeGate
+from backline.access.scope import Scope
 from backline.dialects import health, reflection
 from backline.dialects.answers import hidden_error, render_error, respond_error, respond_json
 from backline.dialects.health import HealthService
@@ -18,6 +22,9 @@ from backline.observe.recording import Recorder
 from backline.version import __version__
 from backline.wire.application import Application, HttpRequest
 
+#: No pages from elsewhere, and no names but those of the loopback.
+_LOOPBACK_ONLY = BrowserPolicy()
+
 
 def build_application(
     engine: Engine,
@@ -25,28 +32,37 @@ def build_application(
     *,
     recorder: Recorder | None = None,
     not_ready_status: int = Unavailable.http_status,
+    browsers: BrowserPolicy = _LOOPBACK_ONLY,
 ) -> Application:
     """The application of an engine; with a `recorder` requests can be recorded.
 
     `metrics` gives what GET /metrics answers on every port. `not_ready_status` is the HTTP status of health
-    questions whose answer is no: 503, or 400 for those who rely on Triton's.
+    questions whose answer is no: 503, or 400 for those who rely on Triton's. `browsers` says what web pages may do.
     """
     router = Router()
     RestService(engine, not_ready_status=not_ready_status).add_routes(router)
-    router.add("GET", "/", _index_page)
+    router.add(Scope.READ, "GET", "/", _index_page)
     if recorder is not None:
         RestRecording(engine, recorder).add_routes(router)
     if metrics is not None:
-        router.add("GET", "/metrics", MetricsPage(metrics))
+        router.add(Scope.METRICS, "GET", "/metrics", MetricsPage(metrics))
     services = (grpc_service.SERVICE, health.SERVICE, reflection.SERVICE)
+    rpc = {
+        **InferenceService(engine).methods(),
+        **HealthService(engine, services).methods(),
+        **ReflectionService(services).methods(),
+    }
+    http = _HttpHandler(router)
+
+    def scope_of(method: bytes, path: bytes) -> Scope | None:
+        called = rpc.get(path)
+        return router.scope(method, path) if called is None else Scope(called.scope)
+
     return Application(
-        http=_HttpHandler(router),
-        rpc={
-            **InferenceService(engine).methods(),
-            **HealthService(engine, services).methods(),
-            **ReflectionService(services).methods(),
-        },
+        http=CrossOrigin(http, browsers.origins) if browsers.origins else http,
+        rpc=rpc,
         render_error=render_error,
+        gate=ScopeGate(browsers, scope_of),
         is_vital=_is_vital,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from backline.access.scope import Scope
 from backline.dialects.rpc_failure import guarded
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound
@@ -28,8 +29,8 @@ class HealthService:
 
     def methods(self) -> dict[bytes, UnaryMethod | StreamMethod]:
         return {
-            f"/{SERVICE}/Check".encode(): UnaryMethod(guarded(self._check)),
-            f"/{SERVICE}/Watch".encode(): StreamMethod(self._watch),
+            f"/{SERVICE}/Check".encode(): UnaryMethod(guarded(self._check), Scope.READ),
+            f"/{SERVICE}/Watch".encode(): StreamMethod(self._watch, Scope.READ),
         }
 
     def _check(self, call: UnaryCall, received: Buffer) -> None:

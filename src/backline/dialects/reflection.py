@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf import descriptor_pb2
 from google.protobuf.message import DecodeError
 
+from backline.access.scope import Scope
 from backline.engine.errors import InvalidArgument, NotFound, Unsupported
 from backline.protos import message, pool
 from backline.wire.application import RpcError, StreamCall, StreamMethod
@@ -29,7 +30,7 @@ class ReflectionService:
 
     def methods(self) -> dict[bytes, StreamMethod]:
         return {
-            f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve)
+            f"/{service}/ServerReflectionInfo".encode(): StreamMethod(self._serve, Scope.READ)
             for service in (SERVICE, _ALPHA)
         }
 

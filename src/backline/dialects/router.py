@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
+from backline.access.scope import Scope
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound
 from backline.wire.application import HttpRequest
 
@@ -28,6 +29,18 @@ class MethodNotAllowed(BacklineError):
         self.allow = allow
 
 
+class _Route(NamedTuple):
+    scope: Scope
+    handler: Callable[..., None]
+    further: tuple[str, ...]
+
+
+class _Methods(dict[bytes, Handler]):
+    """The handlers of a path by method, and their scopes."""
+
+    scopes: Mapping[bytes, Scope] = {}
+
+
 class Router:
     """Routes are patterns of segments, `{}` for a name: "/v2/models/{}/ready".
 
@@ -35,11 +48,15 @@ class Router:
     """
 
     def __init__(self) -> None:
-        self._patterns: dict[tuple[str, ...], dict[bytes, tuple[Callable[..., None], tuple[str, ...]]]] = {}
-        self._resolved: dict[bytes, dict[bytes, Handler]] = {}
+        self._patterns: dict[tuple[str, ...], dict[bytes, _Route]] = {}
+        self._resolved: dict[bytes, _Methods] = {}
 
-    def add(self, method: str, pattern: str, handler: Callable[..., None], *further: str) -> None:
+    def add(
+        self, scope: Scope, method: str, pattern: str, handler: Callable[..., None], *further: str
+    ) -> None:
         """Routes `method` on `pattern` to `handler(*names, *further, request)`, with the names percent-decoded.
+
+        `scope` is what the route lets a caller do; the gate, not the router, decides who may.
 
         Raises ValueError if another handler is there already.
         """
@@ -48,22 +65,29 @@ class Router:
         for name in (method.encode(), *([b"HEAD"] if method == "GET" else [])):
             if name in methods:
                 raise ValueError(f"{method} {pattern} is routed twice")
-            methods[name] = (handler, further)
+            methods[name] = _Route(scope, handler, further)
 
     def resolve(self, request: HttpRequest) -> Handler:
         """The handler of a request. Raises NotFound, MethodNotAllowed, or InvalidArgument for a malformed path."""
         methods = self._resolved.get(request.path)
         if methods is None:
-            methods = self._resolve(request)
+            methods = self._resolve(request.method, request.path)
         handler = methods.get(request.method)
         if handler is None:
             handler = self._other_method(request, methods)
         return handler
 
-    def _resolve(self, request: HttpRequest) -> dict[bytes, Handler]:
-        path = request.path
+    def scope(self, method: bytes, path: bytes) -> Scope | None:
+        """What a request asks to be allowed; None where no handler takes it."""
+        try:
+            methods = self._resolved.get(path) or self._resolve(method, path)
+        except BacklineError:
+            return None
+        return methods.scopes.get(method)
+
+    def _resolve(self, method: bytes, path: bytes) -> _Methods:
         if path == b"*":
-            return {}
+            return _Methods()
         segments = _segments(path)
         for pattern, methods in self._patterns.items():
             if len(pattern) == len(segments):
@@ -73,15 +97,16 @@ class Router:
                 if all(
                     expected in ("{}", segment) for expected, segment in zip(pattern, segments, strict=True)
                 ) and all(names):
-                    bound: dict[bytes, Handler] = {
-                        method: partial(handler, *names, *further)
-                        for method, (handler, further) in methods.items()
-                    }
+                    bound = _Methods(
+                        (name, partial(route.handler, *names, *route.further))
+                        for name, route in methods.items()
+                    )
+                    bound.scopes = {name: route.scope for name, route in methods.items()}
                     self._remember(bytes(path), bound)
                     return bound
-        raise NotFound(self._not_found(request.method, segments))
+        raise NotFound(self._not_found(method, segments))
 
-    def _remember(self, path: bytes, bound: dict[bytes, Handler]) -> None:
+    def _remember(self, path: bytes, bound: _Methods) -> None:
         if len(path) <= _MAX_REMEMBERED_SIZE:
             if len(self._resolved) >= _MAX_REMEMBERED:
                 self._resolved.clear()

@@ -125,16 +125,40 @@ class StreamCall(Call):
 
 @dataclass(frozen=True, slots=True)
 class UnaryMethod:
-    """A unary gRPC method: `handler(call, message)` answers through the call, then or later. It may raise RpcError."""
+    """A unary gRPC method: `handler(call, message)` answers through the call, then or later. It may raise RpcError.
+
+    `scope` is what it lets a caller do, which the gate knows and the wire does not read.
+    """
 
     handler: Callable[[UnaryCall, Buffer], None]
+    scope: str
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMethod:
-    """A streaming gRPC method of any kind: a coroutine over a StreamCall."""
+    """A streaming gRPC method of any kind: a coroutine over a StreamCall. `scope` is as for a unary one."""
 
     handler: Callable[[StreamCall], Awaitable[None]]
+    scope: str
+
+
+#: Fields that only browsers send. A request with any is shown to the gate; so is one whose Host is not in `Gate.own_hosts`.
+BROWSER_FIELDS = frozenset((b"origin", b"sec-fetch-site", b"referer"))
+
+
+class Gate(ABC):
+    """Decides by the head of a request whether it reaches the application. The wire asks before it receives the body.
+
+    The wire may remember the answer for an equal head, and need not ask where Host is in `own_hosts` and none of BROWSER_FIELDS is there.
+    """
+
+    own_hosts: set[bytes]
+
+    @abstractmethod
+    def refusal(
+        self, method: bytes, path: bytes, headers: Mapping[bytes, bytes], *, local: bool
+    ) -> str | None:
+        """Why the request is refused (403, PERMISSION_DENIED); None to let it in. `local` is a connection over a Unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +166,14 @@ class Application:
     """All that the wire needs to serve.
 
     `http` answers an HTTP request; it must not raise. `rpc` maps a gRPC path (b"/package.Service/Method") to its method.
-    `render_error(status, message)` gives the content type and the body of an error that the wire itself finds (400, 408, 413, 431, 503).
-    `is_vital(path)` names HTTP requests and unary calls that are answered under any load, such as health probes: refusing those would have
-    an orchestrator restart a server that is merely busy. They must be cheap.
+    `render_error(status, message)` gives the content type and the body of an error that the wire itself finds (400, 403,
+    408, 413, 431, 503). `gate` refuses requests by their heads. `is_vital(path)` names HTTP requests and unary calls that
+    are answered under any load, such as health probes: refusing those would have an orchestrator restart a server that is
+    merely busy. They must be cheap.
     """
 
     http: Callable[[HttpRequest], None]
     rpc: Mapping[bytes, UnaryMethod | StreamMethod]
     render_error: Callable[[int, str], tuple[bytes, bytes]]
+    gate: Gate
     is_vital: Callable[[bytes], bool] = lambda path: False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from abc import abstractmethod
 from types import MethodType
 
@@ -102,6 +103,12 @@ def join_writelines(transport: asyncio.Transport) -> None:
     """
     if type(transport).__module__.startswith("asyncio."):
         transport.writelines = MethodType(asyncio.WriteTransport.writelines, transport)  # type: ignore[method-assign]
+
+
+def is_local(transport: asyncio.BaseTransport) -> bool:
+    """Whether it is over a Unix socket. Asks the socket, not for the peer: that of a client which is gone has no address either."""
+    connected = transport.get_extra_info("socket")
+    return connected is not None and connected.family == socket.AF_UNIX
 
 
 def peer_address(transport: asyncio.BaseTransport) -> str:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from struct import unpack
 from typing import Any, cast
 
@@ -28,8 +29,11 @@ from backline.wire.connection import Wire
 from backline.wire.http2 import frames
 from backline.wire.http2.connection import Http2Connection
 from backline.wire.limits import Limits
+from support.open_gate import OpenGate
 
 TIMEOUT = 5.0
+_unary = partial(UnaryMethod, scope="infer")
+_stream = partial(StreamMethod, scope="infer")
 
 
 @dataclass
@@ -45,23 +49,26 @@ class Handlers:
 
     def application(self) -> Application:
         rpc: dict[bytes, UnaryMethod | StreamMethod] = {
-            b"/test.Test/Echo": UnaryMethod(lambda call, message: call.reply(message)),
-            b"/test.Test/Hold": UnaryMethod(self.hold),
-            b"/test.Test/Fail": UnaryMethod(
+            b"/test.Test/Echo": _unary(lambda call, message: call.reply(message)),
+            b"/test.Test/Hold": _unary(self.hold),
+            b"/test.Test/Fail": _unary(
                 lambda call, message: call.fail(9, "ä % fault", [(b"grpc-status-details-bin", b"AAEC")])
             ),
-            b"/test.Test/Broken": UnaryMethod(self.broken),
-            b"/test.Test/Metadata": UnaryMethod(
+            b"/test.Test/Broken": _unary(self.broken),
+            b"/test.Test/Metadata": _unary(
                 lambda call, message: call.reply(repr(sorted(call.metadata.items())).encode())
             ),
-            b"/test.Test/Each": StreamMethod(self.each),
-            b"/test.Test/Sum": StreamMethod(self.sum),
-            b"/test.Test/Count": StreamMethod(self.count),
-            b"/test.Test/Endless": StreamMethod(self.endless),
-            b"/test.Test/Deaf": StreamMethod(self.deaf),
+            b"/test.Test/Each": _stream(self.each),
+            b"/test.Test/Sum": _stream(self.sum),
+            b"/test.Test/Count": _stream(self.count),
+            b"/test.Test/Endless": _stream(self.endless),
+            b"/test.Test/Deaf": _stream(self.deaf),
         }
         return Application(
-            self.http, rpc, lambda status, message: (b"text/plain", f"{status} {message}".encode())
+            self.http,
+            rpc,
+            lambda status, message: (b"text/plain", f"{status} {message}".encode()),
+            OpenGate(),
         )
 
     def http(self, request: HttpRequest) -> None:

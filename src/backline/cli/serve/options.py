@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from backline.access.browsers import parse_origin
+from backline.access.host_names import parse_host_name
 from backline.cli.serve.option import Decorator, decorated, option
 from backline.engine.byte_size import parse_bytes
 from backline.engine.errors import InvalidArgument
@@ -88,6 +90,20 @@ def _trace(context: click.Context, parameter: click.Parameter, texts: Sequence[s
         return parse_trace_config(texts)
     except InvalidArgument as error:
         raise click.UsageError(f"--trace-config: {error.message}") from None
+
+
+def _parsed(
+    parse: Callable[[str], str],
+) -> Callable[[click.Context, click.Parameter, Sequence[str]], tuple[str, ...]]:
+    """A callback that parses each text of an option that may be repeated."""
+
+    def convert(context: click.Context, parameter: click.Parameter, texts: Sequence[str]) -> tuple[str, ...]:
+        try:
+            return tuple(map(parse, texts))
+        except InvalidArgument as error:
+            raise click.BadParameter(error.message) from None
+
+    return convert
 
 
 _OPTIONS: tuple[Decorator, ...] = (
@@ -274,6 +290,22 @@ _OPTIONS: tuple[Decorator, ...] = (
         "On a streaming gRPC call without a message in either direction.",
     ),
     _seconds("--exit-timeout-secs", "drain_timeout", "Given to requests in flight when the server stops."),
+    _fills(
+        "--cors-origin",
+        "cors_origins",
+        multiple=True,
+        callback=_parsed(parse_origin),
+        metavar="ORIGIN",
+        help="Let web pages of this origin use the server, as https://console.example.org. May be repeated.",
+    ),
+    _fills(
+        "--allowed-host",
+        "allowed_hosts",
+        multiple=True,
+        callback=_parsed(parse_host_name),
+        metavar="NAME",
+        help="A further name that clients reach the server by, or *.example.org for all below. May be repeated.",
+    ),
     _fills(
         "--not-ready-status",
         "not_ready_status",

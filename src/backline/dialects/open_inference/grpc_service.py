@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from backline.access.scope import Scope
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import model_configuration
 from backline.dialects.open_inference.grpc_inference import GrpcInference
@@ -26,6 +27,29 @@ from backline.protos import message, pool
 from backline.wire.application import Buffer, StreamMethod, UnaryCall, UnaryMethod
 
 SERVICE = "inference.GRPCInferenceService"
+#: LogSettings and TraceSetting answer and change with the same method.
+_SCOPES = {
+    "ServerLive": Scope.READ,
+    "ServerReady": Scope.READ,
+    "ModelReady": Scope.READ,
+    "ServerMetadata": Scope.READ,
+    "ModelMetadata": Scope.READ,
+    "ModelConfig": Scope.READ,
+    "ModelStatistics": Scope.READ,
+    "ModelInfer": Scope.INFER,
+    "ModelStreamInfer": Scope.INFER,
+    "RepositoryIndex": Scope.READ,
+    "RepositoryModelLoad": Scope.MANAGE,
+    "RepositoryModelUnload": Scope.MANAGE,
+    "SystemSharedMemoryStatus": Scope.READ,
+    "SystemSharedMemoryRegister": Scope.MANAGE,
+    "SystemSharedMemoryUnregister": Scope.MANAGE,
+    "CudaSharedMemoryStatus": Scope.READ,
+    "CudaSharedMemoryRegister": Scope.MANAGE,
+    "CudaSharedMemoryUnregister": Scope.MANAGE,
+    "LogSettings": Scope.ADMIN,
+    "TraceSetting": Scope.ADMIN,
+}
 
 
 class InferenceService:
@@ -56,20 +80,21 @@ class InferenceService:
         methods: dict[bytes, UnaryMethod | StreamMethod] = {}
         for method in pool().FindServiceByName(SERVICE).methods:
             path = f"/{SERVICE}/{method.name}".encode()
+            scope = _SCOPES[method.name]
             if method.name == "ModelInfer":
-                methods[path] = UnaryMethod(guarded(inference.infer))
+                methods[path] = UnaryMethod(guarded(inference.infer), scope)
             elif method.name == "ModelStreamInfer":
-                methods[path] = StreamMethod(StreamInference(self._engine, inference).serve)
+                methods[path] = StreamMethod(StreamInference(self._engine, inference).serve, scope)
             elif method.name == "RepositoryModelLoad":
-                methods[path] = UnaryMethod(guarded(repository.load))
+                methods[path] = UnaryMethod(guarded(repository.load), scope)
             elif method.name == "RepositoryModelUnload":
-                methods[path] = UnaryMethod(guarded(repository.unload))
+                methods[path] = UnaryMethod(guarded(repository.unload), scope)
             elif method.name == "ModelStatistics":
-                methods[path] = UnaryMethod(guarded(partial(self._statistics, changes, method)))
+                methods[path] = UnaryMethod(guarded(partial(self._statistics, changes, method)), scope)
             elif method.name in ("ModelMetadata", "ModelConfig"):
-                methods[path] = answering(method, served[method.name], partial(self._known, changes))
+                methods[path] = answering(method, scope, served[method.name], partial(self._known, changes))
             else:
-                methods[path] = answering(method, served[method.name])
+                methods[path] = answering(method, scope, served[method.name])
         return methods
 
     def _known(self, changes: Changes, asked: Any, call: UnaryCall, answer: Callable[[], None]) -> None:
@@ -113,6 +138,7 @@ class InferenceService:
 
 def answering(
     method: Any,
+    scope: Scope,
     answer: Callable[[Any], Any],
     when: Callable[[Any, UnaryCall, Callable[[], None]], None] | None = None,
 ) -> UnaryMethod:
@@ -130,7 +156,7 @@ def answering(
         else:
             when(asked, call, reply)
 
-    return UnaryMethod(guarded(handle))
+    return UnaryMethod(guarded(handle), scope)
 
 
 def _read(method: Any, received: Buffer) -> Any:

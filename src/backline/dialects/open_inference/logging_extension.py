@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.json_scan import check_document
 from backline.dialects.router import Router
@@ -26,8 +27,8 @@ class LoggingExtension:
         self._engine = engine
 
     def add_routes(self, router: Router) -> None:
-        router.add("GET", "/v2/logging", self._show)
-        router.add("POST", "/v2/logging", self._change)
+        router.add(Scope.READ, "GET", "/v2/logging", self._show)
+        router.add(Scope.ADMIN, "POST", "/v2/logging", self._change)
 
     def call(self, asked: Any) -> dict[str, Any]:
         """LogSettings: the fields of the response to a request message; one without settings asks only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from backline.access.scope import Scope
 from backline.dialects.answers import encode_json, respond_encoded, respond_json
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.configuration import model_configuration
@@ -38,20 +39,22 @@ class RestService:
         self._trace_settings = TraceSettings(engine)
 
     def add_routes(self, router: Router) -> None:
-        router.add("GET", "/v2", self._server_metadata)
-        router.add("GET", "/v2/health/live", self._live)
-        router.add("GET", "/v2/health/ready", self._ready)
-        router.add("GET", "/v2/models", self._models)
-        router.add("GET", "/v2/models/stats", self._statistics, "", "")
+        router.add(Scope.READ, "GET", "/v2", self._server_metadata)
+        router.add(Scope.READ, "GET", "/v2/health/live", self._live)
+        router.add(Scope.READ, "GET", "/v2/health/ready", self._ready)
+        router.add(Scope.READ, "GET", "/v2/models", self._models)
+        router.add(Scope.READ, "GET", "/v2/models/stats", self._statistics, "", "")
         for pattern, version in ((_MODEL, ("",)), (_VERSION, ())):
-            router.add("GET", pattern, self._model_metadata, *version)
-            router.add("GET", pattern + "/ready", self._model_ready, *version)
-            router.add("GET", pattern + "/config", self._configuration, *version)
-            router.add("GET", pattern + "/stats", self._statistics, *version)
-            router.add("POST", pattern + "/infer", self._inference.infer, *version)
-            router.add("POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
-            router.add("POST", pattern + "/generate", self._generate.generate, *version)
-            router.add("POST", pattern + "/generate_stream", self._generate.generate_stream, *version)
+            router.add(Scope.READ, "GET", pattern, self._model_metadata, *version)
+            router.add(Scope.READ, "GET", pattern + "/ready", self._model_ready, *version)
+            router.add(Scope.READ, "GET", pattern + "/config", self._configuration, *version)
+            router.add(Scope.READ, "GET", pattern + "/stats", self._statistics, *version)
+            router.add(Scope.INFER, "POST", pattern + "/infer", self._inference.infer, *version)
+            router.add(Scope.INFER, "POST", pattern + "/infer_stream", self._generate.infer_stream, *version)
+            router.add(Scope.INFER, "POST", pattern + "/generate", self._generate.generate, *version)
+            router.add(
+                Scope.INFER, "POST", pattern + "/generate_stream", self._generate.generate_stream, *version
+            )
         self._repository.add_routes(router)
         self._shared_memory.add_routes(router)
         LoggingExtension(self._engine).add_routes(router)

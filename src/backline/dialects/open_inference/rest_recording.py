@@ -6,6 +6,7 @@ from functools import partial
 
 from msgspec import Struct
 
+from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.changes import Changes
 from backline.dialects.open_inference.documents import read_document
@@ -33,10 +34,10 @@ class RestRecording:
         self._changes = Changes(engine)
 
     def add_routes(self, router: Router) -> None:
-        router.add("POST", _ROUTE, self._start, "")
-        router.add("POST", _VERSION_ROUTE, self._start)
-        router.add("GET", _ROUTE, self._state)
-        router.add("DELETE", _ROUTE, self._stop)
+        router.add(Scope.ADMIN, "POST", _ROUTE, self._start, "")
+        router.add(Scope.ADMIN, "POST", _VERSION_ROUTE, self._start)
+        router.add(Scope.READ, "GET", _ROUTE, self._state)
+        router.add(Scope.ADMIN, "DELETE", _ROUTE, self._stop)
 
     def _start(self, model: str, version: str, request: HttpRequest) -> None:
         asked = read_document(RecordDocument, request.body)

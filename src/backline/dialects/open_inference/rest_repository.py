@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.json_scan import check_keys
 from backline.dialects.off_loop import LARGE
@@ -79,19 +80,19 @@ class RestRepository:
 
     def add_routes(self, router: Router) -> None:
         for method in ("GET", "POST"):
-            router.add(method, "/v2/repository/index", self._index)
-            router.add(method, "/v2/repository/{}/index", _refuse_repository)
+            router.add(Scope.READ, method, "/v2/repository/index", self._index)
+            router.add(Scope.READ, method, "/v2/repository/{}/index", _refuse_repository)
         for action, handler in (("load", self._load), ("unload", self._unload)):
-            router.add("POST", f"/v2/repository/models/{{}}/{action}", handler, "")
-            router.add("POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
-            router.add("POST", f"/v2/repository/{{}}/models/{{}}/{action}", _refuse_repository)
-        router.add("POST", "/v2/repository/refresh", self._refresh)
-        router.add("GET", "/v2/repository/history", self._history)
-        router.add("GET", "/v2/models/{}/labels", self._labels)
-        router.add("PUT", "/v2/models/{}/labels/{}", self._set_label)
-        router.add("DELETE", "/v2/models/{}/labels/{}", self._remove_label)
-        router.add("POST", "/v2/models/{}/promote", self._promote)
-        router.add("POST", "/v2/models/{}/rollback", self._rollback)
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/{action}", handler, "")
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/models/{{}}/versions/{{}}/{action}", handler)
+            router.add(Scope.MANAGE, "POST", f"/v2/repository/{{}}/models/{{}}/{action}", _refuse_repository)
+        router.add(Scope.MANAGE, "POST", "/v2/repository/refresh", self._refresh)
+        router.add(Scope.READ, "GET", "/v2/repository/history", self._history)
+        router.add(Scope.READ, "GET", "/v2/models/{}/labels", self._labels)
+        router.add(Scope.MANAGE, "PUT", "/v2/models/{}/labels/{}", self._set_label)
+        router.add(Scope.MANAGE, "DELETE", "/v2/models/{}/labels/{}", self._remove_label)
+        router.add(Scope.MANAGE, "POST", "/v2/models/{}/promote", self._promote)
+        router.add(Scope.MANAGE, "POST", "/v2/models/{}/rollback", self._rollback)
 
     # Triton's
 

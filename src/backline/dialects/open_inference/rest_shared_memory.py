@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.open_inference.documents import read_document
 from backline.dialects.open_inference.shared_memory import CudaRegions, SharedMemoryRegions
@@ -38,15 +39,15 @@ class RestSharedMemory:
         self._cuda = CudaRegions(self._system)
 
     def add_routes(self, router: Router) -> None:
-        router.add("POST", "/v2/systemsharedmemory/region/{}/register", self._register)
-        router.add("POST", "/v2/cudasharedmemory/region/{}/register", self._register_cuda)
+        router.add(Scope.MANAGE, "POST", "/v2/systemsharedmemory/region/{}/register", self._register)
+        router.add(Scope.MANAGE, "POST", "/v2/cudasharedmemory/region/{}/register", self._register_cuda)
         for kind, regions in (("system", self._system), ("cuda", self._cuda)):
             base = f"/v2/{kind}sharedmemory"
             status, unregister = partial(_status, regions), partial(_unregister, regions)
-            router.add("GET", f"{base}/status", status, "")
-            router.add("GET", f"{base}/region/{{}}/status", status)
-            router.add("POST", f"{base}/unregister", unregister, "")
-            router.add("POST", f"{base}/region/{{}}/unregister", unregister)
+            router.add(Scope.READ, "GET", f"{base}/status", status, "")
+            router.add(Scope.READ, "GET", f"{base}/region/{{}}/status", status)
+            router.add(Scope.MANAGE, "POST", f"{base}/unregister", unregister, "")
+            router.add(Scope.MANAGE, "POST", f"{base}/region/{{}}/unregister", unregister)
 
     def _register(self, name: str, request: HttpRequest) -> None:
         _ = self._system.memory  # whether it is allowed comes before what is wrong with the request

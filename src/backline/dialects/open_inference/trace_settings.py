@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from backline.access.scope import Scope
 from backline.dialects.answers import respond_json
 from backline.dialects.json_scan import check_document
 from backline.dialects.router import Router
@@ -26,10 +27,10 @@ class TraceSettings:
         self._engine = engine
 
     def add_routes(self, router: Router) -> None:
-        router.add("GET", _ROUTE, self._get, "")
-        router.add("POST", _ROUTE, self._post, "")
-        router.add("GET", _MODEL_ROUTE, self._get)
-        router.add("POST", _MODEL_ROUTE, self._post)
+        router.add(Scope.READ, "GET", _ROUTE, self._get, "")
+        router.add(Scope.ADMIN, "POST", _ROUTE, self._post, "")
+        router.add(Scope.READ, "GET", _MODEL_ROUTE, self._get)
+        router.add(Scope.ADMIN, "POST", _MODEL_ROUTE, self._post)
 
     @property
     def _control(self) -> TraceControl:

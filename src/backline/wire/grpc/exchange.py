@@ -49,6 +49,8 @@ class GrpcExchange(Stream):
         head = self.head
         if head.too_large is not None:
             self.end(status.RESOURCE_EXHAUSTED, head.too_large)
+        elif head.refusal is not None:
+            self.end(status.PERMISSION_DENIED, head.refusal)
         elif head.rpc is None:
             path = head.path.decode("utf-8", "replace")
             self.end(

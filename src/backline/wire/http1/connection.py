@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
-from backline.wire.connection import Connection, Wire
+from backline.wire.connection import Connection, Wire, is_local
 from backline.wire.http1.body import LargeBody
 from backline.wire.http1.pipeline import Pipeline
 from backline.wire.http1.receiver import Head, Receiver
@@ -75,6 +75,7 @@ class Http1Connection(Connection):
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = self.pipeline.transport = transport
         self.peer = self.wire.peers.join(transport)
+        self.receiver.local = is_local(transport)
         self.wire.connections.add(self)
         transport.set_write_buffer_limits(high=self.wire.limits.max_unsent_bytes)
         if self.wire.draining:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backline.wire.application import Buffer
+from backline.wire.application import BROWSER_FIELDS, Buffer
 from backline.wire.http1.refusal import Refusal
 from backline.wire.limits import Limits
 
 #: Fields of which any takes a request off the fast path.
-SPECIAL_FIELDS = frozenset((b"connection", b"proxy-connection", b"upgrade", b"expect", b"transfer-encoding"))
+SPECIAL_FIELDS = BROWSER_FIELDS | {
+    b"connection",
+    b"proxy-connection",
+    b"upgrade",
+    b"expect",
+    b"transfer-encoding",
+}
 #: Fields that ask for another protocol.
 _UPGRADE_FIELDS = frozenset((b"upgrade", b"connection", b"proxy-connection", b"http2-settings"))
 

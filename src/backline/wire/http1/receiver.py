@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import httptools
 
-from backline.wire.application import Buffer
+from backline.wire.application import Buffer, Fields
 from backline.wire.connection import Wire
 from backline.wire.growing_buffer import GrowingBuffer
 from backline.wire.http1.body import LargeBody
@@ -57,6 +57,10 @@ class Receiver:
         self._pipeline = pipeline
         self._wire = wire
         self._small = min(UNCOUNTED, wire.limits.max_body_size)
+        self._gate = wire.application.gate
+        self._own_hosts = self._gate.own_hosts
+        #: Whether the connection is over a Unix socket.
+        self.local = False
         self._parser = httptools.HttpRequestParser(self)
         #: Bytes of the piece that the parser works on.
         self._fed = 0
@@ -241,9 +245,15 @@ class Receiver:
             self._unusual = True
             self._special(request)
             if self._upgrade:
-                return
-        if wire.requests > wire.peers.max_requests and wire.refuses_request(peer, path):
-            self._too_many(request)
+                return  # it is parsed again, and gets here then
+        # What is remembered is refused, or let in, the next time as well.
+        if (self._unusual or headers[b"host"] not in self._own_hosts) and (
+            reason := self._gate.refusal(method, path, headers, local=self.local)
+        ) is not None:
+            self._turn_away(request, 403, reason)
+        elif wire.requests > wire.peers.max_requests and wire.refuses_request(peer, path):
+            message = "The server has too many requests in flight; try again later"
+            self._turn_away(request, 503, message, RETRY_AFTER)
         length = headers.get(b"content-length")
         if length is not None:
             try:
@@ -305,11 +315,10 @@ class Receiver:
             self._chunked = True
             self._body = GrowingBuffer()
 
-    def _too_many(self, request: Http1Request) -> None:
-        """Refuses this request behind its body; the connection stays."""
+    def _turn_away(self, request: Http1Request, status: int, message: str, fields: Fields = ()) -> None:
+        """Refuses this request after its body, which is dropped; the connection stays."""
         self._pipeline.release(request)
-        message = "The server has too many requests in flight; try again later"
-        self._entry = Refusal(503, message, close=not request.keep_alive, fields=RETRY_AFTER)
+        self._entry = Refusal(status, message, close=not request.keep_alive, fields=fields)
         self._body = GrowingBuffer()
         self._unusual = True
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 
-from backline.wire.connection import Wire
+from backline.wire.connection import Wire, is_local
 from backline.wire.http2 import frames, settings
 from backline.wire.http2.admission import Admission
 from backline.wire.http2.allowance import FrameAllowance
@@ -60,6 +60,7 @@ class Http2Connection(FrameReader):
 
     def attach(self, transport: asyncio.Transport, received: bytes) -> None:
         self.transport = transport
+        self._blocks.local = is_local(transport)
         limits = self.wire.limits
         transport.set_write_buffer_limits(high=limits.max_unsent_bytes, low=limits.max_unsent_bytes // 4)
         self.output = Output(transport, self.loop, limits.max_unsent_bytes, self.finished, self._relieved)

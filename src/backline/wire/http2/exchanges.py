@@ -20,7 +20,7 @@ def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, Req
     """The class of the exchange, and whether it has something to do before the body is there."""
     if not head.is_grpc or head.method != b"POST":
         return HttpExchange, True
-    if head.rpc is None or head.too_large is not None:
+    if head.rpc is None or head.too_large is not None or head.refusal is not None:
         return UnaryExchange, True
     if isinstance(head.rpc, UnaryMethod):
         plain = (

@@ -55,6 +55,8 @@ class HeaderBlocks:
     def __init__(self, application: Application, limits: Limits) -> None:
         self.known: dict[bytes, RequestHead] = {}
         self._application = application
+        #: Whether the connection is over a Unix socket.
+        self.local = False
         self._limits = limits
         self._decoder = Decoder(max_header_list_size=_DECODED * limits.max_header_size)
         self._table = _WatchedTable()
@@ -63,6 +65,7 @@ class HeaderBlocks:
     def request(self, block: bytes) -> RequestHead:
         """Raises ConnectionFailure when the block cannot be decoded, StreamFailure when the request is malformed."""
         head = parse_head(self.fields(block), self._application, self._limits)
+        head.refusal = self._application.gate.refusal(head.method, head.path, head.headers, local=self.local)
         head.exchange, head.prompt = exchange_for(head)
         if not self._table.changed and len(block) <= _CACHED_BLOCK_SIZE:
             if len(self.known) >= _CACHED_BLOCKS:

@@ -70,6 +70,8 @@ class HttpExchange(Stream, HttpRequest):
         head = self.head
         if head.too_large is not None:
             self.refuse(431, head.too_large)
+        elif head.refusal is not None:
+            self.refuse(403, head.refusal)
         elif wire.requests > wire.peers.max_requests and wire.refuses_request(
             self.connection.peer, head.path
         ):

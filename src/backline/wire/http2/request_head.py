@@ -45,6 +45,7 @@ class RequestHead:
         "path",
         "prompt",
         "query",
+        "refusal",
         "rpc",
         "timeout",
         "timeout_error",
@@ -76,6 +77,8 @@ class RequestHead:
         self.prompt = True
         #: Why the header list is larger than the server takes, where it is.
         self.too_large: str | None = None
+        #: Why the gate lets no such request in, where it does not.
+        self.refusal: str | None = None
         self.timeout: float | None = None
         self.timeout_error: str | None = None
         if self.is_grpc and b"grpc-timeout" in headers:

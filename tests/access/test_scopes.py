@@ -1,0 +1,88 @@
+"""The table from route to scope: all routes are in it, and what changes something is guarded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backline.access.scope import Scope
+from backline.dialects.application import build_application
+from backline.dialects.router import Router
+from backline.engine.engine import Engine
+from backline.observe.metrics import Metrics
+from backline.observe.recording import Recorder
+from backline.wire.application import Application, UnaryMethod
+
+#: Routes of methods other than GET and HEAD that change nothing.
+READING = {("POST", "/v2/repository/index"), ("POST", "/v2/repository/{}/index")}
+INFERRING = {"infer", "infer_stream", "generate", "generate_stream"}
+CHANGING_RPCS = {
+    "RepositoryModelLoad": Scope.MANAGE,
+    "RepositoryModelUnload": Scope.MANAGE,
+    "SystemSharedMemoryRegister": Scope.MANAGE,
+    "SystemSharedMemoryUnregister": Scope.MANAGE,
+    "CudaSharedMemoryRegister": Scope.MANAGE,
+    "CudaSharedMemoryUnregister": Scope.MANAGE,
+    "LogSettings": Scope.ADMIN,
+    "TraceSetting": Scope.ADMIN,
+    "ModelInfer": Scope.INFER,
+    "ModelStreamInfer": Scope.INFER,
+}
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Application:
+    engine = Engine()
+    return build_application(engine, Metrics(engine).page, recorder=Recorder(engine, tmp_path))
+
+
+def test_every_route_has_the_scope_of_what_it_does(application: Application) -> None:
+    router: Router = application.http._resolve.__self__  # type: ignore[attr-defined]
+    routes = {
+        (method.decode(), "/" + "/".join(segments)): route.scope
+        for segments, methods in router._patterns.items()
+        for method, route in methods.items()
+    }
+
+    assert len(routes) > 50
+    for (method, pattern), scope in routes.items():
+        last = pattern.rpartition("/")[2]
+        if pattern == "/metrics":
+            assert scope is Scope.METRICS
+        elif method in ("GET", "HEAD") or (method, pattern) in READING:
+            assert scope is Scope.READ, (method, pattern)
+        elif last in INFERRING:
+            assert scope is Scope.INFER, (method, pattern)
+        else:
+            admin = "logging" in pattern or "trace" in pattern or "record" in pattern
+            assert scope is (Scope.ADMIN if admin else Scope.MANAGE), (method, pattern)
+
+
+def test_every_method_has_the_scope_of_what_it_does(application: Application) -> None:
+    scopes = {path.decode().rpartition("/")[2]: method.scope for path, method in application.rpc.items()}
+
+    assert {name: scope for name, scope in scopes.items() if scope != Scope.READ} == CHANGING_RPCS
+    assert len(scopes) > len(CHANGING_RPCS)
+
+
+def test_the_gate_refuses_a_page_wherever_something_is_changed(application: Application) -> None:
+    headers = {b"host": b"localhost:8000", b"origin": b"http://evil.example"}
+    router: Router = application.http._resolve.__self__  # type: ignore[attr-defined]
+    routes = [
+        (method, ("/" + "/".join(segments)).replace("{}", "x").encode(), route.scope)
+        for segments, methods in router._patterns.items()
+        for method, route in methods.items()
+    ]
+    calls = [(b"POST", path, method.scope) for path, method in application.rpc.items()]
+
+    for method, path, scope in routes + calls:
+        refusal = application.gate.refusal(method, path, headers, local=False)
+        assert (refusal is None) == (scope in (Scope.READ, Scope.METRICS)), (method, path)
+
+
+def test_a_route_without_a_scope_cannot_be_registered() -> None:
+    with pytest.raises(TypeError):
+        Router().add("POST", "/v2/new", lambda request: None)  # type: ignore[call-arg,arg-type]
+    with pytest.raises(TypeError):
+        UnaryMethod(lambda call, message: None)  # type: ignore[call-arg]
