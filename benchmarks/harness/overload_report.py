@@ -166,17 +166,19 @@ class Report:
         lines = [
             "# Under overload",
             "",
-            "Written by `python benchmarks/objective.py`; what it does is in",
+            "Written by `python benchmarks/objective.py`; see",
             "[benchmarks/README.md](../../benchmarks/README.md#objectivepy).",
             "",
-            "Requests come at random (Poisson) at a multiple of the capacity, whatever the server does; a latency counts from when its",
-            f"request was due. Goodput is what is answered within {self.objective * 1000:g} ms. The model is a speaker encoder of three",
-            "LSTM layers, in batches of up to 8 on one instance; load generator and servers share the machine.",
+            "Requests arrive at random (Poisson) at a multiple of the capacity, whatever the server does;",
+            "latency counts from when a request was due. Goodput is what is served within",
+            f"{self.objective * 1000:g} ms. The model is a speaker encoder of three LSTM layers, in batches of up to",
+            "8 on one instance; load generator and servers share the machine.",
             "",
-            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in another order, because the machine itself is",
-            "faster in one minute than in the next: rates are the medians of the rounds (of goodput, the least and the most, too),",
-            "latencies those of the requests of all rounds together. The best is the highest goodput of any server at any load. Answers",
-            "that came after the end of a turn are counted, too, so that who lets requests wait answers more than his capacity.",
+            f"The servers take turns of {self.seconds:g} s in {self.rounds} rounds, each in another order, because the",
+            "speed of the machine changes from minute to minute. Rates are medians of the rounds (goodput also",
+            "with minimum and maximum), latencies are over all requests of all rounds. The best is the highest",
+            "goodput of any server at any load. Responses after the end of a turn count too, so a server that",
+            "lets requests queue can serve more than its capacity.",
             "",
             f"![Goodput and p99 over the load]({picture.name})",
             "",
@@ -189,13 +191,13 @@ class Report:
         ]
         for protocol in self.protocols:
             lines += self._table(protocol)
-        lines += ["What was claimed, and whether it held:", ""]
+        lines += ["Claims, and whether they held:", ""]
         claims = self.claims(objective_mode, self.loads(self.protocols[0]))
         lines += [f"- {'yes' if holds else '**no**'}: {words}" for holds, words in claims]
         if tried:
             lines += [
                 "",
-                "Queue policies of Triton that were tried over HTTP, of which the best one (the sum of both) took part:",
+                "Triton queue policies tried over HTTP; the best one (by the sum of both) took part:",
                 "",
             ]
             lines += [f"- {words}" for words in tried]

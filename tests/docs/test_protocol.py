@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 from itertools import product
+from pathlib import Path
 
 import grpc
 import pytest
@@ -17,6 +18,7 @@ from backline.engine import errors
 from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.observe.metrics import Metrics
+from backline.observe.recording import Recorder
 from docs.pages import code, read, table, tables
 from support.server import ServerProcess
 
@@ -44,7 +46,7 @@ def _rpc_tables() -> tuple[list[str], list[str]]:
     return one, two
 
 
-SERVED, CHANGING, SHARING, UNSERVED = _http_tables()
+SERVED, CHANGING, RECORDING, SHARING, UNSERVED = _http_tables()
 RPCS, SHARING_RPCS = _rpc_tables()
 
 
@@ -77,6 +79,14 @@ def test_routes_of_changes_are_there(server: ServerProcess, method: str, route: 
     assert status in (200, 400, 503), body
 
 
+def test_routes_of_recordings_are_served(server: ServerProcess) -> None:
+    start, look, stop = sorted(
+        ((method, route) for method, route in RECORDING if "{version}" not in route), reverse=True
+    )
+
+    assert [_ask(server, *asked)[0] for asked in (start, look, stop)] == [200, 200, 200]
+
+
 @pytest.mark.parametrize(("method", "route"), SHARING)
 def test_routes_of_shared_memory_say_how_they_are_allowed(
     server: ServerProcess, method: str, route: str
@@ -95,8 +105,9 @@ def test_routes_that_are_not_served_say_so(server: ServerProcess, method: str, r
     assert "not supported" in json.loads(body)["error"]
 
 
-def test_no_route_is_missing() -> None:
-    application = build_application(Engine(), Metrics(Engine()).page)
+def test_no_route_is_missing(tmp_path: Path) -> None:
+    engine = Engine()
+    application = build_application(engine, Metrics(engine).page, recorder=Recorder(engine, tmp_path))
     router = application.http._resolve.__self__  # type: ignore[attr-defined]
     known = {
         (method.decode(), "/" + "/".join(segments))
@@ -106,7 +117,8 @@ def test_no_route_is_missing() -> None:
     }
 
     assert {
-        (method, re.sub(r"\{\w+\}", "{}", route)) for method, route in SERVED + CHANGING + SHARING + UNSERVED
+        (method, re.sub(r"\{\w+\}", "{}", route))
+        for method, route in SERVED + CHANGING + RECORDING + SHARING + UNSERVED
     } == known
 
 

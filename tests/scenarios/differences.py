@@ -161,7 +161,7 @@ _WARMED = ("warm_ups_run_in_their_order_before_the_first_request", "a_warm_up_ma
 DIFFERENCES: tuple[Difference, ...] = (
     # what runs together
     Difference(
-        "batches are formed when an instance is free",
+        "batches form when an instance is free",
         ("the_largest_preferred_size_is_taken",),
         ("answers.*.COMPANY", "answers.*.RUN"),
         any_value,
@@ -202,7 +202,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         words,
     ),
     Difference(
-        "what is wrong with the inputs is said",
+        "wrong inputs are named",
         (
             "a_request_without_rows_is_refused",
             "an_unknown_input_is_refused",
@@ -213,20 +213,20 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
     ),
     Difference(
-        "what is wrong with the inputs is said",
+        "wrong inputs are named",
         ("a_missing_required_input_is_refused",),
         ("answers.0.status", "statistics.shapes.*"),
         any_value,
     ),
     # errors
     Difference(
-        "answers that are errors have failed",
+        "an error response counts as a failure",
         (*_ANSWERED_WITH_ERRORS, "an_error_ends_the_iteration"),
         _OF_ANSWERS,
         less,
     ),
     Difference(
-        "answers that are errors have failed",
+        "an error response counts as a failure",
         _ANSWERED_WITH_ERRORS,
         ("statistics.*.fail",),
         more,
@@ -250,26 +250,24 @@ DIFFERENCES: tuple[Difference, ...] = (
         lambda triton, backline: triton[: len(backline)] == backline and "error" in backline[-1],
     ),
     Difference(
-        "generate says it by the status",
+        "generate reports errors in the status",
         ("generate_with_no_response", "generate_with_several_responses"),
         ("seen.status",),
         became(200, 500),
     ),
     Difference(
-        "the kind of an error is kept over generate",
+        "generate keeps the kind of an error",
         ("generate_with_an_error", "generate_stream_with_an_error_first"),
         ("seen.status",),
         became(400, 500),
     ),
     Difference(
-        "what a client gets wrong is 400",
+        "a client's mistake is 400",
         ("generate_with_an_input_of_another_type",),
         ("seen.status", "seen.events.0.error"),
         any_value,
     ),
-    Difference(
-        "generate may belong to a sequence", ("generate_in_a_sequence",), ("seen.*", *_COUNTS), any_value
-    ),
+    Difference("generate supports sequences", ("generate_in_a_sequence",), ("seen.*", *_COUNTS), any_value),
     # time
     Difference(
         "a request's own timeout counts",
@@ -279,13 +277,13 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     # ensembles
     Difference(
-        "ensembles answer without a sequence",
+        "ensemble responses omit the sequence",
         _ENSEMBLES,
         ("answers.*.parameters", "seen.*.sequence_*"),
         is_gone,
     ),
     Difference(
-        "a failed ensemble has failed once",
+        "a failed ensemble counts once",
         (
             "an_error_of_the_first_step",
             "an_error_of_the_last_step",
@@ -299,14 +297,14 @@ DIFFERENCES: tuple[Difference, ...] = (
         became(2, 1),
     ),
     Difference(
-        "what nobody needs is not run",
+        "unneeded steps do not run",
         ("an_error_in_a_branch",),
         ("statistics.first.*",),
         any_value,
     ),
     # cancellation
     Difference(
-        "who is gone is not run",
+        "cancelled requests do not run",
         (
             "a_request_that_is_cancelled_in_the_queue_is_not_run",
             "a_client_that_goes_away_is_not_answered",
@@ -324,33 +322,33 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
     ),
     Difference(
-        "who is gone leaves the queue at once",
+        "cancelled requests leave the queue at once",
         ("a_request_that_is_cancelled_leaves_its_place",),
         ("answers.3.*", *_COUNTS),
         any_value,
     ),
     Difference(
-        "a sequence goes on after a cancellation",
+        "a sequence continues after a cancellation",
         ("a_request_of_a_sequence_that_is_cancelled_in_the_queue",),
         ("answers.4.*", *_COUNTS),
         any_value,
     ),
     # sequences
     Difference(
-        "ids that are texts",
+        "string sequence ids",
         ("ids_may_be_texts", "a_number_for_a_text_id_input"),
         ("answers.*", *_COUNTS),
         lambda triton, backline: triton is None or backline is None,
     ),
     Difference(
-        "ids that do not fit are refused",
+        "sequence ids that do not fit are refused",
         ("a_text_for_a_numeric_id_input", "an_id_that_does_not_fit_its_input"),
         ("answers.0.*", *_COUNTS),
         lambda triton, backline: triton is None or backline is None,
     ),
-    Difference("states are kept", ("the_server_keeps_the_state",), ("answers.*.OUT",), more),
+    Difference("sequence state is kept", ("the_server_keeps_the_state",), ("answers.*.OUT",), more),
     Difference(
-        "sequences that can run together do",
+        "ready sequences are batched together",
         (
             "no_more_sequences_run_than_are_candidates",
             "who_comes_later_joins",
@@ -365,16 +363,16 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
         chance=True,
     ),
-    Difference("what is run again has not failed", _ITERATED, ("statistics.*.fail",), less),
+    Difference("a rescheduled request has not failed", _ITERATED, ("statistics.*.fail",), less),
     # the rate limiter
     Difference(
-        "who lacks something holds up nobody else",
+        "waiting for a resource blocks only its users",
         ("who_lacks_something_and_who_wants_something_else",),
         ("seen.*",),
         any_value,
     ),
     Difference(
-        "who waits for his turn is in the queue",
+        "waiting for a permit is waiting in the queue",
         ("a_timeout_while_a_run_waits_for_its_turn",),
         ("answers.1.*", "statistics.timed.*"),
         any_value,
@@ -389,20 +387,20 @@ DIFFERENCES: tuple[Difference, ...] = (
     ),
     # cache
     Difference(
-        "outputs and parameters are part of the key",
+        "requested outputs and parameters are part of the cache key",
         ("fewer_outputs_after_all", "more_outputs_after_some", "parameters_do_not_matter"),
         ("answers.1.*", *_COUNTS),
         any_value,
     ),
-    Difference("errors are not kept", ("errors_are_not_kept",), ("answers.1.*", *_COUNTS), any_value),
+    Difference("errors are not cached", ("errors_are_not_kept",), ("answers.1.*", *_COUNTS), any_value),
     Difference(
-        "errors are not kept",
+        "errors are not cached",
         ("a_failed_request_of_a_batch_is_not_kept",),
         ("answers.3.*", *_COUNTS),
         any_value,
     ),
     Difference(
-        "the same twice at once is one run",
+        "identical requests in flight share a run",
         ("the_same_twice_at_once",),
         ("answers.*.COMPANY", *_COUNTS),
         any_value,
@@ -415,13 +413,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         any_value,
     ),
     Difference(
-        "statistics of responses",
+        "response statistics",
         ("the_fields_of_a_model", "the_responses_of_a_decoupled_model"),
         ("seen", "seen.response_stats*"),
         lambda triton, backline: triton in (None, "NoneType"),
     ),
     Difference(
-        "why requests were not answered",
+        "failures by reason",
         ("the_fields_of_a_model [http]",),
         ("seen.failure_stats",),
         lambda triton, backline: triton is None,
