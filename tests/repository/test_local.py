@@ -216,3 +216,42 @@ class Noticed:
         async for _ in self._changes:
             self.count += 1
             self._queue.put_nowait(None)
+
+
+async def fetch_of(repository: LocalRepository) -> None:
+    (model,) = await repository.scan()
+    await repository.fetch(model, model.versions[0], lambda done, total: None)
+
+
+async def test_a_file_that_is_still_being_written_is_not_loaded_by_the_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = put(tmp_path / "m" / "1" / "model.onnx", "half")
+    repository = open_local(tmp_path)
+    repository.changes(LONG)
+
+    async def written_meanwhile(seconds: float) -> None:
+        file.write_text("half and the rest")
+
+    monkeypatch.setattr(local.asyncio, "sleep", written_meanwhile)
+
+    with pytest.raises(Unavailable, match="changed while it was being loaded"):
+        await fetch_of(repository)
+
+
+@pytest.mark.parametrize("reason", ["old", "asked for"])
+async def test_nobody_waits_for_files_at_rest_or_that_a_request_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    file = put(tmp_path / "m" / "1" / "model.onnx", "whole")
+    repository = open_local(tmp_path)
+    if reason == "old":
+        os.utime(file, (1, 1))
+        repository.changes(LONG)
+
+    async def refuse(seconds: float) -> None:
+        raise AssertionError("it waited")
+
+    monkeypatch.setattr(local.asyncio, "sleep", refuse)
+
+    await fetch_of(repository)

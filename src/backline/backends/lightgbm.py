@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from backline.backends.lightgbm_file import check_file
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime
@@ -37,6 +38,7 @@ class LightGbm:
                 " of that name, set default_model_filename to the model's own"
             )
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")
+        check_file(path)
         booster: Any
         try:
             booster = runtime.Booster(model_file=str(path))

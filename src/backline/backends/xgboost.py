@@ -11,6 +11,7 @@ from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime
 from backline.backends.table import TableModel, features, reason
+from backline.backends.xgboost_file import check_file
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -37,6 +38,7 @@ class XgBoost:
                 " default_model_filename to the model's own"
             )
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")
+        check_file(path)
         booster: Any
         try:
             booster = runtime.Booster({"nthread": threads}, model_file=str(path))

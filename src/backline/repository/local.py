@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from backline.repository.walk import identity, reason, walk, walk_file
 
 #: A list of models larger than this, in bytes, is none.
 _MAX_LIST = 1024 * 1024
+#: Seconds for which files must not have been written before the watch loads them.
+_AT_REST = 1.0
 
 
 class LocalRepository:
@@ -49,6 +53,7 @@ class LocalRepository:
         self._name = name
         self._stable_inodes = not is_remote(self._path)
         self._known: Known = {}
+        self._is_watched = False
         #: What is to be watched, known by the last scan.
         self._watched: tuple[Path, ...] = (self._path,)
 
@@ -60,13 +65,19 @@ class LocalRepository:
         return await asyncio.to_thread(self.scan_now)
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """The files where they are. Raises Unavailable when they are no longer those that the scan saw."""
+        """The files where they are. Raises Unavailable when they are no longer those that the scan saw.
+
+        Where nobody asked for the load but the watch, files that were just written may be half a copy: they must be at rest first.
+        """
+        if self._is_watched and await asyncio.to_thread(self._is_fresh, version):
+            await asyncio.sleep(_AT_REST)
         fetched = await asyncio.to_thread(self._check, model, version)
         total = sum(entry.size for entry in version.files.values())
         on_bytes(total, total)
         return fetched
 
     def changes(self, interval: float) -> AsyncIterator[None]:
+        self._is_watched = True
         return file_events.changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
@@ -142,8 +153,20 @@ class LocalRepository:
             return FoundModel(listed.name, self.location, "", ModelConfig(listed.name), problem=error.message)
         return read_listed(Place(listing, str(folder), self.location), listed, self._formats, self._configs)
 
+    def _root(self) -> Path:
+        return self._path.parent if self._path.is_file() else self._path
+
+    def _is_fresh(self, version: FoundVersion) -> bool:
+        """Whether a file was written just now; a time in the future, of another machine's clock, counts as now."""
+        newest = time.time() - _AT_REST
+        for path in version.files:
+            with contextlib.suppress(OSError):  # it is gone, as _check will say
+                if (self._root() / path).stat().st_mtime > newest:
+                    return True
+        return False
+
     def _check(self, model: FoundModel, version: FoundVersion) -> FetchedVersion:
-        root = self._path.parent if self._path.is_file() else self._path
+        root = self._root()
         for path, entry in version.files.items():
             try:
                 now = identity((root / path).stat(), stable_inodes=self._stable_inodes)

@@ -1,0 +1,264 @@
+"""Tree ensembles that were not copied completely, or crafted: refused as data. Loaded in a child, whose end would be the server's."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backends.served_models import need
+from backline.backends import lightgbm_file, xgboost_file
+from backline.engine.errors import InvalidArgument
+from support.server import serve
+
+need("lightgbm", "xgboost")
+
+import lightgbm  # noqa: E402
+import xgboost  # noqa: E402
+
+CHILD = """
+import sys
+from pathlib import Path
+from backends.loading import load
+from backline.engine.errors import BacklineError
+for path in sys.argv[1:]:
+    try:
+        load(Path(path))
+        print("loaded", flush=True)
+    except BacklineError as error:
+        print(error.message, flush=True)
+"""
+RNG = np.random.default_rng(1)
+X = RNG.random((300, 4))
+X[:, 3] = RNG.integers(0, 5, 300)
+Y = (X[:, 0] * 3).astype(int)
+
+
+def told(*paths: Path) -> list[str]:
+    """What the load of each file says, in a process of its own."""
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr[-2000:]
+    return child.stdout.splitlines()
+
+
+def lightgbm_text(**parameters: Any) -> str:
+    given = {"objective": "multiclass", "num_class": 3, "num_leaves": 5, "verbose": -1, **parameters}
+    return str(lightgbm.train(given, lightgbm.Dataset(X, Y, categorical_feature=[3]), 2).model_to_string())
+
+
+def resized(text: str) -> str:
+    """With the sizes of its trees as they are now, as somebody who means harm would write it."""
+    end = text.index("end of trees")
+    starts = [found.start() for found in re.finditer(r"^Tree=", text, re.MULTILINE)]
+    sizes = [stop - start for start, stop in zip(starts, [*starts[1:], end], strict=True)]
+    return re.sub(r"tree_sizes=.*", f"tree_sizes={' '.join(map(str, sizes))}", text)
+
+
+def test_half_a_copy_of_a_lightgbm_model_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    text = lightgbm_text()
+    end = text.index("end of trees")
+    paths = []
+    for size in (10, 100, 700, end // 2, end - 1, end + 5):
+        (tmp_path / str(size)).mkdir()
+        paths.append(tmp_path / str(size) / "model.txt")
+        paths[-1].write_text(text[:size])
+
+    answers = told(*paths)
+
+    assert len(answers) == len(paths)
+    assert all("is damaged, or was not copied completely" in answer for answer in answers), answers
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new", "reason"),
+    [
+        (r"split_feature=\d+", "split_feature=99", "split_feature"),
+        (r"split_feature=\d+", "split_feature=-1", "split_feature"),
+        (r"left_child=\S+", "left_child=0", "children"),
+        (r"left_child=\S+", "left_child=1000000", "children"),
+        (r"left_child=\S+", "left_child=-1000000", "children"),
+        (r"right_child=(\S+) (\S+)", r"right_child=\1 \1", "a node is the child of two splits"),
+        (r"num_leaves=\d+", "num_leaves=1000000", "leaf_value has"),
+        (r"num_leaves=\d+", "num_leaves=0", "it has 0 leaves"),
+        (r"leaf_value=\S+ ", "leaf_value=", "leaf_value has"),
+        (r"num_cat=0", "num_cat=7", "cat_boundaries is missing"),
+        (r"decision_type=\d+", "decision_type=1", "none of its categories"),
+        (r"\nnum_class=3", "\nnum_class=1000000000", "classes"),
+        (r"num_class:3", "num_class:1000000", "num_class of its objective"),
+        (r"max_feature_idx=3", "max_feature_idx=1000000000", "features"),
+        (r"max_feature_idx=3", "max_feature_idx=2", "feature_names are not 3"),
+        (r"tree_sizes=\d+", "tree_sizes=1", "tree_sizes are not those of the trees"),
+        (r"tree_sizes=\d+", "tree_sizes=-5", "tree_sizes"),
+    ],
+)
+def test_a_lightgbm_model_whose_numbers_lead_out_of_it_is_refused(
+    tmp_path: Path, pattern: str, new: str, reason: str
+) -> None:
+    text, count = re.subn(pattern, new, lightgbm_text(), count=1)
+    assert count == 1
+    (tmp_path / "model.txt").write_text(text if "tree_sizes" in pattern else resized(text))
+
+    with pytest.raises(InvalidArgument, match=f"is damaged, or was not copied completely: .*{reason}"):
+        lightgbm_file.check_file(tmp_path / "model.txt")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"objective": "regression", "num_class": 1, "linear_tree": True},
+        {"objective": "binary", "num_class": 1, "num_leaves": 31},
+        {"objective": "multiclassova"},
+        {"boosting": "dart"},
+        {"boosting": "rf", "bagging_freq": 1, "bagging_fraction": 0.5},
+        {"objective": "lambdarank", "num_class": 1},
+        {"min_data_in_leaf": 300},
+        {"cat_smooth": 0, "min_data_per_group": 1, "max_cat_to_onehot": 1, "cat_l2": 0},
+    ],
+)
+def test_what_lightgbm_writes_passes(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    given = {"objective": "multiclass", "num_class": 3, "num_leaves": 5, "verbose": -1, **parameters}
+    binary = given["objective"] in ("binary", "lambdarank")
+    data = lightgbm.Dataset(
+        X,
+        Y > 1 if binary else Y,
+        group=[150, 150] if given["objective"] == "lambdarank" else None,
+        categorical_feature="auto" if "linear_tree" in parameters else [3],
+    )
+    lightgbm.train(given, data, 3).save_model(tmp_path / "model.txt")
+
+    lightgbm_file.check_file(tmp_path / "model.txt")
+
+
+def booster(**parameters: Any) -> xgboost.Booster:
+    given = {"objective": "multi:softprob", "num_class": 3, "max_depth": 3, **parameters}
+    given = {key: value for key, value in given.items() if value is not None}
+    categorical = "multi_strategy" not in parameters  # which XGBoost cannot do together
+    kinds = ["q", "q", "q", "c"] if categorical else None
+    data = xgboost.DMatrix(X, Y, feature_types=kinds, enable_categorical=categorical)
+    return xgboost.train(given, data, 2)
+
+
+@pytest.mark.parametrize("form", ["json", "ubj"])
+def test_half_a_copy_of_an_xgboost_model_is_refused_wherever_it_ends(tmp_path: Path, form: str) -> None:
+    content = bytes(booster().save_raw(form))
+    paths = []
+    for size in (60, 100, 700, len(content) // 2, len(content) - 1):
+        (tmp_path / str(size)).mkdir()
+        paths.append(tmp_path / str(size) / f"model.{form}")
+        paths[-1].write_bytes(content[:size])
+
+    answers = told(*paths)
+
+    assert len(answers) == len(paths)
+    assert all("is damaged, or was not copied completely" in answer for answer in answers), answers
+
+
+def tree(model: Any) -> Any:
+    trees = model["learner"]["gradient_booster"]["model"]["trees"]
+    return next(tree for tree in trees if len(tree["left_children"]) > 3)
+
+
+def setter(key: str, index: int, value: int) -> Callable[[Any], None]:
+    return lambda model: tree(model)[key].__setitem__(index, value)
+
+
+def uncategorised(model: Any) -> None:
+    """A categorical split at the root, of a tree without categories."""
+    names = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
+    tree(model).update({name: [] for name in names})
+    tree(model)["split_type"][0] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (setter("left_children", 0, 1_000_000), "children"),
+        (setter("left_children", 0, 0), "children"),
+        (setter("left_children", 0, 2), "child of two splits"),
+        (setter("left_children", 0, -1), "a node has one child"),
+        (setter("split_indices", 0, 4), "split_indices"),
+        (setter("split_indices", 0, -1), "split_indices"),
+        (lambda model: tree(model)["split_conditions"].pop(), "split_conditions has"),
+        (lambda model: tree(model)["base_weights"].pop(), "base_weights"),
+        (lambda model: tree(model)["tree_param"].update(num_nodes="1000000"), "left_children has"),
+        (lambda model: tree(model)["tree_param"].update(num_feature="9"), "tree_param"),
+        (uncategorised, "no categories"),
+        (lambda model: tree(model).update(categories_nodes=[0], categories_segments=[5], categories_sizes=[9]), "categories_segments"),
+        (lambda model: model["learner"]["gradient_booster"]["model"]["tree_info"].__setitem__(0, 3), "tree_info"),
+        (lambda model: model["learner"]["gradient_booster"]["model"]["gbtree_model_param"].update(num_trees="7"), "num_trees"),
+        (lambda model: model["learner"]["gradient_booster"]["model"]["iteration_indptr"].__setitem__(-1, 99), "iteration_indptr"),
+        (lambda model: model["learner"]["learner_model_param"].update(num_class="1000000000"), "outputs"),
+        (lambda model: model["learner"].pop("gradient_booster"), "gradient_booster is missing"),
+    ],
+)  # fmt: skip
+def test_an_xgboost_model_whose_numbers_lead_out_of_it_is_refused(
+    tmp_path: Path, change: Callable[[Any], None], reason: str
+) -> None:
+    model = json.loads(bytes(booster().save_raw("json")))
+    change(model)
+    (tmp_path / "model.json").write_text(json.dumps(model))
+
+    with pytest.raises(InvalidArgument, match=f"is damaged, or was not copied completely: .*{reason}"):
+        xgboost_file.check_file(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize("form", ["json", "ubj"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"booster": "dart"},
+        {"tree_method": "approx"},
+        {"num_parallel_tree": 3},
+        {"objective": "reg:squarederror", "num_class": None},
+        {"objective": "reg:quantileerror", "num_class": None, "quantile_alpha": [0.1, 0.9]},
+        {"multi_strategy": "multi_output_tree"},
+        {"gamma": 5.0, "tree_method": "exact", "max_cat_to_onehot": 1},
+        {"gamma": 1e9},
+    ],
+)
+def test_what_xgboost_writes_passes(tmp_path: Path, form: str, parameters: dict[str, Any]) -> None:
+    if parameters.get("tree_method") == "exact":
+        given = {"objective": "reg:squarederror", **parameters}
+        made = xgboost.train(given, xgboost.DMatrix(X, Y), 2)
+    else:
+        made = booster(**parameters)
+    (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
+
+    xgboost_file.check_file(tmp_path / f"model.{form}")
+
+
+@pytest.mark.parametrize("form", ["json", "ubj"])
+def test_a_linear_xgboost_model_passes(tmp_path: Path, form: str) -> None:
+    given = {"booster": "gblinear", "objective": "multi:softprob", "num_class": 3}
+    made = xgboost.train(given, xgboost.DMatrix(X, Y), 2)
+    (tmp_path / f"model.{form}").write_bytes(bytes(made.save_raw(form)))
+
+    xgboost_file.check_file(tmp_path / f"model.{form}")
+
+
+def test_a_server_outlives_half_a_copy_and_serves_the_whole(tmp_path: Path) -> None:
+    text = lightgbm_text()
+    file = tmp_path / "models" / "trees" / "1" / "model.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text(text[:700])
+    poll = ("--model-control-mode", "poll", "--repository-poll-secs", "1")
+    with serve(tmp_path / "models", tmp_path / "log", *poll, ready=False) as server:
+        server.wait_for("is damaged, or was not copied completely", 60)
+        file.write_text(text)
+        server.wait_ready()
