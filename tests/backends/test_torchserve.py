@@ -673,7 +673,7 @@ BAD_HANDLERS = {
     "unknown": (
         {"handler": "nobody"},
         {},
-        "does not hold its handler 'nobody.py', and no built-in is called so",
+        "does not hold its handler 'nobody.py', and no built-in handler has that name",
     ),
     "syntax": ({"handler": "h.py"}, {"h.py": "def handle(:"}, "SyntaxError"),
     "nothing": ({"handler": "h.py"}, {"h.py": "x = 1"}, "expected a function handle"),

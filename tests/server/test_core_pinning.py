@@ -135,7 +135,7 @@ def test_the_event_loop_is_kept_nowhere(tmp_path: Path) -> None:
 def test_where_threads_cannot_be_pinned_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setaffinity")
 
-    with pytest.raises(InvalidArgument, match="model 'm': cpus cannot be kept on this system"):
+    with pytest.raises(InvalidArgument, match="model 'm': cpus needs a system that pins threads to cores"):
         check_cores("m", (0,))
 
 

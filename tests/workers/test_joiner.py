@@ -188,7 +188,7 @@ def test_the_value_is_of_the_datatype(datatype: DataType, text: str, expected: o
         (Joining(ragged=("z",)), "names the input 'z', which the model does not have; it has 'x'"),
         (
             Joining(padding={"x": Padding(axes=(2,))}),
-            r"pads input 'x' along \[2\], but of its shape .* only 1 beside the batch varies",
+            r"pads input 'x' along \[2\], but of its shape .* only 1 varies besides the batch",
         ),
         (
             Joining(padding={"x": Padding(mask="x")}, cuts={"z": Cut("x")}),
@@ -197,7 +197,7 @@ def test_the_value_is_of_the_datatype(datatype: DataType, text: str, expected: o
         (Joining(padding={"x": Padding(value="x")}), "pads input 'x' with 'x', which is no FP32"),
         (
             Joining(cuts={"y": Cut("x")}),
-            "cuts output 'y' to the length of 'x', which is no input that is padded",
+            "cuts output 'y' to the length of 'x', which is not an input padded along one axis",
         ),
         (
             Joining(batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("x",), INT32, "x"),)),

@@ -1,4 +1,6 @@
-"""The transport of inproc URLs: the engine runs inside the client's program, and no tensor is copied on the way to it."""
+"""The transport of inproc URLs: the engine runs inside the client's program, and no tensor is copied on
+the way to it.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,12 @@ Result = TypeVar("Result")
 
 
 class InprocTransport(Transport):
-    """An engine of its own, on the client's event loop. Loading is not under any timeout."""
+    """An engine on the client's event loop. Loading the repository has no timeout."""
 
     def __init__(self, address: Address, embedded: Embedded | None = None) -> None:
-        """Of the repository at the address, or of an engine that is there."""
+        """Serves the repository at the address, or wraps an existing engine."""
         self._url = address.url
-        # All models are loaded, and the program may change them.
+        # Explicit mode lets the program load and unload models.
         self._embedded = embedded or Embedded(
             [address.path], LifecycleOptions(mode="explicit", load_models=(ALL_MODELS,))
         )
@@ -117,7 +119,7 @@ class InprocTransport(Transport):
         return configuration_json(model_configuration(self._engine, model, version))
 
     async def _know(self, model: str, version: str) -> None:
-        """Loads a version that is on demand, if its inputs are not known before."""
+        """Loads an on-demand version whose signature is not known yet."""
         if self._engine.is_unknown(model, version):
             await self._engine.wake(model, version)
 
@@ -129,7 +131,7 @@ class InprocTransport(Transport):
 
 
 class InprocControl(ModelControl):
-    """The control of an engine, on its event loop. What is changed goes on when a caller's time is over."""
+    """Control of an engine, on its event loop. A change continues after a caller's timeout."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -140,7 +142,7 @@ class InprocControl(ModelControl):
         control = self._engine.control
         if control is None:
             raise Unsupported(
-                "the models of this repository cannot be changed while it is open: it was opened without a control"
+                "the models of this repository cannot be changed: it was opened without a control"
             )
         return control
 
@@ -183,7 +185,7 @@ class InprocControl(ModelControl):
 
 
 def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
-    """A call as the server's engine takes it; its parameters mean what they mean to a server."""
+    """A call as the engine takes it; parameters have the same meaning as at a server."""
     plan = InferPlan(())
     apply_parameters(plan, call.parameters or {})
     return InferRequest(
@@ -200,8 +202,12 @@ def _request(call: InferCall, deadline: float | None = None) -> InferRequest:
     )
 
 
+def _unset(request: InferRequest, response: object, error: object) -> None:
+    """The completion until the engine sets its own."""
+
+
 async def _within(timeout: float, change: Coroutine[Any, Any, Result]) -> Result:
-    """The result of a change. Raises DeadlineExceeded when it takes longer; it is not cancelled then."""
+    """The result of a change. Raises DeadlineExceeded when it takes longer, without cancelling it."""
     task = asyncio.ensure_future(change)
     done, _ = await asyncio.wait((task,), timeout=timeout)
     if not done:

@@ -1,4 +1,6 @@
-"""The transport of clients inside a worker process: a model that asks for `Models` calls others over its worker's channel."""
+"""The transport of clients inside a worker process: a model that asks for `Models` calls others over its
+worker's channel.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +29,22 @@ from backline.workers.child.caller import Caller, ModelCall, Question
 from backline.workers.child.requests import WorkerRequest
 
 T = TypeVar("T")
-#: A call lasts as long as somebody waits for the request that it is for: no other limit unless the model sets one.
+#: A call has the deadline of the request that it is for, and no other timeout unless the model sets one.
 _OPTIONS = ClientOptions(timeout=inf)
 _URL = "inproc:server"
 
 
 class ModelsOfServer:
-    """Makes the clients that a model gets, one for each request or batch. What is known of the server's models is known to all of them."""
+    """Makes the model's clients, one per request or batch. They share what they learn about the server's
+    models.
+    """
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self._base = AsyncClient(_URL, _OPTIONS)
 
     def blocking(self, requests: Sequence[WorkerRequest]) -> Client:
-        """For functions; from any thread."""
+        """For functions; usable on any thread."""
         return Client.over(self._base.through(BlockingTransport(self._caller, requests)), CallingThread())
 
     def awaitable(self, requests: Sequence[WorkerRequest]) -> AsyncClient:
@@ -49,7 +53,7 @@ class ModelsOfServer:
 
 
 class CallingThread:
-    """Runs the coroutines of a client over a BlockingTransport: they never wait for an event loop."""
+    """Runs a client's coroutines over a BlockingTransport, which never wait for an event loop."""
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """See client.sync.Runner."""
@@ -64,7 +68,7 @@ class CallingThread:
 
 
 class WorkerTransport(Transport):
-    """For coroutines. `requests` are those of the worker for which it asks."""
+    """For coroutines. `requests` are those of the worker that the calls are for."""
 
     def __init__(self, caller: Caller, requests: Sequence[WorkerRequest]) -> None:
         self._caller = caller
@@ -76,7 +80,7 @@ class WorkerTransport(Transport):
         return self._control
 
     async def close(self) -> None:
-        """The channel is the worker's."""
+        """The channel belongs to the worker, and stays open."""
 
     async def infer(self, call: InferCall) -> InferResponse:
         return await self._caller.infer_async(self._call(call))
@@ -90,7 +94,7 @@ class WorkerTransport(Transport):
             responses.close()
 
     def _call(self, call: InferCall, *, whole: bool = True) -> ModelCall:
-        """`whole` says that the timeout is for all of it."""
+        """`whole` means the timeout covers the whole call rather than each response."""
         plan = InferPlan(())
         apply_parameters(plan, call.parameters or {})
         note = RequestNote(
@@ -115,7 +119,7 @@ class WorkerTransport(Transport):
         return send
 
     async def ask(self, question: Question, timeout: float) -> Any:
-        """What the server says, after at most so many seconds."""
+        """The server's answer. Raises DeadlineExceeded after `timeout` seconds."""
         return await self._caller.ask_async(replace(question, requests=self._requests), timeout)
 
     async def server_live(self, timeout: float) -> bool:
@@ -147,7 +151,9 @@ class WorkerTransport(Transport):
 
 
 class BlockingTransport(WorkerTransport):
-    """For functions: its coroutines wait on the calling thread, so that no event loop is needed to run them."""
+    """For functions: its coroutines wait on the calling thread, so that no event loop is needed to run
+    them.
+    """
 
     async def infer(self, call: InferCall) -> InferResponse:
         return self._caller.infer(self._call(call))
@@ -165,7 +171,7 @@ class BlockingTransport(WorkerTransport):
 
 
 class WorkerControl(ModelControl):
-    """What a model may change: it loads and unloads others."""
+    """What a model may change: it loads and unloads other models."""
 
     def __init__(self, transport: WorkerTransport) -> None:
         self._transport = transport
@@ -213,5 +219,6 @@ def _specs(specs: Sequence[Spec]) -> tuple[TensorSpec, ...]:
 
 def _for_clients(what: str) -> Unsupported:
     return Unsupported(
-        f"a model calls, loads and unloads other models; {what} are for clients of the server: use backline.connect(url)"
+        f"a model calls, loads and unloads other models; {what} are for clients of the server:"
+        " use backline.connect(url)"
     )

@@ -1,1 +1,1 @@
-"""What the operating system gives this process: memory, cores, folders, time on the processor."""
+"""What the operating system provides to this process: memory, cores, folders, time."""

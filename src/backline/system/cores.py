@@ -15,7 +15,9 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
-    """The cores that this process may use: those of its affinity, and no more than the quota of its container (cgroup v2), rounded up."""
+    """The cores that this process may use: those of its affinity, limited by its container's quota (cgroup
+    v2), rounded up.
+    """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed, period = quota.read_text().split()
@@ -26,31 +28,34 @@ def usable_cores(quota: Path = _CGROUP_QUOTA) -> int:
 
 
 def check_cores(model: str, cores: Collection[int]) -> None:
-    """Raises InvalidArgument where a model cannot be kept to these cores."""
+    """Raises InvalidArgument if a model cannot be pinned to these cores."""
     if not cores:
         return
     if not hasattr(os, "sched_setaffinity"):
         raise InvalidArgument(
-            f"model '{model}': cpus cannot be kept on this system ({sys.platform}), which pins no threads to cores"
+            f"model '{model}': cpus needs a system that pins threads to cores, which {sys.platform} does not"
         )
     usable = os.sched_getaffinity(os.getpid())
     missing = sorted(set(cores) - usable)
     if missing:
         names = ", ".join(map(str, missing))
         raise InvalidArgument(
-            f"model '{model}': cpus names {names}, but this process may use the cores {format_cores(usable)} only"
+            f"model '{model}': cpus names {names},"
+            f" but this process may use the cores {format_cores(usable)} only"
         )
 
 
 def pin(cores: Collection[int]) -> None:
-    """Keeps the calling thread, and those that it starts from now on, to some cores; to none in particular without any."""
+    """Pins the calling thread, and threads that it starts from now on, to these cores; does nothing
+    without any.
+    """
     if cores:
         os.sched_setaffinity(0, cores)
 
 
 @contextmanager
 def pinned(cores: Collection[int]) -> Iterator[None]:
-    """Keeps the calling thread to some cores for a while: what it starts meanwhile stays there."""
+    """Pins the calling thread to these cores for a while; what it starts meanwhile inherits them."""
     if not cores:
         yield
         return
@@ -63,7 +68,7 @@ def pinned(cores: Collection[int]) -> Iterator[None]:
 
 
 def format_cores(cores: Collection[int]) -> str:
-    """Numbers of cores for people: "0-3, 6"."""
+    """Core numbers for people: "0-3, 6"."""
     ranges: list[list[int]] = []
     for core in sorted(cores):
         if ranges and core == ranges[-1][1] + 1:

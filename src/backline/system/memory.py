@@ -1,4 +1,4 @@
-"""The resident memory of processes, and what the C library keeps of this one's after it was freed."""
+"""The resident memory of processes, and how glibc keeps memory that this one has freed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 
-#: Bytes of a block that is worth pages of its own.
+#: Bytes from which a block gets its own pages.
 LARGE_BLOCK = 1 << 20
 #: Parameters of mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
@@ -17,8 +17,8 @@ _M_ARENA_MAX = -8
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """The resident memory of a process in bytes, of this one where none is named; 0 of one that is gone."""
-    # A tenth of the time that psutil takes, and no module to load, where the system has it.
+    """A process's resident memory in bytes, this process's by default; 0 if it has ended."""
+    # Where /proc exists this takes a tenth of psutil's time, and no import.
     with (
         suppress(OSError, ValueError, IndexError),
         open(f"/proc/{'self' if pid is None else pid}/statm", "rb") as file,
@@ -33,10 +33,10 @@ def resident_bytes(pid: int | None = None) -> int:
 
 
 def trim() -> bool:
-    """Gives freed memory back to the system; False where the C library cannot.
+    """Returns freed memory to the system; False if the C library cannot.
 
-    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it. Takes milliseconds, in which other
-    threads may wait for memory but not for the interpreter: to be called on a thread.
+    glibc keeps freed memory in the arenas of the threads that allocated it; malloc_trim(3) returns it. Takes
+    milliseconds, in which other threads may wait for memory, but releases the GIL: call it on a thread.
     """
     trimming = _malloc_trim()
     if trimming is None:
@@ -46,23 +46,26 @@ def trim() -> bool:
 
 
 def return_large_blocks() -> bool:
-    """From now on blocks of LARGE_BLOCK bytes and more go back to the system when they are freed; False where the C library cannot.
+    """From now on, blocks of LARGE_BLOCK bytes or more return to the system when freed; False if the C
+    library cannot.
 
-    By default glibc raises the size from which it does so to the largest block that was freed (mallopt(3), M_MMAP_THRESHOLD): the weights
-    of the next model are then put into the arenas of threads, with holes between them that no trim gives back. The price is that every
-    large block comes as fresh pages. For the whole process.
+    By default glibc raises that threshold to the largest block ever freed (mallopt(3), M_MMAP_THRESHOLD). The
+    next model's weights then go into thread arenas, fragmented so that no trim returns them. The price: every
+    large block starts with fresh pages. Applies to the whole process.
     """
     mallopt = _mallopt()
-    # Setting the one fixes the other, too, at a size that costs a system call for every request of some size.
+    # Setting one threshold disables the adaptation of both; the default trim threshold would then cost a
+    # system call for every request above it.
     return bool(mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK) and mallopt(_M_TRIM_THRESHOLD, 4 * LARGE_BLOCK))
 
 
 def share_arena() -> bool:
-    """From now on all threads allocate from one arena; False where the C library cannot.
+    """From now on all threads allocate from one arena; False if the C library cannot.
 
-    By default glibc gives each thread one of its own (mallopt(3), M_ARENA_MAX), and each thread that ever loaded a model keeps some: 50
-    loads of one model left 6 % more resident memory than the first, and with one arena 0.3 %. Threads of Python seldom allocate at the same
-    time, and runtimes have arenas of their own: more arenas won nothing that could be measured.
+    By default glibc gives each thread its own (mallopt(3), M_ARENA_MAX), and each thread that ever loaded a
+    model retains some memory: after 50 loads of one model, resident memory was 6 % above that of the first
+    load, and 0.3 % with one arena. Python threads seldom allocate at the same time, and runtimes bring their
+    own allocators: more arenas gained nothing measurable.
     """
     return bool(_mallopt()(_M_ARENA_MAX, 1))
 

@@ -1,16 +1,19 @@
-"""Whether this process itself stood still: how long others took meanwhile nobody can say, and what they answered was not heard."""
+"""Whether this process was suspended, or its machine was.
+
+After that, timeouts of others mean nothing: it is unknown how long they took, and their answers may be unread
+in a socket.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-#: Seconds that a timer is late when the process, or its machine, was stopped; behind a busy event loop it is less.
+#: A timer that is later than this many seconds means a suspension; a busy event loop delays it less.
 _LATE = 1.0
 
 
 def stood_still(timer: asyncio.Handle, loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a timer that rings now is too late for what it was to find out."""
-    when = getattr(
-        timer, "when", None
-    )  # uvloop makes a plain handle of a wait that is below its clock's millisecond
+    """Whether a timer that fires now is so late that this process must have been suspended."""
+    # For delays below a millisecond uvloop returns a plain handle, which has no `when`.
+    when = getattr(timer, "when", None)
     return when is not None and loop.time() - when() > _LATE

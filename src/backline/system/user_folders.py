@@ -1,4 +1,4 @@
-"""The user's folders, for what nobody has named a place for."""
+"""The user's default folders."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import platformdirs
 
 
 def user_cache() -> Path:
-    """Where remote files and environments are kept."""
+    """Where remote files and environments are cached."""
     try:
         return platformdirs.user_cache_path("backline")
-    except (
-        RuntimeError
-    ):  # neither HOME nor an entry among the users: as container runtimes do, the root is taken for the home
+    except RuntimeError:  # no HOME and no passwd entry: as in container runtimes, / is the home
         return Path("/.cache/backline")
 
 
 def user_state() -> Path:
-    """Where servers keep what was decided by request, each in a folder of its own."""
+    """Where servers keep state changed by requests, one folder each."""
     try:
         return platformdirs.user_state_path("backline")
     except RuntimeError:

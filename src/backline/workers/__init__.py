@@ -1,1 +1,3 @@
-"""Instances: where a batch runs. On the loop, on a thread; the seam is `instance.Instance`."""
+"""Where batches run: in this process (`here/`), or in worker processes (`process/`). The seam is
+`instance.Instance`.
+"""

@@ -1,4 +1,4 @@
-"""Requests that run together, with the moments of their run."""
+"""Requests that run together, with timestamps of their run."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Requests that an instance runs as one, and what came of each.
+    """Requests that an instance runs together, and their outcomes.
 
-    `items` is the sum of their batch sizes. `outcomes` has one entry a request, in order, once the batch has run;
-    None where the responses were given one by one. The moments are of
-    time.monotonic_ns(): taken from the queue, inputs gathered, run ended, outputs split. `parts` are batches of one request each: those
-    that were run instead, with moments of their own, when the whole had failed; or the `shared` run's, where some requests failed.
+    `items` is the sum of their batch sizes. `outcomes` has one entry per request, in order, once the batch
+    has run; None if the responses were sent one by one. Timestamps are of time.monotonic_ns(): taken from the
+    queue, inputs gathered, run ended, outputs split. `parts` are batches of one request each, if these ran
+    instead because the whole had failed, or if some requests of a `shared` run failed.
     """
 
     __slots__ = (
@@ -45,27 +45,28 @@ class Batch:
         self.tickets = tickets
         self.items = items
         self.started_ns = started_ns
-        #: Whether it runs while the event loop does other things, so that it may be abandoned meanwhile.
+        #: Whether it runs off the event loop, so that it may be abandoned while it runs.
         self.beside_loop = beside_loop
         self.gathered_ns = 0
         self.ran_ns = 0
         self.ended_ns = 0
         self.outcomes: list[InferResponse | BacklineError | None] = []
         self.parts: list[Batch] | None = None
-        #: Whether the model was asked to run it, with whatever outcome.
+        #: Whether the model was called, with whatever outcome.
         self.executed = False
-        #: Whether it is a part that has not run by itself: the parts of one run count as one execution.
+        #: Whether it is a part of a run together with others, which counts as one execution.
         self.shared = False
-        #: Nobody waits for any of the answers.
+        #: All its requests are cancelled.
         self.abandoned = False
-        #: Ends the run early; set by whoever runs the batch, on its thread, where the runtime can do it.
+        #: Ends the run early. Set by the instance, on its thread, if the runtime can do that.
         self.on_abandon: Callable[[], None] | None = None
-        #: Says that the instance can take another batch before this one has all outcomes; None when that was said, or must not be.
+        #: Called when the instance can take another batch before this one has all outcomes; None after that.
         self.on_vacated: Callable[[Instance, Batch], None] | None = None
 
     def abandon(self) -> None:
-        """Nobody waits for any of the answers: the run need not be finished. Called on the event loop."""
+        """All requests are cancelled: the run need not complete. Called on the event loop."""
         self.abandoned = True
-        # Whoever runs it sets `on_abandon` before looking at `abandoned`, so one of the two sees the other.
+        # No lock: the running thread sets `on_abandon` before it reads `abandoned`, and this writes
+        # `abandoned` before it reads `on_abandon`, so at least one side sees the other's write.
         if self.on_abandon is not None:
             self.on_abandon()

@@ -1,4 +1,6 @@
-"""A worker on a thread of the server's own process, so that its model can be debugged: the same channels, nothing that ends it."""
+"""A worker on a thread of the server's process, so that its model can be debugged: the same channels, but
+no process.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,17 @@ from backline.engine.errors import Internal
 from backline.workers.child.worker import make_worker
 from backline.workers.process.process import WorkerProcess
 
-#: What was imported, and where from, before any model was: it is nobody's to import again.
+#: Modules and path before any model was imported; these are never forgotten.
 _OWN_MODULES = frozenset(sys.modules)
 _OWN_PATH = frozenset(sys.path)
 
 
 class DebuggedWorker(WorkerProcess):
-    """Has no process of its own: it does not time out, is not killed, and prints where the server prints. Lives on the event loop.
+    """Has no process: it has no heartbeat and no timeout, cannot be killed, and prints where the server
+    prints. Lives on the event loop.
 
-    A thread cannot be ended. One that stands at a breakpoint when the worker is stopped is left alone after a moment.
+    A thread cannot be ended. If it stands at a breakpoint when the worker is stopped, it is abandoned after a
+    moment.
     """
 
     farewell: ClassVar[float] = 0.5
@@ -38,7 +42,7 @@ class DebuggedWorker(WorkerProcess):
 
     @property
     def resident_bytes(self) -> int:
-        """Cannot be told apart from the server's."""
+        """Unknown: it is part of the server's."""
         return 0
 
     async def _launch(self, *descriptors: int) -> None:
@@ -57,7 +61,7 @@ class DebuggedWorker(WorkerProcess):
                 self._loop.call_soon_threadsafe(self._finish)
 
     def _beat(self) -> None:
-        """No heart: whoever stands at a breakpoint does not answer, and need not."""
+        """No heartbeat: a model at a breakpoint need not respond."""
 
     def _look_at_memory(self) -> None:
         """The memory is the server's."""
@@ -82,10 +86,11 @@ class DebuggedWorker(WorkerProcess):
 
 
 def forget_modules(folder: Path) -> None:
-    """Modules that models have imported from below a folder are read from their files again when they are imported next."""
-    sys.dont_write_bytecode = (
-        True  # compiled files are told apart by seconds and size, which an edit may leave as they were
-    )
+    """Modules that models imported from below a folder are read from their files again on their next
+    import.
+    """
+    # Cached bytecode is matched by seconds and size, which a quick edit may not change.
+    sys.dont_write_bytecode = True
     root = str(folder.resolve()) + os.sep
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""

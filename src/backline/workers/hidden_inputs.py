@@ -1,4 +1,4 @@
-"""Inputs that no client sends: they tell a model of the requests that it gets as one."""
+"""Inputs that clients do not send: they describe to the model which requests were joined, and how."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from backline.engine.joining import BatchInput
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
-#: Makes one of the requests, their rows, and the inputs that they were joined to.
-Told: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]
+#: Computes a hidden input from the requests, their rows, and the joined inputs.
+Describe: TypeAlias = Callable[[Sequence[Arrays], Sequence[int], Arrays], np.ndarray]
 
 
 def lengths(
@@ -25,7 +25,7 @@ def lengths(
 def mask(
     name: str, axis: int, dtype: np.dtype, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """What is real of each item, in the length that the input has got in `inputs`."""
+    """Which elements of each item are real rather than padding, at the padded length in `inputs`."""
     real = lengths(name, axis, np.dtype(np.int64), requests, rows, inputs)
     return (np.arange(inputs[name].shape[axis]) < real[:, np.newaxis]).astype(dtype)
 
@@ -55,14 +55,14 @@ def _accumulated_with_zero(
 def _max_as_shape(
     batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
 ) -> np.ndarray:
-    """Only the shape says something."""
+    """Only the shape has a meaning."""
     return np.zeros(max(_element_counts(batch_input, requests)), dtype)
 
 
 def _item_shape(
     batch_input: BatchInput, dtype: np.dtype, requests: Sequence[Arrays], *_: object
 ) -> np.ndarray:
-    """A row for each item of the batch, not for each request."""
+    """One row per item of the batch rather than per request."""
     return np.concatenate(
         [
             np.tile(np.array(source.shape[1:], dtype), (len(source), 1))
@@ -81,7 +81,8 @@ def _sources(batch_input: BatchInput, requests: Sequence[Arrays]) -> list[np.nda
     return [request[batch_input.source] for request in requests]
 
 
-#: What makes the batch inputs of each kind, partial of the batch input and its dtype (backend/src/backend_input_collector.cc).
+#: Triton's kinds of batch inputs, each a function of the BatchInput, its dtype and the requests
+#: (backend/src/backend_input_collector.cc).
 BATCH_INPUTS: Mapping[str, Callable[..., np.ndarray]] = {
     "BATCH_ELEMENT_COUNT": _element_count,
     "BATCH_ACCUMULATED_ELEMENT_COUNT": _accumulated,

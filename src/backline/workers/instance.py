@@ -14,31 +14,33 @@ Finished: TypeAlias = Callable[["Instance", Batch], None]
 class Instance(Protocol):
     """Something that runs one batch at a time, wherever it lives."""
 
-    #: Whether `run` returns at once and the batch runs beside the event loop.
+    #: Whether `run` returns at once and the batch runs off the event loop.
     beside_loop: ClassVar[bool]
 
     def run(self, batch: Batch, finished: Finished) -> None:
-        """Starts a batch; the instance must be free. `finished` may be called before this returns."""
+        """Starts a batch; the instance must be free. May call `finished` before it returns."""
 
     def close(self) -> None:
-        """Gives back what the instance holds, once its batch has ended."""
+        """Releases what the instance holds, once its batch has ended."""
 
 
 @runtime_checkable
 class WaitsForTurn(Protocol):
-    """An instance before which a batch may have to wait. `form_again`, which whoever runs batches on it sets, forms one anew: without those
-    who are late or gone, perhaps with others that have come since. Nothing may be left of it.
+    """An instance whose batch may have to wait for a permit.
+
+    Meanwhile `form_again`, set by the driver, re-forms the batch: without expired and cancelled requests,
+    perhaps with newer ones. None may be left.
     """
 
     form_again: Callable[[Batch], None] | None
 
     def look_again(self) -> None:
-        """Has the batch that waits, if one does, formed anew now."""
+        """Re-forms the batch that waits, if there is one."""
 
 
 class Remembers(Protocol):
-    """An instance in which a model may keep what it knows of sequences. `memory` is another object once that is lost, None while there is
-    nothing that could remember.
+    """An instance whose model may keep the state of sequences. `memory` is a new object whenever that
+    state was lost, and None while there is no worker.
     """
 
     @property
@@ -46,5 +48,7 @@ class Remembers(Protocol):
 
 
 def remembers(instance: Instance) -> TypeGuard[Remembers]:
-    """Whether an instance Remembers; of one that runs another, whether that one does. From Python 3.12 on isinstance asks the class."""
+    """Whether an instance Remembers; of an instance that wraps another, whether that one does. Not
+    isinstance, which since Python 3.12 looks at the class only.
+    """
     return hasattr(instance, "memory")

@@ -1,4 +1,4 @@
-"""Requests of unlike shapes as one run of a model, and its outputs as their answers."""
+"""Joins requests of different shapes for one run of a model, and splits its outputs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from backline.engine.joining import Cut, Joining, Padding
 from backline.engine.reshape import Reshapes, reshape_arrays
 from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Shape, element_count
-from backline.workers.hidden_inputs import BATCH_INPUTS, Arrays, Told, lengths, mask
+from backline.workers.hidden_inputs import BATCH_INPUTS, Arrays, Describe, lengths, mask
 
-#: The arrays of one input in all requests, as one.
+#: Combines the arrays of one input of all requests.
 Column: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Joiner:
-    """Joins and splits by a `joining`; it keeps nothing, so several threads may use it at once.
+    """Joins and splits by the rules of a `joining`. Stateless, so several threads may use it at once.
 
-    `signature` is what the model takes, hidden inputs included, with the batch as the first dimension. `scattered` are the shapes of
-    scattered outputs as clients see them; `reshapes` make of inputs what the model is told of their shapes. A model that is not `batched`
-    gets one request at a time, and its outputs are whole. Raises InvalidArgument, which begins with `where`, when the model does not fit.
+    `signature` is the model's, with hidden inputs and with the batch as first dimension. `scattered` are the
+    shapes of scattered outputs as clients see them. `reshapes` give the inputs' shapes in the model, which
+    batch inputs describe. A model that is not `batched` gets one request at a time, and its outputs are not
+    split by rows.
+
+    Raises InvalidArgument, prefixed with `where`, if the model does not fit the rules.
     """
 
     def __init__(
@@ -46,21 +49,21 @@ class Joiner:
         _check_names(where, joining, signature)
         self.joining = replace(joining, pad_all=False, padding=_padding(where, joining, signature))
         self._columns: dict[str, Column] = dict.fromkeys(joining.ragged, _end_to_end)
-        #: Inputs that are made, and of which.
-        self._made: list[tuple[str, str, Told]] = []
+        #: The hidden inputs, each with the input that it describes and the function that computes it.
+        self._made: list[tuple[str, str, Describe]] = []
         for name, padding in self.joining.padding.items():
             self._columns[name] = partial(_pad, padding, _fill_value(where, specs[name], padding.value))
             if padding.lengths:
-                dtype = _told(where, specs[padding.lengths], 1)
+                dtype = _described_dtype(where, specs[padding.lengths], 1)
                 self._made.append((padding.lengths, name, partial(lengths, name, padding.axes[0], dtype)))
             if padding.mask:
-                dtype = _told(where, specs[padding.mask], 2)
+                dtype = _described_dtype(where, specs[padding.mask], 2)
                 self._made.append((padding.mask, name, partial(mask, name, padding.axes[0], dtype)))
         for batch_input in joining.batch_inputs:
             rank = 2 if batch_input.kind == "BATCH_ITEM_SHAPE" else 1
             for target in batch_input.targets:
-                dtype = _told(where, specs[target], rank, batch_input.datatype)
-                make: Told = partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)
+                dtype = _described_dtype(where, specs[target], rank, batch_input.datatype)
+                make: Describe = partial(BATCH_INPUTS[batch_input.kind], batch_input, dtype)
                 if batch_input.source in reshapes:
                     make = partial(_reshaped, make, reshapes)
                 self._made.append((target, batch_input.source, make))
@@ -69,7 +72,9 @@ class Joiner:
         self._cuts = {name: (cut, self.joining.padding[cut.to].axes[0]) for name, cut in joining.cuts.items()}
 
     def not_filled_up(self) -> Joiner:
-        """One that leaves a request that is alone as it is: without buckets and sizes to fill up to."""
+        """A joiner that leaves a single request unchanged: without buckets, and without sizes to fill up
+        to.
+        """
         where, signature, scattered, reshapes = self._made_of
         padding = {
             name: replace(padding, buckets=padding.buckets if padding.most else ())
@@ -78,52 +83,56 @@ class Joiner:
         joining = replace(self.joining, allowed_batch_sizes=(), padding=padding)
         return Joiner(where, joining, signature, scattered, batched=self._batched, reshapes=reshapes)
 
-    def join(self, tickets: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """The inputs of the model, of requests that have so many rows each; see `JoiningCheck` for which may be joined."""
-        tickets, rows = self._filled_up(tickets, rows)
+    def join(self, requests: Sequence[Arrays], rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """The inputs of the model, from requests with this many rows each. JoiningCheck decides which
+        requests may be joined.
+        """
+        requests, rows = self._filled_up(requests, rows)
         inputs = {
-            name: self._columns.get(name, _one_after_the_other)([ticket[name] for ticket in tickets])
-            for name in tickets[0]
+            name: self._columns.get(name, _one_after_the_other)([request[name] for request in requests])
+            for name in requests[0]
         }
         for name, source, make in self._made:
-            if source in inputs:  # it may be optional
-                inputs[name] = make(tickets, rows, inputs)
+            if source in inputs:  # an optional input may be missing
+                inputs[name] = make(requests, rows, inputs)
         return inputs
 
     def _filled_up(
-        self, tickets: Sequence[Arrays], rows: Sequence[int]
+        self, requests: Sequence[Arrays], rows: Sequence[int]
     ) -> tuple[Sequence[Arrays], Sequence[int]]:
-        """With requests of one row behind, which repeat the first and nobody waits for, up to an allowed size."""
+        """Appends copies of the first row up to an allowed batch size; their outputs are discarded."""
         items = sum(rows)
         missing = self.joining.batch_size(items) - items
         if not missing:
-            return tickets, rows
-        row = {name: array[:1] for name, array in tickets[0].items()}
-        return [*tickets, *[row] * missing], [*rows, *[1] * missing]
+            return requests, rows
+        row = {name: array[:1] for name, array in requests[0].items()}
+        return [*requests, *[row] * missing], [*rows, *[1] * missing]
 
     def run_size(self, rows: Sequence[int]) -> int:
-        """The rows of the run that such requests are joined for."""
+        """The number of rows of the run for these requests."""
         return self.joining.batch_size(sum(rows))
 
     def split(
         self,
-        tickets: Sequence[Arrays],
+        requests: Sequence[Arrays],
         rows: Sequence[int],
         names: Sequence[str],
         arrays: Sequence[np.ndarray],
     ) -> list[list[np.ndarray]]:
-        """The outputs `names` of each request, of what the model gave for all. Raises Internal when it gave too little or too much."""
-        outputs: list[list[np.ndarray]] = [[] for _ in tickets]
+        """The outputs `names` of each request, from those of the run. Raises Internal if they are too
+        short or too long.
+        """
+        outputs: list[list[np.ndarray]] = [[] for _ in requests]
         for name, array in zip(names, arrays, strict=True):
             scattered = self._scattered.get(name)
             parts = (
                 self._in_rows(name, array, rows)
                 if scattered is None
-                else self._in_shapes(name, array, tickets, *scattered)
+                else self._in_shapes(name, array, requests, *scattered)
             )
             cut = self._cuts.get(name)
             if cut is not None:
-                parts = [_cut(*cut, part, ticket) for part, ticket in zip(parts, tickets, strict=True)]
+                parts = [_cut(*cut, part, request) for part, request in zip(parts, requests, strict=True)]
             for own, part in zip(outputs, parts, strict=True):
                 own.append(part)
         return outputs
@@ -138,25 +147,29 @@ class Joiner:
         return [array[end - count : end] for end, count in zip(ends, rows, strict=True)]
 
     def _in_shapes(
-        self, name: str, array: np.ndarray, tickets: Sequence[Arrays], source: str, dims: Shape
+        self, name: str, array: np.ndarray, requests: Sequence[Arrays], source: str, dims: Shape
     ) -> list[np.ndarray]:
-        """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a dimension that varies in the output is the one at the same place of the source."""
-        if source not in tickets[0]:
+        """Triton's BATCH_SCATTER_WITH_INPUT_SHAPE: a varying dimension of the output is the source's
+        dimension at the same index.
+        """
+        if source not in requests[0]:
             raise Internal(
-                f"output '{name}' is divided by the shape of input '{source}', which the request does not have"
+                f"output '{name}' is divided by the shape of input '{source}',"
+                " which the request does not have"
             )
         shapes = [
-            tuple(own if dim < 0 else dim for dim, own in _beside(dims, ticket[source].shape))
-            for ticket in tickets
+            tuple(own if dim < 0 else dim for dim, own in _beside(dims, request[source].shape))
+            for request in requests
         ]
         ends = list(accumulate(map(element_count, shapes)))
         flat = array.reshape(-1)
-        surplus = self.run_size([len(ticket[source]) for ticket in tickets]) > sum(
-            len(ticket[source]) for ticket in tickets
+        surplus = self.run_size([len(request[source]) for request in requests]) > sum(
+            len(request[source]) for request in requests
         )
         if flat.size < ends[-1] or (flat.size > ends[-1] and not surplus):
             raise Internal(
-                f"output '{name}' has {flat.size} elements, but the shapes of input '{source}' make {ends[-1]}"
+                f"output '{name}' has {flat.size} elements,"
+                f" but the shapes of input '{source}' make {ends[-1]}"
             )
         return [
             flat[end - element_count(shape) : end].reshape(shape)
@@ -164,7 +177,7 @@ class Joiner:
         ]
 
 
-# the arrays of one input
+# combining the arrays of one input
 
 
 def _one_after_the_other(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -176,10 +189,10 @@ def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _reshaped(
-    make: Told, reshapes: Reshapes, tickets: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
+    make: Describe, reshapes: Reshapes, requests: Sequence[Arrays], rows: Sequence[int], inputs: Arrays
 ) -> np.ndarray:
-    """What is told of requests whose shapes are others for the model."""
-    return make([reshape_arrays(ticket, reshapes) for ticket in tickets], rows, inputs)
+    """A batch input that describes the shapes in the model rather than those that clients send."""
+    return make([reshape_arrays(request, reshapes) for request in requests], rows, inputs)
 
 
 def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -196,20 +209,20 @@ def _pad(padding: Padding, value: object, arrays: Sequence[np.ndarray]) -> np.nd
     return padded
 
 
-# the outputs
+# outputs
 
 
-def _cut(cut: Cut, axis: int, part: np.ndarray, ticket: Arrays) -> np.ndarray:
-    if cut.to not in ticket:
+def _cut(cut: Cut, axis: int, part: np.ndarray, request: Arrays) -> np.ndarray:
+    if cut.to not in request:
         return part
-    return part[(*[slice(None)] * cut.axis, slice(cut.length(ticket[cut.to].shape[axis])))]
+    return part[(*[slice(None)] * cut.axis, slice(cut.length(request[cut.to].shape[axis])))]
 
 
 def _beside(dims: Shape, own: Shape) -> list[tuple[int, int]]:
     return [(dim, own[place] if place < len(own) else -1) for place, dim in enumerate(dims)]
 
 
-# whether the model fits
+# checks of the model
 
 
 def _check_names(where: str, joining: Joining, signature: Signature) -> None:
@@ -244,18 +257,21 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
         axes = padding.axes if padding is not None and padding.axes else varying
         if padding is not None and (padding := _to_fixed_length(padding, spec.shape)) is None:
             raise InvalidArgument(
-                f"{where} pads input '{spec.name}' along {list(axes)}, but of its shape {list(spec.shape)} {_vary(varying)}"
+                f"{where} pads input '{spec.name}' along {list(axes)},"
+                f" but of its shape {list(spec.shape)} {_vary(varying)}"
             )
         if padding is not None and (padding.lengths or padding.mask) and len(axes) != 1:
             raise InvalidArgument(
-                f"{where} asks for lengths or a mask of input '{spec.name}', which is padded along {list(axes)}: name one axis"
+                f"{where} asks for lengths or a mask of input '{spec.name}',"
+                f" which is padded along {list(axes)}: name one axis"
             )
         if axes:
             given[spec.name] = replace(padding or Padding(), axes=axes)
     for name, cut in joining.cuts.items():
         if cut.to not in given or len(given[cut.to].axes) != 1:
             raise InvalidArgument(
-                f"{where} cuts output '{name}' to the length of '{cut.to}', which is no input that is padded along one axis"
+                f"{where} cuts output '{name}' to the length of '{cut.to}',"
+                " which is not an input padded along one axis"
             )
         shape = next(spec.shape for spec in signature.outputs if spec.name == name)
         if shape and not 0 < cut.axis < len(shape):
@@ -266,7 +282,9 @@ def _padding(where: str, joining: Joining, signature: Signature) -> dict[str, Pa
 
 
 def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
-    """The padding of an input of this shape, with the one length that the model takes where that is so; None where it cannot be padded."""
+    """The padding of an input of this shape, with the length that the model requires if it is fixed; None
+    if the input cannot be padded.
+    """
     varying = {axis for axis, dim in enumerate(shape) if dim < 0 and axis}
     if set(padding.axes or varying) <= varying:
         return padding if varying else None
@@ -282,26 +300,29 @@ def _to_fixed_length(padding: Padding, shape: Shape) -> Padding | None:
 
 def _vary(axes: Sequence[int]) -> str:
     if not axes:
-        return "no dimension beside the batch varies"
-    return f"only {', '.join(map(str, axes))} beside the batch {'vary' if len(axes) > 1 else 'varies'}"
+        return "no dimension but the batch varies"
+    return f"only {', '.join(map(str, axes))} {'vary' if len(axes) > 1 else 'varies'} besides the batch"
 
 
-def _told(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
-    """The dtype of an input that is told something, which has that many dimensions."""
+def _described_dtype(where: str, spec: TensorSpec, rank: int, datatype: DataType | None = None) -> np.dtype:
+    """The dtype of a hidden input with this many dimensions. Raises InvalidArgument if the model declares
+    another.
+    """
     if datatype is not None and spec.datatype is not datatype:
         raise InvalidArgument(
-            f"{where} makes input '{spec.name}' of {datatype.config_name}, but the model's is {spec.datatype.config_name}"
+            f"{where} makes input '{spec.name}' of {datatype.config_name},"
+            f" but the model's is {spec.datatype.config_name}"
         )
     if spec.datatype in (DataType.BYTES, DataType.BF16) or len(spec.shape) != rank:
         raise InvalidArgument(
-            f"{where} makes input '{spec.name}' of numbers in {rank} dimension{'s' if rank > 1 else ''}, but the model's is"
-            f" {spec.datatype.config_name} {list(spec.shape)}"
+            f"{where} makes input '{spec.name}' of numbers in {rank} dimension{'s' if rank > 1 else ''},"
+            f" but the model's is {spec.datatype.config_name} {list(spec.shape)}"
         )
     return spec.datatype.dtype
 
 
 def _fill_value(where: str, spec: TensorSpec, text: str) -> object:
-    """What an input is padded with."""
+    """The value that an input is padded with."""
     if spec.datatype is DataType.BYTES:
         return text.encode()
     try:

@@ -1,4 +1,4 @@
-"""A model that runs in worker processes, as it is seen from outside: who only asks what a model is need not import how they work."""
+"""A model in worker processes, without the imports that running them needs."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ if TYPE_CHECKING:
 
 
 class ModelInWorkers(ABC):
-    """What `LoadedModel` is for models in this process. Lives on the event loop; `run` and `close` are for other threads."""
+    """The counterpart of `LoadedModel` for models in worker processes. Lives on the event loop; `run` and
+    `close` are for other threads.
+    """
 
     threads_per_run = 1
-    #: What the model said of itself when it was loaded.
+    #: The worker's description of the model.
     loaded: WorkerLoaded
     signature: Signature
     warnings: tuple[str, ...]
-    #: The devices that it is on, and what each of its workers is told of them.
+    #: The devices that it is on, and the place of each worker.
     placed: Places
     places: tuple[Place, ...]
-    #: Counts the responses of a model that gives any number of them; None for others.
+    #: Counts the responses of a decoupled model; None for others.
     responses: ResponseStatistics | None
-    #: Called when there has been no worker for a while, with the reason, and when there is one again, with "".
+    #: Called with the reason when no worker has run for a while, and with "" when one runs again.
     on_available: Callable[[str], None]
-    #: Called when the model says of itself that it is not ready, with the reason, or that it is again, with "".
+    #: Called with the reason when the model reports that it is not ready, and with "" when it is again.
     on_ready: Callable[[str], None]
-    #: What `on_ready` was told last.
+    #: The last argument of `on_ready`.
     unready: str
 
     @property
     @abstractmethod
     def pids(self) -> list[int]:
-        """The workers that live."""
+        """The processes of the workers that are alive."""
 
     @property
     @abstractmethod
@@ -50,7 +52,7 @@ class ModelInWorkers(ABC):
     @property
     @abstractmethod
     def debugged(self) -> bool:
-        """Whether the model runs in this process, where a person looks at it."""
+        """Whether the model runs in this process, for a debugger."""
 
     @property
     @abstractmethod
@@ -59,12 +61,14 @@ class ModelInWorkers(ABC):
 
     @abstractmethod
     def instances(self) -> Sequence[Instance]:
-        """A place for each batch that the workers take at once."""
+        """One instance for each batch that the workers take at once."""
 
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel. Called on any thread but the event loop's. Of a model of many responses it gives the last one."""
+        """See LoadedModel. Called on any thread but the event loop's. Of a decoupled model, returns the
+        last response.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Stops the workers. On the event loop it returns at once, on other threads when they have ended."""
+        """Stops the workers. Returns at once on the event loop, and on other threads once they have ended."""

@@ -182,7 +182,7 @@ def test_what_no_worker_can_be_told_costs_its_own_request_only(tmp_path: Path) -
         bad = threads.submit(model, np.ones((1, 4), np.float32), parameters={"mood": "\ud800"})
         with pytest.raises(
             InvalidArgument,
-            match=r"cannot be given to a worker process of model 'identity' version 1: .*surrogates",
+            match=r"cannot be sent to a worker process of model 'identity' version 1: .*surrogates",
         ):
             bad.result()
         assert [one.result()["output"][0, 0] for one in good] == list(range(8))

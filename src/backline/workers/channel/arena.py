@@ -1,7 +1,19 @@
-"""Shared memory between a server and one worker: a file that only exists in memory, mapped by both.
+"""Shared memory between a server and one worker: an anonymous in-memory file, mapped by both.
 
-Each side writes to its own half and lends blocks of it to the other, which gives them back. A block is reused as it is: its pages are
-there and warm. The file is sparse: what was never written takes no memory.
+Each side writes only to its own half. It lends blocks of that half to the other side by naming their offset
+in a message, and reuses a block once the other side has returned it. Who frees what:
+
+    server's block  lent by EXECUTE, back with RESULT, unless the model kept views (then PONG or CALL)
+                    lent by RESPONSE, back with PONG or CALL
+    worker's block  lent by RESULT or CALL, back with EXECUTE, RESPONSE or PING
+
+A returned block keeps its pages, so the next batch finds them warm. The file is sparse: pages never written
+take no memory. When a worker ends, its server drops the mapping; the memory lives on until the last array in
+it is freed.
+
+Neither side trusts offsets: `read` checks that they lie in the other half, and `give_back` ignores a block
+that is not lent. A worker can still change a block while the server reads it, so the server must treat tensor
+contents as untrusted input, which a model's output always is.
 """
 
 from __future__ import annotations
@@ -16,17 +28,17 @@ import numpy as np
 
 #: Bytes of the address space for each side.
 HALF = 1 << 35
-#: A batch with fewer bytes of tensors travels in its frame: for so little, two copies through the socket cost no more than lending a block
-#: and getting it back. Where exactly they cost the same depends on the machine; this is a size that is small on all of them.
+#: Smaller batches travel in their frame: two copies through the socket then cost no more than lending a block
+#: and getting it back. The break-even point depends on the machine; this is low on all that were measured.
 INLINE_LIMIT = 1 << 15
 #: The smallest block.
 _SMALLEST = 1 << 16
-#: Free bytes that are kept for the next blocks; beyond it memory goes back to the system.
+#: Free bytes kept for reuse; beyond them, pages of returned blocks go back to the system.
 _KEPT = 1 << 28
 
 
 def create() -> int:
-    """A new file descriptor of an arena, to be passed on to the worker."""
+    """A file descriptor of a new arena, to be inherited by the worker."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("backline", os.MFD_CLOEXEC)
     else:
@@ -39,10 +51,10 @@ def create() -> int:
 
 
 class Arena:
-    """One side's view: `lower` is the half that it writes to. Not for several threads at once: callers lock."""
+    """One side's view. `lower` selects the half that it writes to. Not thread-safe: callers lock."""
 
     def __init__(self, descriptor: int, *, lower: bool) -> None:
-        """Maps the file; the descriptor may be closed afterwards."""
+        """Maps the file; the caller may close the descriptor afterwards."""
         self._map = mmap.mmap(descriptor, 2 * HALF)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._start = 0 if lower else HALF
@@ -53,11 +65,13 @@ class Arena:
 
     @property
     def lent(self) -> int:
-        """The bytes of all blocks that have not come back."""
+        """The bytes of all blocks that are lent out."""
         return sum(self._sizes.values())
 
     def borrow(self, size: int) -> tuple[int, np.ndarray]:
-        """A block of at least `size` bytes to write to: its offset, and its bytes. Raises MemoryError when there is none."""
+        """A block of at least `size` bytes to write to: its offset, and its bytes. Raises MemoryError if the
+        half is full.
+        """
         whole = max(_SMALLEST, 1 << (size - 1).bit_length())
         free = self._free[whole]
         if free:
@@ -72,7 +86,9 @@ class Arena:
         return at, self._bytes[at : at + size]
 
     def give_back(self, at: int) -> None:
-        """A block of this side came back. One that was not lent is left alone: the other side may say anything."""
+        """Takes a returned block of this side. An offset that is not lent is ignored, because the other side
+        may send anything, also twice: a double return would lend one block to two batches.
+        """
         size = self._sizes.pop(at, 0)
         if not size:
             return
@@ -82,7 +98,7 @@ class Arena:
             self._map.madvise(mmap.MADV_REMOVE, at, size)
 
     def read(self, at: int, size: int, *, writable: bool = False) -> np.ndarray:
-        """Bytes of the other side's half. Raises ValueError for a place that is not in it."""
+        """Bytes of the other side's half, as a view. Raises ValueError for a range outside of it."""
         start = HALF - self._start
         if not (start <= at and size >= 0 and at + size <= start + HALF):
             raise ValueError(f"{size} bytes at {at} are not in the memory that the other side may write to")
@@ -92,6 +108,8 @@ class Arena:
 
 
 def when_unused(block: np.ndarray, done: Callable[[], None]) -> None:
-    """Calls `done` when no view of a block is left. `block` is what `Arena.read` gave: numpy's views keep it alive."""
+    """Calls `done` once no view of a block is left, on whichever thread frees the last one. `block` is what
+    `Arena.read` returned: numpy views keep it alive as their base.
+    """
     finalizer = weakref.finalize(block, done)
     finalizer.atexit = False

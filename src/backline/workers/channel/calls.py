@@ -12,28 +12,32 @@ Outcome: TypeAlias = Literal["success", "fail", "cancel"]
 
 
 class Calls(Protocol):
-    """What a model in a worker process may ask of the server. Lives on the event loop; every method raises BacklineError."""
+    """What a model in a worker process may ask of the server. Lives on the event loop; every method raises
+    BacklineError.
+    """
 
     def submit(self, ticket: Ticket) -> None:
-        """Engine.submit, which refuses what could wait for itself."""
+        """Engine.submit, but refuses a call that would wait for its own caller."""
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
-        """A call has ended after so many nanoseconds."""
+        """A call ended, after this many nanoseconds."""
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Whether a model can answer, or without a name the server is ready."""
+        """Whether a model can serve; for an empty name, whether the server is ready."""
 
     async def describe(self, model: str, version: str) -> Described:
-        """The inputs and outputs of a model, with full shapes, and its versions; one that is on demand is loaded for it."""
+        """A model's inputs and outputs with full shapes, and its serving versions. Loads a model that is on
+        demand.
+        """
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        """Control.load, with the JSON of a configuration and contents of files by path, if there are any."""
+        """Control.load. `config` is a configuration as JSON, `files` are contents by path."""
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
         """Control.unload."""
 
     def measure(self, message: Measure) -> float | None:
-        """A metric of the model itself; the answer is the value that was asked for."""
+        """Records or reads a metric of the model; returns the value if one was asked for."""
 
     def forget(self) -> None:
-        """The model is unloaded: nobody counts for it any more."""
+        """The model is unloaded: its metrics are removed."""

@@ -13,16 +13,18 @@ from backline.engine.tensor import Tensor, decode_tensor, element_count, encode_
 from backline.workers.channel.arena import INLINE_LIMIT, Arena
 from backline.workers.channel.protocol import Buffer, Column
 
-#: Columns in shared memory begin at multiples of this, as vector instructions like it.
+#: Columns in shared memory are aligned to this, for vector instructions.
 _ALIGNMENT: Final = 64
 
 
 def pack_columns(
     parts: Sequence[Sequence[Sequence[Tensor]]], arena: Arena
 ) -> tuple[list[list[Column]], list[Buffer], int]:
-    """The columns of several parts, the payload that some of them are in, and the block of shared memory that the others are in (or -1).
+    """Packs tensors into columns. Returns the columns of each part, the payload that holds small batches, and
+    the block of shared memory that holds large ones (-1 for none).
 
-    A part has columns, a column the tensors of one name that it joins, in order.
+    A part is a list of columns, a column the tensors of one name to be concatenated, in order. Raises
+    MemoryError.
     """
     packed: list[list[Column]] = []
     encoded: list[tuple[Column, Sequence[Tensor], list[Buffer] | None]] = []
@@ -83,9 +85,11 @@ def _write_tensors(place: np.ndarray, tensors: Sequence[Tensor]) -> None:
 def unpack_columns(
     columns: Sequence[Column], payload: memoryview, offset: int, block: np.ndarray | None, start: int
 ) -> tuple[dict[str, Tensor], int]:
-    """The tensors of columns by name, as views; `offset` is where theirs begin in the payload, and returned for the next part.
+    """The tensors of columns by name, as views, and the payload offset where the next part begins.
 
-    `block` is the shared memory from `start` on. Raises InvalidArgument or ValueError for columns that are not what they say.
+    `offset` is where this part begins in the payload; `block` is the shared memory from `start` on. Raises
+    InvalidArgument or ValueError if a column lies about its size, or points outside of its block: columns
+    come from the other process.
     """
     tensors: dict[str, Tensor] = {}
     for name, type_name, dims, size, at in ((c.name, c.datatype, c.shape, c.size, c.at) for c in columns):
@@ -106,6 +110,6 @@ def unpack_columns(
             raise InvalidArgument(
                 f"column '{name}' has {size} bytes for shape {list(shape)} of {datatype.name}"
             )
-        # Not through a buffer, which would hide from the block who holds it.
+        # A numpy view, not a memoryview: it keeps `block` alive, which is how its last use is noticed.
         tensors[name] = Tensor(name, datatype, shape, place.view(datatype.dtype).reshape(shape))
     return tensors, offset

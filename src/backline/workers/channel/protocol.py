@@ -1,4 +1,5 @@
-"""What a server and its worker process say to each other: frames over three Unix socket pairs, large tensors in shared memory.
+"""The messages between a server and its worker process: frames over three Unix socket pairs, large tensors in
+shared memory.
 
 A frame is a prefix of 12 bytes, a header and a payload:
 
@@ -8,24 +9,27 @@ A frame is a prefix of 12 bytes, a header and a payload:
     4       4     length of the header, little-endian
     8       4     length of the payload, little-endian
     12            the header: a msgpack array, the fields of the kind's struct below in order
-                  the payload: the bytes of small tensors, one after the other
+                  the payload: the bytes of small tensors, concatenated
 
-A worker has three channels. On the data channel the server sends LOAD once and then EXECUTE, the worker answers LOADED or FAILED and then
-RESULT. The control channel is read by a thread of its own on the worker's side, so that it works while a model computes: PING and PONG
-(with the blocks of shared memory that each gives back), CANCEL, STOP, and CREDIT for further responses.
+A worker has three channels.
 
-On the third channel it is the worker that asks, from any thread: CALL has another model of the server answer, ASK is about models. The
-server answers with RESPONSE, each the last one or not, and with ENDED where there is no response to come; DROP and MORE are the worker's
-CANCEL and CREDIT. A call is for requests of the worker that are open: their deadline and priority hold for it, and it ends when nobody
-waits for them any more.
+- Data: the server sends LOAD once and then EXECUTE; the worker responds with LOADED or FAILED, and then
+  RESULT.
+- Control: the worker reads it on a separate thread, so it works while a model computes. PING and PONG (each
+  returns blocks of shared memory), CANCEL, STOP, and CREDIT for further responses.
+- Calls: the worker sends, from any thread. CALL calls another model of the server, ASK is about models. The
+  server sends RESPONSE, flagged when it is the last, or ENDED where no response follows. DROP and MORE are to
+  calls what CANCEL and CREDIT are to requests. A call belongs to open requests of the worker: it inherits
+  their deadline and priority, and is cancelled when all of them are. MEASURE, LOG, LIMIT and READY are
+  one-way notices.
 
-Tensors travel in parts: the tensors of several requests that have equal names, datatypes and trailing shapes are one column each, so that
-a model which takes a batch gets it without a copy. Elements are in the row-major little-endian form of the Open Inference Protocol (BYTES:
-a 4-byte length before each element). A column lies in the payload of its frame, or in shared memory, see `arena`.
+Tensors travel in parts. The tensors of requests with equal names, datatypes and trailing shapes form one
+column each, so that a model that takes batches gets them without a copy. Elements are in the row-major
+little-endian form of the Open Inference Protocol (BYTES: a 4-byte length before each element). A column lies
+in the payload of its frame, or in shared memory, see `arena`.
 
-Beside calls a worker tells things there that nobody answers: MEASURE, LOG, LIMIT and READY.
-
-No message can execute anything: there is no pickle, and the server checks what a worker says as it checks what a client says.
+A worker runs code that the server does not trust. No message can execute anything (there is no pickle), and
+the server validates what a worker sends as it validates what a client sends.
 """
 
 from __future__ import annotations
@@ -43,16 +47,16 @@ Parameter: TypeAlias = str | int | float | bool
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 PREFIX = struct.Struct("<B3xII")
-#: Responses that a model of many may give to one request before the server asks for more.
+#: Responses that a decoupled model may send for one request before the server grants further credit.
 WINDOW = 16
-#: A frame that claims to be larger than this is none: large tensors do not travel in frames.
+#: A larger frame is a protocol violation: large tensors do not travel in frames.
 MAX_FRAME = 1 << 30
-#: The exit status of a worker that cannot speak with the server any more (EX_PROTOCOL of sysexits.h).
+#: The exit status of a worker that lost its channel to the server (EX_PROTOCOL of sysexits.h).
 CONNECTION_LOST = 76
 
 
 class Kind(IntEnum):
-    """What a frame is."""
+    """The kind of a frame."""
 
     LOAD = 1
     LOADED = 2
@@ -77,9 +81,8 @@ class Kind(IntEnum):
 
 
 class Spec(msgspec.Struct, array_like=True):
-    """An input or output: `shape` without the batch dimension, -1 where it varies.
-
-    `reshape` is what the model has in its place, if that is another.
+    """An input or output. `shape` excludes the batch dimension, with -1 where it varies; `reshape` is the
+    shape that the model sees instead, if it differs.
     """
 
     name: str
@@ -90,13 +93,17 @@ class Spec(msgspec.Struct, array_like=True):
 
 
 class WorkerLoad(msgspec.Struct, array_like=True):
-    """What a worker is to load: `adapter` is the function ("module:name") that makes a WorkerModel of this message.
+    """What a worker is to load.
 
-    `path` is the model's file, `folder` the model's folder above its versions; `instance` is the name of the worker's, and `device_kind`
-    and `device_index` say where it is to compute; `inputs`, `outputs` and `max_batch_size` are those of the
-    configuration, None where it has none. `configuration` is all of it with its defaults, the JSON of an inference.ModelConfig; with
-    `complete` a model that can add to it does so first, and is loaded by another worker then.
-    With `joining` each request comes as a part of its own; a model that wants them joined does it by these rules and says that it `joins`.
+    `adapter` names the kind of model, "python" or "torchserve". `path` is the model's file, `folder` the
+    model's folder above its versions. `instance` is the name of this instance, and `device_kind` and
+    `device_index` say where it computes. `inputs`, `outputs` and `max_batch_size` come from the
+    configuration, None where it has none. `configuration` is all of it with defaults, the JSON of an
+    inference.ModelConfig.
+
+    With `complete`, a model that can complete its configuration does only that; another worker then loads it.
+    With `joining`, each request arrives as a separate part; a model that wants them joined applies these
+    rules itself and sets `joins`.
     """
 
     adapter: str
@@ -117,12 +124,13 @@ class WorkerLoad(msgspec.Struct, array_like=True):
 
 
 class WorkerLoaded(msgspec.Struct, array_like=True):
-    """What a worker has loaded. `shape`s are without the batch dimension where `max_batch_size` is above 0.
+    """What a worker has loaded. `shape`s exclude the batch dimension if `max_batch_size` is above 0.
 
-    `decoupled` models give any number of responses. `concurrency` is how many batches it takes at once. A `deferred` model may answer
-    requests after it is done with their batch, while it has the next one. `completed` is the configuration of a model that was
-    only asked to complete it, and runs nothing. Requests of a model that is `joined_if_asked` run together only where its configuration
-    has `dynamic_batching`. The fields after `warnings` are what the model says of itself, None where it says nothing.
+    `decoupled` models send any number of responses. `concurrency` is how many batches the worker takes at
+    once. A `deferred` model may respond to requests after it returned from their batch, while it runs the
+    next. `completed` is the configuration of a model that was only asked to complete it, and runs nothing.
+    Requests to a `joined_if_asked` model run together only if its configuration has `dynamic_batching`. The
+    fields after `warnings` are the model's own settings, None where it has none.
     """
 
     inputs: list[Spec]
@@ -143,16 +151,19 @@ class WorkerLoaded(msgspec.Struct, array_like=True):
 
 
 class Failed(msgspec.Struct, array_like=True):
-    """Why a load failed, for people: `message` with the line of the model's file, `details` the whole traceback."""
+    """Why a load failed: `message` for people, with the line in the model's file, and `details`, the whole
+    traceback.
+    """
 
     message: str
     details: str = ""
 
 
 class Column(msgspec.Struct, array_like=True):
-    """The tensors of one name of all requests of a part, one after the other. `shape` is of all together.
+    """The tensors of one name of all requests of a part, concatenated; `shape` covers all of them.
 
-    With `at` below 0 its `size` bytes follow those of the columns before it in the payload; else they are in shared memory at this offset.
+    With a negative `at`, its `size` bytes follow those of the previous columns in the payload; otherwise they
+    are in shared memory at this offset.
     """
 
     name: str
@@ -163,10 +174,11 @@ class Column(msgspec.Struct, array_like=True):
 
 
 class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
-    """What a request says beside its tensors. `timeout` are the seconds left until nobody waits for it, 0 for no such moment.
+    """A request without its tensors.
 
-    `queue_timeout_us` are the microseconds that it wants to wait in a queue at most, 0 for any time. `trace` is where in a trace it stands,
-    as engine.tracing.Trace.context.
+    `timeout` is the seconds until its deadline, 0 for none. `queue_timeout_us` is the longest that it may
+    wait in a queue, in microseconds, 0 for any time. `trace` is its position in a trace, as
+    engine.tracing.Trace.context.
     """
 
     id: str = ""
@@ -182,9 +194,10 @@ class RequestNote(msgspec.Struct, array_like=True, omit_defaults=True):
 
 
 class Part(msgspec.Struct, array_like=True):
-    """Tensors of requests with these numbers. `rows` are those of each in the columns; empty for one request, whose tensors are whole.
+    """The tensors of the requests with these numbers. `rows` has the rows of each in the columns; it is empty
+    for one request, whose tensors are whole.
 
-    In a RESULT a part answers its requests: for the last time unless `more`.
+    In a RESULT a part responds to its requests: for the last time unless `more`.
     """
 
     numbers: list[int]
@@ -195,10 +208,10 @@ class Part(msgspec.Struct, array_like=True):
 
 
 class Execute(msgspec.Struct, array_like=True):
-    """Requests to run together; each has a number that is its own as long as the worker lives.
+    """Requests to run together. Each number is unique for the lifetime of the worker.
 
-    `notes` is empty when none has anything to say. `block` is the shared memory that the columns are in, -1 for none. `returned` are blocks
-    of the worker that the server needs no more.
+    `notes` is empty if no request has anything to note. `block` is the shared memory that holds the columns,
+    -1 for none. `returned` are blocks of the worker that the server no longer holds.
     """
 
     batch: int
@@ -209,7 +222,7 @@ class Execute(msgspec.Struct, array_like=True):
 
 
 class RequestFailure(msgspec.Struct, array_like=True):
-    """One request has failed: `kind` is the name of a class of backline.engine.errors."""
+    """One request has failed. `kind` is the name of a class in backline.engine.errors."""
 
     number: int
     kind: str
@@ -218,11 +231,13 @@ class RequestFailure(msgspec.Struct, array_like=True):
 
 
 class Result(msgspec.Struct, array_like=True):
-    """Answers. `done` says that the worker is free for the next batch: requests whose answers are still to come have later RESULTs.
+    """Responses. `done` means the worker is free for the next batch; responses still missing come in later
+    RESULTs.
 
-    `ended` are requests that get no further response, `rescheduled` those of iterative sequences that the model wants to have again.
-    `block` is the shared memory of the columns, -1 for none. `kept` says that the model still holds inputs in the block of the EXECUTE: a
-    PONG gives it back. The moments are of the system's monotonic clock, in ns.
+    `ended` are requests that get no further response, `rescheduled` those of iterative sequences that the
+    model wants to run again. `block` is the shared memory that holds the columns, -1 for none. `kept` means
+    the model still holds inputs in the block of the EXECUTE; a PONG or CALL returns it later. `began_ns` and
+    `ran_ns` are of the system's monotonic clock.
     """
 
     batch: int
@@ -238,23 +253,24 @@ class Result(msgspec.Struct, array_like=True):
 
 
 class NumberList(msgspec.Struct, array_like=True):
-    """Of CANCEL: requests for which nobody waits any more. Of PING and PONG: blocks of the other side's half that come back.
+    """Of CANCEL: numbers of cancelled requests. Of PING and PONG: blocks of the other side's half that are
+    returned.
 
-    Of CREDIT: a request, and how many further responses of it are welcome beside the WINDOW that every request begins with. Of DROP: calls
-    whose answers the worker does not want any more. Of MORE: a call, and how many further responses are welcome, as for CREDIT.
-    Of LIMIT: the bytes of memory that the worker may have resident, as its model says before it is loaded.
+    Of CREDIT: a request, and how many further responses it may send on top of the initial WINDOW. Of DROP:
+    calls that the worker has abandoned. Of MORE: a call, and how many further responses it may get, as for
+    CREDIT. Of LIMIT: the resident bytes that the model allows its worker, set before it is loaded.
     """
 
     numbers: list[int]
 
 
 class WorkerCall(msgspec.Struct, array_like=True):
-    """Another model of the server is to answer; `number` is the call's own as long as the worker lives.
+    """A call of another model of the server. `number` is unique for the lifetime of the worker.
 
-    `requests` are those of the worker for which it is made, empty where that is not known. `stream` says that any number of responses is
-    welcome. `note` is about the call alone; `queue_timeout` are the seconds that it may wait in a queue, 0 for what the model says.
-    `returned` are blocks of the server that the worker needs no more. `traced` are the requests whose traces it belongs
-    to where it is not made for `requests`.
+    `requests` are the worker's requests that the call is made for, empty if unknown. `stream` asks for any
+    number of responses. `note` is about the call itself. `queue_timeout` is in seconds, 0 for the model's
+    default. `returned` are blocks of the server that the worker no longer holds. `traced` are the requests
+    whose traces the call belongs to, if it is not made for `requests`.
     """
 
     number: int
@@ -273,10 +289,10 @@ class WorkerCall(msgspec.Struct, array_like=True):
 class Ask(msgspec.Struct, array_like=True):
     """A question about models, answered by ENDED.
 
-    `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load, `config`
-    replaces the configuration, and `files` are the contents of all files of the model by path, as UINT8 columns.
-    `requests` as in WorkerCall: once all of them are cancelled, the worker no longer waits. A load or unload that
-    has begun still completes.
+    `what` is "ready" (a model, or without a name the server), "describe", "load" or "unload". For a load,
+    `config` replaces the configuration, and `files` are the contents of all files of the model by path, as
+    UINT8 columns. `requests` as in WorkerCall: once all of them are cancelled, the worker no longer waits. A
+    load or unload that has begun still completes.
     """
 
     number: int
@@ -291,9 +307,9 @@ class Ask(msgspec.Struct, array_like=True):
 
 
 class Measure(msgspec.Struct, array_like=True):
-    """A metric of the model's own: `action` is "declare", "create", "increment", "set", "observe" or "value".
+    """A metric of the model's own. `action` is "declare", "create", "increment", "set", "observe" or "value".
 
-    With a `number` it is answered by ENDED. `bounds` are the upper ones of a histogram's buckets.
+    With a `number` it is answered by ENDED. `bounds` are the upper bounds of a histogram's buckets.
     """
 
     action: str
@@ -307,20 +323,20 @@ class Measure(msgspec.Struct, array_like=True):
 
 
 class Log(msgspec.Struct, array_like=True):
-    """A line of the log, at a level of Python's logging."""
+    """A line for the server's log, at a level of Python's logging."""
 
     level: int
     text: str
 
 
 class Readiness(msgspec.Struct, array_like=True):
-    """Of READY: why the model says that it is not ready; empty when it is."""
+    """Of READY: why the model reports that it is not ready; empty if it is."""
 
     reason: str
 
 
 class Response(msgspec.Struct, array_like=True):
-    """A response to a call. `returned` are blocks of the worker that the server needs no more."""
+    """A response to a call. `returned` are blocks of the worker that the server no longer holds."""
 
     number: int
     model: str
@@ -334,7 +350,9 @@ class Response(msgspec.Struct, array_like=True):
 
 
 class Ended(msgspec.Struct, array_like=True):
-    """There is no further response to a call, or this is the answer to an ASK: `value`, or a failure as RequestFailure has it."""
+    """The end of a call without a further response, or the answer to an ASK or MEASURE: `value`, or a failure
+    as in RequestFailure.
+    """
 
     number: int
     kind: str = ""
@@ -344,7 +362,9 @@ class Ended(msgspec.Struct, array_like=True):
 
 
 class Described(msgspec.Struct, array_like=True):
-    """The `value` that ends an ASK to "describe": a model's inputs and outputs with full shapes, and its versions that answer."""
+    """The `value` that answers an ASK to "describe": inputs and outputs with full shapes, and the versions
+    that serve.
+    """
 
     versions: list[str]
     platform: str
@@ -386,11 +406,11 @@ Message = TypeVar("Message", bound=msgspec.Struct)
 
 
 class WorkerProtocolError(Exception):
-    """The other side said something that is no frame."""
+    """The other side sent something that is not a valid frame, or not one that it may send."""
 
 
 def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) -> bytes:
-    """The bytes of a frame, to be sent as they are."""
+    """The bytes of a frame."""
     head = _encode(header)
     if not payload:
         return PREFIX.pack(kind, len(head), 0) + head
@@ -398,17 +418,19 @@ def frame(kind: Kind, header: msgspec.Struct, payload: Sequence[Buffer] = ()) ->
 
 
 class FrameSplitter:
-    """Cuts frames out of what a socket gives."""
+    """Splits received bytes into frames."""
 
     __slots__ = ("_needed", "_rest")
 
     def __init__(self) -> None:
         self._rest = bytearray()
-        #: Bytes from which on the first frame of the rest is complete, as far as they are known.
+        #: Bytes that the first frame in `_rest` needs to be complete; 0 while its prefix is incomplete.
         self._needed = 0
 
     def feed(self, data: bytes | bytearray) -> list[tuple[Kind, Any, memoryview]]:
-        """The frames that are complete now: kind, header, payload. Raises WorkerProtocolError for what is no frame."""
+        """The frames that are now complete: kind, header, payload. Raises WorkerProtocolError for an invalid
+        one.
+        """
         if self._rest:
             self._rest += data
             if len(self._rest) < self._needed:

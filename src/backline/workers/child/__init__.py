@@ -1,1 +1,3 @@
-"""What runs in a worker process: the model, behind the channels to the server. It imports nothing of the server's side."""
+"""The program in a worker process: it loads a model, and runs what the server sends. Needs NumPy and
+msgspec only.
+"""

@@ -1,4 +1,4 @@
-"""The responses to a call of another model, one by one, at the pace of the model that reads them."""
+"""The responses to a call of another model, one by one, at the reader's pace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 class CallStream:
-    """The responses to a call, an iterator; the model waits while they are not taken. Who does not take all closes it."""
+    """The responses to a call, an iterator. The called model waits while they are not read; a reader that
+    stops early closes it.
+    """
 
     def __init__(self, caller: Caller, number: int, heard: Mailbox) -> None:
         self._heard = heard
@@ -31,17 +33,19 @@ class CallStream:
         return response
 
     def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None behind the last one. Raises DeadlineExceeded when none has come after so many seconds."""
+        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
+        seconds.
+        """
         return None if self._credit.over else self._credit.taken(self._heard.get(timeout))
 
     def close(self) -> None:
-        """Takes no more responses: the call is cancelled. May be called on another thread, where `next` waits."""
+        """Cancels the call. May be called while another thread waits in `next`."""
         self._credit.close()
         self._heard.put(End(alone=False))
 
     @property
     def ended_alone(self) -> bool:
-        """Whether the end was told by itself, after the last response."""
+        """Whether the end came in a separate message, after the last response."""
         return self._credit.ended_alone
 
 
@@ -62,17 +66,19 @@ class AsyncCallStream:
         return response
 
     async def take(self, timeout: float = inf) -> InferResponse | None:
-        """The next response, None behind the last one. Raises DeadlineExceeded when none has come after so many seconds."""
+        """The next response, None after the last. Raises DeadlineExceeded if none arrives within `timeout`
+        seconds.
+        """
         return None if self._credit.over else self._credit.taken(await self._heard.get(timeout))
 
     def close(self) -> None:
-        """Takes no more responses: the call is cancelled."""
+        """Cancels the call."""
         self._credit.close()
         self._heard.put(End())
 
 
 class _Credit:
-    """How far the responses of a stream are taken; told to the server in portions."""
+    """Counts responses read, and grants the server as many further ones, in batches of half a window."""
 
     def __init__(self, caller: Caller, number: int) -> None:
         self._caller = caller

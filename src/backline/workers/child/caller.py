@@ -54,12 +54,13 @@ _CLOSED = "the connection of this worker to the server is closed"
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """What another model of the server is to be asked.
+    """A call of another model of the server.
 
-    `requests` are those for which it is asked, if that is known: their deadline and priority hold for the call, and it ends when nobody
-    waits for them. `note` is what the call says beside its tensors, its `timeout` in seconds; `queue_timeout` are the seconds that it may
-    wait in a queue, 0 for what the model says. `version` may be a label, or empty for the server's choice. `traced` are the numbers of the
-    requests whose traces it belongs to, where it is for no `requests`.
+    `requests` are those that the call is made for, if known: it inherits their deadline and priority, and is
+    cancelled when all of them are. `note` is about the call itself, its `timeout` in seconds. `queue_timeout`
+    is in seconds, 0 for the called model's default. `version` may be a label, or empty for the server's
+    choice. `traced` are the numbers of the requests whose traces the call belongs to, if it has no
+    `requests`.
     """
 
     model: str
@@ -73,11 +74,12 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What the server is asked about its models, and what `ask` gives.
+    """A question about the server's models, and what `ask` returns for it.
 
-    "ready": whether the model can answer, or without a name the server is ready. "describe": protocol.Described, as plain lists. "load" and
-    "unload": None when it is done; `config` (a configuration as JSON) and `files` (contents by path below the model's folder) replace
-    the repository's, `dependents` unloads an ensemble's steps, too. `requests` are those for which it is asked, as in ModelCall.
+    "ready": whether the model can serve, or for an empty name the server. "describe": protocol.Described, as
+    plain lists. "load" and "unload": None once done. `config` (a configuration as JSON) and `files` (contents
+    by path below the model's folder) replace the repository's; `dependents` unloads an ensemble's steps, too.
+    `requests` are as in ModelCall.
     """
 
     what: Literal["ready", "describe", "load", "unload"]
@@ -91,28 +93,30 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class _PendingCall:
-    """Who waits for an answer, and for which requests."""
+    """Where the answer is delivered, and the requests that the call is for."""
 
     deliver: Deliver
     requests: Sequence[WorkerRequest] = ()
 
 
 class Caller:
-    """The worker's end of the channel for calls. Every method may be called on any thread, and raises BacklineError."""
+    """The worker's end of the calls channel. Every method may be called on any thread, and raises
+    BacklineError.
+    """
 
     def __init__(self, channel: socket, connection: DataChannel) -> None:
         self._channel = channel
         self._connection = connection
         self._numbers = count(1)
         self._waiting: dict[int, _PendingCall] = {}
-        #: Held while something is said, so that frames do not mix.
+        #: Held while a frame is written, so that frames of several threads do not interleave.
         self._lock = threading.Lock()
         self._reader = ChannelReader(channel, self._take, self._ended, lambda: bool(self._waiting))
 
     # calls
 
     def infer(self, call: ModelCall) -> InferResponse:
-        """The response of a model that gives one; waits for it."""
+        """The response of a model that is not decoupled. Blocks."""
         heard = Mailbox()
         number = self._call(call, heard.put)
         try:
@@ -122,7 +126,7 @@ class Caller:
             self.drop(number)
 
     async def infer_async(self, call: ModelCall) -> InferResponse:
-        """`infer` for coroutines: others run while it waits. Cancelling it cancels the call."""
+        """`infer` for coroutines. Cancelling it cancels the call."""
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._call(call, heard.put)
@@ -132,7 +136,7 @@ class Caller:
             self.drop(number)
 
     def stream(self, call: ModelCall) -> CallStream:
-        """The responses of a model one by one; most models give one. The call begins now."""
+        """The responses of a model one by one; most models have one. The call starts at once."""
         self._reader.listen()
         heard = Mailbox()
         return CallStream(self, self._call(call, heard.put, stream=True), heard)
@@ -146,8 +150,10 @@ class Caller:
     # questions
 
     def ask(self, question: Question, timeout: float = inf) -> Any:
-        """See Question; waits for the answer. Raises DeadlineExceeded after so many seconds; a load or unload goes on."""
-        alone = timeout == inf  # who reads cannot look at the clock
+        """See Question; blocks. Raises DeadlineExceeded after `timeout` seconds; a load or unload still
+        completes.
+        """
+        alone = timeout == inf  # a thread that reads the socket itself cannot time out
         if not alone:
             self._reader.listen()
         heard = Mailbox()
@@ -160,7 +166,7 @@ class Caller:
             self.drop(number)
 
     async def ask_async(self, question: Question, timeout: float = inf) -> Any:
-        """`ask` for coroutines. A load or unload goes on when it is cancelled."""
+        """`ask` for coroutines. A load or unload still completes if this is cancelled."""
         self._reader.listen()
         heard = AsyncMailbox()
         number = self._ask(question, heard.put)
@@ -172,7 +178,7 @@ class Caller:
     # metrics and the log
 
     def measure(self, message: Measure) -> Any:
-        """Says something of a metric, and waits for what the server says to it."""
+        """Sends a Measure, and waits for its value."""
         heard = Mailbox()
         message.number = number = next(self._numbers)
         self._begin(number, _PendingCall(heard.put), frame(Kind.MEASURE, message))
@@ -183,10 +189,10 @@ class Caller:
             self._waiting.pop(number, None)
 
     def tell(self, kind: Kind, message: Measure | Log | NumberList | Readiness) -> None:
-        """Says something that has no answer."""
+        """Sends a message that has no answer."""
         self._say(frame(kind, message))
 
-    # what is said
+    # to the server
 
     def _call(self, call: ModelCall, deliver: Deliver, *, stream: bool = False) -> int:
         number = next(self._numbers)
@@ -248,20 +254,20 @@ class Caller:
             raise
 
     def drop(self, number: int) -> None:
-        """The answer is not wanted any more, if it is not there yet."""
+        """Cancels a call whose answer is outstanding; otherwise does nothing."""
         if self._waiting.pop(number, None) is not None:
             with suppress(Unavailable):
                 self._say(frame(Kind.DROP, NumberList([number])))
 
     def end_calls(self, requests: Sequence[WorkerRequest]) -> None:
-        """These requests are answered: calls for them that are under way are cancelled."""
+        """These requests are answered: cancels the calls in flight that were for them."""
         for number, waiting in tuple(self._waiting.items()):
             if waiting.requests and all(request in requests for request in waiting.requests):
                 self.drop(number)
                 waiting.deliver(Cancelled("the request that the call was for is answered"))
 
     def take_more(self, number: int, responses: int) -> None:
-        """So many further responses of a stream are welcome."""
+        """Grants a stream further responses."""
         if number in self._waiting:
             self._say(frame(Kind.MORE, NumberList([number, responses])))
 
@@ -271,10 +277,11 @@ class Caller:
                 self._channel.sendall(message)
         except OSError as error:
             raise Unavailable(
-                f"the server cannot be asked any more: {error}. Only the process that was started by it can call"
+                f"the server cannot be called any more: {error}."
+                " Only the worker process itself can call, not a process that it forked"
             ) from None
 
-    # what is heard
+    # from the server
 
     def _ended(self) -> None:
         for number in tuple(self._waiting):

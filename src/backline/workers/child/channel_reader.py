@@ -15,10 +15,11 @@ Take: TypeAlias = Callable[[Kind, Any, memoryview], None]
 
 
 class ChannelReader:
-    """Read by the thread that waits, as long as it is the only one, which saves a change of threads; else by a thread of its own.
+    """Read by the waiting thread while it is the only one, which saves a thread switch; otherwise by a
+    dedicated thread.
 
-    `take` gets each frame, `on_end` is called when no more will come, `awaited` tells whether anybody waits. They are called on the thread
-    that reads.
+    `take` gets each frame, `on_end` is called when no more can arrive, and `awaited` returns whether any
+    thread waits. All are called on the thread that reads.
     """
 
     def __init__(
@@ -29,14 +30,14 @@ class ChannelReader:
         self._on_end = on_end
         self._awaited = awaited
         self._frames = FrameSplitter()
-        #: Held by whoever reads.
+        #: Held by the thread that reads.
         self._reading = threading.Lock()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self.ended = False
 
     def wait(self, heard: Mailbox) -> None:
-        """Returns when there is something in a mailbox, or another thread reads and will put it there."""
+        """Returns once the mailbox has something, or another thread reads and will fill it."""
         if not self._reading.acquire(blocking=False):
             return
         try:
@@ -44,11 +45,11 @@ class ChannelReader:
                 self._read()
         finally:
             self._reading.release()
-            if self._awaited():  # by those who found that this thread was reading
+            if self._awaited():  # threads that relied on this one: their answers would not be read
                 self.listen()
 
     def listen(self) -> None:
-        """From now on a thread reads, whether somebody waits or not."""
+        """From now on a dedicated thread reads."""
         with self._starting:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._listen, name="backline-calls", daemon=True)

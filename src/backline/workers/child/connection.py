@@ -1,4 +1,4 @@
-"""The worker's end of the data channel: which requests are open, and what is told of them."""
+"""The worker's end of the data channel: open requests, and what is sent about them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,27 @@ class DataChannel:
     def __init__(self, data: socket, arena: Arena) -> None:
         self._data = data
         self.arena = arena
-        #: Held while anything is told, so that frames do not mix; the arena's lock, too.
+        #: Held while a frame is written, so that frames do not interleave; also guards the arena.
         self.lock = threading.RLock()
         self.credits = threading.Condition()
         #: Requests without a last answer, by number.
         self.open: dict[int, WorkerRequest] = {}
-        #: The number of the request that came last, they rise; and those that were cancelled before they came. Guarded by `_arrival`.
+        #: The highest number so far (numbers only rise), and the requests cancelled before they arrived. A
+        #: number above `_last` can still arrive; one below that is not open was answered. Guarded by
+        #: `_arrival`.
         self._last = -1
         self._cancelled_early: set[int] = set()
         self._arrival = threading.Lock()
-        #: How requests are read; see `reshape`.
+        #: How requests are decoded; `reshape` replaces these.
         self._unpack: Unpack = unpack_columns
         self._make_batch: MakeBatch = RequestBatch
-        #: Blocks of the server that the model held on to and has let go.
+        #: Blocks of the server, to be returned, that the model kept after its batch and has now freed.
         self.let_go: deque[int] = deque()
 
     def reshape(self, inputs: Reshapes, outputs: Reshapes) -> None:
-        """From now on the model has these inputs and outputs in other shapes than the server. Others pay nothing for it."""
+        """From now on the model sees these inputs and outputs in other shapes than the server. Costs other
+        models nothing.
+        """
 
         def unpack(*given: Any) -> tuple[dict[str, Tensor], int]:
             tensors, offset = unpack_columns(*given)
@@ -61,7 +65,7 @@ class DataChannel:
             self._data.sendall(message)
 
     def cancel(self, numbers: Sequence[int]) -> None:
-        """Nobody waits for these any more. They may not have come yet: control and data are two channels."""
+        """Requests are cancelled. They may not have arrived yet: control and data are separate channels."""
         for number in numbers:
             with self._arrival:
                 request = self.open.get(number)
@@ -78,19 +82,19 @@ class DataChannel:
             self._cancelled_early.discard(request.number)
 
     def credit(self, number: int, count: int) -> None:
-        """Further responses of a request are welcome."""
+        """Grants a request further responses."""
         request = self.open.get(number)
         if request is not None:
             request.may_send(count)
 
     def take_back(self, blocks: Sequence[int]) -> None:
-        """The server needs these blocks no more."""
+        """The server has returned these blocks."""
         with self.lock:
             for at in blocks:
                 self.arena.give_back(at)
 
     def take_let_go(self) -> list[int]:
-        """The blocks of the server that it is told of now; called on several threads."""
+        """The blocks to return to the server with the next message. Called on several threads."""
         taken: list[int] = []
         with suppress(IndexError):
             while self.let_go:
@@ -130,7 +134,7 @@ class DataChannel:
         return batch
 
     def pack(self, answers: Sequence[Outputs]) -> tuple[list[list[Column]], list[Buffer], int]:
-        """See `pack_columns`; a column for each output."""
+        """See `pack_columns`; one column per output."""
         return pack_columns([[(tensor,) for tensor in outputs] for outputs in answers], self.arena)
 
 

@@ -1,4 +1,4 @@
-"""What is heard of a call or a question, and where it waits for who asked: a thread, or a coroutine."""
+"""Where a thread or a coroutine waits for what arrives for its call or question."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from backline.workers.channel.protocol import Ended
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """No further response; of a question, its answer. `alone` says that the last response did not come together with it."""
+    """No further response; for a question, its answer. `alone` means the last response did not arrive in
+    the same message.
+    """
 
     value: Any = None
     alone: bool = True
@@ -29,7 +31,7 @@ Deliver: TypeAlias = Callable[[Heard], object]
 
 
 class Mailbox:
-    """What one thread waits for, put there by another one."""
+    """One thread waits here for what another one puts."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Heard] = SimpleQueue()
@@ -40,7 +42,7 @@ class Mailbox:
         return self._queue.empty()
 
     def get(self, timeout: float) -> Heard:
-        """What comes next. Raises DeadlineExceeded when nothing has come after so many seconds."""
+        """The next item. Raises DeadlineExceeded if there is none within `timeout` seconds."""
         try:
             return self._queue.get(timeout=timeout if isfinite(timeout) else None)
         except Empty:
@@ -48,7 +50,7 @@ class Mailbox:
 
 
 class AsyncMailbox:
-    """What one coroutine waits for, put there by any thread."""
+    """One coroutine waits here for what any thread puts."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -60,7 +62,7 @@ class AsyncMailbox:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, heard)
 
     async def get(self, timeout: float) -> Heard:
-        """As Mailbox.get."""
+        """See Mailbox.get."""
         try:
             async with asyncio.timeout(timeout if isfinite(timeout) else None):
                 return await self._queue.get()
@@ -69,21 +71,21 @@ class AsyncMailbox:
 
 
 def response_of(heard: Heard) -> InferResponse:
-    """The answer of a model that gives one. Raises BacklineError where it is none."""
+    """The response of a model that gives one. Raises the BacklineError that arrived instead."""
     if isinstance(heard, InferResponse):
         return heard
     raise heard if isinstance(heard, BacklineError) else Internal("a model that gives one response gave none")
 
 
 def value_of(heard: Heard) -> Any:
-    """The answer to a question. Raises BacklineError where it is none."""
+    """The answer to a question. Raises the BacklineError that arrived instead."""
     if isinstance(heard, End):
         return heard.value
     raise heard if isinstance(heard, BacklineError) else Internal("a question was answered by a response")
 
 
 def failure_of(message: Ended) -> BacklineError:
-    """The error that a message tells."""
+    """The error in a message."""
     kind = getattr(errors, message.kind, None)
     if not (isinstance(kind, type) and issubclass(kind, BacklineError)):
         kind = Internal

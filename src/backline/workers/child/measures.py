@@ -1,4 +1,4 @@
-"""How a model in a worker process counts: what it says goes to the server, which keeps the values of all workers together."""
+"""A model's own metrics: each measure goes to the server, which adds up those of all workers."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 
 class Measures:
-    """May be used on any thread. What is counted is there before any answer that is given afterwards."""
+    """May be used on any thread. A measure is recorded before any response that the model sends after it."""
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
     def declare(self, name: str, kind: MetricKind, description: str) -> None:
-        """Waits for the server. Raises InvalidArgument or AlreadyExists for what cannot be."""
+        """Waits for the server. Raises InvalidArgument or AlreadyExists if it refuses."""
         self._caller.measure(Measure("declare", name, kind=kind, description=description))
 
     def create(self, name: str, labels: Mapping[str, str], bounds: Sequence[float] = ()) -> None:
-        """A combination of labels, which is shown from now on."""
+        """Creates a combination of labels, which the metrics page shows from now on."""
         self._tell(Measure("create", name, dict(labels), list(bounds)))
 
     def record(
         self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
     ) -> None:
-        """`action` is increment, set or observe."""
+        """`action` is "increment", "set" or "observe"."""
         self._tell(Measure(action, name, dict(labels), list(bounds), value))
 
     def value(self, name: str, labels: Mapping[str, str]) -> float:
-        """The value at the server, of all workers. Waits for it."""
+        """The value at the server, over all workers. Waits for it."""
         value: Any = self._caller.measure(Measure("value", name, dict(labels)))
         return float(value)
 

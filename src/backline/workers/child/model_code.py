@@ -1,4 +1,4 @@
-"""The code of a Python model: what of its file is the model."""
+"""Which part of a Python model's file is the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from backline.engine.errors import InvalidArgument
 
-#: Settings of a model: the types that each may have, in words, and which values.
+#: The settings of a model: types, the expected value in words, and a check of the value.
 _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "max_batch_size": ((int,), "a whole number, 0 for no batches", lambda value: value >= 0),
     "instances": ((int,), "a whole number above 0", lambda value: value > 0),
@@ -23,17 +23,17 @@ _SETTINGS: dict[str, tuple[tuple[type, ...], str, Callable[[Any], bool]]] = {
     "memory_limit_bytes": ((int,), "a whole number above 0", lambda value: value > 0),
 }
 
-#: Also that of a type hint.
+#: With the one that type hints read.
 _KNOWN = (*_SETTINGS, "decoded_limit_bytes")
-#: How alike names are, from 0 to 1, of which one stands for the other: max_batch for max_batch_size, but not size.
+#: Similarity (0 to 1) from which a name counts as misspelt: max_batch for max_batch_size, but not size.
 _NEARLY = 0.78
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCode:
-    """A function whose type hints are the signature: `predict` of the class `owner`, or one that stands alone.
+    """A function whose type hints are the signature: `predict` of the class `owner`, or a plain function.
 
-    `settings` has the settings of the model as attributes: the class, or the file of the function.
+    `settings` has the model's settings as attributes: the class, or the function's module.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ModelCode:
     owner: type | None = None
 
     def setting(self, name: str) -> Any:
-        """What the model says of itself, None where it says nothing. Raises InvalidArgument for what cannot be meant."""
+        """One of the model's settings, None if it has none. Raises InvalidArgument for an invalid value."""
         value = getattr(self.settings, name, None)
         types, expected, fits = _SETTINGS[name]
         if value is None or (type(value) in types and fits(value)):
@@ -50,7 +50,7 @@ class ModelCode:
         raise InvalidArgument(f"{self.name.partition('.')[0]}.{name} is {value!r}, expected {expected}")
 
     def misspelt(self) -> list[str]:
-        """Warnings of numbers that are called nearly as a setting."""
+        """Warnings about numbers whose names nearly match a setting."""
         where = self.name.partition(".")[0] + "." if self.owner is not None else ""
         named = (
             name
@@ -65,18 +65,20 @@ class ModelCode:
 
     @property
     def parameters(self) -> list[inspect.Parameter]:
-        """Those that a caller gives."""
+        """The parameters without `self`."""
         found = list(inspect.signature(self.predict).parameters.values())
         return found if self.owner is None else found[1:]
 
 
 def import_file(path: Path, folder: Path) -> ModuleType:
-    """The module in a file; it may import what lies beside it, also relatively, and in the model's folder."""
+    """Imports a file as a module. It may import its neighbours, also relatively, and from the model's
+    folder.
+    """
     for place in (folder, path.parent):
         sys.path.insert(0, str(place))
     package = ModuleType(
         path.parent.name if path.parent.name.isdecimal() else "_model"
-    )  # as in Triton: a number is nobody else's name
+    )  # as in Triton; no other module has a number as its name
     package.__path__ = [str(path.parent)]
     spec = spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     if spec is None or spec.loader is None:
@@ -88,8 +90,10 @@ def import_file(path: Path, folder: Path) -> ModuleType:
 
 
 def find_model(module: ModuleType, path: str) -> ModelCode:
-    """The class `Model`, or the only one in the file with a method `predict`; without such a class the function `predict`, or the only one
-    in the file that is public and says what it returns. Raises InvalidArgument where there is none, or more than one.
+    """The class `Model`, or the only class in the file with a method `predict`; without such a class, the
+    function `predict`, or the only public function with a return annotation.
+
+    Raises InvalidArgument if there is none, or more than one.
     """
     own = {
         name: value
@@ -107,12 +111,13 @@ def find_model(module: ModuleType, path: str) -> ModelCode:
     if function := _only(functions, "predict", functions.get("predict"), path):
         return ModelCode(function.__name__, function, module)
     raise InvalidArgument(
-        f"'{path}': expected a class with a method predict, or a public function with type hints, found none{_nearest(own)}"
+        f"'{path}': expected a class with a method predict, or a public function with type hints,"
+        f" found none{_nearest(own)}"
     )
 
 
 def _nearest(own: dict[str, Any]) -> str:
-    """What may have been meant by what the file has."""
+    """A hint at what in the file may have been meant."""
     for name, value in own.items():
         if isinstance(value, type):
             near = get_close_matches(
@@ -137,7 +142,7 @@ if sys.version_info >= (3, 14):
     from annotationlib import Format, get_annotations
 
     def _says_what_it_returns(function: FunctionType) -> bool:
-        # Type hints are evaluated where they are asked for, and those of a helper may name what only a type checker imports.
+        # Evaluated lazily from 3.14 on: hints of other functions may name what only a type checker imports.
         return "return" in get_annotations(function, format=Format.FORWARDREF)
 
 else:
@@ -147,7 +152,7 @@ else:
 
 
 def _only(found: dict[str, Any], name: str, named: Any, path: str) -> Any:
-    """The one that is called `name`, or the only one; None where there is none."""
+    """The candidate called `name`, or the only one; None if there is none."""
     if callable(named) and (not isinstance(named, type) or callable(getattr(named, "predict", None))):
         return named
     if len(found) > 1:

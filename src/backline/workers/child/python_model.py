@@ -1,4 +1,4 @@
-"""Python models: the class of a `model.py`, whose type hints are its signature, in a worker process."""
+"""Python models in a worker process: the class in a `model.py`, whose type hints are its signature."""
 
 from __future__ import annotations
 
@@ -47,17 +47,19 @@ if TYPE_CHECKING:
 _STREAMS = (Iterator, Generator, AsyncIterator, AsyncGenerator)
 #: Batches that an asynchronous model takes at once.
 _CONCURRENCY = 64
-#: The class of a model of Triton's Python backend, and where the module is that it imports.
+#: The class of a model for Triton's Python backend, and the folder of the module that it imports.
 _TRITON_CLASS = "TritonPythonModel"
 _TRITON_API = Path(__file__).parent / "triton" / "importable"
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
-    """Imports a model's file and makes its model. Raises what the file raises, and InvalidArgument for a file that is no model."""
+    """Imports the file and makes its model. Raises what the file raises, and InvalidArgument if it has no
+    valid model.
+    """
     worker.begin(message, caller)
     place(message.device_kind, message.device_index)
     metrics.connect(Measures(caller), model=message.name, version=message.version)
-    # Before everything else: a copy of Triton's module beside the model is for editors.
+    # First on the path: the copy of Triton's module that some models bring is for editors only.
     sys.path.insert(0, str(_TRITON_API))
     module = import_file(Path(message.path), Path(message.folder))
     if hasattr(module, _TRITON_CLASS):
@@ -68,7 +70,7 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 class PythonModel:
-    """A class with `predict`, and `load` and `unload` where it has them; or a function."""
+    """A class with `predict`, and optionally `load` and `unload`; or a function."""
 
     def __init__(self, code: ModelCode, message: WorkerLoad, caller: Caller) -> None:
         self._where = f"{Path(message.path).name}, {code.name}"
@@ -111,9 +113,10 @@ class PythonModel:
         return ModelsOfServer(self._caller)
 
     def _make_joiner(self, message: WorkerLoad) -> Joiner | None:
-        """What joins its requests, where the configuration has rules for that: it gets what a model in the file of a runtime gets.
+        """What joins its requests, if the configuration has rules for joining: the model then gets the
+        same inputs as a model file of a runtime.
 
-        The hint of an input that no client sends is of all it gets, not of one item.
+        The hint of a hidden input describes the whole input rather than one item.
         """
         joining = message.joining
         self._hidden = frozenset() if joining is None else joining.hidden_inputs
@@ -166,7 +169,8 @@ class PythonModel:
         self._outputs, self._single = self._read_outputs(get_args(answer)[0] if self._stream else answer)
         if self._batched and (self._stream or self._request_argument):
             raise InvalidArgument(
-                f"{self._where}: a model with max_batch_size gives one answer and takes no Request; leave it out"
+                f"{self._where}: a model with max_batch_size gives one response and takes no Request;"
+                " leave it out"
             )
         if self._batched and any(
             value.kind is not None for value in (*self._inputs.values(), *self._outputs)
@@ -176,7 +180,9 @@ class PythonModel:
             )
 
     def _read_outputs(self, answer: Any) -> tuple[list[TypedValue], bool]:
-        """The outputs by the hint of what is returned, and whether it is one value rather than a class of several."""
+        """The outputs, from the return hint, and whether it is a single value rather than a class of
+        several.
+        """
         is_class = (
             typing.is_typeddict(answer) or dataclasses.is_dataclass(answer) or hasattr(answer, "_fields")
         )
@@ -241,7 +247,9 @@ class PythonModel:
             )
 
     def _execute_batch(self, batch: RequestBatch) -> None:
-        """All at once; if that fails and there are several, one after the other, so that bad input costs its sender only."""
+        """Runs all at once; if that fails for several, one after the other, so that an invalid request
+        fails alone.
+        """
         try:
             self._answer_batch(batch, self._predict(**self._batch_arguments(batch)))
         except BaseException as error:
@@ -337,7 +345,7 @@ class PythonModel:
         return arguments
 
     def _end_calls(self, batch: RequestBatch) -> None:
-        """Its requests are answered: calls that it has left under way are for nobody."""
+        """The batch is done: cancels calls that it left in flight."""
         if self._models is not None:
             self._caller.end_calls(batch.requests)
 
@@ -391,19 +399,19 @@ def _given(requests: Sequence[WorkerRequest]) -> tuple[list[dict[str, np.ndarray
 
 
 def _check_awaited(request: WorkerRequest) -> None:
-    """Raises Cancelled for a request that was cancelled before it was begun."""
+    """Raises Cancelled for a request that was cancelled before it started."""
     if request.cancelled:
         raise Cancelled("nobody waits for the answer any more")
 
 
 async def _close(answer: Any) -> None:
-    """Ends an asynchronous generator where it stands; other iterators have no end of their own."""
+    """Closes an asynchronous generator; other iterators have no such method."""
     if inspect.isasyncgen(answer):
         await answer.aclose()
 
 
 def _finish(hook: Any) -> None:
-    """Calls what may be a coroutine function, which runs on the worker's loop."""
+    """Calls a hook; if it is a coroutine function, runs it on the worker's loop."""
     if hook is None:
         return
     result = hook()

@@ -1,4 +1,4 @@
-"""Requests as a worker process sees them, and how they are answered."""
+"""Requests as a model in a worker process sees them, and how it responds."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ NO_NOTE = RequestNote()
 
 
 class WorkerRequest:
-    """One request. It is answered by `answer` or `fail` once; or, by a model of many responses, by `send` any number of times and `end`.
+    """One request. A model responds once with `answer` or `fail`; a decoupled model calls `send` any
+    number of times, then `end`.
 
-    All of them may be called from any thread, also after `WorkerModel.execute` has returned. `inputs` are arrays by name.
+    All of these may be called on any thread, also after `WorkerModel.execute` has returned. `inputs` are
+    tensors by name.
     """
 
     __slots__ = (
@@ -64,31 +66,32 @@ class WorkerRequest:
     ) -> None:
         self._batch = batch
         self._note = note
-        #: Responses that it may give; guarded by the connection's `credits`.
+        #: Responses that it may still send; guarded by the channel's `credits`.
         self._credit = WINDOW
         self._on_credit: Callable[[], None] | None = None
-        #: Its own inputs, or with `_first` of at least 0 those of all, in which its rows begin there.
+        #: Its own inputs; or, if `_first` is not negative, those of the whole batch, where its rows begin at
+        #: `_first`.
         self._inputs = inputs
         self._first = first
         self.number = number
-        #: Its rows in the batch, 1 where the model takes none.
+        #: Its rows in the batch, 1 for a model without batches.
         self.rows = rows
-        #: Whether nobody waits for the answer any more.
+        #: Set on another thread.
         self.cancelled = False
-        #: Called on another thread when that is so.
+        #: Called on another thread when it is cancelled.
         self.on_cancel: Callable[[], object] | None = None
         self.answered = False
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
-        """Empty when its batch was let go of."""
+        """Empty once its batch has released them."""
         if self._first >= 0:
             self._inputs = _rows(self._inputs, self._first, self._first + self.rows)
             self._first = -1
         return self._inputs
 
     def let_go(self) -> None:
-        """Its inputs are not needed any more."""
+        """Releases its inputs."""
         self._inputs, self._first = {}, -1
 
     @property
@@ -101,7 +104,7 @@ class WorkerRequest:
 
     @property
     def wanted(self) -> Sequence[str] | None:
-        """The names of the outputs that are asked for, None for all."""
+        """The names of the requested outputs, None for all."""
         return self._note.outputs
 
     @property
@@ -110,7 +113,7 @@ class WorkerRequest:
 
     @property
     def sequence(self) -> int | str:
-        """The sequence that it belongs to, 0 for none."""
+        """The id of its sequence, 0 for none."""
         return self._note.sequence
 
     @property
@@ -123,36 +126,36 @@ class WorkerRequest:
 
     @property
     def timeout(self) -> float:
-        """Seconds that were left when it came here, 0 for no limit."""
+        """Seconds to its deadline when it arrived here, 0 for no deadline."""
         return self._note.timeout
 
     @property
     def queue_timeout_us(self) -> int:
-        """Microseconds that it wanted to wait in a queue at most, 0 for any time."""
+        """The longest that it wanted to wait in a queue, in microseconds, 0 for any time."""
         return self._note.queue_timeout_us
 
     @property
     def trace(self) -> str:
-        """Where in a trace it stands, as JSON; empty when it is in none."""
+        """Its position in a trace, as JSON; empty if it is in none."""
         return self._note.trace
 
     def answer(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """The only, or the last, response."""
+        """Sends the only, or the last, response."""
         self._batch.answer((self,), outputs, parameters)
 
     def fail(self, error: BacklineError) -> None:
-        """The request has failed."""
+        """Fails the request."""
         self._batch.fail(self, error)
 
     def send(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """A response that is not the last; it is on its way when this returns. Waits while the one who asked takes no more."""
+        """Sends a response that is not the last. Blocks while the client reads no further ones."""
         with self._batch.credits:
             self._batch.credits.wait_for(self._take_credit)
         if not self.cancelled:
             self._batch.send(self, outputs, parameters)
 
     async def send_async(self, outputs: Outputs, parameters: Mapping[str, Parameter] | None = None) -> None:
-        """`send` for coroutines: others run while it waits. One call at a time."""
+        """`send` for coroutines. One call at a time."""
         loop = asyncio.get_running_loop()
         welcome = asyncio.Event()
 
@@ -178,7 +181,7 @@ class WorkerRequest:
         return True
 
     def may_send(self, count: int) -> None:
-        """The one who asked takes further responses."""
+        """The server grants further responses."""
         with self._batch.credits:
             self._credit += count
             self._batch.credits.notify_all()
@@ -186,18 +189,18 @@ class WorkerRequest:
                 self._on_credit()
 
     def cancel(self) -> None:
-        """Nobody waits any more: neither does `send`, which from now on does nothing."""
+        """Cancels the request: `send` no longer blocks, and does nothing."""
         self.cancelled = True
         self.may_send(0)
         if self.on_cancel is not None:
             self.on_cancel()
 
     def reschedule(self) -> None:
-        """The model wants to have it once more."""
+        """The model wants to run it once more."""
         self._batch.reschedule(self)
 
     def end(self) -> None:
-        """There is no further response."""
+        """Ends the responses."""
         self._batch.end(self)
 
 
@@ -211,7 +214,7 @@ class _QueuedResponse:
 
 
 class _Again:
-    """The outcome of a request that the model wants to have once more."""
+    """The outcome of a request that the model wants to run once more."""
 
 
 _AGAIN = _Again()
@@ -219,7 +222,7 @@ _AGAIN = _Again()
 
 @dataclass(slots=True)
 class _Outcome:
-    """What is to be told with the next RESULT."""
+    """What the next RESULT will hold."""
 
     answers: list[_QueuedResponse] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
@@ -228,18 +231,20 @@ class _Outcome:
 
 
 class RequestBatch:
-    """Requests that a model gets at once. `columns` are the inputs of all of them joined along their first dimension."""
+    """Requests that a model gets at once. `columns` are their inputs, concatenated along the first
+    dimension.
+    """
 
     def __init__(self, connection: DataChannel, number: int, block: np.ndarray | None, block_at: int) -> None:
         self._connection = connection
         self._number = number
-        #: The shared memory that the inputs are in.
+        #: The shared memory that holds the inputs.
         self._block = block
         self._block_at = block_at
         self._outcome = _Outcome()
         self._executing = True
         self.requests: list[WorkerRequest] = []
-        #: The joined inputs by name, None where the requests cannot be joined (their shapes or names differ, or they are no batches).
+        #: The concatenated inputs by name, None if shapes or names differ, or the model takes no batches.
         self.columns: Mapping[str, Tensor] | None = None
 
     @property
@@ -248,7 +253,7 @@ class RequestBatch:
 
     @property
     def credits(self) -> threading.Condition:
-        """Told whenever a request of the connection may send more."""
+        """Notified whenever a request of this worker may send more."""
         return self._connection.credits
 
     def answer(
@@ -257,7 +262,9 @@ class RequestBatch:
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """Answers requests with outputs that are joined as their inputs are in `columns`, or one request with its own."""
+        """Responds to several requests with outputs that are concatenated like their inputs in `columns`,
+        or to one with its own.
+        """
         rows = [request.rows for request in requests] if len(requests) > 1 else []
         self._add(
             requests,
@@ -321,7 +328,9 @@ class RequestBatch:
         outcome.answers.clear()
         kept = False
         if done and self._block is not None:
-            payload = list(map(bytes, payload))  # which may be views of inputs
+            payload = list(
+                map(bytes, payload)
+            )  # copied, as they may be views of the block that is released here
             kept = self._let_go()
         result = Result(
             self._number,
@@ -338,7 +347,13 @@ class RequestBatch:
         self._connection.send(frame(Kind.RESULT, result, payload))
 
     def _let_go(self) -> bool:
-        """Whether the model still holds inputs that are in shared memory; if so the server is told when it lets go."""
+        """Releases the batch's inputs in shared memory. Returns whether the model still holds views of
+        them.
+
+        If it does not, the RESULT tells the server that the block is free. If it does, the block is returned
+        once the last view is freed; until then the server must not reuse it, or the model's arrays would
+        change under it.
+        """
         assert self._block is not None, "the inputs are in shared memory"
         found = weakref.ref(self._block)
         self._block = self.columns = None
@@ -353,14 +368,14 @@ class RequestBatch:
         return True
 
     def finish(self, began: int, ran: int) -> None:
-        """The model has done what it does at once: what it has answered is told, and the next batch may come."""
+        """`execute` has returned: sends what was answered, and lets the next batch come."""
         with self._connection.lock:
             self._executing = False
             self._flush(done=True, began=began, ran=ran)
 
 
 class ReshapedBatch(RequestBatch):
-    """Requests whose outputs the server sees in other shapes than the model gives them."""
+    """Requests whose outputs have another shape at the server than in the model."""
 
     def __init__(self, outputs: Reshapes, *given: Any) -> None:
         super().__init__(*given)
@@ -372,7 +387,9 @@ class ReshapedBatch(RequestBatch):
         outputs: Outputs,
         parameters: Mapping[str, Parameter] | None = None,
     ) -> None:
-        """See RequestBatch. A request fails whose output has another shape than is to be changed; for several it raises Internal."""
+        """See RequestBatch. A request fails if an output does not have the shape to be changed; for
+        several it raises Internal.
+        """
         try:
             outputs = self._reshaped(outputs)
         except Internal as error:

@@ -1,4 +1,6 @@
-"""Which inputs and outputs a model has in other shapes than the server: what its configuration reshapes."""
+"""Inputs and outputs that have another shape in the model than at the server, because the configuration
+has a `reshape`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from backline.workers.channel.protocol import Spec, WorkerLoad, WorkerLoaded
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """The inputs or the outputs of a model as the server sees them, and how their shapes are changed on the way."""
+    """The inputs or outputs of a model as the server sees them, and the changes of shape in both
+    directions.
+    """
 
     specs: list[Spec]
     to_model: Reshapes
@@ -23,15 +27,17 @@ class Shapes:
 
 
 def is_reshaped(load: WorkerLoad) -> bool:
-    """Whether the configuration reshapes anything."""
+    """Whether the configuration reshapes any tensor."""
     return any(spec.reshape is not None for spec in (*load.inputs, *load.outputs))
 
 
 def shapes_of(load: WorkerLoad, loaded: WorkerLoaded) -> tuple[Shapes, Shapes]:
-    """The inputs and the outputs of a model. Raises InvalidArgument where its own shape contradicts its configuration."""
+    """The inputs and outputs of a model. Raises InvalidArgument if its own shapes contradict the
+    configuration.
+    """
     batch = (-1,) if loaded.max_batch_size else ()
     joining = load.joining if loaded.joins else None
-    # What is laid end to end has one dimension in the model, which is told of the shape that it would have had.
+    # A ragged input is flat in the model, whose batch inputs still describe the shape before flattening.
     ragged, scattered = ((), ()) if joining is None else (joining.ragged, joining.scattered)
     inputs = _shapes("input", loaded.inputs, load.inputs, ragged, batch)
     return inputs, _shapes("output", loaded.outputs, load.outputs, scattered, batch)
@@ -59,11 +65,12 @@ def _shapes(
             specs.append(spec)
             continue
         to_server[spec.name] = Reshape((*batch, *shape), (*batch, *seen))
-        if spec is not said:  # the model says itself what it has, by its type hints
+        if spec is not said:  # the model has shapes of its own, from type hints
             fitting = narrower(shape, tuple(spec.shape))
             if fitting is None:
                 raise InvalidArgument(
-                    f"{kind} '{spec.name}' has the reshape {list(shape)} in its configuration, but {spec.shape} in the model"
+                    f"{kind} '{spec.name}' has the reshape {list(shape)} in its configuration,"
+                    f" but {spec.shape} in the model"
                 )
             seen = Reshape(shape, seen).shape(spec.name, fitting)
         specs.append(msgspec.structs.replace(spec, shape=list(seen), reshape=None))

@@ -1,7 +1,8 @@
-"""Where a worker process begins: run as a file, by whatever interpreter the model has.
+"""The entry point of a worker process, run as a file by the model's interpreter.
 
-The interpreter need not have this package installed: it is taken from the folder that this file is in, without anything that lies beside
-it, so that the model's environment decides about every other package. NumPy and msgspec must be there.
+That interpreter need not have Backline installed: the package is imported from the folder of this file,
+without making its neighbours importable, so that all other packages come from the model's environment. NumPy
+and msgspec must be there.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def _import_package() -> None:
 
 def _main() -> None:
     faulthandler.enable()
-    sys.path.pop(0)  # this folder, whose modules are nobody else's
-    gc.disable()  # what is imported stays: it is not looked through for garbage
+    sys.path.pop(0)  # this folder: a model's `import worker` must not find the module here
+    gc.disable()  # imported modules stay for good: collecting them would only cost time
     _import_package()
     from backline.workers.child.worker import end_with_parent, main
 
@@ -35,7 +36,7 @@ def _main() -> None:
     data, control, calls, arena, parent = map(int, sys.argv[1:])
     import os
 
-    if os.getppid() != parent:  # it went away before this could be asked for
+    if os.getppid() != parent:  # the server ended before `end_with_parent` took effect
         os._exit(1)
     main(data, control, calls, arena)
 

@@ -1,4 +1,6 @@
-"""Model archives of TorchServe in a worker process: a handler gets rows of requests, and gives an answer for each."""
+"""Model archives of TorchServe in a worker process: a handler gets the rows of all requests, and returns
+an answer to each.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ from backline.workers.child.worker_model import WorkerModel
 INPUT, OUTPUT = "data", "output"
 _BUILT_IN = ("base_handler", "image_classifier", "image_segmenter", "object_detector", "text_classifier")
 _ENVELOPES = ("body", "json", "kserve", "kservev2")
-#: Those that understand one request at a time.
+#: Envelopes that take one request at a time.
 _ALONE = ("kserve", "kservev2")
 _ERRORS: Mapping[int, type[BacklineError]] = {
     404: NotFound,
@@ -54,17 +56,18 @@ Handle = Callable[[list[dict[str, Any]], Context], Any]
 
 
 def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
-    """Imports and initialises the handler of an unpacked archive. Raises what that raises, InvalidArgument for what is no handler."""
+    """Imports and initialises the handler of an unpacked archive. Raises what the handler raises, and
+    InvalidArgument for an invalid handler.
+    """
     folder = Path(message.path)
     if sys.platform != "win32":
         hold(folder)
-    for name, module in list(
-        sys.modules.items()
-    ):  # of a model that is debugged: what another archive of it was unpacked to
+    # A debugged model shares this process with earlier loads of it: forget the modules of its other archives.
+    for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(f"{folder.parent}{os.sep}"):
             del sys.modules[name]
     sys.path.insert(0, str(folder))
-    if find_spec("ts") is None:  # TorchServe itself is not there
+    if find_spec("ts") is None:  # TorchServe is not installed
         sys.path.append(str(Path(compat.__file__).parent))
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text("utf-8"))
     settings = ArchiveSettings(json.loads(message.parameters["model-config"]))
@@ -85,7 +88,9 @@ def load(message: WorkerLoad, caller: Caller) -> WorkerModel:
 
 
 def _handler(name: str, folder: Path, context: Context) -> Handle:
-    """The function that handles batches, initialised: of a module's function, or of its only class."""
+    """The initialised function that handles batches: a function of the module, or the method of its only
+    class.
+    """
     module_name, _, function = name.partition(":")
     module_name = module_name.rpartition("/")[2].removesuffix(".py")
     if (folder / f"{module_name}.py").is_file() or (folder / module_name).is_dir():
@@ -102,7 +107,8 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
     if len(classes) != 1:
         found = ", ".join(one.__name__ for one in classes) or "none"
         raise InvalidArgument(
-            f"handler '{name}': expected a function handle(data, context), or one class with a method of that name; found {found}"
+            f"handler '{name}': expected a function handle(data, context),"
+            f" or one class with a method of that name; found {found}"
         )
     instance = classes[0]()
     if callable(getattr(instance, "initialize", None)):
@@ -113,7 +119,8 @@ def _handler(name: str, folder: Path, context: Context) -> Handle:
 def _built_in(name: str) -> Any:
     if name not in _BUILT_IN:
         raise InvalidArgument(
-            f"the archive does not hold its handler '{name}.py', and no built-in is called so: {', '.join(_BUILT_IN)}"
+            f"the archive does not hold its handler '{name}.py',"
+            f" and no built-in handler has that name: {', '.join(_BUILT_IN)}"
         )
     try:
         return importlib.import_module(f"ts.torch_handler.{name}")
@@ -124,7 +131,7 @@ def _built_in(name: str) -> Any:
 
 
 class TorchServeModel:
-    """A handler, and the tensors that are its rows and answers."""
+    """A handler, and how tensors become its rows and its answers tensors."""
 
     def __init__(
         self, handle: Handle, context: Context, message: WorkerLoad, settings: ArchiveSettings, batch: int
@@ -139,7 +146,8 @@ class TorchServeModel:
         outputs = message.outputs or [Spec(OUTPUT, DataType.BYTES.name, [1])]
         if len(outputs) != 1 or outputs[0].datatype != DataType.BYTES.name:
             raise InvalidArgument(
-                "the configuration of a model archive may name one output, of TYPE_STRING: what the handler gives"
+                "the configuration of a model archive may name one output,"
+                " of TYPE_STRING: what the handler returns"
             )
         self._output = outputs[0].name
         self._batched = batch > 0
@@ -163,7 +171,7 @@ class TorchServeModel:
         )
 
     def execute(self, batch: RequestBatch) -> None:
-        """See WorkerModel: all requests at once; if that fails and there are several, one after the other."""
+        """See WorkerModel: all requests at once; if that fails for several, one after the other."""
         if self._together and len(batch.requests) > 1:
             try:
                 self._answer(batch.requests)
@@ -217,7 +225,7 @@ class TorchServeModel:
             start = end
 
     def _fields(self, tensor: Tensor, row: int, header: Mapping[str, str]) -> Sequence[tuple[str, Any]]:
-        """A row's part of a tensor by its names: a text is what its content type says, numbers are an array."""
+        """The fields of one row: text is decoded by its content type, numbers are arrays."""
         data = tensor.data[row] if self._batched else tensor.data
         if tensor.datatype is not DataType.BYTES:
             return [(tensor.name, data)]
@@ -237,7 +245,8 @@ class TorchServeModel:
             raise
         if not isinstance(answers, list):
             raise Internal(
-                f"the handler gave a {type(answers).__name__}, expected a list with an answer for each of {len(rows)} requests"
+                f"the handler gave a {type(answers).__name__},"
+                f" expected a list with an answer for each of {len(rows)} requests"
             )
         if len(answers) != len(rows):
             raise Internal(f"the handler gave {len(answers)} answers to {len(rows)} requests")
@@ -264,7 +273,9 @@ class TorchServeModel:
             request.answer([self._tensor(encoded)], parameters)
 
     def _send(self, request: WorkerRequest, answer: Any) -> None:
-        """A response that is not the last one. Raises Cancelled when nobody waits for it, which ends the handler."""
+        """Sends a response that is not the last. Raises Cancelled if the request is cancelled, which ends
+        the handler.
+        """
         if request.cancelled:
             raise Cancelled("nobody waits for the answer any more")
         request.send([self._tensor([_encoded(answer)])])
@@ -276,7 +287,7 @@ class TorchServeModel:
         return Tensor(self._output, DataType.BYTES, shape, data.reshape(shape))
 
     def close(self) -> None:
-        """See WorkerModel: handlers have no end."""
+        """See WorkerModel: handlers have no hook for it."""
 
 
 def _in_envelope(name: str, handle: Handle) -> Handle:
@@ -290,7 +301,7 @@ def _in_envelope(name: str, handle: Handle) -> Handle:
 
 
 def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
-    """A body as its content type says: JSON, text, else the bytes. Raises InvalidArgument for what is not that."""
+    """A body by its content type: JSON, text, or bytes. Raises InvalidArgument for invalid content."""
     kind = (
         next((text for name, text in header.items() if name.lower() == "content-type"), "")
         .partition(";")[0]
@@ -306,7 +317,9 @@ def _decoded(value: bytes, header: Mapping[str, str]) -> Any:
 
 
 def _encoded(answer: Any) -> bytes:
-    """An answer as TorchServe sends it: bytes and texts as they are, everything else as JSON. Raises Internal for what has none."""
+    """An answer as TorchServe sends it: bytes and text unchanged, everything else as JSON. Raises Internal
+    if it has no JSON form.
+    """
     if isinstance(answer, (bytes, bytearray)):
         return bytes(answer)
     if isinstance(answer, str):
@@ -320,7 +333,7 @@ def _encoded(answer: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays, tensors and their numbers as lists and numbers."""
+    """Arrays, tensors and their scalars as lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""What went wrong in a model's own code: one line for the caller, everything for the log."""
+"""What went wrong in a model's own code: one line for the client, everything for the log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _LONGEST_TRITON = 2000
 
 
 def reason(error: BaseException, folder: str) -> str:
-    """What was raised, and at which line of the model's own files: "ValueError: too loud (model.py, line 12, in predict)"."""
+    """The exception, and its line in the model's own files: "ValueError: too loud (model.py, line 12, in
+    predict)".
+    """
     if isinstance(error, BacklineError):
         return error.message
     said = " ".join(str(error).split())
@@ -42,7 +44,7 @@ def details(error: BaseException) -> str:
 def triton_text(error: BaseException, folder: str) -> str:
     """The exception in Triton's form, with the lines of the model's own files only, innermost first.
 
-    "ValueError: too loud", an empty line, "At:", and for each frame "  1/model.py(12): execute".
+    "ValueError: too loud", an empty line, "At:", and for each frame " 1/model.py(12): execute".
     """
     said = str(error)
     if len(said) > _LONGEST_TRITON:

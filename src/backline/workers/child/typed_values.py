@@ -1,4 +1,4 @@
-"""Python values of a model's type hints as tensors, and back: arrays, text, bytes, numbers, JSON, images, sounds."""
+"""Python values of type hints as tensors and back: arrays, text, bytes, numbers, JSON, images, sounds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ _SINGLE: Mapping[type, DataType] = {
 class TypedValue:
     """An input or output by its hint. `kind` is the Python type of a single value, None for an array.
 
-    `media` decodes and encodes the file that the bytes of a value are; `limit` is what it may become, in bytes.
+    `media` decodes and encodes values that are image or sound files; `limit` is the decoded size allowed, in
+    bytes.
     """
 
     name: str
@@ -55,7 +56,7 @@ class TypedValue:
         output: bool = False,
         limit: int = DECODED_LIMIT,
     ) -> TypedValue:
-        """Raises InvalidArgument for a hint that says nothing, Internal for one whose library is missing."""
+        """Raises InvalidArgument for an unsupported hint, Internal for one whose library is missing."""
         try:
             media: Media | None = image_hint(hint) or audio_hint(hint)
             if media is not None:
@@ -69,8 +70,8 @@ class TypedValue:
         if isinstance(kind, type) and kind in _SINGLE:
             return cls(name, kind, _SINGLE[kind], (1,), optional)
         raise InvalidArgument(
-            f"{where}: the type hint of '{name}' is {hint!r}; expected FP32[16] or another datatype of backline.model, str, bytes,"
-            " int, float, bool, dict, list, Image or Audio[16000]"
+            f"{where}: the type hint of '{name}' is {hint!r}; expected FP32[16] or another datatype of"
+            " backline.model, str, bytes, int, float, bool, dict, list, Image or Audio[16000]"
         )
 
     @property
@@ -78,7 +79,7 @@ class TypedValue:
         return Spec(self.name, self.datatype.name, list(self.shape), self.optional)
 
     def to_python(self, tensor: Tensor) -> Any:
-        """What the model gets. Raises InvalidArgument for text, JSON, images and sounds that are none."""
+        """What the model gets. Raises InvalidArgument for text, JSON, images and sounds that are invalid."""
         if self.kind is None:
             return tensor.data
         value = tensor.data.reshape(-1)[0]
@@ -103,7 +104,9 @@ class TypedValue:
             raise InvalidArgument(f"input '{self.name}' is no {expected}: {error}") from None
 
     def to_tensor(self, value: Any, rows: int | None) -> Tensor:
-        """What the model gave, with `rows` in a batch or None. Raises TypeError or ValueError for what the hint does not promise."""
+        """What the model returned, with `rows` in a batch or None. Raises TypeError or ValueError if the
+        hint promises another value.
+        """
         if self.kind is None:
             return self._array(value, rows)
         if self.media is not None:
@@ -133,7 +136,7 @@ class TypedValue:
             raise type(error)(f"output '{self.name}': {error}") from None
 
     def to_flat(self, value: Any) -> Tensor:
-        """What the model gave for several requests, all elements in one dimension. Raises TypeError as `to_tensor`."""
+        """What the model returned for several requests, in one dimension. Raises TypeError as `to_tensor`."""
         data = self._typed(value).reshape(-1)
         return Tensor(self.name, self.datatype, data.shape, data)
 
@@ -144,7 +147,8 @@ class TypedValue:
                 data.dtype, self.datatype.dtype, "same_kind"
             ):
                 raise TypeError(
-                    f"output '{self.name}' has dtype {data.dtype}, but the type hint says {self.datatype.name}"
+                    f"output '{self.name}' has dtype {data.dtype},"
+                    f" but the type hint says {self.datatype.name}"
                 )
             data = data.astype(self.datatype.dtype)
         return data

@@ -1,4 +1,6 @@
-"""The main loop of a worker process. Started by `start.py` with the descriptors of its channels and of the shared memory."""
+"""The main loop of a worker process. `start.py` runs it with the descriptors of its channels and shared
+memory.
+"""
 
 from __future__ import annotations
 
@@ -35,32 +37,34 @@ from backline.workers.child.reshaped import is_reshaped, shapes_of
 from backline.workers.child.tracebacks import details, reason
 from backline.workers.child.worker_model import Adapter, WorkerModel
 
-#: Larger than any frame that the server sends in one piece.
+#: Bytes per read, above most frames: large tensors travel in shared memory.
 _RECEIVE = 1 << 18
 
 
 def main(data: int, control: int, calls: int, arena: int) -> None:
-    """Runs one worker until the server says STOP or goes away. Never returns."""
-    # The channel ends when the server is gone, or the model has closed what is not its own.
+    """Runs one worker until the server sends STOP or disconnects. Never returns."""
+    # The channel closes if the server ends, or the model closes descriptors that are not its own.
     worker = make_worker(data, control, calls, arena, on_end=lambda: os._exit(CONNECTION_LOST))
     pid = os.getpid()
     os.register_at_fork(after_in_child=lambda: _forked(data, control, calls))
     try:
         worker.serve()
     except BaseException as error:
-        if os.getpid() != pid:  # a child that the model has forked came back to a loop that is not its own
+        if os.getpid() != pid:  # a fork of the model returned into the parent's loop
             os._exit(0)
-        if isinstance(error, OSError):  # a channel's: what models raise is answered
+        if isinstance(error, OSError):  # from a channel: exceptions of the model are caught earlier
             os._exit(CONNECTION_LOST)
         raise
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of the model, which nobody knows how to end, are not waited for.
+    # Without waiting for the model's threads, which may never end.
     os._exit(0)
 
 
 def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Callable[[], None]) -> Worker:
-    """The worker at these descriptors, which it takes over. `on_end` is called on a thread when the control channel was closed."""
+    """The worker at these descriptors, which it takes over. `on_end` is called on a thread when the
+    control channel closes.
+    """
     channel = socket(fileno=data)
     connection = DataChannel(channel, Arena(arena, lower=False))
     os.close(arena)
@@ -71,7 +75,7 @@ def make_worker(data: int, control: int, calls: int, arena: int, *, on_end: Call
 
 
 def _forked(*descriptors: int) -> None:
-    """What a model forks must not speak for it, and ends with it."""
+    """In a process that the model forked: it must not use the channels, and ends with its parent."""
     for descriptor in descriptors:
         try:
             os.close(descriptor)
@@ -81,7 +85,9 @@ def _forked(*descriptors: int) -> None:
 
 
 def end_with_parent() -> None:
-    """This process is killed as soon as the thread that started it is gone (PR_SET_PDEATHSIG, prctl(2)); where there is such a thing."""
+    """Has the kernel kill this process when the thread that started it ends (PR_SET_PDEATHSIG, prctl(2));
+    Linux only.
+    """
     if sys.platform == "linux":
         import ctypes
 
@@ -89,7 +95,7 @@ def end_with_parent() -> None:
 
 
 class ControlChannel:
-    """The control channel, on a thread of its own."""
+    """The control channel, on a separate thread."""
 
     def __init__(
         self, control: socket, connection: DataChannel, stop: Callable[[], None], on_end: Callable[[], None]
@@ -125,7 +131,7 @@ class ControlChannel:
 
 
 class Worker:
-    """The data channel: loads, then runs one batch after the other."""
+    """The data channel: loads, then runs batch after batch."""
 
     def __init__(self, data: socket, connection: DataChannel, caller: Caller) -> None:
         self._socket = data
@@ -135,12 +141,12 @@ class Worker:
         self._model: WorkerModel
 
     def stop(self) -> None:
-        """Ends the loop after what it runs. Called on any thread."""
+        """Ends the loop after the batch in progress. Called on any thread."""
         self._socket.shutdown(SHUT_RD)
 
     def serve(self) -> None:
-        """Until the server closes the channel."""
-        # One loop for all that is asynchronous in a model, which may keep what belongs to it.
+        """Serves until the server closes the channel."""
+        # One loop for the model's lifetime, because it may keep objects that belong to its loop.
         loop = asyncio.new_event_loop()
         asyncio.set_event_loop(loop)
         frames = self._receive()
@@ -153,7 +159,7 @@ class Worker:
         self._model.close()
 
     def _receive(self) -> list[tuple[Kind, Any, memoryview]]:
-        """The next frames; none when there will be no more."""
+        """The next frames; empty at the end of the channel."""
         while True:
             received = self._socket.recv(_RECEIVE)
             if not received:
@@ -171,7 +177,7 @@ class Worker:
             if is_reshaped(load) and not loaded.completed:
                 loaded = self._reshape(load, loaded)
         except BaseException as error:
-            told = isinstance(error, ModelFailed)  # its traceback, which is the model's, has been printed
+            told = isinstance(error, ModelFailed)  # its traceback has been printed already
             self._connection.send(
                 frame(Kind.FAILED, Failed(reason(error, self._folder), "" if told else details(error)))
             )
@@ -195,7 +201,7 @@ class Worker:
         try:
             waiting = self._model.execute(batch)
             if waiting is not None:
-                raise Internal("the model is asynchronous, but said that it takes one batch at a time")
+                raise Internal("the model is asynchronous, but declared that it takes one batch at a time")
             self._check_answered(batch)
         except BaseException as error:
             self._fail(batch, error)

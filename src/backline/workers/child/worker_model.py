@@ -1,4 +1,4 @@
-"""The seam inside a worker process: what kind of model it runs is behind `WorkerModel`."""
+"""The seam inside a worker process: every kind of model is a `WorkerModel`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from backline.workers.child.requests import RequestBatch
 
 
 class WorkerModel(Protocol):
-    """A model in a worker process. `loaded` is what the server is told of it."""
+    """A model in a worker process. `loaded` describes it to the server."""
 
     loaded: WorkerLoaded
 
     def execute(self, batch: RequestBatch) -> Awaitable[None] | None:
-        """Runs a batch and answers its requests, now or later (see WorkerRequest): all are answered when this returns, unless it is
-        `decoupled` or `deferred`.
+        """Runs a batch and responds to its requests. All have a response when this returns, unless the
+        model is `decoupled` or `deferred`; see WorkerRequest.
 
-        A model whose `loaded.concurrency` is above 1 returns an awaitable, which runs on the worker's event loop; its next batch may come
-        before it has ended. What it raises is the failure of all requests without an answer.
+        A model whose `loaded.concurrency` is above 1 returns an awaitable, which runs on the worker's event
+        loop; its next batch may arrive before it completes. An exception fails all requests without a
+        response.
         """
 
     def close(self) -> None:
         """The worker ends."""
 
 
-#: What `WorkerLoad.adapter` names: with a Caller the model may call other models of the server. What it raises is told as the reason of the
-#: failed load.
+#: Makes the model of a load; with the Caller it can call other models. An exception becomes the error of the
+#: load.
 Adapter: TypeAlias = Callable[[WorkerLoad, Caller], WorkerModel]

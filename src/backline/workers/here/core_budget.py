@@ -1,4 +1,4 @@
-"""The cores that the runs of all models on threads share, so that many busy models do not take them from each other all the time."""
+"""The cores that the runs of all models on threads share, so that busy models do not oversubscribe them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from time import monotonic_ns
 
 from backline.workers.batch import Batch
 
-#: Seconds after which a run that waits begins although no core is free: behind long runs the system shares the cores better than a queue.
+#: Seconds after which a waiting run starts although no core is free: the operating system shares cores with
+#: long runs better than a queue does.
 PATIENCE = 0.02
 
 
@@ -25,9 +26,11 @@ class _WaitingRun:
 
 
 class CoreBudget:
-    """Lets at most so many cores be computed on at once, in the order in which runs ask. Called on the threads of the runs.
+    """Limits the cores that compute at once, in the order in which runs ask. Called on the threads of the
+    runs.
 
-    A run that has waited for PATIENCE begins in any case: a model with long runs does not keep the others from running.
+    A run that has waited for PATIENCE starts anyway, so that a model with long runs does not block the
+    others.
     """
 
     def __init__(self, cores: int) -> None:
@@ -37,7 +40,7 @@ class CoreBudget:
         self._waiting: deque[_WaitingRun] = deque()
 
     def take(self, cores: int) -> bool:
-        """Waits until there are so many cores for the caller; whether it had to. More than all are all."""
+        """Waits for this many cores, at most all of them; returns whether it had to wait."""
         with self._lock:
             if self._free >= cores and not self._waiting:
                 self._free -= cores
@@ -46,13 +49,13 @@ class CoreBudget:
             self._waiting.append(waiting)
         if not waiting.granted.acquire(timeout=PATIENCE):
             with self._lock:
-                if waiting in self._waiting:  # else it was granted just now
+                if waiting in self._waiting:  # or it was granted in between
                     self._waiting.remove(waiting)
                     self._free -= cores
         return True
 
     def give(self, cores: int) -> None:
-        """The caller does not compute any more."""
+        """The caller no longer computes."""
         with self._lock:
             self._free += cores
             waiting = self._waiting
@@ -62,7 +65,9 @@ class CoreBudget:
 
 
 class BudgetedExecution:
-    """Runs batches within a budget. A run on `threads`, 0 for one a core, counts as half as many cores: they are rarely all busy."""
+    """Runs batches within a budget. A run on `threads` threads (0 for one per core) counts as half as many
+    cores, because they are rarely all busy.
+    """
 
     def __init__(self, execute: Callable[[Batch], None], budget: CoreBudget, threads: int) -> None:
         self._execute = execute
@@ -81,6 +86,8 @@ class BudgetedExecution:
             self.release(batch)
 
     def release(self, batch: Batch) -> None:
-        """The batch is over, or its thread is left alone in it: its cores are for others. Called on any thread, perhaps twice."""
+        """The batch is over, or its thread was abandoned: frees its cores. Called on any thread, possibly
+        twice.
+        """
         if self._held.pop(batch, batch) is None:
             self._budget.give(self._cores)

@@ -1,4 +1,4 @@
-"""One execution of a model: gather the inputs of a batch, run, split the outputs."""
+"""One run of a model: gather the inputs of a batch, run, split the outputs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger("backline.workers")
 
 
 class Execution:
-    """Runs batches of one model version; safe to call from several threads at once.
+    """Runs the batches of one model version. Thread-safe.
 
-    `batched` says that the first dimension of every input and output is the batch.
+    `batched` means the first dimension of every input and output is the batch.
     """
 
     def __init__(self, name: str, version: str, model: LoadedModel, *, batched: bool) -> None:
@@ -39,10 +39,10 @@ class Execution:
         }
 
     def __call__(self, batch: Batch) -> None:
-        """Runs a batch and notes its outcomes. Never raises.
+        """Runs a batch and records its outcomes. Never raises.
 
-        A batch of several requests that fails is run again one request at a time, so that bad input costs its sender only. One that is
-        abandoned is not run, or ended early where the runtime can.
+        If a batch of several requests fails, each is run again alone, so that an invalid request fails alone.
+        An abandoned batch is not run, or is interrupted if the runtime can do that.
         """
         tickets = batch.tickets
         try:
@@ -55,9 +55,9 @@ class Execution:
             batch.outcomes = [
                 Cancelled(f"nobody waits for the answer of model '{self._name}' any more")
             ] * len(tickets)
-        elif (
-            not batch.outcomes
-        ):  # here, so that the errors of the parts are not chained to that of the whole, with its tensors
+        elif not batch.outcomes:
+            # Not in the except clause: errors of the parts would be chained to that of the whole, and hold
+            # its tensors.
             batch.parts = [self._run_alone(ticket, batch) for ticket in tickets]
             batch.outcomes = [part.outcomes[0] for part in batch.parts]
         batch.ended_ns = monotonic_ns()
@@ -126,9 +126,7 @@ class Execution:
 
     def _tensor(self, name: str, array: np.ndarray) -> Tensor:
         datatype, dtype = self._datatypes[name]
-        if (
-            array.dtype != dtype
-        ):  # the file declares another datatype than the model gives: what it gives counts
+        if array.dtype != dtype:  # the file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
 
@@ -140,7 +138,8 @@ class Execution:
         for tensor in whole:
             if not tensor.shape or tensor.shape[0] != items:
                 raise Internal(
-                    f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)} for a batch of {items}"
+                    f"output '{tensor.name}' of model '{self._name}' has shape {list(tensor.shape)}"
+                    f" for a batch of {items}"
                 )
         responses: list[InferResponse | BacklineError | None] = []
         end = 0
@@ -157,7 +156,9 @@ class Execution:
 
 
 class JoinedExecution(Execution):
-    """Runs batches of requests that a `joiner` joins and splits. `signature` is what clients see of the model."""
+    """Runs batches of requests that a `joiner` joins and splits. `signature` is the clients' view of the
+    model.
+    """
 
     def __init__(
         self, name: str, version: str, model: LoadedModel, joiner: Joiner, signature: Signature

@@ -1,4 +1,6 @@
-"""The two instances that run one batch at a time in this process: on the event loop, and on a thread."""
+"""The two instances that run one batch at a time in this process: inline on the event loop, and on a
+thread.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,21 @@ RunBatch: TypeAlias = Callable[[Batch], None]
 
 
 class InlineInstance:
-    """Runs on the event loop itself: for models that take well below a millisecond, where a hop to a thread would cost more.
+    """Runs on the event loop: for models that take well below a millisecond, where a thread switch would
+    cost more.
 
-    A model that was quick when it was measured may be asked for far more at once, and nobody else is served meanwhile. `on_slow` is called
-    once, with no batch under way, when runs keep taking longer than LONG_RUN_NS. What the clock on the wall says may be the fault of other
-    programs, so it is only a reason to look closer: the processor time of the next runs decides.
+    A model that was fast when measured may get far larger requests, and blocks the event loop meanwhile.
+    `on_slow` is called once, between batches, if runs keep exceeding LONG_RUN_NS. A single slow run by the
+    wall clock may be due to other programs, so it only starts a closer look: the processor time of the
+    following runs decides.
     """
 
     beside_loop: ClassVar[bool] = False
-    #: Nanoseconds on the event loop after which the others have waited too long.
+    #: Nanoseconds that a run may block the event loop.
     LONG_RUN_NS = 5_000_000
-    #: Runs whose processor time is looked at after one that took long.
+    #: Runs whose processor time is measured after a slow one.
     _WATCHED = 1000
-    #: Runs of a long processor time that are enough.
+    #: Slow runs, by processor time, that suffice.
     _ENOUGH = 2
 
     def __init__(self, execute: RunBatch, on_slow: Callable[[], None] | None = None) -> None:
@@ -66,14 +70,14 @@ class InlineInstance:
 
 
 class ThreadInstance:
-    """Runs on a thread of its own: for runtimes that release the GIL while they compute."""
+    """Runs on a dedicated thread: for runtimes that release the GIL while they compute."""
 
     beside_loop: ClassVar[bool] = True
 
     def __init__(
         self, execute: RunBatch, loop: asyncio.AbstractEventLoop, name: str, cores: Collection[int] = ()
     ) -> None:
-        """`cores` are those that the thread is kept to; without any it runs where it likes."""
+        """The thread is pinned to `cores`; if empty, it runs on any."""
         self._execute = execute
         self._loop = loop
         self._cores = cores
@@ -94,6 +98,6 @@ class ThreadInstance:
             self._execute(batch)
             try:
                 self._loop.call_soon_threadsafe(finished, self, batch)
-            except RuntimeError:  # the loop was closed while the batch ran: nobody waits for it
+            except RuntimeError:  # the loop was closed during the run
                 return
-            del work, batch, finished  # else the last batch's tensors live until the next one comes
+            del work, batch, finished  # or the last batch's tensors would live until the next one

@@ -1,4 +1,4 @@
-"""One stream: the responses to a request, made one by one on whichever thread has time, and handed out on the event loop."""
+"""One stream: responses are generated on any thread of the pool, and delivered on the event loop."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("backline.workers")
 
-#: Responses of one stream on their way to the event loop, and their bytes.
+#: Limits for the responses of one stream on their way to the event loop.
 MAX_HANDED = 16
 MAX_HANDED_BYTES = 1024 * 1024
 
 
 class _Handed:
-    """A response on its way to the event loop, with the moments of its making."""
+    """A response on its way to the event loop, with timestamps."""
 
     __slots__ = ("empty", "ended", "ran", "response", "started")
 
@@ -43,7 +43,9 @@ class _Handed:
 
 
 class GeneratorStream:
-    """The responses to one request: made by `advance` on a thread, handed out by `_deliver` on the event loop."""
+    """The responses to one request: `advance` generates them on a thread, `_deliver` delivers them on the
+    event loop.
+    """
 
     def __init__(self, pool: StreamPool, instance: Instance, batch: Batch, finished: Finished) -> None:
         self._pool = pool
@@ -53,7 +55,7 @@ class GeneratorStream:
         self._ticket: Ticket = batch.tickets[0]
         self._flow = self._ticket.flow
         self._responses: Generator[Mapping[str, np.ndarray], None, None] | None = None
-        #: Guards what both sides look at before they wait or wake the other one.
+        #: Guards the state that both sides check before they wait or wake the other.
         self._lock = threading.Lock()
         self._parked = False
         self._handed: list[_Handed] = []
@@ -123,7 +125,9 @@ class GeneratorStream:
     # on a thread of the pool
 
     def advance(self) -> bool:
-        """Makes responses until others want the thread, which is told by True, or the stream has to wait or is over."""
+        """Generates responses until another stream needs the thread (returns True), or the stream must
+        wait or is over.
+        """
         if self._responses is None:
             self._begin_responses()
         while True:
@@ -181,14 +185,12 @@ class GeneratorStream:
         if known is None:
             raise Internal(f"model '{self._pool.name}' gave an output '{name}' that it does not declare")
         datatype, dtype = known
-        if (
-            array.dtype != dtype
-        ):  # the file declares another datatype than the model gives: what it gives counts
+        if array.dtype != dtype:  # the file declares a datatype that the model does not return
             datatype = DataType.from_dtype(array.dtype)
         return Tensor(name, datatype, array.shape, array)
 
     def _must_wait(self) -> bool:
-        """Whether the reader, or the event loop, has enough. Called with the lock."""
+        """Whether the client or the event loop lags behind. Called with the lock held."""
         if self._early is not None:
             return False
         if len(self._handed) >= MAX_HANDED or self._handed_bytes >= MAX_HANDED_BYTES:
@@ -214,5 +216,5 @@ class GeneratorStream:
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         try:
             self._pool.loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop was closed meanwhile: nobody waits for it
+        except RuntimeError:  # the loop was closed
             log.debug("the event loop was closed while model '%s' made responses", self._pool.name)

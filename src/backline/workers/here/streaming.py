@@ -1,4 +1,4 @@
-"""Models that give any number of responses to a request, on threads of this process."""
+"""Decoupled models on threads of this process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from backline.workers.batch import Batch
 from backline.workers.here.response_stream import GeneratorStream
 from backline.workers.instance import Finished, Instance
 
-#: Streams of one model version that are open at once, most of which wait for their readers; further requests queue.
+#: Open streams per model version, most of which wait for their clients; further requests queue.
 MAX_STREAMS = 128
 
 
 class StreamPool:
-    """Runs the streams of one model version on at most `threads` threads, started when they are needed.
+    """Runs the streams of one model version on at most `threads` threads, started on demand.
 
-    A stream whose reader takes no more is put aside without a thread, so a slow reader costs its own place only; streams that can go on
-    take turns, one response each. Lives on the event loop, where responses are handed out.
+    A stream whose client is paused gives up its thread, so that a slow client blocks only itself; streams
+    that can continue take turns, one response each. Lives on the event loop, where responses are delivered.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class StreamPool:
         self._open = len(self.instances)
 
     def start(self, instance: Instance, batch: Batch, finished: Finished) -> None:
-        """Begins the stream of the batch's only request."""
+        """Starts the stream of the batch's only request."""
         stream = GeneratorStream(self, instance, batch, finished)
         self._streams.add(stream)
         stream.begin()
         self.put(stream)
 
     def put(self, stream: GeneratorStream) -> None:
-        """The stream can go on. Called on any thread."""
+        """The stream can continue. Called on any thread."""
         with self._lock:
             if self._ready.qsize() >= self._idle and self._threads < self._limit:
                 self._threads += 1
@@ -72,12 +72,12 @@ class StreamPool:
         self._retire()
 
     def end_all(self, error: BacklineError) -> None:
-        """Ends every stream with an error, after the responses that were given."""
+        """Ends every stream with an error, after the responses that it has already given."""
         for stream in tuple(self._streams):
             stream.end_early(error)
 
     def close_one(self) -> None:
-        """An instance is not used any more; the threads end with the last of them, and its stream."""
+        """One instance is closed; the threads end with the last one and its stream."""
         self._open -= 1
         self._retire()
 
@@ -104,11 +104,11 @@ class StreamPool:
                     return
             if stream.advance():
                 self._ready.put(stream)
-            del stream  # else the last request's tensors live until the next one comes
+            del stream  # or the last request's tensors would live until the next one
 
 
 class StreamInstance:
-    """A place for one stream of a pool."""
+    """A slot for one stream of a pool."""
 
     beside_loop: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Instances on threads whose runs may take a limited time only."""
+"""Instances on threads whose runs have a time limit."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from backline.workers.instance import Finished, Instance
 
 log = logging.getLogger("backline.workers")
 
-#: Seconds that a runtime has to end a run that it was told to end.
+#: Seconds for a runtime to interrupt a run.
 _GRACE = 1.0
-#: Threads of a version in runs that do not end, with which it takes no more requests: each holds its memory, and perhaps a core.
+#: Abandoned threads of a version at which it takes no more requests: each holds memory, and perhaps a core.
 MAX_STUCK = 8
 
 
 class RunLimit:
-    """The time that a run of one model version may take, and what came of runs that took longer. Lives on the event loop.
+    """The time limit of one model version's runs, and the effects of exceeding it. Lives on the event
+    loop.
 
-    `idempotent` requests are run again. `on_given_up` is called with each thread that is left alone, `on_available` with a reason when
-    there are MAX_STUCK of these, and with "" when there are fewer again.
+    `idempotent` requests are retried. `on_given_up` is called for each abandoned thread; `on_available` with
+    a reason once there are MAX_STUCK of them, and with "" when there are fewer again.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class RunLimit:
         self.label = label
         self.seconds = seconds
         self.idempotent = idempotent
-        #: Why no run may begin; empty while they may.
+        #: Why no run may start; empty if runs may.
         self.reason = ""
-        #: Runs on threads that were left alone.
+        #: Runs on abandoned threads.
         self.stuck = 0
         self._statistics = statistics
         self._on_given_up = on_given_up
@@ -56,29 +57,35 @@ class RunLimit:
 
     @property
     def exceeded(self) -> str:
-        """What is said of a run that took too long."""
+        """The message about a run that exceeded the limit."""
         return f"{self.label} did not finish within {self.seconds:g} s"
 
     def late(self, *, can_be_ended: bool) -> None:
-        """A run takes too long."""
+        """A run exceeds the limit."""
         self._statistics.timed_out += 1
         if can_be_ended:
             log.error("%s, and is ended", self.exceeded)
 
     def given_up(self) -> None:
-        """A thread is left alone in a run that cannot be ended."""
+        """A thread is abandoned in a run that cannot be interrupted."""
         self._statistics.stuck += 1
         self.stuck += 1
         stuck = self.stuck
-        reason = f"{self.exceeded} and cannot be interrupted: its thread is left alone, and a new one takes its place ({stuck} so far)"
+        reason = (
+            f"{self.exceeded} and cannot be interrupted: its thread is left alone,"
+            f" and a new one takes its place ({stuck} so far)"
+        )
         log.error("%s", reason)
         self._on_given_up(reason)
         if stuck >= MAX_STUCK and not self.reason:
-            self.reason = f"{self.label} has {stuck} runs that do not end; it is available again when one of them does, or after a restart"
+            self.reason = (
+                f"{self.label} has {stuck} runs that do not end;"
+                " it is available again when one of them does, or after a restart"
+            )
             self._on_available(self.reason)
 
     def came_back(self) -> None:
-        """A run has ended after all on a thread that was left alone."""
+        """A run on an abandoned thread ended after all."""
         self._statistics.stuck -= 1
         self.stuck -= 1
         if self.reason and self.stuck < MAX_STUCK:
@@ -87,7 +94,9 @@ class RunLimit:
 
 
 class TimedInstance:
-    """A thread that is given up, and replaced by another one, when its run takes too long and the runtime cannot end it."""
+    """A thread that is abandoned and replaced if a run exceeds the limit and the runtime cannot interrupt
+    it.
+    """
 
     beside_loop: ClassVar[bool] = True
 
@@ -98,7 +107,7 @@ class TimedInstance:
         limit: RunLimit,
         leave: Callable[[Batch], None] = lambda _: None,
     ) -> None:
-        """`leave` is called with a batch whose thread is left alone in it."""
+        """`leave` is called with the batch whose thread is abandoned."""
         self.limit = limit
         self.loop = loop
         self._make_thread = make_thread
@@ -110,7 +119,7 @@ class TimedInstance:
         _TimedRun(self, batch, finished).begin()
 
     def replace_thread(self, running: Batch) -> None:
-        """Goes on with another thread; the present one ends with the batch that it runs."""
+        """Continues with another thread; the present one ends after the batch that it runs."""
         self._leave(running)
         self.thread.close()
         self.thread = self._make_thread()
@@ -121,10 +130,11 @@ class TimedInstance:
 
 
 class _TimedRun:
-    """One batch, and what has become of its requests so far.
+    """One batch, and the outcomes of its requests so far.
 
-    When it takes too long each of its requests is run once more, alone, so that the one whose fault it was is on its own. What runs is
-    always a batch of its own, as a thread that is left alone may still write to it.
+    If it exceeds the limit, each request is retried alone, so that the one at fault cannot take others down
+    again. What a thread runs is always a separate Batch object, because an abandoned thread may still write
+    to it.
     """
 
     def __init__(self, instance: TimedInstance, batch: Batch, finished: Finished) -> None:
@@ -135,7 +145,7 @@ class _TimedRun:
         self._running = batch
         self._late = False
         self._timer: asyncio.TimerHandle | None = None
-        #: Requests that are to be run once more, and the batches that were, with their outcomes.
+        #: Requests still to be retried, and finished batches with their outcomes.
         self._rest: deque[Ticket] = deque()
         self._again = False
         self._parts: list[Batch] = []
@@ -195,7 +205,7 @@ class _TimedRun:
             self._end_as(batch)
 
     def _end_as(self, batch: Batch) -> None:
-        """The first run has ended in time."""
+        """The first run ended in time."""
         whole = self._whole
         whole.outcomes, whole.parts = batch.outcomes, batch.parts
         whole.gathered_ns, whole.ran_ns, whole.ended_ns = batch.gathered_ns, batch.ran_ns, batch.ended_ns

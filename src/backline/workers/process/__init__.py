@@ -1,1 +1,1 @@
-"""The process lane, on the server's side: instances in processes of their own. What runs in such a process is in `workers/child/`."""
+"""Instances in worker processes: the server's side. The program that runs in them is `workers/child/`."""

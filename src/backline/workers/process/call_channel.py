@@ -1,4 +1,4 @@
-"""The server's end of the channel on which a worker calls other models."""
+"""The calls that a worker's model makes of other models, and its other messages on the calls channel."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ log = logging.getLogger("backline.workers")
 model_log = logging.getLogger("backline.model")
 
 _RECEIVE = 1 << 18
-#: Bytes of shared memory that calls under way may hold of one worker; inputs beyond it are copied.
+#: Bytes of a worker's shared memory that its calls in flight may hold. Inputs beyond that are copied, so that
+#: slow callees cannot use up the worker's half.
 _MAX_HELD = 1 << 28
 _NOBODY_WAITS = "nobody waits for the answer of the calling model any more"
 
 
 @dataclass(slots=True)
 class _Open:
-    """A call under way: `asked` are the requests of the worker that it is for, `unread` the responses that the worker has not taken."""
+    """A call in flight: `asked` are the requests of the worker that it is for, `unread` the responses that
+    the worker has not consumed.
+    """
 
     ticket: Ticket
     asked: Sequence[Ticket]
@@ -58,7 +61,11 @@ class _Open:
 
 
 class CallChannel:
-    """Answers the calls of one worker. Lives on the event loop. `open_requests` gives those of the numbers that it has not answered."""
+    """Serves the calls of one worker. Lives on the event loop.
+
+    `open_requests` returns the requests with these numbers that are still open. The numbers come from the
+    worker: unknown ones are dropped, so a worker cannot attach a call to requests that it does not have.
+    """
 
     def __init__(
         self,
@@ -71,12 +78,12 @@ class CallChannel:
         self._loop = loop
         self._reader = FrameSplitter()
         self._open: dict[int, _Open] = {}
-        #: The requests that questions are for, by the numbers of the questions.
+        #: By number of a question: the requests that it is for.
         self._questions: dict[int, Sequence[Ticket]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def attend(self, channel: socket, process: WorkerProcess) -> None:
-        """Answers on this socket from now on."""
+        """Serves this socket from now on."""
         channel.setblocking(False)
         self._channel = channel
         self._process = process
@@ -84,7 +91,7 @@ class CallChannel:
         self._loop.add_reader(channel.fileno(), self._readable)
 
     def close(self) -> None:
-        """The worker has ended: nobody waits for its calls any more."""
+        """The worker has ended: its calls are cancelled."""
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._channel.close()
@@ -93,7 +100,7 @@ class CallChannel:
             self._give_up(number)
 
     def abandoned(self) -> None:
-        """Nobody waits for some of the worker's requests any more: the calls that were only for such end."""
+        """Some of the worker's requests were cancelled: cancels the calls all of whose requests are."""
         for number, one in tuple(self._open.items()):
             if _is_for_nobody(one.asked):
                 self._give_up(number)
@@ -102,7 +109,7 @@ class CallChannel:
             if _is_for_nobody(asked):
                 self._tell(number, Cancelled(_NOBODY_WAITS))
 
-    # what is heard
+    # from the worker
 
     def _readable(self) -> None:
         try:
@@ -111,7 +118,7 @@ class CallChannel:
             return
         except OSError:
             received = b""
-        if not received:  # whether the worker is at its end is told by its other channels
+        if not received:  # its other channels report whether the worker has ended
             self._loop.remove_reader(self._channel.fileno())
             return
         try:
@@ -138,7 +145,7 @@ class CallChannel:
                 self._give_up(number)
                 self._fail(
                     number, Cancelled("the answer is not wanted any more")
-                )  # for the thread that reads, if it was its own call
+                )  # wakes the worker's reading thread, if it waits for this call
         elif kind is Kind.MORE:
             number, count = message.numbers
             self._more(number, count)
@@ -214,7 +221,9 @@ class CallChannel:
     def _request(
         self, message: WorkerCall, inputs: dict[str, Tensor], asked: Sequence[Ticket]
     ) -> InferRequest:
-        """The call as the engine sees it: for several requests, the one who waits longest and the one most urgent decide."""
+        """The call as the engine sees it. For several requests, the latest deadline and the most urgent
+        priority apply.
+        """
         note = message.note
         limits = [monotonic() + note.timeout] if note.timeout else []
         waiting = [ticket.waits_until for ticket in asked]
@@ -264,7 +273,7 @@ class CallChannel:
             self._end(number, error, response)
 
     def _end(self, number: int, error: BacklineError | None, response: InferResponse | None = None) -> None:
-        """The call has its answer."""
+        """Completes a call."""
         try:
             if error is not None:
                 self._fail(number, error)
@@ -278,7 +287,7 @@ class CallChannel:
         self._close(number, "success" if error is None else "fail")
 
     def _give_up(self, number: int) -> None:
-        """Nobody waits for a call any more, or for the answer to a question."""
+        """Cancels a call or a question, if it is open."""
         self._questions.pop(number, None)
         one = self._open.get(number)
         if one is not None:
@@ -315,7 +324,7 @@ class CallChannel:
             self._tell(message.number, value)
 
     def _tell(self, number: int, found: Any) -> None:
-        """Answers a question, unless it was answered before or nobody waits."""
+        """Answers a question, unless it was answered or given up before."""
         if self._questions.pop(number, None) is None:
             return
         if isinstance(found, BacklineError):
@@ -343,10 +352,10 @@ class CallChannel:
                 return await calls.unload(model, version, dependents=message.dependents)
         raise Unsupported(f"a worker asks for '{message.what}', which there is no answer to")
 
-    # what is said
+    # to the worker
 
     def _respond(self, number: int, response: InferResponse, *, last: bool) -> None:
-        """Raises Internal for a response that does not fit into the shared memory."""
+        """Sends a response. Raises Internal if it does not fit into the shared memory."""
         try:
             columns, payload, block = pack_columns(
                 [[(tensor,) for tensor in response.outputs]], self._process.arena
@@ -375,5 +384,5 @@ class CallChannel:
 
 
 def _is_for_nobody(asked: Sequence[Ticket]) -> bool:
-    """Whether nobody waits for these requests any more; of calls that are for none it is not known."""
-    return bool(asked) and all(ticket.cancelled for ticket in asked)
+    """Whether all these requests are cancelled. A call for no request in particular is never for nobody."""
+    return bool(asked) and all(request.cancelled for request in asked)

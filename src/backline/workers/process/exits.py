@@ -1,4 +1,4 @@
-"""Why a worker process has ended, for people."""
+"""Why a worker process ended, for people."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ _OOM_COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
-    """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; in the past tense, after "its worker"."""
+    """What a returncode means: "ended with exit status 3", "was killed by SIGSEGV (...)"; completes "its
+    worker process ..."
+    """
     if status == CONNECTION_LOST:
-        return "lost its connection to the server (a model that closes file descriptors which are not its own does that)"
+        return (
+            "lost its connection to the server"
+            " (a model that closes file descriptors which are not its own does that)"
+        )
     if status >= 0:
         return f"ended with exit status {status}"
     number = -status
@@ -38,7 +43,9 @@ def describe_exit(status: int, *, out_of_memory: bool = False) -> str:
 
 
 def fault_place(lines: Sequence[str], folder: str) -> str:
-    """Where in the model's own files a crash was, from what faulthandler has printed: "model.py, line 12, in predict"; "" if unknown."""
+    """Where in the model's files a crash was, from faulthandler's output: "model.py, line 12, in predict"; ""
+    if unknown.
+    """
     for line in lines:
         found = _FAULT_LINE.match(line)
         if found and found[1].startswith(folder):
@@ -47,7 +54,9 @@ def fault_place(lines: Sequence[str], folder: str) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """What a process has printed at its end, in one line, without the stacks of Python and of faulthandler, which are for the log."""
+    """What a process printed last, in one line, without Python's and faulthandler's stacks, which are in the
+    log.
+    """
     printed: list[str] = []
     for line in lines:
         if line.startswith("Fatal Python error"):
@@ -58,7 +67,7 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def out_of_memory_kills() -> int:
-    """How often the system has killed a process because memory was out, as far as it can be told."""
+    """How many processes the kernel has killed for lack of memory, as far as it reports that."""
     for path in _OOM_COUNTERS:
         try:
             text = path.read_text()

@@ -22,9 +22,10 @@ log = logging.getLogger("backline.workers")
 
 
 class BatchRun:
-    """A batch of the scheduler: it is finished when each of its requests has an outcome, from whichever worker.
+    """A batch of the scheduler, finished once each of its requests has an outcome, whichever workers they
+    come from.
 
-    With `statistics`, its model gives any number of responses to a request, which are counted there.
+    With `statistics`, the model is decoupled, and its responses are counted there.
     """
 
     __slots__ = (
@@ -47,7 +48,7 @@ class BatchRun:
     ) -> None:
         self.batch = batch
         self._statistics = statistics
-        #: How many responses each request has had, and when the last one came, by position.
+        #: By position: how many responses a request has had, and when the last one came.
         self._given: dict[int, int] = {}
         self._last_ns: dict[int, int] = {}
         self._instance = instance
@@ -56,11 +57,11 @@ class BatchRun:
         self.remaining = len(batch.tickets)
 
     def has_responses(self, position: int) -> bool:
-        """Whether a request has had any."""
+        """Whether a request has had any response."""
         return position in self._given
 
     def respond(self, position: int, response: InferResponse) -> None:
-        """Hands out one of many responses."""
+        """Delivers one of many responses."""
         ticket = self.batch.tickets[position]
         self._count(position, response)
         ticket.respond(response)
@@ -83,7 +84,7 @@ class BatchRun:
             )
 
     def vacate(self) -> None:
-        """Its instance may have the next batch before this one has all outcomes."""
+        """Its instance may take the next batch before this one has all outcomes."""
         vacate, self.batch.on_vacated = self.batch.on_vacated, None
         if vacate is not None and self._instance is not None:
             vacate(self._instance, self.batch)
@@ -110,7 +111,7 @@ class BatchRun:
                 self._part(ticket, outcome)
                 for ticket, outcome in zip(batch.tickets, self.outcomes, strict=True)
             ]
-        self._finished(self._instance, batch)  # type: ignore[arg-type]  # without an instance it is a caller of the pool's own
+        self._finished(self._instance, batch)  # type: ignore[arg-type]  # None: WorkerPool.run waits
 
     def _part(self, ticket: Ticket, outcome: InferResponse | BacklineError | None) -> Batch:
         batch = self.batch
@@ -121,7 +122,9 @@ class BatchRun:
 
 
 class Job:
-    """Requests of a run that go to one worker together, by their positions in its batch; `seat` is that of its instance."""
+    """The requests of a run that go to one worker together, by their positions in the batch. `seat` is that
+    of the run's instance.
+    """
 
     __slots__ = ("again", "by_number", "open", "positions", "run", "seat")
 
@@ -129,16 +132,16 @@ class Job:
         self.run = run
         self.positions = positions
         self.seat = seat
-        #: Whether the requests have been at a worker before, which has ended.
+        #: Whether this is a retry, after a worker ended while it ran these requests.
         self.again = again
         #: Positions without an outcome.
         self.open = set(positions)
-        #: Positions by the numbers that the worker knows.
+        #: Positions by the worker's numbers for the requests.
         self.by_number: dict[int, int] = {}
 
     @property
     def turn(self) -> tuple[int, int]:
-        """Jobs that wait go by this: also one that is run again comes before all that were started behind it."""
+        """The order of waiting jobs: one that is retried precedes all that were started after it."""
         return self.run.batch.started_ns, self.positions[0]
 
     @property
@@ -152,12 +155,12 @@ class Job:
         self.run.settle(position, outcome)
 
     def fail(self, error: BacklineError) -> None:
-        """All requests without an outcome have failed."""
+        """Fails all requests without an outcome."""
         for position in sorted(self.open):
             self.settle(position, error)
 
     def drop_cancelled(self) -> bool:
-        """Whether nobody waits for any of it, so that it has ended without a run."""
+        """Whether all its requests are cancelled; if so, it ends without a run."""
         if not all(ticket.cancelled for ticket in self.tickets):
             return False
         self.fail(Cancelled("nobody waits for the answer any more"))
@@ -168,8 +171,10 @@ class Job:
         return (Job(self.run, (position,), self.seat, again=self.again) for position in sorted(self.open))
 
     def once_more(self, ended: str, *, idempotent: bool, remembers: bool) -> Iterator[Job]:
-        """Jobs of one request each for those that may be run again; the others fail. `ended` says what has become of the worker, which
-        `remembers` sequences: its requests are of these.
+        """Jobs of one request each for the requests that may be retried; the others fail.
+
+        `ended` says what happened to the worker. One that `remembers` held the state of sequences, which is
+        lost with it.
         """
         tickets = self.run.batch.tickets
         for position in sorted(self.open):
@@ -184,7 +189,8 @@ class Job:
                 self.settle(
                     position,
                     Internal(
-                        f"{ended} while it ran this request, which is not tried again: the model is not idempotent"
+                        f"{ended} while it ran this request,"
+                        " which is not tried again: the model is not idempotent"
                     ),
                 )
             elif remembers:

@@ -1,4 +1,4 @@
-"""What is to be written to a socket that may not take it at once."""
+"""Writing to a socket that may be full."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class Outbox:
         self._unsent = bytearray()
 
     def send(self, message: bytes) -> None:
-        """Writes now what can be written now, the rest later; nothing to a socket whose other end is gone."""
+        """Writes what the socket takes now, and the rest later. Discards everything if the other end is
+        gone.
+        """
         if self._unsent:
             self._unsent += message
             return
@@ -29,7 +31,7 @@ class Outbox:
             return self._channel.send(message)
         except BlockingIOError:
             return 0
-        except OSError:  # the other end is gone, which is told by other means
+        except OSError:  # the other end is gone, which the reading half reports
             return len(message)
 
     def _writable(self) -> None:

@@ -1,4 +1,4 @@
-"""What a worker prints, line by line into the log."""
+"""What a worker prints, logged line by line."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections import deque
 
 log = logging.getLogger("backline.model")
 
-#: A line that is longer is cut in pieces.
+#: Longer lines are split.
 _LONGEST_LINE = 8192
-#: Lines that are kept for the message of a crash.
+#: Lines kept for the error after a crash.
 _KEPT = 40
 
 
@@ -19,7 +19,7 @@ class WorkerOutput:
     """One of a worker's two output streams. Lives on the event loop."""
 
     def __init__(self, descriptor: int, label: str, level: int, loop: asyncio.AbstractEventLoop) -> None:
-        """Takes the descriptor over."""
+        """Takes ownership of the descriptor."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._label = label
@@ -31,7 +31,7 @@ class WorkerOutput:
         loop.add_reader(descriptor, self.read)
 
     def read(self) -> None:
-        """Takes what is there."""
+        """Reads what is available."""
         while self._descriptor >= 0:
             try:
                 data = os.read(self._descriptor, 65536)
@@ -56,7 +56,7 @@ class WorkerOutput:
             log.log(self._level, "%s: %s", self._label, text)
 
     def close(self) -> None:
-        """Reads no more; what was printed without a line's end is told."""
+        """Stops reading; an unfinished last line is logged."""
         if self._descriptor < 0:
             return
         self._loop.remove_reader(self._descriptor)

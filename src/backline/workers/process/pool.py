@@ -1,4 +1,4 @@
-"""The workers of one model version: batches are given to them, and they are replaced when they end."""
+"""The workers of one model version: they get batches, and are replaced when they end."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ from backline.workers.process.seat import Seat
 Value = TypeVar("Value")
 log = logging.getLogger("backline.workers")
 
-#: Seconds before a worker is started again that has ended before it answered anything: the first pause, and the longest.
+#: Seconds before the restart of a worker that ended without any RESULT: the first pause, and the longest.
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
-#: Seconds without any worker after which a model is not ready: requests wait for less.
+#: Seconds without any worker after which a model is not ready. For a shorter time, requests wait.
 _GRACE = 2.0
-#: Seconds that a batch may take where nobody says: a worker that sleeps for ever is replaced some time.
+#: Seconds that a batch may take by default, so that a worker that hangs forever is replaced eventually.
 EXECUTION_TIMEOUT = 300.0
-#: Requests of a model of many responses that may be open at once in one worker.
+#: Requests to a decoupled model that may be open at once in one worker.
 _OPEN_STREAMS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """How workers are treated; None is what the model says of itself, or the default.
+    """How to run workers; None means the model's own setting, or the default.
 
-    `execution_timeout` is in seconds. `idempotent` requests are run again when a worker has ended. With `remembers` they belong to
-    sequences, of which only the worker knows that has begun them.
+    `execution_timeout` is in seconds. `idempotent` requests are retried when their worker ended. With
+    `remembers` they belong to sequences whose state is only in the worker that started them.
     """
 
     execution_timeout: float | None = None
     idempotent: bool | None = None
     remembers: bool = False
-    #: Where each worker lives: in a process of its own, unless it is debugged.
+    #: DebuggedWorker runs the model in this process.
     worker: type[WorkerProcess] = WorkerProcess
 
 
 class ProcessInstance:
-    """A place for one batch at a worker: that of its seat, as long as it lives."""
+    """One of the batches that a worker takes at once: its seat's worker, and the one that replaces it."""
 
     beside_loop: ClassVar[bool] = True
 
@@ -94,10 +94,10 @@ class WorkerPool(ModelInWorkers):
         placed: Places,
         calls: Calls | None = None,
     ) -> None:
-        """`calls` is what answers when the model calls others; without it such calls fail."""
+        """`calls` serves the model's calls of other models; without it they fail."""
         self.calls = calls
         self.placed = placed
-        #: What each of the workers is told of where it is.
+        #: The place of each worker.
         self.places: tuple[Place, ...] = placed.spread()[:1]
         self.command = command
         self.options = options
@@ -110,10 +110,10 @@ class WorkerPool(ModelInWorkers):
         self.warnings = ()
         self.responses = None
         self.loop = self._loop = loop
-        #: Whether requests that run together may have different shapes, so that their tensors are not put into one.
+        #: Whether requests that run together may differ in shape, and so need separate parts.
         self.apart = command.load.joining is not None
         self._seats: list[Seat] = []
-        #: Jobs for which no worker was free, by their turn.
+        #: Jobs for which no worker was free, ordered by `Job.turn`.
         self._waiting: deque[Job] = deque()
         self._numbers = count(1)
         self._closing = False
@@ -146,12 +146,12 @@ class WorkerPool(ModelInWorkers):
         """The model and version, for messages."""
         return self.command.label
 
-    # the beginning
+    # start
 
     async def start(self) -> None:
-        """Starts the first worker, and then as many as the model wants where its places do not say. Raises Internal with the reason.
+        """Starts the first worker, then as many as the model wants, unless its places say how many.
 
-        All are stopped again when one cannot be started.
+        Raises Internal with the reason if one cannot be started; the others are then stopped.
         """
         first = Seat(self, 0)
         self._seats.append(first)
@@ -191,7 +191,8 @@ class WorkerPool(ModelInWorkers):
         each = (
             _OPEN_STREAMS if self.loaded.decoupled and not self.loaded.deferred else self.loaded.concurrency
         )
-        # The scheduler takes the last that is free: so that each worker gets its share, they alternate.
+        # The scheduler takes the instance that became free last; alternating seats spreads the load over
+        # workers.
         return [ProcessInstance(self, seat) for _ in range(each) for seat in self._seats]
 
     @property
@@ -219,10 +220,10 @@ class WorkerPool(ModelInWorkers):
         )
         return replace(self.command, load=load)
 
-    # the way of a batch
+    # batches
 
     def place(self, run: BatchRun, seat: Seat) -> None:
-        """Gives a batch to the worker of its seat, or to whichever is free."""
+        """Gives a batch to the worker of its seat; while that seat is unusable, to any free one."""
         job = Job(run, range(len(run.batch.tickets)), seat)
         if seat.free:
             seat.send(job)
@@ -235,7 +236,7 @@ class WorkerPool(ModelInWorkers):
             self._waiting.append(job)
 
     def next_number(self) -> int:
-        """A number that no request has had."""
+        """A number that no request of this pool has had."""
         return next(self._numbers)
 
     def has_room(self, seat: Seat) -> None:
@@ -255,7 +256,9 @@ class WorkerPool(ModelInWorkers):
         return next((seat for seat in self._seats if seat.free and self._may_go(job, seat)), None)
 
     def retry(self, jobs: Sequence[Job], reason: str) -> None:
-        """The worker of these jobs has ended: each request is run once more, alone, so that the one whose fault it was is on its own."""
+        """The worker of these jobs has ended: retries each request separately, so that the one that
+        crashed it cannot take others down again.
+        """
         for job in jobs:
             ended = f"{self.label}: its worker process {reason}"
             self._place_again(
@@ -263,12 +266,14 @@ class WorkerPool(ModelInWorkers):
             )
 
     def refused(self, job: Job, error: Exception) -> None:
-        """A batch has something in it that a worker cannot be told: each of its requests is sent alone, and a single one fails."""
+        """A batch that cannot be encoded for the worker: sends its requests one by one; a single one
+        fails.
+        """
         if len(job.open) > 1:
             self._place_again(job.apart())
         else:
             job.fail(
-                InvalidArgument(f"the request cannot be given to a worker process of {self.label}: {error}")
+                InvalidArgument(f"the request cannot be sent to a worker process of {self.label}: {error}")
             )
 
     def _place_again(self, jobs: Iterable[Job]) -> None:
@@ -282,7 +287,7 @@ class WorkerPool(ModelInWorkers):
     # workers that end
 
     def ended(self, seat: Seat, reason: str, *, proved: bool) -> None:
-        """A worker has ended that was not to."""
+        """A worker ended unexpectedly."""
         if self._closing:
             return
         log.error("%s: its worker process %s, and is started again", self.label, reason)
@@ -291,7 +296,7 @@ class WorkerPool(ModelInWorkers):
         self._start_again(seat, reason)
 
     def look_at_readiness(self) -> None:
-        """What a model says of itself may have changed: it is ready when it is so in all of its workers."""
+        """A model's own readiness may have changed: it is ready if it is in all of its workers."""
         reasons = [
             seat.process.unready for seat in self._seats if seat.process is not None and seat.process.unready
         ]
@@ -329,7 +334,7 @@ class WorkerPool(ModelInWorkers):
         if self._unavailable:
             self._unavailable = ""
             self.on_available("")
-        log.warning("%s: a new worker process is there", self.label)
+        log.warning("%s: its worker process runs again", self.label)
         self.has_room(seat)
 
     def _not_revived(self, seat: Seat, reason: str) -> None:
@@ -340,7 +345,7 @@ class WorkerPool(ModelInWorkers):
         if not any(other.usable for other in self._seats):
             self._set_unavailable(reason)
         for job in [job for job in self._waiting if job.seat is seat and self.options.remembers]:
-            self._waiting.remove(job)  # nobody knows when its worker will be there
+            self._waiting.remove(job)  # only its own worker could run it, which may never start
             job.fail(Unavailable(reason, retry_after=1))
         self._start_again(seat, reason)
 
@@ -348,9 +353,8 @@ class WorkerPool(ModelInWorkers):
         self._alone = None
         if not self._closing and not any(seat.usable for seat in self._seats):
             reasons = [seat.reason for seat in self._seats if seat.reason]
-            self._set_unavailable(
-                f"{self.label} has no worker process at the moment: the last one {reasons[-1] if reasons else 'ended'}"
-            )
+            last = reasons[-1] if reasons else "ended"
+            self._set_unavailable(f"{self.label} has no worker process at the moment: the last one {last}")
 
     def _set_unavailable(self, reason: str) -> None:
         self._unavailable = reason
@@ -358,7 +362,7 @@ class WorkerPool(ModelInWorkers):
             self._waiting.popleft().fail(Unavailable(reason, retry_after=1))
         self.on_available(reason)
 
-    # for other threads, and the end
+    # other threads, and the end
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """See ModelInWorkers."""
@@ -401,7 +405,7 @@ class WorkerPool(ModelInWorkers):
             asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result()
 
     async def stop(self) -> None:
-        """Lets the workers unload the model and end; what still waits for one is refused."""
+        """Lets the workers unload the model and end; jobs that still wait for one are refused."""
         self._closing = True
         if self._alone is not None:
             self._alone.cancel()
@@ -412,7 +416,7 @@ class WorkerPool(ModelInWorkers):
 
 
 def _first(configured: Value | None, declared: Value | None, default: Value) -> Value:
-    """What goes first: the configuration, the model, the default."""
+    """The configuration takes precedence over the model, and the model over the default."""
     if configured is not None:
         return configured
     return declared if declared is not None else default

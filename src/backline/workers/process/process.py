@@ -1,4 +1,4 @@
-"""One worker process as the server sees it: started, spoken to, watched, ended."""
+"""One worker process as the server sees it: start, messages, health, end."""
 
 from __future__ import annotations
 
@@ -47,28 +47,29 @@ from backline.workers.process.output import WorkerOutput
 log = logging.getLogger("backline.workers")
 
 _RECEIVE = 1 << 18
-#: Seconds between two heartbeats, and without an answer to one after which a worker is taken for frozen.
+#: Seconds between heartbeats, and of silence after which a worker is considered frozen.
 HEARTBEAT = 1.0
 HEARTBEAT_TIMEOUT = 30.0
-#: Seconds between two looks at the memory of a worker that has a limit.
+#: Seconds between checks of the memory of a worker that has a limit.
 _MEMORY_LOOK = 0.1
-#: Seconds that a worker has to say where it hangs before it is killed.
+#: Seconds for a hanging worker to print its stack before it is killed.
 _LAST_WORDS = 0.3
 _START = Path(__file__).parents[1] / "child" / "start.py"
-#: Workers are killed by the system when the thread that started them ends: this one lives as long as the process.
+#: Starts all workers. The system kills a worker when the thread that started it ends (PR_SET_PDEATHSIG), so
+#: this must be a thread that lives as long as the server.
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How a worker is started, and with what. `environment` comes on top of the server's own."""
+    """How a worker is started, and for what. `environment` adds to the server's variables."""
 
     load: WorkerLoad
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Resident bytes above which it is killed; None for what the model says before it is loaded.
+    #: Resident bytes above which it is killed; None for the limit that the model itself sets, if any.
     memory_limit_bytes: int | None = None
-    #: The cores that it is kept to; empty for all.
+    #: The cores that it is pinned to; empty for all.
     cores: tuple[int, ...] = ()
 
     @property
@@ -80,13 +81,13 @@ class WorkerCommand:
 class WorkerProcess:
     """A running worker. Lives on the event loop.
 
-    `on_result` gets each RESULT with its payload, `on_exit` is called once when the process has ended, with the reason ("was killed by
-    SIGSEGV ..."); what the worker said before has been handed over by then.
+    `on_result` gets each RESULT with its payload. `on_exit` is called once, when the process has ended, with
+    the reason ("was killed by SIGSEGV ..."); everything that the worker sent before has been handled by then.
     """
 
-    #: Seconds that it has to end when it is told to.
+    #: Seconds to end after STOP, before it is killed.
     farewell: ClassVar[float] = 5.0
-    #: Whether a person looks at its model, in this process.
+    #: Whether its model runs in this process, for a debugger.
     debugged: ClassVar[bool] = False
 
     def __init__(
@@ -113,13 +114,14 @@ class WorkerProcess:
         self._why = ""
         self._heard = 0.0
         self._kills = 0
-        #: Blocks of the worker that nobody holds any more, and their sizes; arrays may be freed on any thread.
+        #: Blocks of the worker that no array uses, with their sizes, to be returned. A deque, because arrays
+        #: may be freed on any thread.
         self._unused: deque[tuple[int, int]] = deque()
         self._held = 0
-        #: Why the model says that it is not ready; empty when it is. `on_ready` is called when that has changed.
+        #: Why the model reports that it is not ready; empty if it is. `on_ready` is called on every report.
         self.unready = ""
         self.on_ready: Callable[[], None] = lambda: None
-        #: Whether it has answered anything.
+        #: Whether it has ever sent a RESULT.
         self.proved = False
 
     @property
@@ -132,11 +134,11 @@ class WorkerProcess:
 
     @property
     def resident_bytes(self) -> int:
-        """Its resident memory, 0 when it is gone."""
+        """Its resident memory in bytes, 0 once it has ended."""
         return resident_bytes(self.pid)
 
     async def start(self) -> WorkerLoaded:
-        """Starts the process and loads the model. Raises Internal with the true cause when either fails."""
+        """Starts the process and loads the model. Raises Internal with the root cause if either fails."""
         self._data, data = socket.socketpair()
         self._control, control = socket.socketpair()
         own_calls, calls = socket.socketpair()
@@ -167,17 +169,19 @@ class WorkerProcess:
         except asyncio.CancelledError:
             self._loading.add_done_callback(
                 lambda loading: loading.exception()
-            )  # that it was killed is no news
+            )  # retrieved, or asyncio would log it as lost
             self.kill("was not needed any more")
             raise
 
     async def _launch(self, *descriptors: int) -> None:
-        """Starts what serves at the other end of these: data, control, calls, arena. Raises OSError."""
+        """Starts what serves the other end of these descriptors: data, control, calls, arena. Raises
+        OSError.
+        """
         self._process = await self._loop.run_in_executor(_SPAWNER, self._spawn, *descriptors)
         self._attend()
 
     def _spawn(self, *descriptors: int) -> subprocess.Popen[bytes]:
-        with pinned(self.command.cores):  # which it inherits
+        with pinned(self.command.cores):  # the process inherits the affinity
             return subprocess.Popen(
                 [self.command.python, str(_START), *map(str, descriptors), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
@@ -208,7 +212,7 @@ class WorkerProcess:
     def _later(self, name: str, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         self._timers[name] = self._loop.call_later(seconds, call, *arguments)
 
-    # what is said
+    # to the worker
 
     def execute(self, message: Execute, payload: list[Any]) -> None:
         """Sends a batch."""
@@ -217,16 +221,18 @@ class WorkerProcess:
         self._outbox.send(frame(Kind.EXECUTE, message, payload))
 
     def cancel(self, numbers: list[int]) -> None:
-        """Nobody waits for these requests any more."""
+        """These requests are cancelled."""
         self._send_control(Kind.CANCEL, NumberList(numbers))
         self._calls.abandoned()
 
     def credit(self, number: int, count: int) -> None:
-        """Further responses to a request are welcome."""
+        """Grants a request `count` further responses."""
         self._send_control(Kind.CREDIT, NumberList([number, count]))
 
     def hold(self, block: np.ndarray, at: int) -> int:
-        """An answer is in this block of the worker: it is given back when no array is left in it. Returns the bytes that are held."""
+        """Keeps a block of the worker until the last array in it is freed, and then queues it for return.
+        Returns the bytes held in total.
+        """
         size = block.nbytes
         self._held += size
         unused = self._unused
@@ -234,16 +240,17 @@ class WorkerProcess:
         return self._held
 
     def take_unused(self) -> list[int]:
-        """The blocks that the worker is told of now."""
+        """The blocks to return to the worker with the next message."""
         taken = [self._unused.popleft() for _ in range(len(self._unused))]
         self._held -= sum(size for _, size in taken)
         return [at for at, _ in taken]
 
     def _send_control(self, kind: Kind, message: Any) -> None:
-        # What a worker does not read is bounded: it does not answer heartbeats either, and is killed.
+        # The unsent bytes stay bounded: a worker that does not read does not answer heartbeats either, and is
+        # killed.
         self._control_outbox.send(frame(kind, message))
 
-    # what is heard
+    # from the worker
 
     def _data_readable(self) -> None:
         try:
@@ -302,10 +309,10 @@ class WorkerProcess:
         except WorkerProtocolError as error:
             self.kill(f"broke the protocol: {error}")
 
-    # how it is
+    # health
 
     def _beat(self) -> None:
-        if stood_still(self._timers["heartbeat"], self._loop):  # nobody has asked
+        if stood_still(self._timers["heartbeat"], self._loop):  # this process was suspended, not the worker
             self._heard = monotonic()
         silent = monotonic() - self._heard
         if silent > HEARTBEAT_TIMEOUT:
@@ -315,12 +322,14 @@ class WorkerProcess:
         self._later("heartbeat", HEARTBEAT, self._beat)
 
     def says_ready(self, reason: str) -> None:
-        """The model says whether it is ready: why not, or ""."""
+        """The model reports whether it is ready: "", or why not."""
         self.unready = reason
         self.on_ready()
 
     def limit_memory(self, limit: int) -> None:
-        """The model says how many bytes its process may have resident; the configuration goes first."""
+        """The model limits the resident bytes of its process; a limit in the configuration takes
+        precedence.
+        """
         if self._memory_limit is None:
             self._memory_limit = limit
             self._look_at_memory()
@@ -340,28 +349,30 @@ class WorkerProcess:
     # the end
 
     def hang(self, why: str) -> None:
-        """Kills a worker that does not come back; it is asked first where it is."""
+        """Kills a worker that does not respond, after a moment to print where it hangs."""
         if self.alive and not self._why:
             self._why = why
-            with contextlib.suppress(OSError):  # what it has forked would talk in between
+            with contextlib.suppress(OSError):  # only this process: the output of its forks would mix in
                 os.kill(self.pid, signal.SIGABRT)
             self._later("last words", _LAST_WORDS, self._signal, signal.SIGKILL)
 
     def kill(self, why: str) -> None:
-        """Ends the process at once; `why` is the reason that `on_exit` gets."""
+        """Kills the process; `why` is the reason passed to `on_exit`."""
         self._why = self._why or why
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         if self.alive and self._process is not None:
-            # What it has forked is of its session.
+            # The processes that it has forked are in its session.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
 
     async def stop(self) -> None:
-        """Lets the model finish what it runs and unload, at most for some seconds, and returns when the process has ended."""
+        """Lets the model finish its batches and unload, for a limited time; returns once the process has
+        ended.
+        """
         if not self.alive:
             return
         self._why = self._why or "was stopped"
@@ -415,7 +426,7 @@ class WorkerProcess:
             self._loop.remove_writer(channel.fileno())
             channel.close()
         self._calls.close()
-        # Its memory is the system's again as soon as nobody holds an answer that is in it, whenever this object goes.
+        # The mapping is freed with the last response in it, even if this object lives on.
         del self.arena
 
     def _reason(self, status: int, lines: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The place of one worker in its pool: the process that lives there, and the batches that it has."""
+"""One worker's place in its pool: the process that runs there, and the batches that it has."""
 
 from __future__ import annotations
 
@@ -24,36 +24,40 @@ from backline.workers.process.process import WorkerProcess
 if TYPE_CHECKING:
     from backline.workers.process.pool import WorkerPool
 
-#: Bytes of shared memory that answers under way may hold of one worker; answers beyond it are copied.
+#: Bytes of a worker's shared memory that responses in flight may hold. Those beyond that are copied, so that
+#: slow clients cannot use up the worker's half.
 _MAX_HELD = 1 << 28
-#: Requests without a last answer that a worker may have beside the batch that it runs.
+#: Requests that a worker may still owe a last response when it gets the next batch.
 _OPEN_REQUESTS = 1024
-#: What a request's `timeout` of 64 bits may become as a float is more than the 64 bits that a worker can be told.
+#: A request's `timeout` of 64 bits, rounded as a float, may exceed the 64 bits of the message.
 _LONGEST_QUEUE_TIMEOUT = 2**64 - 1
 
 
 class Seat:
-    """Lives on the event loop. `usable` says that its worker has loaded the model, `free` that it can take a batch now."""
+    """Lives on the event loop. `usable` means its worker has loaded the model, `free` that it can take a
+    batch.
+    """
 
     def __init__(self, pool: WorkerPool, index: int) -> None:
         self._pool = pool
         self._index = index
         self.process: WorkerProcess | None = None
-        #: Stands for what the model keeps in its process, while that is usable.
+        #: See Remembers: a new object for each worker, because the model's state of sequences dies with it.
         self.memory: object = None
         self.usable = False
-        #: Workers here that have ended one after the other without any answer.
+        #: Consecutive workers here that ended without any RESULT.
         self.failures = 0
         #: Why the last one ended.
         self.reason = ""
         self._batches = 0
-        #: Batches that the worker has not said to be done with, by number; and the shared memory that their inputs are in.
+        #: By number of a batch that the worker runs: its job, the shared memory that holds its inputs, when
+        #: it began.
         self._jobs: dict[int, Job] = {}
         self._blocks: dict[int, int] = {}
         self._started: dict[int, float] = {}
-        #: The jobs of requests without an outcome, by number.
+        #: By number of a request without an outcome: its job.
         self._open: dict[int, Job] = {}
-        #: Responses that a paused reader has not taken into account yet, by number.
+        #: By number of a request whose client is paused: the responses for which no credit was granted yet.
         self._owed: dict[int, int] = {}
         self._watch: asyncio.TimerHandle | None = None
 
@@ -62,7 +66,7 @@ class Seat:
         return self.usable and len(self._jobs) < self._pool.loaded.concurrency
 
     async def start(self) -> WorkerLoaded:
-        """Starts a process here. Raises Internal with the reason when it cannot load the model."""
+        """Starts a process here. Raises Internal with the reason if it cannot load the model."""
         pool = self._pool
         calls = CallChannel(pool.calls, self._open_requests, pool.loop)
         self.process = process = pool.worker(
@@ -75,7 +79,7 @@ class Seat:
         return loaded
 
     async def stop(self) -> None:
-        """Ends the process, if there is one."""
+        """Stops the process, if there is one."""
         self.usable = False
         if self._watch is not None:
             self._watch.cancel()
@@ -85,7 +89,7 @@ class Seat:
     # to the worker
 
     def send(self, job: Job) -> None:
-        """Gives requests to the worker."""
+        """Sends requests to the worker."""
         process = self.process
         assert process is not None, "it is free"
         tickets = job.tickets
@@ -133,12 +137,12 @@ class Seat:
             OverflowError,
             TypeError,
             UnicodeEncodeError,
-        ) as error:  # values of a program that no protocol has checked
+        ) as error:  # an embedding program's values, which no dialect has validated
             self._take_back(batch, numbers)
             self._pool.refused(job, error)
 
     def _take_back(self, batch: int, numbers: Sequence[int]) -> None:
-        """A batch has not been given to the worker."""
+        """Undoes `send`: the batch was not sent."""
         del self._jobs[batch], self._started[batch]
         for number in numbers:
             del self._open[number]
@@ -166,7 +170,7 @@ class Seat:
                 process.arena.give_back(lent)
             job.run.batch.gathered_ns, job.run.batch.ran_ns = result.began_ns, result.ran_ns
             self._pool.has_room(self)
-        elif job is not None:  # a stream goes on
+        elif job is not None:  # a stream continues: the execution timeout is per response
             self._started[result.batch] = monotonic()
         offset = 0
         for part in result.parts:
@@ -182,7 +186,9 @@ class Seat:
             self._vacate(job)
 
     def _vacate(self, job: Job) -> None:
-        """The worker is done with a batch, some answers of which are still to come: unless too many are, the next batch may come."""
+        """The worker has finished a batch, but still owes responses: it may take the next batch unless it
+        owes too many.
+        """
         if len(self._open) < _OPEN_REQUESTS:
             job.run.vacate()
 
@@ -195,7 +201,9 @@ class Seat:
                 outputs = [_rows(tensor, start, end) for tensor in outputs]
                 start = end
             job = self._open.get(number)
-            if job is None:  # it has been answered before, or its worker is a stranger
+            if (
+                job is None
+            ):  # answered before, or a number that the worker made up: it answers its own requests only
                 continue
             ticket = job.run.batch.tickets[job.by_number[number]]
             if ticket.request.outputs is not None:
@@ -212,7 +220,7 @@ class Seat:
                 self._settle(number, response)
 
     def _respond(self, job: Job, number: int, ticket: Ticket, response: InferResponse) -> None:
-        """One of many, after which more may come."""
+        """One of many responses."""
         job.run.respond(job.by_number[number], response)
         if self.process is not None and (ticket.flow is None or not ticket.flow.paused):
             self.process.credit(number, 1)
@@ -229,7 +237,7 @@ class Seat:
             self._settle(failure.number, error)
 
     def _reschedule(self, number: int) -> None:
-        """The model wants to have a request once more."""
+        """The model wants to run a request once more."""
         load = self._pool.command.load
         self._settle(number, Rescheduled(load.name, load.version, "", []))
 
@@ -245,26 +253,30 @@ class Seat:
             job.settle(job.by_number[number], outcome)
 
     def _resumed(self, number: int) -> None:
-        """The one who asked takes more responses again."""
+        """A paused client reads again: grants the responses that were held back."""
         owed = self._owed.pop(number, 0)
         if owed and self.process is not None and number in self._open:
             self.process.credit(number, owed)
 
     def _open_requests(self, numbers: Sequence[int]) -> list[Ticket]:
-        """Those of the numbers that have no outcome."""
+        """The requests with these numbers that have no outcome; unknown numbers, which a worker may send,
+        are skipped.
+        """
         jobs = self._open
         return [jobs[one].run.batch.tickets[jobs[one].by_number[one]] for one in numbers if one in jobs]
 
-    # when it does not come back
+    # hangs and crashes
 
     def _look_at_time(self) -> None:
-        """Kills a worker that has a batch for longer than it may; looks again when the next one would have."""
+        """Kills a worker whose batch exceeds the execution timeout; otherwise sets the timer for the next
+        batch.
+        """
         watch, self._watch = self._watch, None
         limit = self._pool.execution_timeout
         if not self._started or self.process is None:
             return
         now = monotonic()
-        if watch is not None and stood_still(watch, self._pool.loop):  # the answers may be on their way
+        if watch is not None and stood_still(watch, self._pool.loop):  # the results may be in the socket
             self._started = dict.fromkeys(self._started, now)
         left = min(self._started.values()) + limit - now
         if left <= 0:
