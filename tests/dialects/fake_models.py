@@ -205,6 +205,7 @@ class FakeHttpRequest(HttpRequest):
         self._peer = peer
         self.answer: HttpAnswer | None = None
         self.answered = asyncio.Event()
+        self.streamed = asyncio.Event()
         self.buffers: Sequence[Buffer] = ()
 
     @property
@@ -218,7 +219,8 @@ class FakeHttpRequest(HttpRequest):
         self.answered.set()
 
     def stream(self, status: int, fields: Fields) -> ResponseStream:
-        raise NotImplementedError
+        self.streamed.set()
+        raise ConnectionResetError("streams go nowhere here")
 
 
 class FakeUnaryCall(UnaryCall):

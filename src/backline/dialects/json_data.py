@@ -49,7 +49,8 @@ def decode_data(spec: InputPlan, raw: bytes, path: str) -> Tensor:
     if (
         datatype is not DataType.BYTES
     ):  # in a nest of lists without empty ones there is one element more than there are commas
-        _compare_count(spec, count(raw, ord(",")) + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
+        commas = raw.count(b",") if len(raw) <= LARGE else count(raw, ord(","))
+        _compare_count(spec, commas + 1 if _has_more(raw, b"[]" + _BLANK) else 0)
     elif spec.count * 3 - 1 > len(raw):  # a string and a comma take three characters
         raise _count_error(_TOO_FEW, spec, f"too few for it in {len(raw)} characters")
     if large and datatype is DataType.BYTES:
@@ -160,6 +161,8 @@ def _decode_strings(spec: InputPlan, raw: bytes) -> np.ndarray:
 
 def _has_more(raw: bytes, characters: bytes) -> bool:
     """Whether there is anything but these characters."""
+    if len(raw) <= LARGE:
+        return bool(raw.translate(None, characters))
     return any(raw[start : start + STEP].translate(None, characters) for start in range(0, len(raw), STEP))
 
 

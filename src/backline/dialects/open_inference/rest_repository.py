@@ -173,13 +173,17 @@ async def _read_overrides(body: Buffer) -> Overrides | None:
 def _parse_overrides(body: Buffer) -> Overrides | None:
     check_keys(body)
     given = read_document(LoadDocument, body, bounded=False).parameters
-    if CONFIG in given:  # an escape has at most six characters for one
+    if CONFIG in given and _is_string(given[CONFIG]):  # an escape has at most six characters for one
         check_config(len(memoryview(given[CONFIG])) // 6)
     return overrides_from_json({name: _decode_string(raw) for name, raw in given.items()})
 
 
 def _decode_string(raw: Raw) -> object:
-    return msgspec.json.decode(raw) if bytes(memoryview(raw)[:1]) == b'"' else raw
+    return msgspec.json.decode(raw) if _is_string(raw) else raw
+
+
+def _is_string(raw: Raw) -> bool:
+    return bytes(memoryview(raw)[:1]) == b'"'
 
 
 def _who(request: HttpRequest) -> str:

@@ -27,7 +27,6 @@ from backline.dialects.open_inference.shared_tensors import (
     SharedTensors,
     read_place,
 )
-from backline.engine.datatypes import DataType
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument
 from backline.engine.shared_memory import SharedMemory
@@ -232,6 +231,7 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
     specs: list[InputPlan] = []
     declared: list[int | None] = []
     names = set()
+    bytes_size = 0
     for given in document.inputs:
         name, parameters = given.name, given.parameters
         if name in names:
@@ -245,8 +245,10 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         )
         if place is None or memory is None:
             spec = InputPlan(name, given.datatype, given.shape)
-            if size is not None and size != spec.size >= 0:
-                raise size_mismatch(spec, size, model, document.id)
+            if size is not None and size != spec.size:
+                if spec.size >= 0:
+                    raise size_mismatch(spec, size, model, document.id)
+                bytes_size += size
         else:
             spec = SharedInput(name, given.datatype, given.shape, place, memory, model)
             size = 0
@@ -254,10 +256,7 @@ def make_plan(document: RequestDocument, model: str, memory: SharedMemory | None
         declared.append(size)
     plan = InferPlan(tuple(specs))
     plan.declared = tuple(declared)
-    plan.large = (
-        sum(size or 0 for spec, size in zip(specs, declared, strict=True) if spec.datatype is DataType.BYTES)
-        > LARGE
-    )
+    plan.large = bytes_size > LARGE
     if document.parameters:
         if EMPTY_FINAL in document.parameters:
             raise InvalidArgument(RESERVED)

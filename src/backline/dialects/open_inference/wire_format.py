@@ -35,18 +35,21 @@ MALFORMED = "the message is not an inference.ModelInferRequest: it is malformed 
 def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
     """Splits a ModelInferRequest into its rest, its id, and the places (start, end) of its raw_input_contents.
 
-    The rest is a ModelInferRequest too, without id and raw contents. Raises InvalidArgument when the outermost layer is malformed.
+    The rest is a ModelInferRequest too, without id and raw contents. Raises InvalidArgument when the outermost layer is malformed,
+    PayloadTooLarge when it has more than MAX_FIELDS fields.
     """
     position = 0
     total = len(message)
     id = ""
     places: list[tuple[int, int]] = []
     rest: list[Buffer] = []
+    if total > 2 * MAX_FIELDS:  # a field has two bytes at least
+        for number, _ in enumerate(_fields(message, 0, total)):
+            if number == MAX_FIELDS:
+                raise _too_many_fields()
     run = 0  # where the part of the rest that is being passed began
     try:
-        for _ in range(MAX_FIELDS):
-            if position >= total:
-                break
+        while position < total:
             start = position
             tag = message[position]
             length = message[position + 1]
@@ -67,9 +70,6 @@ def split_request(message: Buffer) -> tuple[bytes, str, list[tuple[int, int]]]:
             if run < start:
                 rest.append(message[run:start])
             run = position = end
-        else:
-            if position < total:
-                raise _too_many_fields()
     except IndexError:
         raise InvalidArgument(MALFORMED) from None
     except UnicodeDecodeError:
@@ -106,14 +106,16 @@ def check_fields(message: bytes) -> None:
                     )
 
 
-def _fields(message: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(message: Buffer, position: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The tag of each field from `position` to `end`, and where its content is."""
     try:
         while position < end:
             tag, start = _varint(message, position)
-            position = _skip(message, position)
             if tag & 7 == _LENGTH_DELIMITED:
-                start = _varint(message, start)[1]
+                length, start = _varint(message, start)
+                position = start + length
+            else:
+                position = _skip(message, position)
             yield tag, start, min(position, end)
     except (IndexError, InvalidArgument):
         return
