@@ -186,7 +186,7 @@ def test_it_is_not_removed_or_replaced_while_a_server_has_it(built: tuple[Enviro
     another = Environments(store.folder)
 
     assert not another.remove(requirements.digest)
-    with pytest.raises(Unavailable, match="in use by a server"):
+    with pytest.raises(Unavailable, match="in use by a running server"):
         another.build(
             requirements, Uv(), user, on_bytes=lambda done, total: None, stop=lambda: False, again=True
         )

@@ -1,1 +1,1 @@
-"""Environments of models: what one asks for beside its file, built by uv, kept by what it asks for."""
+"""Environments of Python models: what a model requires, built by uv and shared by equal requirements."""

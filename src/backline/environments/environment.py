@@ -1,4 +1,4 @@
-"""A built environment, and its packages in the server's own process for a model that is debugged there."""
+"""A built environment; its packages can be borrowed by a model that is debugged in the server's process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from backline.engine.errors import InvalidArgument
 from backline.environments.requirements import OWN_PYTHON
 
-#: Variables of the server that would bring its own packages, or its user's, into a worker.
+#: Variables by which packages of the server or its user would leak into a worker.
 _UNSET = {"PYTHONPATH": "", "PYTHONHOME": "", "PYTHONNOUSERSITE": "1"}
 
 
@@ -27,20 +27,21 @@ class Environment:
 
     @property
     def packages(self) -> Path:
-        """Where its packages lie."""
+        """The folder of its packages."""
         return next(self.folder.glob("[Ll]ib/python*/site-packages"), self.folder / "Lib" / "site-packages")
 
     @property
     def variables(self) -> Mapping[str, str]:
-        """What its programs get on top of the server's own variables."""
+        """What its programs get in addition to the server's variables."""
         path = os.pathsep.join(filter(None, (str(self.python.parent), os.environ.get("PATH", ""))))
         return {**_UNSET, "VIRTUAL_ENV": str(self.folder), "PATH": path}
 
 
 def borrow(environment: Environment) -> list[str]:
-    """Makes the packages of an environment importable that this process does not have, and returns those that it has in another version.
+    """Makes those packages of an environment importable that this process lacks. Returns those that it has
+    in another version.
 
-    Raises InvalidArgument where the environment is of another Python.
+    Raises InvalidArgument if the environment has another Python version.
     """
     import importlib
     from importlib.metadata import distributions
@@ -49,8 +50,8 @@ def borrow(environment: Environment) -> list[str]:
     python = folder.parent.name.removeprefix("python")
     if python != OWN_PYTHON:
         raise InvalidArgument(
-            f"its environment has Python {python}, and the server Python {OWN_PYTHON}: to debug it, run the server on Python {python},"
-            f" or without --debug in a process of its own"
+            f"its environment has Python {python}, and the server Python {OWN_PYTHON}:"
+            f" to debug it, run the server on Python {python}, or without --debug in a process of its own"
         )
     here = {
         one.name.lower(): one.version

@@ -1,4 +1,4 @@
-"""What a model wants to run in, as the files beside it say: packages, and a version of Python."""
+"""What a model's files require: packages, and a version of Python."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from backline.engine.document_limits import check_toml
 from backline.engine.errors import InvalidArgument
 from backline.engine.names import PYTHON_VERSION
 
-#: The files that ask for packages, in the order in which they are looked for: the first one in a folder counts.
+#: The files that require packages; the first one that a folder has is used.
 LOCK, PROJECT, LIST = "uv.lock", "pyproject.toml", "requirements.txt"
-#: What a worker process itself needs, see workers/child/start.py; a model's own requirements may narrow it.
+#: What a worker process itself needs (workers/child/start.py); a model's requirements may narrow it.
 WORKER_PACKAGES = ("numpy>=1.24", "msgspec>=0.19")
 #: The oldest Python that a worker process runs on.
 OLDEST_PYTHON = (3, 11)
 OWN_PYTHON = "{}.{}".format(*sys.version_info)
-#: Part of what an environment is known by: raised when environments are built in another way.
+#: Part of the digest: raised when environments are built in a different way.
 _FORM = 1
 _PLATFORM = sysconfig.get_platform()
 #: A version of Python, as configurations and PYTHON_VERSION name it.
@@ -35,9 +35,10 @@ _NAMES_A_FILE = ("-r", "--requirement", "--requirements", "-c", "--constraint", 
 class Requirements:
     """What one environment is built from.
 
-    `file` is one of those above in `folder`, empty where only Python is asked for. `python` is the wanted version ("3.13"), else
-    `requires_python` what the project allows (">=3.12"); the server's own is taken where both are empty, or where it is allowed. `digest`
-    is the same for the same contents of files, Python and platform. `ignored` are files that are not read, as `file` goes first.
+    `file` is one of the files above in `folder`, empty if only Python is required. `python` is the required
+    version ("3.13"), otherwise `requires_python` is what the project allows (">=3.12"); the server's version
+    is used if both are empty, or if it is allowed. `digest` is equal for equal contents of files, Python and
+    platform. `ignored` are files that `file` takes precedence over.
     """
 
     folder: Path
@@ -55,9 +56,10 @@ class Requirements:
 
 
 def find_requirements(version_folder: Path, model_folder: Path, python: str = "") -> Requirements | None:
-    """What the model in these folders asks for; what lies in the version's folder goes first. None when it asks for nothing.
+    """What the model in these folders requires; the version's folder takes precedence. None if it requires
+    nothing.
 
-    `python` is the version that its configuration names. Raises InvalidArgument for a file that cannot be read.
+    `python` is the version that its configuration names. Raises InvalidArgument for an unreadable file.
     """
     places = list(dict.fromkeys((version_folder, model_folder)))
     folder, files = next(((place, files) for place in places if (files := _files(place))), (places[0], []))
@@ -79,7 +81,7 @@ def find_requirements(version_folder: Path, model_folder: Path, python: str = ""
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of a folder that ask for packages, the one that counts first."""
+    """The files of a folder that require packages, the decisive one first."""
     project = (folder / PROJECT).is_file() and bool(_project(folder / PROJECT))
     there = {LOCK: project and (folder / LOCK).is_file(), PROJECT: project, LIST: (folder / LIST).is_file()}
     found = [name for name, is_there in there.items() if is_there]
@@ -99,7 +101,7 @@ def _pinned_python(folder: Path) -> str:
 
 
 def _project(file: Path) -> dict[str, Any]:
-    """The table that makes a pyproject.toml that of a project; empty where it only configures tools."""
+    """The table that makes a pyproject.toml a project's; empty if it only configures tools."""
     text = _text(file)
     check_toml(text, f"'{file}'")
     try:
@@ -110,7 +112,7 @@ def _project(file: Path) -> dict[str, Any]:
 
 
 def _read_files(folder: Path, file: str) -> Iterator[Path]:
-    """The files that decide about the environment."""
+    """The files that the environment depends on."""
     if file == LIST:
         yield from _read_list(folder / file, seen=set())
     elif file:
@@ -120,7 +122,7 @@ def _read_files(folder: Path, file: str) -> Iterator[Path]:
 
 
 def _read_list(file: Path, *, seen: set[Path]) -> Iterator[Path]:
-    """A requirements file, those that it names, and the wheels and folders with sources that lie beside it."""
+    """A requirements file, and the files, wheels and source folders that it names."""
     seen.add(file)
     yield file
     for line in _text(file).splitlines():
@@ -165,7 +167,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def python_choices(requirements: Requirements) -> Sequence[str]:
-    """What to ask uv for, one after the other: an interpreter, a version, or a range of versions."""
+    """What to ask uv for, in this order: an interpreter, a version, or a range of versions."""
     if requirements.requires_python:
         return (f"{requirements.requires_python},=={OWN_PYTHON}.*", requirements.requires_python)
     wanted = requirements.python
@@ -175,7 +177,7 @@ def python_choices(requirements: Requirements) -> Sequence[str]:
 
 
 def _of_pyenv(version: str) -> list[str]:
-    """Interpreters that pyenv has installed, but not put on the path."""
+    """Interpreters that pyenv has installed, which are not on the path."""
     found = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
     return [
         str(path)

@@ -1,12 +1,13 @@
-"""The environments that have been built, on local disk, shared by whoever asks for the same.
+"""The environments that have been built, on local disk, shared by all models with equal requirements.
 
-    <digest>/                     an environment, complete before it appears under this name
-    <digest>/backline.json        what it was built from, and what is in it
-    <digest>/used-by/<key>.json   the folders of a model that asked for it; the time of the file is that of the last use
-    .building-<digest>-<random>/  what is being built
-    locks/                        <digest>.build: who builds it, <digest>.use: the servers that have workers in it
+    <digest>/                     an environment, complete before it gets this name
+    <digest>/backline.json        what it was built from, and what it contains
+    <digest>/used-by/<key>.json   the folders of a model that required it; the file's time is that of its last use
+    .building-<digest>-<random>/  a build in progress
+    locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 
-Several processes may share one store. A build that was interrupted leaves nothing that is taken for an environment.
+Several processes may share one store. An interrupted build never passes for an environment: only a rename
+publishes a complete one.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ _BUILDING = ".building-"
 
 
 def default_folder(cache: Path | None = None) -> Path:
-    """Where environments are kept in a cache folder, or in the user's."""
+    """The folder of environments in a cache folder, or in the user's."""
     return (cache or user_cache()) / "environments"
 
 
 class About(msgspec.Struct):
-    """What an environment is: the file it was built from, its Python, its packages ("numpy==2.1.3"), when it was built, its bytes."""
+    """An environment's contents: its source file, Python version, packages ("numpy==2.1.3"), time of
+    build, size in bytes.
+    """
 
     file: str
     python: str
@@ -61,7 +64,9 @@ class About(msgspec.Struct):
 
 
 class User(msgspec.Struct):
-    """A model that asks for an environment: its name, its folders, and the Python that its configuration names."""
+    """A model that requires an environment: its name, its folders, and the Python version in its
+    configuration.
+    """
 
     model: str
     version_folder: str
@@ -71,7 +76,9 @@ class User(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class StoredEnvironment:
-    """An environment as the store knows it. `users` are the models that would get it today, `in_use` says that a server has it."""
+    """An entry of the store. `users` are the models that require it today, `in_use` means a server holds
+    it.
+    """
 
     digest: str
     about: About
@@ -81,23 +88,25 @@ class StoredEnvironment:
 
 
 class Environments:
-    """The store described above. The methods block; all may be called on several threads. OSErrors come out as BacklineError."""
+    """The store described above. Methods block, and are thread-safe. OSErrors become BacklineErrors."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: By digest, the locks that keep environments from being removed while this process has workers in them.
+        #: By digest: the shared locks that keep environments from removal while this process may have workers
+        #: in them.
         self._held: dict[str, int] = {}
 
     def find(self, requirements: Requirements, user: User) -> Environment | None:
-        """The environment for these requirements, which is kept as long as this process lives; None when it has to be built."""
+        """The environment for these requirements, held until this process ends; None if it has to be
+        built.
+        """
         digest = requirements.digest
         environment = Environment(self.folder / digest)
         if not (environment.folder / _ABOUT).exists():
             return None
         self._hold(digest)
-        if (
-            not (environment.folder / _ABOUT).exists() or not environment.python.exists()
-        ):  # its interpreter may have been removed
+        # Again, under the lock: it may have been removed in between, or its interpreter uninstalled.
+        if not (environment.folder / _ABOUT).exists() or not environment.python.exists():
             return None
         self._note_use(environment, user)
         return environment
@@ -105,12 +114,10 @@ class Environments:
     def _hold(self, digest: str) -> None:
         if digest in self._held:
             return
-        with contextlib.suppress(
-            OSError
-        ):  # a store that others have filled, and that this user may only read
+        with contextlib.suppress(OSError):  # a store that this user may only read
             descriptor = open_lock(self._lock(digest, "use"))
             while not try_lock(descriptor, shared=True):
-                time.sleep(0.01)  # it is being removed, which does not take long
+                time.sleep(0.01)  # it is being removed, which is quick
             self._held[digest] = descriptor
 
     def _note_use(self, environment: Environment, user: User) -> None:
@@ -130,12 +137,15 @@ class Environments:
         stop: Callable[[], bool],
         again: bool = False,
     ) -> None:
-        """Makes what `find` then finds, unless another one does so meanwhile; `again` replaces one that is there.
+        """Builds what `find` then returns, unless another process does; `again` replaces an existing one.
 
-        Raises Internal with the cause when it cannot be built.
+        Raises Internal with the cause if the build fails.
         """
         digest = requirements.digest
-        what = f"the environment of model '{user.model}' cannot be built from {requirements.source} in '{requirements.folder}'"
+        what = (
+            f"the environment of model '{user.model}' cannot be built"
+            f" from {requirements.source} in '{requirements.folder}'"
+        )
         try:
             with self._explained(), locked(self._lock(digest, "build"), stop):
                 if not again and self.find(requirements, user) is not None:
@@ -164,7 +174,7 @@ class Environments:
                 and Environment(place).python.exists()
             ):
                 raise Unavailable(
-                    f"environment {digest} is in use by a server that runs: stop it, or build it again later"
+                    f"environment {digest} is in use by a running server: stop it, or build it again later"
                 )
             shutil.rmtree(place, ignore_errors=True)
             building.rename(place)
@@ -173,10 +183,10 @@ class Environments:
         for left in self.folder.glob(f"{_BUILDING}{digest}-*"):
             shutil.rmtree(left, ignore_errors=True)
 
-    # what there is
+    # entries
 
     def entries(self) -> list[StoredEnvironment]:
-        """All environments, those used last first."""
+        """All environments, most recently used first."""
         found = [self._entry(place.parent) for place in self.folder.glob(f"*/{_ABOUT}")]
         return sorted(found, key=lambda entry: entry.last_used, reverse=True)
 
@@ -192,14 +202,14 @@ class Environments:
             return StoredEnvironment(folder.name, about, last_used, tuple(users), in_use=not alone)
 
     def remove(self, digest: str) -> bool:
-        """Removes an environment, unless a server has it."""
+        """Removes an environment, unless a server holds it."""
         with self._explained(), self._alone(digest) as alone:
             if alone:
                 shutil.rmtree(self.folder / digest)
             return alone
 
     def remove_unfinished(self) -> int:
-        """Removes what interrupted builds have left; returns the bytes that are free now."""
+        """Removes the remains of interrupted builds; returns the bytes freed."""
         freed = 0
         for left in self.folder.glob(f"{_BUILDING}*"):
             descriptor = open_lock(self._lock(left.name.removeprefix(_BUILDING).partition("-")[0], "build"))
@@ -220,7 +230,7 @@ class Environments:
 
     @contextlib.contextmanager
     def _alone(self, digest: str) -> Iterator[bool]:
-        """Whether no server has the environment; none begins to have it meanwhile."""
+        """Whether no server holds the environment; none can start to while the context lasts."""
         descriptor = open_lock(self._lock(digest, "use"))
         try:
             yield digest not in self._held and try_lock(descriptor)
@@ -242,7 +252,9 @@ class Environments:
 def unused(
     entries: Iterable[StoredEnvironment], *, now: float, seconds: float | None
 ) -> list[StoredEnvironment]:
-    """Those that no model asks for any more, or with `seconds` also those that were not used for so long; never one that a server has."""
+    """Those that no model requires any more; with `seconds`, also those unused for that long. Never one
+    that a server holds.
+    """
     return [
         entry
         for entry in entries
@@ -259,7 +271,8 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
     python = _python_version(building)
     if tuple(map(int, python.split(".")[:2])) < OLDEST_PYTHON:
         raise UvFailed(
-            f"it would have Python {python}, but worker processes need {'.'.join(map(str, OLDEST_PYTHON))} or newer"
+            f"it would have Python {python},"
+            f" but worker processes need {'.'.join(map(str, OLDEST_PYTHON))} or newer"
         )
     install = ["pip", "install", "--python", str(environment.python), "--compile-bytecode"]
     locked_list = ""
@@ -284,10 +297,10 @@ def _install(requirements: Requirements, building: Path, uv: Uv, on_bytes: OnByt
 
 
 def _make(requirements: Requirements, building: Path, uv: Uv) -> None:
-    """An environment without packages, with the first Python of the choices that is installed."""
+    """An environment without packages, with the first of the Python choices that is installed."""
     for choice in python_choices(requirements):
         try:
-            # Relocatable, as it is renamed when it is complete.
+            # Relocatable, because it is renamed once it is complete.
             uv.run(
                 "venv",
                 "--relocatable",
@@ -320,7 +333,7 @@ def _installed(environment: Environment) -> list[str]:
 
 
 def _asks_for(user: User) -> str:
-    """The digest of what a model asks for today; empty where it is gone, or asks for nothing."""
+    """The digest of a model's requirements today; empty if the model is gone, or has none."""
     try:
         if not Path(user.model_folder).is_dir():
             return ""
@@ -335,7 +348,7 @@ def _size(folder: Path) -> int:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """The data under this name, at once or not at all."""
+    """Writes a file atomically."""
     file.parent.mkdir(exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent)
     with os.fdopen(descriptor, "wb") as opened:

@@ -19,18 +19,18 @@ from backline.engine.errors import Internal
 
 log = logging.getLogger("backline.environments")
 
-#: Called with the bytes that have been downloaded and those that are to be, as far as uv tells.
+#: Called with the bytes downloaded and those to download, as far as uv reports them.
 OnBytes: TypeAlias = Callable[[int, int], None]
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _DOWNLOADING = re.compile(r"^Downloading (\S+) \(([0-9.]+)(B|KiB|MiB|GiB)\)$")
 _DOWNLOADED = re.compile(r"^\s*Downloaded (\S+)$")
 _LONGEST_CAUSE = 800
-#: Python's sysconfig, by which uv finds itself, is not to be asked for the first time by two threads at once.
+#: uv finds itself through sysconfig, whose first use is not thread-safe.
 _FINDING = threading.Lock()
 
 
 class UvFailed(Exception):
-    """uv has ended with an error; the text is why, in one line, `lines` is all that it said."""
+    """uv failed; the text is the reason, in one line, `lines` its whole output."""
 
     def __init__(self, why: str, lines: Sequence[str] = ()) -> None:
         super().__init__(why)
@@ -38,10 +38,10 @@ class UvFailed(Exception):
 
 
 class Uv:
-    """Runs uv, one command at a time; `cancel` ends the one that runs."""
+    """Runs uv, one command at a time; `cancel` ends the one in progress."""
 
     def __init__(self) -> None:
-        """Raises Internal with the extra to install where there is no uv."""
+        """Raises Internal with the extra to install if uv is missing."""
         self._program = _find()
         self._process: subprocess.Popen[str] | None = None
         self._cancelled = threading.Event()
@@ -49,8 +49,10 @@ class Uv:
     def run(
         self, *arguments: str, folder: Path, given: str = "", on_bytes: OnBytes = lambda done, total: None
     ) -> str:
-        """Runs a command in a folder, with `given` as its standard input, and returns its standard output. Blocks. Raises UvFailed."""
-        told = _Told(on_bytes)
+        """Runs a command in a folder, with `given` as standard input; returns its standard output. Blocks.
+        Raises UvFailed.
+        """
+        progress = _Progress(on_bytes)
         with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stdout:
             stdin.write(given)
             stdin.seek(0)
@@ -70,26 +72,26 @@ class Uv:
             assert process.stderr is not None, "it is a pipe"
             with process.stderr as stderr:
                 for line in stderr:
-                    told.take(line.rstrip())
+                    progress.take(line.rstrip())
             status = process.wait()
             stdout.seek(0)
             printed = stdout.read()
         if self._cancelled.is_set():
             raise UvFailed("it was given up")
         if status:
-            raise UvFailed(cause(told.lines) or f"uv ended with exit status {status}", told.lines)
+            raise UvFailed(cause(progress.lines) or f"uv ended with exit status {status}", progress.lines)
         return printed
 
     def cancel(self) -> None:
-        """Ends the command that runs, and all later ones. Called on any thread."""
+        """Ends the command in progress, and prevents later ones. Called on any thread."""
         self._cancelled.set()
         if self._process is not None and self._process.poll() is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-class _Told:
-    """What uv says while it works."""
+class _Progress:
+    """uv's progress output."""
 
     def __init__(self, on_bytes: OnBytes) -> None:
         self.lines: list[str] = []
@@ -112,7 +114,7 @@ class _Told:
 
 
 def cause(lines: Sequence[str]) -> str:
-    """Why uv has failed, in one line: from its last "error:" on, without the marks that it draws with."""
+    """Why uv failed, in one line: from its last "error:" on, without box-drawing characters."""
     begin = max(
         (index for index, line in enumerate(lines) if line.startswith("error:") or "×" in line), default=-1
     )

@@ -41,5 +41,5 @@ class Measures:
     def _tell(self, message: Measure) -> None:
         try:
             self._caller.tell(Kind.MEASURE, message)
-        except Unavailable:  # the server is gone, or this is a process that the model has forked
+        except Unavailable:  # the server has ended, or this process is a fork
             return

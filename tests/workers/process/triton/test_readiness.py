@@ -89,7 +89,7 @@ def until_told(server: ServerProcess, name: str, *, ready: bool, why: str = "") 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_is_as_ready_as_it_says(server: ServerProcess, folder: Path, name: str) -> None:
-    for says, why in (("no", "says that it is not"), ("raises", "no weights"), ("perhaps", "returned a str")):
+    for says, why in (("no", "returned False"), ("raises", "no weights"), ("perhaps", "returned a str")):
         (folder / name).write_text(says)
         until_told(server, name, ready=False, why=why)
     assert ask(f"{server.url}/v2/health/ready")[0] == 503

@@ -1,4 +1,4 @@
-"""Requests of a model to other models of the server: business logic scripting, as Triton calls it."""
+"""Calls of other models of the server: business logic scripting, in Triton's terms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backline.workers.child.triton.tensor import Tensor
 
 
 def infer(call: ModelCall) -> InferenceResponse:
-    """The only response, which tells of an error when there is one. Waits for it."""
+    """The only response, which carries the error if there is one. Blocks."""
     try:
         return _response(worker.caller().infer(call))
     except BacklineError as error:
@@ -33,14 +33,15 @@ async def infer_async(call: ModelCall) -> InferenceResponse:
 
 
 def stream(call: ModelCall) -> ResponseIterator:
-    """The responses one by one. The call begins now."""
+    """The responses one by one. The call starts at once."""
     return ResponseIterator(call, worker.caller().stream(call))
 
 
 class ResponseIterator:
-    """The responses to a request; an error is the last one. Who does not take all may cancel the rest.
+    """The responses to a call; an error is the last one. A reader that stops early may cancel the rest.
 
-    Where the model has told its end after the last response, that is an empty response, as in Triton.
+    If the called model ended its stream separately, after the last response, an empty response marks that, as
+    in Triton.
     """
 
     def __init__(self, call: ModelCall, responses: CallStream) -> None:
@@ -64,7 +65,7 @@ class ResponseIterator:
         return InferenceResponse()
 
     def cancel(self) -> None:
-        """Nobody waits for further responses; those that are there already can be taken."""
+        """Cancels further responses; those that have arrived can still be read."""
         self._responses.close()
 
     def __del__(self) -> None:
@@ -73,21 +74,24 @@ class ResponseIterator:
 
 
 def load_model(model_name: str, config: str = "", files: Mapping[str, bytes] | None = None) -> None:
-    """Loads a model, or loads it again; `config`, JSON, and `files`, contents by "file:1/model.onnx", replace the repository's.
+    """Loads or reloads a model. `config` (JSON) and `files` (contents by "file:1/model.onnx") replace the
+    repository's.
 
-    Returns when it is loaded. Raises TritonModelException with the reason when it cannot be.
+    Returns once it is loaded. Raises TritonModelException with the reason if that fails.
     """
     contents = {path.removeprefix("file:"): bytes(content) for path, content in (files or {}).items()}
     _ask(Question("load", model_name, config=config or None, files=contents))
 
 
 def unload_model(model_name: str, unload_dependents: bool = False) -> None:
-    """Unloads a model; with `unload_dependents` the steps of an ensemble, too. Raises TritonModelException with the reason."""
+    """Unloads a model, with `unload_dependents` also an ensemble's steps. Raises TritonModelException with
+    the reason.
+    """
     _ask(Question("unload", model_name, dependents=unload_dependents))
 
 
 def is_model_ready(model_name: str, model_version: str = "") -> bool:
-    """Whether a model can answer."""
+    """Whether a model can serve."""
     return bool(_ask(Question("ready", model_name, model_version)))
 
 

@@ -1,4 +1,4 @@
-"""The numbers of Triton's datatypes, and what they are in NumPy."""
+"""The numbers of Triton's datatypes, and their NumPy types."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {
 
 
 def triton_to_numpy_type(data_type: int) -> Any:
-    """The NumPy type of a datatype's number; None where NumPy has none."""
+    """The NumPy type of a datatype's number; None if NumPy has none."""
     if not 1 <= data_type <= NUMBERS[DataType.BYTES]:
         return None
     return _BY_NUMBER[data_type - 1].dtype.type
 
 
 def numpy_to_triton_type(data_type: Any) -> int | None:
-    """The number of the datatype of a NumPy type; None where there is none."""
+    """The number of the datatype of a NumPy type; None if there is none."""
     datatype = numpy_datatype(data_type)
     return None if datatype is None else NUMBERS[datatype]
 
 
 def numpy_datatype(data_type: Any) -> DataType | None:
-    """The datatype of a NumPy type. Texts (np.str_) have none: a model encodes them."""
+    """The datatype of a NumPy type. Strings (np.str_) have none: a model encodes them."""
     if data_type in (np.object_, np.bytes_) or getattr(data_type, "kind", "") == "S":
         return DataType.BYTES
     return next((datatype for datatype in _BY_NUMBER[:12] if data_type == datatype.dtype.type), None)
 
 
 def triton_string_to_numpy(triton_type_string: str) -> Any:
-    """The NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError for one that NumPy has not."""
+    """The NumPy type of a configuration's datatype ("TYPE_FP32"). Raises KeyError if NumPy has none."""
     return TRITON_STRING_TO_NUMPY[triton_type_string]

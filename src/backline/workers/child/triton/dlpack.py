@@ -1,4 +1,4 @@
-"""Tensors handed to other libraries and back without a copy: DLPack (https://dmlc.github.io/dlpack/latest/)."""
+"""Tensors shared with other libraries without a copy: DLPack (https://dmlc.github.io/dlpack/latest/)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU: Final = (1, 0)
 _CODES: Final = {"i": 0, "u": 1, "f": 2, "b": 6}
 _UNSIGNED, _BFLOAT = 1, 4
 _NAME: Final = b"dltensor"
-#: With Triton's blanks.
+#: With Triton's spaces.
 _NOT_SUPPORTED: Final = (
     "Provided tensor is not supported. Tensor must be a DLPack capsule "
     "        or have `__dlpack__` and `__dlpack_device__` attributes"
@@ -47,7 +47,7 @@ _is_valid.restype, _is_valid.argtypes = ctypes.c_int, (ctypes.py_object, ctypes.
 
 
 class _Capsule:
-    """What NumPy takes: an object that gives a capsule."""
+    """An object that NumPy accepts: it returns the capsule."""
 
     def __init__(self, capsule: Any) -> None:
         self._capsule = capsule
@@ -63,18 +63,19 @@ def to_capsule(datatype: DataType, array: np.ndarray) -> Any:
     """A capsule that shares the memory of an array. Raises TritonModelException for BYTES."""
     if datatype is DataType.BYTES:
         raise TritonModelException("DLPack does not have support for string tensors.")
-    if not array.flags.writeable:  # which DLPack has no way to tell
+    if not array.flags.writeable:  # DLPack cannot express read-only memory
         array = array.copy()
     capsule = array.__dlpack__()
-    if datatype is DataType.BF16:  # to NumPy they are whole numbers
+    if datatype is DataType.BF16:  # NumPy exports it as uint16
         _tensor(capsule).code = _BFLOAT
     return capsule
 
 
 def from_object(given: Any) -> tuple[DataType, np.ndarray]:
-    """The datatype and the array of a capsule, or of an object that gives one.
+    """The datatype and the array of a capsule, or of an object that returns one.
 
-    Raises TritonModelException for memory that is not the processor's, and for tensors that are not contiguous in C order.
+    Raises TritonModelException for memory of another device, and for tensors that are not contiguous in C
+    order.
     """
     capsule = given if _is_valid(given, _NAME) else _ask(given)
     tensor = _tensor(capsule)

@@ -1,4 +1,4 @@
-"""Errors as a model makes and gets them."""
+"""Errors that a model creates and receives."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CLASSES: Final[dict[ErrorCode, type[BacklineError]]] = {
 
 
 class TritonError:
-    """The error of a response. It is no exception: a model returns it, or raises an exception of its own."""
+    """The error of a response. Not an exception: a model returns it, or raises an exception of its own."""
 
     UNKNOWN: ClassVar = ErrorCode.UNKNOWN
     INTERNAL: ClassVar = ErrorCode.INTERNAL
@@ -73,11 +73,11 @@ class TritonError:
 
 
 def to_backline(error: TritonError) -> BacklineError:
-    """The failure of a request that is answered with this error."""
+    """The failure of a request whose response has this error."""
     return _CLASSES[error.code()](error.message())
 
 
 def to_triton(error: BacklineError) -> TritonError:
-    """The error that a model gets which has asked another one."""
+    """The error for a model that made a call."""
     code = next((code for code, kind in _CLASSES.items() if isinstance(error, kind)), ErrorCode.INTERNAL)
     return TritonError(error.message, code)

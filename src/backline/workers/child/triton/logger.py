@@ -32,7 +32,7 @@ _LEVELS = {
 
 
 class Logger:
-    """Writes lines to the server's log, with the model, its version, and the file and line of who calls."""
+    """Writes to the server's log, with the model, its version, and the file and line of the caller."""
 
     INFO: ClassVar = LogLevel.INFO
     WARNING: ClassVar = LogLevel.WARNING
@@ -57,7 +57,7 @@ class Logger:
 
     @staticmethod
     def log_verbose(message: str) -> None:
-        """Shown from verbose level 1 of the log on."""
+        """Shown at verbose level 1 or higher."""
         _log(message, LogLevel.VERBOSE)
 
 
@@ -66,8 +66,9 @@ def _log(message: str, level: LogLevel) -> None:
         raise TypeError(f"Logger: the message is a {type(message).__name__}, expected a str")
     code, line = sys._getframe(2).f_code, sys._getframe(2).f_lineno
     text = f"{os.path.basename(code.co_filename)}:{line}: {message}"
-    with suppress(Unavailable):  # the server is gone, or this is a process that the model has forked
+    with suppress(Unavailable):  # the server has ended, or this process is a fork
         worker.caller().tell(Kind.LOG, Log(_LEVELS[LogLevel(level)], text))
 
 
-Logger.LogLevel = LogLevel  # type: ignore[attr-defined]  # where Triton has it; above, it would hide the class from its annotations
+# Triton has it here. In the class body it would shadow the enum in annotations.
+Logger.LogLevel = LogLevel  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Metrics that a model keeps itself, with Triton's names and texts."""
+"""Metrics of a model, with Triton's names and texts."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _KINDS: dict[MetricKind, Kind] = {
 
 
 class MetricFamily:
-    """Metrics of one name, which stands on the server's page of metrics as it is."""
+    """Metrics of one name, which appears unchanged on the server's metrics page."""
 
     COUNTER: ClassVar = MetricKind.COUNTER
     GAUGE: ClassVar = MetricKind.GAUGE
     HISTOGRAM: ClassVar = MetricKind.HISTOGRAM
 
     def __init__(self, name: str, description: str, kind: MetricKind) -> None:
-        """Raises TritonModelException for a name that cannot be, or is a metric of another kind."""
+        """Raises TritonModelException for an invalid name, or one of another kind."""
         self._name = name
         self._kind = MetricKind(kind)
         self._measures = Measures(worker.caller())
@@ -55,7 +55,9 @@ class MetricFamily:
     def Metric(
         self, labels: Mapping[str, str] | None = None, buckets: Sequence[float] | None = None
     ) -> Metric:
-        """The metric with these labels; the same one for all who give the same labels. A histogram has `buckets`, its upper bounds."""
+        """The metric with these labels; equal labels give the same metric. `buckets` are a histogram's
+        upper bounds.
+        """
         for key, value in (labels or {}).items():
             if not isinstance(key, str) or not isinstance(value, str):
                 raise _refused("Error when creating Metric", "attempt to access JSON non-string as string")
@@ -72,7 +74,7 @@ class MetricFamily:
 
 
 class Metric:
-    """One metric. Values are those of all workers of the server together."""
+    """One metric. Values are sums over all workers of the server."""
 
     def __init__(
         self,
@@ -90,7 +92,7 @@ class Metric:
         measures.create(name, labels, buckets)
 
     def increment(self, value: float) -> None:
-        """Adds to a counter, or to a gauge, which may also be less than nothing."""
+        """Adds to a counter, or to a gauge, where it may be negative."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Increment")
         if self._kind is MetricKind.COUNTER and value < 0:
             said = "TRITONSERVER_METRIC_KIND_COUNTER can only be incremented monotonically by non-negative values."
@@ -108,7 +110,7 @@ class Metric:
         self._measures.record("observe", self._name, self._labels, float(value), self._buckets)
 
     def value(self) -> float:
-        """The value of a counter or gauge, at the server."""
+        """The value of a counter or gauge at the server."""
         self._only(MetricKind.COUNTER, MetricKind.GAUGE, what="Value")
         try:
             return self._measures.value(self._name, self._labels)

@@ -1,4 +1,4 @@
-"""A class TritonPythonModel in a worker process."""
+"""Runs a class TritonPythonModel."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from backline.workers.child.worker_model import WorkerModel
 
 
 def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
-    """Makes a model of a TritonPythonModel, or lets it complete its configuration, where it is to and can.
+    """Makes the model of a TritonPythonModel, or has the class complete its configuration if that is asked
+    for.
 
-    Raises ModelFailed with what the model raised.
+    Raises ModelFailed with the model's exception.
     """
     if message.complete and hasattr(model, "auto_complete_config"):
         return CompletedModel(model, message)
@@ -36,14 +37,14 @@ def load_class(model: Any, message: WorkerLoad) -> WorkerModel:
 
 
 def _is_asked(is_ready: Any) -> bool:
-    """Whether it is Triton's hook: a method of the same name that wants arguments is the model's own business."""
+    """Whether it is Triton's hook: a method of that name with required arguments is something else."""
     return callable(is_ready) and not any(
         one.default is one.empty for one in signature(is_ready).parameters.values()
     )
 
 
 class CompletedModel:
-    """A model that has completed its configuration and is loaded elsewhere."""
+    """A model that has completed its configuration; another worker loads it."""
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
         try:
@@ -58,24 +59,26 @@ class CompletedModel:
         self.loaded = WorkerLoaded([], [], completed=json.dumps(config.as_dict()))
 
     def execute(self, batch: RequestBatch) -> None:
-        """See WorkerModel: it gets none."""
+        """See WorkerModel: never called."""
 
     def close(self) -> None:
         """See WorkerModel."""
 
 
 class TritonModel:
-    """A WorkerModel that runs a TritonPythonModel: one batch at a time, whose responses may come later."""
+    """A WorkerModel that runs a TritonPythonModel: one batch at a time, with responses that may come
+    later.
+    """
 
     def __init__(self, model: Any, message: WorkerLoad) -> None:
-        """Raises ModelFailed, with what the model raised, when it cannot be initialised."""
+        """Raises ModelFailed with the model's exception if it cannot be initialised."""
         config = json.loads(message.configuration)
         self._name = message.name
         self._version = int(message.version) if message.version.isdecimal() else -1
         self._folder = message.folder
         self._decoupled = bool(config.get("model_transaction_policy", {}).get("decoupled", False))
-        #: Also the states that the server keeps, which the configuration does not have among its outputs.
         self._iterative = bool(config.get("sequence_batching", {}).get("iterative_sequence", False))
+        #: With the implicit states, which are not among the outputs of the configuration.
         self._outputs = frozenset(output.name for output in message.outputs)
         self._loop = ModelLoop()
         given = _arguments(message)
@@ -128,7 +131,7 @@ class TritonModel:
             self._fail(requests, error)
 
     def _take(self, requests: Sequence[InferenceRequest], answer: Any) -> None:
-        """What `execute` has returned. Raises _Returned, with Triton's texts, for what it must not."""
+        """Handles what `execute` returned. Raises _Returned, with Triton's texts, for an invalid value."""
         self._take_responses(requests, answer)
         for request in requests:
             if request.release_flags == RELEASE_RESCHEDULE:
@@ -166,7 +169,7 @@ class TritonModel:
             request.get_response_sender().send(response, FINAL)
 
     def _ended(self, requests: Sequence[InferenceRequest], ended: Future[Any]) -> None:
-        """The coroutine of a batch of a decoupled model has."""
+        """The coroutine of a decoupled model's batch has ended."""
         try:
             self._take(requests, ended.result())
         except BaseException as error:
@@ -187,16 +190,16 @@ class TritonModel:
 
 
 class ModelLoop:
-    """The event loop on which the coroutines of a model run, on a thread of its own.
+    """The event loop for a model's coroutines, on a dedicated thread.
 
-    Started with the first coroutine. It goes on between the batches, so that a model may leave tasks there.
+    Started with the first coroutine. Runs between batches as well, so a model may leave tasks on it.
     """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
-        """Runs a coroutine from now on."""
+        """Starts a coroutine."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._run, args=(self._loop,), name="model-loop", daemon=True).start()
@@ -209,11 +212,11 @@ class ModelLoop:
 
 
 class _Returned(Exception):
-    """What `execute` returned is not what it must return."""
+    """`execute` returned an invalid value."""
 
 
 def _arguments(message: WorkerLoad) -> dict[str, str]:
-    """What `initialize` gets: all of it text, under Triton's names."""
+    """The arguments of `initialize`: all strings, under Triton's names."""
     return {
         "model_config": message.configuration,
         "model_instance_kind": message.device_kind.upper(),

@@ -1,4 +1,4 @@
-"""The configuration that a model completes in `auto_complete_config`. The texts of its errors are Triton's."""
+"""The configuration that a model completes in `auto_complete_config`. Error texts are Triton's."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ModelConfig:
         self._model_config: dict[str, Any] = json.loads(model_config)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields: to be read, and changed by the other methods."""
+        """All fields. Change them with the methods of this class."""
         return self._model_config
 
     def set_max_batch_size(self, max_batch_size: int) -> None:
-        """Raises ValueError when the configuration says a larger one."""
+        """Raises ValueError if the configuration has a larger one."""
         config = self._model_config
         if config["max_batch_size"] > max_batch_size:
             raise ValueError(
@@ -32,7 +32,7 @@ class ModelConfig:
         config["max_batch_size"] = max_batch_size
 
     def set_dynamic_batching(self) -> None:
-        """Raises ValueError when the configuration says that requests are sequences, or steps of an ensemble."""
+        """Raises ValueError if the configuration has sequence batching or is an ensemble."""
         config = self._model_config
         for other in ("sequence_batching", "ensemble_scheduling"):
             if other in config:
@@ -43,9 +43,10 @@ class ModelConfig:
         config.setdefault("dynamic_batching", {})
 
     def add_input(self, input: Mapping[str, Any]) -> None:
-        """Adds an input with `name`, `data_type`, `dims` and perhaps `optional`, or completes the one of that name.
+        """Adds an input with `name`, `data_type`, `dims` and optionally `optional`, or completes the one
+        of that name.
 
-        Raises ValueError for other properties, missing ones, and what contradicts the configuration.
+        Raises ValueError for unknown or missing properties, and for contradictions to the configuration.
         """
         self._add(
             "input",
@@ -55,11 +56,13 @@ class ModelConfig:
         )
 
     def add_output(self, output: Mapping[str, Any]) -> None:
-        """Adds an output with `name`, `data_type` and `dims`, or completes the one of that name. Raises ValueError as `add_input`."""
+        """Adds an output with `name`, `data_type` and `dims`, or completes the one of that name. Raises
+        ValueError as `add_input`.
+        """
         self._add("output", output, ("name", "data_type", "dims"), "'name', 'data_type' and 'dims'")
 
     def set_model_transaction_policy(self, transaction_policy_dict: Mapping[str, Any]) -> None:
-        """Raises ValueError for other properties than `decoupled`, and when the configuration says the opposite."""
+        """Raises ValueError for properties other than `decoupled`, and if the configuration contradicts."""
         config = self._model_config
         if any(name != "decoupled" for name in transaction_policy_dict):
             raise ValueError(
@@ -127,7 +130,7 @@ def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> Any
 
 
 def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) -> bool:
-    """Whether a configuration says that the model gives any number of responses."""
+    """Whether a configuration declares the model decoupled."""
     policy = model_config.get("model_transaction_policy")
     return bool(policy["decoupled"]) if policy is not None else False
 

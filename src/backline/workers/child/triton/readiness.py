@@ -1,4 +1,4 @@
-"""Whether a model says itself that it is ready: its `is_ready`, asked now and then."""
+"""A model's own readiness: its `is_ready`, polled."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from backline.workers.child.tracebacks import reason
 
 Start: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Future[Any]]
 
-#: Seconds between two questions, and that an answer may take (Triton's limit).
+#: Seconds between polls, and for one to return (Triton's limit).
 _PAUSE = 1.0
 _PATIENCE = 5.0
 
 
 class ReadinessWatch:
-    """Asks a model, and tells when its answer has changed: "" when it is ready, else why not.
+    """Polls a model, and reports changes: "" if it is ready, or why not.
 
-    It is asked on a thread of its own, beside `execute`, so that a model is not taken for unready while it computes. There is one question
-    at a time: one without an answer is waited for, and nothing else is asked meanwhile.
+    It is polled on a separate thread, so that a model that computes does not count as unready. Only one poll
+    runs at a time; while it hangs, no other starts.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ReadinessWatch:
         self._told = ""
 
     def start(self) -> None:
-        """Asks for the first time, and from then on beside everything else."""
+        """Polls once, and from then on in the background."""
         self._look()
         threading.Thread(target=self._watch, name="backline-readiness", daemon=True).start()
 
@@ -68,7 +68,7 @@ class ReadinessWatch:
             return f"its is_ready has failed: {reason(answer, self._folder)}"
         if not isinstance(answer, bool):
             return f"its is_ready returned a {type(answer).__name__}, not a bool"
-        return "" if answer else "its is_ready says that it is not"
+        return "" if answer else "its is_ready returned False"
 
     def _run(self, asked: Future[Any]) -> None:
         try:

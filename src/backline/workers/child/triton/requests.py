@@ -1,4 +1,4 @@
-"""Requests: those that a model gets, and those that it makes to ask other models."""
+"""Requests: those that a model receives, and those that it makes to call other models."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ TRITONSERVER_MEMORY_CPU: Final = MemoryType.TRITONSERVER_MEMORY_CPU
 
 
 class PreferredMemory:
-    """The memory for the outputs of a call: the processor's, as there is no other in worker processes."""
+    """The memory for the outputs of a call: always the CPU's, because workers have no other."""
 
     def __init__(self, preferred_memory_type: MemoryType, preferred_device_id: int = 0) -> None:
-        """Raises TritonModelException for the memory of a GPU."""
+        """Raises TritonModelException for GPU memory."""
         if MemoryType(preferred_memory_type) is MemoryType.TRITONSERVER_MEMORY_GPU:
             raise TritonModelException(
-                "PreferredMemory: tensors of worker processes are in the processor's memory;"
+                "PreferredMemory: tensors of worker processes are in CPU memory;"
                 " ask for TRITONSERVER_MEMORY_CPU and move the tensor to the GPU"
             )
         self.preferred_memory_type = MemoryType(preferred_memory_type)
@@ -54,7 +54,9 @@ class PreferredMemory:
 
 
 class InferenceRequest:
-    """A request. `correlation_id` is the sequence that it belongs to, a number or a text; 0 for none. `timeout` is in microseconds."""
+    """A request. `correlation_id` is its sequence, a number or a string, 0 for none. `timeout` is in
+    microseconds.
+    """
 
     __slots__ = (
         "_correlation_id",
@@ -86,9 +88,10 @@ class InferenceRequest:
         trace: InferenceTrace | None = None,
         parameters: Any = None,
     ) -> None:
-        """A request to the model `model_name`; -1 is the version that the server chooses.
+        """A request to the model `model_name`; version -1 is the server's choice.
 
-        Raises TypeError when `inputs`, `requested_output_names` or `model_name` are missing, TritonModelException for what cannot be.
+        Raises TypeError if `inputs`, `requested_output_names` or `model_name` is missing,
+        TritonModelException for invalid values.
         """
         if inputs is None or requested_output_names is None or model_name is None:
             raise TypeError("InferenceRequest: inputs, requested_output_names and model_name must be given")
@@ -99,7 +102,7 @@ class InferenceRequest:
             raise TritonModelException(f"Input tensor {where}")
         if any(not isinstance(name, str) for name in requested_output_names):
             raise TypeError(
-                f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected texts"
+                f"InferenceRequest: requested_output_names are {list(requested_output_names)}, expected strings"
             )
         if not all(requested_output_names):
             raise TritonModelException(f"Requested output name {where}")
@@ -121,7 +124,7 @@ class InferenceRequest:
     def received(
         cls, request: WorkerRequest, model: str, version: int, outputs: frozenset[str], *, decoupled: bool
     ) -> InferenceRequest:
-        """A request that this model is to answer; `outputs` are all that it has."""
+        """A request that this model is to answer; `outputs` are all outputs of the model."""
         made = cls.__new__(cls)
         made._id = request.id
         made._correlation_id = request.sequence
@@ -151,48 +154,50 @@ class InferenceRequest:
         return self._correlation_id
 
     def flags(self) -> int:
-        """TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, added."""
+        """TRITONSERVER_REQUEST_FLAG_SEQUENCE_START and _END, added up."""
         return self._flags
 
     def set_flags(self, flags: int) -> None:
         self._flags = flags
 
     def timeout(self) -> int:
-        """Microseconds that the request wants to wait in a queue at most, 0 for any time."""
+        """The longest that the request wanted to wait in a queue, in microseconds, 0 for any time."""
         return self._timeout
 
     def parameters(self) -> str:
-        """JSON of an object, "" without any."""
+        """A JSON object, "" if there are none."""
         return as_json(self._parameters)
 
     def trace(self) -> InferenceTrace:
         return self._trace
 
     def requested_output_names(self) -> set[str]:
-        """The outputs that are asked for: all where the request names none."""
+        """The requested outputs, all if the request names none."""
         return set(self._outputs)
 
     def model_name(self) -> str:
         return self._model_name
 
     def get_response_sender(self) -> InferenceResponseSender:
-        """What answers the request, instead of a response that `execute` returns."""
+        """Sends responses, instead of returning them from `execute`."""
         if self._sender is None:
             raise TritonModelException("only a request that `execute` was called with has a response sender")
         return self._sender
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether the request is cancelled."""
         return self._request is not None and self._request.cancelled
 
     # to another model
 
     def exec(self, decoupled: bool = False) -> InferenceResponse | calls.ResponseIterator:
-        """Asks the model, and waits for its response; with `decoupled` the responses one by one. A failure is a response with an error."""
+        """Calls the model, and waits for its response; with `decoupled` returns an iterator of responses.
+        A failure is a response with an error.
+        """
         return calls.stream(self._call()) if decoupled else calls.infer(self._call())
 
     async def async_exec(self, decoupled: bool = False) -> InferenceResponse | calls.ResponseIterator:
-        """`exec` for coroutines: others run while the response is waited for."""
+        """`exec` for coroutines."""
         return calls.stream(self._call()) if decoupled else await calls.infer_async(self._call())
 
     def _call(self) -> ModelCall:
@@ -214,7 +219,9 @@ class InferenceRequest:
     # how it ends
 
     def set_release_flags(self, flags: int) -> None:
-        """TRITONSERVER_REQUEST_RELEASE_RESCHEDULE has the request run once more, TRITONSERVER_REQUEST_RELEASE_ALL is so anyway."""
+        """With TRITONSERVER_REQUEST_RELEASE_RESCHEDULE the request runs once more;
+        TRITONSERVER_REQUEST_RELEASE_ALL is the default.
+        """
         if flags not in (RELEASE_ALL, RELEASE_RESCHEDULE):
             raise TritonModelException(
                 f"set_release_flags: {flags} is neither RELEASE_ALL nor RELEASE_RESCHEDULE"
@@ -223,7 +230,7 @@ class InferenceRequest:
 
     @property
     def release_flags(self) -> int:
-        """What `set_release_flags` was called with."""
+        """The argument of `set_release_flags`."""
         return self._release_flags
 
 

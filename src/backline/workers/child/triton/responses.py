@@ -52,14 +52,15 @@ class InferenceResponse:
         return self._error
 
     def parameters(self) -> str:
-        """JSON of an object, "" without any."""
+        """A JSON object, "" if there are none."""
         return as_json(self._parameters)
 
 
 class InferenceResponseSender:
-    """Answers one request, from any thread, also after `execute` has returned.
+    """Answers one request, on any thread, also after `execute` has returned.
 
-    Until the last response the request is open. When nobody holds its sender any more it has failed: nobody could answer it.
+    The request is open until its last response. If its sender is garbage-collected before that, the request
+    fails: nothing could answer it any more.
     """
 
     __slots__ = ("_closed", "_decoupled", "_lock", "_outputs", "_request", "_sent")
@@ -78,13 +79,15 @@ class InferenceResponseSender:
         return self._closed
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for responses any more."""
+        """Whether the request is cancelled."""
         return self._request.cancelled
 
     def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
-        """Sends a response; with TRITONSERVER_RESPONSE_COMPLETE_FINAL it is the last one, or without a response there is no further one.
+        """Sends a response. With TRITONSERVER_RESPONSE_COMPLETE_FINAL it is the last, or, without a
+        response, ends the request.
 
-        Waits while the one who asked takes no more responses. Raises TritonModelException, with Triton's texts, for what cannot be sent.
+        Blocks while the client reads no further responses. Raises TritonModelException, with Triton's texts,
+        if it cannot be sent.
         """
         if flags not in (0, FINAL):
             raise TritonModelException("Unable to send response. Unsupported flag provided.")
@@ -127,18 +130,18 @@ class InferenceResponseSender:
             raise TritonModelException("Unable to send response. Response sender has been closed.")
 
     def _tensors(self, response: InferenceResponse) -> list[engine.Tensor]:
-        """Those that were asked for."""
+        """The requested outputs."""
         return [tensor.to_engine() for tensor in response._outputs if tensor.name() in self._outputs]
 
     def reschedule(self) -> None:
-        """Closes without a last response: the request comes once more."""
+        """Closes without a last response: the request runs once more."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
             self._request.reschedule()
 
     def fail(self, text: str) -> None:
-        """The request has failed, unless it has had its last response."""
+        """Fails the request, unless it has had its last response."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed and not self._request.answered:
@@ -157,7 +160,9 @@ def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) 
 
 
 def read_parameters(given: Any) -> dict[str, Parameter]:
-    """The parameters in a dict, None, or JSON of an object. Raises TritonModelException for keys and values of other types."""
+    """Parameters from a dict, None, or a JSON object. Raises TritonModelException for keys and values of
+    other types.
+    """
     if given is None or given == "":
         return {}
     if isinstance(given, str):
@@ -175,5 +180,5 @@ def read_parameters(given: Any) -> dict[str, Parameter]:
 
 
 def as_json(parameters: Mapping[str, Parameter]) -> str:
-    """The text that `parameters()` gives."""
+    """The result of `parameters()`."""
     return json.dumps(parameters, ensure_ascii=False, separators=(",", ":")) if parameters else ""

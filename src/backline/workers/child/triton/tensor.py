@@ -1,4 +1,4 @@
-"""A named tensor, as models make and get it."""
+"""A named tensor, as models create and receive it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from backline.workers.child.triton.errors import TritonModelException
 
 
 class Tensor:
-    """An array with a name, in the processor's memory. BYTES are object arrays of `bytes`; BF16 comes and goes by DLPack only."""
+    """A named array in CPU memory. BYTES are object arrays of `bytes`; BF16 passes through DLPack only."""
 
     __slots__ = ("_array", "_datatype", "_name")
 
     def __init__(self, name: str, array: np.ndarray) -> None:
-        """Raises TypeError for what is no array, TritonModelException for a dtype that Triton has not."""
+        """Raises TypeError for anything but an array, TritonModelException for a dtype that Triton does
+        not have.
+        """
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
             raise TypeError(
                 f"Tensor: expected a name and a numpy.ndarray, not {type(name).__name__} and {type(array).__name__}"
@@ -51,7 +53,7 @@ class Tensor:
         return self._name
 
     def as_numpy(self) -> np.ndarray:
-        """The array itself, no copy. Raises TritonModelException for BF16."""
+        """The array itself, not a copy. Raises TritonModelException for BF16."""
         if self._datatype is DataType.BF16:
             raise TritonModelException(
                 "Tensor dtype is BF16 and cannot be converted to NumPy. Use to_dlpack() and from_dlpack() instead."
@@ -59,7 +61,7 @@ class Tensor:
         return self._array
 
     def triton_dtype(self) -> int:
-        """The number of the datatype, as `numpy_to_triton_type` gives it; 14 for BF16."""
+        """The number of the datatype, as from `numpy_to_triton_type`; 14 for BF16."""
         return NUMBERS[self._datatype]
 
     def shape(self) -> list[int]:
@@ -88,7 +90,9 @@ class Tensor:
 
 
 def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
-    """The elements in C order; () for none, and None for an array of something else, as in Triton."""
+    """The elements in C order, each after its length in 4 bytes; () for none, None for an array of another
+    kind, as in Triton.
+    """
     if input_tensor.size == 0:
         return ()
     if input_tensor.dtype.kind not in "OS":
@@ -97,7 +101,7 @@ def serialize_byte_tensor(input_tensor: np.ndarray) -> bytes | tuple[()] | None:
 
 
 def deserialize_bytes_tensor(encoded_tensor: bytes) -> np.ndarray:
-    """A flat array of the elements. Raises ValueError for bytes that end within one."""
+    """A flat array of the elements. Raises ValueError for truncated bytes."""
     view = memoryview(encoded_tensor).cast("B")
     elements: list[bytes] = []
     at = 0

@@ -1,4 +1,4 @@
-"""Where in a trace a request stands."""
+"""A request's position in a trace."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from contextvars import ContextVar
 
 from backline.workers.child.requests import WorkerRequest
 
-#: The requests that `execute` was called with, in the thread or the coroutines of that call; their numbers.
+#: The numbers of the requests that `execute` was called with, in its thread and the coroutines that it
+#: starts.
 _SERVED: ContextVar[tuple[int, ...]] = ContextVar("served", default=())
 
-#: The context of a request whose trace is not for others to add to.
+#: The context of a request whose trace other spans cannot join.
 _NOWHERE = "{}"
 
 
 class InferenceTrace:
-    """The trace that a request belongs to: a model hands it on to the models that it asks."""
+    """The trace that a request belongs to; a model passes it on to the models that it calls."""
 
     __slots__ = ("_context", "_number")
 
@@ -25,18 +26,22 @@ class InferenceTrace:
         self._number = request.number if request is not None and request.trace else 0
 
     def get_context(self) -> str | None:
-        """The OpenTelemetry context as JSON, with `traceparent`; None for a request that is in no such trace."""
+        """The OpenTelemetry context as JSON, with `traceparent`; None if the request has none."""
         return None if self._context in ("", _NOWHERE) else self._context
 
     @property
     def requests(self) -> tuple[int, ...]:
-        """The numbers of the requests in whose traces a call is that has this one: those that are served where it has none."""
+        """The numbers of the requests whose traces a call with this trace belongs to: by default those
+        that `execute` runs.
+        """
         return (self._number,) if self._number else _SERVED.get()
 
 
 @contextmanager
 def serving(requests: Sequence[WorkerRequest]) -> Iterator[None]:
-    """Calls from within, and from coroutines that begin within, are part of the traces of these requests, where they name no other."""
+    """Calls made within, also by coroutines that start within, belong to these requests' traces unless
+    they name another.
+    """
     token = _SERVED.set(tuple(request.number for request in requests if request.trace))
     try:
         yield

@@ -1,4 +1,4 @@
-"""The worker process that the API's functions speak for: there is one model in it."""
+"""The worker process that the API's functions use: it has one model."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ class _Worker:
 
 
 def begin(load: WorkerLoad, caller: Caller) -> None:
-    """The model of this message is about to be imported."""
+    """The model of this load is about to be imported."""
     _Worker.load, _Worker.caller = load, caller
 
 
 def current() -> WorkerLoad:
-    """What this worker has loaded. Raises RuntimeError outside of one."""
+    """What this worker loads. Raises RuntimeError outside of a worker."""
     if _Worker.load is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.load
 
 
 def caller() -> Caller:
-    """What this worker asks the server with. Raises RuntimeError outside of one."""
+    """The channel to the server. Raises RuntimeError outside of a worker."""
     if _Worker.caller is None:
         raise RuntimeError(_OUTSIDE)
     return _Worker.caller
 
 
 def name_instance(name: str) -> None:
-    """What Triton calls this instance in its texts."""
+    """Sets the instance name in Triton's texts."""
     _Worker.instance = name
 
 
 def instance() -> str:
-    """What Triton calls this instance in its texts."""
+    """The instance name in Triton's texts."""
     return _Worker.instance
 
 
