@@ -66,14 +66,14 @@ def test_two_versions_of_one_library_run_side_by_side(server: ServerProcess, siz
         assert f'"numpy": "{numpy}", "sum": {size}.0, "name": "ä"'.encode() in answers[name]
 
 
-def test_the_list_of_models_is_told_where_they_run(server: ServerProcess, cache: Path) -> None:
+def test_the_list_of_models_shows_where_they_run(server: ServerProcess, cache: Path) -> None:
     with tritonclient.InferenceServerClient(server.url.removeprefix("http://")) as client:
         placement = client.get_model_config("old")["parameters"]["backline.placement"]["string_value"]
 
     assert f"of the environment '{cache / 'environments'}" in placement
 
 
-def test_the_start_says_whose_environment_is_built(server: ServerProcess) -> None:
+def test_the_startup_log_names_the_model_whose_environment_is_built(server: ServerProcess) -> None:
     server.wait_started()
 
     assert "building the environment of old version 1" in server.output
@@ -123,7 +123,7 @@ def test_a_new_version_whose_environment_cannot_be_built_leaves_the_old_one_serv
     assert "uv: error: No solution found" in server.output
 
 
-def test_requirements_that_a_load_brings_along_are_not_installed_without_trust(tmp_path: Path) -> None:
+def test_requirements_in_a_load_request_are_not_installed_without_trust(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     files = {"file:1/model.py": VERSIONS, "file:1/requirements.txt": "numpy==1.26.4\n"}
     with (
@@ -143,7 +143,7 @@ def test_requirements_that_a_load_brings_along_are_not_installed_without_trust(t
     assert not list((tmp_path / "cache").glob("environments/*"))
 
 
-def test_a_model_runs_on_the_python_that_its_configuration_names(tmp_path: Path, cache: Path) -> None:
+def test_a_model_runs_on_the_python_of_its_configuration(tmp_path: Path, cache: Path) -> None:
     python = another_python()
     if not python:
         pytest.skip("no other Python is on this machine")

@@ -68,7 +68,7 @@ def building(store: Environments) -> list[Path]:
     return list(store.folder.glob(".building-*"))
 
 
-def test_a_build_that_was_interrupted_is_not_used_and_is_repeated(store: Environments, model: Path) -> None:
+def test_an_interrupted_build_is_repeated_rather_than_used(store: Environments, model: Path) -> None:
     other = in_other_process(store, model)
     wait_for(lambda: building(store))
     other.send_signal(signal.SIGKILL)
@@ -88,7 +88,7 @@ def test_a_build_that_was_interrupted_is_not_used_and_is_repeated(store: Environ
     )  # its uv may have gone on for a moment
 
 
-def test_what_is_built_at_the_same_time_is_built_once(store: Environments, model: Path) -> None:
+def test_concurrent_builds_of_one_environment_build_it_once(store: Environments, model: Path) -> None:
     others = [in_other_process(store, model) for _ in range(2)]
     most = 0
     while any(other.poll() is None for other in others):
@@ -100,7 +100,7 @@ def test_what_is_built_at_the_same_time_is_built_once(store: Environments, model
     assert [entry.digest for entry in store.entries()] == [asked(model)[0].digest]
 
 
-def test_a_build_that_nobody_wants_any_more_ends_at_once(store: Environments, model: Path) -> None:
+def test_a_cancelled_build_ends_at_once(store: Environments, model: Path) -> None:
     uv = Uv()
     threading.Thread(target=lambda: (wait_for(lambda: building(store)), uv.cancel())).start()
 
@@ -109,7 +109,7 @@ def test_a_build_that_nobody_wants_any_more_ends_at_once(store: Environments, mo
     assert building(store) == []
 
 
-def test_a_failed_build_says_what_uv_said(store: Environments, model: Path) -> None:
+def test_a_failed_build_reports_uvs_error(store: Environments, model: Path) -> None:
     put(model / "requirements.txt", "numpy==1.26.4\nnumpy==2.1.3\n")
 
     with pytest.raises(
@@ -120,7 +120,7 @@ def test_a_failed_build_says_what_uv_said(store: Environments, model: Path) -> N
 
 
 @pytest.mark.parametrize("locked", [False, True], ids=["pyproject.toml", "uv.lock"])
-def test_a_project_s_packages_are_installed_in_the_versions_of_its_lock(
+def test_a_projects_packages_have_the_versions_of_its_lock(
     store: Environments, tmp_path: Path, *, locked: bool
 ) -> None:
     model = tmp_path / "project"
@@ -157,7 +157,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Environments, Path]
     return store, model
 
 
-def test_it_is_known_with_its_packages_and_the_models_that_ask_for_it(
+def test_an_entry_lists_packages_and_the_models_that_require_it(
     built: tuple[Environments, Path],
 ) -> None:
     store, model = built
@@ -169,7 +169,7 @@ def test_it_is_known_with_its_packages_and_the_models_that_ask_for_it(
     assert entry.in_use
 
 
-def test_a_model_that_asks_for_something_else_now_is_not_its_user(built: tuple[Environments, Path]) -> None:
+def test_a_model_with_changed_requirements_is_no_longer_a_user(built: tuple[Environments, Path]) -> None:
     store, model = built
     store.find(*asked(model))
     put(model / "requirements.txt", "tinydb==4.7.0\n")
@@ -179,7 +179,7 @@ def test_a_model_that_asks_for_something_else_now_is_not_its_user(built: tuple[E
     assert entry.users == ()
 
 
-def test_it_is_not_removed_or_replaced_while_a_server_has_it(built: tuple[Environments, Path]) -> None:
+def test_an_environment_held_by_a_server_is_not_removed_or_replaced(built: tuple[Environments, Path]) -> None:
     store, model = built
     requirements, user = asked(model)
     assert store.find(requirements, user) is not None
@@ -193,7 +193,7 @@ def test_it_is_not_removed_or_replaced_while_a_server_has_it(built: tuple[Enviro
     assert store.find(requirements, user) is not None
 
 
-def test_it_is_built_again_when_its_interpreter_is_gone(built: tuple[Environments, Path]) -> None:
+def test_an_environment_without_its_interpreter_is_rebuilt(built: tuple[Environments, Path]) -> None:
     store, model = built
     requirements, user = asked(model)
     environment = store.find(requirements, user)

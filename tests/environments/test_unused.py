@@ -20,5 +20,5 @@ ENTRIES = (
     ("seconds", "gone"),
     [(None, ["forgotten"]), (400.0, ["forgotten", "old"]), (0.0, ["forgotten", "old", "recent"])],
 )
-def test_what_no_model_asks_for_or_was_not_used_for_long_goes(seconds: float | None, gone: list[str]) -> None:
+def test_unrequired_and_long_unused_environments_are_selected(seconds: float | None, gone: list[str]) -> None:
     assert [entry.digest for entry in unused(ENTRIES, now=1000.0, seconds=seconds)] == gone

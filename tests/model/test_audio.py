@@ -51,7 +51,7 @@ def test_channels_are_mixed_to_one() -> None:
     np.testing.assert_allclose(Audio[RATE].decode(written(both, subtype="FLOAT")), tone() / 2, atol=1e-7)
 
 
-def test_one_channel_becomes_all() -> None:
+def test_one_channel_is_repeated() -> None:
     samples = Audio[RATE, 2].decode(written(tone(), subtype="FLOAT"))
 
     np.testing.assert_array_equal(samples, np.stack([tone(), tone()]))
@@ -63,23 +63,23 @@ def test_channels_come_first() -> None:
     np.testing.assert_array_equal(Audio[RATE, 2].decode(written(both, subtype="FLOAT")), both.T)
 
 
-def test_other_channels_are_refused() -> None:
+def test_other_numbers_of_channels_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="the sound has 4 channels, expected 2 or 1"):
         Audio[RATE, 2].decode(written(np.zeros((10, 4))))
 
 
-def test_silence_without_a_sample() -> None:
+def test_a_file_without_samples_decodes_to_an_empty_array() -> None:
     assert Audio[16000].decode(written(np.zeros(0))).shape == (0,)
 
 
 @pytest.mark.parametrize("data", [b"", b"no sound", b"RIFF\x00\x00\x00\x00WAVE", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_sound_is_refused_without_a_word_of_objects(data: bytes) -> None:
+def test_an_invalid_sound_file_is_refused_with_a_readable_reason(data: bytes) -> None:
     with pytest.raises(InvalidArgument, match="the sound cannot be decoded: ") as caught:
         Audio[16000].decode(data)
     assert "object at" not in caught.value.message
 
 
-def test_a_sound_that_is_small_in_the_file_only_is_refused() -> None:
+def test_a_small_file_that_decodes_to_a_huge_sound_is_refused() -> None:
     silence = written(np.zeros((500_000, 1), np.int16), format="FLAC")
 
     assert len(silence) < 100_000
@@ -97,14 +97,14 @@ def test_a_sound_that_is_small_in_the_file_only_is_refused() -> None:
     ("hint", "start"),
     [(Audio[RATE], b"RIFF"), (Audio[RATE, 1, "FLAC"], b"fLaC"), (Audio[RATE, 1, "OGG"], b"OggS")],
 )
-def test_an_array_goes_out_as_a_file(hint, start: bytes) -> None:
+def test_an_array_is_encoded_as_a_file(hint, start: bytes) -> None:
     encoded = hint.encode(tone())
 
     assert encoded.startswith(start)
     np.testing.assert_allclose(hint.decode(encoded), tone(), atol=0.05 if start == b"OggS" else 1e-4)
 
 
-def test_two_channels_go_out_and_come_back() -> None:
+def test_two_channels_survive_a_round_trip() -> None:
     both = np.stack([tone(), tone(pitch=880)])
 
     np.testing.assert_allclose(Audio[RATE, 2].decode(Audio[RATE, 2].encode(both)), both, atol=1e-4)
@@ -115,15 +115,15 @@ def test_two_channels_go_out_and_come_back() -> None:
     [
         (np.zeros(4, np.int16), "an array of floats from -1 to 1, got int16"),
         (np.zeros((2, 4)), r"the shape \[samples\], got \[2, 4\]"),
-        (np.full(4, np.nan), "not a number"),
+        (np.full(4, np.nan), "infinity or NaN"),
     ],
 )
-def test_what_is_no_sound_does_not_go_out(value: np.ndarray, text: str) -> None:
+def test_an_array_that_is_not_a_sound_is_not_encoded(value: np.ndarray, text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=text):
         Audio[RATE].encode(value)
 
 
 @pytest.mark.parametrize("given", [0, "16000", (16000, 0), (16000, 1, "MP4"), (1, 1, "WAV", 1)])
-def test_a_hint_that_means_nothing_is_an_error(given: object) -> None:
+def test_a_meaningless_hint_is_an_error(given: object) -> None:
     with pytest.raises(TypeError, match="expected a rate, channels, and for an output one of WAV, FLAC, OGG"):
         Audio[given]

@@ -17,11 +17,11 @@ def test_a_hint_or_none_is_the_hint(hint: Any) -> None:
     assert without_none(None | hint) == hint
 
 
-def test_the_older_form_is_read_too() -> None:
+def test_optional_is_read_like_a_union_with_none() -> None:
     assert without_none(Optional[str]) is str  # noqa: UP045
 
 
-def test_a_choice_of_two_hints_is_none() -> None:
+def test_a_union_of_two_hints_is_not_resolved() -> None:
     with pytest.raises(TypeError):
         FP32[3] | FP32[4]
     assert without_none(int | str) == int | str

@@ -39,7 +39,7 @@ def written(image, format: str = "PNG", **options: object) -> bytes:
         ("coffee.png", (400, 600, 3)),
     ],
 )
-def test_a_real_file_is_what_pillow_reads(name: str, shape: tuple[int, ...]) -> None:
+def test_a_real_file_decodes_to_what_pillow_reads(name: str, shape: tuple[int, ...]) -> None:
     array = RGB.decode(content(name))
 
     assert array.shape == shape
@@ -48,7 +48,7 @@ def test_a_real_file_is_what_pillow_reads(name: str, shape: tuple[int, ...]) -> 
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
-def test_each_format_without_loss(format: str) -> None:
+def test_lossless_formats_decode_exactly(format: str) -> None:
     array = np.zeros((4, 6, 3), np.uint8)
     array[1, 2] = 255
     options = {"lossless": True} if format == "WEBP" else {}
@@ -64,38 +64,38 @@ def test_modes() -> None:
     assert ImageHint(as_object=True).decode(cat).size == (451, 300)
 
 
-def test_the_array_may_be_written_to() -> None:
+def test_the_decoded_array_is_writable() -> None:
     array = RGB.decode(content("chelsea.png"))
     array[0, 0] = 0
 
 
-def test_a_photo_is_turned_as_the_camera_was_held() -> None:
+def test_a_photo_is_rotated_by_its_exif_orientation() -> None:
     exif = pillow.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
 
     assert RGB.decode(written(pillow.new("RGB", (20, 10)), "JPEG", exif=exif)).shape == (20, 10, 3)
 
 
-def test_sixteen_bits_are_made_eight() -> None:
+def test_16_bit_images_are_scaled_to_8_bits() -> None:
     deep = np.array([[0, 256, 65535]], np.uint16)
 
     np.testing.assert_array_equal(Image["L"].decode(written(pillow.fromarray(deep))), [[0, 1, 255]])
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n cut", b"%!PS-Adobe-3.0 EPSF-3.0\n"])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_an_invalid_image_file_is_refused(data: bytes) -> None:
     with pytest.raises(
         InvalidArgument, match="the image cannot be decoded: it is none of PNG JPEG WEBP GIF BMP TIFF"
     ):
         RGB.decode(data)
 
 
-def test_a_file_cut_short_is_refused() -> None:
+def test_a_truncated_file_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="the image cannot be decoded"):
         RGB.decode(content("chelsea.png")[:5000])
 
 
-def test_an_image_that_is_small_in_the_file_only_is_refused() -> None:
+def test_a_small_file_that_decodes_to_a_huge_image_is_refused() -> None:
     bomb = written(pillow.new("1", (12000, 12000)))
 
     assert len(bomb) < 100_000
@@ -111,7 +111,7 @@ def test_an_image_that_is_small_in_the_file_only_is_refused() -> None:
 @pytest.mark.parametrize(
     ("hint", "shape"), [(Image["RGB"], (5, 7, 3)), (Image["RGBA"], (5, 7, 4)), (Image["L"], (5, 7))]
 )
-def test_an_array_goes_out_and_comes_back(hint: ImageHint, shape: tuple[int, ...]) -> None:
+def test_an_array_survives_a_round_trip(hint: ImageHint, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     encoded = hint.encode(array)
 
@@ -132,12 +132,12 @@ def test_the_format_of_an_output_is_chosen() -> None:
         (np.zeros((0, 2, 3), np.uint8), r"got \[0, 2, 3\]"),
     ],
 )
-def test_what_is_no_image_does_not_go_out(value: object, text: str) -> None:
+def test_a_value_that_is_not_an_image_is_not_encoded(value: object, text: str) -> None:
     with pytest.raises((TypeError, ValueError), match=text):
         RGB.encode(value)
 
 
 @pytest.mark.parametrize("given", ["CMYK", ("RGB", "EPS"), 3])
-def test_a_hint_that_means_nothing_is_an_error(given: object) -> None:
+def test_a_meaningless_hint_is_an_error(given: object) -> None:
     with pytest.raises(TypeError, match="expected one of RGB, RGBA, L"):
         Image[given]

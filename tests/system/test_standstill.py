@@ -17,7 +17,7 @@ from backline.system.standstill import stood_still
     ("wait", "still", "expected"),
     [(0.01, 0.0, False), (0.01, 1.1, True), (0.0002, 0.0, False), (0.0, 0.0, False)],
 )
-def test_a_timer_that_is_a_second_late(
+def test_only_a_timer_later_than_a_second_means_a_suspension(
     make_loop: Callable[[], asyncio.AbstractEventLoop], wait: float, still: float, expected: bool
 ) -> None:
     loop = make_loop()

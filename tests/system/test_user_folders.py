@@ -19,7 +19,7 @@ print(user_cache(), user_state())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser may become somebody else")
-def test_a_user_without_a_home_has_the_root_as_in_containers() -> None:
+def test_without_a_home_the_root_folder_is_the_home() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
 
     done = subprocess.run(

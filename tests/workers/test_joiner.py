@@ -49,16 +49,14 @@ def told(kind: BatchInputKind, shapes: Sequence[tuple[int, ...]], datatype: Data
     ],
 )
 @pytest.mark.parametrize("datatype", [INT32, FP32])
-def test_a_batch_input_says_what_triton_says(
-    kind: BatchInputKind, expected: list[object], datatype: DataType
-) -> None:
+def test_batch_inputs_equal_tritons(kind: BatchInputKind, expected: list[object], datatype: DataType) -> None:
     got = told(kind, [(2, 3, 1), (1, 2, 2)], datatype)
 
     assert got.dtype == datatype.dtype
     assert got.tolist() == expected
 
 
-def test_the_largest_count_is_told_by_the_shape_alone() -> None:
+def test_the_maximum_count_is_in_the_shape_alone() -> None:
     assert told("BATCH_MAX_ELEMENT_COUNT_AS_SHAPE", [(2, 3, 1), (1, 2, 2)]).shape == (6,)
 
 
@@ -91,7 +89,7 @@ def requests(draw: st.DrawFn, *, longest: int = 9) -> tuple[list[dict[str, np.nd
 
 
 @given(requests())
-def test_ragged_requests_are_laid_end_to_end_and_scattered_back(
+def test_ragged_requests_are_concatenated_and_scattered_back(
     joined: tuple[list[dict[str, np.ndarray]], list[int]],
 ) -> None:
     given_, rows = joined
@@ -110,7 +108,7 @@ def test_ragged_requests_are_laid_end_to_end_and_scattered_back(
     st.lists(st.integers(1, 12), unique=True, max_size=3).map(sorted),
     st.sampled_from([(), (4, 8, 16), (15,)]),
 )
-def test_padded_requests_get_back_what_is_theirs(
+def test_padded_requests_get_their_own_outputs_back(
     joined: tuple[list[dict[str, np.ndarray]], list[int]], buckets: list[int], sizes: tuple[int, ...]
 ) -> None:
     given_, rows = joined
@@ -144,14 +142,14 @@ def test_a_cut_counts_the_windows_that_fit(length: int, hop: int, window: int) -
     assert Cut("x", hop=hop, window=window).length(length) == len(starts)
 
 
-def test_inputs_of_one_length_are_not_copied_for_one_request() -> None:
+def test_a_single_request_is_not_copied() -> None:
     made = joiner(Joining(padding={"x": Padding()}), ROWS)
     array = np.zeros((2, 3), np.float32)
 
     assert made.join([{"x": array}], [2])["x"] is array
 
 
-def test_without_axes_everything_is_padded_that_varies() -> None:
+def test_without_axes_all_varying_dimensions_are_padded() -> None:
     spec = TensorSpec("x", FP32, (-1, 2, -1, -1))
     made = joiner(Joining(pad_all=True), spec)
 
@@ -175,7 +173,9 @@ def test_without_axes_everything_is_padded_that_varies() -> None:
         (DataType.BF16, "1", 0x3F80),
     ],
 )
-def test_the_value_is_of_the_datatype(datatype: DataType, text: str, expected: object) -> None:
+def test_the_padding_value_has_the_datatype_of_the_input(
+    datatype: DataType, text: str, expected: object
+) -> None:
     made = joiner(Joining(padding={"x": Padding(value=text)}), TensorSpec("x", datatype, (-1, -1)))
     arrays = [np.ones((1, length), datatype.dtype) for length in (1, 2)]
 
@@ -205,12 +205,12 @@ def test_the_value_is_of_the_datatype(datatype: DataType, text: str, expected: o
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(joining: Joining, reason: str) -> None:
+def test_rules_that_do_not_fit_the_model_are_refused(joining: Joining, reason: str) -> None:
     with pytest.raises(InvalidArgument, match=f"here {reason}"):
         joiner(joining, ROWS)
 
 
-def test_what_is_told_of_an_optional_input_is_left_out_with_it() -> None:
+def test_hidden_inputs_of_a_missing_optional_input_are_omitted() -> None:
     specs = (TensorSpec("w", FP32, (-1,)), ROWS, TensorSpec("n", INT32, (-1,)))
     made = joiner(Joining(padding={"x": Padding(lengths="n")}, cuts={"y": Cut("x")}), *specs)
     without = [{"w": np.ones(2, np.float32)}]

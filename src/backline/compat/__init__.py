@@ -1,1 +1,1 @@
-"""Packages that models written for other servers import, by their names there: a worker finds them here when the real ones are missing."""
+"""Packages that models for other servers import. A worker uses these if the real ones are not installed."""

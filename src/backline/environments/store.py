@@ -2,7 +2,7 @@
 
     <digest>/                     an environment, complete before it gets this name
     <digest>/backline.json        what it was built from, and what it contains
-    <digest>/used-by/<key>.json   the folders of a model that required it; the file's time is that of its last use
+    <digest>/used-by/<key>.json   the folders of a model that required it; the file's time is its last use
     .building-<digest>-<random>/  a build in progress
     locks/                        <digest>.build: held by a build; <digest>.use: shared by servers that use it
 

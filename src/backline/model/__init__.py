@@ -1,10 +1,10 @@
-"""What a `model.py` imports: datatypes for type hints, what `predict` may get beside its inputs, and errors.
+"""What a `model.py` imports: datatypes for type hints, further parameters of `predict`, metrics and
+errors.
 
->>> class Model:
-...     def predict(self, x: FP32[16]) -> FP32[16]:
-...         return x + 1
+>>> class Model: ... def predict(self, x: FP32[16]) -> FP32[16]: ... return x + 1
 
-Needs NumPy and nothing else of Backline, so that a model can be used in a notebook or a test as any other class: `Model().predict(x)`.
+Needs NumPy only, and no server: a notebook or a test can use a model as any other class,
+`Model().predict(x)`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The type hint for sounds."""
+"""The type hint for sound."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ITEM = np.dtype(np.float32).itemsize
 
 @dataclass(frozen=True, slots=True)
 class AudioHint(OrNone):
-    """Sound at `rate` samples a second. `format` is that of the file of an output, "" for WAV."""
+    """Sound at `rate` samples per second. `format` is the file format of an output, "" for WAV."""
 
     rate: int
     channels: int = 1
@@ -34,11 +34,13 @@ class AudioHint(OrNone):
         _soundfile(), _soxr()
         if self.format and not output:
             raise InvalidArgument(
-                f"a sound of an input is whatever its file is (WAV, FLAC, OGG, MP3...); leave '{self.format}' out"
+                f"an input's file decides its format (WAV, FLAC, OGG, MP3...); leave '{self.format}' out"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> np.ndarray:
-        """The sound of a file, mixed and resampled: FP32 [samples], or [channels, samples] for more than one channel."""
+        """Decodes, mixes and resamples a file: FP32 [samples], or [channels, samples] for several
+        channels.
+        """
         soundfile = _soundfile()
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -55,7 +57,7 @@ class AudioHint(OrNone):
         return np.ascontiguousarray(samples[:, 0] if self.channels == 1 else samples.T)
 
     def _mixed(self, samples: np.ndarray) -> np.ndarray:
-        """All channels as one, or one as all."""
+        """Mixes all channels into one, or repeats one as all."""
         found = samples.shape[1]
         if found == self.channels:
             return samples
@@ -67,7 +69,9 @@ class AudioHint(OrNone):
         raise InvalidArgument(f"the sound has {found} channels, expected {self.channels} or 1")
 
     def encode(self, value: Any) -> bytes:
-        """A file of 16 bits a sample, of an array of floats from -1 to 1 ([samples], or [channels, samples])."""
+        """Encodes an array of floats from -1 to 1 ([samples], or [channels, samples]) as a file of 16-bit
+        samples.
+        """
         array = np.asarray(value)
         if array.dtype.kind != "f":
             raise TypeError(f"a sound is an array of floats from -1 to 1, got {array.dtype}")
@@ -75,20 +79,23 @@ class AudioHint(OrNone):
         if array.ndim != expected or (expected == 2 and array.shape[0] != self.channels):
             shape = "[samples]" if expected == 1 else f"[{self.channels}, samples]"
             raise ValueError(
-                f"a sound with {self.channels} channel{'s' * (expected - 1)} has the shape {shape}, got {list(array.shape)}"
+                f"a sound with {self.channels} channel{'s' * (expected - 1)} has the shape {shape},"
+                f" got {list(array.shape)}"
             )
         if not np.isfinite(array).all():
-            raise ValueError("a sound has no infinite samples, and none that are not a number")
+            raise ValueError("a sound has finite samples only, got infinity or NaN")
         content = io.BytesIO()
         _soundfile().write(content, array.astype(np.float32).T, self.rate, format=self.format or "WAV")
         return content.getvalue()
 
 
 class Audio(_Array):
-    """Sound: a file in the request (WAV, FLAC, OGG, MP3 and what else libsndfile reads), FP32 in the model.
+    """Sound: a file in the request (WAV, FLAC, OGG, MP3 and whatever else libsndfile reads), FP32 in the
+    model.
 
-    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` are two, [2, samples]. An output becomes a WAV file, or with
-    `Audio[44100, 2, "FLAC"]` what is named. `Audio[16000].decode(data)` is what a model gets.
+    `Audio[16000]` is one channel at 16 kHz, [samples]; `Audio[44100, 2]` two, [2, samples]. An output becomes
+    a WAV file, or a FLAC file with `Audio[44100, 2, "FLAC"]`. `Audio[16000].decode(data)` returns what a
+    model gets.
     """
 
     def __class_getitem__(cls, given: int | tuple[Any, ...]) -> Any:
@@ -108,7 +115,9 @@ class Audio(_Array):
 
 
 def audio_hint(hint: Any) -> AudioHint | None:
-    """What a hint of this module stands for; None for any other. Raises InvalidArgument for one without a rate."""
+    """The AudioHint that a hint stands for; None for any other hint. Raises InvalidArgument for Audio
+    without a rate.
+    """
     if hint is Audio:
         raise InvalidArgument("Audio needs a rate, as in Audio[16000]")
     return hint if isinstance(hint, AudioHint) else None

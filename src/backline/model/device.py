@@ -1,4 +1,4 @@
-"""Where this instance of a model is to compute."""
+"""Where this instance of a model computes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ class _Placement:
 
 
 def device() -> str:
-    """The device that the server has placed this instance on, as PyTorch calls it: "cpu", or "cuda:1" for GPU 1.
+    """The device that the server has placed this instance on, in PyTorch's notation: "cpu", or "cuda:1"
+    for GPU 1.
 
-    "cpu" without a server, and where the configuration leaves the place to the model (KIND_MODEL).
+    "cpu" without a server, and if the configuration leaves the place to the model (KIND_MODEL).
     """
     return _Placement.device
 
 
 def place(kind: str, index: int) -> None:
-    """Sets it, in the worker process that runs the model."""
+    """Sets the device, in the worker process that runs the model."""
     _Placement.device = f"cuda:{index}" if kind == "gpu" else "cpu"

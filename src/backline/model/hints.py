@@ -1,4 +1,4 @@
-"""Type hints that say what a model takes and gives: a datatype and a shape."""
+"""Type hints for a model's inputs and outputs: a datatype and a shape."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ else:
 
 
 class OrNone:
-    """A hint that is an object, no type: `hint | None`, of an input that may be missing, is the hint, as its default says the rest."""
+    """A hint that is an object rather than a type. `hint | None` is the hint itself: whether an input is
+    optional follows from its default.
+    """
 
     __slots__ = ()
 
@@ -29,7 +31,7 @@ class OrNone:
 
 
 def without_none(hint: Any) -> Any:
-    """X of the hints `X | None` and `Optional[X]`; any other hint as it is."""
+    """X for `X | None` and `Optional[X]`; other hints unchanged."""
     if get_origin(hint) in (Union, UnionType):
         left = [kind for kind in get_args(hint) if kind is not NoneType]
         if len(left) == 1:
@@ -39,14 +41,18 @@ def without_none(hint: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ArrayHint(OrNone):
-    """An array of a datatype; -1 in `shape` stands for any size. Without the batch dimension, where the model takes batches."""
+    """An array of a datatype; -1 in `shape` is any size. Excludes the batch dimension of models that take
+    batches.
+    """
 
     datatype: DataType
     shape: tuple[int, ...]
 
 
 class _Typed(_Array):
-    """An array of one datatype: `FP32[3, 224, 224]`, `FP32[-1]` for any length, `FP32` alone for a single dimension of any length."""
+    """An array of one datatype: `FP32[3, 224, 224]`, `FP32[-1]` of any length, `FP32` alone one dimension
+    of any length.
+    """
 
     datatype: ClassVar[DataType]
 
@@ -58,7 +64,7 @@ class _Typed(_Array):
 
 
 def array_hint(hint: Any) -> ArrayHint | None:
-    """The datatype and shape that a hint of this module stands for; None for any other."""
+    """The ArrayHint that a hint stands for; None for any other hint."""
     if isinstance(hint, ArrayHint):
         return hint
     if isinstance(hint, type) and issubclass(hint, _Typed):
@@ -115,7 +121,7 @@ class FP64(_Typed):
 
 
 class BF16(_Typed):
-    """The bits of each number, as uint16: NumPy has no such datatype."""
+    """The bits of each number, as uint16: NumPy has no such dtype."""
 
     datatype = DataType.BF16
 
@@ -128,29 +134,33 @@ class BYTES(_Typed):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a request says beside its inputs: a parameter of `predict` with this type gets it. Not for models that take batches."""
+    """A request without its inputs: `predict` gets it in a parameter with this type hint. Not for models
+    that take batches.
+    """
 
     id: str = ""
     parameters: Mapping[str, str | int | float | bool] = field(default_factory=dict)
-    #: The sequence that the request belongs to, 0 for none, and whether it is its first or last.
+    #: Its sequence, 0 for none, and whether it is the first or last one in it.
     sequence: int | str = 0
     sequence_start: bool = False
     sequence_end: bool = False
-    #: Where it stands in a trace, for spans of the model's own: `opentelemetry.propagate.extract` takes it. Empty when it is not traced.
+    #: Its trace context, for the model's own spans (`opentelemetry.propagate.extract`); empty if it is not
+    #: traced.
     trace: Mapping[str, str] = field(default_factory=dict)
 
 
 class Models(Protocol):
-    """The other models of the server: a parameter of `predict` with this type gets what `backline.connect` gives to clients.
+    """The other models of the server: `predict` gets a client, as from `backline.connect`, in a parameter
+    with this type hint.
 
-    In an `async def predict` it is what `backline.connect_async` gives. The deadline and the priority of the request hold for calls, too,
-    and they end when nobody waits for the request any more. Without a server, pass a client:
+    An `async def predict` gets one as from `backline.connect_async`. Calls inherit the deadline and priority
+    of the request, and are cancelled with it. Without a server, pass a client:
 
     >>> Model().predict(frames, models=backline.connect("http://localhost:8000"))
     """
 
     def __getitem__(self, model: str, /) -> Any:
-        """A model by its name, to be called with its inputs: `models["pitch"](frames)["output"]`."""
+        """A model by name, called with its inputs: `models["pitch"](frames)["output"]`."""
 
     def model(self, name: str, version: str | int = "") -> Any:
-        """A model at a version or a label."""
+        """A model at a version or label."""

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 else:
     _Array = object
 
-#: What is decoded; among Pillow's other formats there are some that start programs.
+#: The formats that are decoded. Some of Pillow's others start external programs, so requests must not choose
+#: them.
 _READ: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _WRITTEN: Final = ("PNG", "JPEG", "WEBP")
 _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
@@ -25,7 +26,9 @@ _CHANNELS: Final = {"RGB": 3, "RGBA": 4, "L": 0}
 
 @dataclass(frozen=True, slots=True)
 class ImageHint(OrNone):
-    """An image as an array of `mode`, or as Pillow's object; `format` is that of the file of an output, "" for PNG."""
+    """An image as an array of `mode`, or as a Pillow image. `format` is the file format of an output, ""
+    for PNG.
+    """
 
     mode: str = "RGB"
     format: str = ""
@@ -36,18 +39,21 @@ class ImageHint(OrNone):
         _pillow()
         if self.format and not output:
             raise InvalidArgument(
-                f"an image of an input is whatever its file is: {' '.join(_READ)}; leave '{self.format}' out"
+                f"an input's file decides its format ({' '.join(_READ)}); leave '{self.format}' out"
             )
 
     def decode(self, data: bytes, limit: int = DECODED_LIMIT) -> Any:
-        """The first image of a file, turned as its camera was held: UINT8 [height, width, channels], or [height, width] for grey ("L")."""
+        """Decodes the first image of a file, upright by its EXIF orientation: UINT8 [height, width,
+        channels], or [height, width] for grey ("L").
+        """
         pillow = _pillow()
         try:
             with pillow.open(io.BytesIO(data), formats=_READ) as image:
                 size = image.width * image.height * max(len(image.getbands()), _CHANNELS[self.mode], 1)
                 if size > limit:
                     raise InvalidArgument(
-                        f"the image of {image.width} x {image.height} pixels has {size} bytes when it is decoded, more than {limit}"
+                        f"the image of {image.width} x {image.height} pixels has {size} bytes"
+                        f" when it is decoded, more than {limit}"
                     )
                 image.load()
                 upright = library("PIL.ImageOps", "an image", "Pillow", "image").exif_transpose(image)
@@ -70,7 +76,7 @@ class ImageHint(OrNone):
             raise InvalidArgument(f"the image cannot be decoded: {reason}") from None
 
     def encode(self, value: Any) -> bytes:
-        """A file of an array or one of Pillow's images."""
+        """Encodes an array or a Pillow image as a file."""
         pillow = _pillow()
         if not isinstance(value, pillow.Image):
             value = pillow.fromarray(self._checked(value))
@@ -90,29 +96,33 @@ class ImageHint(OrNone):
         channels = _CHANNELS[self.mode]
         if value.shape[2:] != ((channels,) if channels else ()) or value.ndim < 2 or not value.size:
             raise ValueError(
-                f"an image in {self.mode} has the shape [height, width{f', {channels}' if channels else ''}], got {list(value.shape)}"
+                f"an image in {self.mode} has the shape [height, width{f', {channels}' if channels else ''}],"
+                f" got {list(value.shape)}"
             )
         return np.ascontiguousarray(value)
 
 
 class Image(_Array):
-    """An image: a file in the request (PNG, JPEG, WebP, GIF, BMP, TIFF), UINT8 [height, width, 3] in the model.
+    """An image: a file in the request (PNG, JPEG, WebP, GIF, BMP, TIFF), UINT8 [height, width, 3] in the
+    model.
 
-    `Image["L"]` is grey, [height, width], `Image["RGBA"]` has 4 channels. An output becomes a PNG file, or with `Image["RGB", "JPEG"]` what
-    is named. The hint `PIL.Image.Image` gives and takes Pillow's own object. `Image["RGB"].decode(data)` is what a model gets.
+    `Image["L"]` is grey, [height, width]; `Image["RGBA"]` has 4 channels. An output becomes a PNG file, or a
+    JPEG file with `Image["RGB", "JPEG"]`. With the hint `PIL.Image.Image` the model gets and returns Pillow
+    images. `Image["RGB"].decode(data)` returns what a model gets.
     """
 
     def __class_getitem__(cls, given: str | tuple[str, str]) -> Any:
         mode, format = given if isinstance(given, tuple) else (given, "")
         if mode not in _CHANNELS or format not in ("", *_WRITTEN):
             raise TypeError(
-                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)}, and for an output one of {', '.join(_WRITTEN)}"
+                f"Image[{given!r}]: expected one of {', '.join(_CHANNELS)},"
+                f" and for an output one of {', '.join(_WRITTEN)}"
             )
         return ImageHint(mode, format)
 
 
 def image_hint(hint: Any) -> ImageHint | None:
-    """What a hint of this module, or Pillow's class, stands for; None for any other."""
+    """The ImageHint that a hint, or Pillow's class, stands for; None for any other hint."""
     if isinstance(hint, ImageHint):
         return hint
     if hint is Image:
@@ -127,7 +137,7 @@ def _pillow() -> Any:
 
 
 def _in_eight_bits(image: Any) -> Any:
-    """An image whose channels have 16 bits in 8: Pillow's own conversion would cut off all above 255."""
+    """Scales 16-bit channels to 8 bits: Pillow's own conversion would clip all values above 255."""
     if not image.mode.startswith("I"):
         return image
     return _pillow().fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

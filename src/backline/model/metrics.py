@@ -1,11 +1,11 @@
-"""Metrics that a model keeps itself, on the server's page of metrics with the labels `model` and `version`.
+"""A model's own metrics, shown on the server's metrics page with the labels `model` and `version`.
 
 >>> words = Counter("words_read", "Words of all texts")
 >>> words.increment(3, language="en")
 >>> words.value(language="en")
 3.0
 
-Values are those of all worker processes together there, and outlive them. Without a server they are only kept here.
+The page shows sums over all worker processes, and keeps them when one ends. Without a server they stay local.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, TypeAlias
 
 _Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
-#: Upper bounds of a histogram that names none: from 5 ms to 10 s, where it counts seconds.
+#: The default buckets of a histogram: 5 ms to 10 s, if it observes seconds.
 DEFAULT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -24,12 +24,12 @@ class Page(Protocol):
     """Where metrics are shown."""
 
     def declare(self, name: str, kind: _Kind, description: str) -> None:
-        """Raises InvalidArgument for a name that cannot be, AlreadyExists for one of another kind."""
+        """Raises InvalidArgument for an invalid name, AlreadyExists for one of another kind."""
 
     def record(
         self, action: str, name: str, labels: Mapping[str, str], value: float, bounds: Sequence[float] = ()
     ) -> None:
-        """`action` is increment, set or observe."""
+        """`action` is "increment", "set" or "observe"."""
 
 
 class _Server:
@@ -38,7 +38,9 @@ class _Server:
 
 
 def connect(page: Page, **labels: str) -> None:
-    """What is counted from now on is shown there, with these labels besides; for the worker process that runs the model."""
+    """Sends what is recorded from now on to the server's page, with these labels added. For the worker
+    process that runs the model.
+    """
     _Server.page, _Server.labels = page, labels
 
 
@@ -53,7 +55,7 @@ class _Metric:
             _Server.page.declare(name, self.kind, description)
 
     def value(self, **labels: str) -> float:
-        """What this process has counted: of a histogram the number of observations."""
+        """What this process has recorded: for a histogram, the number of observations."""
         return self._values.get(tuple(sorted(labels.items())), 0.0)
 
     def _keep(self, labels: Mapping[str, str], value: float, *, add: bool) -> None:
@@ -80,7 +82,7 @@ class Counter(_Metric):
     kind = "counter"
 
     def increment(self, value: float = 1.0, **labels: str) -> None:
-        """Raises ValueError for less than nothing."""
+        """Raises ValueError for a negative value."""
         if value < 0:
             raise ValueError(
                 f"counter '{self.name}' cannot be incremented by {value}: it only grows; take a Gauge"
@@ -90,7 +92,7 @@ class Counter(_Metric):
 
 
 class Gauge(_Metric):
-    """A number that goes up and down. Of several worker processes the one that has set it last decides."""
+    """A number that goes up and down. With several worker processes, the last one to set it wins."""
 
     kind = "gauge"
 
@@ -104,7 +106,7 @@ class Gauge(_Metric):
 
 
 class Histogram(_Metric):
-    """How observations are spread over `buckets`, which are upper bounds in ascending order."""
+    """The distribution of observations over `buckets`, upper bounds in ascending order."""
 
     kind = "histogram"
 

@@ -13,7 +13,7 @@ frames = st.lists(
 
 
 @given(frames, st.data())
-def test_frames_come_out_as_they_went_in_however_they_are_cut(
+def test_frames_survive_any_split_of_their_bytes(
     sent: list[tuple[list[int], bytes]], data: st.DataObject
 ) -> None:
     stream = b"".join(

@@ -16,7 +16,7 @@ def load(*inputs: Spec, joining: Joining | None = None) -> WorkerLoad:
     return WorkerLoad("", "m", "1", "", "", inputs=list(inputs), joining=joining)
 
 
-def test_the_hints_of_a_model_are_held_against_the_reshape() -> None:
+def test_type_hints_are_checked_against_the_reshape() -> None:
     asked = load(Spec("x", "FP32", [-1, 2], reshape=[2, -1]))
     inputs, outputs = shapes_of(asked, WorkerLoaded([Spec("x", "FP32", [2, 5])], OUTPUTS, 8))
 
@@ -31,7 +31,7 @@ def test_the_hints_of_a_model_are_held_against_the_reshape() -> None:
         shapes_of(asked, WorkerLoaded([Spec("x", "FP32", [5, 2])], OUTPUTS, 8))
 
 
-def test_a_shape_that_does_not_fit_says_what_would() -> None:
+def test_a_mismatched_shape_is_an_error_with_the_expected_one() -> None:
     inputs, _ = shapes_of(
         load(Spec("x", "FP32", [4], reshape=[2, 2])), WorkerLoaded([Spec("x", "FP32", [2, 2])], OUTPUTS)
     )
@@ -41,7 +41,7 @@ def test_a_shape_that_does_not_fit_says_what_would() -> None:
         inputs.to_server["x"].shape("x", (4,))
 
 
-def test_ragged_inputs_have_one_dimension_in_the_model_that_joins() -> None:
+def test_ragged_inputs_are_flat_in_a_model_that_joins() -> None:
     asked = load(Spec("x", "FP32", [-1], reshape=[1, -1]), joining=Joining(("x",)))
     hints = [Spec("x", "FP32", [-1])]
 
@@ -52,5 +52,5 @@ def test_ragged_inputs_have_one_dimension_in_the_model_that_joins() -> None:
     assert joins.to_model["x"].shape("x", (1, 3)) == apart.to_model["x"].shape("x", (1, 3)) == (1, 1, 3)
 
 
-def test_nothing_is_looked_at_where_nothing_is_reshaped() -> None:
+def test_without_reshape_no_shape_is_checked() -> None:
     assert not is_reshaped(load(Spec("x", "FP32", [4])))

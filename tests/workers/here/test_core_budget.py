@@ -35,7 +35,7 @@ def start(work) -> threading.Thread:
     ("cores", "threads", "at_once"),
     [(1, 1, 1), (2, 1, 2), (2, 2, 2), (4, 4, 2), (4, 0, 2), (3, 3, 1), (2, 8, 2)],
 )
-def test_no_more_cores_are_computed_on_than_there_are(cores: int, threads: int, at_once: int) -> None:
+def test_runs_never_use_more_cores_than_there_are(cores: int, threads: int, at_once: int) -> None:
     lock = threading.Lock()
     now = most = 0
 
@@ -57,7 +57,7 @@ def test_no_more_cores_are_computed_on_than_there_are(cores: int, threads: int, 
 
 
 @pytest.mark.usefixtures("patient")
-def test_runs_begin_in_the_order_in_which_they_were_ready() -> None:
+def test_runs_start_in_the_order_in_which_they_ask() -> None:
     budget = CoreBudget(2)
     begun: SimpleQueue[str] = SimpleQueue()
     budget.take(2)
@@ -79,7 +79,7 @@ def test_runs_begin_in_the_order_in_which_they_were_ready() -> None:
     assert begun.get(timeout=10) == "small"
 
 
-def test_behind_a_long_run_others_begin_after_a_moment() -> None:
+def test_runs_waiting_for_a_long_one_start_after_a_moment() -> None:
     budget = CoreBudget(1)
     budget.take(1)
 
@@ -90,7 +90,7 @@ def test_behind_a_long_run_others_begin_after_a_moment() -> None:
     assert not budget.take(1)
 
 
-def test_cores_are_given_back_once_also_for_a_run_that_was_left_alone() -> None:
+def test_an_abandoned_run_frees_its_cores_exactly_once() -> None:
     budget = CoreBudget(1)
     going, leave = threading.Event(), threading.Event()
 
@@ -128,7 +128,7 @@ class Computing:
         pass
 
 
-def test_a_model_that_waits_is_told_from_one_that_computes() -> None:
+def test_a_waiting_model_is_distinguished_from_a_computing_one() -> None:
     spec = (TensorSpec("x", DataType.FP32, (1,)),)
     sleeping = ModelConfig("m", inputs=spec, outputs=spec, parameters={"execute_delay_ms": "30"})
 

@@ -38,7 +38,7 @@ class Runs:
             self.instance.run(Batch([], 0, time.monotonic_ns()), self._finish)
 
 
-def test_runs_that_keep_computing_for_long_are_reported_once_after_their_batch() -> None:
+def test_repeated_long_runs_are_reported_once_between_batches() -> None:
     runs = Runs()
     runs.run(lambda: compute(0.006), times=6)
     assert runs.slow == [3]

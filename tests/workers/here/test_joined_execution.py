@@ -79,7 +79,7 @@ requests = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 11)), min_size=1
 
 @settings(max_examples=60, deadline=None)
 @given(shapes=requests, which=st.sampled_from(["ragged", "padded"]))
-def test_joined_requests_are_answered_as_alone(
+def test_joined_requests_get_the_same_responses_as_alone(
     ragged: JoinedExecution, padded: JoinedExecution, shapes: list[tuple[int, int]], which: str
 ) -> None:
     execution = {"ragged": ragged, "padded": padded}[which]

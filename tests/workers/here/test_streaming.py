@@ -128,7 +128,7 @@ def test_every_response_comes_in_order(count: int) -> None:
     run(test())
 
 
-def test_a_reader_that_does_not_read_holds_the_model_back_and_nobody_else() -> None:
+def test_a_client_that_does_not_read_pauses_its_own_stream_only() -> None:
     async def test() -> None:
         model = Counting()
         served = Served(model)
@@ -155,7 +155,7 @@ def test_waiting_responses_are_bounded_by_their_bytes_too() -> None:
 
 
 @pytest.mark.parametrize(("does", "error"), [(fail, InvalidArgument), (crash, Internal)])
-def test_an_error_in_the_middle_comes_after_the_responses_before_it(
+def test_an_error_in_mid_stream_follows_the_responses_sent_before_it(
     does: Callable[[], Arrays], error: type[BacklineError]
 ) -> None:
     async def test() -> None:
@@ -171,7 +171,7 @@ def test_an_error_in_the_middle_comes_after_the_responses_before_it(
     run(test())
 
 
-def test_an_output_that_is_not_declared_is_an_error() -> None:
+def test_an_undeclared_output_is_an_error() -> None:
     async def test() -> None:
         with pytest.raises(Internal, match="'WHAT' that it does not declare"):
             await Served(Counting(at=0, does=lambda: {"WHAT": np.zeros(1)})).numbers(1)
@@ -179,7 +179,7 @@ def test_an_output_that_is_not_declared_is_an_error() -> None:
     run(test())
 
 
-def test_a_cancelled_stream_is_closed_where_it_stands() -> None:
+def test_cancelling_a_stream_closes_its_generator() -> None:
     async def test() -> None:
         model = Counting()
         served = Served(model)
@@ -204,7 +204,7 @@ def test_streams_take_turns_on_one_thread() -> None:
     run(test())
 
 
-def test_responses_are_counted_by_their_place() -> None:
+def test_responses_are_counted_by_index() -> None:
     async def test() -> None:
         served = Served(Counting(at=1, does=dict))
         assert len([response async for response in served.ask(3)]) == 3
@@ -233,7 +233,7 @@ def test_an_unloaded_model_ends_its_streams() -> None:
     run(test())
 
 
-def test_nothing_is_left_of_a_stream() -> None:
+def test_a_finished_stream_is_garbage_collected() -> None:
     def present() -> set[int]:
         gc.collect()
         return {id(one) for one in gc.get_objects() if type(one) is Ticket}

@@ -63,7 +63,9 @@ def one(value: str) -> np.ndarray:
     return np.array([value.encode()], object)
 
 
-def test_a_worker_above_its_memory_limit_is_killed_and_the_caller_told(tmp_path: Path) -> None:
+def test_a_worker_above_its_memory_limit_is_killed_and_its_request_fails_with_the_reason(
+    tmp_path: Path,
+) -> None:
     put(tmp_path / "models" / "hungry" / "1" / "model.py", HUNGRY)
     with serve(tmp_path / "models", tmp_path / "log") as server, backline.connect(server.url) as client:
         began = time.monotonic()
@@ -76,7 +78,7 @@ def test_a_worker_above_its_memory_limit_is_killed_and_the_caller_told(tmp_path:
         assert client["hungry"](np.array([1]))["output"] == 1 << 20
 
 
-def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(
+def test_a_frozen_worker_is_killed_after_missing_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
@@ -105,7 +107,7 @@ def test_a_frozen_worker_is_killed_after_the_heartbeats_it_missed(
     assert not psutil.pid_exists(frozen)
 
 
-def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(
+def test_a_suspended_server_does_not_time_out_its_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_process, "HEARTBEAT", 0.1)
@@ -140,7 +142,7 @@ def test_a_worker_is_not_blamed_for_the_time_in_which_the_server_stood_still(
 
 @contextmanager
 def broken(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server whose only worker has been killed and cannot load its model any more."""
+    """A server whose only worker was killed, and cannot load its model again."""
     model = put(tmp_path / "models" / "once" / "1" / "model.py", LOADS_ONCE)
     with serve(tmp_path / "models", tmp_path / "log") as server:
         put(model.with_name("broken"))
@@ -173,7 +175,7 @@ def test_a_model_without_workers_is_not_ready_and_says_why(tmp_path: Path) -> No
         client["once"](one("x"))
 
 
-def test_a_model_is_ready_again_when_its_worker_can_be_started(tmp_path: Path) -> None:
+def test_a_model_is_ready_again_once_its_worker_starts(tmp_path: Path) -> None:
     with broken(tmp_path) as server, backline.connect(server.url) as client:
         (tmp_path / "models" / "once" / "1" / "broken").unlink()
         until(lambda: ready(server))

@@ -116,7 +116,7 @@ def test_an_image_goes_in_and_out(media: ServerProcess, protocol: str) -> None:
     )
 
 
-def test_pillows_own_image(media: ServerProcess) -> None:
+def test_a_pillow_image_goes_in_and_out(media: ServerProcess) -> None:
     with backline.connect(media.url) as client:
         assert json.loads(client["size"](one(CAT.read_bytes()))["output"][0]) == {
             "size": [451, 300],
@@ -151,7 +151,7 @@ def test_a_stream_of_sounds(media: ServerProcess) -> None:
         ("louder", b"no sound", "input 'audio': the sound cannot be decoded: Format not recognised"),
     ],
 )
-def test_what_cannot_be_decoded_is_the_callers_error(
+def test_an_undecodable_file_is_the_clients_error(
     media: ServerProcess, model: str, data: bytes, text: str
 ) -> None:
     with backline.connect(media.url) as client, pytest.raises(BacklineError, match=text) as caught:
@@ -169,7 +169,7 @@ def test_a_model_sets_its_own_limit(media: ServerProcess) -> None:
         client["negative"](one(buffer.getvalue()))
 
 
-def test_an_output_that_is_no_image_is_the_models_fault(media: ServerProcess) -> None:
+def test_an_output_that_is_not_an_image_is_the_models_error(media: ServerProcess) -> None:
     with (
         backline.connect(media.url) as client,
         pytest.raises(BacklineError, match=r"output 'output': an image in RGB has the shape") as caught,
@@ -195,7 +195,7 @@ def test_the_command_line_takes_a_file(media: ServerProcess) -> None:
     assert "451" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def test_hints_that_mean_nothing_fail_the_load(tmp_path: Path) -> None:
+def test_meaningless_hints_fail_the_load(tmp_path: Path) -> None:
     for name, (hint, answer, _) in BROKEN.items():
         limit = "    max_batch_size = 4\n" if name == "batched" else ""
         source = f"from backline.model import Audio, Image\n\nclass Model:\n{limit}    def predict(self, x: {hint}) -> {answer}: ...\n"

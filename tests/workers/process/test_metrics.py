@@ -61,7 +61,7 @@ def ask(server: ServerProcess, text: str) -> None:
 WORDS = 'words_read{language="en",model="counting",version="1"}'
 
 
-def test_what_all_workers_count_is_one_number_and_outlives_them(server: ServerProcess) -> None:
+def test_a_counter_is_the_sum_over_all_workers_and_outlives_them(server: ServerProcess) -> None:
     for _ in range(8):
         ask(server, "one two three")
     assert metrics_page(server)[WORDS] == 24
@@ -74,7 +74,7 @@ def test_what_all_workers_count_is_one_number_and_outlives_them(server: ServerPr
     assert metrics_page(server)[WORDS] == 25
 
 
-def test_a_gauge_is_what_was_set_last_and_a_histogram_counts_by_bucket(server: ServerProcess) -> None:
+def test_a_gauge_has_its_last_value_and_a_histogram_counts_by_bucket(server: ServerProcess) -> None:
     before = metrics_page(server)
     ask(server, "abc")
     after = metrics_page(server)
@@ -88,7 +88,7 @@ def test_a_gauge_is_what_was_set_last_and_a_histogram_counts_by_bucket(server: S
     assert grown == {"2": 0, "4": 1, "+Inf": 1}
 
 
-def test_a_name_of_another_kind_fails_the_load_with_the_reason(server: ServerProcess) -> None:
+def test_redeclaring_a_metric_with_another_kind_fails_the_load(server: ServerProcess) -> None:
     with (
         backline.connect(server.url) as client,
         pytest.raises(Exception, match="'words_read' is a counter already"),
@@ -96,7 +96,7 @@ def test_a_name_of_another_kind_fails_the_load_with_the_reason(server: ServerPro
         client.load("other")
 
 
-def test_metrics_go_with_the_model_that_kept_them(server: ServerProcess) -> None:
+def test_metrics_disappear_with_their_model(server: ServerProcess) -> None:
     ask(server, "text")
     with backline.connect(server.url) as client:
         client.unload("counting")
@@ -106,7 +106,7 @@ def test_metrics_go_with_the_model_that_kept_them(server: ServerProcess) -> None
         assert time.monotonic() < end
 
 
-def test_without_a_server_they_are_kept_here() -> None:
+def test_without_a_server_metrics_stay_local() -> None:
     words = Counter("words", "")
     words.increment(2, language="en")
     words.increment(language="en")
@@ -119,7 +119,7 @@ def test_without_a_server_they_are_kept_here() -> None:
     assert (words.value(language="en"), words.value(), level.value(), spread.value()) == (3, 0, 3, 1)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_metrics_are_refused() -> None:
     with pytest.raises(ValueError, match="it only grows"):
         Counter("words", "").increment(-1)
     with pytest.raises(ValueError, match="ascending order"):

@@ -8,7 +8,7 @@ import socket
 from backline.workers.process.outbox import Outbox
 
 
-def test_messages_that_do_not_fit_arrive_whole_and_in_order() -> None:
+def test_messages_larger_than_the_socket_buffer_arrive_whole_and_in_order() -> None:
     asyncio.run(send_more_than_fits())
 
 

@@ -177,7 +177,7 @@ def test_requests_of_an_asynchronous_model_run_at_the_same_time(server: ServerPr
     assert asyncio.run(asyncio.wait_for(ask(), 20)) == [8] * 8
 
 
-def test_bad_input_to_an_asynchronous_batch_costs_its_sender_only(server: ServerProcess) -> None:
+def test_an_invalid_request_in_an_asynchronous_batch_fails_alone(server: ServerProcess) -> None:
     async def ask() -> list[object]:
         async with backline.connect_async(server.url) as client:
             rows = [np.array([[value]], np.float32) for value in (1, -1, 2, 3, -2, 4)]
@@ -219,9 +219,7 @@ def test_all_responses_come_in_order_over_a_grpc_stream(server: ServerProcess, m
     assert [int(result.as_numpy("output")[0]) for result, _ in got if result is not None] == list(range(50))
 
 
-def test_a_stream_stands_still_while_its_reader_takes_nothing(
-    server: ServerProcess, repository: Path
-) -> None:
+def test_a_stream_pauses_while_its_client_reads_nothing(server: ServerProcess, repository: Path) -> None:
     made = repository / "numbers" / "1" / "made"
     workers = psutil.Process(server.process.pid).children()
     with slow_reader(server, "numbers"):
@@ -240,7 +238,7 @@ def test_a_stream_stands_still_while_its_reader_takes_nothing(
 
 
 @pytest.mark.parametrize("model", ["async_numbers"])
-def test_slow_readers_do_not_hold_up_the_streams_of_others(server: ServerProcess, model: str) -> None:
+def test_slow_clients_do_not_block_other_streams(server: ServerProcess, model: str) -> None:
     readers = [slow_reader(server, model) for _ in range(12)]
     try:
         assert len(events(server, model, 1, 100)) == 100
@@ -249,7 +247,7 @@ def test_slow_readers_do_not_hold_up_the_streams_of_others(server: ServerProcess
             reader.close()
 
 
-def test_a_stream_whose_reader_has_gone_ends_where_it_stands(server: ServerProcess, repository: Path) -> None:
+def test_a_stream_ends_when_its_client_disconnects(server: ServerProcess, repository: Path) -> None:
     ended = repository / "numbers" / "1" / "ended"
     until(lambda: len(events(server, "numbers", 1, 1)) == 1)
     ended.unlink()
@@ -270,7 +268,7 @@ def test_load_predict_and_unload_share_an_event_loop(tmp_path: Path) -> None:
         assert "unloaded on the same loop: True" in server.output
 
 
-def test_a_coroutine_is_cancelled_when_nobody_waits_for_it(server: ServerProcess, repository: Path) -> None:
+def test_a_coroutine_is_cancelled_with_its_request(server: ServerProcess, repository: Path) -> None:
     folder = repository / "patient" / "1"
     with socket.create_connection(("127.0.0.1", server.http_port)) as client:
         body = b'{"x": "hello"}'
@@ -289,14 +287,14 @@ def test_a_coroutine_is_cancelled_when_nobody_waits_for_it(server: ServerProcess
     ("size", "told"),
     [(0, "ValueError: no further"), (-1, "ended with exit status 9 after the first responses")],
 )
-def test_an_error_comes_after_the_responses_before_it(server: ServerProcess, size: int, told: str) -> None:
+def test_an_error_follows_the_responses_sent_before_it(server: ServerProcess, size: int, told: str) -> None:
     *responses, last = events(server, "numbers", size, 10)
 
     assert [int(str(response["output"])) for response in responses] == [0, 1, 2]
     assert told in str(last["error"])
 
 
-def test_each_response_is_counted_by_its_place_in_the_stream(tmp_path: Path) -> None:
+def test_each_response_is_counted_by_its_index_in_the_stream(tmp_path: Path) -> None:
     put(tmp_path / "models" / "async_numbers" / "1" / "model.py", ASYNC_NUMBERS)
     with serve(tmp_path / "models", tmp_path / "log") as server:
         for count in (1, 3):
@@ -316,7 +314,7 @@ def test_each_response_is_counted_by_its_place_in_the_stream(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("model", ["numbers", "async_numbers"])
-def test_readers_that_leave_at_once_leave_no_stream_behind(server: ServerProcess, model: str) -> None:
+def test_clients_that_disconnect_at_once_leave_no_open_stream(server: ServerProcess, model: str) -> None:
     for _ in range(300):
         leave_at_once(server, model, '{"size": 10, "count": 1000000000}')
 

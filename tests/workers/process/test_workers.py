@@ -136,7 +136,7 @@ def workers(server: ServerProcess) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("elements", [16, 150_528], ids=["in its frame", "in shared memory"])
-def test_tensors_of_any_size_come_back_as_they_were(server: ServerProcess, elements: int) -> None:
+def test_tensors_of_any_size_come_back_unchanged(server: ServerProcess, elements: int) -> None:
     sent = np.random.default_rng(0).random((2, elements)).astype(np.float32)
     with backline.connect(server.url) as client:
         for _ in range(5):
@@ -155,7 +155,7 @@ def test_tensors_of_any_size_come_back_as_they_were(server: ServerProcess, eleme
         ("type", "the type hint says str"),
     ],
 )
-def test_what_a_model_does_costs_its_own_request_only_and_is_told(
+def test_a_misbehaving_model_fails_its_own_request_only_with_the_cause(
     server: ServerProcess, how: str, told: str
 ) -> None:
     with pytest.raises(Exception, match=told):
@@ -172,7 +172,7 @@ def test_the_largest_numbers_of_a_request_reach_the_worker(
     assert answer["output"].shape == (1, 4)
 
 
-def test_what_no_worker_can_be_told_costs_its_own_request_only(tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_encoded_fails_alone(tmp_path: Path) -> None:
     put(tmp_path / "identity" / "1" / "model.py", IDENTITY)
     with backline.connect(f"inproc://{tmp_path}", timeout=20) as client, ThreadPoolExecutor(9) as threads:
         model = client["identity"]
@@ -193,18 +193,18 @@ def test_a_model_that_forks_answers_once(server: ServerProcess) -> None:
     assert ask(server, "fine") == b"fine"
 
 
-def test_what_a_model_prints_is_in_the_log_with_its_name(server: ServerProcess) -> None:
+def test_a_models_output_is_in_the_log_with_its_name(server: ServerProcess) -> None:
     ask(server, "hello")
     end = time.monotonic() + 5
     while "model 'faulty' version 1: printed hello" not in server.output:
         assert time.monotonic() < end, server.output
 
 
-def test_a_failed_load_tells_the_exception_and_its_line(server: ServerProcess) -> None:
+def test_a_failed_load_names_the_exception_and_its_line(server: ServerProcess) -> None:
     assert "RuntimeError: no weights here (model.py, line 4, in load)" in server.output
 
 
-def test_what_is_nearly_a_setting_is_a_warning(server: ServerProcess) -> None:
+def test_a_misspelt_setting_is_a_warning(server: ServerProcess) -> None:
     assert (
         "model.py of model 'stream': Model.max_batchsize is no setting and has no effect, did you mean 'max_batch_size'?"
         in server.output
@@ -225,7 +225,7 @@ def test_what_is_nearly_a_setting_is_a_warning(server: ServerProcess) -> None:
         ),
     ],
 )
-def test_a_file_without_a_model_is_told_what_lacks(text: str, told: str) -> None:
+def test_a_file_without_a_model_fails_with_what_is_missing(text: str, told: str) -> None:
     module = ModuleType("model")
     exec(text, vars(module))
 
@@ -276,7 +276,7 @@ def test_no_request_fails_while_workers_are_killed(tmp_path: Path) -> None:
     assert slowest < 2
 
 
-def test_what_is_run_again_is_run_in_the_order_in_which_it_came(tmp_path: Path) -> None:
+def test_retried_requests_run_in_their_order_of_arrival(tmp_path: Path) -> None:
     model = put(tmp_path / "mortal" / "1" / "model.py", MORTAL)
 
     async def ask_four() -> None:
@@ -312,7 +312,7 @@ def test_no_worker_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
     assert alive == []
 
 
-def test_code_that_a_load_brings_along_is_not_run_without_trust(tmp_path: Path) -> None:
+def test_code_in_a_load_request_does_not_run_without_trust(tmp_path: Path) -> None:
     put(tmp_path / "models" / "identity" / "1" / "model.py", IDENTITY)
     with (
         serve(tmp_path / "models", tmp_path / "log", "--model-control-mode", "explicit") as running,

@@ -1,4 +1,5 @@
-"""The names of TorchServe that handlers import, for workers without TorchServe itself: `ts.torch_handler`, `ts.context`, `ts.metrics`.
+"""TorchServe's modules that handlers import, for workers without TorchServe: `ts.torch_handler`,
+`ts.context`, `ts.metrics`.
 
 Names, arguments and results are those of TorchServe 0.12.
 """

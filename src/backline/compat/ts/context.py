@@ -1,4 +1,4 @@
-"""What a handler is told: of its model when it is initialised, of the requests of a batch when it handles them."""
+"""A handler's context: its model, and the requests of the batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class RequestProcessor:
-    """The header of one request, and what is to be said with its response. Names are compared without case."""
+    """The headers of one request, and the status and headers of its response. Names are case-insensitive."""
 
     def __init__(self, request_header: Mapping[str, str]) -> None:
         self._request_header = dict(request_header)
@@ -47,7 +47,9 @@ def _refuse(_: Any) -> None:
 
 
 class Context:
-    """`idx` is the place of a request in the batch. `model_yaml_config` is what the archive's model-config.yaml says."""
+    """`idx` is the index of a request in the batch. `model_yaml_config` is the archive's
+    model-config.yaml.
+    """
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Context:
         }
         self.request_ids: dict[int, str] | None = None
         self.request_processor: Sequence[RequestProcessor] = []
-        #: Sends a response that is not the last one, of a model that may give several.
+        #: Sends a response that is not the last, of a decoupled model.
         self.send_intermediate: Callable[[Any], None] = _refuse
 
     def get_request_id(self, idx: int = 0) -> str | None:

@@ -25,7 +25,7 @@ def test_a_model_calls_others_by_functions_coroutines_and_threads(
         np.testing.assert_allclose(client[model](x)["output"], x * times, rtol=1e-6)
 
 
-def test_a_model_of_batches_calls_others_with_its_batch(client: Client) -> None:
+def test_a_model_that_takes_batches_calls_others_with_its_batch(client: Client) -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     np.testing.assert_array_equal(client["batched"](x)["output"], x * 2 + 1)
 
@@ -35,11 +35,11 @@ def test_responses_of_a_called_model_come_one_by_one(client: Client, model: str)
     assert [int(part["output"][0]) for part in client[model].stream([100])] == list(range(0, 1000, 10))
 
 
-def test_a_called_model_waits_while_its_responses_are_not_taken(client: Client) -> None:
+def test_a_called_model_waits_while_its_responses_are_not_read(client: Client) -> None:
     assert client["held"]([1_000_000])["output"][0] < 100
 
 
-def test_a_stream_that_is_closed_ends_the_called_model(client: Client) -> None:
+def test_closing_a_stream_cancels_the_called_model(client: Client) -> None:
     assert client["first"]([1_000_000])["output"][0] == 0
     assert client["first"]([1_000_000])["output"][0] == 0
 
@@ -70,7 +70,7 @@ def test_errors_of_a_called_model_have_their_class(client: Client) -> None:
         ("nobody", "x", NotFound, "'nobody' is not found"),
     ],
 )
-def test_an_error_that_is_not_caught_is_the_answer(
+def test_an_uncaught_error_becomes_the_response(
     client: Client, model: str, how: str, kind: type[Exception], told: str
 ) -> None:
     with pytest.raises(kind, match=told):
@@ -87,12 +87,12 @@ def test_an_error_that_is_not_caught_is_the_answer(
         ("around", "'in_ensemble' version 1 -> 'around' version 1 -> 'in_ensemble' version 1"),
     ],
 )
-def test_a_circle_of_calls_is_an_error_and_no_wait(client: Client, model: str, way: str) -> None:
+def test_a_cycle_of_calls_is_refused_rather_than_deadlocking(client: Client, model: str, way: str) -> None:
     with pytest.raises(Internal, match=f"a circle of calls, which would wait for itself: {way}"):
         client[model](text("x"), timeout=5)
 
 
-def test_when_to_try_again_is_told_with_the_error(server: ServerProcess) -> None:
+def test_the_error_of_a_call_carries_retry_after(server: ServerProcess) -> None:
     body = b'{"model": "failing", "how": "busy"}'
     with pytest.raises(urllib.error.HTTPError) as raised:
         urllib.request.urlopen(f"{server.url}/v2/models/calling/generate", body, timeout=10)
@@ -100,7 +100,7 @@ def test_when_to_try_again_is_told_with_the_error(server: ServerProcess) -> None
     assert (raised.value.code, raised.value.headers["Retry-After"]) == (503, "7")
 
 
-def test_a_call_says_what_a_client_may_say_and_has_the_id_of_the_request(client: Client) -> None:
+def test_a_call_has_a_clients_parameters_and_the_requests_id(client: Client) -> None:
     told = json.loads(client["telling"](text("x"), request_id="mine")["output"][0])
 
     assert told == {"id": "mine", "parameters": {"loud": True}, "sequence": [8, True, False]}
@@ -115,7 +115,7 @@ def test_a_call_says_what_a_client_may_say_and_has_the_id_of_the_request(client:
         ("file", "a file that is no column of UINT8"),
     ],
 )
-def test_a_worker_that_says_what_it_may_not_costs_its_own_request(
+def test_a_worker_that_breaks_the_protocol_fails_its_own_request_only(
     client: Client, what: str, told: str
 ) -> None:
     with pytest.raises(Internal, match=f"its worker process broke the protocol: .*{told}"):

@@ -20,7 +20,7 @@ from workers.process.calls.running import Gate, executions, text, until, waiting
 
 
 @pytest.mark.parametrize("model", ["steps", "steps_async"])
-def test_cancelling_a_request_cancels_its_call_and_stops_the_steps_that_remain(
+def test_cancelling_a_request_cancels_its_call_and_the_remaining_steps(
     client: Client, stock: triton.InferenceServerClient, repository: Path, model: str
 ) -> None:
     gate = Gate(repository, f"cancel-{model}")
@@ -39,7 +39,7 @@ def test_cancelling_a_request_cancels_its_call_and_stops_the_steps_that_remain(
 
 
 @pytest.mark.parametrize("model", ["steps", "steps_async"])
-def test_the_deadline_of_a_request_is_that_of_its_calls(
+def test_calls_inherit_the_deadline_of_their_request(
     client: Client, stock: triton.InferenceServerClient, repository: Path, model: str
 ) -> None:
     gate = Gate(repository, f"deadline-{model}")
@@ -54,7 +54,7 @@ def test_the_deadline_of_a_request_is_that_of_its_calls(
     assert executions(client, "after") == before + 1
 
 
-def test_a_client_that_leaves_a_stream_ends_the_call_that_its_model_waits_for(
+def test_a_client_leaving_a_stream_cancels_the_call_its_model_waits_for(
     stock: triton.InferenceServerClient, repository: Path
 ) -> None:
     gate = Gate(repository, "stream")
@@ -72,7 +72,7 @@ def test_a_client_that_leaves_a_stream_ends_the_call_that_its_model_waits_for(
     until(lambda: told.read_text() == "Cancelled")
 
 
-def test_a_call_that_waits_in_a_queue_is_never_run_when_the_client_is_gone(
+def test_a_queued_call_never_runs_after_the_client_disconnected(
     server: ServerProcess, client: Client, stock: triton.InferenceServerClient, repository: Path
 ) -> None:
     first, second = Gate(repository, "1", "serial"), Gate(repository, "2", "serial")
@@ -93,7 +93,7 @@ def test_a_call_that_waits_in_a_queue_is_never_run_when_the_client_is_gone(
     assert order.read_text() == "12"
 
 
-def test_who_waits_for_a_model_on_demand_is_free_when_the_client_is_gone(
+def test_waiting_for_an_on_demand_model_ends_when_the_client_disconnects(
     client: Client, stock: triton.InferenceServerClient, repository: Path
 ) -> None:
     gate = Gate(repository, "load", "sleeping")
@@ -113,7 +113,7 @@ def test_who_waits_for_a_model_on_demand_is_free_when_the_client_is_gone(
     assert client["calling"](text("sleeping"), text("you"))["output"][0] == b"awake for you"
 
 
-def test_the_priority_of_a_request_is_that_of_its_calls(
+def test_calls_inherit_the_priority_of_their_request(
     server: ServerProcess, client: Client, repository: Path
 ) -> None:
     gates = {name: Gate(repository, name, "serial") for name in "abc"}
@@ -134,14 +134,16 @@ def test_the_priority_of_a_request_is_that_of_its_calls(
     assert order.read_text().endswith("acb")
 
 
-def test_a_call_may_have_a_shorter_limit_of_its_own(client: Client, repository: Path) -> None:
+def test_a_call_may_have_a_shorter_timeout_than_its_request(client: Client, repository: Path) -> None:
     told = client["limited"]([b"limited"])["output"][0].decode()
 
     assert told.startswith("DeadlineExceeded: The deadline of the request passed ")
     Gate(repository, "limited").wait("cancelled")
 
 
-def test_calls_that_a_request_leaves_under_way_end_with_it(client: Client, repository: Path) -> None:
+def test_calls_in_flight_are_cancelled_when_their_request_is_answered(
+    client: Client, repository: Path
+) -> None:
     assert client["left"]([b"left"])["output"][0] == b"answered"
 
     Gate(repository, "left").wait("cancelled")
@@ -150,9 +152,7 @@ def test_calls_that_a_request_leaves_under_way_end_with_it(client: Client, repos
 # what happens meanwhile
 
 
-def test_a_worker_that_is_killed_takes_its_calls_along_and_its_request_is_run_again(
-    client: Client, repository: Path
-) -> None:
+def test_killing_a_worker_cancels_its_calls_and_retries_its_request(client: Client, repository: Path) -> None:
     gate = Gate(repository, "kill")
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(client["steps"], [b"kill"])
@@ -167,9 +167,7 @@ def test_a_worker_that_is_killed_takes_its_calls_along_and_its_request_is_run_ag
         assert asked.result(timeout=20)["output"][0] == b"kill"
 
 
-def test_a_called_model_that_is_unloaded_meanwhile_answers_what_it_has(
-    client: Client, repository: Path
-) -> None:
+def test_a_called_model_being_unloaded_still_responds_to_its_calls(client: Client, repository: Path) -> None:
     gate = Gate(repository, "unload")
     with ThreadPoolExecutor(1) as threads:
         asked = threads.submit(client["steps"], [b"unload"])

@@ -135,19 +135,21 @@ def runs(repository: Path, server: ServerProcess) -> Iterator[Runs]:
         yield ask
 
 
-def test_without_dynamic_batching_it_gets_one_request_at_a_time(runs: Runs) -> None:
+def test_without_dynamic_batching_requests_run_one_at_a_time(runs: Runs) -> None:
     assert runs("plain") == ALONE
 
 
-def test_with_dynamic_batching_it_gets_what_waits(runs: Runs) -> None:
+def test_with_dynamic_batching_queued_requests_run_together(runs: Runs) -> None:
     assert runs("asking") == TOGETHER
 
 
-def test_a_model_may_ask_for_it_itself(runs: Runs) -> None:
+def test_auto_complete_config_may_enable_dynamic_batching(runs: Runs) -> None:
     assert runs("completed") == TOGETHER
 
 
-def test_a_new_configuration_asks_for_it(runs: Runs, repository: Path, server: ServerProcess) -> None:
+def test_a_reload_with_a_new_configuration_enables_dynamic_batching(
+    runs: Runs, repository: Path, server: ServerProcess
+) -> None:
     assert runs("changed") == ALONE
     (repository / "changed" / "config.pbtxt").write_text(CONFIG + "dynamic_batching { }")
     post(f"{server.url}/v2/repository/models/changed/load", "")
@@ -155,5 +157,5 @@ def test_a_new_configuration_asks_for_it(runs: Runs, repository: Path, server: S
     assert runs("changed") == TOGETHER
 
 
-def test_requests_of_other_python_models_run_together_as_ever(runs: Runs) -> None:
+def test_requests_of_other_python_models_still_run_together(runs: Runs) -> None:
     assert runs("native") == [[0, 8]] * 4

@@ -88,7 +88,7 @@ def until_told(server: ServerProcess, name: str, *, ready: bool, why: str = "") 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_is_as_ready_as_it_says(server: ServerProcess, folder: Path, name: str) -> None:
+def test_a_model_is_as_ready_as_its_is_ready_says(server: ServerProcess, folder: Path, name: str) -> None:
     for says, why in (("no", "returned False"), ("raises", "no weights"), ("perhaps", "returned a str")):
         (folder / name).write_text(says)
         until_told(server, name, ready=False, why=why)
@@ -101,7 +101,7 @@ def test_a_model_is_as_ready_as_it_says(server: ServerProcess, folder: Path, nam
     until_told(server, name, ready=True)
 
 
-def test_its_requests_are_answered_all_the_same(server: ServerProcess, folder: Path) -> None:
+def test_an_unready_model_still_serves_requests(server: ServerProcess, folder: Path) -> None:
     (folder / "plain").write_text("no")
     until_told(server, "plain", ready=False)
 
@@ -111,7 +111,7 @@ def test_its_requests_are_answered_all_the_same(server: ServerProcess, folder: P
     assert (status, answer["outputs"][0]["data"]) == (200, [7])
 
 
-def test_the_server_is_ready_when_all_say_so(server: ServerProcess, folder: Path) -> None:
+def test_the_server_is_ready_once_all_models_are(server: ServerProcess, folder: Path) -> None:
     for name in NAMES:
         (folder / name).write_text("yes")
         until_told(server, name, ready=True)
@@ -119,7 +119,7 @@ def test_the_server_is_ready_when_all_say_so(server: ServerProcess, folder: Path
     assert ask(f"{server.url}/v2/health/ready")[0] == 200
 
 
-def test_a_method_of_that_name_with_arguments_is_the_models_own(server: ServerProcess, folder: Path) -> None:
+def test_an_is_ready_with_arguments_is_not_called(server: ServerProcess, folder: Path) -> None:
     (folder / "plain").write_text("no")
     until_told(server, "plain", ready=False)
 

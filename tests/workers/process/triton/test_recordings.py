@@ -33,19 +33,19 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_answer_is_that_of_triton(ask: Ask, name: str) -> None:
+def test_the_response_equals_tritons(ask: Ask, name: str) -> None:
     """Or differs from it as `differences.py` lists."""
     expected, reason = expect(name, RECORDED[name])
     given = json.loads(json.dumps(CASES[name](ask)))
     assert given == expected, reason
 
 
-def test_what_is_listed_differs() -> None:
+def test_listed_differences_do_differ() -> None:
     for name in DIFFERENCES:
         assert expect(name, RECORDED[name])[0] != RECORDED[name], name
 
 
-def test_what_a_model_logs_is_in_the_log_with_its_place_and_level(ask: Ask) -> None:
+def test_a_models_log_lines_have_file_line_and_level(ask: Ask) -> None:
     CASES["logged"](ask)
 
     logged = re.findall(

@@ -1,4 +1,4 @@
-"""The time of a handler's steps, where its archive asks for it."""
+"""Times of a handler's steps, if its archive asks for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 
 def timed(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step of a handler whose time is the metric `ts_handler_<step>`, with `handler: {profile: true}` in model-config.yaml."""
+    """Records the time of a handler's step as the metric `ts_handler_<step>`, with `handler: {profile:
+    true}` in model-config.yaml.
+    """
 
     @wraps(step)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:

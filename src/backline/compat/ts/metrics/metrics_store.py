@@ -1,4 +1,4 @@
-"""What a handler measures, as `context.metrics`: each value is a line of the log at level INFO, as TorchServe writes it."""
+"""A handler's metrics, `context.metrics`: each value is a log line at level INFO, in TorchServe's form."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ class Metric:
     def add_or_update(
         self, value: float | str, dimension_values: Sequence[str] = (), request_id: str = ""
     ) -> None:
-        """Tells a value. Raises ValueError when there are not as many values of dimensions as names."""
+        """Logs a value. Raises ValueError if the numbers of dimension names and values differ."""
         if len(dimension_values) != len(self.dimension_names):
             raise ValueError(
-                f"metric {self.metric_name} has the dimensions {self.dimension_names}, got {list(dimension_values)}"
+                f"metric {self.metric_name} has the dimensions {self.dimension_names},"
+                f" got {list(dimension_values)}"
             )
         if not _log.isEnabledFor(logging.INFO):
             return
@@ -65,7 +66,7 @@ class Metric:
 
 
 class MetricsStore:
-    """The metrics of one model. `request_ids` are those of the batch, by place."""
+    """The metrics of one model. `request_ids` are those of the batch, by index."""
 
     def __init__(self, request_ids: dict[int, str] | None, model_name: str) -> None:
         self.request_ids = request_ids
@@ -79,7 +80,7 @@ class MetricsStore:
         dimension_names: Sequence[str] = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> Metric:
-        """A new metric, to be told values with `add_or_update`."""
+        """A new metric, for `add_or_update`."""
         metric = self._metrics[metric_type, metric_name] = Metric(
             metric_name, unit, dimension_names, metric_type
         )

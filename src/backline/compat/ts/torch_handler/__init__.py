@@ -1,1 +1,1 @@
-"""The handlers that an archive may name without holding them."""
+"""The built-in handlers."""

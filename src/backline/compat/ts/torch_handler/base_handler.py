@@ -1,4 +1,4 @@
-"""The base of handlers: loads the archive's model, and answers in three steps."""
+"""The base class of handlers: loads the archive's model, and answers in three steps."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         self.model_yaml_config: dict[str, Any] = {}
 
     def initialize(self, context: Any) -> None:
-        """Loads `serializedFile`: with `modelFile` the weights of the class in it, else TorchScript, a `.pt2` program, or ONNX.
+        """Loads `serializedFile`: with `modelFile`, the weights of the class in that module; otherwise
+        TorchScript, a `.pt2` program, or ONNX.
 
-        Raises RuntimeError when it is none of them, ValueError when the module does not hold one class.
+        Raises RuntimeError for another file, ValueError if the module does not define exactly one class.
         """
         properties = context.system_properties
         self.model_yaml_config = context.model_yaml_config or {}
@@ -71,7 +72,9 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return torch.jit.load(model_pt_path, map_location=self.device)
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
-        """The only class of a module, with its weights: a state_dict, which is read without executing any pickle."""
+        """The only class of a module, with its weights: a state_dict, which is read without executing any
+        pickle.
+        """
         if not (Path(model_dir) / model_file).is_file():
             raise RuntimeError(f"the archive does not hold its modelFile '{model_file}'")
         classes = list_classes_from_module(importlib.import_module(Path(model_file).stem))
@@ -83,7 +86,9 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return model
 
     def _compile(self) -> None:
-        """`pt2: {compile: {enable: true, ...}}` of model-config.yaml; the other keys are arguments of torch.compile."""
+        """`pt2: {compile: {enable: true, ...}}` of model-config.yaml; the other keys are arguments of
+        torch.compile.
+        """
         settings = self.model_yaml_config.get("pt2")
         options = dict(settings.get("compile") or {}) if isinstance(settings, dict) else {}
         if options.pop("enable", False):
@@ -91,7 +96,7 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """The input of the model, of the rows of a batch."""
+        """The model's input, from the rows of a batch."""
         return torch.as_tensor(data, device=self.device)
 
     @timed
@@ -105,7 +110,9 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return data.tolist()
 
     def handle(self, data: Any, context: Any) -> Any:
-        """The answers to a batch; with the header `explain` or `describe` "True" what explain_handle or describe_handle gives."""
+        """The answers to a batch; with the header `explain` or `describe` set to "True", the result of
+        explain_handle or describe_handle.
+        """
         began = time.perf_counter()
         self.context = context
         if self._asks("describe"):
@@ -124,7 +131,9 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         return bool(self.context.request_processor) and self.context.get_request_header(0, header) == "True"
 
     def explain_handle(self, data_preprocess: Any, raw_data: Any) -> Any:
-        """What `get_insights` of a subclass says, which takes the prepared data, the raw data and the class to explain."""
+        """The result of a subclass's `get_insights` for the prepared data, the raw data and the class to
+        explain.
+        """
         row = raw_data[0]
         target = (row.get("target") if isinstance(row, dict) else None) or 0
         return self.get_insights(data_preprocess, row.get("data") if isinstance(row, dict) else row, target)
@@ -133,7 +142,7 @@ class BaseHandler(abc.ABC):  # handlers derive from it, and may override nothing
         raise NotImplementedError(f"{type(self).__name__} has no get_insights, which explanations need")
 
     def describe_handle(self) -> Any:
-        """Whatever a subclass tells of its model."""
+        """A subclass's description of its model."""
         return None
 
     def get_device(self) -> Any:

@@ -1,4 +1,4 @@
-"""Objects in images."""
+"""Object detection."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from .vision_handler import VisionHandler
 
 
 class ObjectDetector(VisionHandler):
-    """For each image a list of {name: box, "score": score}, of the objects whose score is at least `threshold`."""
+    """For each image, a list of {name: box, "score": score}: the objects with a score of at least
+    `threshold`.
+    """
 
     threshold = 0.5
     image_processing = transforms.Compose([transforms.ToTensor()])
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """A list: detectors take images of different sizes."""
+        """A list, because detectors take images of different sizes."""
         return [self._tensor(row.get("data") or row.get("body")).to(self.device) for row in data]
 
     @timed

@@ -1,4 +1,4 @@
-"""Classes of texts."""
+"""Text classification."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from .text_handler import TextHandler
 
 
 class TextClassifier(TextHandler):
-    """The probabilities of all classes by name. The model takes numbers of words and of pairs of words, and offsets; one text at a time."""
+    """The probabilities of all classes by name. The model takes the indices of words and word pairs, and
+    offsets; one text at a time.
+    """
 
     ngrams = 2
 
     @timed
     def preprocess(self, data: Any) -> Any:
-        """The numbers of the words of the first row, and the words. Raises KeyError for a word without a number."""
+        """The numbers of the words of the first row, and the words. Raises KeyError for a word without a
+        number.
+        """
         text = data[0].get("data") or data[0].get("body")
         if isinstance(text, (bytes, bytearray)):
             text = text.decode("utf-8")

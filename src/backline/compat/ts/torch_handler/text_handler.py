@@ -1,4 +1,4 @@
-"""The base of handlers of texts."""
+"""The base class of text handlers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from .base_handler import BaseHandler
 
 _TAGS = re.compile(r"<.*?>|&([a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
-#: Short forms of English, in the order in which they are replaced.
+#: English contractions, in the order in which they are expanded.
 _SHORT_FORMS = [
     (re.compile(pattern, re.IGNORECASE), full)
     for pattern, full in (
@@ -35,7 +35,9 @@ _SHORT_FORMS = [
 
 
 class TextHandler(BaseHandler, abc.ABC):
-    """Loads the numbers of words from `source_vocab.pt`: a dictionary saved by torch.save, which is read without executing any pickle."""
+    """Loads the vocabulary `source_vocab.pt`, a dictionary saved by torch.save. It is read with
+    `weights_only`, so it cannot execute code.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,13 +50,13 @@ class TextHandler(BaseHandler, abc.ABC):
         self.initialized = True
 
     def get_source_vocab_path(self, ctx: Any) -> str:
-        """Raises RuntimeError when the archive has none."""
+        """Raises RuntimeError if the archive has none."""
         path = Path(ctx.system_properties["model_dir"]) / self.manifest["model"].get(
             "sourceVocab", "source_vocab.pt"
         )
         if not path.is_file():
             raise RuntimeError(
-                "handlers of texts need the numbers of words: add source_vocab.pt to the archive by --extra-files"
+                "text handlers need a vocabulary: add source_vocab.pt to the archive with --extra-files"
             )
         return str(path)
 

@@ -1,4 +1,4 @@
-"""The base of handlers of images."""
+"""The base class of image handlers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from .base_handler import BaseHandler
 
 
 class VisionHandler(BaseHandler, abc.ABC):
-    """A row is an image file, the same in base64, or nested lists of numbers. `image_processing` makes a tensor of an image."""
+    """A row is an image file, one in base64, or nested lists of numbers. `image_processing` turns an image
+    into a tensor.
+    """
 
     image_processing: ClassVar[Callable[[Any], Any]]
 

@@ -1,1 +1,1 @@
-"""What handlers and their loader share."""
+"""Functions for handlers and their loader."""

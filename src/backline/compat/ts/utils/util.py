@@ -1,4 +1,4 @@
-"""Names of classes, and classes of modules."""
+"""Class names of a model, and Python classes of modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class PredictionException(Exception):
-    """What a handler raises to answer all requests of its batch with a message and an HTTP status."""
+    """A handler raises it to answer all requests of its batch with a message and an HTTP status."""
 
     def __init__(self, message: str, error_code: int = 500) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class PredictionException(Exception):
 
 
 def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
-    """The classes that a module defines, all or those below another."""
+    """The classes that a module defines, or only the subclasses of `parent_class`."""
     own = [
         found
         for _, found in inspect.getmembers(module, inspect.isclass)
@@ -33,9 +33,10 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
 
 
 def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
-    """The names of classes by their number as text, from an index_to_name.json; None without the file.
+    """The class names by index (as a string), from an index_to_name.json; None without the file.
 
-    A name is a text or the last one of a list; older files are {"object_type_names": [...]}. Raises ValueError for others.
+    A name is a string, or the last one in a list; older files are {"object_type_names": [...]}. Raises
+    ValueError for others.
     """
     path = Path(mapping_file_path)
     if not path.is_file():
@@ -44,13 +45,13 @@ def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
     if isinstance(mapping, dict) and isinstance(mapping.get("object_type_names"), list):
         mapping = dict(enumerate(mapping["object_type_names"]))
     if not isinstance(mapping, dict):
-        raise ValueError(f"{path.name} must be an object of numbers of classes and their names")
+        raise ValueError(f"{path.name} must be an object from class indices to names")
     names = {
         str(number): name[-1] if isinstance(name, list) and name else name for number, name in mapping.items()
     }
     wrong = next((number for number, name in names.items() if not isinstance(name, str)), None)
     if wrong is not None:
-        raise ValueError(f"{path.name}: the name of class {wrong} must be a text, or a list of texts")
+        raise ValueError(f"{path.name}: the name of class {wrong} must be a string, or a list of strings")
     return names
 
 
@@ -59,7 +60,7 @@ def map_class_to_label(
     mapping: dict[str, str] | None = None,
     lbl_classes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each row the values by the names of their classes; `lbl_classes` are the classes, counted from 0 without it."""
+    """For each row, the values by class name; `lbl_classes` are the classes, by default 0, 1, 2..."""
     rows = lbl_classes if lbl_classes is not None else [range(len(row)) for row in probs]
     return [
         {

@@ -1,1 +1,1 @@
-"""What stands between the body of a request and a handler: `json`, `kserve`, `kservev2`, `body`."""
+"""Envelopes between a request's body and a handler: `json`, `kserve`, `kservev2`, `body`."""

@@ -1,4 +1,4 @@
-"""The base of envelopes."""
+"""The base class of envelopes."""
 
 from __future__ import annotations
 

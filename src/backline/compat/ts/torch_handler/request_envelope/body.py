@@ -1,4 +1,4 @@
-"""The handler gets the bodies themselves."""
+"""The handler gets the bodies unchanged."""
 
 from __future__ import annotations
 

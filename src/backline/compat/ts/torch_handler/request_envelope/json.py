@@ -1,4 +1,4 @@
-"""`{"instances": [...]}` in, `{"predictions": [...]}` out, as TensorFlow Serving's REST API has it."""
+"""`{"instances": [...]}` in, `{"predictions": [...]}` out, as in TensorFlow Serving's REST API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""KServe's first protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out; the instances of one request are the batch."""
+"""KServe's v1 protocol: `{"instances": [...]}` in, `{"predictions": [...]}` out; one request's instances
+are the batch.
+"""
 
 from __future__ import annotations
 

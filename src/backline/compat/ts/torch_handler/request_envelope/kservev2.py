@@ -1,4 +1,4 @@
-"""KServe's second protocol, the Open Inference Protocol in JSON; the inputs of one request are the batch."""
+"""KServe's v2 protocol, the Open Inference Protocol in JSON; the inputs of one request are the batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import numpy as np
 
 from .base import BaseEnvelope, json_of
 
-#: Names of datatypes that differ from NumPy's by more than their case.
+#: Datatypes whose names differ from NumPy's by more than case.
 _DTYPES = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class KServev2Envelope(BaseEnvelope):
-    """A row for each input, with `data` as nested lists (BYTES: the first text); the answer to each becomes an output."""
+    """One row per input, with `data` as nested lists (BYTES: the first string); the answer to each becomes
+    an output.
+    """
 
     def parse_input(self, data: Any) -> Any:
         request = json_of(data[0])
