@@ -52,7 +52,7 @@ class Uv:
         """Runs a command in a folder, with `given` as standard input; returns its standard output. Blocks.
         Raises UvFailed.
         """
-        progress = _Progress(on_bytes)
+        output = _UvOutput(on_bytes)
         with tempfile.TemporaryFile("w+") as stdin, tempfile.TemporaryFile("w+") as stdout:
             stdin.write(given)
             stdin.seek(0)
@@ -72,14 +72,14 @@ class Uv:
             assert process.stderr is not None, "it is a pipe"
             with process.stderr as stderr:
                 for line in stderr:
-                    progress.take(line.rstrip())
+                    output.take(line.rstrip())
             status = process.wait()
             stdout.seek(0)
             printed = stdout.read()
         if self._cancelled.is_set():
             raise UvFailed("it was given up")
         if status:
-            raise UvFailed(cause(progress.lines) or f"uv ended with exit status {status}", progress.lines)
+            raise UvFailed(cause(output.lines) or f"uv ended with exit status {status}", output.lines)
         return printed
 
     def cancel(self) -> None:
@@ -90,7 +90,7 @@ class Uv:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-class _Progress:
+class _UvOutput:
     """uv's progress output."""
 
     def __init__(self, on_bytes: OnBytes) -> None:
