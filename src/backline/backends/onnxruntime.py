@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.arena_outputs import ArenaOutputs
 from backline.backends.backend import Run
 from backline.backends.model_file import read_start
 from backline.backends.onnx_external_data import check_external_data
@@ -121,6 +122,7 @@ class OnnxModel:
         self._options, self._shrinking = new_options(), _with_shrinking(new_options(), settings)
         self._settings = settings
         self._ran_large = False
+        self._arena_outputs = ArenaOutputs()
         # Past the Python wrapper, whose checks are repeated inside: a third of the time of a small model.
         self._run_session = getattr(session, "_sess", session).run
         self.signature = signature
@@ -140,7 +142,7 @@ class OnnxModel:
             self._ran_large = size >= LARGE_RUN
             options = self._shrinking if options is None else _with_shrinking(options, self._settings)
         try:
-            return self._run_session(outputs, inputs, options or self._options)  # type: ignore[no-any-return]
+            return self._arena_outputs.limit(self._run_session(outputs, inputs, options or self._options))
         except Exception as error:
             raise self._failure(error) from None
 
