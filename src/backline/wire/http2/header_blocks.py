@@ -1,29 +1,35 @@
-"""From header blocks to requests: HPACK (RFC 7541), with a memory of blocks that mean the same every time."""
+"""Header blocks decoded into requests: HPACK (RFC 7541), with a memo of blocks that decode to the same each time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from hpack import Decoder, OversizedHeaderListError
 from hpack.exceptions import HPACKError
 from hpack.table import HeaderTable
 
-from backline.wire.application import Application
+from backline.wire.application import Application, UnaryMethod
+from backline.wire.grpc.stream_exchange import StreamExchange
+from backline.wire.grpc.unary_exchange import UnaryExchange
 from backline.wire.http2 import frames
-from backline.wire.http2.exchanges import exchange_for
 from backline.wire.http2.frames import ConnectionFailure
+from backline.wire.http2.http_exchange import HttpExchange
 from backline.wire.http2.request_head import RequestHead, parse_head
+from backline.wire.http2.stream import Stream
 from backline.wire.limits import Limits
+
+if TYPE_CHECKING:
+    from backline.wire.http2.connection import Http2Connection
 
 _CACHED_BLOCKS = 64
 _CACHED_BLOCK_SIZE = 1024
-#: A header list is decoded up to so many times the limit, so that the request gets an answer and the connection lives on.
+#: Header lists up to this multiple of the limit are decoded, so that the request gets an answer and the connection survives.
 _DECODED = 2
 
 
 class _WatchedTable(HeaderTable):
-    """HPACK's dynamic table that notes that it was changed."""
+    """HPACK's dynamic table, which records whether it changed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +38,7 @@ class _WatchedTable(HeaderTable):
     def add(self, name: bytes, value: bytes) -> None:
         before = len(self.dynamic_entries)
         super().add(name, value)
-        # Clients that want no table add to one of size 0.
+        # Clients that want no dynamic table set its size to 0, and what they add leaves no trace.
         self.changed = self.changed or before > 0 or len(self.dynamic_entries) > 0
 
     @property
@@ -46,10 +52,11 @@ class _WatchedTable(HeaderTable):
 
 
 class HeaderBlocks:
-    """The header blocks of one connection, to be given in their order.
+    """Decodes the header blocks of one connection, in the order in which they arrive.
 
-    As long as the dynamic table does not change, equal blocks decode to equal fields: `known` maps such blocks to requests that are
-    decoded and validated already. A block that changes the table empties it.
+    Invariant of the memo `known`: a block is in it only if decoding it left the dynamic table unchanged, and every block that changes the
+    table empties the memo. So a lookup gives the request that decoding would give, and skipping the decoder leaves the table as decoding
+    would. Its size is bounded in entries and in bytes per entry; heads are immutable, so requests may share them.
     """
 
     def __init__(self, application: Application, limits: Limits) -> None:
@@ -74,7 +81,7 @@ class HeaderBlocks:
         return head
 
     def fields(self, block: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Raises ConnectionFailure when the block cannot be decoded: both sides' tables would differ from here on."""
+        """Raises ConnectionFailure when the block cannot be decoded: the two sides' tables would differ from then on."""
         table = self._table
         table.changed = False
         try:
@@ -83,10 +90,26 @@ class HeaderBlocks:
             raise ConnectionFailure(
                 frames.ENHANCE_YOUR_CALM, "the header list is far larger than MAX_HEADER_LIST_SIZE"
             ) from None
-        # hpack lets indexing mistakes out as they are in a few places.
+        # In a few places hpack lets the built-in exceptions of malformed blocks escape.
         except (HPACKError, IndexError, ValueError):
             raise ConnectionFailure(frames.COMPRESSION_ERROR, "the header block cannot be decoded") from None
         finally:
             if table.changed:
                 self.known.clear()
         return fields
+
+
+def exchange_for(head: RequestHead) -> tuple[Callable[[Http2Connection, int, RequestHead], Stream], bool]:
+    """The class that answers requests with this head, and whether it has to act before the body arrives."""
+    if not head.is_grpc or head.method != b"POST":
+        return HttpExchange, True
+    if head.rpc is None or head.too_large is not None or head.refusal is not None:
+        return UnaryExchange, True
+    if isinstance(head.rpc, UnaryMethod):
+        plain = (
+            head.timeout is None
+            and head.timeout_error is None
+            and head.encoding in (b"identity", b"gzip", b"deflate")
+        )
+        return UnaryExchange, not plain
+    return StreamExchange, True
