@@ -18,6 +18,10 @@ from support.server import serve
 
 need("torch", "tensorflow", "jax", "onnx")
 
+# Before TensorFlow and JAX: torch's compiler, which torch.export imports in other tests of this process, aborts when its
+# LLVM is loaded after theirs.
+import torch._dynamo  # noqa: E402, I001
+
 import jax  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import torch  # noqa: E402
