@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backends.loading import load
+from backline.backends.backend import LoadOptions
 from backline.backends.cuda import cuda_gpus
 from backline.backends.onnx_gpus import can_use
 from backline.backends.onnx_providers import CPU, Provider, read_providers, why_on_no_gpu
@@ -202,7 +202,7 @@ def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_str
         f"{reason}, where it has no effect",
     )
     with pytest.raises(InvalidArgument, match=reason):
-        OnnxRuntime().load(tmp_path / "model.onnx", replace(config, strict_devices=True))
+        OnnxRuntime().load(tmp_path / "model.onnx", config, LoadOptions(strict_devices=True))
 
 
 def test_a_provider_that_is_not_installed_is_told_with_the_package_that_has_it(tmp_path: Path) -> None:

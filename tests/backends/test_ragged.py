@@ -14,8 +14,9 @@ from backline.engine.datatypes import DataType
 from backline.engine.joining import BatchInput, Joining, Padding
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
-from backline.lifecycle.loading.joined import JoinedModel
-from backline.lifecycle.loading.loader import Loaded, load
+from backline.lifecycle.loading.loaded_here import LoadedHere
+from backline.lifecycle.loading.loader import load
+from backline.lifecycle.view.join import JoinRequests
 from support import models
 
 FP32 = DataType.FP32
@@ -87,7 +88,7 @@ def openvino(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
     return made
 
 
-def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) -> Loaded:
+def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) -> LoadedHere:
     config = ModelConfig(
         "m",
         backend=backend,
@@ -97,7 +98,9 @@ def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) 
         joining=joining,
         source="config.pbtxt",
     )
-    return load(path, config)
+    found = load(path, config)
+    assert isinstance(found, LoadedHere)
+    return found
 
 
 FORMATS = {
@@ -112,7 +115,7 @@ def test_ragged_requests_run_together(tmp_path: Path, backend: str) -> None:
     found = loaded(backend, FORMATS[backend][0](tmp_path), RAGGED, (-1,))
     assert found.joiner is not None
 
-    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(REQUESTS, ["OUTPUT__0"])  # type: ignore[arg-type]
+    answers = found.view.stage(JoinRequests).run_together(found.model.run, REQUESTS, ["OUTPUT__0"])
 
     assert [answer[0].tolist() for answer in answers] == [[[-1, 0, 1]], [[2]]]
     assert [(spec.name, spec.shape) for spec in found.signature.inputs] == [("INPUT__0", (-1, -1))]
@@ -125,7 +128,7 @@ def test_padded_requests_run_together(tmp_path: Path, backend: str) -> None:
     found = loaded(backend, FORMATS[backend][1](tmp_path), PADDED, (1,))
     assert found.joiner is not None
 
-    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(REQUESTS, ["OUTPUT__0"])  # type: ignore[arg-type]
+    answers = found.view.stage(JoinRequests).run_together(found.model.run, REQUESTS, ["OUTPUT__0"])
 
     assert [answer[0].tolist() for answer in answers] == [[[2]], [[4]]]
     assert [spec.name for spec in found.signature.inputs] == ["INPUT__0"]

@@ -19,12 +19,13 @@ import sys
 from pathlib import Path
 for module in {modules!r}:
     sys.modules[module] = None
+from backline.backends.backend import LoadOptions
 from backline.backends.registry import choose
 from backline.engine.errors import BacklineError
 from backline.engine.model_config import ModelConfig
-config = ModelConfig('m', trust_pickle=True)
+config = ModelConfig('m')
 try:
-    choose(config, Path({path!r})).backend().load(Path({path!r}), config)
+    choose(config, Path({path!r})).backend().load(Path({path!r}), config, LoadOptions(trust_pickle=True))
 except BacklineError as error:
     print(error.message)
 """

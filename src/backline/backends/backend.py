@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from backline.engine.signature import Signature
 
 #: A LoadedModel's `run`.
 Run: TypeAlias = Callable[[Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]
+#: A CancellableModel's `cancellable`.
+Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
@@ -43,7 +46,6 @@ class LoadedModel(Protocol):
         """Gives the memory back. No run is under way."""
 
 
-@runtime_checkable
 class CancellableModel(Protocol):
     """A LoadedModel that can end a run early."""
 
@@ -83,6 +85,20 @@ class StreamingModel(Protocol):
         """See LoadedModel."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What the server decides about a load, and no model's file."""
+
+    device: Device = CPU
+    #: Whether files may be loaded that can execute anything when they are loaded: pickles, machine code.
+    trust_pickle: bool = False
+    #: Whether a GPU that cannot be used is an error, instead of a reason to run on the CPU.
+    strict_devices: bool = False
+
+
+DEFAULT_OPTIONS: Final = LoadOptions()
+
+
 class Backend(Protocol):
     """A runtime."""
 
@@ -91,24 +107,23 @@ class Backend(Protocol):
     #: The platform that clients see ("onnxruntime_onnx").
     platform: ClassVar[str]
 
-    def load(self, path: Path, config: ModelConfig) -> LoadedModel | StreamingModel | HostedModel:
+    def load(
+        self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> LoadedModel | StreamingModel | HostedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
-        Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when the runtime is missing.
+        The device is the CPU, or one of those that a GpuBackend names; a HostedModel gets its devices when its workers
+        start. Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when
+        the runtime is missing.
         """
 
 
 @runtime_checkable
 class GpuBackend(Protocol):
-    """A runtime that can compute on GPUs."""
+    """A Backend that can compute on GPUs."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """Those that it can run this model on here and now. Raises BacklineError as `load`."""
-
-    def load(
-        self, path: Path, config: ModelConfig, device: Device = CPU
-    ) -> LoadedModel | StreamingModel | HostedModel:
-        """See Backend: loads the model on a device. Models in worker processes are told theirs when they are started."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
@@ -116,12 +131,3 @@ def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
     if isinstance(backend, GpuBackend):
         return backend.gpus(path, config)
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")
-
-
-def load_on(
-    backend: Backend, path: Path, config: ModelConfig, device: Device
-) -> LoadedModel | StreamingModel | HostedModel:
-    """Loads a model on a device that is one of those which the backend can use."""
-    return (
-        backend.load(path, config, device) if isinstance(backend, GpuBackend) else backend.load(path, config)
-    )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime
@@ -28,7 +29,7 @@ class CatBoost:
     name: ClassVar[str] = "catboost"
     platform: ClassVar[str] = "catboost"
 
-    def load(self, path: Path, config: ModelConfig) -> TableModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a model. `output__0` is what `predict` gives: probabilities for classifiers, else the plain value.
 
         The parameter `prediction_type` chooses another kind. Categories come as strings in `categorical__0`, in the order in which the

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -26,7 +27,7 @@ class Identity:
     name: ClassVar[str] = "identity"
     platform: ClassVar[str] = "identity"
 
-    def load(self, path: Path, config: ModelConfig) -> IdentityModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
         """A model that gives its n-th input back as its n-th output, after `execute_delay_ms` milliseconds.
 
         Raises InvalidArgument where the configuration does not pair inputs with outputs.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
@@ -49,7 +50,7 @@ class Jax:
                 reason=f"JAX {jax.__version__} has no GPU ({one_line(error)}): pip install 'jax[cuda12]'"
             )
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> JaxModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> JaxModel:
         """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
 
         Every size of a symbolic dimension is compiled when it first comes. One core computes a run, unless NPROC
@@ -58,7 +59,7 @@ class Jax:
         parameters = Parameters(config, self.name, ())
         jax = _import()
         exported = _read(jax, path)
-        if device == CPU and "cpu" not in exported.platforms:
+        if options.device == CPU and "cpu" not in exported.platforms:
             raise InvalidArgument(
                 f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu'] as well"
             )
@@ -81,7 +82,7 @@ class Jax:
             exported,
             file,
             agree(path, file, config),
-            _place(jax, device),
+            _place(jax, options.device),
             parameters.warnings,
         )
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime
@@ -24,7 +25,7 @@ class LightGbm:
     name: ClassVar[str] = "lightgbm"
     platform: ClassVar[str] = "lightgbm"
 
-    def load(self, path: Path, config: ModelConfig) -> TableModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. `output__0` is what Booster.predict gives: probabilities for classifiers, [N] or [N, classes].
 
         One thread computes a run unless the parameter `num_threads` says otherwise.

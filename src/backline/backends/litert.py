@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
@@ -30,7 +31,7 @@ class LiteRt:
     name: ClassVar[str] = "litert"
     platform: ClassVar[str] = "litert"
 
-    def load(self, path: Path, config: ModelConfig) -> LiteRtModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
         """Loads a file. Names are those of its signature (parameter `signature`, where it has several), else those of its tensors.
 
         One thread computes a run unless the parameter `num_threads` says otherwise.

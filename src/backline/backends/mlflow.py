@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from backline.backends.backend import Backend, LoadedModel, gpus_of, load_on
+from backline.backends.backend import DEFAULT_OPTIONS, Backend, LoadedModel, LoadOptions, gpus_of
 from backline.backends.model_file import read_start
 from backline.backends.runtime import import_runtime, one_line
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
@@ -39,14 +39,14 @@ class MlFlow:
         backend, file = _served(path)
         return gpus_of(backend, file, replace(config, backend=backend.name))
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> LoadedModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
         """Loads the model with the backend of its flavour, and all that this one says of names and options holds.
 
         Raises InvalidArgument where no flavour of the folder is served here; pickles need `trust_pickle`.
         """
         backend, file = _served(path)
         # The backends of flavours give one response to a request.
-        return load_on(backend, file, replace(config, backend=backend.name), device)  # type: ignore[return-value]
+        return backend.load(file, replace(config, backend=backend.name), options)  # type: ignore[return-value]
 
 
 def _served(path: Path) -> tuple[Backend, Path]:

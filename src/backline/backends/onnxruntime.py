@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.backend import Run
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
 from backline.backends.model_file import read_start
 from backline.backends.onnx_gpus import usable_gpus
 from backline.backends.onnx_options import SessionSettings, read_settings
@@ -21,7 +21,7 @@ from backline.backends.onnx_providers import Provider, idle_accelerators, read_p
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
@@ -64,7 +64,7 @@ class OnnxRuntime:
         reason = why_on_no_gpu(config, runtime.get_available_providers())
         return Gpus(reason=reason) if reason else usable_gpus(runtime)
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OnnxModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OnnxModel:
         """Loads a file, external data included. One thread computes a run unless the parameters say otherwise (see onnx_options).
 
         Raises Internal where ONNX Runtime is not installed; InvalidArgument for a file that is no model, that has tensors of types no
@@ -73,10 +73,10 @@ class OnnxRuntime:
         runtime = _import()
         settings = read_settings(config)
         providers = read_providers(
-            config, runtime.get_available_providers(), device, lambda: usable_gpus(runtime).reason
+            config, runtime.get_available_providers(), options.device, lambda: usable_gpus(runtime).reason
         )
-        if device == CPU and (idle := idle_accelerators(config)):
-            settings = _without_accelerators(config, settings, idle)
+        if options.device == CPU and (idle := idle_accelerators(config)):
+            settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
         read_start(path)
         try:
             session = runtime.InferenceSession(
@@ -271,9 +271,11 @@ def _with_shrinking(options: Any, settings: SessionSettings) -> Any:
     return options
 
 
-def _without_accelerators(config: ModelConfig, settings: SessionSettings, idle: str) -> SessionSettings:
+def _without_accelerators(
+    config: ModelConfig, settings: SessionSettings, idle: str, *, strict: bool
+) -> SessionSettings:
     reason = f"model '{config.name}' asks for the accelerator {idle} of a GPU, but runs on the CPU"
-    if config.strict_devices:
+    if strict:
         raise InvalidArgument(reason)
     return replace(settings, warnings=(*settings.warnings, f"{reason}, where it has no effect"))
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
@@ -66,7 +67,7 @@ class OpenVino:
             )
         return Gpus(indexes, by_default=False)
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OpenVinoModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
         """Loads a model and compiles it for a device; KIND_MODEL is AUTO, with which OpenVINO chooses.
 
         One core computes a run on the CPU unless INFERENCE_NUM_THREADS says otherwise.
@@ -88,7 +89,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",
             **{key: config.parameters[key] for key in _PROPERTIES if key in config.parameters},
         }
-        if device == CPU:
+        if options.device == CPU:
             properties |= {
                 "ENABLE_CPU_PINNING": "NO",
                 _THREADS: str(threads * streams),
@@ -98,7 +99,7 @@ class OpenVino:
         try:
             network = core.read_model(str(path))
             file = Signature(_specs(path, "input", network.inputs), _specs(path, "output", network.outputs))
-            compiled = core.compile_model(network, _device_name(device), properties)
+            compiled = core.compile_model(network, _device_name(options.device), properties)
         except InvalidArgument:
             raise
         except Exception as error:

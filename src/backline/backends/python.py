@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
 from backline.backends.model_file import read_start
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.model_config import ModelConfig
 
 #: What makes the model in the worker.
@@ -25,7 +26,7 @@ class Python:
         """See GpuBackend: a model computes with what it likes, so those of the machine."""
         return cuda_gpus()
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
         """Only says how it is run: the file is imported in a worker, never here."""
         read_start(path)
         return HostedModel(path, ADAPTER)

@@ -12,6 +12,7 @@ import numpy as np
 
 from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.backends.pytorch_devices import device_name, moving, usable_gpus
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
@@ -19,7 +20,7 @@ from backline.backends.pytorch_programs import Argument, Program
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
@@ -43,7 +44,7 @@ class Pytorch:
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> PytorchModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> PytorchModel:
         """Loads a file; no pickle in it is ever executed. A package of AOTInductor is machine code and needs `trust_pickle`.
 
         One thread computes a run unless INTRA_OP_THREAD_COUNT says otherwise, which holds for all PyTorch models of the process.
@@ -53,19 +54,19 @@ class Pytorch:
         parameters = Parameters(config, self.name, _KNOWN)
         kind = identify(path)
         torch.set_num_threads(parameters.threads("INTRA_OP_THREAD_COUNT", 1))
-        place = device_name(device)
+        place = device_name(options.device)
         if kind is PytorchKind.TORCH_SCRIPT:
             program = pytorch_programs.load_script(torch, path, place)
         elif kind is PytorchKind.EXPORTED:
             program = pytorch_programs.load_exported(torch, path, place)
-        elif config.trust_pickle:
+        elif options.trust_pickle:
             program = pytorch_programs.load_compiled(torch, path, place)
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
                 " serve with --trust-pickle if you know where it comes from, or serve the torch.export program it was made of"
             )
-        if place is not None and device != CPU:
+        if place is not None and options.device != CPU:
             program = replace(program, call=moving(torch, program.call, place))
         order, file = _name_inputs(path, kind, program, config)
         outputs = _name_outputs(path, kind, program, config)

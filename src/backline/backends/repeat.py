@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.declared import DeclaredModel, check_tensors
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
@@ -30,7 +31,7 @@ class Repeat:
     name: ClassVar[str] = "repeat"
     platform: ClassVar[str] = "repeat"
 
-    def load(self, path: Path, config: ModelConfig) -> RepeatModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
         """A model that gives the elements of IN, each as OUT with its place as IDX, DELAY milliseconds after the one before.
 
         Raises InvalidArgument where the configuration has other tensors, a batch, or no decoupled transaction policy.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
@@ -32,11 +33,11 @@ class Sklearn:
     name: ClassVar[str] = "sklearn"
     platform: ClassVar[str] = "sklearn"
 
-    def load(self, path: Path, config: ModelConfig) -> SklearnModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
         """Loads an estimator: `input__0` has a row of features for each item (texts for those that begin with a vectoriser).
 
         Outputs are called as the methods that give them: `predict` and `predict_proba`, or `transform`. A run is computed on one core.
-        Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust, unless `config.trust_pickle`.
+        Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust, unless `trust_pickle`.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -44,12 +45,12 @@ class Sklearn:
         import_runtime("sklearn", what=what, extra="sklearn")
         warnings = parameters.warnings
         if path.suffix in _PICKLES:
-            estimator = _unpickle(path, config, what)
+            estimator = _unpickle(path, what, trusted=options.trust_pickle)
             warnings += (
                 f"'{path}' is a pickle, which can execute anything when it is loaded; it was, as --trust-pickle says",
             )
         else:
-            estimator = _load_skops(path, config, what)
+            estimator = _load_skops(path, what, trusted=options.trust_pickle)
         _use_one_core(estimator)
         inputs = _inputs(path, estimator, config)
         methods = [method for method in _METHODS if hasattr(estimator, method)] or [
@@ -138,11 +139,11 @@ def _use_one_core(estimator: Any) -> None:
         estimator.set_params(**dict.fromkeys(parallel, 1))
 
 
-def _load_skops(path: Path, config: ModelConfig, what: str) -> Any:
+def _load_skops(path: Path, what: str, *, trusted: bool) -> Any:
     skops = import_runtime("skops.io", what=what, extra="sklearn")
     try:
         untrusted = skops.get_untrusted_types(file=path)
-        if untrusted and not config.trust_pickle:
+        if untrusted and not trusted:
             raise InvalidArgument(
                 f"'{path}' holds types that skops does not trust: {', '.join(untrusted)}; serve with"
                 " --trust-pickle if you know where it comes from"
@@ -154,8 +155,8 @@ def _load_skops(path: Path, config: ModelConfig, what: str) -> Any:
         raise InvalidArgument(f"'{path}' cannot be loaded by skops: {one_line(error)}") from None
 
 
-def _unpickle(path: Path, config: ModelConfig, what: str) -> Any:
-    if not config.trust_pickle:
+def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
+    if not trusted:
         raise InvalidArgument(
             f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with skops.io.dump(estimator,"
             " 'model.skops'), or serve with --trust-pickle if you know where the file comes from"

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.declared import DeclaredModel, check_tensors
 from backline.engine.datatypes import DataType
 from backline.engine.messages import Parameter
@@ -24,7 +25,7 @@ class Square:
     name: ClassVar[str] = "square"
     platform: ClassVar[str] = "square"
 
-    def load(self, path: Path, config: ModelConfig) -> SquareModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
         """A model that answers IN = n with n responses OUT = n.
 
         Raises InvalidArgument where the configuration has other tensors, a batch, or no decoupled transaction policy.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.cuda import cuda_gpus
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
@@ -64,7 +65,9 @@ class TensorFlow:
             reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'"
         )
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> TensorFlowModel:
+    def load(
+        self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> TensorFlowModel:
         """Loads the signature that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
 
         `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run is computed on the thread that asks for it;
@@ -77,10 +80,11 @@ class TensorFlow:
         v1 = runtime.compat.v1
         graph = runtime.Graph()
         # -1: operations run on the calling thread, so that runs beside each other take a core each.
-        options = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
-        _place(options, device)
+        session_config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
+        device = options.device
+        _place(session_config, device)
         with graph.as_default(), graph.device(f"/GPU:{device.index}" if device.kind == "gpu" else None):
-            session = v1.Session(graph=graph, config=options)
+            session = v1.Session(graph=graph, config=session_config)
             try:
                 meta = v1.saved_model.load(session, [parameters.text("TF_GRAPH_TAG", "serve")], str(folder))
             except Exception as error:
@@ -169,13 +173,13 @@ def _import() -> Any:
     return runtime
 
 
-def _place(options: Any, device: Device) -> None:
+def _place(config: Any, device: Device) -> None:
     """What a session may use: no GPU for models on the CPU; else all, with as much memory as it needs, and the CPU for what GPUs cannot."""
     if device == CPU:
-        options.device_count["GPU"] = 0
+        config.device_count["GPU"] = 0
     else:
-        options.allow_soft_placement = True
-        options.gpu_options.allow_growth = True
+        config.allow_soft_placement = True
+        config.gpu_options.allow_growth = True
 
 
 def _folder(path: Path) -> Path:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.cuda import cuda_gpus
 from backline.backends.hosted import HostedModel
 from backline.backends.mar_file import MANIFEST, MarFile
 from backline.backends.model_file import read_start
 from backline.backends.runtime import import_runtime, one_line
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Kind
 from backline.engine.model_config import ModelConfig
@@ -32,7 +33,7 @@ class TorchServe:
         """See GpuBackend: handlers compute with what they like, so those of the machine."""
         return cuda_gpus()
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
         """Reads manifest and settings; nothing of the archive is executed here.
 
         Raises InvalidArgument for what is no archive, or names files that it does not hold.

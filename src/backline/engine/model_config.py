@@ -148,10 +148,6 @@ class ModelConfig:
     #: Further attempts after a failed load.
     load_retries: int | None = None
     warm_up: tuple[WarmUpSample, ...] = ()
-    #: Whether files may be loaded that can execute anything when they are: pickles, machine code. The server sets it, never a model's file.
-    trust_pickle: bool = False
-    #: Whether a GPU that cannot be used is an error, and no reason to run on the CPU. The server's, too.
-    strict_devices: bool = False
     #: The serialised inference.ModelConfig of the file, complete, also with the fields that have no effect here; empty without a file.
     declared: bytes = b""
     source: str = ""

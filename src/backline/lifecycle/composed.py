@@ -24,7 +24,7 @@ from backline.lifecycle.calls.ensemble_steps import (
     unanswered_step,
     waits_of_decoupled_steps,
 )
-from backline.lifecycle.loading.loader import Measured
+from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.scheduling_text import scheduling_text
 from backline.lifecycle.plan import Phase
 from backline.lifecycle.servable import Servable

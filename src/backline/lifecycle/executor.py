@@ -13,7 +13,7 @@ from backline.engine.model_config import ModelConfig
 from backline.lifecycle.changes import Changes
 from backline.lifecycle.dependencies import Dependencies
 from backline.lifecycle.loading.load_threads import LoadThreads
-from backline.lifecycle.loading.loader import Measured
+from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.memory.sleep import Sleep

@@ -18,7 +18,7 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
-from backline.lifecycle.loading.loader import Loaded, Measured, place_again
+from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.queueing import build_queue, build_sequence_queue, settings_of
 from backline.lifecycle.loading.scheduling_text import scheduling_text
 from backline.lifecycle.loading.shared import Shared
@@ -28,7 +28,6 @@ from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.deadline import with_deadline
 from backline.schedule.version_queue import InstancesQueue
 from backline.workers.instance import InlineInstance
-from backline.workers.model_in_workers import ModelInWorkers
 from backline.workers.streaming import StreamPool
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Servable:
         self._on_given_up = on_given_up
         self._load: VersionLoad | None = None
         self._completion: Completion | None = None
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedVersion | None = None
         self._queue: InstancesQueue | None = None
         self._maker: InstanceMaker | None = None
 
@@ -133,7 +132,7 @@ class Servable:
         try:
             self._start(warm)
         except BacklineError:
-            await loop.run_in_executor(None, warm.loaded.model.close)
+            await loop.run_in_executor(None, warm.loaded.close)
             raise
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
@@ -180,16 +179,12 @@ class Servable:
         model.max_batch_size = loaded.max_batch_size
         model.memory_bytes = warm.memory
         model.placement = maker.placement(loaded, instances)
-        model.decoupled = (
-            loaded.model.loaded.decoupled
-            if isinstance(loaded.model, ModelInWorkers)
-            else model.config.decoupled
-        )
+        model.decoupled = loaded.decoupled
         self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
 
-    def _tell(self, loaded: Loaded) -> None:
+    def _tell(self, loaded: LoadedVersion) -> None:
         """What people and metrics are told of the configuration."""
         model, config = self.model, self.model.config
         cached = config.response_cache and self._shared.cache is not None
@@ -207,7 +202,7 @@ class Servable:
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)
 
-    def _warn(self, loaded: Loaded) -> None:
+    def _warn(self, loaded: LoadedVersion) -> None:
         for warning in loaded.warnings:
             log.warning("%s", warning)
         self._warn_of_cache()
@@ -271,8 +266,8 @@ class Servable:
         self._config = config
         config = self._completed(config)
         before, self.model.config = self._loaded, config
-        loaded = self._loaded = place_again(before, config)
-        if isinstance(loaded.model, ModelInWorkers) and config.instance_groups != groups:
+        loaded = self._loaded = before.placed_again(config)
+        if not loaded.resizable and config.instance_groups != groups:
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
             later = "another instance_group has an effect when it is loaded next"
             log.warning(
@@ -325,7 +320,7 @@ class Servable:
             )
         elif self._loaded is not None:
             # Tearing a large model down takes long enough to keep others waiting.
-            await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
+            await asyncio.get_running_loop().run_in_executor(None, self._loaded.close)
         self._loaded = self._maker = None
         if self._load is not None:
             self._load.forget_calls()
@@ -357,4 +352,4 @@ class Servable:
 def _discard(loading: asyncio.Future[WarmModel]) -> None:
     """Closes what was loaded for nobody."""
     if not loading.cancelled() and loading.exception() is None:
-        loading.result().loaded.model.close()
+        loading.result().loaded.close()

@@ -8,11 +8,10 @@ from time import monotonic_ns
 
 import numpy as np
 
-from backline.backends.backend import CancellableModel, LoadedModel, Run
+from backline.backends.backend import Cancellable, LoadedModel, Run
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferRequest, InferResponse
-from backline.engine.signature import Signature
 from backline.engine.tensor import Tensor
 from backline.workers.batch import Batch
 from backline.workers.joiner import Joiner
@@ -23,16 +22,26 @@ log = logging.getLogger("backline.workers")
 class Execution:
     """Runs batches of one model version; safe to call from several threads at once.
 
-    `batched` says that the first dimension of every input and output is the batch.
+    `joiner` joins and splits requests; without one they are laid one after the other along the first dimension.
+    `outputs` are what a request gets that names none, by default all of the model.
     """
 
-    def __init__(self, name: str, version: str, model: LoadedModel, *, batched: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        model: LoadedModel,
+        *,
+        joiner: Joiner | None = None,
+        outputs: tuple[str, ...] | None = None,
+    ) -> None:
         self._name = name
         self._version = version
-        self._model = model
-        self._cancellable = model if isinstance(model, CancellableModel) else None
-        self._batched = batched
-        self._outputs = tuple(spec.name for spec in model.signature.outputs)
+        self._run_model = model.run
+        # Not isinstance: a model seen through a stage forwards what it has.
+        self._cancellable: Cancellable | None = getattr(model, "cancellable", None)
+        self._joiner = joiner
+        self._outputs = tuple(spec.name for spec in model.signature.outputs) if outputs is None else outputs
         self._datatypes = {
             spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs
         }
@@ -82,7 +91,12 @@ class Execution:
     ) -> list[InferResponse | BacklineError | None]:
         first = requests[0]
         alone = len(requests) == 1
-        if alone:
+        joiner = self._joiner
+        if joiner is not None:
+            given = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
+            rows = [request.batch_size for request in requests]
+            inputs = joiner.join(given, rows)
+        elif alone:
             inputs = {name: tensor.data for name, tensor in first.inputs.items()}
         else:
             inputs = {
@@ -94,6 +108,11 @@ class Execution:
         batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
+        if joiner is not None:
+            outputs = joiner.split(given, rows, names, arrays)
+            return [
+                self._response(request, names, own) for request, own in zip(requests, outputs, strict=True)
+            ]
         if alone:
             return [
                 InferResponse(
@@ -107,8 +126,8 @@ class Execution:
 
     def _run_of(self, batch: Batch) -> Run:
         if self._cancellable is None or not batch.beside_loop:
-            return self._model.run
-        run, batch.on_abandon = self._cancellable.cancellable()
+            return self._run_model
+        run, batch.on_abandon = self._cancellable()
         if batch.abandoned:
             batch.on_abandon()
         return run
@@ -155,31 +174,6 @@ class Execution:
                     outputs.append(Tensor(tensor.name, tensor.datatype, rows.shape, rows))
             responses.append(InferResponse(self._name, self._version, request.id, outputs))
         return responses
-
-
-class JoinedExecution(Execution):
-    """Runs batches of requests that a `joiner` joins and splits. `signature` is what clients see of the model."""
-
-    def __init__(
-        self, name: str, version: str, model: LoadedModel, joiner: Joiner, signature: Signature
-    ) -> None:
-        super().__init__(name, version, model, batched=True)
-        self._joiner = joiner
-        self._outputs = tuple(spec.name for spec in signature.outputs)
-
-    def _run(
-        self, batch: Batch, requests: Sequence[InferRequest]
-    ) -> list[InferResponse | BacklineError | None]:
-        given = [{name: tensor.data for name, tensor in request.inputs.items()} for request in requests]
-        rows = [request.batch_size for request in requests]
-        inputs = self._joiner.join(given, rows)
-        names = self._wanted(requests)
-        batch.gathered_ns = batch.ran_ns = monotonic_ns()
-        batch.executed = True
-        arrays = self._run_of(batch)(inputs, names)
-        batch.ran_ns = monotonic_ns()
-        outputs = self._joiner.split(given, rows, names, arrays)
-        return [self._response(request, names, own) for request, own in zip(requests, outputs, strict=True)]
 
     def _response(
         self, request: InferRequest, names: tuple[str, ...], arrays: list[np.ndarray]

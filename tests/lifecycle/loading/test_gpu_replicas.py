@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from backline.backends.backend import LoadOptions
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.engine.device import Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.workers import core_budget
 from support.models import add1
@@ -41,8 +42,8 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
     seen = Devices()
     load = OnnxRuntime.load
 
-    def load_on(self: OnnxRuntime, path: Path, config: Any, device: Device) -> OnnxModel:
-        name = str(device)
+    def load_on(self: OnnxRuntime, path: Path, config: Any, options: LoadOptions) -> OnnxModel:
+        name = str(options.device)
         if name == seen.broken:
             raise InvalidArgument(f"{name} is broken")
         model = load(self, path, config)

@@ -15,16 +15,19 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, TensorSpec
 from backline.engine.tensor import Tensor
-from backline.lifecycle.loading.joined import JoinedModel
-from backline.lifecycle.loading.loader import Loaded, load
+from backline.lifecycle.loading.loaded_here import LoadedHere
+from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of
+from backline.lifecycle.view.join import JoinRequests
 from support import models
 
 FLOAT = TensorProto.FLOAT
 
 
-def loaded(path: Path, joining: Joining, **settings: object) -> Loaded:
-    return load(path, ModelConfig("m", max_batch_size=8, joining=joining, source="model.toml", **settings))  # type: ignore[arg-type]
+def loaded(path: Path, joining: Joining, **settings: object) -> LoadedHere:
+    found = load(path, ModelConfig("m", max_batch_size=8, joining=joining, source="model.toml", **settings))  # type: ignore[arg-type]
+    assert isinstance(found, LoadedHere)
+    return found
 
 
 def doubler(folder: Path) -> Path:
@@ -106,11 +109,10 @@ def one_length(folder: Path) -> Path:
 def test_a_model_of_one_length_takes_shorter_inputs(tmp_path: Path) -> None:
     joining = Joining(padding={"x": Padding(axes=(1,))}, cuts={"y": Cut("x")})
     found = loaded(one_length(tmp_path), joining)
-    assert found.joiner is not None
     assert found.joining is not None
 
     requests = [{"x": np.ones((1, length), np.float32)} for length in (2, 6)]
-    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(requests, ["y"])  # type: ignore[arg-type]
+    answers = found.view.stage(JoinRequests).run_together(found.model.run, requests, ["y"])
 
     assert [answer[0].tolist() for answer in answers] == [[[1, 2]], [[1, 2, 3, 4, 5, 6]]]
     assert found.signature.inputs[0].shape == found.signature.outputs[0].shape == (-1, -1)

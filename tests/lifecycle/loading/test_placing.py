@@ -71,7 +71,7 @@ def test_a_strict_server_refuses_in_the_words_of_triton(one: InstanceGroup) -> N
         InvalidArgument,
         match="instance group m_0 of model m has kind KIND_GPU but no GPUs are available: the runtime is",
     ):
-        place(config(one, strict_devices=True), NONE)
+        place(config(one), NONE, strict=True)
 
 
 def test_a_gpu_that_there_is_not_is_no_reason_to_take_the_cpu_where_there_are_others() -> None:
@@ -133,9 +133,9 @@ def test_whatever_is_asked_for_is_kept_refused_or_told(
     groups: list[InstanceGroup], there: tuple[int, ...], strict: bool
 ) -> None:
     gpus = Gpus(there, "" if there else "there is none")
-    asked = config(*groups, strict_devices=strict)
+    asked = config(*groups)
     try:
-        places = place(asked, gpus)
+        places = place(asked, gpus, strict=strict)
     except InvalidArgument:
         active = [one for one in groups if not one.passive]
         unknown = any(set(one.gpus) - set(there) for one in active)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from backline.backends.backend import CancellableModel, LoadedModel, StreamingModel
+from backline.backends.backend import LoadedModel
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.joining import BatchInput, Joining
@@ -16,10 +16,14 @@ from backline.engine.messages import InferRequest
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape, Tensor
-from backline.lifecycle.loading.loader import Loaded, load
-from backline.lifecycle.loading.reshaped import reshaped
+from backline.lifecycle.loading.loaded import LoadedVersion
+from backline.lifecycle.loading.loaded_here import LoadedHere
+from backline.lifecycle.loading.loaded_streams import LoadedStreams
+from backline.lifecycle.loading.loader import load
+from backline.lifecycle.view.join import JoinRequests
+from backline.lifecycle.view.stage import StagedModel
 from backline.workers.batch import Batch
-from backline.workers.execution import JoinedExecution
+from backline.workers.execution import Execution
 from support import models
 from support.networks import looping
 
@@ -32,7 +36,7 @@ def spec(name: str, shape: Shape, reshape: Shape | None = None) -> TensorSpec:
 
 def doubled(
     path: Path, shape: list[int | str], inputs: TensorSpec, outputs: TensorSpec, **settings: object
-) -> Loaded:
+) -> LoadedVersion:
     models.save(
         path / "model.onnx",
         [helper.make_node("Add", ["x", "x"], ["y"])],
@@ -45,9 +49,9 @@ def doubled(
     return load(path / "model.onnx", config)
 
 
-def model(loaded: Loaded) -> LoadedModel:
-    assert hasattr(loaded.model, "run")
-    return loaded.model  # type: ignore[return-value]
+def model(loaded: LoadedVersion) -> LoadedModel:
+    assert isinstance(loaded, LoadedHere)
+    return loaded.model
 
 
 def test_it_is_proved_measured_and_run_in_the_shapes_of_clients(tmp_path: Path) -> None:
@@ -97,7 +101,7 @@ def test_a_batch_that_is_another_dimension_is_the_first_of_the_reshape(tmp_path:
 
 def test_what_has_no_other_shapes_is_left_as_it_is(tmp_path: Path) -> None:
     loaded = doubled(tmp_path, ["N", 4], spec("x", (4,)), spec("y", (4,)))
-    assert reshaped(model(loaded), ModelConfig("m", inputs=(spec("x", (4,)),))) is loaded.model
+    assert not isinstance(model(loaded), StagedModel)
 
 
 def test_a_run_can_still_be_cancelled(tmp_path: Path) -> None:
@@ -109,7 +113,7 @@ def test_a_run_can_still_be_cancelled(tmp_path: Path) -> None:
     )
     loaded = model(load(tmp_path / "model.onnx", config))
 
-    assert isinstance(loaded, CancellableModel)
+    assert isinstance(loaded, StagedModel)
     run, _ = loaded.cancellable()
     (answer,) = run({"X": np.ones((2, 1), np.float32), "ROUNDS": np.ones((2, 1), np.int64)}, ["Y"])
     assert answer.tolist() == [-1, -1]
@@ -140,7 +144,7 @@ def test_the_responses_of_a_stream_are_reshaped(tmp_path: Path) -> None:
     )
     loaded = load(tmp_path, config)
 
-    assert isinstance(loaded.model, StreamingModel)
+    assert isinstance(loaded, LoadedStreams)
     assert [spec.shape for spec in (loaded.signature.inputs[0], *loaded.signature.outputs)] == [
         (1, -1),
         (1, 1),
@@ -174,8 +178,7 @@ def test_a_model_is_told_of_the_shape_that_a_ragged_input_would_have(tmp_path: P
             joining=joining,
         ),
     )
-    assert loaded.joiner is not None
-    execution = JoinedExecution("m", "1", model(loaded), loaded.joiner, loaded.signature)
+    execution = Execution("m", "1", model(loaded), joiner=loaded.view.stage(JoinRequests).joiner)
     arrays = [np.ones((1, 3), np.float32), np.full((1, 2), 5, np.float32)]
     batch = Batch(
         [InferRequest("m", {"x": Tensor("x", DataType.FP32, a.shape, a)}, lambda *_: None) for a in arrays],

@@ -44,7 +44,8 @@ class Watched:
 
 
 def warm(model: Watched, samples: Sequence[Sample], batch: int = 64) -> int:
-    return warm_up("m", model, RequestCheck("m", model.signature, batch, strict=False), samples)
+    outputs = tuple(spec.name for spec in model.signature.outputs)
+    return warm_up("m", model.run, outputs, RequestCheck("m", model.signature, batch, strict=False), samples)
 
 
 def configured(

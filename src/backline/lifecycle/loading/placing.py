@@ -19,11 +19,11 @@ def asks_for_devices(config: ModelConfig) -> bool:
     )
 
 
-def place(config: ModelConfig, gpus: Gpus) -> Places:
+def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
     """The devices of each group of instances; passive groups have none. Without groups, one that is where a runtime runs by itself.
 
-    Raises InvalidArgument for a GPU that is not one of `gpus`, while there are others; where there is none, if the configuration is
-    `strict_devices`; for groups that are all passive; and for a GPU of a model on the event loop, which cannot wait for a device.
+    Raises InvalidArgument for a GPU that is not one of `gpus`, while there are others; where there is none, if
+    `strict`; for groups that are all passive; and for a GPU of a model on the event loop, which cannot wait for a device.
     """
     if not config.instance_groups:
         only = InstanceGroup(config.instance_count or 0)
@@ -36,7 +36,7 @@ def place(config: ModelConfig, gpus: Gpus) -> Places:
     placed, missing = [], ""
     for index, group in active:
         name = _name(config, index, group)
-        devices = _devices(config, name, group, gpus)
+        devices = _devices(config, name, group, gpus, strict=strict)
         if not devices:
             devices, missing = (CPU,), missing or f"{_where(config, name)} asks for a GPU, but {gpus.reason}"
         placed.append(PlacedGroup(index, name, group, devices))
@@ -57,7 +57,9 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
     )
 
 
-def _devices(config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus) -> tuple[Device, ...]:
+def _devices(
+    config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus, *, strict: bool
+) -> tuple[Device, ...]:
     """Those of a group; none where a GPU is asked for and none can be used."""
     if group.kind == "model":
         return (Device("model"),)
@@ -76,7 +78,7 @@ def _devices(config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus) -
             f"{_where(config, name)} specifies invalid or unsupported gpu id {wrong[0]}. GPUs that this model can run on are: {there}"
         )
     if wrong or not gpus.indexes:
-        if config.strict_devices:
+        if strict:
             raise InvalidArgument(
                 f"{_where(config, name)} has kind KIND_GPU but no GPUs are available: {gpus.reason}"
             )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig, QueuePolicy
-from backline.lifecycle.loading.loader import Loaded
+from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
@@ -33,7 +33,7 @@ REACH = 128
 
 def build_queue(
     model: Model,
-    loaded: Loaded,
+    loaded: LoadedVersion,
     instances: Sequence[Instance],
     total: QueueTotal | None = None,
     *,
@@ -74,7 +74,7 @@ def build_queue(
 
 def _scheduler(
     model: Model,
-    loaded: Loaded,
+    loaded: LoadedVersion,
     settings: Settings,
     instances: Sequence[Instance],
     total: QueueTotal | None,
@@ -114,7 +114,7 @@ def _scheduler(
 
 def build_sequence_queue(
     model: Model,
-    loaded: Loaded,
+    loaded: LoadedVersion,
     instances: Sequence[Instance],
     tensors: SequenceTensors,
     store: StateStore,
@@ -169,7 +169,7 @@ def build_sequence_queue(
     )
 
 
-def settings_of(config: ModelConfig, loaded: Loaded) -> Settings:
+def settings_of(config: ModelConfig, loaded: LoadedVersion) -> Settings:
     """How the requests of a version are queued and joined."""
     return Settings(_batch_policy(config, loaded), queue_settings(config))
 
@@ -186,7 +186,7 @@ def _limited(policy: QueuePolicy) -> QueuePolicy:
     return policy if policy.max_size is not None else replace(policy, max_size=DEFAULT_QUEUE_SIZE)
 
 
-def _batch_policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
+def _batch_policy(config: ModelConfig, loaded: LoadedVersion) -> BatchPolicy:
     if not loaded.max_batch_size:
         return BatchPolicy()
     preferred = config.preferred_batch_sizes

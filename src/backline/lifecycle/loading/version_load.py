@@ -6,13 +6,12 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
-from backline.backends.backend import StreamingModel
+from backline.backends.backend import LoadOptions
 from backline.backends.hosted import HostedModel
-from backline.backends.replicas import each_replica
 from backline.engine.device import Places
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import JoiningCheck
@@ -21,9 +20,8 @@ from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.lifecycle.loading.content import Content
-from backline.lifecycle.loading.joined import JoinedModel
-from backline.lifecycle.loading.loader import Loaded, Measured, load
-from backline.lifecycle.loading.sequence_states import FirstSteps, sequence_tensors
+from backline.lifecycle.loading.loaded import LoadedVersion, Measured
+from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up
 from backline.lifecycle.loading.warm_up_samples import warm_up_samples
@@ -48,7 +46,7 @@ Check: TypeAlias = Callable[[InferRequest], None]
 class WarmModel:
     """What a load comes to. `memory` is what it took, in bytes."""
 
-    loaded: Loaded
+    loaded: LoadedVersion
     check: Check
     memory: int
     #: Of a model of sequences.
@@ -93,16 +91,17 @@ class VersionLoad:
     def run(self) -> WarmModel:
         """Takes as long as it takes. Raises BacklineError with the reason when the model cannot be served."""
         content = self._content()
-        config = self._config
+        config, options = self._config, self._shared.options
         file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
         with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
-                self._told(config),
+                config,
                 self._known,
                 self._on_phase,
                 self._start_workers,
+                LoadOptions(trust_pickle=options.trust_pickle, strict_devices=options.strict_devices),
             )
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
@@ -110,12 +109,12 @@ class VersionLoad:
             try:
                 check, tensors = self._warm_up(config, loaded)
             except BaseException:
-                loaded.model.close()
+                loaded.close()
                 raise
         digest = (
             "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
         )
-        memory = loaded.model.resident_bytes if isinstance(loaded.model, ModelInWorkers) else measured.memory
+        memory = loaded.resident_bytes(measured.memory)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
     def cancel(self) -> None:
@@ -128,11 +127,6 @@ class VersionLoad:
         """The version makes no more calls of others."""
         if self._starter is not None:
             self._starter.calls.forget()
-
-    def _told(self, config: ModelConfig) -> ModelConfig:
-        """With what the server decides, and no model's file."""
-        options = self._shared.options
-        return replace(config, trust_pickle=options.trust_pickle, strict_devices=options.strict_devices)
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         from backline.lifecycle.loading.worker_pools import (
@@ -172,14 +166,15 @@ class VersionLoad:
             )
             return None
 
-    def _warm_up(self, config: ModelConfig, loaded: Loaded) -> tuple[Check, SequenceTensors | None]:
+    def _warm_up(self, config: ModelConfig, loaded: LoadedVersion) -> tuple[Check, SequenceTensors | None]:
         _refuse_streams(config, loaded)
         check = request_check(config, loaded)
         self._on_phase("warm-up")
         batched = loaded.max_batch_size > 0
         path, model_folder = self._fetched.path, self._fetched.model_folder
-        tensors = None
-        for model in each_replica(loaded.model):
+        tensors = loaded.states.prepare(batched=batched, model_folder=model_folder)
+        outputs = tuple(spec.name for spec in loaded.states.model.outputs)
+        for run in loaded.lone_runs():
             samples = warm_up_samples(
                 config,
                 batched=batched,
@@ -187,15 +182,7 @@ class VersionLoad:
                 model_folder=model_folder,
                 recorded=recorded_file(self._shared.state_folder, config.name),
             )
-            if loaded.joiner is not None and not isinstance(model, (StreamingModel, ModelInWorkers)):
-                model = JoinedModel(model, loaded.joiner, loaded.signature)
-            if config.sequence is not None:
-                tensors = sequence_tensors(
-                    config, model.signature, batched=batched, model_folder=model_folder
-                )
-                if not isinstance(model, StreamingModel):
-                    model = FirstSteps(model, tensors, batched=batched)
-            warm_up(config.name, model, check, samples)
+            warm_up(config.name, run, outputs, check, samples)
         return check, tensors
 
     def _on_phase(self, phase: str) -> None:
@@ -203,7 +190,7 @@ class VersionLoad:
             self._model.progress.phase = phase
 
 
-def request_check(config: ModelConfig, loaded: Loaded) -> Check:
+def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
     """What raises InvalidArgument for a request that does not fit the model."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
@@ -212,12 +199,9 @@ def request_check(config: ModelConfig, loaded: Loaded) -> Check:
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
 
 
-def _refuse_streams(config: ModelConfig, loaded: Loaded) -> None:
+def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
     """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
-    model = loaded.model
-    if not isinstance(model, StreamingModel) and not (
-        isinstance(model, ModelInWorkers) and model.loaded.decoupled
-    ):
+    if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
         raise InvalidArgument(

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
-from itertools import islice
+from collections.abc import Callable, Iterable
 
-import numpy as np
-
-from backline.backends.backend import LoadedModel, StreamingModel
+from backline.backends.backend import Run
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest
 from backline.lifecycle.loading.warm_up_samples import Sample
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Responses that a stream is asked for: one may have no end.
-STREAMED_RESPONSES = 100
-
 
 def warm_up(
     name: str,
-    model: LoadedModel | StreamingModel,
+    run: Run,
+    all_outputs: tuple[str, ...],
     check: Callable[[InferRequest], None],
     samples: Iterable[Sample],
 ) -> int:
@@ -32,7 +26,6 @@ def warm_up(
     not fit the model are left out.
     """
     runs = 0
-    all_outputs = tuple(spec.name for spec in model.signature.outputs)
     for sample in samples:
         try:
             request = fitting_request(name, check, sample)
@@ -44,7 +37,7 @@ def warm_up(
         inputs = {name: tensor.data for name, tensor in request.inputs.items()}
         try:
             for _ in range(sample.count):
-                _run(model, inputs, sample.outputs or all_outputs)
+                run(inputs, sample.outputs or all_outputs)
                 runs += 1
         except BacklineError as error:
             raise type(error)(f"{sample.label} failed: {error.message}") from None
@@ -61,17 +54,6 @@ def fitting_request(name: str, check: Callable[[InferRequest], None], sample: Sa
             f"{sample.label} does not fit the model: {_without_id(error.message)}"
         ) from None
     return request
-
-
-def _run(
-    model: LoadedModel | StreamingModel, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]
-) -> None:
-    if not isinstance(model, StreamingModel):
-        model.run(inputs, outputs)
-        return
-    with closing(model.stream(inputs, outputs, {})) as responses:
-        for _ in islice(responses, STREAMED_RESPONSES):
-            pass
 
 
 def _without_id(message: str) -> str:

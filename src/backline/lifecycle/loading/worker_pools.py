@@ -22,8 +22,8 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.calls.model_calls import ModelCalls
 from backline.lifecycle.loading.completion import Completion, read_completion
-from backline.lifecycle.loading.sequence_states import with_hidden_tensors
 from backline.lifecycle.loading.shared import Shared
+from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults, fill_places
 from backline.repository.configuration.json_form import configuration_json
@@ -200,7 +200,7 @@ class WorkerStarter:
     def _command(
         self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False
     ) -> WorkerCommand:
-        config = with_hidden_tensors(self._config)
+        config = View(self._config, hosted.path, STAGES_OF_WORKERS).inner
         load = Load(
             hosted.adapter,
             config.name,
