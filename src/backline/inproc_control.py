@@ -13,7 +13,7 @@ from backline.client.errors import DeadlineExceeded
 from backline.client.identity import user_name
 from backline.client.records import ModelIndex, complete_listing
 from backline.dialects.open_inference.metadata import model_listing
-from backline.engine.control import Change, Control, Overrides
+from backline.engine.control import Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import NotFound, Unsupported
 
@@ -52,21 +52,8 @@ class InprocControl(ModelControl):
             raise NotFound(f"Request for unknown model: '{model}' is not found")
         return dict(self._engine.labels(model))
 
-    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        return await _within(
-            timeout, self._control.set_label(model, label, version, expected=expected, who=self._who)
-        )
-
-    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        return await _within(
-            timeout, self._control.remove_label(model, label, expected=expected, who=self._who)
-        )
-
-    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
-        return await _within(timeout, self._control.promote(model, version, expected=expected, who=self._who))
-
-    async def rollback(self, model: str, label: str, timeout: float) -> Change:
-        return await _within(timeout, self._control.rollback(model, label=label, who=self._who))
+    async def move_label(self, move: LabelMove, timeout: float) -> Change:
+        return await _within(timeout, self._control.move_label(move, who=self._who))
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
         return list(self._control.history(model, limit))

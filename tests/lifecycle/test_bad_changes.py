@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
+from backline.engine.control import LabelMove
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.records.labels import LabelStore
@@ -217,7 +218,7 @@ def test_a_label_that_cannot_stand_in_a_url_is_refused(home: Homes, repository: 
         models.add1(repository)
         async with home(repository, mode="poll") as server:
             with pytest.raises(InvalidArgument, match=r"cannot be a label|at most 255 characters"):
-                await server.lifecycle.set_label("add1", label, "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", label, "1"), who=WHO)
             assert server.lifecycle.labels("add1") == {}
 
     asyncio.run(scenario())
@@ -231,8 +232,8 @@ def test_huge_names_are_not_repeated_in_whole(home: Homes, repository: Path) -> 
                 server.lifecycle.load("x" * 100_000, who=WHO),
                 server.lifecycle.unload("x" * 100_000, who=WHO),
                 server.lifecycle.load("add1", "9" * 100_000, who=WHO),
-                server.lifecycle.promote("add1", "9" * 100_000, who=WHO),
-                server.lifecycle.rollback("x" * 100_000, who=WHO),
+                server.lifecycle.move_label(LabelMove("promote", "add1", version="9" * 100_000), who=WHO),
+                server.lifecycle.move_label(LabelMove("rollback", "x" * 100_000), who=WHO),
             ):
                 with pytest.raises(NotFound) as caught:
                     await refused

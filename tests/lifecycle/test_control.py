@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import Overrides
+from backline.engine.control import LabelMove, Overrides
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
@@ -213,7 +213,7 @@ def test_a_version_that_came_later_is_loaded_or_promoted_alone(home: Homes, repo
             versions(repository, "2", "3")
             await server.lifecycle.load("add1", "2", who=WHO)
             assert (await server.answer(version="1"), await server.answer(version="2")) == (1, 2)
-            await server.lifecycle.promote("add1", "3", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="3"), who=WHO)
             assert (await server.answer(), await server.answer(version="1")) == (3, 1)
 
     asyncio.run(scenario())
@@ -318,11 +318,11 @@ def test_a_label_holds_its_version_when_the_policy_moves_on(home: Homes, reposit
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.set_label("add1", "old", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "old", "1"), who=WHO)
             versions(repository, "2")
             await server.lifecycle.refresh()
             assert (await server.answer(), await server.answer(version="old")) == (2, 1)
-            await server.lifecycle.remove_label("add1", "old", who=WHO)
+            await server.lifecycle.move_label(LabelMove("unlabel", "add1", "old"), who=WHO)
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
     asyncio.run(scenario())
@@ -332,10 +332,10 @@ def test_a_label_loads_its_version_first(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            change = await server.lifecycle.set_label("add1", "canary", "1", who=WHO)
+            change = await server.lifecycle.move_label(LabelMove("label", "add1", "canary", "1"), who=WHO)
             assert (change.version, change.before, change.label) == ("1", "", "canary")
             assert await server.answer(version="canary") == 1
-            await server.lifecycle.set_label("add1", "canary", "2", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "canary", "2"), who=WHO)
             assert await server.answer(version="canary") == 2
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
@@ -346,11 +346,13 @@ def test_promote_and_rollback_move_what_requests_get(home: Homes, repository: Pa
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.promote("add1", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
             assert await server.answer() == 1
-            await server.lifecycle.promote("add1", "2", expected="1", who=WHO)
+            await server.lifecycle.move_label(
+                LabelMove("promote", "add1", version="2", expected="1"), who=WHO
+            )
             assert await server.answer() == 2
-            change = await server.lifecycle.rollback("add1", who="Grace")
+            change = await server.lifecycle.move_label(LabelMove("rollback", "add1"), who="Grace")
             assert (change.action, change.version, change.before, change.who) == (
                 "rollback",
                 "1",
@@ -368,9 +370,9 @@ def test_a_label_that_never_moved_cannot_be_rolled_back(home: Homes, repository:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.promote("add1", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
             with pytest.raises(InvalidArgument, match="none to go back to"):
-                await server.lifecycle.rollback("add1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("rollback", "add1"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -379,17 +381,22 @@ def test_a_label_moves_only_from_where_it_is_expected(home: Homes, repository: P
     async def scenario() -> None:
         versions(repository, "1", "2", policy="version_policy { all {} }")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.set_label("add1", "stable", "1", expected="", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1", expected=""), who=WHO)
             for expected in ("", "2"):
                 with pytest.raises(
                     InvalidArgument,
                     match=r"was expected to point to .*, but it points to version 1; nothing was changed",
                 ):
-                    await server.lifecycle.set_label("add1", "stable", "2", expected=expected, who=WHO)
+                    await server.lifecycle.move_label(
+                        LabelMove("label", "add1", "stable", "2", expected=expected), who=WHO
+                    )
             with pytest.raises(InvalidArgument, match="was expected"):
-                await server.lifecycle.remove_label("add1", "stable", expected="2", who=WHO)
+                await server.lifecycle.move_label(
+                    LabelMove("unlabel", "add1", "stable", expected="2"), who=WHO
+                )
             moves = [
-                server.lifecycle.set_label("add1", "stable", "2", expected="1", who=WHO) for _ in range(2)
+                server.lifecycle.move_label(LabelMove("label", "add1", "stable", "2", expected="1"), who=WHO)
+                for _ in range(2)
             ]
             outcomes = await asyncio.gather(*moves, return_exceptions=True)
             assert [isinstance(outcome, InvalidArgument) for outcome in outcomes] == [False, True]
@@ -403,11 +410,11 @@ def test_a_label_cannot_point_to_what_is_not_there(home: Homes, repository: Path
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
             with pytest.raises(NotFound, match=r"version 9 of 'add1', which does not exist; there are 1, 2"):
-                await server.lifecycle.set_label("add1", "stable", "9", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "9"), who=WHO)
             with pytest.raises(NotFound, match="unknown model"):
-                await server.lifecycle.set_label("nope", "stable", "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "nope", "stable", "1"), who=WHO)
             with pytest.raises(NotFound, match="has no label 'stable'"):
-                await server.lifecycle.remove_label("add1", "stable", who=WHO)
+                await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -418,7 +425,7 @@ def test_a_label_does_not_move_to_a_version_that_cannot_be_loaded(home: Homes, r
         (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
         async with home(repository, mode="poll") as server:
             with pytest.raises(InvalidArgument, match=r"version 1 of 'add1' cannot be loaded: .*model\.onnx"):
-                await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
             assert server.lifecycle.labels("add1") == {}
             assert await server.answer() == 2
 
@@ -434,7 +441,7 @@ def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(
             (tmp_path / "state").rmdir()  # where it was found to be writable at the start
             (tmp_path / "state").write_text("a file where the folder should be")
             with pytest.raises(Internal, match="--state-dir"):
-                await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
             assert server.lifecycle.labels("add1") == {}
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
@@ -447,7 +454,7 @@ def test_a_label_has_a_name_that_can_be_asked_for(home: Homes, repository: Path,
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
             with pytest.raises(InvalidArgument, match="cannot be a label"):
-                await server.lifecycle.set_label("add1", label, "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", label, "1"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -456,7 +463,7 @@ def test_a_version_with_a_label_is_not_unloaded(home: Homes, repository: Path) -
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
-            await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
             with pytest.raises(InvalidArgument, match="label 'stable' points to it"):
                 await server.lifecycle.unload("add1", "1", who=WHO)
             assert await server.answer() == 1
@@ -468,11 +475,11 @@ def test_labels_outlive_the_server(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.promote("add1", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
         async with home(repository) as server:
             assert await server.answer() == 1
             with pytest.raises(Unavailable, match="--model-control-mode poll or explicit"):
-                await server.lifecycle.promote("add1", "3", who=WHO)
+                await server.lifecycle.move_label(LabelMove("promote", "add1", version="3"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -486,10 +493,10 @@ def test_labels_of_the_configuration_stand_behind_those_of_requests(home: Homes,
             with pytest.raises(
                 InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"
             ):
-                await server.lifecycle.remove_label("add1", "stable", who=WHO)
-            await server.lifecycle.promote("add1", "2", who=WHO)
+                await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="2"), who=WHO)
             assert await server.answer() == 2
-            change = await server.lifecycle.remove_label("add1", "stable", who=WHO)
+            change = await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
             assert (change.version, change.before) == ("1", "2")
             assert await server.answer() == 2  # until the other is loaded
             await server.lifecycle.refresh()

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
-from backline.engine.control import ANY_VERSION, Action, Change
+from backline.engine.control import ANY_VERSION, Action, Change, LabelMove
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.executor import Executor
@@ -69,9 +69,22 @@ class Labelling:
         """The labels of a model: those of its configuration, and before them those of requests."""
         return {**source.found.config.labels, **self._store.of(source.name)}
 
-    async def rollback(self, model: str, label: str, who: str) -> Change:
-        """Points a label back to where it pointed before its last move."""
-        self._check()
+    async def move(self, move: LabelMove, who: str) -> Change:
+        """See Control. Raises BacklineError with the reason when nothing was changed."""
+        if not self._allowed:
+            raise Unavailable(
+                "labels cannot be changed in this server, which serves what its repositories held at the start;"
+                " start it with --model-control-mode poll or explicit"
+            )
+        if move.action == "unlabel":
+            return await self._remove(move, who)
+        if move.action == "rollback":
+            move = await self._back(move)
+        return await self._point(move, who)
+
+    async def _back(self, move: LabelMove) -> LabelMove:
+        """A rollback with the version to go back to, and the one that the label must still point to then."""
+        model, label = move.model, move.label
         self._labelled(model)
         moves = ("label", "unlabel", "promote", "rollback")
         history = await asyncio.to_thread(self._audit.history, model, 10_000)
@@ -81,25 +94,15 @@ class Labelling:
                 f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to;"
                 " point it to one, or remove it"
             )
-        return await self.move(
-            "rollback", model, label, last.before, self._engine.labels(model).get(label, ""), who
-        )
+        return replace(move, version=last.before, expected=self._engine.labels(model).get(label, ""))
 
-    async def move(
-        self,
-        action: Literal["label", "promote", "rollback"],
-        model: str,
-        label: str,
-        version: str,
-        expected: str,
-        who: str,
-    ) -> Change:
-        """Points a label to a version, which is loaded first if need be. Raises BacklineError with the reason when nothing was changed."""
-        self._check()
+    async def _point(self, move: LabelMove, who: str) -> Change:
+        """Points a label to a version, which is loaded first if need be."""
+        model, label, version = move.model, move.label, move.version
         async with self._changing(model):
             served, target = self._labelled(model)
             self._check_label(label, target.source.versions)
-            self._check_expected(served, label, expected)
+            self._check_expected(served, move)
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
@@ -108,7 +111,8 @@ class Labelling:
                 )
             added = await self._executor.changes.bring_up(served, version)
             try:
-                self._check_expected(served, label, expected)
+                # Again, because the load may have taken minutes in which the files gave the label another version.
+                self._check_expected(served, move)
                 async with self._storing:
                     await asyncio.to_thread(self._store.set, model, label, version)
                 before = served.labels.get(label, "")
@@ -117,16 +121,16 @@ class Labelling:
                 if added and served.target is not None:  # the label holds it now, or nothing does
                     served.target = replace(served.target, beside=served.target.beside - {version})
                 self._executor.advance((model,))
-            return self._note(action, who, model, version, label=label, before=before)
+            return self._note(move.action, who, model, version, label=label, before=before)
 
-    async def remove(self, model: str, label: str, expected: str, who: str) -> Change:
+    async def _remove(self, move: LabelMove, who: str) -> Change:
         """Forgets a label that a request has set; that of the configuration is in force again."""
-        self._check()
+        model, label = move.model, move.label
         async with self._changing(model):
             served, target = self._labelled(model)
             if label not in served.labels:
                 raise NotFound(f"'{model}' has no label '{label}'; there {listed(sorted(served.labels))}")
-            self._check_expected(served, label, expected)
+            self._check_expected(served, move)
             configured = target.source.found.config.labels.get(label, "")
             if label not in self._store.of(model):
                 source = target.source.found.config.source
@@ -166,18 +170,12 @@ class Labelling:
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
 
-    def _check_expected(self, served: ServedModel, label: str, expected: str) -> None:
-        now = served.labels.get(label, "")
-        if expected not in (ANY_VERSION, now):
+    def _check_expected(self, served: ServedModel, move: LabelMove) -> None:
+        now = served.labels.get(move.label, "")
+        if move.expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
-            wanted = f"to version {expected}" if expected else "to none"
+            wanted = f"to version {move.expected}" if move.expected else "to none"
             raise InvalidArgument(
-                f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed"
-            )
-
-    def _check(self) -> None:
-        if not self._allowed:
-            raise Unavailable(
-                "labels cannot be changed in this server, which serves what its repositories held at the start;"
-                " start it with --model-control-mode poll or explicit"
+                f"label '{move.label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was"
+                " changed"
             )

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
+from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.version_order import version_order
@@ -221,23 +221,9 @@ class Lifecycle:
 
     # labels
 
-    async def set_label(
-        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
-    ) -> Change:
+    async def move_label(self, move: LabelMove, *, who: str) -> Change:
         """See Control."""
-        return await self._labelling.move("label", model, label, version, expected, who)
-
-    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        """See Control."""
-        return await self._labelling.move("promote", model, STABLE, version, expected, who)
-
-    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
-        """See Control."""
-        return await self._labelling.rollback(model, label, who)
-
-    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        """See Control."""
-        return await self._labelling.remove(model, label, expected, who)
+        return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
         """The versions that a label may point to; the repository is looked at when it is not known to hold `version`."""
