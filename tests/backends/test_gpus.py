@@ -169,8 +169,7 @@ def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
     need("torch")
     import torch
 
-    from backline.backends.pytorch_devices import device_name, moving
-    from backline.backends.pytorch_programs import load_exported
+    from backline.backends.pytorch_programs import device_name, load_exported, moving
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -198,7 +197,7 @@ def test_pytorch_says_why_it_has_no_gpu(tmp_path: Path) -> None:
     need("torch")
     import torch
 
-    from backline.backends.pytorch_devices import usable_gpus
+    from backline.backends.pytorch_programs import usable_gpus
 
     gpus = usable_gpus(torch)
     assert gpus.indexes == tuple(range(torch.cuda.device_count()))

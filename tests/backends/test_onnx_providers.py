@@ -10,8 +10,7 @@ import pytest
 from backends.loading import load
 from backline.backends.backend import LoadOptions
 from backline.backends.cuda import cuda_gpus
-from backline.backends.onnx_gpus import can_use
-from backline.backends.onnx_providers import CPU, Provider, read_providers, why_on_no_gpu
+from backline.backends.onnx_providers import CPU, Provider, can_use, read_providers, why_on_no_gpu
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.device import CPU as PROCESSOR
 from backline.engine.device import Device

@@ -154,8 +154,7 @@ def test_the_weights_of_a_program_are_on_the_gpu(reasons: dict[str, str], tmp_pa
         pytest.skip(reasons[name])
     import torch
 
-    from backline.backends.pytorch_devices import moving
-    from backline.backends.pytorch_programs import load_exported, load_script
+    from backline.backends.pytorch_programs import load_exported, load_script, moving
 
     path = tmp_path / FORMATS[name][1]
     put_torch(path)

@@ -159,8 +159,8 @@ def test_what_was_measured_is_not_measured_again(
             def measured_again(*_: object) -> None:
                 raise AssertionError("measured again")
 
-            monkeypatch.setattr("backline.lifecycle.loading.loader.probe_batching", measured_again)
-            monkeypatch.setattr("backline.lifecycle.loading.loader.measure", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loading.loaded_here.probe_batching", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loading.loaded_here.measure", measured_again)
             await server.lifecycle.unload("add1", who="Ada")
             await server.lifecycle.load("add1", who="Ada")
             assert server.engine.find("add1").placement == before

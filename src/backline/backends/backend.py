@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from backline.backends.hosted import HostedModel
 from backline.engine.device import CPU, Device, Gpus
+from backline.engine.instance_group import InstanceGroup
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
@@ -83,6 +83,27 @@ class StreamingModel(Protocol):
 
     def close(self) -> None:
         """See LoadedModel."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """What a backend's `load` gives for a model that runs in worker processes: what a worker needs to load it.
+
+    `adapter` ("module:function") makes the model there, see workers/child/worker_model.py. `python` is the interpreter of the workers,
+    None for that of the environment which the model's files ask for, or else the server's; `environment` is what comes on top of the
+    server's variables.
+    """
+
+    path: Path
+    adapter: str
+    python: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Of a `path` that is an archive: the folder in it ("" for all of it) to be unpacked, which takes its place.
+    packed: str | None = None
+    #: What the adapter gets beside the parameters of the configuration.
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    #: Where its instances run by what its own files say, if the configuration says nothing.
+    groups: tuple[InstanceGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

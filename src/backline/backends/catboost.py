@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
-from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime
+from backline.backends.runtime import import_runtime, read_start
 from backline.backends.table import CATEGORIES, TableModel, features, reason
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType

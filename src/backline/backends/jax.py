@@ -11,9 +11,8 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
-from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from backline.backends.backend import DEFAULT_OPTIONS, Backend, LoadedModel, LoadOptions, gpus_of
-from backline.backends.model_file import read_start
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig

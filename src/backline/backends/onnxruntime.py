@@ -14,11 +14,15 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
-from backline.backends.model_file import read_start
-from backline.backends.onnx_gpus import usable_gpus
 from backline.backends.onnx_options import SessionSettings, read_settings
-from backline.backends.onnx_providers import Provider, idle_accelerators, read_providers, why_on_no_gpu
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.onnx_providers import (
+    Provider,
+    idle_accelerators,
+    read_providers,
+    usable_gpus,
+    why_on_no_gpu,
+)
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Gpus

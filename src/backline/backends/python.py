@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
+from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
 from backline.backends.cuda import cuda_gpus
-from backline.backends.hosted import HostedModel
-from backline.backends.model_file import read_start
+from backline.backends.runtime import read_start
 from backline.engine.device import Gpus
 from backline.engine.model_config import ModelConfig
 

@@ -14,9 +14,8 @@ from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
 from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.pytorch_devices import device_name, moving, usable_gpus
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
-from backline.backends.pytorch_programs import Argument, Program
+from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
 from backline.backends.runtime import import_runtime, one_line
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType

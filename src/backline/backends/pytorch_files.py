@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from backline.backends.model_file import read_start
+from backline.backends.runtime import read_start
 from backline.engine.errors import InvalidArgument
 
 _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"

@@ -13,11 +13,11 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 
-__all__ = ["BACKENDS", "FORMATS", "Entry", "choose"]
+__all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BackendEntry:
     """A backend: its name and platform in configurations, and its class."""
 
     name: str
@@ -32,27 +32,27 @@ class Entry:
         return backend
 
 
-BACKENDS: tuple[Entry, ...] = (
-    Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime"),
-    Entry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch"),
-    Entry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow"),
-    Entry("litert", "litert", "litert", "LiteRt"),
-    Entry("openvino", "openvino", "openvino", "OpenVino"),
-    Entry("jax", "jax", "jax", "Jax"),
-    Entry("xgboost", "xgboost", "xgboost", "XgBoost"),
-    Entry("lightgbm", "lightgbm", "lightgbm", "LightGbm"),
-    Entry("catboost", "catboost", "catboost", "CatBoost"),
-    Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
-    Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
-    Entry("python", "python", "python", "Python", hosted=True),
-    Entry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
-    Entry("identity", "identity", "identity", "Identity"),
-    Entry("repeat", "repeat", "repeat", "Repeat"),
-    Entry("square", "square", "square", "Square"),
+BACKENDS: tuple[BackendEntry, ...] = (
+    BackendEntry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime"),
+    BackendEntry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch"),
+    BackendEntry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow"),
+    BackendEntry("litert", "litert", "litert", "LiteRt"),
+    BackendEntry("openvino", "openvino", "openvino", "OpenVino"),
+    BackendEntry("jax", "jax", "jax", "Jax"),
+    BackendEntry("xgboost", "xgboost", "xgboost", "XgBoost"),
+    BackendEntry("lightgbm", "lightgbm", "lightgbm", "LightGbm"),
+    BackendEntry("catboost", "catboost", "catboost", "CatBoost"),
+    BackendEntry("sklearn", "sklearn", "sklearn", "Sklearn"),
+    BackendEntry("mlflow", "mlflow", "mlflow", "MlFlow"),
+    BackendEntry("python", "python", "python", "Python", hosted=True),
+    BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
+    BackendEntry("identity", "identity", "identity", "Identity"),
+    BackendEntry("repeat", "repeat", "streams", "Repeat"),
+    BackendEntry("square", "square", "streams", "Square"),
 )
 
 
-def choose(config: ModelConfig, path: Path) -> Entry:
+def choose(config: ModelConfig, path: Path) -> BackendEntry:
     """The backend for the model in the file or folder `path`: the one that the configuration names, else the one of its format.
 
     Its module is not imported. Raises InvalidArgument where there is none.
@@ -70,7 +70,7 @@ def choose(config: ModelConfig, path: Path) -> Entry:
     return entry
 
 
-def _configured(config: ModelConfig) -> Entry | None:
+def _configured(config: ModelConfig) -> BackendEntry | None:
     wanted = config.backend or config.platform
     if not wanted:
         return None

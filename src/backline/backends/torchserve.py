@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
+from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
 from backline.backends.cuda import cuda_gpus
-from backline.backends.hosted import HostedModel
 from backline.backends.mar_file import MANIFEST, MarFile
-from backline.backends.model_file import read_start
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Kind

@@ -1,4 +1,4 @@
-"""Changes that somebody waits for: a version that is to be up now, a model that is to become another as a whole."""
+"""AwaitedChanges that somebody waits for: a version that is to be up now, a model that is to become another as a whole."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.lifecycle.plan import Phase
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
 from backline.lifecycle.wanted.target import Target
 
 
-class Changes:
-    """Changes what models are to be, and waits until they are. `advance` takes the steps of some models. Lives on the event loop."""
+class AwaitedChanges:
+    """AwaitedChanges what models are to be, and waits until they are. `advance` takes the steps of some models. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
@@ -94,6 +94,6 @@ def _drop_failed(served: ServedModel, version: str | None = None) -> None:
     for one in [
         one
         for one in served.held.values()
-        if one.phase is Phase.FAILED and version in (None, one.model.version)
+        if one.phase is VersionPhase.FAILED and version in (None, one.model.version)
     ]:
         del served.held[one.key]

@@ -26,7 +26,7 @@ from backline.lifecycle.calls.ensemble_steps import (
 )
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.scheduling_text import scheduling_text
-from backline.lifecycle.plan import Phase
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.servable import Servable
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
@@ -90,7 +90,7 @@ class ComposedServable(Servable):
             asked_models(self._engine, config.ensemble), step_models(self._engine, config.ensemble)
         )
         self._wait_for_steps()
-        self.phase = Phase.LOADED
+        self.enter(VersionPhase.LOADED)
         model.statistics.load_seconds = monotonic() - began
 
     def _submit_step(self, request: InferRequest) -> None:
@@ -164,12 +164,12 @@ class ComposedServable(Servable):
 
     def review(self) -> bool:
         """Whether what it asks has changed so that it must be taken out of service, which is done, or be loaded again."""
-        if self.phase is not Phase.READY and not (self.phase is Phase.FAILED and self.lacking):
+        if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config
         assert config.ensemble is not None, "it is an ensemble"
         reason = unanswered_step(self._engine, config)
-        if self.phase is Phase.FAILED:
+        if self.phase is VersionPhase.FAILED:
             return not reason
         if not reason and self._composed is not None:
             asked = asked_models(self._engine, config.ensemble)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from backline.engine.engine import Engine
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.plan import Phase
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
 
@@ -60,7 +60,7 @@ class Dependencies:
                 for one in tuple(served.held.values()):
                     if one.review():
                         changed = True
-                        if one.phase is Phase.FAILED and one.may_come_back:
+                        if one.phase is VersionPhase.FAILED and one.may_come_back:
                             del served.held[one.key]
                         yield served
 

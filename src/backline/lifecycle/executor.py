@@ -6,22 +6,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 from backline.engine.errors import BacklineError
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.changes import Changes
+from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.dependencies import Dependencies
 from backline.lifecycle.loading.load_threads import LoadThreads
 from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.memory.sleep import Sleep
-from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
+from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.lifecycle.step import Step
 from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
@@ -29,6 +32,17 @@ log = logging.getLogger("backline.lifecycle")
 #: Seconds until a failed load is tried again; doubled with every attempt, up to the second number.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something became of a version, or with "replaced" of one of its instances; `reason` is why it failed, or was put to sleep."""
+
+    kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
+    model: Model
+    reason: str = ""
+    #: Whether a load that failed is tried again.
+    again: bool = False
 
 
 class Executor:
@@ -40,7 +54,7 @@ class Executor:
         self._options = options = shared.options
         self._on_step = on_step
         self.models = ServedModels(strict_readiness=options.strict_readiness)
-        self.changes = Changes(self.models, self.advance)
+        self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
         self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
         self._residency = Residency(
@@ -76,7 +90,7 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
-            own = sum(one.phase is Phase.LOADING for one in served.held.values())
+            own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
             actions = plan(
                 served.wanted(),
@@ -89,7 +103,7 @@ class Executor:
         there = {
             (one.model.version, one.fingerprint)
             for one in served.held.values()
-            if one.phase is not Phase.DRAINING
+            if one.phase is not VersionPhase.DRAINING
         }
         if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in served.wanted()):
             self._waiting[served.name] = None
@@ -105,7 +119,7 @@ class Executor:
     def _carry_out(self, served: ServedModel, action: Action) -> bool:
         """Returns whether there was something to do."""
         match action:
-            case Load(goal, instead):
+            case BeginLoad(goal, instead):
                 if self.dependencies.is_waiting(_config(goal)):
                     return False
                 attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
@@ -150,7 +164,7 @@ class Executor:
             self._shared,
             statistics=served.statistics(version.version),
             attempt=attempt,
-            beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
+            beside_serving=any(other.phase is VersionPhase.READY for other in served.held.values()),
             may_run_code=self._options.trust_remote_code
             or (source.own_files and isinstance(source.repository, LocalRepository)),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
@@ -237,14 +251,15 @@ class Executor:
         for task in tasks:
             task.cancel()
         for one in held:
-            if one.phase in (Phase.READY, Phase.LOADED):
+            if one.phase in (VersionPhase.READY, VersionPhase.LOADED):
                 one.begin_drain()
         self._engine.refresh()
         if tasks:
             await asyncio.wait(tasks)
         for one in held:
-            if one.phase is Phase.DRAINING:
+            if one.phase is VersionPhase.DRAINING:
                 await one.drain(0)
+                one.end()
         self._engine.refresh()
 
 

@@ -21,7 +21,7 @@ from backline.lifecycle.wanted.target import Source, Target, listed
 _LONGEST_LABEL = 255
 
 
-class Note(Protocol):
+class NoteChange(Protocol):
     """Writes a change into the audit log."""
 
     def __call__(
@@ -53,7 +53,7 @@ class Labelling:
         allowed: bool,
         changing: Callable[[str], AbstractAsyncContextManager[None]],
         versions_now: Callable[[ServedModel, str], Awaitable[Sequence[str]]],
-        note: Note,
+        note: NoteChange,
     ) -> None:
         self._engine = engine
         self._executor = executor

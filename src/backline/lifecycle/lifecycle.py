@@ -13,7 +13,7 @@ from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.version_order import version_order
 from backline.lifecycle.dependencies import composed_of
-from backline.lifecycle.executor import Executor
+from backline.lifecycle.executor import Executor, Step
 from backline.lifecycle.holdings import LONGEST_NAME, Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
@@ -23,11 +23,9 @@ from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.records.labels import LabelStore
 from backline.lifecycle.records.state_folder import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.step import Step
 from backline.lifecycle.wanted.overriding import OverridingFiles, with_configuration
 from backline.lifecycle.wanted.sources import Sources
-from backline.lifecycle.wanted.target import Source, Target, listed
-from backline.lifecycle.wanted.version_policy import select
+from backline.lifecycle.wanted.target import Source, Target, listed, select
 from backline.repository.repository import Repository
 
 

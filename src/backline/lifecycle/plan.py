@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
 
-
-class Phase(Enum):
-    """How far a held version is."""
-
-    LOADING = "loading"
-    #: In memory and warm, and not yet open to requests.
-    LOADED = "loaded"
-    READY = "ready"
-    #: Takes no more requests; what it has is finished.
-    DRAINING = "draining"
-    FAILED = "failed"
+from backline.lifecycle.phase import VersionPhase
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +33,13 @@ class Held:
     name: str
     version: str
     fingerprint: str
-    phase: Phase
+    phase: VersionPhase
     settings: object = None
     retry_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class BeginLoad:
     """Loads a version; in the place of `instead`, the failed load that is tried again."""
 
     wanted: Wanted
@@ -93,7 +82,7 @@ class Forget:
     key: int
 
 
-Action: TypeAlias = Load | Serve | Update | Unload | Cancel | Forget
+Action: TypeAlias = BeginLoad | Serve | Update | Unload | Cancel | Forget
 _Identity: TypeAlias = tuple[str, str, str]
 
 
@@ -108,18 +97,18 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
     actions: list[Action] = []
     present: dict[_Identity, Held] = {}
     for one in held:
-        if one.phase is Phase.DRAINING:
+        if one.phase is VersionPhase.DRAINING:
             continue
         identity = (one.name, one.version, one.fingerprint)
         present[identity] = one
         goal = goals.get(identity)
-        if one.phase is Phase.FAILED:
+        if one.phase is VersionPhase.FAILED:
             if goal is None or not goal.loaded:
                 actions.append(Forget(one.key))
-        elif one.phase is Phase.LOADING:
+        elif one.phase is VersionPhase.LOADING:
             if goal is None or not goal.loaded:
                 actions.append(Cancel(one.key))
-        elif one.phase is Phase.LOADED:
+        elif one.phase is VersionPhase.LOADED:
             if goal is None or not goal.loaded:
                 actions.append(Unload(one.key))
             elif goal.serve:
@@ -130,7 +119,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
-    ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is Phase.READY}
+    ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
     #: The names and versions that answer as they should, and the names with any such version.
     answering = {
         (goal.name, goal.version)
@@ -142,7 +131,7 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Act
     answering_models = {name for name, _ in answering}
     actions: list[Action] = []
     for one in held:
-        if one.phase is not Phase.READY:
+        if one.phase is not VersionPhase.READY:
             continue
         goal = goals.get((one.name, one.version, one.fingerprint))
         if goal is not None and goal.loaded:
@@ -165,7 +154,7 @@ def _loads(
     now: float,
     load_slots: int,
 ) -> list[Action]:
-    free = load_slots - sum(one.phase is Phase.LOADING for one in held)
+    free = load_slots - sum(one.phase is VersionPhase.LOADING for one in held)
     actions: list[Action] = []
     for identity, goal in goals.items():
         if free <= 0:
@@ -174,9 +163,9 @@ def _loads(
             continue
         one = present.get(identity)
         if one is None:
-            actions.append(Load(goal))
-        elif one.phase is Phase.FAILED and one.retry_at is not None and one.retry_at <= now:
-            actions.append(Load(goal, one.key))
+            actions.append(BeginLoad(goal))
+        elif one.phase is VersionPhase.FAILED and one.retry_at is not None and one.retry_at <= now:
+            actions.append(BeginLoad(goal, one.key))
         else:
             continue
         free -= 1

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from backline.engine.decoupled import DecoupledCheck
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.model import LoadProgress, Model, ModelState
+from backline.engine.model import LoadProgress, Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics
@@ -23,7 +23,9 @@ from backline.lifecycle.loading.queueing import build_queue, build_sequence_queu
 from backline.lifecycle.loading.scheduling_text import scheduling_text
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
-from backline.lifecycle.plan import Held, Phase
+from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.plan import Held
+from backline.lifecycle.shown_version import ShownVersion
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.deadline import with_deadline
 from backline.schedule.version_queue import InstancesQueue
@@ -31,14 +33,14 @@ from backline.workers.instance import InlineInstance
 from backline.workers.streaming import StreamPool
 
 if TYPE_CHECKING:
-    from backline.lifecycle.loading.completion import Completion
+    from backline.lifecycle.loading.worker_pools import Completion
 
 log = logging.getLogger("backline.lifecycle")
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
 
 
-class Servable:
+class Servable(ShownVersion):
     """One load of one version, and what serves it. Lives on the event loop; `model` is what the engine and its callers see."""
 
     def __init__(
@@ -57,9 +59,9 @@ class Servable:
         on_given_up: Callable[[Model, str], None],
     ) -> None:
         """`statistics` are those of the load that this one replaces, if any; `on_given_up` is called when an instance was replaced."""
+        super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
-        self.phase = Phase.LOADING
         self.attempt = attempt
         #: Whether its load began while another version of the model served.
         self.beside_serving = beside_serving
@@ -76,8 +78,6 @@ class Servable:
         #: The load or the drain that is under way.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
-        self.model = Model(config.name, version.version, config)
-        self.model.state = ModelState.LOADING
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
@@ -136,7 +136,7 @@ class Servable:
             raise
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
-        self.phase = Phase.LOADED
+        self.enter(VersionPhase.LOADED)
 
     def _start(self, warm: WarmModel) -> None:
         """Puts a loaded model behind a queue."""
@@ -218,15 +218,14 @@ class Servable:
 
     def _on_available(self, reason: str) -> None:
         """Nothing can run the model any more, for a reason, or something can again."""
-        if self.phase is Phase.READY:
-            self.model.state = ModelState.UNAVAILABLE if reason else ModelState.READY
-            self.model.reason = reason
+        if self.phase is VersionPhase.READY:
+            self._show(reason, stalled=bool(reason))
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
         """The model says of itself that it is not ready, or is again; its requests are answered all the same."""
         self.model.unready = reason
-        if self.phase is Phase.READY:
+        if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
@@ -240,9 +239,17 @@ class Servable:
 
     def serve(self) -> None:
         """From now on it takes requests, once the engine knows it."""
-        self.phase = Phase.READY
-        self.model.state = ModelState.READY
+        self.enter(VersionPhase.READY)
         self.ready_at = time.time()
+
+    def show_beside(self, failure: str, progress: LoadProgress | None) -> None:
+        """Shows, while it serves, why newer files of its version cannot be served, and how far their load is."""
+        self._show(
+            f"the files as they are now cannot be served, so those of before are: {failure}"
+            if failure
+            else ""
+        )
+        self.model.progress = progress
 
     @property
     def busy(self) -> bool:
@@ -286,19 +293,15 @@ class Servable:
 
     def fail(self, reason: str, retry_at: float | None) -> None:
         """Its load has failed, and is tried again at `retry_at` if that is a time."""
-        self.phase = Phase.FAILED
+        self.enter(VersionPhase.FAILED, reason)
         if self._load is not None:
             self._load.forget_calls()
         self.retry_at = retry_at
-        self.model.state = ModelState.UNAVAILABLE
-        self.model.reason = reason
         self.model.progress = None
 
     def begin_drain(self) -> None:
         """From now on it takes no more requests, once the engine knows."""
-        self.phase = Phase.DRAINING
-        self.model.state = ModelState.UNLOADING
-        self.model.reason = ""
+        self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
         """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
@@ -325,9 +328,11 @@ class Servable:
         if self._load is not None:
             self._load.forget_calls()
         self.model.queue = self.model.check = self.model.sequences = None
-        self.model.state = ModelState.UNAVAILABLE
-        self.model.reason = "unloaded"
         self.model.memory_bytes = 0
+
+    def end(self) -> None:
+        """It is drained, and no longer held: until then the planner must see it as draining."""
+        self.enter(VersionPhase.UNLOADED, "unloaded")
 
     def _end_streams(self, streams: StreamPool) -> None:
         """Ends streams that go on for longer than a drain may take: they may have no end."""
@@ -335,7 +340,7 @@ class Servable:
 
     def _move_to_threads(self) -> None:
         """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
-        if self.phase is not Phase.READY:
+        if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"
         assert self._queue is not None, "what is ready has a queue"

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
-from backline.lifecycle.plan import Phase, Wanted
+from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.plan import Wanted
 from backline.lifecycle.servable import Servable
+from backline.lifecycle.shown_version import ShownVersion, StandIn
 from backline.lifecycle.wanted.target import Target, identity
 from backline.repository.repository import FoundVersion
 
 #: Makes the model that stands for a version which is loaded when a request comes.
-MakeAsleep = Callable[[str], Model]
+MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
@@ -38,11 +40,11 @@ class ServedModel:
         #: Versions that are not in memory until a request asks for them, and why.
         self.resting: dict[str, str] = {}
         #: What the last change as a whole has failed at, by version.
-        self.failures: dict[str, Model] = {}
-        self._shown: dict[str, Model] = {}
-        self._waiting: dict[str, Model] = {}
-        self._asleep: dict[str, Model] = {}
-        self._unloaded: dict[str, Model] = {}
+        self.failures: dict[str, StandIn] = {}
+        self._shown: dict[str, ShownVersion] = {}
+        self._waiting: dict[str, StandIn] = {}
+        self._asleep: dict[str, StandIn] = {}
+        self._unloaded: dict[str, Servable] = {}
 
     # what is wanted
 
@@ -87,7 +89,7 @@ class ServedModel:
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
             for one in self.held.values()
-            if one.phase is Phase.READY and one.model.version in labelled
+            if one.phase is VersionPhase.READY and one.model.version in labelled
         ]
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
@@ -108,7 +110,7 @@ class ServedModel:
         if self.change is not None:
             return False
         if any(
-            one.phase in (Phase.LOADING, Phase.LOADED) or one.retry_at is not None
+            one.phase in (VersionPhase.LOADING, VersionPhase.LOADED) or one.retry_at is not None
             for one in self.held.values()
         ):
             return False
@@ -122,15 +124,15 @@ class ServedModel:
         there = {
             (one.model.version, one.fingerprint): one
             for one in self.held.values()
-            if one.phase is not Phase.DRAINING
+            if one.phase is not VersionPhase.DRAINING
         }
         for goal in self._changed(self.change):
             one = there.get((goal.version, goal.fingerprint))
             if not goal.loaded:
                 continue
-            if one is None or one.phase is Phase.LOADING or one.retry_at is not None:
+            if one is None or one.phase is VersionPhase.LOADING or one.retry_at is not None:
                 return None
-            if one.phase is Phase.FAILED:
+            if one.phase is VersionPhase.FAILED:
                 failures[goal.version] = one.model.reason
         return failures
 
@@ -141,9 +143,11 @@ class ServedModel:
         held = [
             one
             for one in self.held.values()
-            if one.model.version == version and one.phase is not Phase.DRAINING
+            if one.model.version == version and one.phase is not VersionPhase.DRAINING
         ]
-        failed = [one.model.reason for one in held if one.phase is Phase.FAILED and one.retry_at is None]
+        failed = [
+            one.model.reason for one in held if one.phase is VersionPhase.FAILED and one.retry_at is None
+        ]
         if failed:
             return failed[-1]
         return None if any(goal.version == version for goal in self.wanted()) else "it is no longer served"
@@ -151,7 +155,11 @@ class ServedModel:
     def ready(self, version: str) -> Servable | None:
         """What serves a version."""
         return next(
-            (one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version),
+            (
+                one
+                for one in self.held.values()
+                if one.phase is VersionPhase.READY and one.model.version == version
+            ),
             None,
         )
 
@@ -160,7 +168,7 @@ class ServedModel:
     def may_rest(self, one: Servable) -> bool:
         """Whether a version that is ready can be loaded again as it is, and nothing is under way that it is needed for."""
         if self.change is not None or any(
-            other.phase in (Phase.LOADING, Phase.LOADED) for other in self.held.values()
+            other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
             return False
         mine = (one.model.version, one.fingerprint)
@@ -175,59 +183,61 @@ class ServedModel:
 
     def statistics(self, version: str) -> ModelStatistics | None:
         """The counters of a version that is there, asleep or not: they go on over its loads."""
-        one = self.ready(version)
-        model = one.model if one is not None else self._asleep.get(version)
-        return None if model is None else model.statistics
+        one = self.ready(version) or self._asleep.get(version)
+        return None if one is None else one.model.statistics
 
-    def take_over(self, asleep: Model) -> None:
+    def take_over(self, asleep: StandIn) -> None:
         """Gives a version that goes to sleep what is known of it from its last load."""
         for one in self.held.values():
-            model = one.model
-            if model.version == asleep.version and one.phase in (Phase.READY, Phase.DRAINING):
-                asleep.signature, asleep.max_batch_size = model.signature, model.max_batch_size
-                asleep.backend, asleep.platform, asleep.placement = (
-                    model.backend,
-                    model.platform,
-                    model.placement,
-                )
-                asleep.scheduling, asleep.statistics = model.scheduling, model.statistics
+            if one.model.version == asleep.model.version and one.phase in (
+                VersionPhase.READY,
+                VersionPhase.DRAINING,
+            ):
+                asleep.resemble(one.model)
 
     @property
     def ready_versions(self) -> set[str]:
         """The versions that answer."""
-        return {one.model.version for one in self.held.values() if one.phase is Phase.READY}
+        return {one.model.version for one in self.held.values() if one.phase is VersionPhase.READY}
 
     # what the engine is told
 
     def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
         """Shows each version once: what answers, else what is on its way, else what went wrong."""
-        shown = self._models(make_asleep)
-        at_start = {id(one.model) for one in self.held.values() if one.at_start}
-        for model in shown.values():
+        shown = self._choose(make_asleep)
+        at_start = {id(one) for one in self.held.values() if one.at_start}
+        for one in shown.values():
             # What comes later and is not ready yet, or fails, is no reason to take the server out of service.
-            model.required = (
+            one.require(
                 self._strict_readiness
-                and (not started or id(model) in at_start)
-                and model.state is not ModelState.UNLOADING
+                and (not started or id(one) in at_start)
+                and one.phase is not VersionPhase.DRAINING
             )
         if not shown and self.target is None and not self.held:
-            for model in self._shown.values():
-                engine.remove(model)
+            for one in self._shown.values():
+                engine.remove(one.model)
         else:
             engine.declare(self.name)
-            for version, model in self._shown.items():
+            for version, one in self._shown.items():
                 if version not in shown:
-                    engine.remove(model)
-            for model in shown.values():
-                engine.add(model)
+                    engine.remove(one.model)
+            for one in shown.values():
+                engine.add(one.model)
             engine.set_labels(self.name, self._pointing)
         self._shown = shown
 
-    def _models(self, make_asleep: MakeAsleep) -> dict[str, Model]:
-        shown = self._unloaded_models()
-        order = (Phase.DRAINING, Phase.FAILED, Phase.LOADED, Phase.LOADING, Phase.READY)
+    def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
+        """What stands for each version; of several that could, the last one that is found here."""
+        shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
+        order = (
+            VersionPhase.DRAINING,
+            VersionPhase.FAILED,
+            VersionPhase.LOADED,
+            VersionPhase.LOADING,
+            VersionPhase.READY,
+        )
         for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
-            shown[one.model.version] = one.model
+            shown[one.model.version] = one
         goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
         # One that was asleep goes on holding requests until its load has ended well.
         sleeping = [
@@ -237,73 +247,79 @@ class ServedModel:
         ]
         waiting = [goal.version for goal in goals if goal.loaded and goal.version not in shown]
         self._asleep = {version: self._asleep.get(version) or make_asleep(version) for version in sleeping}
-        shown |= {version: model for version, model in self._asleep.items() if self.ready(version) is None}
+        shown |= {version: one for version, one in self._asleep.items() if self.ready(version) is None}
         self._waiting = {
             version: self._waiting.get(version) or self._placeholder(version) for version in waiting
         }
         shown |= self._waiting
         shown |= {
-            version: model
-            for version, model in self.failures.items()
+            version: one
+            for version, one in self.failures.items()
             if version not in shown or version in self._unloaded
         }
-        self._tell_what_goes_on_beside(shown)
+        self._show_loads_beside(shown)
         return shown
 
-    def _tell_what_goes_on_beside(self, shown: dict[str, Model]) -> None:
-        """A version that serves shows how the load of its new files goes, and why it failed; one that is asleep shows how its load goes."""
-        for version, model in shown.items():
-            if model.on_demand:
-                loading = [
-                    one.model.progress
-                    for one in self.held.values()
-                    if one.model.version == version and one.phase is Phase.LOADING
-                ]
-                model.state = ModelState.LOADING if loading else ModelState.UNAVAILABLE
-                model.progress = loading[0] if loading else None
-            if model.state is not ModelState.READY:
+    def _show_loads_beside(self, shown: Mapping[str, ShownVersion]) -> None:
+        """A version that serves shows how the load of its new files goes and why it failed; one that is asleep how its load goes."""
+        for version, asleep in self._asleep.items():
+            if shown.get(version) is asleep:
+                load = self._load_of(version)
+                asleep.show_load(
+                    loading=load is not None, progress=None if load is None else load.model.progress
+                )
+        for one in self.held.values():
+            version = one.model.version
+            # One without workers shows why, and nothing else.
+            if shown[version] is not one or one.model.state is not ModelState.READY:
                 continue
-            beside = [
-                one for one in self.held.values() if one.model.version == version and one.model is not model
+            failed = [
+                other.model.reason
+                for other in self.held.values()
+                if other.model.version == version and other is not one and other.phase is VersionPhase.FAILED
             ]
-            failed = [one.model.reason for one in beside if one.phase is Phase.FAILED]
             if not failed and version in self.failures:
-                failed = [self.failures[version].reason]
-            reason = failed[0] if failed else ""
-            model.reason = (
-                f"the files as they are now cannot be served, so those of before are: {reason}"
-                if reason
-                else ""
-            )
-            model.progress = next((one.model.progress for one in beside if one.phase is Phase.LOADING), None)
+                failed = [self.failures[version].model.reason]
+            load = self._load_of(version)
+            one.show_beside(failed[0] if failed else "", None if load is None else load.model.progress)
 
-    def _placeholder(self, version: str) -> Model:
+    def _load_of(self, version: str) -> Servable | None:
+        """The load of a version that is under way."""
+        return next(
+            (
+                one
+                for one in self.held.values()
+                if one.model.version == version and one.phase is VersionPhase.LOADING
+            ),
+            None,
+        )
+
+    def _placeholder(self, version: str) -> StandIn:
         target = self.target or self.change
         assert target is not None, "what is waited for is wanted"
-        model = Model(self.name, version, target.source.config)
-        model.state = ModelState.LOADING
-        return model
+        return StandIn(self.name, version, target.source.config, VersionPhase.WAITING)
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
         """The change to a target has failed, for a reason by version."""
         for version, reason in reasons.items():
-            model = self.failures[version] = Model(self.name, version, target.source.config)
-            model.state = ModelState.UNAVAILABLE
-            model.reason = reason
+            self.failures[version] = StandIn(
+                self.name, version, target.source.config, VersionPhase.FAILED, reason
+            )
 
-    def _unloaded_models(self) -> dict[str, Model]:
+    def _unloaded_versions(self) -> Mapping[str, Servable]:
         """Versions that were served once and could be again: they are listed as unloaded."""
         known = self.known_versions
-        self._unloaded = {version: model for version, model in self._unloaded.items() if version in known}
+        self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
         for version in there:
             self._unloaded.pop(version, None)
-        return dict(self._unloaded)
+        return self._unloaded
 
     def unloaded(self, one: Servable) -> None:
         """Notes that a version has been unloaded."""
         del self.held[one.key]
-        self._unloaded[one.model.version] = one.model
+        one.end()
+        self._unloaded[one.model.version] = one
 
     @property
     def gone(self) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backline.engine.model_config import VersionPolicy
 from backline.engine.version_order import version_order
-from backline.lifecycle.wanted.version_policy import none_selected, select
+from backline.lifecycle.wanted.target import none_selected, select
 
 NAMES = st.one_of(
     st.integers(0, 10**20).map(str),

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from backline.backends.backend import LoadedModel, Run
 from backline.engine.device import Device, Places
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching
-from backline.lifecycle.loading.joining_probe import probe_joining
+from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching, probe_joining
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured, missing_gpu, why_there
 from backline.lifecycle.loading.placing import place_again
 from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunPlan, measure, plan, spare_instances

@@ -7,8 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-from backline.backends.backend import DEFAULT_OPTIONS, LoadedModel, LoadOptions, StreamingModel, gpus_of
-from backline.backends.hosted import HostedModel
+from backline.backends.backend import (
+    DEFAULT_OPTIONS,
+    HostedModel,
+    LoadedModel,
+    LoadOptions,
+    StreamingModel,
+    gpus_of,
+)
 from backline.backends.registry import choose
 from backline.engine.device import Device, Gpus, Places
 from backline.engine.errors import InvalidArgument
@@ -79,12 +85,7 @@ def load(
         try:
             view.stage(Arrange).refuse("streams")
             return loaded_streams(
-                config,
-                view,
-                view.wrap(model),
-                backend=backend.name,
-                platform=backend.platform,
-                placed=placed,
+                config, view, view.wrap(model), backend=backend.name, platform=backend.platform, placed=placed
             )
         except BaseException:
             model.close()

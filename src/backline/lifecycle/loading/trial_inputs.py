@@ -28,7 +28,7 @@ _MAX_FREE_DIMENSIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ValueFamily:
     """A kind of values: floats spread evenly from `-scale` to `scale` (if `scale` is 0 all are `offset`), integers from 0 to `top`."""
 
     scale: float
@@ -38,18 +38,20 @@ class Family:
     words: tuple[bytes, ...]
 
 
-NORMAL = Family(1.7, 0.0, 1, 0, (b"a", b"bc", b"def", b"x y"))
-LARGE = Family(60.0, 5.0, 9, 0, (b"7", b"42", b"0", b"13"))
-ZEROS = Family(0.0, 0.0, 0, 0, (b"",))
-ONES = Family(0.0, 1.0, 1, 1, (b"1",))
-POSITIVE = Family(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
-HUGE = Family(1e6, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
+NORMAL = ValueFamily(1.7, 0.0, 1, 0, (b"a", b"bc", b"def", b"x y"))
+LARGE = ValueFamily(60.0, 5.0, 9, 0, (b"7", b"42", b"0", b"13"))
+ZEROS = ValueFamily(0.0, 0.0, 0, 0, (b"",))
+ONES = ValueFamily(0.0, 1.0, 1, 1, (b"1",))
+POSITIVE = ValueFamily(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
+HUGE = ValueFamily(1e6, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
 #: Sampling rates are the integers that models of audio most often insist on.
-SAMPLING_RATE = Family(1.0, 0.0, 16000, 16000, (b"a",))
+SAMPLING_RATE = ValueFamily(1.0, 0.0, 16000, 16000, (b"a",))
 FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 
 
-def make_inputs(signature: Signature, sizes: Sizes, rows: int | None, family: Family, seed: int) -> Arrays:
+def make_inputs(
+    signature: Signature, sizes: Sizes, rows: int | None, family: ValueFamily, seed: int
+) -> Arrays:
     """Inputs of a model; `rows` is the first dimension of each, or None where the first dimension is like all others."""
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
@@ -116,7 +118,7 @@ class Trial:
     """Sizes and values that the model accepts."""
 
     sizes: Sizes
-    family: Family
+    family: ValueFamily
 
 
 def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial | None:
@@ -132,7 +134,7 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
         for spec in signature.inputs
         if spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL
     ]
-    rounds: list[tuple[Family, ...]] = [
+    rounds: list[tuple[ValueFamily, ...]] = [
         (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in integers) else (NORMAL,)
     ]
     if integers:
@@ -156,7 +158,7 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
 _FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 
 
-def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np.ndarray:
+def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) -> np.ndarray:
     """`count` values of a family, the same for the same seed."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)

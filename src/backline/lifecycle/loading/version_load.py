@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
-from backline.backends.backend import LoadOptions
-from backline.backends.hosted import HostedModel
+from backline.backends.backend import HostedModel, LoadOptions
 from backline.engine.device import Places
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import JoiningCheck
@@ -19,7 +19,6 @@ from backline.engine.messages import InferRequest
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
-from backline.lifecycle.loading.content import Content
 from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.shared import Shared
@@ -33,8 +32,7 @@ from backline.workers.affinity import check_cores, pinned
 from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:
-    from backline.lifecycle.loading.completion import Completion
-    from backline.lifecycle.loading.worker_pools import WorkerStarter
+    from backline.lifecycle.loading.worker_pools import Completion, WorkerStarter
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -147,7 +145,7 @@ class VersionLoad:
             self._starter.cancel()
         return self._starter.start(hosted, placed)
 
-    def _content(self) -> Content | None:
+    def _content(self) -> VersionContent | None:
         """What the files hold, where answers are kept that must not be another file's."""
         if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
             return None
@@ -155,7 +153,7 @@ class VersionLoad:
         for _ in PurePosixPath(self._version.path).parts:
             root = root.parent
         try:
-            return Content(root, self._version.files)
+            return VersionContent(root, self._version.files)
         except OSError as error:
             model = self._model
             log.warning(
@@ -188,6 +186,34 @@ class VersionLoad:
     def _on_phase(self, phase: str) -> None:
         if self._model.progress is not None:
             self._model.progress.phase = phase
+
+
+class VersionContent:
+    """What the files `names` below `root` hold, read once: servers that share a cache of answers agree by it on what they have loaded.
+
+    May be used on any thread; raises OSError when a file cannot be read.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self._files = {name: root / name for name in sorted(names)}
+        self._before = self._state()
+        digest = hashlib.sha256()
+        for name, path in self._files.items():
+            with path.open("rb") as file:
+                digest.update(
+                    f"{name!r}:".encode("utf-8", "surrogatepass")
+                    + hashlib.file_digest(file, "sha256").digest()
+                )
+        self.digest = digest.hexdigest()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no file was written or replaced since before they were read."""
+        return self._state() == self._before
+
+    def _state(self) -> list[tuple[int, int, int, int]]:
+        found = [path.stat() for path in self._files.values()]
+        return [(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in found]
 
 
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from backline.backends.backend import Run
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.messages import InferRequest
-from backline.lifecycle.loading.warm_up_samples import Sample
+from backline.lifecycle.loading.warm_up_samples import WarmUpRequest
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -18,7 +18,7 @@ def warm_up(
     run: Run,
     all_outputs: tuple[str, ...],
     check: Callable[[InferRequest], None],
-    samples: Iterable[Sample],
+    samples: Iterable[WarmUpRequest],
 ) -> int:
     """Runs the samples of the model called `name`, each as a request that `check` would let in; returns how many runs there were.
 
@@ -44,7 +44,7 @@ def warm_up(
     return runs
 
 
-def fitting_request(name: str, check: Callable[[InferRequest], None], sample: Sample) -> InferRequest:
+def fitting_request(name: str, check: Callable[[InferRequest], None], sample: WarmUpRequest) -> InferRequest:
     """The sample as a request to the model called `name`. Raises InvalidArgument, with its label, where `check` does not let it in."""
     request = InferRequest(name, dict(sample.inputs), lambda *_: None, outputs=sample.outputs)
     try:

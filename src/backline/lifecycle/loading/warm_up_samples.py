@@ -28,7 +28,7 @@ MAX_COUNT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class WarmUpRequest:
     """A request that is run `count` times. `label` says for messages which one and where from; `outputs` is None for all.
 
     `must_fit` is not set for recorded ones: a new version may have other inputs than the one whose requests were recorded.
@@ -48,7 +48,7 @@ def warm_up_samples(
     version_folder: Path,
     model_folder: Path,
     recorded: Path | None = None,
-) -> Iterator[Sample]:
+) -> Iterator[WarmUpRequest]:
     """All samples of a version, made one at a time.
 
     `batched` says that the model's first dimension is a batch, which shapes in the configuration do not name. `version_folder` holds the
@@ -80,7 +80,7 @@ def _is_there(recorded: Path) -> bool:
     return True
 
 
-def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
+def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
     for request in read_log(file):
         if request.number > MAX_RECORDS:
             log.warning("'%s' has more than %d records; the others are not run", file, MAX_RECORDS)
@@ -93,7 +93,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
                 request.other,
             )
             continue
-        yield Sample(
+        yield WarmUpRequest(
             f"warm-up request {request.number} of '{file}'",
             request.inputs,
             outputs=request.outputs,
@@ -101,7 +101,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
         )
 
 
-def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> Sample:
+def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> WarmUpRequest:
     label = f"warm-up sample '{sample.name}' of {config.source or config.name}"
     if sample.batch_size > 1 and not batched:
         raise InvalidArgument(f"{label}: batch_size is {sample.batch_size}, but the model takes no batches")
@@ -113,7 +113,7 @@ def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batc
             raise InvalidArgument(f"{label}: input '{given.name}' is there twice")
         rows = max(1, sample.batch_size) if batched else None
         inputs[given.name] = _tensor(f"{label}: input '{given.name}'", given, rows, folder, seed)
-    return Sample(label, inputs, max(1, sample.count))
+    return WarmUpRequest(label, inputs, max(1, sample.count))
 
 
 def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:

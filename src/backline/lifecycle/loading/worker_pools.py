@@ -8,12 +8,13 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
 from pathlib import Path
+from typing import Any
 
-from backline.backends.hosted import HostedModel
+from backline.backends.backend import HostedModel
 from backline.engine.device import Places
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
@@ -21,12 +22,15 @@ from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.lifecycle.calls.model_calls import ModelCalls
-from backline.lifecycle.loading.completion import Completion, read_completion
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults, fill_places
+from backline.repository.configuration.document import Document
 from backline.repository.configuration.json_form import configuration_json
+from backline.repository.configuration.override import parse
+from backline.repository.configuration.reader import to_model_config
+from backline.repository.listing import Listing
 from backline.repository.walk import walk
 from backline.workers.environments.packed import PARAMETER, packed_environment
 from backline.workers.environments.requirements import Requirements, find_requirements
@@ -37,6 +41,7 @@ from backline.workers.process.pool import PoolOptions, WorkerPool
 from backline.workers.process.protocol import Load, Spec
 
 log = logging.getLogger("backline.lifecycle")
+
 
 _BACKEND = "python"
 
@@ -257,3 +262,45 @@ def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
     fill_places(whole, placed)
     fill_defaults(whole, config.name, filename)
     return json.dumps(configuration_json(whole), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The configuration that a model has given, an inference.ModelConfig; `listing` is the model's folder."""
+
+    given: Any
+    listing: Listing
+
+    def apply(self, config: ModelConfig) -> ModelConfig:
+        """A file's configuration with what a model may complete. Raises InvalidArgument when that contradicts itself."""
+        given, whole = self.given, message("inference.ModelConfig").FromString(config.declared)
+        whole.max_batch_size = given.max_batch_size
+        for tensors in ("input", "output"):
+            whole.ClearField(tensors)
+            getattr(whole, tensors).extend(getattr(given, tensors))
+        if given.HasField("dynamic_batching") and whole.WhichOneof("scheduling_choice") is None:
+            whole.dynamic_batching.SetInParent()
+        if given.HasField("model_transaction_policy"):
+            whole.model_transaction_policy.CopyFrom(given.model_transaction_policy)
+        source = f"auto_complete_config of model '{config.name}'"
+        read = to_model_config(Document(source, whole, {"max_batch_size": None}), config.name, self.listing)
+        return replace(
+            config,
+            max_batch_size=read.max_batch_size,
+            inputs=read.inputs,
+            outputs=read.outputs,
+            dynamic_batching=read.dynamic_batching,
+            decoupled=read.decoupled,
+            joining=read.joining,
+            declared=read.declared,
+        )
+
+
+def read_completion(text: str, name: str, listing: Listing) -> Completion:
+    """The completion in the JSON `text` that the model `name` has given. Raises InvalidArgument for what is no configuration."""
+    try:
+        return Completion(parse(text).message, listing)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"auto_complete_config of model '{name}': {error.message.partition(': ')[2]}"
+        ) from None

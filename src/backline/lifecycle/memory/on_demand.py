@@ -36,11 +36,7 @@ class OnDemandQueue:
     """
 
     def __init__(
-        self,
-        model: Model,
-        load: Callable[[], Awaitable[None]],
-        settings: QueueSettings,
-        total: QueueTotal,
+        self, model: Model, load: Callable[[], Awaitable[None]], settings: QueueSettings, total: QueueTotal
     ) -> None:
         self._model = model
         self._load = load

@@ -29,8 +29,7 @@ class NameClasses(Stage):
         if not labels:
             return inner
         return replace(
-            inner,
-            outputs=tuple(replace(spec, labels=labels.get(spec.name, ())) for spec in inner.outputs),
+            inner, outputs=tuple(replace(spec, labels=labels.get(spec.name, ())) for spec in inner.outputs)
         )
 
 

@@ -6,10 +6,9 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from backline.engine.model_config import ModelConfig
+from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.version_order import version_order
 from backline.lifecycle.plan import Wanted
-from backline.lifecycle.wanted.version_policy import none_selected, select
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
 #: The version under which a model is listed of which nothing can be served.
@@ -103,6 +102,23 @@ class Target:
             )
             for version in self.versions(labelled)
         ]  # fmt: skip
+
+
+def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
+    """The versions that a policy selects, oldest first, and those it names that are not there, in the order in which it names them."""
+    present = sorted(set(versions), key=version_order)
+    if policy.specific is not None:
+        wanted = frozenset(policy.specific)
+        missing = [version for version in dict.fromkeys(policy.specific) if version not in present]
+        return [version for version in present if version in wanted], missing
+    if policy.latest is not None:
+        return present[max(0, len(present) - policy.latest) :], []
+    return present, []
+
+
+def none_selected(place: str, held: Sequence[str], missing: Sequence[str]) -> str:
+    """Why nothing of a model is served whose policy names only versions that are not there; `place` is the model's folder."""
+    return f"'{place}' holds none of the versions that version_policy names: {', '.join(missing)} (it holds {', '.join(held) or 'none'})"
 
 
 def identity(version: FoundVersion) -> str:
