@@ -99,7 +99,7 @@ def test_bfloat16_beside_strings_that_come_in_is_refused_at_load(file: Path) -> 
     bf16 = TensorProto.BFLOAT16
     build(file, nodes, [(X, bf16, ["N"]), ("S", STRING, ["N"])], [(Y, bf16, ["N"]), ("T", STRING, ["N"])])
 
-    with pytest.raises(InvalidArgument, match="it has BF16 tensors beside the strings of input 'S'"):
+    with pytest.raises(InvalidArgument, match="it has BF16 tensors besides the strings of input 'S'"):
         load(file)
 
 
@@ -499,7 +499,7 @@ def test_a_configuration_that_disagrees_with_the_file_is_an_error(
 def test_a_batch_limit_for_a_model_without_batch_dimension_is_an_error(file: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is no batch",
+        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is not a batch",
     ):
         load(identity(file, shape=(1, 4)), max_batch_size=8)
 

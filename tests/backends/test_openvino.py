@@ -63,7 +63,7 @@ def test_answers_of_runs_beside_each_other_stay_their_own(file: Path) -> None:
 def test_weights_that_are_missing_are_told(file: Path) -> None:
     file.with_suffix(".bin").unlink()
 
-    with pytest.raises(InvalidArgument, match=r"needs its weights beside it: '.*model.bin' does not exist"):
+    with pytest.raises(InvalidArgument, match=r"needs its weights next to it: '.*model.bin' does not exist"):
         load(file)
 
 

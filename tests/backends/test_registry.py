@@ -89,7 +89,7 @@ def test_a_file_is_recognised_by_its_name(filename: str, backend: str) -> None:
 
 @pytest.mark.parametrize("filename", ["labels.json", "notes.txt", "weights.bin", "model"])
 def test_names_that_mean_anything_are_not_recognised(filename: str) -> None:
-    with pytest.raises(InvalidArgument, match="is of no format that is known here; name its `backend`"):
+    with pytest.raises(InvalidArgument, match="has an unknown format; name its `backend`"):
         choose(ModelConfig("m"), Path(filename))
 
 

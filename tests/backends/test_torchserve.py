@@ -588,7 +588,7 @@ def manifest(**model: str) -> str:
     ("files", "text"),
     [
         ({}, "it does not hold MAR-INF/MANIFEST.json"),
-        ({"MAR-INF/MANIFEST.json": "{"}, "MAR-INF/MANIFEST.json is no JSON"),
+        ({"MAR-INF/MANIFEST.json": "{"}, "MAR-INF/MANIFEST.json is not JSON"),
         ({"MAR-INF/MANIFEST.json": "{}"}, "names no handler"),
         (
             {"MAR-INF/MANIFEST.json": manifest(handler="x", serializedFile="a.pt")},

@@ -91,7 +91,7 @@ def test_an_unload_ends_a_load_that_never_ends(home: Homes, repository: Path) ->
             loading = asyncio.create_task(server.lifecycle.load("slow", who=WHO))
             await begun.wait()
             await server.lifecycle.unload("slow", who=WHO)
-            with pytest.raises(Unavailable, match="the load of 'slow' was ended by a request to unload it"):
+            with pytest.raises(Unavailable, match="the load of 'slow' was aborted by a request to unload it"):
                 await loading
             release.set()
             await server.lifecycle.load("slow", who=WHO)

@@ -76,7 +76,7 @@ def test_a_model_to_start_with_that_is_not_there_is_said(home: Homes, repository
     async def scenario() -> None:
         models.add1(repository, "a")
         async with home(repository, mode="explicit", load_models=("c",)) as server:
-            assert "no repository holds it; there is a" in server.engine.find("c").reason
+            assert "no repository holds it; available: a" in server.engine.find("c").reason
             assert not server.engine.ready
 
     asyncio.run(scenario())
@@ -177,7 +177,7 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
                 NotFound,
-                match=r"failed to load 'nope', failed to poll from model repository: .*there is add1",
+                match=r"failed to load 'nope', failed to poll from model repository: .*available: add1",
             ):
                 await server.lifecycle.load("nope", who=WHO)
             with pytest.raises(NotFound, match="failed to unload 'nope'"):
@@ -195,9 +195,9 @@ def test_one_version_is_loaded_beside_those_of_the_policy_and_unloaded(home: Hom
             assert (await server.answer(), await server.answer(version="1")) == (3, 1)
             await server.lifecycle.unload("add1", "3", who=WHO)
             assert await server.answer() == 1
-            with pytest.raises(NotFound, match="version 2 is not loaded; there is 1"):
+            with pytest.raises(NotFound, match="version 2 is not loaded; available: 1"):
                 await server.lifecycle.unload("add1", "2", who=WHO)
-            with pytest.raises(NotFound, match="version 9 does not exist; there are 1, 2, 3"):
+            with pytest.raises(NotFound, match="version 9 does not exist; available: 1, 2, 3"):
                 await server.lifecycle.load("add1", "9", who=WHO)
             await server.lifecycle.load("add1", who=WHO)  # what the policy selects, no more and no less
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "3": "READY"})
@@ -293,7 +293,7 @@ def test_a_load_brings_its_files_along(home: Homes, repository: Path, tmp_path: 
 def test_files_stay_in_their_folder(home: Homes, repository: Path, path: str) -> None:
     async def scenario() -> None:
         async with home(repository, mode="explicit") as server:
-            with pytest.raises(InvalidArgument, match="is no path below the model's folder"):
+            with pytest.raises(InvalidArgument, match="is not a path below the model's folder"):
                 await server.lifecycle.load("m", overrides=Overrides("{}", {path: b"x"}), who=WHO)
 
     asyncio.run(scenario())
@@ -409,7 +409,7 @@ def test_a_label_cannot_point_to_what_is_not_there(home: Homes, repository: Path
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            with pytest.raises(NotFound, match=r"version 9 of 'add1', which does not exist; there are 1, 2"):
+            with pytest.raises(NotFound, match=r"version 9 of 'add1', which does not exist; available: 1, 2"):
                 await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "9"), who=WHO)
             with pytest.raises(NotFound, match="unknown model"):
                 await server.lifecycle.move_label(LabelMove("label", "nope", "stable", "1"), who=WHO)

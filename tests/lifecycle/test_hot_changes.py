@@ -141,7 +141,7 @@ def test_another_number_of_worker_processes_is_told_to_wait_for_a_load(
             await server.lifecycle.refresh()
             assert (server.engine.find("python"), model.placement.instances) == (model, 1)
             assert (
-                "model 'python' version 1 goes on in 1 worker process: another instance_group has an effect when"
+                "model 'python' version 1 keeps running in 1 worker process: the new instance_group takes effect at"
                 in caplog.text
             )
 

@@ -22,43 +22,47 @@ Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called from several threads at once and releases the GIL while the runtime computes."""
+    """A model in memory. `run` may be called from several threads at once; it releases the GIL while the
+    runtime computes.
+    """
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs as the file declares them, every dimension included (also a leading batch dimension)."""
+        """Inputs and outputs as in the file, with every dimension, also that of a batch."""
 
     @property
     def threads_per_run(self) -> int:
-        """The cores that one run occupies."""
+        """The cores that one run occupies; 0 means all."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What in the configuration has no effect, for the person who wrote it."""
+        """Settings of the configuration that have no effect, for whoever wrote it."""
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs one batch: arrays by input name in, arrays in the order of `outputs` out.
+        """Runs one batch: takes arrays by input name, returns arrays in the order of `outputs`.
 
-        Arrays have the numpy dtype of their DataType. Raises InvalidArgument when the runtime refuses the input, Internal when it fails.
+        Arrays have the numpy dtype of their DataType. Raises InvalidArgument when the runtime rejects the
+        input, Internal when it fails.
         """
 
     def close(self) -> None:
-        """Gives the memory back. No run is under way."""
+        """Frees the model. No run may be in progress."""
 
 
 class CancellableModel(Protocol):
-    """A LoadedModel that can end a run early."""
+    """A LoadedModel that can interrupt a run. May be wrapped: query it with getattr, not isinstance."""
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """`run` for one call, and what cancels that call: from any thread, also before it has begun and when it has ended.
+        """Returns `run` for one call, and a function that cancels that call: on any thread, also before or
+        after it.
 
-        A run that is cancelled raises as soon as the runtime sees it, mostly at the next node of the graph.
+        A cancelled run raises as soon as the runtime notices, mostly at the next node of the graph.
         """
 
 
 @runtime_checkable
 class StreamingModel(Protocol):
-    """A model in memory that gives any number of responses to a request: a LoadedModel whose `run` is `stream`."""
+    """A model in memory that gives any number of responses: a LoadedModel with `stream` instead of `run`."""
 
     @property
     def signature(self) -> Signature:
@@ -70,15 +74,16 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """The streams that are computed at the same time, each on a thread, where the configuration does not say how many."""
+        """How many streams to compute at once, each on a thread, if the configuration does not say."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
-        """Yields the responses to one request, each with arrays by output name: all of `outputs`, some, or none.
+        """Yields the responses to one request: arrays by output name, of all `outputs`, some, or none.
 
-        Runs on a thread. Between two responses it may be left alone for as long as the caller takes no more of them, while the thread works
-        on other streams; it is closed where it stands when nobody waits any more. Raises as LoadedModel.run, also after responses.
+        Runs on a thread. Between responses it may be suspended while its reader is slow, and the thread works
+        on other streams; it is closed when nobody waits any more. Raises as LoadedModel.run, also after
+        responses.
         """
 
     def close(self) -> None:
@@ -87,10 +92,10 @@ class StreamingModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostedModel:
-    """What a backend's `load` gives for a model that runs in worker processes: what a worker needs to load it.
+    """What a worker process needs to load a model, from a backend whose models run in workers.
 
-    `adapter` ("module:function") makes the model there, see workers/child/worker_model.py. `python` is the interpreter of the workers,
-    None for that of the environment which the model's files ask for, or else the server's; `environment` is what comes on top of the
+    `adapter` ("module:function") makes the model there, see workers/child/worker_model.py. `python` is the
+    interpreter, None for that of the model's environment or the server; `environment` is added to the
     server's variables.
     """
 
@@ -98,22 +103,22 @@ class HostedModel:
     adapter: str
     python: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    #: Of a `path` that is an archive: the folder in it ("" for all of it) to be unpacked, which takes its place.
+    #: For an archive: the folder in it to unpack ("" for all), which then replaces `path`.
     packed: str | None = None
-    #: What the adapter gets beside the parameters of the configuration.
+    #: Parameters for the adapter, besides those of the configuration.
     parameters: Mapping[str, str] = field(default_factory=dict)
-    #: Where its instances run by what its own files say, if the configuration says nothing.
+    #: Instance groups from the model's own files, used if the configuration has none.
     groups: tuple[InstanceGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What the server decides about a load, and no model's file."""
+    """What the server decides about a load, as opposed to the model's files."""
 
     device: Device = CPU
-    #: Whether files may be loaded that can execute anything when they are loaded: pickles, machine code.
+    #: Whether to load files that can execute anything when loaded: pickles, machine code.
     trust_pickle: bool = False
-    #: Whether a GPU that cannot be used is an error, instead of a reason to run on the CPU.
+    #: Whether a GPU that cannot be used is an error; otherwise the model runs on the CPU.
     strict_devices: bool = False
 
 
@@ -133,9 +138,9 @@ class Backend(Protocol):
     ) -> LoadedModel | StreamingModel | HostedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
-        The device is the CPU, or one of those that a GpuBackend names; a HostedModel gets its devices when its workers
-        start. Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when
-        the runtime is missing.
+        The device is the CPU, or one that a GpuBackend reported; workers get their devices when they start.
+        Raises BacklineError with the path and the reason, or with the extra to install if the runtime is
+        missing.
         """
 
 
@@ -144,7 +149,7 @@ class GpuBackend(Protocol):
     """A Backend that can compute on GPUs."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """Those that it can run this model on here and now. Raises BacklineError as `load`."""
+        """The GPUs that it can run this model on. Raises BacklineError as `load` does."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:

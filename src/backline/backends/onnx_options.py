@@ -1,4 +1,6 @@
-"""The options of an ONNX Runtime session, from a model's `parameters`. The keys are those of Triton's backend where it has one."""
+"""ONNX Runtime session options from a model's `parameters`, with the keys of Triton's backend where it has
+one.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from backline.engine.model_config import ModelConfig
 
 Value = TypeVar("Value")
 
-#: Parameters handed to the session, and to each run, under their own names (onnxruntime_session_options_config_keys.h and its sibling).
+#: Parameters passed to the session, and to each run, under their own names
+#: (onnxruntime_session_options_config_keys.h, onnxruntime_run_options_config_keys.h).
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
 _RUN_KEYS = ("memory.enable_memory_arena_shrinkage",)
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
@@ -45,10 +48,10 @@ _KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session is made with.
+    """The settings of a session.
 
-    One thread computes a run: several instances sharing the session use the cores better than one run on all of them. Threads, where there
-    are more, do not spin while they wait: they would take the cores from the server beside them.
+    A run uses one thread by default: several instances that share the session use cores better than one run
+    on all of them. Further threads do not spin while idle, which would take cores from the server.
     """
 
     intra_op_threads: int = 1
@@ -63,7 +66,9 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """The settings in `config.parameters`; unknown keys are named in `warnings`. Raises InvalidArgument for a value that cannot be."""
+    """Reads `config.parameters`; unknown keys end up in `warnings`. Raises InvalidArgument for an invalid
+    value.
+    """
     given = config.parameters
     default = SessionSettings()
 
@@ -114,7 +119,9 @@ def read_settings(config: ModelConfig) -> SessionSettings:
 
 
 def _affinities(cores: Sequence[int], threads: int) -> dict[str, str]:
-    """Keeps the threads that help the one of a run to some cores, which ONNX Runtime counts from 1 (its session options config keys)."""
+    """Pins the helper threads of a run to cores, which ONNX Runtime counts from 1 (its session options config
+    keys).
+    """
     if not cores or threads < 2:
         return {}
     group = ",".join(str(core + 1) for core in cores)
@@ -131,4 +138,5 @@ def _count(text: str) -> int:
 def _unknown(model: str, key: str) -> str:
     near = difflib.get_close_matches(key, _KEYS, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
-    return f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect{hint}"
+    text = f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect"
+    return text + hint

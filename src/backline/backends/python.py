@@ -1,4 +1,4 @@
-"""Python models: a `model.py` with a class, run in worker processes of its own."""
+"""Python models: a `model.py` with a class, run in worker processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.backends.runtime import read_start
 from backline.engine.device import Gpus
 from backline.engine.model_config import ModelConfig
 
-#: What makes the model in the worker.
+#: Makes the model in the worker.
 ADAPTER = "backline.workers.child.python_model:load"
 
 
@@ -22,10 +22,10 @@ class Python:
     platform: ClassVar[str] = "python"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: a model computes with what it likes, so those of the machine."""
+        """See GpuBackend: any GPU of the machine, as the model's code decides what it uses."""
         return cuda_gpus()
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
-        """Only says how it is run: the file is imported in a worker, never here."""
+        """Describes how to run it; the file is imported in a worker, never here."""
         read_start(path)
         return HostedModel(path, ADAPTER)

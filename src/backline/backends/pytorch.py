@@ -1,4 +1,4 @@
-"""PyTorch: TorchScript, programs of torch.export, and packages of AOTInductor."""
+"""PyTorch: TorchScript, torch.export programs and AOTInductor packages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.engine.signature import Signature, TensorSpec
 
 _WHAT = "PyTorch models need PyTorch"
 _KNOWN = ("INTRA_OP_THREAD_COUNT",)
-#: Triton's convention for programs whose outputs, or inputs, have no names: INPUT__0, OUTPUT__1.
+#: Triton's convention for unnamed inputs and outputs: INPUT__0, OUTPUT__1.
 _INDEXED = re.compile(r".+__(\d+)")
 _NUMBERS = frozenset({"int", "float", "bool", "number"})
 
@@ -38,16 +38,18 @@ class Pytorch:
     platform: ClassVar[str] = "pytorch_libtorch"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Machine code is for the one kind of device that it was compiled for."""
+        """See GpuBackend. Machine code only runs on the kind of device that it was compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> PytorchModel:
-        """Loads a file; no pickle in it is ever executed. A package of AOTInductor is machine code and needs `trust_pickle`.
+        """Loads a file without executing pickles. AOTInductor packages are machine code and need
+        `trust_pickle`.
 
-        One thread computes a run unless INTRA_OP_THREAD_COUNT says otherwise, which holds for all PyTorch models of the process.
-        Raises InvalidArgument for a checkpoint, and for a program whose inputs and outputs neither it nor the configuration says.
+        A run uses one thread unless INTRA_OP_THREAD_COUNT says otherwise, for all PyTorch models of the
+        process. Raises InvalidArgument for a checkpoint, and if neither program nor configuration tells
+        inputs and outputs.
         """
         torch = import_runtime("torch", what=_WHAT, extra="torch")
         parameters = Parameters(config, self.name, _KNOWN)
@@ -63,7 +65,8 @@ class Pytorch:
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
-                " serve with --trust-pickle if you know where it comes from, or serve the torch.export program it was made of"
+                " serve with --trust-pickle if you know where it comes from, or serve the torch.export"
+                " program it was made of"
             )
         if place is not None and options.device != CPU:
             program = replace(program, call=moving(torch, program.call, place))
@@ -79,7 +82,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A program. Each argument takes the input of its position; outputs are picked by key from a dict, else by position."""
+    """A program. Arguments take inputs by position; outputs come by key from a dict, else by position."""
 
     def __init__(
         self,
@@ -156,26 +159,27 @@ class PytorchModel:
         wanted = self._datatypes[name]
         if array.dtype != wanted.dtype:
             raise Internal(
-                f"output '{name}' of model '{self._name}' is {DataType.from_dtype(array.dtype).config_name}, but its configuration says"
+                f"output '{name}' of model '{self._name}' is {DataType.from_dtype(array.dtype).config_name},"
+                " but its configuration says"
                 f" {wanted.config_name}"
             )
         return array
 
     def _failure(self, error: Exception) -> BacklineError:
         reason = one_line(_innermost(error))
-        # The guards of an exported program are assertions; everything else that PyTorch raises is one class.
+        # Guards of exported programs are assertions; everything else that PyTorch raises has one class.
         if isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason:
             return InvalidArgument(f"model '{self._name}' refuses the input: {reason}")
         return Internal(f"model '{self._name}' failed: {reason}")
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """An array that a program may write to: PyTorch does not know of memory that must not be changed, and requests are such."""
+    """An array that the program may write to: PyTorch has no read-only memory, and requests are read-only."""
     return array if array.flags.writeable else array.copy()
 
 
 def _innermost(error: Exception) -> str:
-    """Without the traceback of TorchScript: its last line is the reason."""
+    """Drops TorchScript's traceback: the last line is the reason."""
     text = str(error)
     if "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]
@@ -185,9 +189,9 @@ def _innermost(error: Exception) -> str:
 def _name_inputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> tuple[list[tuple[str, Argument]], tuple[TensorSpec, ...]]:
-    """The inputs in the order of the program's arguments, and what is known of them.
+    """The inputs in the order of the arguments, and what is known of them.
 
-    A configuration names inputs as the arguments are called, or by index (INPUT__0), or, failing both, in order (Triton's conventions).
+    A configuration names inputs like arguments, by index (INPUT__0), or else in order (Triton's conventions).
     """
     arguments, given = program.arguments, config.inputs
     if not given:
@@ -205,7 +209,8 @@ def _name_inputs(
     if sorted(indexes) != list(range(len(given))) or not required <= len(given) <= len(arguments):
         names = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
-            f"model '{config.name}': {config.source} names the inputs {', '.join(repr(spec.name) for spec in given)}, but"
+            f"model '{config.name}': {config.source} names the inputs"
+            f" {', '.join(repr(spec.name) for spec in given)}, but"
             f" '{path}' takes {names}; name them so, or INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])
@@ -221,7 +226,7 @@ def _name_inputs(
 def _name_outputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> list[tuple[TensorSpec, int]]:
-    """The outputs, each with its position among the program's."""
+    """The outputs, each with its position in the program's result."""
     given = config.outputs
     if not given:
         if program.outputs is None:
@@ -233,7 +238,8 @@ def _name_outputs(
         indexes = [known[name] for name in names] if all(name in known for name in names) else _indexes(names)
         if max(indexes) >= len(program.outputs):
             raise InvalidArgument(
-                f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but '{path}' has"
+                f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but"
+                f" '{path}' has"
                 f" {', '.join(repr(spec.name) for spec in program.outputs)}"
             )
         return [
@@ -244,7 +250,7 @@ def _name_outputs(
 
 
 def _indexes(names: Sequence[str]) -> list[int]:
-    """The positions that names of the kind INPUT__0 say; where one says none, they are in order."""
+    """The positions in names like INPUT__0; if any name has none, all are taken in order."""
     matches = [_INDEXED.fullmatch(name) for name in names]
     if all(matches):
         return [int(match[1]) for match in matches if match]
@@ -260,7 +266,8 @@ def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: Mo
     fits = argument.type == "List[str]" if text else argument.type == "Tensor" or argument.type in _NUMBERS
     if not fits:
         raise InvalidArgument(
-            f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which cannot be made of"
+            f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which"
+            " cannot be made of"
             f" {spec.datatype.config_name} ('{spec.name}' in {config.source})"
         )
 
@@ -273,7 +280,8 @@ def _says_nothing(path: Path, kind: PytorchKind, program: Program, config: Model
     )
     where = config.source or "a config.pbtxt in the model's folder"
     return (
-        f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs; write them into {where}:"
+        f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs;"
+        f" write them into {where}:"
         f' input [ {example} ] output [ {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, ... ] }} ].'
         " A torch.export program (.pt2) says them itself"
     )

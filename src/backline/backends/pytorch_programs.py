@@ -1,4 +1,4 @@
-"""Programs of PyTorch, each loaded in its own way, behind one shape: flat arguments in, a tensor, tuple or dict out."""
+"""PyTorch programs of all kinds in one form: flat arguments in; a tensor, tuple or dict out."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program. `type` is "Tensor", "List[str]" or a number's ("int"); `required` where it has no default."""
+    """An argument of a program. `type` is "Tensor", "List[str]" or a number's ("int"); `required` without a
+    default.
+    """
 
     name: str
     type: str = "Tensor"
@@ -50,9 +52,9 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program. `call` takes values for the first of the `arguments` in their order.
+    """A loaded program. `call` takes values for the first `arguments`, in order.
 
-    `inputs` and `outputs` are None where the file does not say them.
+    `inputs` and `outputs` are None if the file does not tell them.
     """
 
     arguments: tuple[Argument, ...]
@@ -62,7 +64,7 @@ class Program:
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
-    """A TorchScript file on a device; None for where its tensors were. Its code is TorchScript's own, which cannot reach Python."""
+    """Loads TorchScript onto a device; None keeps the tensors' own. TorchScript code cannot reach Python."""
     module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location=device))
     module.eval()
     arguments = []
@@ -79,7 +81,9 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
-    """A program of torch.export, which says everything about its inputs and outputs; on a device, None for the one of its export."""
+    """Loads a torch.export program, which describes its inputs and outputs; device None is the one of its
+    export.
+    """
     pytree = _submodule("torch.utils._pytree")
     export = _submodule("torch.export")
     with _weights_only():
@@ -119,9 +123,9 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """A package of AOTInductor: machine code, so only for those who trust the file.
+    """Loads an AOTInductor package: machine code, so only if the file is trusted.
 
-    Raises InvalidArgument where it was compiled for another device.
+    Raises InvalidArgument if it was compiled for another device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
@@ -144,7 +148,7 @@ def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """The tensors of what a program returned, from left to right."""
+    """The tensors in a program's result, from left to right."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)) or (value and isinstance(value[0], str)):
@@ -155,7 +159,7 @@ def flatten(value: Any) -> Iterator[Any]:
 
 
 def _submodule(name: str) -> Any:
-    """A part of PyTorch that costs time to import, for those files that need it."""
+    """Imports a part of PyTorch that is slow to import, for files that need it."""
     return import_module(name)
 
 
@@ -170,7 +174,9 @@ def _loading(torch: Any, path: Path, load: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """While it lasts torch.load executes no pickle, whatever its caller asks: torch.export.load falls back to that by itself."""
+    """Keeps torch.load from executing pickles, whatever its caller asks: torch.export.load falls back to
+    that.
+    """
     with _weights_only_lock:
         before = os.environ.get(_WEIGHTS_ONLY)
         os.environ[_WEIGHTS_ONLY] = "1"
@@ -207,7 +213,7 @@ def _shape(shape: Sequence[Any]) -> Shape:
 
 
 def usable_gpus(torch: Any) -> Gpus:
-    """The GPUs of CUDA, or of ROCm, which PyTorch calls so as well."""
+    """The GPUs of CUDA or ROCm, which PyTorch calls CUDA as well."""
     if not (torch.version.cuda or torch.version.hip):
         return Gpus(
             reason=f"the installed PyTorch {torch.__version__} is built for the CPU alone:"
@@ -220,16 +226,16 @@ def usable_gpus(torch: Any) -> Gpus:
 
 
 def device_name(device: Device) -> str | None:
-    """What PyTorch calls a device; None where the file decides."""
+    """PyTorch's name of a device; None if the file decides."""
     return {"cpu": "cpu", "gpu": f"cuda:{device.index}", "model": None}[device.kind]
 
 
 def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """A program that is called with tensors of the CPU and runs on another device."""
+    """Wraps a program that runs on another device so that it takes tensors of the CPU."""
     device = torch.device(name)
 
     def current() -> AbstractContextManager[Any]:
-        # For tensors that the program makes itself, on "the" GPU.
+        # For tensors that the program creates on the current GPU.
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def run(*values: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The backends there are, and the choice of one for a model. A backend's module is imported when the first model needs it."""
+"""The backends, and the choice of one for a model. A backend's module is imported by the first model that
+needs it.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ class BackendEntry:
     platform: str
     module: str
     class_name: str
-    #: Whether its models run in worker processes, in environments of their own if they ask for one.
+    #: Whether its models run in worker processes, in their own environments if they ask for one.
     hosted: bool = False
 
     def backend(self) -> Backend:
@@ -53,9 +55,9 @@ BACKENDS: tuple[BackendEntry, ...] = (
 
 
 def choose(config: ModelConfig, path: Path) -> BackendEntry:
-    """The backend for the model in the file or folder `path`: the one that the configuration names, else the one of its format.
+    """The backend for the model in the file or folder `path`: as configured, else by format.
 
-    Its module is not imported. Raises InvalidArgument where there is none.
+    Does not import its module. Raises InvalidArgument if there is none.
     """
     entry = _configured(config)
     if entry is None:
@@ -65,7 +67,7 @@ def choose(config: ModelConfig, path: Path) -> BackendEntry:
         )
     if entry is None:
         raise InvalidArgument(
-            f"'{path}' is of no format that is known here; name its `backend` in the configuration: {_names()}"
+            f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
         )
     return entry
 
@@ -87,12 +89,12 @@ def _names() -> str:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-    """Whether a folder is that of a model by one of its files, whose name may begin with that of the folder."""
+    """Whether a folder holds one of a model's files, whose name may begin with the folder's."""
     return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
 
 
 def _format_of(path: Path) -> ModelFormat | None:
-    """By the whole name first, then by the suffix: model.json says more than .json."""
+    """Looks for the whole name first, then the suffix: model.json says more than .json."""
     if path.is_dir():
         return next(
             (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None

@@ -1,4 +1,4 @@
-"""What all runtimes share at their edge: the import that may fail, and reasons in one line."""
+"""What backends share: importing a runtime, checking a file, and reasons in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_REASON = 300
 
 
 def import_runtime(module: str, *, what: str, extra: str) -> Any:
-    """The package of a runtime. Raises Internal with the extra to install where it is missing or broken.
+    """Imports a runtime. Raises Internal with the extra to install if it is missing or broken.
 
     `what` begins the sentence ("TensorFlow models need TensorFlow").
     """
@@ -25,7 +25,7 @@ def import_runtime(module: str, *, what: str, extra: str) -> Any:
 
 
 def one_line(error: object) -> str:
-    """A runtime's reason without line breaks, cut where it would fill a screen."""
+    """A runtime's reason without line breaks, cut to a sensible length."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
 
@@ -36,8 +36,8 @@ _LFS_POINTER = b"version https://git-lfs"
 def read_start(path: Path, size: int = 64) -> bytes:
     """The first bytes of a model file.
 
-    Says what a runtime would only call a parse error, and opens nothing that could wait for its writer. Raises InvalidArgument for what is
-    no regular file, cannot be read, is empty, or is a pointer of Git LFS.
+    Detects what runtimes only report as a parse error, and never blocks on a pipe. Raises InvalidArgument for
+    a file that is not regular, cannot be read, is empty, or is a Git LFS pointer.
     """
     if path.exists() and not path.is_file():
         raise InvalidArgument(f"'{path}' is not a regular file")

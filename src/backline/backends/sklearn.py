@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn: from skops files, and from pickles where the server is told to trust them."""
+"""scikit-learn estimators: from skops files, and from pickles if the server trusts them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
 INPUT = "input__0"
-#: The methods that are served, each as an output of its name; `transform` only of what does not predict.
+#: The methods that are served, as outputs of their name; `transform` only for estimators that do not predict.
 _METHODS = ("predict", "predict_proba")
 _TRANSFORM = "transform"
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 class Sklearn:
-    """The backend for `*.skops`, and for `*.pkl` and `*.joblib` of a trusted repository."""
+    """The backend for `*.skops`, and for `*.pkl` and `*.joblib` if pickles are trusted."""
 
     name: ClassVar[str] = "sklearn"
     platform: ClassVar[str] = "sklearn"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
-        """Loads an estimator: `input__0` has a row of features for each item (texts for those that begin with a vectoriser).
+        """Loads an estimator. `input__0` has a row of features for each item, or texts if it begins with a
+        vectoriser.
 
-        Outputs are called as the methods that give them: `predict` and `predict_proba`, or `transform`. A run is computed on one core.
-        Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust, unless `trust_pickle`.
+        Outputs are named like the methods: `predict` and `predict_proba`, or `transform`. A run uses one
+        core. Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust,
+        unless `trust_pickle`.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -45,9 +47,8 @@ class Sklearn:
         warnings = parameters.warnings
         if path.suffix in _PICKLES:
             estimator = _unpickle(path, what, trusted=options.trust_pickle)
-            warnings += (
-                f"'{path}' is a pickle, which can execute anything when it is loaded; it was, as --trust-pickle says",
-            )
+            executed = "which can execute anything when it is loaded; it was, as --trust-pickle says"
+            warnings += (f"'{path}' is a pickle, {executed}",)
         else:
             estimator = _load_skops(path, what, trusted=options.trust_pickle)
         _use_one_core(estimator)
@@ -63,7 +64,7 @@ class Sklearn:
 
 
 class SklearnModel:
-    """An estimator. Python computes a part of every run, so threads gain little."""
+    """An estimator. Part of every run is Python, so threads gain little."""
 
     threads_per_run = 1
 
@@ -89,7 +90,7 @@ class SklearnModel:
             else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
         )
         outputs = []
-        for method in methods:  # as two rows show it: an estimator does not say what it gives
+        for method in methods:  # tried with two rows: an estimator does not describe its outputs
             try:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
@@ -108,7 +109,7 @@ class SklearnModel:
         rows = decode(self._name, self._input, array).tolist() if self._text else array
         try:
             return [_array(self._methods[method](rows)) for method in outputs]
-        except ValueError as error:  # what scikit-learn raises for values it cannot use, such as NaN
+        except ValueError as error:  # scikit-learn's error for values that it cannot use, such as NaN
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(
@@ -124,7 +125,7 @@ _limited = threading.local()
 
 
 def limit_threads() -> None:
-    """Keeps the numerical libraries below scikit-learn from taking all cores for the runs of this thread; OpenMP counts by thread."""
+    """Limits the numerical libraries to one core for runs on this thread; OpenMP counts by thread."""
     if not getattr(_limited, "done", False):
         from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
@@ -157,7 +158,8 @@ def _load_skops(path: Path, what: str, *, trusted: bool) -> Any:
 def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
     if not trusted:
         raise InvalidArgument(
-            f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with skops.io.dump(estimator,"
+            f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with"
+            " skops.io.dump(estimator,"
             " 'model.skops'), or serve with --trust-pickle if you know where the file comes from"
         )
     joblib = import_runtime("joblib", what=what, extra="sklearn")
@@ -170,7 +172,9 @@ def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The input: texts or rows of features. The configuration may choose a precision, or say what the estimator does not."""
+    """The input: texts or rows of features. The configuration may choose a precision, or tell what the
+    estimator does not.
+    """
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator
@@ -184,7 +188,8 @@ def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
             given.name, given.datatype, (-1, *given.shape) if config.max_batch_size else given.shape
         )
     raise InvalidArgument(
-        f"'{path}' does not say how many features it takes (a {type(estimator).__name__}); write its input into a config.pbtxt:"
+        f"'{path}' does not say how many features it takes (a {type(estimator).__name__}); write its input"
+        " into a config.pbtxt:"
         f' input [ {{ name: "{INPUT}" data_type: TYPE_FP64 dims: [ -1, FEATURES ] }} ]'
     )
 

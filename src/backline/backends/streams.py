@@ -1,4 +1,4 @@
-"""Triton's repeat and square backends, for trying out clients of decoupled models: any number of responses, no model."""
+"""Triton's repeat and square backends: any number of responses without a model, for trying out clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from backline.engine.signature import Signature, TensorSpec
 def check_tensors(
     config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Raises InvalidArgument unless the configuration is decoupled, without a batch, and names these tensors; -1 stands for any size."""
+    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and names these tensors; -1 is
+    any size.
+    """
     where = f"{config.source or config.name}: the {backend} backend"
     if not config.decoupled:
         raise InvalidArgument(
@@ -42,7 +44,8 @@ def check_tensors(
             )
             if found.datatype is not spec.datatype or not fits:
                 raise InvalidArgument(
-                    f"{where} expects {kind} '{spec.name}' to be {spec.datatype.name} with dims {list(spec.shape)},"
+                    f"{where} expects {kind} '{spec.name}' to be {spec.datatype.name} with dims"
+                    f" {list(spec.shape)},"
                     f" got {found.datatype.name} with dims {list(found.shape)}"
                 )
 
@@ -52,7 +55,7 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 
 
 class DeclaredModel:
-    """What such models have in common: the configuration is their signature, and there is no memory to give back."""
+    """Takes its signature from the configuration."""
 
     def __init__(self, config: ModelConfig, backend: str) -> None:
         self.signature = Signature(config.inputs, config.outputs)
@@ -71,24 +74,27 @@ _REPEAT_OUTPUTS = (TensorSpec("OUT", DataType.INT32, (1,)), TensorSpec("IDX", Da
 
 
 class Repeat:
-    """The backend for `backend: "repeat"`; nothing is recognised by its files."""
+    """The backend `repeat`; no file is recognised as its model."""
 
     name: ClassVar[str] = "repeat"
     platform: ClassVar[str] = "repeat"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
-        """A model that gives the elements of IN, each as OUT with its place as IDX, DELAY milliseconds after the one before.
+        """Returns the elements of IN, each as OUT with its index as IDX, DELAY milliseconds after the
+        previous one.
 
-        Raises InvalidArgument where the configuration has other tensors, a batch, or no decoupled transaction policy.
+        Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
         check_tensors(config, self.name, _REPEAT_INPUTS, _REPEAT_OUTPUTS)
         return RepeatModel(config, self.name)
 
 
 class RepeatModel(DeclaredModel):
-    """No model at all. WAIT, after which Triton's backend takes the next request, has no effect: here others never wait for it."""
+    """No model at all. WAIT delays the next request in Triton's backend; here requests never wait for each
+    other.
+    """
 
-    #: Most of the time they sleep.
+    #: They mostly sleep.
     streams_at_once = 16
 
     def stream(
@@ -111,15 +117,15 @@ _SQUARE_OUTPUTS = (TensorSpec("OUT", DataType.INT32, (1,)),)
 
 
 class Square:
-    """The backend for `backend: "square"`; nothing is recognised by its files."""
+    """The backend `square`; no file is recognised as its model."""
 
     name: ClassVar[str] = "square"
     platform: ClassVar[str] = "square"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
-        """A model that answers IN = n with n responses OUT = n.
+        """Returns n responses OUT = n for IN = n.
 
-        Raises InvalidArgument where the configuration has other tensors, a batch, or no decoupled transaction policy.
+        Raises InvalidArgument for other tensors, a batch, or a configuration that is not decoupled.
         """
         check_tensors(config, self.name, _SQUARE_INPUTS, _SQUARE_OUTPUTS)
         return SquareModel(config, self.name)

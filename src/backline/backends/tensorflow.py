@@ -1,4 +1,4 @@
-"""TensorFlow SavedModels, run as graphs: Keras is not needed, and its objects are never built."""
+"""TensorFlow SavedModels, run as graphs, without Keras objects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _DATATYPES = {
 }
 _FILE = "saved_model.pb"
 _DEFAULT_SIGNATURE = "serving_default"
-#: A signature that every SavedModel of version 2 has for its own purposes.
+#: An internal signature of every SavedModel of version 2.
 _INIT_SIGNATURE = "__saved_model_init_op"
 _KNOWN = ("TF_SIGNATURE_DEF", "TF_GRAPH_TAG", "TF_NUM_INTRA_THREADS")
 
@@ -68,10 +68,11 @@ class TensorFlow:
     def load(
         self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
     ) -> TensorFlowModel:
-        """Loads the signature that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
+        """Loads the signature named by the parameter TF_SIGNATURE_DEF, else "serving_default", else the only
+        one.
 
-        `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run is computed on the thread that asks for it;
-        TF_NUM_INTRA_THREADS lets an operation use more (the first model of the process decides for all).
+        `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run computes on its
+        caller's thread; TF_NUM_INTRA_THREADS allows more (the first model of the process decides for all).
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
@@ -79,7 +80,7 @@ class TensorFlow:
         runtime = _import()
         v1 = runtime.compat.v1
         graph = runtime.Graph()
-        # -1: operations run on the calling thread, so that runs beside each other take a core each.
+        # -1: operations run on the calling thread, so that parallel runs use one core each.
         session_config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
         device = options.device
         _place(session_config, device)
@@ -110,7 +111,7 @@ class TensorFlow:
 
 
 class TensorFlowModel:
-    """A session, and a prepared call for each set of outputs that was asked for."""
+    """A session, and a prepared call for each set of requested outputs."""
 
     def __init__(
         self,
@@ -165,16 +166,18 @@ class TensorFlowModel:
 
 
 def _import() -> Any:
-    # Unless the user wants them: lines about the processor that are of no use here, and a search for GPUs.
+    # Unless the user wants them: hides messages about the processor, and a search for GPUs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
-    # It would tell whoever serves a model that the one way to load it without Keras is deprecated.
+    # It would warn that the only way to load without Keras is deprecated.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime
 
 
 def _place(config: Any, device: Device) -> None:
-    """What a session may use: no GPU for models on the CPU; else all, with as much memory as it needs, and the CPU for what GPUs cannot."""
+    """Limits the session's devices: no GPU for models on the CPU; else all, with memory as needed, and the
+    CPU for operations that GPUs lack.
+    """
     if device == CPU:
         config.device_count["GPU"] = 0
     else:
@@ -183,7 +186,7 @@ def _place(config: Any, device: Device) -> None:
 
 
 def _folder(path: Path) -> Path:
-    """The folder with the saved_model.pb, for the path that the repository found."""
+    """The folder with saved_model.pb, for the path that the repository found."""
     for folder in (path, path / "model.savedmodel", path.parent):
         if (folder / _FILE).is_file():
             return folder
@@ -197,27 +200,31 @@ def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) 
         wanted = keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE
         if wanted not in keys:
             raise InvalidArgument(
-                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}"
+                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of"
+                f" {listed}"
             )
     elif wanted not in keys:
         raise InvalidArgument(
-            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has {listed}"
+            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has"
+            f" {listed}"
         )
     return wanted, signatures[wanted]
 
 
 def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     specs = []
-    for name in sorted(tensors):  # the file keeps no order
+    for name in sorted(tensors):  # the file has no order
         info = tensors[name]
         datatype = _DATATYPES.get(info.dtype)
         if info.WhichOneof("encoding") != "name" or datatype is None:
             raise InvalidArgument(
-                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a type in requests"
+                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a"
+                " type in requests"
             )
         if info.tensor_shape.unknown_rank and kind == "input":
             raise InvalidArgument(
-                f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of dimensions"
+                f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of"
+                " dimensions"
             )
         shape = (
             () if info.tensor_shape.unknown_rank else tuple(int(dim.size) for dim in info.tensor_shape.dim)
@@ -235,7 +242,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
-    # ValueError is what the session itself says of a shape that cannot be; InvalidArgumentError what an operation does.
+    # ValueError comes from the session for an impossible shape, InvalidArgumentError from an operation.
     if isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError":
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")

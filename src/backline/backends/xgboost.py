@@ -1,4 +1,4 @@
-"""XGBoost boosters, from JSON or UBJSON."""
+"""XGBoost boosters in JSON or UBJSON."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ class XgBoost:
     platform: ClassVar[str] = "xgboost"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
-        """Loads a booster. `output__0` is what Booster.inplace_predict gives: probabilities for classifiers, [N] or [N, classes].
+        """Loads a booster. `output__0` is the result of Booster.inplace_predict: probabilities for
+        classifiers, [N] or [N, classes].
 
-        One thread computes a run unless the parameter `nthread` says otherwise.
+        A run uses one thread unless the parameter `nthread` says otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
         if b"learner" not in read_start(path):
             raise InvalidArgument(
-                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if it is another file of that name, set"
+                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if it is another"
+                " file of that name, set"
                 " default_model_filename to the model's own"
             )
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")

@@ -1,4 +1,4 @@
-"""The one that carries plans out: loads in parallel, switches, drains, tries again."""
+"""Carries plans out: loads in parallel, switches, drains, retries."""
 
 from __future__ import annotations
 
@@ -29,19 +29,21 @@ from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds until a failed load is tried again; doubled with every attempt, up to the second number.
+#: Seconds before a failed load is retried, doubled with each attempt up to the second value.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something became of a version, or with "replaced" of one of its instances; `reason` is why it failed, or was put to sleep."""
+    """What has happened to a version, or ("replaced") to one of its instances; `reason` is why it failed or
+    was put to sleep.
+    """
 
     kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
     model: Model
     reason: str = ""
-    #: Whether a load that failed is tried again.
+    #: Whether a failed load will be retried.
     again: bool = False
 
 
@@ -66,16 +68,16 @@ class Executor:
         self._threads = LoadThreads()
         self._keys = count(1)
         self._loading = 0
-        #: Names of models with loads for which no slot was free, in their order.
+        #: Models with loads that wait for a slot, in order.
         self._waiting: dict[str, None] = {}
-        #: What loads have measured, by name, version and fingerprint.
+        #: Measurements by model and version, with the fingerprint that they hold for.
         self._measured: dict[tuple[str, str], tuple[str, Measured]] = {}
         self._closed = False
 
-    # steps
-
     def advance(self, names: Iterable[str]) -> None:
-        """Takes all steps that can be taken now; those that take time go on by themselves."""
+        """Takes every step that is possible now. Those that take time continue as tasks, which call this
+        again.
+        """
         if self._closed:
             return
         mine = dict.fromkeys(names)
@@ -117,7 +119,7 @@ class Executor:
             self._engine.forget(served.name)
 
     def _carry_out(self, served: ServedModel, action: Action) -> bool:
-        """Returns whether there was something to do."""
+        """Returns whether anything changed, so that the plan must be made again."""
         match action:
             case BeginLoad(goal, instead):
                 if self.dependencies.is_waiting(_config(goal)):
@@ -196,7 +198,7 @@ class Executor:
             if evict:
                 one.retry_after = error.retry_after
                 self._fail(served, one, error.message, time.monotonic() - began)
-            else:  # nobody asked for it yet
+            else:  # no request has asked for it
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
@@ -223,7 +225,7 @@ class Executor:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
             loop = asyncio.get_running_loop()
-            # A little later than planned: the loop's timers may be early.
+            # A little later than `again`: the loop's timers may fire early.
             loop.call_later(pause + 0.002, self.advance, (served.name,))
             reason = f"{reason}; tried again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
@@ -239,10 +241,8 @@ class Executor:
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
         self.advance((served.name,))
 
-    # the end
-
     async def close(self) -> None:
-        """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
+        """Takes no more requests, refuses those that wait, lets running ones finish, and frees the models."""
         self._closed = True
         self._residency.close()
         self.models.close()
@@ -273,6 +273,6 @@ def _servable_class(config: ModelConfig) -> type[Servable]:
         return Servable
     from backline.lifecycle.composed import (
         ComposedServable,
-    )  # with the queue of ensembles, for servers that have some
+    )  # imported late: it brings the queue of ensembles along
 
     return ComposedServable

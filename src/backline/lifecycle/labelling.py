@@ -1,4 +1,4 @@
-"""Labels moved by request: compared, kept on disk, and moved when their version is ready."""
+"""Labels moved by request: compared, stored on disk, and moved once their version is ready."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from backline.lifecycle.records.labels import LabelStore
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted.target import Source, Target, listed
 
-#: In characters, as the longest name of a version's folder.
+#: In characters; a version's folder name can be as long.
 _LONGEST_LABEL = 255
 
 
 class NoteChange(Protocol):
-    """Writes a change into the audit log."""
+    """Records a change in the audit log."""
 
     def __call__(
         self,
@@ -38,9 +38,9 @@ class NoteChange(Protocol):
 
 
 class Labelling:
-    """The labels of all models, as requests and configurations set them.
+    """The labels of all models, from requests and configurations.
 
-    `changing` is held during a change of a model, `versions_now` gives the versions that a label may point to.
+    `changing` locks a model while it changes; `versions_now` gives the versions that a label may point to.
     """
 
     def __init__(
@@ -66,14 +66,15 @@ class Labelling:
         self._storing = asyncio.Lock()
 
     def in_force(self, source: Source) -> Mapping[str, str]:
-        """The labels of a model: those of its configuration, and before them those of requests."""
+        """The labels of a model: those of its configuration, overridden by those set by request."""
         return {**source.found.config.labels, **self._store.of(source.name)}
 
     async def move(self, move: LabelMove, who: str) -> Change:
         """See Control. Raises BacklineError with the reason when nothing was changed."""
         if not self._allowed:
             raise Unavailable(
-                "labels cannot be changed in this server, which serves what its repositories held at the start;"
+                "labels cannot be changed in this server, which serves what its repositories held at the"
+                " start;"
                 " start it with --model-control-mode poll or explicit"
             )
         if move.action == "unlabel":
@@ -83,7 +84,7 @@ class Labelling:
         return await self._point(move, who)
 
     async def _back(self, move: LabelMove) -> LabelMove:
-        """A rollback with the version to go back to, and the one that the label must still point to then."""
+        """Fills in the version to go back to, and where the label must still point when it moves."""
         model, label = move.model, move.label
         self._labelled(model)
         moves = ("label", "unlabel", "promote", "rollback")
@@ -91,13 +92,14 @@ class Labelling:
         last = next((change for change in history if change.label == label and change.action in moves), None)
         if last is None or not last.before:
             raise InvalidArgument(
-                f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to;"
+                f"label '{label}' of '{model}' has not been moved from another version, so there is none to"
+                " go back to;"
                 " point it to one, or remove it"
             )
         return replace(move, version=last.before, expected=self._engine.labels(model).get(label, ""))
 
     async def _point(self, move: LabelMove, who: str) -> Change:
-        """Points a label to a version, which is loaded first if need be."""
+        """Points a label to a version, loading it first if necessary."""
         model, label, version = move.model, move.label, move.version
         async with self._changing(model):
             served, target = self._labelled(model)
@@ -106,30 +108,35 @@ class Labelling:
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
-                    f"label '{label}' cannot point to version {version[:_LONGEST_LABEL]} of '{model}', which does not exist;"
-                    f" there {listed(versions)}"
+                    f"label '{label}' cannot point to version {version[:_LONGEST_LABEL]} of '{model}', which"
+                    " does not exist;"
+                    f" available: {listed(versions)}"
                 )
             added = await self._executor.changes.bring_up(served, version)
             try:
-                # Again, because the load may have taken minutes in which the files gave the label another version.
+                # Checked again: the label may have moved during the load, which can take minutes.
                 self._check_expected(served, move)
                 async with self._storing:
                     await asyncio.to_thread(self._store.set, model, label, version)
                 before = served.labels.get(label, "")
                 served.labels = {**served.labels, label: version}
             finally:
-                if added and served.target is not None:  # the label holds it now, or nothing does
+                if (
+                    added and served.target is not None
+                ):  # from now on only the label keeps the version, if it was moved
                     served.target = replace(served.target, beside=served.target.beside - {version})
                 self._executor.advance((model,))
             return self._note(move.action, who, model, version, label=label, before=before)
 
     async def _remove(self, move: LabelMove, who: str) -> Change:
-        """Forgets a label that a request has set; that of the configuration is in force again."""
+        """Removes a label that was set by request; one from the configuration shows again."""
         model, label = move.model, move.label
         async with self._changing(model):
             served, target = self._labelled(model)
             if label not in served.labels:
-                raise NotFound(f"'{model}' has no label '{label}'; there {listed(sorted(served.labels))}")
+                raise NotFound(
+                    f"'{model}' has no label '{label}'; available: {listed(sorted(served.labels))}"
+                )
             self._check_expected(served, move)
             configured = target.source.found.config.labels.get(label, "")
             if label not in self._store.of(model):
@@ -147,9 +154,9 @@ class Labelling:
     def _labelled(self, model: str) -> tuple[ServedModel, Target]:
         served = self._executor.models.find(model)
         if served is None or served.target is None:
-            self._engine.find(model)  # says that it is unknown, where it is
+            self._engine.find(model)  # raises for an unknown model
             raise Unavailable(
-                f"model '{model}' is not loaded, so that its labels cannot be changed; load it first"
+                f"model '{model}' is not loaded, so its labels cannot be changed; load it first"
             )
         return served, served.target
 
@@ -161,11 +168,13 @@ class Labelling:
             or set(label) & set('/\\?#%"<>')
         ):
             raise InvalidArgument(
-                f"{label[:32]!r} cannot be a label: use letters, digits and signs that need no escape in a URL"
+                f"{label[:32]!r} cannot be a label: use letters, digits and characters that need no"
+                " escaping in a URL"
             )
         if len(label) > _LONGEST_LABEL:
             raise InvalidArgument(
-                f"a label has at most {_LONGEST_LABEL} characters, this one has {len(label)}: '{label[:32]}...'"
+                f"a label has at most {_LONGEST_LABEL} characters, this one has {len(label)}:"
+                f" '{label[:32]}...'"
             )
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
@@ -176,6 +185,7 @@ class Labelling:
             found = f"points to version {now}" if now else "does not exist"
             wanted = f"to version {move.expected}" if move.expected else "to none"
             raise InvalidArgument(
-                f"label '{move.label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was"
+                f"label '{move.label}' of '{served.name}' was expected to point {wanted}, but it {found};"
+                " nothing was"
                 " changed"
             )

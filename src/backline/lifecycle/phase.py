@@ -12,17 +12,17 @@ from backline.engine.model import ModelState
 class VersionPhase(Enum):
     """How far a version is."""
 
-    #: To be loaded; its load has not begun.
+    #: Wanted; its load has not begun.
     WAITING = "waiting"
-    #: To be loaded when a request comes.
+    #: Loaded when a request comes.
     ASLEEP = "asleep"
-    #: A request has come.
+    #: Being loaded for a request.
     WAKING = "waking"
     LOADING = "loading"
     #: In memory and warm, and not yet open to requests.
     LOADED = "loaded"
     READY = "ready"
-    #: Takes no more requests; what it has is finished.
+    #: Takes no more requests; running ones finish.
     DRAINING = "draining"
     FAILED = "failed"
     UNLOADED = "unloaded"
@@ -30,7 +30,7 @@ class VersionPhase(Enum):
 
 _P = VersionPhase
 
-#: The phases that may follow each. A load that is tried again, or a version that is loaded again, begins as another one.
+#: The phases that may follow each. A retry or a reload is another load, with phases of its own.
 FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
     {
         _P.WAITING: frozenset(),
@@ -46,7 +46,7 @@ FOLLOWING: Mapping[VersionPhase, frozenset[VersionPhase]] = MappingProxyType(
     }
 )
 
-#: What clients see. A loaded version is not shown as ready before requests reach it.
+#: What clients see. A loaded version shows as loading until requests reach it.
 SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
     {
         _P.WAITING: ModelState.LOADING,
@@ -63,7 +63,7 @@ SEEN_AS: Mapping[VersionPhase, ModelState] = MappingProxyType(
 
 
 class IllegalTransition(RuntimeError):
-    """A version was to enter a phase that may not follow the one it is in: a bug of the server."""
+    """A version was moved to a phase that may not follow its own: a bug in the server."""
 
 
 def check_transition(before: VersionPhase, after: VersionPhase) -> None:

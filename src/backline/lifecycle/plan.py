@@ -1,4 +1,6 @@
-"""The next steps from what is held to what is wanted: a pure function, so that every order of events can be tried."""
+"""The next steps from what is held to what is wanted: a pure function, so that tests can try every order of
+events.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ from backline.lifecycle.phase import VersionPhase
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that should be there. A changed `fingerprint` is another load, changed `settings` are not.
+    """A version that should be held. A new `fingerprint` needs another load, new `settings` do not.
 
-    `loaded` False is a version that is only registered, and loaded when a request asks for it. `serve` False is one that should be loaded
-    and not yet take the place of the one that is there: it belongs to a change that is made as a whole.
+    `loaded` False only registers it, to be loaded on request. `serve` False loads it without replacing the
+    version that serves: it belongs to an all-or-nothing change.
     """
 
     name: str
@@ -27,7 +29,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A version that is there, by its `key`. `retry_at` is when a failed load is tried again, None for never."""
+    """A version that is held. `retry_at` is when a failed load is retried, None for never."""
 
     key: int
     name: str
@@ -40,7 +42,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class BeginLoad:
-    """Loads a version; in the place of `instead`, the failed load that is tried again."""
+    """Loads a version; `instead` is the failed load that it retries."""
 
     wanted: Wanted
     instead: int | None = None
@@ -48,14 +50,14 @@ class BeginLoad:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Opens a loaded version to requests, in the place of another of its number."""
+    """Opens a loaded version to requests; it replaces an older load of the same version."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Gives a version its new settings, while it serves."""
+    """Gives a serving version new settings."""
 
     key: int
     wanted: Wanted
@@ -63,21 +65,21 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Takes a version out of service, lets it finish, and gives its memory back."""
+    """Takes a version out of service, lets its requests finish, and frees it."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Gives up a load that is under way; asked for again until it has ended."""
+    """Aborts a running load; planned again until the load has ended."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Drops the memory of a failed load."""
+    """Forgets a failed load."""
 
     key: int
 
@@ -87,11 +89,12 @@ _Identity: TypeAlias = tuple[str, str, str]
 
 
 def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load_slots: int) -> list[Action]:
-    """The actions that may be taken now, in order; to be asked for again whenever one of them has ended.
+    """The actions to take now, in order; to be called again whenever one of them has ended.
 
-    `wanted` has no two entries of one name, version and fingerprint, and at most one with `serve` of a name and version. Loads are begun in
-    the order of `wanted`, at most `load_slots` at the same time. New before old: what is no longer wanted is unloaded when a wanted version
-    of its model is ready, or when none is wanted (TensorFlow Serving's availability-preserving policy). A failed load leaves what serves.
+    Entries of `wanted` differ in name, version or fingerprint, and at most one of a name and version has
+    `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. New before old: an unwanted
+    version is unloaded when a wanted version of its model is ready, or none is wanted (TensorFlow Serving's
+    availability-preserving policy). A failed load leaves what serves.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
@@ -120,7 +123,7 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
     ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
-    #: The names and versions that answer as they should, and the names with any such version.
+    #: Versions that answer as wanted, and models with at least one.
     answering = {
         (goal.name, goal.version)
         for identity, goal in goals.items()

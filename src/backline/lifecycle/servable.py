@@ -1,4 +1,4 @@
-"""The life of one version: fetched, loaded, warmed up, served, drained, unloaded."""
+"""One version from its load to its end: fetch, load, warm up, serve, drain, unload."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
 
 
 class Servable(ShownVersion):
-    """One load of one version, and what serves it. Lives on the event loop; `model` is what the engine and its callers see."""
+    """One load of one version, and what serves it. Lives on the event loop."""
 
     def __init__(
         self,
@@ -58,30 +58,32 @@ class Servable(ShownVersion):
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` are those of the load that this one replaces, if any; `on_given_up` is called when an instance was replaced."""
+        """`statistics` continue those of the load that this one replaces; `on_given_up` is called when an
+        instance was replaced.
+        """
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
         self.attempt = attempt
-        #: Whether its load began while another version of the model served.
+        #: Whether another version of the model served when this load began.
         self.beside_serving = beside_serving
-        #: Whether it belongs to what the start is to load.
+        #: Whether it is one of the initial loads.
         self.at_start = not shared.started
         #: The size of its files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
-        #: When it was opened to requests, of time.time().
+        #: When it was opened to requests, by time.time().
         self.ready_at = 0.0
-        #: When a failed load is tried again, of time.monotonic().
+        #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
-        #: Seconds after which a request may have better luck than the failed load had; None where that is not known.
+        #: Seconds after which a load might succeed that has just failed; None if unknown.
         self.retry_after: float | None = None
-        #: The load or the drain that is under way.
+        #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
-        #: Without what the model has completed.
+        #: The configuration before the model completed it.
         self._config = config
         self._version = version
         self._fetch = fetch
@@ -94,14 +96,16 @@ class Servable(ShownVersion):
         self._maker: InstanceMaker | None = None
 
     def held(self) -> Held:
-        """What the planner sees."""
+        """This load as the planner sees it."""
         model = self.model
         return Held(
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
         )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up; `known` is what an earlier load of the same files measured. Raises BacklineError with the reason."""
+        """Fetches, loads and warms up. `known` is from an earlier load of the same files. Raises
+        BacklineError with the reason.
+        """
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -127,7 +131,9 @@ class Servable(ShownVersion):
             warm = await asyncio.shield(loading)
         except asyncio.CancelledError:
             load.cancel()
-            loading.add_done_callback(_discard)  # a runtime cannot be interrupted
+            loading.add_done_callback(
+                _discard
+            )  # a runtime cannot be interrupted: what it loads is closed later
             raise
         try:
             self._start(warm)
@@ -139,7 +145,7 @@ class Servable(ShownVersion):
         self.enter(VersionPhase.LOADED)
 
     def _start(self, warm: WarmModel) -> None:
-        """Puts a loaded model behind a queue."""
+        """Gives a loaded model its instances and its queue."""
         loaded = warm.loaded
         model, shared = self.model, self._shared
         self._completion = warm.completion
@@ -162,7 +168,7 @@ class Servable(ShownVersion):
                 model, loaded, instances, warm.tensors, shared.states, shared.total
             )
         else:
-            # What nobody can tell from another load's is kept for this one only.
+            # Without a digest of the files, responses are cached for this load only.
             content = warm.content or f"load {uuid4()}"
             self._queue = build_queue(
                 model,
@@ -185,7 +191,7 @@ class Servable(ShownVersion):
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
 
     def _tell(self, loaded: LoadedVersion) -> None:
-        """What people and metrics are told of the configuration."""
+        """Updates what people and metrics see of the configuration."""
         model, config = self.model, self.model.config
         cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
@@ -210,42 +216,47 @@ class Servable(ShownVersion):
     def _warn_of_cache(self) -> None:
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
-                "model '%s' version %s asks for the response cache, but the server has none and runs every request:"
+                "model '%s' version %s asks for the response cache, but the server has none and runs every"
+                " request:"
                 " start it with --cache-config local,size=64MiB",
                 self.model.name,
                 self.model.version,
             )
 
     def _on_available(self, reason: str) -> None:
-        """Nothing can run the model any more, for a reason, or something can again."""
+        """Called when nothing can run the model, with the reason, or with "" when something can again."""
         if self.phase is VersionPhase.READY:
             self._show(reason, stalled=bool(reason))
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """The model says of itself that it is not ready, or is again; its requests are answered all the same."""
+        """Called when the model declares itself not ready, or ready again (""). Requests are answered either
+        way.
+        """
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """Whether others that it asks have changed so that it was taken out of service, or may be loaded again. It asks none."""
+        """Returns whether changes of models that it calls took it out of service, or allow a new load. It
+        calls none.
+        """
         return False
 
     @property
     def may_come_back(self) -> bool:
-        """Whether one that was taken out of service by `review` has what it lacked."""
+        """Whether a version that `review` took out of service can be loaded again."""
         return False
 
     def serve(self) -> None:
-        """From now on it takes requests, once the engine knows it."""
+        """Opens it to requests, from the engine's next refresh on."""
         self.enter(VersionPhase.READY)
         self.ready_at = time.time()
 
     def show_beside(self, failure: str, progress: LoadProgress | None) -> None:
-        """Shows, while it serves, why newer files of its version cannot be served, and how far their load is."""
+        """Shows why newer files of a serving version cannot be served, and how far their load is."""
         self._show(
-            f"the files as they are now cannot be served, so those of before are: {failure}"
+            f"the current files cannot be served, so the previous ones still are: {failure}"
             if failure
             else ""
         )
@@ -261,11 +272,11 @@ class Servable(ShownVersion):
 
     @property
     def last_used(self) -> float:
-        """When it last answered, or was opened to requests, of time.time()."""
+        """When it last answered, or was opened to requests, by time.time()."""
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
-        """Takes a configuration that differs in what needs no load."""
+        """Takes a configuration that needs no new load."""
         assert self._loaded is not None, "only what is loaded is updated"
         assert self._queue is not None, "what is loaded has a queue"
         assert self._maker is not None, "what is loaded has instances"
@@ -276,9 +287,13 @@ class Servable(ShownVersion):
         loaded = self._loaded = before.placed_again(config)
         if not loaded.resizable and config.instance_groups != groups:
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
-            later = "another instance_group has an effect when it is loaded next"
+            later = "the new instance_group takes effect at its next load"
             log.warning(
-                "model '%s' version %s goes on in %s: %s", self.model.name, self.model.version, workers, later
+                "model '%s' version %s keeps running in %s: %s",
+                self.model.name,
+                self.model.version,
+                workers,
+                later,
             )
         instances = None
         if (loaded.lane, loaded.instances) != (
@@ -292,7 +307,7 @@ class Servable(ShownVersion):
             self.model.placement = self._maker.placement(loaded, instances)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
-        """Its load has failed, and is tried again at `retry_at` if that is a time."""
+        """Notes that its load has failed, and will be retried at `retry_at` unless that is None."""
         self.enter(VersionPhase.FAILED, reason)
         if self._load is not None:
             self._load.forget_calls()
@@ -300,11 +315,11 @@ class Servable(ShownVersion):
         self.model.progress = None
 
     def begin_drain(self) -> None:
-        """From now on it takes no more requests, once the engine knows."""
+        """Closes it to requests, from the engine's next refresh on."""
         self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
+        """Finishes its requests, for at most `limit` seconds, and frees the model."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
             ending = (
@@ -317,12 +332,12 @@ class Servable(ShownVersion):
                 ending.cancel()
         if self._maker is not None and self._maker.stuck:
             log.error(
-                "the memory of model '%s' version %s is not given back: runs of it do not end",
+                "the memory of model '%s' version %s is not freed: some of its runs do not end",
                 self.model.name,
                 self.model.version,
             )
         elif self._loaded is not None:
-            # Tearing a large model down takes long enough to keep others waiting.
+            # On a thread: freeing a large model would block the loop.
             await asyncio.get_running_loop().run_in_executor(None, self._loaded.close)
         self._loaded = self._maker = None
         if self._load is not None:
@@ -331,15 +346,17 @@ class Servable(ShownVersion):
         self.model.memory_bytes = 0
 
     def end(self) -> None:
-        """It is drained, and no longer held: until then the planner must see it as draining."""
+        """Called once it is drained and no longer held: the planner would take an unloaded version for one
+        that serves.
+        """
         self.enter(VersionPhase.UNLOADED, "unloaded")
 
     def _end_streams(self, streams: StreamPool) -> None:
-        """Ends streams that go on for longer than a drain may take: they may have no end."""
+        """Ends streams that outlast the drain; they may be endless."""
         streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
 
     def _move_to_threads(self) -> None:
-        """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
+        """Moves a model that blocks the event loop for longer than was measured to threads."""
         if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"
@@ -348,13 +365,14 @@ class Servable(ShownVersion):
         model = self.model
         instances = self._maker.move_to_threads(self._loaded)
         self._queue.replace_instances(instances)
-        moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
+        limit = InlineInstance.LONG_RUN_NS / 1e6
+        moved = f"some requests took longer than {limit:g} ms, so it was moved to threads"
         log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
         placement = self._maker.placement(self._loaded, instances)
         model.placement = replace(placement, reason=f"{placement.reason}; {moved}")
 
 
 def _discard(loading: asyncio.Future[WarmModel]) -> None:
-    """Closes what was loaded for nobody."""
+    """Closes a model whose load was cancelled meanwhile."""
     if not loading.cancelled() and loading.exception() is None:
         loading.result().loaded.close()

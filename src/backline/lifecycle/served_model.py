@@ -1,4 +1,4 @@
-"""All versions of one model: which are wanted, which are there, and what the engine is told of them."""
+"""All versions of one model: the wanted ones, the held ones, and what the engine shows."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from backline.lifecycle.shown_version import ShownVersion, StandIn
 from backline.lifecycle.wanted.target import Target, identity
 from backline.repository.repository import FoundVersion
 
-#: Makes the model that stands for a version which is loaded when a request comes.
+#: Makes the stand-in for a version that is loaded on request.
 MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One name of the engine. Whoever changes `target`, `change`, `labels` or `held` lets the executor take the next steps."""
+    """One model of the engine. Whoever changes `target`, `change`, `labels` or `held` must call the
+    executor's `advance`.
+    """
 
     def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
-        #: What should be served; None for a model that is not to be served.
+        #: What should be served; None for nothing.
         self.target: Target | None = None
-        #: A target that takes the place of the other as a whole, or not at all.
+        #: A new target, to be reached as a whole or dropped.
         self.change: Target | None = None
-        #: The labels as they should be; a version that one points to stays.
+        #: Labels as they should be; a version with a label stays loaded.
         self.labels: Mapping[str, str] = {}
-        #: The labels as they are: one moves when its new version is ready.
+        #: Labels as they are: each moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
         self.held: dict[int, Servable] = {}
-        #: The versions that the repository holds.
+        #: The versions in the repository.
         self.known_versions: frozenset[str] = frozenset()
-        #: Versions that a request has asked for although the model is loaded on demand.
+        #: On-demand versions that a request has woken.
         self.awake: set[str] = set()
-        #: Versions that are not in memory until a request asks for them, and why.
+        #: Versions that were unloaded until a request comes, and why.
         self.resting: dict[str, str] = {}
-        #: What the last change as a whole has failed at, by version.
+        #: Why the last change failed, by version.
         self.failures: dict[str, StandIn] = {}
         self._shown: dict[str, ShownVersion] = {}
         self._waiting: dict[str, StandIn] = {}
         self._asleep: dict[str, StandIn] = {}
         self._unloaded: dict[str, Servable] = {}
 
-    # what is wanted
-
     @property
     def _labelled(self) -> set[str]:
         return {*self.labels.values(), *self._pointing.values()}
 
     def move_labels(self) -> None:
-        """Moves labels whose versions can answer; one that pointed to a version that answers does not leave it for one that does not."""
+        """Moves labels to versions that can answer; a label never leaves a version that answers for one that
+        does not.
+        """
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
             before = self._pointing.get(label, version)
@@ -64,7 +66,7 @@ class ServedModel:
         return self.ready(version) is not None or version in self._asleep
 
     def wanted(self) -> list[Wanted]:
-        """For the planner: the target, the change that is being made, and loaded versions that only a label still holds."""
+        """Goals for the planner: the target, the change in progress, and versions that only a label keeps."""
         goals: list[Wanted] = []
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
@@ -84,7 +86,7 @@ class ServedModel:
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
     def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
-        """Versions that the repository no longer holds go on while a label points to them."""
+        """Versions that left the repository but keep serving while a label points to them."""
         labelled = self._labelled - wanted
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
@@ -93,20 +95,20 @@ class ServedModel:
         ]
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
-        """Where a wanted version comes from."""
+        """The target and files of a wanted version."""
         for target in (self.change, self.target):
             if target is None:
                 continue
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
-        raise LookupError(f"{goal.name} {goal.version} is not wanted")  # the planner makes up nothing
-
-    # how far it is
+        raise LookupError(
+            f"{goal.name} {goal.version} is not wanted"
+        )  # the planner only loads what `wanted` named
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether no step is in progress or scheduled."""
         if self.change is not None:
             return False
         if any(
@@ -118,7 +120,7 @@ class ServedModel:
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
 
     def outcome(self) -> dict[str, str] | None:
-        """Of the change as a whole: why which versions failed, empty when all are loaded; None while that is open."""
+        """The failures of the change by version, empty when all versions are loaded; None while loads run."""
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
         there = {
@@ -137,7 +139,7 @@ class ServedModel:
         return failures
 
     def load_ended(self, version: str) -> str | None:
-        """None while a version is being loaded, else why it failed, empty when it is ready."""
+        """None during the load of a version, then why it failed, or "" when it is ready."""
         if self.ready(version) is not None:
             return ""
         held = [
@@ -153,7 +155,7 @@ class ServedModel:
         return None if any(goal.version == version for goal in self.wanted()) else "it is no longer served"
 
     def ready(self, version: str) -> Servable | None:
-        """What serves a version."""
+        """The load that serves a version."""
         return next(
             (
                 one
@@ -163,10 +165,10 @@ class ServedModel:
             None,
         )
 
-    # who rests
-
     def may_rest(self, one: Servable) -> bool:
-        """Whether a version that is ready can be loaded again as it is, and nothing is under way that it is needed for."""
+        """Whether a ready version could be unloaded and loaded again unchanged, and no change in progress
+        needs it.
+        """
         if self.change is not None or any(
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
@@ -177,17 +179,17 @@ class ServedModel:
         )
 
     def rest(self, version: str, reason: str) -> None:
-        """From now on a version is in memory only when a request asks for it."""
+        """Marks a version to be unloaded until a request asks for it."""
         self.awake.discard(version)
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
-        """The counters of a version that is there, asleep or not: they go on over its loads."""
+        """The counters of a held or sleeping version, which continue over its loads."""
         one = self.ready(version) or self._asleep.get(version)
         return None if one is None else one.model.statistics
 
     def take_over(self, asleep: StandIn) -> None:
-        """Gives a version that goes to sleep what is known of it from its last load."""
+        """Shows on the stand-in what the last load of its version showed."""
         for one in self.held.values():
             if one.model.version == asleep.model.version and one.phase in (
                 VersionPhase.READY,
@@ -200,14 +202,12 @@ class ServedModel:
         """The versions that answer."""
         return {one.model.version for one in self.held.values() if one.phase is VersionPhase.READY}
 
-    # what the engine is told
-
     def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
-        """Shows each version once: what answers, else what is on its way, else what went wrong."""
+        """Shows one entry for each version: what answers, else what is loading, else what failed."""
         shown = self._choose(make_asleep)
         at_start = {id(one) for one in self.held.values() if one.at_start}
         for one in shown.values():
-            # What comes later and is not ready yet, or fails, is no reason to take the server out of service.
+            # A later change that is loading or fails does not take the whole server out of service.
             one.require(
                 self._strict_readiness
                 and (not started or id(one) in at_start)
@@ -227,7 +227,7 @@ class ServedModel:
         self._shown = shown
 
     def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
-        """What stands for each version; of several that could, the last one that is found here."""
+        """The entry for each version; later assignments win."""
         shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
         order = (
             VersionPhase.DRAINING,
@@ -239,7 +239,7 @@ class ServedModel:
         for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
             shown[one.model.version] = one
         goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
-        # One that was asleep goes on holding requests until its load has ended well.
+        # A sleeping version holds requests until its load has succeeded.
         sleeping = [
             goal.version
             for goal in goals
@@ -261,7 +261,9 @@ class ServedModel:
         return shown
 
     def _show_loads_beside(self, shown: Mapping[str, ShownVersion]) -> None:
-        """A version that serves shows how the load of its new files goes and why it failed; one that is asleep how its load goes."""
+        """Shows the progress and failure of newer files on a serving version, and the progress of a load on a
+        sleeping one.
+        """
         for version, asleep in self._asleep.items():
             if shown.get(version) is asleep:
                 load = self._load_of(version)
@@ -270,7 +272,7 @@ class ServedModel:
                 )
         for one in self.held.values():
             version = one.model.version
-            # One without workers shows why, and nothing else.
+            # A version without workers keeps showing that reason.
             if shown[version] is not one or one.model.state is not ModelState.READY:
                 continue
             failed = [
@@ -284,7 +286,7 @@ class ServedModel:
             one.show_beside(failed[0] if failed else "", None if load is None else load.model.progress)
 
     def _load_of(self, version: str) -> Servable | None:
-        """The load of a version that is under way."""
+        """The running load of a version."""
         return next(
             (
                 one
@@ -300,14 +302,14 @@ class ServedModel:
         return StandIn(self.name, version, target.source.config, VersionPhase.WAITING)
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
-        """The change to a target has failed, for a reason by version."""
+        """Shows why a change failed, by version."""
         for version, reason in reasons.items():
             self.failures[version] = StandIn(
                 self.name, version, target.source.config, VersionPhase.FAILED, reason
             )
 
     def _unloaded_versions(self) -> Mapping[str, Servable]:
-        """Versions that were served once and could be again: they are listed as unloaded."""
+        """Versions that served once and could again, to be listed as unloaded."""
         known = self.known_versions
         self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
@@ -316,7 +318,7 @@ class ServedModel:
         return self._unloaded
 
     def unloaded(self, one: Servable) -> None:
-        """Notes that a version has been unloaded."""
+        """Removes a drained version."""
         del self.held[one.key]
         one.end()
         self._unloaded[one.model.version] = one

@@ -23,23 +23,23 @@ class ShownVersion:
         return self._phase
 
     def enter(self, phase: VersionPhase, reason: str = "") -> None:
-        """Goes on to another phase, for a reason if there is one to show. Raises IllegalTransition."""
+        """Enters another phase, with the reason to show if any. Raises IllegalTransition."""
         check_transition(self._phase, phase)
         self._phase = phase
         self._show(reason)
 
     def _show(self, reason: str, *, stalled: bool = False) -> None:
-        """Derives what clients see. One that is `stalled` keeps its phase, but answers nothing for now."""
+        """Derives what clients see. A `stalled` version keeps its phase, but cannot answer for now."""
         self.model.state = SEEN_AS[VersionPhase.FAILED if stalled else self._phase]
         self.model.reason = reason
 
     def require(self, required: bool) -> None:
-        """Whether the server is only ready when this version is."""
+        """Sets whether the server needs this version to be ready."""
         self.model.required = required
 
 
 class StandIn(ShownVersion):
-    """Stands for a version that has no load: it waits for one, is asleep, or could not be loaded with others."""
+    """Stands for a version without a load: one that waits for it, is asleep, or failed in a change."""
 
     def __init__(
         self, name: str, version: str, config: ModelConfig, phase: VersionPhase, reason: str = ""
@@ -49,20 +49,20 @@ class StandIn(ShownVersion):
     def hold_requests(
         self, check: Callable[[InferRequest], None], queue: RequestQueue, wake: Callable[[], Awaitable[None]]
     ) -> None:
-        """Takes requests until the version is loaded, which `wake` brings about without one."""
+        """Makes it take requests until the version is loaded; `wake` loads it without a request."""
         model = self.model
         model.on_demand = True
         model.check, model.queue, model.wake = check, queue, wake
 
     def resemble(self, loaded: Model) -> None:
-        """Shows what is known of the version from an earlier load; its statistics go on."""
+        """Shows what an earlier load showed, and continues its statistics."""
         model = self.model
         model.signature, model.max_batch_size = loaded.signature, loaded.max_batch_size
         model.backend, model.platform, model.placement = loaded.backend, loaded.platform, loaded.placement
         model.scheduling, model.statistics = loaded.scheduling, loaded.statistics
 
     def show_load(self, *, loading: bool, progress: LoadProgress | None) -> None:
-        """Shows whether a load is under way, and how far it is where that is known."""
+        """Shows whether a load is running, and its progress if known."""
         phase = VersionPhase.WAKING if loading else VersionPhase.ASLEEP
         if phase is not self.phase:
             self.enter(phase, self.model.reason)
@@ -73,5 +73,5 @@ class StandIn(ShownVersion):
         self.model.reason = f"the last load failed: {reason}; tried again when a request comes"
 
     def hand_over(self, loaded: Model) -> None:
-        """From now on requests go straight to the version that was loaded."""
+        """Sends requests straight to the loaded version."""
         self.model.check, self.model.queue = loaded.check, loaded.queue

@@ -195,7 +195,7 @@ def test_recorded_requests_of_another_signature_are_left_out_and_named(
         )
         assert warm(model, list(samples)) == 1
     assert (
-        f"a recorded request is left out: warm-up request 1 of '{recorded}' does not fit the model: "
+        f"a recorded request is skipped: warm-up request 1 of '{recorded}' does not fit the model: "
         in caplog.text
     )
 

@@ -157,7 +157,7 @@ def test_a_deadline_that_passes_during_the_load_is_kept() -> None:
         patient = sleeper.ask()
         with pytest.raises(
             DeadlineExceeded,
-            match=r"The deadline of the request passed after .* ms in which model 'm' was being loaded",
+            match=r"The deadline of the request passed after .* ms while model 'm' was loading",
         ):
             await late
         assert sleeper.model.statistics.expired == 1

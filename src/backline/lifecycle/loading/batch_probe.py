@@ -1,4 +1,6 @@
-"""Whether the first dimension of a model is a batch: proved by running items apart and together, not guessed from shapes."""
+"""Whether the first dimension of a model is a batch: proved by running items alone and together, not guessed
+from shapes.
+"""
 
 from __future__ import annotations
 
@@ -26,39 +28,40 @@ from backline.lifecycle.loading.trial_inputs import (
 from backline.lifecycle.view.join import JoinRequests
 from backline.lifecycle.view.stage import StagedModel
 
-#: Seconds for finding sizes that the model accepts.
+#: Seconds to search for sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
-#: Seconds after which no further combination is tried; the proof that is under way is finished all the same.
+#: Seconds after which no further combination is begun.
 _BUDGET = 0.15
-#: Models whose run takes longer, in seconds, are tried with three items, and with two.
+#: Seconds of a run above which a model is tried with three items, and with two.
 _SLOW_RUN = 0.004
 _VERY_SLOW_RUN = 0.05
-#: Relative to the largest magnitude of the row: batched kernels add up in another order.
+#: Relative to the largest magnitude of the row: batched kernels sum in another order.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 2e-2
 #: Relative to the largest magnitude of the output, for rows that are nearly zero.
 _FLOOR = 1e-5
-#: Dimensions that vary are not made larger for a second proof.
+#: The largest size of variable dimensions in a second proof.
 _MAX_OTHER_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """What the probe found: `reason` is one sentence for people."""
+    """The result; `reason` is one sentence for people."""
 
     batched: bool
     reason: str
 
 
 class _Refuted(Exception):
-    """The first dimension is no batch; the message says why."""
+    """The first dimension is not a batch; the message says why."""
 
 
 def probe_batching(model: LoadedModel) -> BatchProbe:
-    """Whether requests may be joined along the first dimension of all inputs, and the outputs split along theirs.
+    """Whether requests can be concatenated along the first dimension of all inputs, and outputs split along
+    theirs.
 
-    Items of unlike magnitude are run alone and together in several orders; each must get the answer that it gets alone. Takes milliseconds
-    for small models, and a handful of runs for those that are slow.
+    Runs items of unlike magnitude alone and together in several orders; each must get the same answer. Takes
+    milliseconds for small models, a few runs for slow ones.
     """
     try:
         _check_shapes(model)
@@ -81,7 +84,7 @@ def _check_shapes(model: LoadedModel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One item, and what the model answers to it alone."""
+    """One item, and the model's answer to it alone."""
 
     inputs: Arrays
     alone: list[np.ndarray]
@@ -115,10 +118,15 @@ class _Prober:
         self._prove_at(trial.sizes, wanted)
         if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
             self._prove_elsewhere(trial.sizes, wanted)
-        return f"the first dimension is a batch: items got the same answers together as alone ({self._compared} comparisons)"
+        return (
+            "the first dimension is a batch: items got the same answers together as alone"
+            f" ({self._compared} comparisons)"
+        )
 
     def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
-        """Once more with other sizes: a row for each step of a sequence looks like a row for each item while the sequence has one step."""
+        """Repeats the proof with other sizes: rows for the steps of a sequence look like rows for items if
+        there is one step.
+        """
         for size in TRIAL_SIZES:
             if self._late():
                 return
@@ -139,7 +147,7 @@ class _Prober:
             self._check_repeatable(items[0])
             self._check_together([items[1], items[0]])
             return
-        # Small models are tried in every way; for slow ones the runs add up to three of each item.
+        # Small models are tried in every order; slow ones with at most three runs of each item.
         for item in items if len(items) > 3 else items[:1]:
             self._check_repeatable(item)
         self._check_together([items[1], items[0]])
@@ -157,7 +165,7 @@ class _Prober:
         return perf_counter() - self._started > _BUDGET
 
     def _items(self, sizes: Sizes, wanted: list[tuple[ValueFamily, int]]) -> list[_Item]:
-        """The items of `wanted` that the model accepts: indexes, for one, may be out of its range."""
+        """The items of `wanted` that the model accepts; indexes, for example, may be out of range."""
         return [item for family, seed in wanted if (item := self._item(sizes, family, seed)) is not None]
 
     def _item(self, sizes: Sizes, family: ValueFamily, seed: int) -> _Item | None:
@@ -169,7 +177,8 @@ class _Prober:
         for index, (spec, array) in enumerate(zip(self._outputs, alone, strict=True)):
             if array.ndim == 0 or array.shape[0] != 1:
                 raise _Refuted(
-                    f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension is no batch"
+                    f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension"
+                    " is not a batch"
                 )
             self._scales[index] = max(self._scales[index], _magnitude(spec, array))
         return _Item(inputs, alone)
@@ -181,7 +190,8 @@ class _Prober:
         for spec, first, second in zip(self._outputs, item.alone, self._run(item.inputs), strict=True):
             if first.shape != second.shape or not _equal(spec, first, second, 0.0):
                 raise _Refuted(
-                    f"output '{spec.name}' changes when the same input is run again, so the model is random or keeps a state"
+                    f"output '{spec.name}' changes when the same input is run again, so the model is random"
+                    " or keeps a state"
                 )
 
     def _check_together(self, items: list[_Item]) -> None:
@@ -195,25 +205,28 @@ class _Prober:
         for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
             if array.ndim == 0 or array.shape[0] != len(items):
                 raise _Refuted(
-                    f"output '{spec.name}' has shape {list(array.shape)} for {len(items)} items, so its first dimension is no batch"
+                    f"output '{spec.name}' has shape {list(array.shape)} for {len(items)} items, so its first"
+                    " dimension is not a batch"
                 )
             for row, item in enumerate(items):
                 alone = item.alone[index]
                 part = array[row : row + 1]
                 if part.shape != alone.shape:
                     raise _Refuted(
-                        f"output '{spec.name}' of an item has shape {list(alone.shape)} alone, but {list(part.shape)} together with others"
+                        f"output '{spec.name}' of an item has shape {list(alone.shape)} alone, but"
+                        f" {list(part.shape)} together with others"
                     )
                 self._compared += 1
                 if not _equal(spec, alone, part, _FLOOR * min(self._scales[index], 1.0)):
                     raise _Refuted(
-                        f"output '{spec.name}' of an item depends on the other items of a batch (as when the first dimension is time, or"
+                        f"output '{spec.name}' of an item depends on the other items of a batch (as when the"
+                        " first dimension is time, or"
                         " statistics are computed over it)"
                     )
 
 
 def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
-    """The array as numbers that can be compared with a tolerance; None for datatypes that are compared exactly."""
+    """The array as floats to compare with a tolerance; None for datatypes that must be equal."""
     if array.dtype.kind == "f":
         return array.astype(np.float64) if array.dtype.itemsize < 8 else array
     if spec.datatype is DataType.BF16 and array.dtype == np.uint16:
@@ -235,7 +248,7 @@ def equal_rows(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray) -> bo
 
 
 def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: float) -> bool:
-    """Whether two rows agree as well as their datatype allows; NaN equals NaN, and infinities themselves."""
+    """Whether two rows agree as well as their datatype allows; NaN equals NaN, infinity infinity."""
     wanted, got = _floats(spec, expected), _floats(spec, actual)
     if wanted is None or got is None:
         return bool(np.array_equal(expected, actual))
@@ -247,12 +260,12 @@ def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: fl
     return bool((np.abs(wanted[finite] - got[finite]) <= tolerance).all())
 
 
-#: Requests that are joined for the proof.
+#: Requests in the proof.
 _REQUESTS = 4
 
 
 class _WithoutFilling(JoinRequests):
-    """Leaves a request that runs alone at its own length: no padding to buckets, no batch sizes to fill up to."""
+    """Runs a lone request at its own length: not padded to buckets, nor filled up to a batch size."""
 
     def _accept(self, inner: Signature, joining: Joining) -> None:
         super()._accept(inner, joining)
@@ -261,9 +274,9 @@ class _WithoutFilling(JoinRequests):
 
 
 def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> BatchProbe:
-    """Runs a few requests of one item each, of different lengths where lengths may differ, alone and together.
+    """Runs a few requests of one item, of different lengths where those may differ, alone and together.
 
-    `seen` is the model as requests see it, `model` what they reach joined by `join`. Alone they are not filled up.
+    `seen` is the model as requests see it, `model` what they reach once `join` has joined them.
     """
     apart = StagedModel(model, _WithoutFilling(join.outer, join.path))
     trial = find_trial(apart, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
@@ -286,7 +299,7 @@ def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> 
         request = make_inputs(seen.signature, sizes, 1, family, number + 1)
         try:
             outputs = apart.run(request, names)
-        except BacklineError:  # a length or a value that the model does not take
+        except BacklineError:  # a length or value that the model rejects
             continue
         requests.append(request)
         alone.append(outputs)

@@ -1,4 +1,4 @@
-"""The instances of one load of a version: how many there are, and where they run."""
+"""The instances of one load of a version."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class InstanceMaker:
-    """Makes the instances of one load, again when their number or their lane changes. Lives on the event loop.
+    """Makes the instances of one load, again when their number or lane changes. Lives on the event loop.
 
-    `on_slow` is called when a model keeps the loop longer than was measured; `on_available` when nothing can run it for a reason, or can
-    again (""); `on_ready` when the model says of itself that it is not ready, or is again (""); `on_given_up` when an instance was given up
-    and replaced, with the reason.
+    `on_slow`: the model blocks the loop for longer than was measured. `on_available`: nothing can run it, for
+    a reason, or something can again (""). `on_ready`: the model declares itself not ready, or ready again
+    (""). `on_given_up`: an instance was abandoned and replaced, for a reason.
     """
 
     def __init__(
@@ -51,16 +51,18 @@ class InstanceMaker:
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
-        #: What runs the batches of the instances on a device.
+        #: What runs batches on a device, shared by its instances.
         self._runs: dict[Device, Execution | BudgetedExecution] = {}
         self._limit: RunLimit | None = None
-        #: Whether the model runs on threads because it kept the event loop for too long.
+        #: Whether the model was moved to threads because it blocked the loop.
         self.moved = False
-        #: Of a model that gives any number of responses.
+        #: The streams of a decoupled model of this process.
         self.streams: StreamPool | None = None
 
     def make(self, loaded: LoadedVersion) -> list[Instance]:
-        """The instances of a model that was loaded. Raises InvalidArgument when one of them asks for more than the server has."""
+        """The instances of a loaded model. Raises InvalidArgument when one needs more resources than the
+        server has.
+        """
         instances = loaded.make_instances(self)
         try:
             return self._permitted(instances, loaded.places)
@@ -70,17 +72,17 @@ class InstanceMaker:
             raise
 
     def move_to_threads(self, loaded: LoadedVersion) -> list[Instance]:
-        """The instances of a model that is not run on the event loop any more."""
+        """Moves the model off the event loop; returns its new instances."""
         self.moved = True
         return self.make(loaded)
 
     @property
     def stuck(self) -> int:
-        """Runs that do not end, on threads that were left alone."""
+        """Runs on abandoned threads that have not ended."""
         return 0 if self._limit is None else self._limit.stuck
 
     def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:
-        """What is told of them."""
+        """How it runs, for people."""
         count = len(instances) if self.moved else loaded.instances
         return Placement(
             "thread" if self.moved else loaded.lane,
@@ -90,16 +92,18 @@ class InstanceMaker:
             loaded.placed,
         )
 
-    # what the kinds of models make of it (see LoadedVersion.make_instances)
+    # for the kinds of models, see LoadedVersion.make_instances
 
     def inline(self, execute: Execution) -> Instance:
-        """One on the event loop."""
+        """An instance on the event loop."""
         return InlineInstance(execute, self._on_slow if self.model.config.lane is None else None)
 
     def run_on(
         self, device: Device, make: Callable[[], Execution], *, threads: int | None
     ) -> Execution | BudgetedExecution:
-        """What runs the batches of all instances on a device. A run computes on `threads` threads (0: all cores), or waits (None)."""
+        """What runs batches on a device, made by `make` the first time. A run occupies `threads` threads (0:
+        all cores, None: it mostly waits).
+        """
         run = self._runs.get(device)
         if run is None:
             run = make()
@@ -109,7 +113,7 @@ class InstanceMaker:
         return run
 
     def thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
-        """One on a thread, which is given up when a run takes too long."""
+        """An instance on a thread, which is abandoned when a run exceeds the model's time limit."""
         make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", self.model.config.cpus)
         config = self.model.config
         if config.execution_timeout_seconds is None:
@@ -128,7 +132,7 @@ class InstanceMaker:
         return TimedInstance(make, self._loop, self._limit)
 
     def places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
-        """A place for each stream that may be open at once; `threads` are computed at once."""
+        """Instances for the streams that may be open at once, computed on `threads` threads."""
         statistics = self.model.statistics
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
@@ -143,7 +147,7 @@ class InstanceMaker:
         return list(self.streams.instances)
 
     def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
-        """A place for each batch that worker processes take at once."""
+        """Instances for the batches that the worker processes take at once."""
         model.on_available = self._on_available
         model.on_ready = self._on_ready
         self._on_ready(model.unready)
@@ -156,7 +160,7 @@ class InstanceMaker:
         from backline.schedule.rate_limit.limits import claim_of
         from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 
-        # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
+        # A worker process or stream pool runs several batches at once, each with the claim of its group.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
         model = self.model
         permits = self._permits.register(

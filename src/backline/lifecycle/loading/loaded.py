@@ -1,4 +1,4 @@
-"""A version in memory, whichever kind of model it is, and how it is to be served."""
+"""A version in memory, of any kind of model, and how to serve it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What running a model has shown; it holds for another load of the same files. `probe` is None where batches were not wanted."""
+    """What running a model has shown; valid for other loads of the same files. `probe` is None if batches
+    were not wanted.
+    """
 
     probe: BatchProbe | None = None
     times: RunTimes = field(default_factory=lambda: RunTimes({}))
@@ -33,10 +35,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedVersion(ABC):
-    """A subclass for each kind of model says how it is run; no other code asks what kind it is.
+    """One subclass for each kind of model says how to run it; no other code asks for the kind.
 
-    `max_batch_size` is what requests may ask for (0: no dimension is a batch), `batch_limit` how many items the scheduler
-    joins. `places` has one entry for each instance, `placed` the devices that the model was loaded on.
+    `max_batch_size` limits requests (0: no dimension is a batch), `batch_limit` what the scheduler joins.
+    `places` has one entry for each instance, `placed` the devices that hold the model.
     """
 
     view: View
@@ -50,58 +52,60 @@ class LoadedVersion(ABC):
     placed: Places
     places: tuple[Place, ...]
     reason: str
-    #: Whether a request gets any number of responses.
+    #: Whether a request may get any number of responses.
     decoupled: bool
     measured: Measured = Measured()
     warnings: tuple[str, ...] = ()
-    #: Which requests may share a batch, where they need not have the same shapes.
+    #: Which requests may share a batch, unless it is those of equal shapes.
     joining: Joining | None = None
-    #: How long a batch may wait for more, in microseconds, where the configuration does not say.
+    #: Microseconds that a batch may wait for more, if the configuration sets none.
     max_queue_delay_us: int = 0
 
-    #: Whether `placed_again` changes the number of instances.
+    #: Whether `placed_again` can change the number of instances.
     resizable: ClassVar[bool] = True
 
     @property
     def instances(self) -> int:
-        """How many there are."""
+        """The number of instances."""
         return len(self.places)
 
     @property
     def states(self) -> HideStates:
-        """The stage that hides what belongs to sequences."""
+        """The stage that hides the tensors of sequences."""
         return self.view.stage(HideStates)
 
     @abstractmethod
     def placed_again(self, config: ModelConfig) -> LoadedVersion:
-        """The same model under a configuration that differs only in what needs no load, such as its instances."""
+        """The same model under a configuration that needs no new load."""
 
     @abstractmethod
     def make_instances(self, maker: InstanceMaker) -> list[Instance]:
-        """Its instances, made with what the maker knows of the server."""
+        """Makes its instances."""
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """What runs one request, of each copy of the model. For warm-up; to be called after `states.prepare`."""
+        """Functions that run one request, one for each copy of the model. For warm-up, after
+        `states.prepare`.
+        """
 
     def resident_bytes(self, measured: int) -> int:
-        """The memory that it takes; this process has grown by `measured` bytes during the load."""
+        """Its memory; this process grew by `measured` bytes during the load."""
         return measured
 
     @abstractmethod
     def close(self) -> None:
-        """Gives the memory back. No run is under way."""
+        """Frees the model. No run may be in progress."""
 
 
 def missing_gpu(config: ModelConfig, placed: Places) -> tuple[str, ...]:
-    """A warning for a model that runs on the CPU although its configuration asks for a GPU."""
+    """A warning if the model runs on the CPU although its configuration asks for a GPU."""
     return (
         (f"{config.source or config.name}: {placed.missing}: it runs on the CPU",) if placed.missing else ()
     )
 
 
 def why_there(config: ModelConfig, placed: Places) -> str:
-    """The cores and devices of a model, as the end of a sentence."""
+    """The cores and devices of a model, to end a sentence with."""
     cores = (
         f"; kept to core{'s' if len(config.cpus) > 1 else ''} {format_cores(config.cpus)}"
         if config.cpus

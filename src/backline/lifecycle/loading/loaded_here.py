@@ -1,4 +1,4 @@
-"""Models that answer each request once and run in this process: loaded on each device, proved, measured and placed."""
+"""Models in this process that give one response: loaded on each device, proved, measured and placed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedHere(LoadedVersion):
-    """`replicas` is the model as instances run it, by device; all answer alike."""
+    """`replicas` are equal copies, as instances run them, by device."""
 
     replicas: Mapping[Device, LoadedModel]
 
     @property
     def model(self) -> LoadedModel:
-        """The replica on the first device, where the model was measured."""
+        """The replica on the first device, which was measured."""
         return next(iter(self.replicas.values()))
 
     def placed_again(self, config: ModelConfig) -> LoadedHere:
@@ -52,13 +52,13 @@ class LoadedHere(LoadedVersion):
             return [maker.inline(self._execution(maker, self.placed.devices[0]))]
         threads = self.model.threads_per_run
         places = self.places
-        if self.lane != "thread":  # it was measured to be quick, and was not
+        if self.lane != "thread":  # it was measured as quick, but blocked the loop
             places = self.placed.spread(spare_instances(usable_cores(), threads))
         instances = []
         for number, place in enumerate(places):
             device = place.device
-            # A model that mostly waits, for a device or something outside, takes no core from others. It was
-            # measured on its first device.
+            # A model that mostly waits, for a device or another service, needs no core. Only the first device
+            # was measured.
             waits = device.kind == "gpu" or (self.measured.times.waits and device == self.placed.devices[0])
             run = maker.run_on(
                 device, partial(self._execution, maker, device), threads=None if waits else threads
@@ -85,7 +85,7 @@ class LoadedHere(LoadedVersion):
 
 
 def measure_model(config: ModelConfig, view: View, model: LoadedModel) -> Measured:
-    """Proves whether the requests of a model may be joined, and times its runs."""
+    """Proves whether requests may be joined, and times runs."""
     join = view.stage(JoinRequests)
     seen = view.alone(model)
     found: BatchProbe | None = None
@@ -105,7 +105,7 @@ def loaded_here(
     measured: Measured,
     warnings: tuple[str, ...],
 ) -> LoadedHere:
-    """Decides how a model is run that was loaded on all devices of `placed`."""
+    """Decides how to run a model that is loaded on all devices of `placed`."""
     model = next(iter(replicas.values()))
     probe = measured.probe
     warnings = tuple(dict.fromkeys(w for replica in replicas.values() for w in replica.warnings)) + warnings
@@ -138,7 +138,7 @@ def _plan(
 ) -> RunPlan:
     on_gpus = any(device.kind == "gpu" for device in placed.devices)
     assert config.lane != "process", "it is loaded here"
-    # The event loop can neither abandon a run that takes too long, nor be kept to some cores, nor wait for a device.
+    # The event loop cannot abandon a long run, be pinned to cores, or wait for a device.
     threads = config.execution_timeout_seconds is not None or config.cpus or on_gpus
     return plan(
         measured.times,
@@ -173,6 +173,7 @@ def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
         else "Correct how requests are joined (padding, cut, batch_input)"
     )
     return (
-        f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests changes"
+        f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
+        " changes"
         f" answers: {probe.reason}. {advice} unless you know better"
     )

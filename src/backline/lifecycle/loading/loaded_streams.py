@@ -1,4 +1,4 @@
-"""Models of this process that give any number of responses: each request is a stream on a thread."""
+"""Models in this process that give any number of responses: each request is a stream on a thread."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from backline.workers.instance import Instance
 if TYPE_CHECKING:
     from backline.lifecycle.loading.instances import InstanceMaker
 
-#: Responses that warm-up takes of a stream, which may have no end.
+#: Responses that warm-up takes from a stream, which may be endless.
 STREAMED_RESPONSES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStreams(LoadedVersion):
-    """There are no batches, and no run that could be measured."""
+    """Streams have no batches, and no run to measure."""
 
     model: StreamingModel
 
@@ -57,7 +57,7 @@ class LoadedStreams(LoadedVersion):
 def loaded_streams(
     config: ModelConfig, view: View, model: StreamingModel, *, backend: str, platform: str, placed: Places
 ) -> LoadedStreams:
-    """Decides how a model of streams is run."""
+    """Decides how to run a model of streams."""
     return LoadedStreams(
         view=view,
         model=model,
@@ -69,7 +69,7 @@ def loaded_streams(
         lane="thread",
         placed=placed,
         places=placed.spread(model.streams_at_once),
-        reason="a request gets any number of responses, which are made on a thread",
+        reason="a request may get any number of responses, which are computed on a thread",
         decoupled=True,
         warnings=model.warnings + ignored_settings(config, "stream") + missing_gpu(config, placed),
     )

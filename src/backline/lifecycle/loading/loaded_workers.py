@@ -1,4 +1,4 @@
-"""Models in worker processes, which say themselves what they take."""
+"""Models in worker processes, which declare what they accept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedWorkers(LoadedVersion):
-    """There are as many workers as were started, until the model is loaded again."""
+    """The number of workers is fixed until the next load."""
 
     model: ModelInWorkers
 
@@ -47,7 +47,9 @@ class LoadedWorkers(LoadedVersion):
 def loaded_workers(
     config: ModelConfig, path: Path, model: ModelInWorkers, *, backend: str, warnings: tuple[str, ...]
 ) -> LoadedWorkers:
-    """What the workers of a model have said of it. Closes them, and raises BacklineError, where that does not fit `config`."""
+    """Decides how to run a model in workers. Closes it, and raises BacklineError, if it does not fit
+    `config`.
+    """
     said = model.loaded
     view = View(config, path, STAGES_OF_WORKERS)
     join = view.stage(JoinInWorker)
@@ -77,7 +79,7 @@ def loaded_workers(
 
 
 def _joined(config: ModelConfig, model: ModelInWorkers) -> int:
-    """How many items the scheduler joins: a model may rely on getting one request at a time unless it asks for more."""
+    """How many items the scheduler joins: a model may rely on single requests unless it asks for batches."""
     said = model.loaded
     alone = said.joined_if_asked and not config.dynamic_batching and config.sequence is None
     return min(1, said.max_batch_size) if alone else said.max_batch_size

@@ -1,4 +1,4 @@
-"""One load: from a model file to a version that can be served, and the decision how."""
+"""Loads a model file and decides how to serve it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from backline.lifecycle.view.view import View
 from backline.repository.configuration.effects import ignored_settings
 from backline.workers.model_in_workers import ModelInWorkers
 
-#: Starts the workers of a model where they are placed and returns when they have loaded it, with its configuration,
-#: which the model may have completed. Called on a thread. Raises BacklineError with the reason.
+#: Starts a model's workers where they are placed; returns when they have loaded it, with its configuration,
+#: which the model may have completed. Called on a thread. Raises BacklineError.
 StartWorkers: TypeAlias = Callable[[HostedModel, Places], tuple[ModelInWorkers, ModelConfig]]
 
 
@@ -42,12 +42,13 @@ def load(
     start_workers: StartWorkers | None = None,
     options: LoadOptions = DEFAULT_OPTIONS,
 ) -> LoadedVersion:
-    """Loads a model file, proves whether it can be batched where the configuration does not say, and measures how it runs best.
+    """Loads a model file, proves whether it can be batched if the configuration does not say, and measures
+    its runs.
 
-    `known` is what an earlier load of the same files under the same configuration measured: it is not measured again.
-    `on_phase` is called with "load" and "probe" when that begins. `start_workers` is for models that run in other
-    processes. The device of `options` has no effect. May take minutes: call it on a thread. Raises BacklineError with the
-    reason when the model cannot be served.
+    `known` is from an earlier load of the same files and configuration, and is not measured again. `on_phase`
+    is called with "load" and "probe" as these begin. `start_workers` serves models that run in other
+    processes. The device of `options` is ignored. May take minutes: call it on a thread. Raises BacklineError
+    when the model cannot be served.
     """
     on_phase("load")
     entry = choose(config, path)
@@ -56,9 +57,10 @@ def load(
         if not entry.hosted:
             where = config.source or config.name
             raise InvalidArgument(
-                f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or thread"
+                f"{where}: models of the {entry.name} backend run in the server's process: lane is inline or"
+                " thread"
             )
-        config = replace(config, lane=None)  # it says what is so anyway
+        config = replace(config, lane=None)  # hosted models always run in processes
     ignored = ignored_settings(config, "worker" if entry.hosted else "here")
     if entry.hosted:
         config = replace(config, lane=None)

@@ -42,24 +42,24 @@ Check: TypeAlias = Callable[[InferRequest], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """What a load comes to. `memory` is what it took, in bytes."""
+    """The result of a load. `memory` is in bytes."""
 
     loaded: LoadedVersion
     check: Check
     memory: int
     #: Of a model of sequences.
     tensors: SequenceTensors | None
-    #: What the model has completed of its configuration.
+    #: What the model completed of its configuration.
     completion: Completion | None
-    #: Tells what was loaded wherever it was loaded from; empty where nobody asks, or nobody can tell.
+    #: Identifies what was loaded, wherever from; empty if unknown or not needed.
     content: str
 
 
 class VersionLoad:
-    """Loads one version. `run` is for a thread, all else for the event loop.
+    """Loads one version. `run` is for a thread, the rest for the event loop.
 
-    `model` is what the engine sees of it, `config` its configuration without what the model completes, `known` what an earlier load of the
-    same files measured. `on_bytes` is called while packages for its environment are downloaded.
+    `config` is not completed yet, `known` is from an earlier load of the same files. `on_bytes` is called
+    while packages for its environment are downloaded.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class VersionLoad:
         self._cancelled = False
 
     def run(self) -> WarmModel:
-        """Takes as long as it takes. Raises BacklineError with the reason when the model cannot be served."""
+        """May take minutes. Raises BacklineError when the model cannot be served."""
         content = self._content()
         config, options = self._config, self._shared.options
         file_bytes = sum(file.size for file in self._version.files.values())
@@ -116,20 +116,20 @@ class VersionLoad:
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
     def cancel(self) -> None:
-        """The version is not wanted any more: nobody waits for its workers."""
+        """The version is no longer wanted: stops waiting for its workers."""
         self._cancelled = True
         if self._starter is not None:
             self._starter.cancel()
 
     def forget_calls(self) -> None:
-        """The version makes no more calls of others."""
+        """The version makes no more calls."""
         if self._starter is not None:
             self._starter.calls.forget()
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         from backline.lifecycle.loading.worker_pools import (
             WorkerStarter,
-        )  # a large part of the code, for servers that have such models
+        )  # imported late: much code, for models in workers only
 
         self._starter = WorkerStarter(
             self._shared,
@@ -141,12 +141,12 @@ class VersionLoad:
             on_phase=self._on_phase,
             on_bytes=self._on_bytes,
         )
-        if self._cancelled:  # before there was anybody to tell
+        if self._cancelled:  # cancelled before there was a starter
             self._starter.cancel()
         return self._starter.start(hosted, placed)
 
     def _content(self) -> VersionContent | None:
-        """What the files hold, where answers are kept that must not be another file's."""
+        """A digest of the files, if responses are cached: another file must not get them."""
         if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
             return None
         root = self._fetched.path
@@ -157,7 +157,7 @@ class VersionLoad:
         except OSError as error:
             model = self._model
             log.warning(
-                "answers of model '%s' version %s are not kept beyond this load: %s",
+                "responses of model '%s' version %s are cached for this load only: %s",
                 model.name,
                 model.version,
                 error,
@@ -189,7 +189,8 @@ class VersionLoad:
 
 
 class VersionContent:
-    """What the files `names` below `root` hold, read once: servers that share a cache of answers agree by it on what they have loaded.
+    """A digest of the files `names` below `root`, by which servers that share a cache recognise equal
+    versions.
 
     May be used on any thread; raises OSError when a file cannot be read.
     """
@@ -208,7 +209,7 @@ class VersionContent:
 
     @property
     def unchanged(self) -> bool:
-        """Whether no file was written or replaced since before they were read."""
+        """Whether no file was written or replaced since the digest was begun."""
         return self._state() == self._before
 
     def _state(self) -> list[tuple[int, int, int, int]]:
@@ -217,7 +218,7 @@ class VersionContent:
 
 
 def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
-    """What raises InvalidArgument for a request that does not fit the model."""
+    """The check that raises InvalidArgument for requests that do not fit."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
     if loaded.joining is None:
@@ -226,15 +227,18 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
-    """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
+    """Refuses settings that streams cannot have, if only the model's file makes it decoupled (else the
+    configuration was refused).
+    """
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
         raise InvalidArgument(
-            f"model '{config.name}' gives any number of responses, which have no end that an objective could be for"
+            f"model '{config.name}' gives any number of responses, to which no latency objective can apply"
         )
-    if config.response_cache:  # the words are Triton's
+    if config.response_cache:  # Triton's text
         raise InvalidArgument(
-            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."
+            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
+            " policy."
             " Please disable the response cache."
         )

@@ -1,4 +1,4 @@
-"""Warm-up: requests that a version must answer before it is ready, so that no client pays for what happens only once."""
+"""Warm-up: requests that a version answers before it is ready, so that no client pays for one-time work."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def warm_up(
     check: Callable[[InferRequest], None],
     samples: Iterable[WarmUpRequest],
 ) -> int:
-    """Runs the samples of the model called `name`, each as a request that `check` would let in; returns how many runs there were.
+    """Runs the samples of the model `name`, each checked by `check`; returns the number of runs.
 
-    Takes as long as it takes: to be called on a thread. Raises BacklineError when a sample fails, with its label. Recorded samples that do
-    not fit the model are left out.
+    May take minutes: call it on a thread. Raises BacklineError with the sample's label when one fails.
+    Recorded samples that do not fit are skipped.
     """
     runs = 0
     for sample in samples:
@@ -32,7 +32,7 @@ def warm_up(
         except InvalidArgument as error:
             if sample.must_fit:
                 raise
-            log.warning("a recorded request is left out: %s", error.message)
+            log.warning("a recorded request is skipped: %s", error.message)
             continue
         inputs = {name: tensor.data for name, tensor in request.inputs.items()}
         try:
@@ -45,7 +45,9 @@ def warm_up(
 
 
 def fitting_request(name: str, check: Callable[[InferRequest], None], sample: WarmUpRequest) -> InferRequest:
-    """The sample as a request to the model called `name`. Raises InvalidArgument, with its label, where `check` does not let it in."""
+    """The sample as a request to the model `name`. Raises InvalidArgument with its label if `check` refuses
+    it.
+    """
     request = InferRequest(name, dict(sample.inputs), lambda *_: None, outputs=sample.outputs)
     try:
         check(request)

@@ -1,4 +1,4 @@
-"""Models that run in worker processes: from a backend's description to a pool that serves."""
+"""Models in worker processes: from a backend's description to a pool that serves."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _BACKEND = "python"
 
 
 class WorkerStarter:
-    """Starts the workers of one version, in an environment of the model's own where it asks for one.
+    """Starts the workers of one version, in an environment built for the model if it asks for one.
 
-    `folder` is the model's, above its versions. `on_phase` is called with "environment" when one has to be built, `on_bytes` while its
-    packages are downloaded.
+    `folder` is the model's, above its versions. `on_phase` is called with "environment" when one is built,
+    `on_bytes` while its packages are downloaded.
     """
 
     def __init__(
@@ -71,27 +71,29 @@ class WorkerStarter:
         self._loop = loop
         self._may_run_code = may_run_code
         self._may_complete = not shared.options.complete_configs
-        #: A model that is debugged runs in this process.
+        #: A debugged model runs in this process.
         self._debugged = config.name == shared.options.debugged_model
         self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
         self._on_bytes = on_bytes
         self.calls = ModelCalls(shared.engine, shared.call_graph, shared.permits, model)
-        #: What the model has completed of its configuration, once it is started.
+        #: What the model completed of its configuration, once started.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
         self._uv: Uv | None = None
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """See StartWorkers (loader). Raises InvalidArgument where the model's code is not to be run.
+        """See StartWorkers (loader). Raises InvalidArgument if the model's code must not run.
 
-        A model completes its configuration in a worker that ends then.
+        A model completes its configuration in a worker that is then closed.
         """
         if not self._may_run_code:
             raise InvalidArgument(
-                f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote repository, or a load that brought"
-                " files along) and would be executed: start the server with --trust-remote-code if you trust where it comes from"
+                f"'{hosted.path.name}' of model '{self._config.name}' comes from elsewhere (a remote"
+                " repository, or a load that brought"
+                " files along) and would be executed: start the server with --trust-remote-code if you trust"
+                " where it comes from"
             )
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
@@ -136,11 +138,11 @@ class WorkerStarter:
         try:
             starting.result()
         except CancelledError:
-            raise Unavailable(f"the load of {pool.label} was given up") from None
+            raise Unavailable(f"the load of {pool.label} was cancelled") from None
         return pool
 
     def cancel(self) -> None:
-        """The model is not wanted any more: nobody waits for its workers. Called on the event loop."""
+        """Aborts the start. Called on the event loop."""
         self._cancelled = True
         if self._starting is not None:
             self._starting.cancel()
@@ -153,18 +155,20 @@ class WorkerStarter:
         label = f"model '{self._config.name}'"
         if hosted.python is not None:
             raise InvalidArgument(
-                f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's process"
+                f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's"
+                " process"
             )
         others = [] if environment is None else borrow(environment)
         if others:
             log.warning(
-                "%s is debugged with packages of the server that its environment has in other versions: %s",
+                "%s is debugged with the server's versions of packages, which differ from its"
+                " environment's: %s",
                 label,
                 ", ".join(others),
             )
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
-        """The environment that the files beside the model ask for, built if need be; None where they ask for none."""
+        """The environment that the model's files ask for, built if necessary; None if they ask for none."""
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
@@ -173,7 +177,7 @@ class WorkerStarter:
             return None
         for ignored in requirements.ignored:
             log.warning(
-                "model '%s': '%s' is not looked at, %s beside it goes first",
+                "model '%s': '%s' is ignored, because %s takes precedence",
                 self._config.name,
                 ignored,
                 requirements.file,
@@ -189,7 +193,7 @@ class WorkerStarter:
         if self._cancelled:
             uv.cancel()
         log.info(
-            "model '%s' version %s: its environment is built from %s",
+            "model '%s' version %s: building its environment from %s",
             self._config.name,
             self._version,
             requirements.source,
@@ -229,7 +233,7 @@ class WorkerStarter:
 
 @cache
 def _environments(folder: Path) -> Environments:
-    """The one store of this process for a folder: it keeps what the models have."""
+    """The store of this process for a folder."""
     return Environments(folder)
 
 
@@ -247,7 +251,7 @@ def _spec(spec: TensorSpec) -> Spec:
 
 
 def _only_one(placed: Places) -> Places:
-    """The first instance alone."""
+    """Only the first instance."""
     first = placed.groups[0]
     return replace(
         placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),)
@@ -255,7 +259,7 @@ def _only_one(placed: Places) -> Places:
 
 
 def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
-    """The configuration with its defaults, as JSON."""
+    """The configuration with defaults, as JSON."""
     whole = message("inference.ModelConfig").FromString(config.declared)
     whole.backend = config.backend or _BACKEND
     whole.max_batch_size = config.max_batch_size or 0
@@ -266,13 +270,17 @@ def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The configuration that a model has given, an inference.ModelConfig; `listing` is the model's folder."""
+    """A configuration given by the model (`auto_complete_config` of Triton's Python backend), an
+    inference.ModelConfig.
+
+    `listing` is the model's folder.
+    """
 
     given: Any
     listing: Listing
 
     def apply(self, config: ModelConfig) -> ModelConfig:
-        """A file's configuration with what a model may complete. Raises InvalidArgument when that contradicts itself."""
+        """The file's configuration, completed. Raises InvalidArgument if the result contradicts itself."""
         given, whole = self.given, message("inference.ModelConfig").FromString(config.declared)
         whole.max_batch_size = given.max_batch_size
         for tensors in ("input", "output"):
@@ -297,7 +305,7 @@ class Completion:
 
 
 def read_completion(text: str, name: str, listing: Listing) -> Completion:
-    """The completion in the JSON `text` that the model `name` has given. Raises InvalidArgument for what is no configuration."""
+    """Parses the JSON given by the model `name`. Raises InvalidArgument if it is not a configuration."""
     try:
         return Completion(parse(text).message, listing)
     except InvalidArgument as error:

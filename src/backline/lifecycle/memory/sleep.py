@@ -1,4 +1,4 @@
-"""Versions that are not in memory until a request asks for them."""
+"""Versions that are unloaded until a request comes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from backline.schedule.total import QueueTotal
 
 
 class Sleep:
-    """Puts versions to sleep, stands in for them, and wakes them. `advance` takes the steps of some models. Lives on the event loop."""
+    """Unloads versions, stands in for them, and reloads them on request. `advance` takes the next steps.
+    Lives on the event loop.
+    """
 
     def __init__(
         self,
@@ -34,7 +36,7 @@ class Sleep:
         self._reasons: dict[int, str] = {}
 
     def tenants(self) -> list[Tenant]:
-        """The versions that are in memory, for Residency."""
+        """The loaded versions, for Residency."""
         return [
             Tenant(
                 (served.name, one.key),
@@ -50,7 +52,7 @@ class Sleep:
         ]
 
     async def put(self, keys: Collection[Hashable], reason: str) -> None:
-        """Unloads tenants, to be loaded again on request; returns when they are gone."""
+        """Unloads tenants, to be reloaded on request; returns when they are gone."""
         leaving = [
             (served, one)
             for served in self._models
@@ -64,11 +66,11 @@ class Sleep:
         await self._models.until(lambda: all(one.key not in served.held for served, one in leaving))
 
     def reason(self, key: int) -> str:
-        """Why a version that was unloaded was put to sleep; empty where it was not. To be asked once."""
+        """Why an unloaded version was put to sleep, "" if it was not. Can be asked once."""
         return self._reasons.pop(key, "")
 
     def stand_in(self, served: ServedModel, version: str) -> StandIn:
-        """What stands for a version that is loaded when a request comes."""
+        """Makes the stand-in for a version that is loaded on request."""
         target = served.target
         assert target is not None, "what is asleep is wanted"
         reason = served.resting.get(version)

@@ -1,1 +1,1 @@
-"""How a model looks from outside: the stages between the model that a backend loads and the model that clients see."""
+"""The stages between the model that a backend loads and the model that clients see."""

@@ -1,4 +1,4 @@
-"""Files whose batch is not the first dimension of a tensor, or that take inputs which never change."""
+"""Model files whose batch is not the first dimension, or with inputs that never change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backline.lifecycle.view.stage import Arrays, Stage
 
 
 class Arrange(Stage):
-    """Puts `batch_axes` first, and fills `constant_inputs` in, which callers do not send."""
+    """Moves `batch_axes` to the front, and supplies `constant_inputs`, which callers do not send."""
 
     _constants: dict[str, np.ndarray]
 
@@ -27,16 +27,17 @@ class Arrange(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        # The backend must take the file as it is; `fit` then compares the arranged signature with the configuration.
+        # The backend loads the file unchecked; `fit` compares the arranged signature with the configuration.
         if not self.changes_runs:
             return self.outer
         return replace(self.outer, inputs=(), outputs=(), max_batch_size=None)
 
     def refuse(self, kind: str) -> None:
-        """Raises InvalidArgument for a kind of model that cannot be arranged, if the configuration asks for it."""
+        """Raises InvalidArgument if the configuration arranges a kind of model that cannot be arranged."""
         if self.changes_runs:
             raise InvalidArgument(
-                f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which {kind} do"
+                f"model '{self.outer.name}': {self.outer.source} gives batch_axis or constant_input, which"
+                f" {kind} do"
                 " not take"
             )
 
@@ -89,7 +90,7 @@ class Arrange(Stage):
 
 
 def _constant(where: str, spec: TensorSpec, text: str) -> np.ndarray:
-    """The value of a constant input, in the shape of the file with 1 for dimensions that vary."""
+    """The value of a constant input, in the file's shape, with 1 for variable dimensions."""
     shape = tuple(1 if dim < 0 else dim for dim in spec.shape)
     if spec.datatype is DataType.BYTES:
         return np.full(shape, text.encode(), np.object_)

@@ -1,4 +1,4 @@
-"""Models whose requests are joined by a configuration's rules: ragged, padded or filled up."""
+"""Models whose requests are joined by configured rules: ragged, padded or filled up."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from backline.workers.joiner import Joiner
 
 
 class JoinRequests(Stage):
-    """Makes hidden inputs up, and shows the shapes that single requests have.
+    """Creates hidden inputs, and shows the shapes of single requests.
 
-    An Execution joins batches with the `joiner`; `run` is for one request. Both are None without rules.
+    An Execution joins batches with `joiner`; `run` serves one request. Without rules `joiner` and `joining`
+    are None.
     """
 
     per_request = True
@@ -42,16 +43,16 @@ class JoinRequests(Stage):
     def inner(self) -> ModelConfig:
         """Flat tensors have one dimension, and hidden inputs are named like others.
 
-        Lengths and masks have the datatype of the model's file; where that says nothing they are INT64 and BOOL.
+        Lengths and masks take the datatype of the file; where it has none they are INT64 and BOOL.
         """
         config, joining = self.outer, self.outer.joining
         if joining is None:
             return config
-        # A backend puts the batch in front of every shape, where there is one.
+        # Backends prepend the batch dimension, if there is one.
         flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
 
         def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
-            # A flat tensor has one dimension whatever its reshape says, which only counts for hidden inputs.
+            # Flat tensors have one dimension whatever their reshape says; that only matters for batch inputs.
             return tuple(
                 replace(spec, shape=flat, reshape=None) if spec.name in flattened else spec for spec in specs
             )
@@ -96,7 +97,7 @@ class JoinRequests(Stage):
         def shape(spec: TensorSpec) -> Shape:
             padding, cut = joining.padding.get(spec.name), joining.cuts.get(spec.name)
             axes = padding.axes if padding is not None else (cut.axis,) if cut is not None else ()
-            # What is filled up, and cut again, may be shorter than the model's.
+            # padded inputs, and outputs that are cut, may be shorter than the model's
             return flat.get(spec.name) or tuple(
                 -1 if axis in axes else dim for axis, dim in enumerate(spec.shape)
             )
@@ -113,14 +114,14 @@ class JoinRequests(Stage):
     def run_together(
         self, run: Run, requests: Sequence[Arrays], outputs: Sequence[str]
     ) -> list[list[np.ndarray]]:
-        """The outputs of each of several requests that run as one."""
+        """Runs several requests as one; returns the outputs of each."""
         assert self.joiner is not None, "it was fitted to a model whose requests are joined by rules"
         rows = [next((len(array) for array in request.values()), 1) for request in requests]
         arrays = run(self.joiner.join(requests, rows), outputs)
         return self.joiner.split(requests, rows, outputs, arrays)
 
     def may_differ(self, name: str, axis: int) -> bool:
-        """Whether requests that run together may differ in this dimension of an input."""
+        """Whether requests in one batch may differ in this dimension of an input."""
         joining = self.joining
         return joining is not None and (
             name in joining.ragged or (name in joining.padding and axis in joining.padding[name].axes)
@@ -128,9 +129,9 @@ class JoinRequests(Stage):
 
 
 class JoinInWorker(JoinRequests):
-    """Of a model in worker processes, which joins requests there itself, or takes them one by one.
+    """For a model in worker processes, which joins requests itself or takes them one by one.
 
-    Only what clients see, and which requests may be sent together, is decided here.
+    Only decides what clients see, and which requests may be sent together.
     """
 
     @property
@@ -142,7 +143,9 @@ class JoinInWorker(JoinRequests):
         return self.outer
 
     def check(self, *, joins: bool) -> None:
-        """Raises InvalidArgument for rules that a model which does not join (Triton's Python backend) cannot follow."""
+        """Raises InvalidArgument for rules that a model that does not join (Triton's Python backend) cannot
+        follow.
+        """
         joining = self.outer.joining
         if (
             joining is not None
@@ -150,8 +153,9 @@ class JoinInWorker(JoinRequests):
             and (joining.padded or joining.allowed_batch_sizes or joining.cuts)
         ):
             raise InvalidArgument(
-                f"model '{self.outer.name}': {self.outer.source} asks for padding or allowed_batch_sizes, but this kind of"
-                " Python model gets each request by itself"
+                f"model '{self.outer.name}': {self.outer.source} asks for padding or allowed_batch_sizes, but"
+                " this kind of"
+                " Python model gets requests one at a time"
             )
 
     def _accept(self, inner: Signature, joining: Joining) -> None:

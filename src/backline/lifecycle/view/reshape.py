@@ -17,7 +17,7 @@ from backline.lifecycle.view.stage import Arrays, Stage, Stream
 
 
 class ReshapeTensors(Stage):
-    """Reshapes inputs for the model, and outputs for the caller."""
+    """Reshapes inputs for the model and outputs for clients."""
 
     def __init__(self, outer: ModelConfig, path: Path) -> None:
         super().__init__(outer, path)
@@ -34,13 +34,13 @@ class ReshapeTensors(Stage):
         return replace(self.outer, inputs=_in_model(self.outer.inputs), outputs=_in_model(self.outer.outputs))
 
     def fit(self, inner: Signature) -> Signature:
-        """Raises Internal where the model has a tensor of a shape that the configuration cannot reshape."""
+        """Raises Internal if the model has a tensor whose shape cannot be reshaped as configured."""
         return Signature(_seen(inner.inputs, self._inputs_seen), _seen(inner.outputs, self._to_clients))
 
     def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
         arrays = run(reshape_arrays(inputs, self._to_model), outputs)
         reshapes = self._to_clients
-        # Not by a mapping: a request may ask for an output twice.
+        # not a dict: a request may ask for an output twice
         return [
             reshapes[name].array(name, array) if name in reshapes else array
             for name, array in zip(outputs, arrays, strict=True)
@@ -58,7 +58,7 @@ class ReshapeTensors(Stage):
 
 
 def to_model(config: ModelConfig) -> dict[str, Reshape]:
-    """What makes the model's shapes, batch included, of those that clients send, by input."""
+    """Reshapes from the clients' to the model's shapes, batch included, by input."""
     batch = _batch(config)
     return {
         spec.name: Reshape((*batch, *spec.shape), (*batch, *spec.reshape))

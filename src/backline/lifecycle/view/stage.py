@@ -1,4 +1,4 @@
-"""One stage between the model that a backend loads and the model that clients see, and the model seen through it."""
+"""One stage between the model that a backend loads and the model that clients see."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Stream: TypeAlias = Callable[[Arrays, Sequence[str], Mapping[str, Parameter]], G
 
 
 class Stage:
-    """Changes nothing; a subclass overrides what it changes. One is made for each load.
+    """A stage that changes nothing; subclasses override what they change. One is made for each load.
 
-    `outer` is the configuration as seen from the side of the clients, `inner` as seen from the side of the backend.
+    `outer` is the configuration on the clients' side, `inner` on the backend's side.
     """
 
-    #: Whether it works on one request at a time. The scheduler and the execution then do its work for batches,
-    #: and only a model seen through it by a request that runs alone has it in `run`.
+    #: Whether it works on single requests. For batches the scheduler or the execution does this work; `run`
+    #: is then for requests that run alone.
     per_request: ClassVar[bool] = False
 
     def __init__(self, outer: ModelConfig, path: Path) -> None:
@@ -36,7 +36,7 @@ class Stage:
 
     @property
     def inner(self) -> ModelConfig:
-        """The configuration that the next stage towards the backend sees."""
+        """The configuration that the next stage towards the backend gets."""
         return self.outer
 
     @property
@@ -45,29 +45,30 @@ class Stage:
         return False
 
     def fit(self, inner: Signature) -> Signature:
-        """The signature on the outer side. Called with that of the model before any run; replicas give equal ones.
+        """The signature on the outer side, from that on the inner side. Called before any run; replicas give
+        equal ones.
 
         Raises BacklineError when the model does not fit the configuration.
         """
         return inner
 
     def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Calls `run` of the inner side for a caller on the outer side."""
+        """Runs the inner side for a caller on the outer side."""
         return run(inputs, outputs)
 
     def stream(
         self, stream: Stream, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Arrays, None, None]:
-        """As `run`, of a StreamingModel."""
+        """As `run`, for a StreamingModel."""
         return stream(inputs, outputs, parameters)
 
 
 class StagedModel:
-    """A model seen from the outer side of a stage: a LoadedModel or a StreamingModel, whichever it wraps.
+    """A LoadedModel or StreamingModel as seen from the outer side of a stage.
 
-    Everything but `signature`, and what runs the model, is the model's own attribute. So a wrapped model has exactly the
-    optional abilities that it has unwrapped: none can get lost here. An isinstance() check by a protocol does not see
-    forwarded attributes (from Python 3.12 on it does not call __getattr__): ask with getattr.
+    Every attribute except `signature`, and what runs the model, is the model's own, so that wrapping hides no
+    optional ability. Query such abilities with getattr: from Python 3.12 on, isinstance() with a protocol
+    does not see forwarded attributes.
     """
 
     run: Run
@@ -78,8 +79,8 @@ class StagedModel:
         self._model: Any = model
         self._stage = stage
         self.signature = stage.fit(model.signature)
-        # What runs the model must pass the stage: an ability that is added must get its line here. They are set once,
-        # because `run` is looked up for every batch.
+        # What runs the model must pass through the stage: add a line here for a new ability of that kind.
+        # Bound once, because `run` is looked up for every batch.
         if hasattr(model, "run"):
             self.run = partial(stage.run, model.run)
         if hasattr(model, "stream"):

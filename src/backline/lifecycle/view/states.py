@@ -1,4 +1,4 @@
-"""Models of sequences: inputs that no client sends, outputs that no client sees, and the states that sequences begin with."""
+"""Models of sequences: inputs that clients do not send, outputs that they do not see, and initial states."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ FOLDER = "initial_state"
 
 
 class HideStates(Stage):
-    """Hides the controls and states of sequences. A SequenceBatcher fills them in with `tensors`.
+    """Hides the controls and states of sequences, which a SequenceBatcher supplies through `tensors`.
 
-    `run` makes each item a sequence of one request. Until `prepare` there is no such run, and a model seen alone has its
-    hidden inputs: what probes it makes values up for these, too.
+    `run` makes each item a sequence of one request. Before `prepare` it does not apply: probes then make up
+    hidden inputs too.
     """
 
     per_request = True
@@ -35,7 +35,7 @@ class HideStates(Stage):
     def __init__(self, outer: ModelConfig, path: Path) -> None:
         super().__init__(outer, path)
         self.tensors: SequenceTensors | None = None
-        #: What the model takes and gives, hidden tensors included.
+        #: The inner signature, hidden tensors included.
         self.model = Signature((), ())
         self._batched = False
 
@@ -45,7 +45,7 @@ class HideStates(Stage):
 
     @property
     def inner(self) -> ModelConfig:
-        """The hidden tensors are named like others, where the configuration names any."""
+        """Hidden tensors are named like others, if the configuration names any."""
         config, batching = self.outer, self.outer.sequence
         if batching is None:
             return config
@@ -62,7 +62,7 @@ class HideStates(Stage):
         return replace(config, inputs=inputs, outputs=outputs)
 
     def fit(self, inner: Signature) -> Signature:
-        """A state is only among the outputs where the configuration names it there."""
+        """A state is an output only if the configuration names it there."""
         self.model, batching = inner, self.outer.sequence
         if batching is None:
             return inner
@@ -74,9 +74,9 @@ class HideStates(Stage):
         )
 
     def prepare(self, *, batched: bool, model_folder: Path) -> SequenceTensors | None:
-        """The hidden tensors of a model that was fitted, None for one without sequences.
+        """The hidden tensors of a fitted model; None without sequences.
 
-        Raises InvalidArgument where the model lacks one of them, or a file with an initial state cannot be read.
+        Raises InvalidArgument if the model lacks one, or a file with an initial state cannot be read.
         """
         config, batching = self.outer, self.outer.sequence
         if batching is None:
@@ -131,7 +131,8 @@ class HideStates(Stage):
                 raise InvalidArgument(f"{where}, which the model does not have; it has {names}")
             if actual.datatype is not spec.datatype:
                 raise InvalidArgument(
-                    f"{where} as {spec.datatype.config_name}, but the model's is {actual.datatype.config_name}"
+                    f"{where} as {spec.datatype.config_name}, but the model's is"
+                    f" {actual.datatype.config_name}"
                 )
             shape: Shape = (-1, *spec.shape) if batched else spec.shape
             if (actual.shape or kind == "input") and narrower(shape, actual.shape) is None:

@@ -1,4 +1,6 @@
-"""Everything between the model that a backend loads and the model that clients see, as one ordered list of stages."""
+"""Everything between the model that a backend loads and the model that clients see: one ordered list of
+stages.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ AnyModel = TypeVar("AnyModel", LoadedModel, StreamingModel)
 
 
 class NameClasses(Stage):
-    """Gives outputs the names of classes that the configuration has for them."""
+    """Gives outputs the class names that the configuration has for them."""
 
     per_request = True
 
@@ -33,15 +35,15 @@ class NameClasses(Stage):
         )
 
 
-#: From the clients to the backend. A request passes them in this order, a response, and the model's signature, in the
-#: reverse one. Those that are per request come first, as a batch is made of requests that have passed them.
+#: From clients to backend. Requests pass in this order, responses and signatures in reverse. Per-request
+#: stages come first: batches are made of requests that have passed them.
 STAGES: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinRequests, ReshapeTensors, Arrange)
-#: Of a model in worker processes, where the worker arranges nothing and reshapes and joins by itself.
+#: For models in worker processes, where the worker reshapes and joins, and nothing is arranged.
 STAGES_OF_WORKERS: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinInWorker)
 
 
 class View:
-    """The stages of one load, whose `config` is what clients see and `inner` what the backend loads by."""
+    """The stages of one load. `config` is what clients see, `inner` what the backend loads by."""
 
     def __init__(self, config: ModelConfig, path: Path, stages: tuple[type[Stage], ...] = STAGES) -> None:
         """`path` is the model's file."""
@@ -54,25 +56,25 @@ class View:
         self.inner = config
 
     def stage(self, kind: type[Kind]) -> Kind:
-        """The stage of a kind, which is one of the list."""
+        """The stage of a kind that is in the list."""
         return next(stage for stage in self._stages if isinstance(stage, kind))
 
     def wrap(self, model: AnyModel) -> AnyModel:
-        """A model of the backend as its instances run it: requests have passed the stages that are per request.
+        """A backend's model as instances run it, for requests that have passed the per-request stages.
 
         Raises BacklineError when it does not fit the configuration.
         """
         return self._through([stage for stage in self._stages if not stage.per_request], model)
 
     def fit(self, wrapped: Signature) -> Signature:
-        """What clients see of a model that `wrap` gave, by its signature. Raises BacklineError as `wrap`."""
+        """What clients see of a model that `wrap` returned. Raises BacklineError as `wrap` does."""
         for stage in reversed(self._stages):
             if stage.per_request:
                 wrapped = stage.fit(wrapped)
         return wrapped
 
     def alone(self, wrapped: LoadedModel) -> LoadedModel:
-        """A model that `wrap` gave, as a request sees it that runs alone."""
+        """A model that `wrap` returned, as a request sees it that runs alone."""
         return self._through([stage for stage in self._stages if stage.per_request], wrapped)
 
     def _through(self, stages: list[Stage], model: AnyModel) -> AnyModel:
