@@ -1,4 +1,4 @@
-"""What backends ask of their runtimes for a GPU. There is none here: other devices stand in where a runtime has some."""
+"""How backends find and use GPUs. There is none here: other devices stand in where a runtime has some."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_driver_is_asked_for_gpus(tmp_path: Path) -> None:
     assert gpus_of_the_driver(show_gpus(tmp_path, 3)) == "(0, 1, 2)"
 
 
-def test_a_driver_that_shows_none_is_told_apart_from_one_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_driver_without_gpus_is_distinguished_from_an_unusable_driver(tmp_path: Path) -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
 
     assert (
@@ -92,7 +92,7 @@ def test_openvino_compiles_for_the_device(tmp_path: Path) -> None:
 
 
 def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
-    """Where there is none TensorFlow computes on the CPU what was placed there, so that it can be run here."""
+    """Without a GPU TensorFlow computes on the CPU what was placed there, so it can run here."""
     need("tensorflow")
     import tensorflow
 
@@ -165,7 +165,9 @@ print({{device.id for value in seen for device in value.devices()}}, Jax().gpus(
 
 
 def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
-    """The device "meta", which knows shapes and no values, stands in for a GPU: nothing of the program may be left on the CPU."""
+    """The device "meta", which knows shapes and no values, stands in for a GPU: nothing of the program may be
+    left on the CPU.
+    """
     need("torch")
     import torch
 
@@ -203,8 +205,8 @@ def test_pytorch_says_why_it_has_no_gpu(tmp_path: Path) -> None:
     assert gpus.indexes == tuple(range(torch.cuda.device_count()))
     if not (torch.version.cuda or torch.version.hip):
         assert (
-            f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an index"
-            in gpus.reason
+            f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an"
+            " index" in gpus.reason
         )
 
 

@@ -21,7 +21,7 @@ from support import models
 
 FP32 = DataType.FP32
 REQUESTS = [{"INPUT__0": np.array([[1, 2, 3]], np.float32)}, {"INPUT__0": np.array([[4]], np.float32)}]
-#: y = x - the number of requests, element by element, which is the length of what the model is told.
+#: y = x - the number of requests, elementwise: the length of the batch input.
 RAGGED = Joining(
     ragged=("INPUT__0",),
     batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("INPUT__1",), DataType.INT32, "INPUT__0"),),

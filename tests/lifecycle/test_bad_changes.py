@@ -1,4 +1,4 @@
-"""Hostile and clumsy changes: each is told clearly, ends, and leaves what is served as it is."""
+"""Hostile and clumsy changes: each gives a clear error, ends, and leaves the served models alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WHO = "Ada"
 
 
 def endless(repository: Path, name: str = "endless") -> None:
-    """A model whose run goes on for longer than anybody waits."""
+    """A model whose run takes longer than any caller waits."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["x", "x"], ["sum"])],
         "body",
@@ -117,9 +117,7 @@ def test_a_load_that_is_tried_again_says_when_and_which_attempt_it_is(home: Home
     asyncio.run(scenario())
 
 
-def test_a_folder_whose_name_is_not_utf8_does_not_hide_the_changes_beside_it(
-    home: Homes, repository: Path
-) -> None:
+def test_a_folder_name_that_is_not_utf8_does_not_hide_other_changes(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:
@@ -149,7 +147,7 @@ def test_a_name_with_a_line_break_cannot_forge_a_line_of_the_log(
     assert all("\n" not in record.getMessage() for record in caplog.records)
 
 
-def test_a_folder_in_the_place_of_a_configuration_is_told(home: Homes, repository: Path) -> None:
+def test_a_folder_in_place_of_a_configuration_is_reported(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:
@@ -176,7 +174,7 @@ def test_recorded_requests_that_cannot_be_read_do_not_stop_a_load(
 
     with unprivileged_folder() as folder:
         asyncio.run(scenario(folder))
-    assert "the warm-up is without the requests recorded there" in caplog.text
+    assert "warm-up runs without the requests recorded there" in caplog.text
 
 
 def test_labels_that_another_server_has_changed_are_not_overwritten(tmp_path: Path) -> None:
@@ -205,9 +203,10 @@ def test_labels_that_cannot_be_kept_are_as_they_were() -> None:
         assert store.of("add1") == LabelStore(folder).of("add1") == {"canary": "1"}
 
 
-def test_lines_of_the_audit_log_with_wrong_types_are_passed_over(tmp_path: Path) -> None:
+def test_audit_log_lines_with_wrong_types_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").write_text(
-        '{"time":"x","who":3,"action":"load","model":"add1"}\n{"time":1,"who":"Ada","action":"load","model":"add1"}\n'
+        '{"time":"x","who":3,"action":"load","model":"add1"}\n'
+        '{"time":1,"who":"Ada","action":"load","model":"add1"}\n'
     )
     assert [change.who for change in AuditLog(tmp_path).history("add1")] == ["Ada"]
 
@@ -242,9 +241,7 @@ def test_huge_names_are_not_repeated_in_whole(home: Homes, repository: Path) -> 
     asyncio.run(scenario())
 
 
-def test_the_history_says_what_unloaded_and_loaded_a_version_in_mode_poll(
-    home: Homes, repository: Path
-) -> None:
+def test_the_history_names_the_cause_of_loads_and_unloads_in_mode_poll(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:

@@ -41,7 +41,10 @@ def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, reposit
             for change in (server.lifecycle.load, server.lifecycle.unload):
                 with pytest.raises(
                     Unavailable,
-                    match=f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode explicit$",
+                    match=(
+                        f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with"
+                        f" --model-control-mode explicit$"
+                    ),
                 ):
                     await change("add1", who=WHO)
             assert await server.answer() == 1
@@ -72,7 +75,7 @@ def test_a_star_starts_with_all_models(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_model_to_start_with_that_is_not_there_is_said(home: Homes, repository: Path) -> None:
+def test_a_missing_initial_model_is_reported(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository, "a")
         async with home(repository, mode="explicit", load_models=("c",)) as server:
@@ -105,7 +108,7 @@ def test_a_model_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_what_has_not_changed_is_not_loaded_again(home: Homes, repository: Path) -> None:
+def test_an_unchanged_model_is_not_loaded_again(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", policy="version_policy { all {} }")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -187,7 +190,7 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
     asyncio.run(scenario())
 
 
-def test_one_version_is_loaded_beside_those_of_the_policy_and_unloaded(home: Homes, repository: Path) -> None:
+def test_one_version_outside_the_policy_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -342,7 +345,7 @@ def test_a_label_loads_its_version_first(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_promote_and_rollback_move_what_requests_get(home: Homes, repository: Path) -> None:
+def test_promote_and_rollback_change_the_version_that_answers(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
@@ -405,7 +408,7 @@ def test_a_label_moves_only_from_where_it_is_expected(home: Homes, repository: P
     asyncio.run(scenario())
 
 
-def test_a_label_cannot_point_to_what_is_not_there(home: Homes, repository: Path) -> None:
+def test_a_label_cannot_point_to_a_missing_version(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
@@ -484,7 +487,7 @@ def test_labels_outlive_the_server(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_labels_of_the_configuration_stand_behind_those_of_requests(home: Homes, repository: Path) -> None:
+def test_labels_set_by_request_override_those_of_the_configuration(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         label = 'parameters { key: "backline.labels.stable" value { string_value: "1" } }'
         versions(repository, "1", "2", policy=label)

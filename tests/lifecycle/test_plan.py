@@ -41,7 +41,7 @@ def steps(goals: list[Wanted], there: list[Held], now: float = 0.0, slots: int =
     return plan(goals, there, now=now, load_slots=slots)
 
 
-def test_what_is_wanted_and_not_there_is_loaded_as_far_as_slots_go() -> None:
+def test_wanted_versions_are_loaded_as_slots_allow() -> None:
     goals = [wanted(version) for version in "123"]
     assert steps(goals, [], slots=2) == [BeginLoad(goals[0]), BeginLoad(goals[1])]
     assert steps(goals, [held(1, "1", phase=VersionPhase.LOADING)], slots=2) == [BeginLoad(goals[1])]
@@ -55,7 +55,7 @@ def test_a_new_version_is_loaded_before_the_old_is_unloaded() -> None:
     assert steps([goal], [held(1), held(2, "2")]) == [Unload(1)]
 
 
-def test_changed_files_of_a_version_are_loaded_beside_it() -> None:
+def test_changed_files_are_loaded_while_the_old_version_serves() -> None:
     goal = wanted(fingerprint="b")
     assert steps([goal], [held(1)]) == [BeginLoad(goal)]
     assert steps([goal], [held(1), held(2, fingerprint="b")]) == [Unload(1)]
@@ -116,7 +116,7 @@ def test_a_version_put_to_rest_is_unloaded() -> None:
 
 @dataclass
 class World:
-    """What an executor does with the actions; loads and drains end when the events say so."""
+    """Carries actions out like an executor; loads and drains end when the events say so."""
 
     slots: int
     broken: set[tuple[str, str, str]]
@@ -222,7 +222,7 @@ broken_sets = st.sets(
 
 @settings(max_examples=300, deadline=None)
 @given(events=events, broken=broken_sets, slots=st.integers(1, 3))
-def test_every_order_of_events_keeps_models_answering_and_comes_to_what_is_wanted(
+def test_every_order_of_events_keeps_models_answering_and_reaches_the_target(
     events: list[tuple[str, object]], broken: set[tuple[str, str, str]], slots: int
 ) -> None:
     world = World(slots, broken)
@@ -247,7 +247,7 @@ def test_every_order_of_events_keeps_models_answering_and_comes_to_what_is_wante
             assert ready[identity].settings == goal.settings
         if not goal.loaded:
             assert identity not in ready
-    # What is held and not wanted only stands in for what could not be loaded.
+    # Anything held but unwanted only stands in for a version that could not be loaded.
     for name, version, fingerprint in ready.keys() - goals.keys():
         wanted_of_model = [identity for identity in goals if identity[0] == name]
         assert any(identity in world.broken for identity in wanted_of_model), (name, version, fingerprint)

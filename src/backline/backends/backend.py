@@ -130,8 +130,6 @@ class Backend(Protocol):
 
     #: The name in configurations ("onnxruntime").
     name: ClassVar[str]
-    #: The platform that clients see ("onnxruntime_onnx").
-    platform: ClassVar[str]
 
     def load(
         self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS

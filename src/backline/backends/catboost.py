@@ -26,7 +26,6 @@ class CatBoost:
     """The backend for `*.cbm`."""
 
     name: ClassVar[str] = "catboost"
-    platform: ClassVar[str] = "catboost"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a model. `output__0` is the result of `predict`: probabilities for classifiers, else the

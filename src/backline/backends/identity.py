@@ -26,7 +26,6 @@ class Identity:
     """The backend `identity`; no file is recognised as its model."""
 
     name: ClassVar[str] = "identity"
-    platform: ClassVar[str] = "identity"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
         """Returns its n-th input as its n-th output, after `execute_delay_ms` milliseconds.
@@ -64,7 +63,6 @@ class IdentityModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._delay:
             time.sleep(self._delay)
         return [inputs[self._sources[name]] for name in outputs]

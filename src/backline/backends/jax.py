@@ -32,7 +32,6 @@ class Jax:
     """The backend for `*.jax`: what `jax.export.export(function)(*arguments).serialize()` returned."""
 
     name: ClassVar[str] = "jax"
-    platform: ClassVar[str] = "jax"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend: JAX's GPUs, if the function was exported for them."""
@@ -144,7 +143,6 @@ class JaxModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._call is None:
             raise Internal(f"model '{self._name}' is unloaded")
         tree = self._jax.tree_util
@@ -168,7 +166,6 @@ class JaxModel:
         return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._call = None
 
 

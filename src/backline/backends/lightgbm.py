@@ -22,7 +22,6 @@ class LightGbm:
     """The backend for `model.txt`."""
 
     name: ClassVar[str] = "lightgbm"
-    platform: ClassVar[str] = "lightgbm"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. `output__0` is the result of Booster.predict: probabilities for classifiers, [N]

@@ -28,7 +28,6 @@ class LiteRt:
     """The backend for `*.tflite`."""
 
     name: ClassVar[str] = "litert"
-    platform: ClassVar[str] = "litert"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
         """Loads a file. Names are those of its signature (parameter `signature` if it has several), else of
@@ -133,7 +132,6 @@ class LiteRtModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._create is None:
             raise Internal(f"model '{self._name}' is unloaded")
         try:
@@ -151,7 +149,6 @@ class LiteRtModel:
         return answers
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._create = None
         self._idle = []
 

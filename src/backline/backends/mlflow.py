@@ -32,7 +32,6 @@ class MlFlow:
     """The backend for folders with a file MLmodel."""
 
     name: ClassVar[str] = "mlflow"
-    platform: ClassVar[str] = "mlflow"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend: those of the flavour's backend."""

@@ -61,10 +61,8 @@ class OnnxRuntime:
     """The backend for `*.onnx`."""
 
     name: ClassVar[str] = "onnxruntime"
-    platform: ClassVar[str] = "onnxruntime_onnx"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend."""
         runtime = _import()
         reason = why_on_no_gpu(config, runtime.get_available_providers())
         return Gpus(reason=reason) if reason else usable_gpus(runtime)
@@ -152,7 +150,6 @@ class OnnxModel:
             raise self._failure(error) from None
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """See CancellableModel."""
         options = self._new_options()  # the flag belongs to the options, so each run needs its own
 
         def cancel() -> None:
@@ -161,7 +158,6 @@ class OnnxModel:
         return lambda inputs, outputs: self.run(inputs, outputs, options), cancel
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._session = None
         self._run_session = self._refuse
 

@@ -55,7 +55,6 @@ class OpenVino:
     """
 
     name: ClassVar[str] = "openvino"
-    platform: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend. Most of OpenVINO's GPUs are part of the processor and no faster, so they are only
@@ -135,7 +134,6 @@ class OpenVinoModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._compiled is None:
             raise Internal(f"model '{self._name}' is unloaded")
         feed = {
@@ -162,7 +160,6 @@ class OpenVinoModel:
         return np.array(tensor.data)
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._compiled = None
         self._idle = SimpleQueue()
 

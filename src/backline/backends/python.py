@@ -19,7 +19,6 @@ class Python:
     """The backend for `model.py`."""
 
     name: ClassVar[str] = "python"
-    platform: ClassVar[str] = "python"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend: any GPU of the machine, as the model's code decides what it uses."""

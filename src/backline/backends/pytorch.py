@@ -35,7 +35,6 @@ class Pytorch:
     """The backend for `*.pt`, `*.jit` and `*.pt2`."""
 
     name: ClassVar[str] = "pytorch"
-    platform: ClassVar[str] = "pytorch_libtorch"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend. Machine code only runs on the kind of device that it was compiled for."""
@@ -106,7 +105,6 @@ class PytorchModel:
         self.threads_per_run: int = torch.get_num_threads()
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._call is None:
             raise Internal(f"model '{self._name}' is unloaded")
         values = [convert(inputs[name]) for name, convert in self._inputs]
@@ -121,7 +119,6 @@ class PytorchModel:
             raise self._failure(error) from None
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._call = None
 
     def _converter(self, name: str, argument: Argument, datatype: DataType) -> Callable[[np.ndarray], Any]:

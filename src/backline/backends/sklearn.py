@@ -30,7 +30,6 @@ class Sklearn:
     """The backend for `*.skops`, and for `*.pkl` and `*.joblib` if pickles are trusted."""
 
     name: ClassVar[str] = "sklearn"
-    platform: ClassVar[str] = "sklearn"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
         """Loads an estimator. `input__0` has a row of features for each item, or texts if it begins with a
@@ -101,7 +100,6 @@ class SklearnModel:
         self.signature = agree(path, Signature((spec,), tuple(outputs)), config)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if not self._methods:
             raise Internal(f"model '{self._name}' is unloaded")
         limit_threads()
@@ -117,7 +115,6 @@ class SklearnModel:
             ) from None
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._methods = {}
 
 

@@ -77,7 +77,6 @@ class Repeat:
     """The backend `repeat`; no file is recognised as its model."""
 
     name: ClassVar[str] = "repeat"
-    platform: ClassVar[str] = "repeat"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> RepeatModel:
         """Returns the elements of IN, each as OUT with its index as IDX, DELAY milliseconds after the
@@ -100,7 +99,6 @@ class RepeatModel(DeclaredModel):
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
-        """See StreamingModel."""
         values, delays = inputs["IN"], inputs["DELAY"]
         if values.shape != delays.shape:
             raise InvalidArgument(
@@ -120,7 +118,6 @@ class Square:
     """The backend `square`; no file is recognised as its model."""
 
     name: ClassVar[str] = "square"
-    platform: ClassVar[str] = "square"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SquareModel:
         """Returns n responses OUT = n for IN = n.
@@ -139,7 +136,6 @@ class SquareModel(DeclaredModel):
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
-        """See StreamingModel."""
         count = int(inputs["IN"][0])
         for _ in range(count):
             yield {"OUT": np.array([count], np.int32)}

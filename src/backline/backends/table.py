@@ -53,7 +53,6 @@ class TableModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._predict is None:
             raise Internal(f"model '{self._name}' is unloaded")
         try:
@@ -67,7 +66,6 @@ class TableModel:
         return [answer for _ in outputs]
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._predict = None
 
     def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:

@@ -50,10 +50,8 @@ class TensorFlow:
     """The backend for folders with a saved_model.pb."""
 
     name: ClassVar[str] = "tensorflow"
-    platform: ClassVar[str] = "tensorflow_savedmodel"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend."""
         runtime = _import()
         found = runtime.config.list_physical_devices("GPU")
         if found:
@@ -135,7 +133,6 @@ class TensorFlowModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         session = self._session
         if session is None:
             raise Internal(f"model '{self._name}' is unloaded")
@@ -158,7 +155,6 @@ class TensorFlowModel:
         return array.view(bfloat16)
 
     def close(self) -> None:
-        """See LoadedModel."""
         session, self._session = self._session, None
         self._calls = {}
         if session is not None:

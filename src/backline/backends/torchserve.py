@@ -25,7 +25,6 @@ class TorchServe:
     """The backend for model archives: zip and gzipped tar files, and folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
-    platform: ClassVar[str] = "torchserve"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
         """See GpuBackend: any GPU of the machine, as handlers decide what they use."""

@@ -22,7 +22,6 @@ class XgBoost:
     """The backend for `model.json` and `*.ubj`."""
 
     name: ClassVar[str] = "xgboost"
-    platform: ClassVar[str] = "xgboost"
 
     def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
         """Loads a booster. `output__0` is the result of Booster.inplace_predict: probabilities for

@@ -164,7 +164,6 @@ class ComposedServable(Servable):
         self._waits = []
 
     def fail(self, reason: str, retry_at: float | None) -> None:
-        """See Servable."""
         self._forget_waits()
         super().fail(reason, retry_at)
 
@@ -201,7 +200,6 @@ class ComposedServable(Servable):
 
     @property
     def may_come_back(self) -> bool:
-        """See Servable."""
         return not unanswered_step(self._engine, self.model.config)
 
     @property

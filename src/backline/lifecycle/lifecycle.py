@@ -104,14 +104,12 @@ class Lifecycle:
         self._journal.on_step(step, self._models.find(step.model.name))
 
     async def refresh(self) -> None:
-        """See Control."""
         await self._holdings.look()
         await self._models.settle()
 
     async def load(
         self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
     ) -> None:
-        """See Control."""
         self._check_loading()
         async with self._changing(model):
             await self._holdings.look()
@@ -224,7 +222,6 @@ class Lifecycle:
             )
 
     async def move_label(self, move: LabelMove, *, who: str) -> Change:
-        """See Control."""
         return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
@@ -245,11 +242,9 @@ class Lifecycle:
         return served.target.source.versions
 
     def labels(self, model: str) -> Mapping[str, str]:
-        """See Control."""
         return self._engine.labels(model)
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """See Control."""
         return self._audit.history(model, limit)
 
     def _check_loading(self) -> None:

@@ -1,4 +1,4 @@
-"""What files hold, wherever they lie."""
+"""Digests of a version's files, wherever they lie."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_same_files_elsewhere_are_the_same(tmp_path: Path) -> None:
     "files",
     [{"a": "1", "b": "3"}, {"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1"}, {"a": "1", "c": "2"}],
 )
-def test_other_files_are_others(files: dict[str, str], tmp_path: Path) -> None:
+def test_other_files_have_another_digest(files: dict[str, str], tmp_path: Path) -> None:
     one, two = put(tmp_path / "one", a="1", b="2"), put(tmp_path / "two", **files)
 
     assert VersionContent(one, ["a", "b"]).digest != VersionContent(two, files).digest
@@ -46,6 +46,6 @@ def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     assert not content.unchanged
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         VersionContent(tmp_path, ["a"])

@@ -1,8 +1,9 @@
-"""What is found out about joining when a model is loaded."""
+"""Loading models whose requests are joined by rules."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ FLOAT = TensorProto.FLOAT
 
 
 def loaded(path: Path, joining: Joining, **settings: object) -> LoadedHere:
-    found = load(path, ModelConfig("m", max_batch_size=8, joining=joining, source="model.toml", **settings))  # type: ignore[arg-type]
+    given: Any = {"max_batch_size": 8, "joining": joining, "source": "model.toml", **settings}
+    found = load(path, ModelConfig("m", **given))
     assert isinstance(found, LoadedHere)
     return found
 
@@ -92,7 +94,10 @@ def test_requests_of_other_lengths_are_passed_over_unless_the_order_is_another_o
 def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: Path) -> None:
     inputs = (TensorSpec("x", DataType.FP32, (-1, -1)),)
 
-    expected = r"configuration expects model provides input with shape \[-1\] for ragged input 'x', model provides \[-1, -1, -1\]"
+    expected = (
+        r"configuration expects model provides input with shape \[-1\] for ragged input 'x', model provides"
+        r" \[-1, -1, -1\]"
+    )
     with pytest.raises(InvalidArgument, match=expected):
         loaded(doubler(tmp_path), Joining(ragged=("x",)), inputs=inputs)
 

@@ -1,4 +1,4 @@
-"""What is found out when a model is loaded whose clients see other shapes."""
+"""Loading models whose clients see other shapes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def test_it_is_the_reshape_that_must_agree_with_the_file(tmp_path: Path) -> None
     with pytest.raises(InvalidArgument) as refused:
         doubled(tmp_path, ["N", 4], spec("x", (4,), (2, 2)), spec("y", (4,)))
     assert refused.value.message == (
-        "model 'm': input 'x' has the reshape [-1, 2, 2] (with the batch dimension, as max_batch_size is above 0) in config.pbtxt, but"
+        "model 'm': input 'x' has the reshape [-1, 2, 2] (with the batch dimension, as max_batch_size is"
+        " above 0) in config.pbtxt, but"
         f" [-1, 4] in '{tmp_path / 'model.onnx'}'"
     )
     with pytest.raises(
@@ -99,7 +100,7 @@ def test_a_batch_that_is_another_dimension_is_the_first_of_the_reshape(tmp_path:
     np.testing.assert_array_equal(model(loaded).run({"x": given}, ["y"])[0], given * 2)
 
 
-def test_what_has_no_other_shapes_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_model_without_reshapes_is_not_wrapped(tmp_path: Path) -> None:
     loaded = doubled(tmp_path, ["N", 4], spec("x", (4,)), spec("y", (4,)))
     assert not isinstance(model(loaded), StagedModel)
 
@@ -159,7 +160,7 @@ def test_the_responses_of_a_stream_are_reshaped(tmp_path: Path) -> None:
     assert [response["OUT"].tolist() for response in responses] == [[[4]], [[5]]]
 
 
-def test_a_model_is_told_of_the_shape_that_a_ragged_input_would_have(tmp_path: Path) -> None:
+def test_batch_inputs_describe_ragged_inputs_in_their_reshaped_form(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["shapes"], ["s"])]
     models.save(
         tmp_path / "model.onnx",

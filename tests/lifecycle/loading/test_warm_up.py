@@ -1,4 +1,6 @@
-"""Warm-up: which requests a version must answer before it is ready, and what is said of those that it does not."""
+"""Warm-up: which requests a version must answer before it is ready, and what is said of those that it does
+not.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,7 @@ def test_a_data_file_of_strings_has_a_length_before_each(tmp_path: Path) -> None
     [
         (b"\x00" * 60, (16,), r"warmup/item' has 60 bytes, expected 64 bytes for shape \[16\] of FP32"),
         (None, (16,), r"warmup/item' does not exist"),
-        (b"", (-1,), r"dims \[-1\]; every dimension needs a size"),
+        (b"", (-1,), r"dims \[-1\]; every dimension needs a fixed size"),
         (b"", (1 << 40,), "more than 1073741824 bytes"),
     ],
 )
@@ -222,7 +224,10 @@ def test_a_version_whose_warm_up_fails_is_not_served_and_says_which_sample(
     home: Any, repository: Path
 ) -> None:
     models.add1(repository)
-    sample = 'name: "first" batch_size: 1 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 16 input_data_file: "item" } }'
+    sample = (
+        'name: "first" batch_size: 1 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 16'
+        ' input_data_file: "item" } }'
+    )
     (repository / "add1" / "config.pbtxt").write_text(f"max_batch_size: 4 model_warmup [ {{ {sample} }} ]")
     (repository / "add1" / "warmup").mkdir()
     (repository / "add1" / "warmup" / "item").write_bytes(bytes(60))

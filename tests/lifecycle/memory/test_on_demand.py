@@ -255,7 +255,7 @@ def test_a_version_sleeps_and_wakes_more_than_once() -> None:
     run(scenario)
 
 
-def test_what_is_held_is_refused_when_the_version_goes() -> None:
+def test_held_requests_are_refused_when_the_version_is_removed() -> None:
     async def scenario() -> None:
         sleeper = Sleeper()
         asked = sleeper.ask()

@@ -60,16 +60,13 @@ class ModelCalls:
             )
 
     def ended(self, request: InferRequest, outcome: Outcome, ns: int) -> None:
-        """See Calls."""
         self._graph.remove(self._waits.pop(request, ()))
         self._caller.statistics.record_call(request.model_name, outcome, ns)
 
     def is_ready(self, model: str, version: str) -> bool:
-        """See Calls."""
         return self._engine.is_ready(model, version) if model else self._engine.ready
 
     async def describe(self, model: str, version: str) -> Described:
-        """See Calls."""
         engine = self._engine
         if engine.is_unknown(model, version):
             await engine.wake(model, version)
@@ -81,16 +78,13 @@ class ModelCalls:
         )
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        """See Calls."""
         overrides = Overrides(config, files) if config is not None or files else None
         await self._control.load(model, version, overrides=overrides, who=self._who)
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
-        """See Calls."""
         await self._control.unload(model, version, dependents=dependents, who=self._who)
 
     def measure(self, message: Measure) -> float | None:
-        """See Calls."""
         metrics = self._engine.custom_metrics
         match message.action:
             case "declare":
@@ -110,7 +104,6 @@ class ModelCalls:
         return None
 
     def forget(self) -> None:
-        """See Calls."""
         self._engine.custom_metrics.forget(self)
 
     @property

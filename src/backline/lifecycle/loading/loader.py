@@ -87,7 +87,7 @@ def load(
         try:
             view.stage(Arrange).refuse("streams")
             return loaded_streams(
-                config, view, view.wrap(model), backend=backend.name, platform=backend.platform, placed=placed
+                config, view, view.wrap(model), backend=backend.name, platform=entry.platform, placed=placed
             )
         except BaseException:
             model.close()
@@ -109,7 +109,7 @@ def load(
             view,
             replicas,
             backend=backend.name,
-            platform=backend.platform,
+            platform=entry.platform,
             placed=placed,
             measured=known,
             warnings=ignored,
