@@ -22,9 +22,7 @@ Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called from several threads at once; it releases the GIL while the
-    runtime computes.
-    """
+    """A model in memory. `run` may be called on several threads; it releases the GIL while computing."""
 
     @property
     def signature(self) -> Signature:

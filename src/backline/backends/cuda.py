@@ -15,9 +15,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """Asks the driver once (cuInit, cuDeviceGetCount of the CUDA Driver API); it respects
-    CUDA_VISIBLE_DEVICES.
-    """
+    """Asks the driver once (cuInit, cuDeviceGetCount), which respects CUDA_VISIBLE_DEVICES."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

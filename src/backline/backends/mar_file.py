@@ -21,9 +21,7 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImple
 
 
 class MarFile:
-    """An open archive: a folder, zip or tar file. `root` is the folder in it that holds everything, with "/",
-    or "".
-    """
+    """An open folder, zip or tar file. `root` is the folder in it that holds everything, with "/", or ""."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path

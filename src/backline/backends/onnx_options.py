@@ -1,6 +1,4 @@
-"""ONNX Runtime session options from a model's `parameters`, with the keys of Triton's backend where it has
-one.
-"""
+"""ONNX Runtime options from a model's `parameters`, with the keys of Triton's backend where it has one."""
 
 from __future__ import annotations
 
@@ -66,9 +64,7 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """Reads `config.parameters`; unknown keys end up in `warnings`. Raises InvalidArgument for an invalid
-    value.
-    """
+    """Reads `config.parameters`; unknown keys become `warnings`. Raises InvalidArgument for a wrong value."""
     given = config.parameters
     default = SessionSettings()
 
@@ -119,9 +115,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
 
 
 def _affinities(cores: Sequence[int], threads: int) -> dict[str, str]:
-    """Pins the helper threads of a run to cores, which ONNX Runtime counts from 1 (its session options config
-    keys).
-    """
+    """Pins the helper threads of a run to cores, which ONNX Runtime counts from 1."""
     if not cores or threads < 2:
         return {}
     group = ",".join(str(core + 1) for core in cores)

@@ -287,9 +287,7 @@ def _without_accelerators(
 
 
 def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:
-    """Raises InvalidArgument for an unused provider: when one fails, ONNX Runtime falls back to the CPU and
-    only logs it.
-    """
+    """Raises InvalidArgument for an unused provider: ONNX Runtime only logs that it uses the CPU instead."""
     for name, _ in wanted:
         if name not in used:
             raise InvalidArgument(
@@ -311,9 +309,7 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
 
 
 def _check_no_strings(path: Path, file: Signature) -> None:
-    """Raises InvalidArgument for strings: BF16 needs OrtValues, which its Python interface does not make of
-    strings.
-    """
+    """Raises InvalidArgument for strings, which its Python interface cannot pass along with BF16."""
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
             raise InvalidArgument(

@@ -50,16 +50,12 @@ _THREADS = "INFERENCE_NUM_THREADS"
 
 
 class OpenVino:
-    """The backend for `*.xml` with its `*.bin`, and for `backend: "openvino"` with ONNX, SavedModel or
-    LiteRT.
-    """
+    """The backend for `*.xml` with `*.bin`; for ONNX, SavedModel or LiteRT if configured."""
 
     name: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Most of OpenVINO's GPUs are part of the processor and no faster, so they are only
-        used when asked for.
-        """
+        """See GpuBackend. Most of these GPUs are in the processor and no faster: they must be asked for."""
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:

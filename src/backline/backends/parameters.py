@@ -13,9 +13,7 @@ MAX_THREADS = 1024
 
 
 class Parameters:
-    """The parameters of one model. Reads raise InvalidArgument for invalid values; keys outside `known` give
-    warnings.
-    """
+    """The parameters of one model. Reads raise InvalidArgument; keys outside `known` give warnings."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name

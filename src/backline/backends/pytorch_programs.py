@@ -41,9 +41,7 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program. `type` is "Tensor", "List[str]" or a number's ("int"); `required` without a
-    default.
-    """
+    """An argument. `type` is "Tensor", "List[str]" or a number's ("int"); `required` without a default."""
 
     name: str
     type: str = "Tensor"
@@ -81,9 +79,7 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
-    """Loads a torch.export program, which describes its inputs and outputs; device None is the one of its
-    export.
-    """
+    """Loads a torch.export program, which describes its tensors; device None is that of its export."""
     pytree = _submodule("torch.utils._pytree")
     export = _submodule("torch.export")
     with _weights_only():
@@ -174,9 +170,7 @@ def _loading(torch: Any, path: Path, load: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Keeps torch.load from executing pickles, whatever its caller asks: torch.export.load falls back to
-    that.
-    """
+    """Keeps torch.load from executing pickles, to which torch.export.load falls back."""
     with _weights_only_lock:
         before = os.environ.get(_WEIGHTS_ONLY)
         os.environ[_WEIGHTS_ONLY] = "1"

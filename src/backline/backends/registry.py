@@ -1,6 +1,4 @@
-"""The backends, and the choice of one for a model. A backend's module is imported by the first model that
-needs it.
-"""
+"""The backends, and the choice of one. A backend's module is imported by the first model that needs it."""
 
 from __future__ import annotations
 

@@ -169,9 +169,7 @@ def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The input: texts or rows of features. The configuration may choose a precision, or tell what the
-    estimator does not.
-    """
+    """The input: texts or rows of features. The configuration may choose a precision, or fill gaps."""
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator

@@ -21,9 +21,7 @@ from backline.engine.signature import Signature, TensorSpec
 def check_tensors(
     config: ModelConfig, backend: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> None:
-    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and names these tensors; -1 is
-    any size.
-    """
+    """Raises InvalidArgument unless the configuration is decoupled, unbatched, and names these tensors."""
     where = f"{config.source or config.name}: the {backend} backend"
     if not config.decoupled:
         raise InvalidArgument(
@@ -89,9 +87,7 @@ class Repeat:
 
 
 class RepeatModel(DeclaredModel):
-    """No model at all. WAIT delays the next request in Triton's backend; here requests never wait for each
-    other.
-    """
+    """No model at all. WAIT has no effect: it delays the next request in Triton's backend, but not here."""
 
     #: They mostly sleep.
     streams_at_once = 16

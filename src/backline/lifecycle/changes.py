@@ -13,9 +13,7 @@ from backline.lifecycle.wanted.target import Target
 
 
 class AwaitedChanges:
-    """Sets targets of models and waits until they are reached. `advance` takes the next steps. Lives on the
-    event loop.
-    """
+    """Sets targets of models and waits for them. `advance` takes the next steps. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
@@ -33,9 +31,7 @@ class AwaitedChanges:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Waits until a version is ready; returns whether it was added to the target. Raises InvalidArgument
-        when it cannot be loaded.
-        """
+        """Waits until a version is ready; returns whether it joined the target. Raises InvalidArgument."""
         before = served.target
         if served.ready(version) is not None or before is None:
             return False
@@ -49,9 +45,7 @@ class AwaitedChanges:
         return version not in before.beside
 
     async def change(self, name: str, target: Target) -> None:
-        """Moves a model to a target, all or nothing. If any version fails, nothing changes, and
-        InvalidArgument gives the reasons.
-        """
+        """Moves a model to a target, all or nothing. Raises InvalidArgument with the reasons of failures."""
         served = self._models[name]
         served.failures.clear()
         served.change = target

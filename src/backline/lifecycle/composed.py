@@ -37,9 +37,7 @@ from backline.schedule.queues.queue import QueueSettings
 
 
 class ComposedServable(Servable):
-    """One version of an ensemble. Loading it only looks at the models it calls: no file is read, no thread is
-    used.
-    """
+    """One version of an ensemble. Loading it reads no file and needs no thread: it looks at other models."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Takes what a Servable takes."""
@@ -119,9 +117,7 @@ class ComposedServable(Servable):
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """Takes note of the models that its steps call now. As in Triton, one decoupled step makes the
-        ensemble decoupled.
-        """
+        """Notes the models that its steps call now. As in Triton, one decoupled step makes it decoupled."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -139,9 +135,7 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Adds the steps that may wait to the call graph. Raises InvalidArgument for a wait that could never
-        end.
-        """
+        """Adds waiting steps to the call graph. Raises InvalidArgument for a wait that could never end."""
         config, permits = self.model.config, self._shared.permits
         assert config.ensemble is not None, "it is an ensemble"
         self._forget_waits()
@@ -168,9 +162,7 @@ class ComposedServable(Servable):
         super().fail(reason, retry_at)
 
     def review(self) -> bool:
-        """Returns whether its models have changed so that it was taken out of service, or must be loaded
-        again.
-        """
+        """Returns whether changes of its models took it out of service, or allow another load."""
         if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config

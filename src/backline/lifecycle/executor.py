@@ -36,9 +36,7 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What has happened to a version, or ("replaced") to one of its instances; `reason` is why it failed or
-    was put to sleep.
-    """
+    """What happened to a version or ("replaced") an instance; `reason` is why it failed or went to sleep."""
 
     kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
     model: Model
@@ -75,9 +73,7 @@ class Executor:
         self._closed = False
 
     def advance(self, names: Iterable[str]) -> None:
-        """Takes every step that is possible now. Those that take time continue as tasks, which call this
-        again.
-        """
+        """Takes every step that is possible now. Longer ones continue as tasks, which call this again."""
         if self._closed:
             return
         mine = dict.fromkeys(names)

@@ -23,9 +23,7 @@ LONGEST_NAME = 256
 
 
 class Holdings:
-    """Scans the repositories and sets the models' targets. `labels` gives the labels of a model. Lives on the
-    event loop.
-    """
+    """Scans repositories and sets targets. `labels` gives those of a model. Lives on the event loop."""
 
     def __init__(
         self,

@@ -35,9 +35,7 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """A model version has changed its state; `done` of `total` initial loads have ended, this one after
-    `seconds`.
-    """
+    """A version has changed its state; `done` of `total` initial loads have ended, this one in `seconds`."""
 
     name: str
     version: str
@@ -52,9 +50,7 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Reports what happens to models. With `audit_steps` steps enter the audit log, which otherwise holds
-    requests only.
-    """
+    """Reports what happens to models. With `audit_steps` not only requests enter the audit log."""
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit

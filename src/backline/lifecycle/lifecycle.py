@@ -30,15 +30,13 @@ from backline.repository.repository import Repository
 
 
 class Lifecycle:
-    """The models of a set of repositories in one engine; implements engine.control.Control. Lives on the
-    engine's event loop.
-    """
+    """The models of some repositories in one engine: its Control. Lives on the engine's event loop."""
 
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError for damaged state on disk, equal namespaces, or a missing package for the
-        cache.
+        """Raises BacklineError for damaged state on disk, equal namespaces, or a cache whose package is
+        missing.
         """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
@@ -171,9 +169,7 @@ class Lifecycle:
         return source
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """See Control. `dependents` are the models that an ensemble calls, except those that another model
-        needs.
-        """
+        """See Control. `dependents` are models that an ensemble calls and that no other model needs."""
         self._check_loading()
         if not version:
             self._executor.changes.end(model)
@@ -225,9 +221,7 @@ class Lifecycle:
         return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
-        """The versions that a label may point to; scans the repository when it is not known to hold
-        `version`.
-        """
+        """The versions that a label may point to; scans the repository if it seems to lack `version`."""
         assert served.target is not None, "it is loaded"
         if version in served.target.source.versions or served.ready(version) is not None:
             return served.target.source.versions
@@ -275,9 +269,7 @@ def _newest(served: ServedModel) -> str:
 
 
 def _with_version(old: Target, source: Source, version: str) -> Target:
-    """Adds one version to those being served, which keep their files even if those have changed or the policy
-    drops them.
-    """
+    """Adds one version; the others keep serving with the files that they were loaded from."""
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
         old.source.with_version_of(source, version), old.beside | present | {version}, old.without - {version}

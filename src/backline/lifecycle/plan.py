@@ -1,6 +1,4 @@
-"""The next steps from what is held to what is wanted: a pure function, so that tests can try every order of
-events.
-"""
+"""The next steps from what is held to what is wanted: a pure function, so tests can try every order."""
 
 from __future__ import annotations
 

@@ -58,9 +58,7 @@ class Servable(ShownVersion):
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` continue those of the load that this one replaces; `on_given_up` is called when an
-        instance was replaced.
-        """
+        """`statistics` are from the load that this one replaces; `on_given_up` reports replaced instances."""
         super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
@@ -103,9 +101,7 @@ class Servable(ShownVersion):
         )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up. `known` is from an earlier load of the same files. Raises
-        BacklineError with the reason.
-        """
+        """Fetches, loads and warms up. `known` is from a load of the same files. Raises BacklineError."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -230,17 +226,13 @@ class Servable(ShownVersion):
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """Called when the model declares itself not ready, or ready again (""). Requests are answered either
-        way.
-        """
+        """Called when the model declares itself not ready, or ready (""). It answers either way."""
         self.model.unready = reason
         if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """Returns whether changes of models that it calls took it out of service, or allow a new load. It
-        calls none.
-        """
+        """Returns whether models that it calls took it out of service, or allow a new load. It calls none."""
         return False
 
     @property
@@ -346,9 +338,7 @@ class Servable(ShownVersion):
         self.model.memory_bytes = 0
 
     def end(self) -> None:
-        """Called once it is drained and no longer held: the planner would take an unloaded version for one
-        that serves.
-        """
+        """Called once it is no longer held: the planner would take an unloaded version for a serving one."""
         self.enter(VersionPhase.UNLOADED, "unloaded")
 
     def _end_streams(self, streams: StreamPool) -> None:

@@ -19,9 +19,7 @@ MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One model of the engine. Whoever changes `target`, `change`, `labels` or `held` must call the
-    executor's `advance`.
-    """
+    """One model. Whoever changes its public attributes must call the executor's `advance`."""
 
     def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
         self.name = name
@@ -53,9 +51,7 @@ class ServedModel:
         return {*self.labels.values(), *self._pointing.values()}
 
     def move_labels(self) -> None:
-        """Moves labels to versions that can answer; a label never leaves a version that answers for one that
-        does not.
-        """
+        """Moves labels to versions that can answer, never from one that answers to one that does not."""
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
             before = self._pointing.get(label, version)
@@ -166,9 +162,7 @@ class ServedModel:
         )
 
     def may_rest(self, one: Servable) -> bool:
-        """Whether a ready version could be unloaded and loaded again unchanged, and no change in progress
-        needs it.
-        """
+        """Whether a ready version could be unloaded and reloaded, and no change in progress needs it."""
         if self.change is not None or any(
             other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
@@ -261,9 +255,7 @@ class ServedModel:
         return shown
 
     def _show_loads_beside(self, shown: Mapping[str, ShownVersion]) -> None:
-        """Shows the progress and failure of newer files on a serving version, and the progress of a load on a
-        sleeping one.
-        """
+        """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""
         for version, asleep in self._asleep.items():
             if shown.get(version) is asleep:
                 load = self._load_of(version)

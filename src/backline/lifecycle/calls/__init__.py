@@ -1,3 +1,1 @@
-"""Models that call other models: the steps of ensembles, who waits for whom, and what workers may ask of the
-server.
-"""
+"""Models that call other models: steps of ensembles, waits, and what workers may ask of the server."""

@@ -13,9 +13,7 @@ Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """Free of circles, so that calls always finish: some model waits for no other, however few instances
-    there are.
-    """
+    """Free of circles: some model waits for no other, so calls finish with however few instances."""
 
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}

@@ -1,6 +1,4 @@
-"""An ensemble and the models of its steps: whether they answer, whether they fit, and what the ensemble's
-queue needs to know.
-"""
+"""The models of an ensemble's steps: whether they answer and fit, and what its queue needs to know."""
 
 from __future__ import annotations
 
@@ -133,9 +131,7 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
 
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument where a step combines tensors of different decoupled steps, which may give
-    different numbers of responses.
-    """
+    """Raises InvalidArgument where tensors of different decoupled steps meet: their numbers may differ."""
     decoupled = [
         index
         for index, step in enumerate(ensemble.steps)

@@ -1,6 +1,4 @@
-"""What models in worker processes may ask of the server: inference, through the engine, and changes, through
-its control.
-"""
+"""What models in worker processes may ask of the server: inference, and changes through its control."""
 
 from __future__ import annotations
 

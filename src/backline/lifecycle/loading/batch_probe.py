@@ -1,6 +1,4 @@
-"""Whether the first dimension of a model is a batch: proved by running items alone and together, not guessed
-from shapes.
-"""
+"""Whether the first dimension of a model is a batch: proved by running items alone and together."""
 
 from __future__ import annotations
 
@@ -124,9 +122,7 @@ class _Prober:
         )
 
     def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
-        """Repeats the proof with other sizes: rows for the steps of a sequence look like rows for items if
-        there is one step.
-        """
+        """Repeats the proof with other sizes: a sequence of one step looks like a batch."""
         for size in TRIAL_SIZES:
             if self._late():
                 return

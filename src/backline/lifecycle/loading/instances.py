@@ -60,9 +60,7 @@ class InstanceMaker:
         self.streams: StreamPool | None = None
 
     def make(self, loaded: LoadedVersion) -> list[Instance]:
-        """The instances of a loaded model. Raises InvalidArgument when one needs more resources than the
-        server has.
-        """
+        """The instances of a loaded model. Raises InvalidArgument when the server lacks resources for one."""
         instances = loaded.make_instances(self)
         try:
             return self._permitted(instances, loaded.places)

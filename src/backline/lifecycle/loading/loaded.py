@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What running a model has shown; valid for other loads of the same files. `probe` is None if batches
-    were not wanted.
-    """
+    """What running a model has shown, valid for all loads of its files. `probe` is None if unwanted."""
 
     probe: BatchProbe | None = None
     times: RunTimes = field(default_factory=lambda: RunTimes({}))
@@ -84,9 +82,7 @@ class LoadedVersion(ABC):
 
     @abstractmethod
     def lone_runs(self) -> Iterable[Run]:
-        """Functions that run one request, one for each copy of the model. For warm-up, after
-        `states.prepare`.
-        """
+        """Functions that run one request, one for each copy, for warm-up after `states.prepare`."""
 
     def resident_bytes(self, measured: int) -> int:
         """Its memory; this process grew by `measured` bytes during the load."""

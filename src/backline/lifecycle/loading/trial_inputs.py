@@ -29,9 +29,7 @@ _MAX_FREE_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class ValueFamily:
-    """A kind of values: floats evenly spread in `-scale` to `scale` (all `offset` if `scale` is 0), integers
-    in 0 to `top`.
-    """
+    """A kind of values: floats in `offset` plus or minus `scale`, evenly spread; integers up to `top`."""
 
     scale: float
     offset: float

@@ -227,9 +227,7 @@ def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
 
 
 def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
-    """Refuses settings that streams cannot have, if only the model's file makes it decoupled (else the
-    configuration was refused).
-    """
+    """Refuses settings that streams cannot have, for a model that only its file makes decoupled."""
     if not loaded.decoupled:
         return
     if config.objective_seconds is not None:

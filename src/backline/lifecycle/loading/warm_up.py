@@ -45,9 +45,7 @@ def warm_up(
 
 
 def fitting_request(name: str, check: Callable[[InferRequest], None], sample: WarmUpRequest) -> InferRequest:
-    """The sample as a request to the model `name`. Raises InvalidArgument with its label if `check` refuses
-    it.
-    """
+    """The sample as a request to the model `name`. Raises InvalidArgument with its label if unfit."""
     request = InferRequest(name, dict(sample.inputs), lambda *_: None, outputs=sample.outputs)
     try:
         check(request)

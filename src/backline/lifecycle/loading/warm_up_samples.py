@@ -1,6 +1,4 @@
-"""The warm-up requests of a version: from its configuration, from TensorFlow Serving's file, and recorded
-ones.
-"""
+"""The warm-up requests of a version: configured, from TensorFlow Serving's file, and recorded ones."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ class OnDemandQueue:
         return self._held.size
 
     def submit(self, request: InferRequest) -> None:
-        """Holds a request until the version is loaded. Raises Unavailable if too many wait, or the error of a
-        load that has just failed.
-        """
+        """Holds a request until the version is loaded. Raises Unavailable, or the error of the last load."""
         model = self._model
         self._raise_recent_failure()
         if self._total.full:

@@ -17,9 +17,7 @@ from backline.schedule.total import QueueTotal
 
 
 class Sleep:
-    """Unloads versions, stands in for them, and reloads them on request. `advance` takes the next steps.
-    Lives on the event loop.
-    """
+    """Unloads versions, stands in for them, and reloads them on request. Lives on the event loop."""
 
     def __init__(
         self,

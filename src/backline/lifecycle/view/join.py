@@ -143,9 +143,7 @@ class JoinInWorker(JoinRequests):
         return self.outer
 
     def check(self, *, joins: bool) -> None:
-        """Raises InvalidArgument for rules that a model that does not join (Triton's Python backend) cannot
-        follow.
-        """
+        """Raises InvalidArgument for rules that need a model that joins: Triton's Python backend does not."""
         joining = self.outer.joining
         if (
             joining is not None

@@ -1,6 +1,4 @@
-"""Everything between the model that a backend loads and the model that clients see: one ordered list of
-stages.
-"""
+"""The ordered list of stages between the model that a backend loads and the one that clients see."""
 
 from __future__ import annotations
 

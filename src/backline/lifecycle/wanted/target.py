@@ -72,9 +72,7 @@ class Target:
     trouble: str = ""
 
     def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
-        """The versions to serve, newest first; `labelled` ones have labels. One that cannot be served has its
-        `problem`.
-        """
+        """The versions to serve, newest first, with those in `labelled`. A version may have a `problem`."""
         found = self.source.found
         chosen: list[FoundVersion] = []
         if self.trouble or found.problem:
