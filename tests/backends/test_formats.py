@@ -1,4 +1,6 @@
-"""Every format through a real server: what clients get is what the model's own runtime answers in this process."""
+"""Every format through a real server: what clients get is what the model's own runtime answers in this
+process.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ pytestmark = pytest.mark.timeout(
 )  # the first test waits until all runtimes are imported and all models loaded
 
 CLIENTS: dict[str, Any] = {"HTTP": tritonclient.http, "gRPC": tritonclient.grpc}
-#: The formats of one model, each with the names of its outputs; the first is what the others are compared with.
+#: The formats of one model, each with the names of its outputs; the first is what the others are compared
+#: with.
 FORMATS_OF_ONE: dict[str, list[tuple[Served, list[str]]]] = {
     "basic-pitch": [
         (PITCH_ONNX, list(PITCH_OUTPUTS.values())),

@@ -1,4 +1,4 @@
-"""What backends ask of their runtimes for a GPU. There is none here: other devices stand in where a runtime has some."""
+"""How backends find and use GPUs. There is none here: other devices stand in where a runtime has some."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from backends.loading import load
 from backends.served_models import build_jax, need
-from backline.backends.backend import gpus_of
+from backline.backends.backend import LoadOptions, gpus_of
 from backline.backends.identity import Identity
 from backline.backends.openvino import OpenVino, gpu_indexes
 from backline.backends.registry import choose
@@ -45,7 +45,7 @@ def test_the_driver_is_asked_for_gpus(tmp_path: Path) -> None:
     assert gpus_of_the_driver(show_gpus(tmp_path, 3)) == "(0, 1, 2)"
 
 
-def test_a_driver_that_shows_none_is_told_apart_from_one_that_cannot_be_used(tmp_path: Path) -> None:
+def test_a_driver_without_gpus_is_distinguished_from_an_unusable_driver(tmp_path: Path) -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
 
     assert (
@@ -82,17 +82,17 @@ def test_openvino_compiles_for_the_device(tmp_path: Path) -> None:
     config = ModelConfig("m", backend="openvino", source="config.pbtxt")
     gpus = gpus_of(OpenVino(), tmp_path / "model.onnx", config)
 
-    its_own = OpenVino().load(tmp_path / "model.onnx", config, Device("model"))
+    its_own = OpenVino().load(tmp_path / "model.onnx", config, LoadOptions(Device("model")))
     np.testing.assert_allclose(its_own.run({"X": floats(2, 4)}, ["Y"])[0], np.maximum(floats(2, 4), 0))
     assert not gpus.by_default
     if not gpus.indexes:
         assert gpus.reason == "OpenVINO has no GPU on this machine, but CPU"
         with pytest.raises(InvalidArgument, match=r"(?i)cannot be loaded by OpenVINO.*gpu"):
-            OpenVino().load(tmp_path / "model.onnx", config, GPU)
+            OpenVino().load(tmp_path / "model.onnx", config, LoadOptions(GPU))
 
 
 def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
-    """Where there is none TensorFlow computes on the CPU what was placed there, so that it can be run here."""
+    """Without a GPU TensorFlow computes on the CPU what was placed there, so it can run here."""
     need("tensorflow")
     import tensorflow
 
@@ -100,7 +100,7 @@ def test_operations_of_tensorflow_are_placed_on_the_gpu(tmp_path: Path) -> None:
 
     build_saved_model(tmp_path / "model.savedmodel")
     config = ModelConfig("m", source="config.pbtxt")
-    model = TensorFlow().load(tmp_path / "model.savedmodel", config, Device("gpu", 1))
+    model = TensorFlow().load(tmp_path / "model.savedmodel", config, LoadOptions(Device("gpu", 1)))
     on_cpu = TensorFlow().load(tmp_path / "model.savedmodel", config)
 
     calls = [one for one in model._session.graph.get_operations() if one.type == "StatefulPartitionedCall"]
@@ -138,6 +138,7 @@ def test_a_function_of_jax_runs_on_its_device(tmp_path: Path) -> None:
     code = f"""
 import jax, numpy
 from pathlib import Path
+from backline.backends.backend import LoadOptions
 from backline.backends.jax import Jax
 from backline.engine.model_config import ModelConfig
 
@@ -145,7 +146,7 @@ path, config = Path({str(tmp_path / "model.jax")!r}), ModelConfig("m")
 devices = jax.devices()
 jax.devices = lambda kind=None: devices[1:] if kind == "gpu" else devices
 from backline.engine.device import Device
-model = Jax().load(path, config, Device("gpu", 0))
+model = Jax().load(path, config, LoadOptions(Device("gpu", 0)))
 call, seen = model._call, []
 model._call = lambda *a, **k: (seen.extend(jax.tree_util.tree_leaves((a, k))), call(*a, **k))[1]
 inputs = {{"INPUT__0": numpy.ones((2, 4), "f4"), "scale": numpy.ones((2, 1), "f4")}}
@@ -164,12 +165,13 @@ print({{device.id for value in seen for device in value.devices()}}, Jax().gpus(
 
 
 def test_a_program_of_pytorch_runs_on_its_device(tmp_path: Path) -> None:
-    """The device "meta", which knows shapes and no values, stands in for a GPU: nothing of the program may be left on the CPU."""
+    """The device "meta", which knows shapes and no values, stands in for a GPU: nothing of the program may be
+    left on the CPU.
+    """
     need("torch")
     import torch
 
-    from backline.backends.pytorch_devices import device_name, moving
-    from backline.backends.pytorch_programs import load_exported
+    from backline.backends.pytorch_programs import device_name, load_exported, moving
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -197,14 +199,14 @@ def test_pytorch_says_why_it_has_no_gpu(tmp_path: Path) -> None:
     need("torch")
     import torch
 
-    from backline.backends.pytorch_devices import usable_gpus
+    from backline.backends.pytorch_programs import usable_gpus
 
     gpus = usable_gpus(torch)
     assert gpus.indexes == tuple(range(torch.cuda.device_count()))
     if not (torch.version.cuda or torch.version.hip):
         assert (
-            f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an index"
-            in gpus.reason
+            f"the installed PyTorch {torch.__version__} is built for the CPU alone: pip install torch from an"
+            " index" in gpus.reason
         )
 
 
@@ -217,7 +219,7 @@ def test_machine_code_runs_on_the_kind_of_device_that_it_was_compiled_for(tmp_pa
                 "model/data/aotinductor/model/code.wrapper_metadata.json",
                 json.dumps({"AOTI_DEVICE_KEY": kind}),
             )
-    config = ModelConfig("m", trust_pickle=True, may_run_code=True)
+    config = ModelConfig("m")
     backend = choose(config, tmp_path / "cpu.pt2").backend()
 
     assert (
@@ -248,4 +250,4 @@ def test_an_onnx_session_on_a_gpu_that_does_not_work_is_refused_and_not_run_on_t
         InvalidArgument,
         match="asks for the execution provider 'cuda', which the installed ONNX Runtime does not have",
     ):
-        OnnxRuntime().load(tmp_path / "model.onnx", ModelConfig("m"), GPU)
+        OnnxRuntime().load(tmp_path / "model.onnx", ModelConfig("m"), LoadOptions(GPU))

@@ -61,6 +61,6 @@ def test_a_delay_is_in_milliseconds(tmp_path: Path) -> None:
     ],
     ids=["count", "shape", "delay"],
 )
-def test_what_cannot_be_is_refused(fields: dict[str, object], reason: str, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(fields: dict[str, object], reason: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=reason):
         load(tmp_path, backend="identity", **fields)

@@ -42,7 +42,7 @@ def test_bfloat16_travels_as_its_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answer, np.array([0x3F80], np.uint16))
 
 
-def test_a_function_that_was_exported_for_another_platform_is_told_how_to_export_it(tmp_path: Path) -> None:
+def test_a_function_exported_for_another_platform_says_how_to_export_it(tmp_path: Path) -> None:
     exported = export.export(jax.jit(lambda x: x * 2), platforms=["cuda"])(
         jax.ShapeDtypeStruct((1,), numpy.float32)
     )

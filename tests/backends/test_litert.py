@@ -72,7 +72,7 @@ def test_a_batch_of_one_that_the_network_insists_on_stays(tmp_path: Path) -> Non
     np.testing.assert_array_equal(answer, np.arange(4, dtype=np.float32).reshape(2, 2))
 
 
-def test_a_signature_that_is_not_there_is_told_those_that_are() -> None:
+def test_a_missing_signature_lists_the_available_ones() -> None:
     need("basic_pitch")
     with pytest.raises(InvalidArgument, match="has no signature 'sing'; it has 'serving_default'"):
         load(basic_pitch() / "nmp.tflite", parameters={"signature": "sing"})

@@ -1,4 +1,6 @@
-"""Kinds of ONNX files that exist in the wild: quantised, larger than protobuf allows, with types that no request can carry."""
+"""Kinds of ONNX files that exist in the wild: quantised, larger than protobuf allows, with types that no
+request can carry.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def test_a_sequence_is_refused_by_the_name_of_the_input(tmp_path: Path) -> None:
 
     with pytest.raises(
         InvalidArgument,
-        match=r"model.onnx' cannot be served: input 'parts' is a seq\(tensor\(float\)\), which no request can",
+        match=r"model.onnx' cannot be served: input 'parts' is a seq\(tensor\(float\)\), which no request",
     ):
         load(path)
 
@@ -60,7 +62,7 @@ def test_an_optional_is_refused_by_the_name_of_the_input(tmp_path: Path) -> None
         load(path)
 
 
-def test_an_operator_that_nobody_knows_is_told(tmp_path: Path) -> None:
+def test_an_unknown_operator_is_reported(tmp_path: Path) -> None:
     path = build(
         tmp_path / "model.onnx",
         [node("Transmogrify", ["X"], ["Y"])],
@@ -72,7 +74,7 @@ def test_an_operator_that_nobody_knows_is_told(tmp_path: Path) -> None:
         load(path)
 
 
-def test_int8_weights_compute_what_they_stand_for(tmp_path: Path) -> None:
+def test_int8_weights_compute_the_values_they_represent(tmp_path: Path) -> None:
     nodes = [
         node("QuantizeLinear", ["X", "scale", "zero"], ["quantised"]),
         node("MatMulInteger", ["quantised", "W", "zero"], ["sum"]),
@@ -131,7 +133,7 @@ def test_a_model_of_more_than_two_gigabytes_is_served_from_external_data(tmp_pat
     np.testing.assert_array_equal(row, np.stack([last, np.zeros(columns, np.float32)]))
 
 
-def test_external_data_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_missing_external_data_is_reported(tmp_path: Path) -> None:
     table = TensorProto(name="table", data_type=FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     table.external_data.add(key="location", value="gone.bin")
     graph = helper.make_graph(

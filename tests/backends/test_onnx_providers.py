@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from backends.loading import load
+from backline.backends.backend import LoadOptions
 from backline.backends.cuda import cuda_gpus
-from backline.backends.onnx_gpus import can_use
-from backline.backends.onnx_providers import CPU, Provider, read_providers, why_on_no_gpu
+from backline.backends.onnx_providers import CPU, Provider, can_use, read_providers, why_on_no_gpu
 from backline.backends.onnxruntime import OnnxRuntime
 from backline.engine.device import CPU as PROCESSOR
 from backline.engine.device import Device
@@ -44,7 +43,7 @@ def providers(config: ModelConfig, device: Device = GPU) -> list[Provider]:
     return read_providers(config, INSTALLED, device, lambda: "there is no driver")
 
 
-def test_without_a_configuration_the_cpu_computes_by_itself_and_a_gpu_by_cuda() -> None:
+def test_by_default_the_cpu_uses_its_own_provider_and_a_gpu_cuda() -> None:
     assert providers(ModelConfig("m"), PROCESSOR) == [(CPU, {})]
     assert providers(ModelConfig("m")) == [(CUDA, {"device_id": "1"}), (CPU, {})]
 
@@ -147,11 +146,11 @@ def test_where_the_model_decides_providers_are_as_they_are_configured() -> None:
         (
             declared({"gpu": [("cuda", {"enable_cuda_graph": "1"})]}),
             GPU,
-            "gives enable_cuda_graph to 'cuda', which needs tensors that stay",
+            "gives enable_cuda_graph to 'cuda', which needs tensors at fixed addresses",
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused(config: ModelConfig, device: Device, message: str) -> None:
+def test_impossible_providers_are_refused(config: ModelConfig, device: Device, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         providers(config, device)
 
@@ -162,20 +161,27 @@ def test_what_cannot_be_meant_is_refused(config: ModelConfig, device: Device, me
         (
             {},
             [CPU],
-            "the installed ONNX Runtime has no CUDAExecutionProvider (it has CPUExecutionProvider): pip install onnxruntime-gpu",
+            (
+                "the installed ONNX Runtime has no CUDAExecutionProvider (it has CPUExecutionProvider): pip"
+                " install onnxruntime-gpu"
+            ),
         ),
         ({"execution_providers": "openvino"}, INSTALLED, "its parameter execution_providers is 'openvino'"),
         ({"execution_providers": "tensorrt,cpu"}, INSTALLED, ""),
         ({}, INSTALLED, ""),
     ],
 )
-def test_why_there_is_no_gpu_is_told(parameters: dict[str, str], installed: list[str], reason: str) -> None:
+def test_the_reason_for_no_gpu_is_given(
+    parameters: dict[str, str], installed: list[str], reason: str
+) -> None:
     assert why_on_no_gpu(ModelConfig("m", parameters=parameters), installed).startswith(reason)
     assert bool(why_on_no_gpu(ModelConfig("m", parameters=parameters), installed)) == bool(reason)
 
 
 def test_a_provider_can_be_used_where_a_session_gets_it() -> None:
-    """Those of this ONNX Runtime, Azure's or OpenVINO's, beside the CPU's; CUDA's is not in it, or has no GPU to be tried on."""
+    """Those of this ONNX Runtime, Azure's or OpenVINO's, beside the CPU's; CUDA's is not in it, or has no GPU
+    to be tried on.
+    """
     import onnxruntime
 
     others = [name for name in onnxruntime.get_available_providers() if name not in (CUDA, TENSORRT)]
@@ -202,10 +208,10 @@ def test_an_accelerator_of_a_gpu_is_warned_about_on_the_cpu_and_refused_by_a_str
         f"{reason}, where it has no effect",
     )
     with pytest.raises(InvalidArgument, match=reason):
-        OnnxRuntime().load(tmp_path / "model.onnx", replace(config, strict_devices=True))
+        OnnxRuntime().load(tmp_path / "model.onnx", config, LoadOptions(strict_devices=True))
 
 
-def test_a_provider_that_is_not_installed_is_told_with_the_package_that_has_it(tmp_path: Path) -> None:
+def test_a_missing_provider_is_reported_with_its_package(tmp_path: Path) -> None:
     build(
         tmp_path / "model.onnx",
         [node("Identity", ["X"], ["Y"])],
@@ -220,7 +226,7 @@ def test_a_provider_that_is_not_installed_is_told_with_the_package_that_has_it(t
         load(tmp_path / "model.onnx", parameters={"execution_providers": "coreml"})
 
 
-def test_openvino_computes_what_the_cpu_computes(tmp_path: Path) -> None:
+def test_openvino_computes_the_same_as_the_cpu(tmp_path: Path) -> None:
     import onnxruntime
 
     if OPENVINO not in onnxruntime.get_available_providers():

@@ -40,7 +40,8 @@ NUMBERS = {
 
 
 def load(path: Path, **fields: object) -> OnnxModel:
-    return OnnxRuntime().load(path, ModelConfig("m", source="config.pbtxt", **fields))  # type: ignore[arg-type]
+    config = ModelConfig("m", source="config.pbtxt", **fields)  # type: ignore[arg-type]
+    return OnnxRuntime().load(path, config)
 
 
 def identity(path: Path, datatype: int = FLOAT, shape: tuple[str | int, ...] = ("N", 4)) -> Path:
@@ -75,7 +76,7 @@ def test_tensors_without_elements_keep_their_shape(datatype: int, shape: tuple[i
     assert answer.shape == shape
 
 
-def test_bfloat16_is_computed_and_comes_beside_other_datatypes(file: Path) -> None:
+def test_bfloat16_is_computed_and_returned_with_other_datatypes(file: Path) -> None:
     bf16 = TensorProto.BFLOAT16
     nodes = [
         node("Cast", [X], ["f"], to=FLOAT),
@@ -94,12 +95,12 @@ def test_bfloat16_is_computed_and_comes_beside_other_datatypes(file: Path) -> No
     assert texts.tolist() == [b"-1", b"1"]
 
 
-def test_bfloat16_beside_strings_that_come_in_is_refused_at_load(file: Path) -> None:
+def test_bfloat16_with_string_inputs_is_refused_at_load(file: Path) -> None:
     nodes = [node("Identity", [X], [Y]), node("Identity", ["S"], ["T"])]
     bf16 = TensorProto.BFLOAT16
     build(file, nodes, [(X, bf16, ["N"]), ("S", STRING, ["N"])], [(Y, bf16, ["N"]), ("T", STRING, ["N"])])
 
-    with pytest.raises(InvalidArgument, match="it has BF16 tensors beside the strings of input 'S'"):
+    with pytest.raises(InvalidArgument, match="it has BF16 tensors besides the strings of input 'S'"):
         load(file)
 
 
@@ -153,7 +154,7 @@ def test_only_the_outputs_asked_for_come_in_their_order(file: Path) -> None:
     assert [array.tolist() for array in answer] == [[0.0], [1.0]]
 
 
-def test_external_data_is_found_beside_the_file(tmp_path: Path) -> None:
+def test_external_data_is_found_next_to_the_file(tmp_path: Path) -> None:
     plain = build(
         tmp_path / "a.onnx",
         [node("MatMul", [X, "W"], [Y])],
@@ -187,7 +188,7 @@ def test_data_at_any_address_and_of_any_stride_is_read_rightly(file: Path) -> No
     np.testing.assert_array_equal(model.run({X: strided}, [Y])[0], expected)
 
 
-def test_an_output_that_differs_from_its_declaration_comes_as_it_is(file: Path) -> None:
+def test_an_output_that_differs_from_its_declaration_is_returned_unchanged(file: Path) -> None:
     model = load(build(file, [node("Relu", [X], [Y])], [(X, FLOAT, ["N", "M"])], [(Y, FLOAT, ["N", 7])]))
 
     (answer,) = model.run({X: np.ones((2, 3), np.float32)}, [Y])
@@ -265,7 +266,7 @@ def test_wrong_input_is_the_callers_fault(inputs: dict[str, np.ndarray], reason:
     assert "ONNXRuntimeError" not in raised.value.message
 
 
-def test_an_index_out_of_range_is_told_in_one_line(file: Path) -> None:
+def test_an_index_out_of_range_is_reported_in_one_line(file: Path) -> None:
     model = load(
         build(
             file,
@@ -293,7 +294,8 @@ def test_a_failing_node_is_the_models_fault_and_prints_nothing(file: Path) -> No
     )
     program = (
         "import sys; from pathlib import Path; import numpy as np\n"
-        "from backline.backends.onnxruntime import OnnxRuntime; from backline.engine.model_config import ModelConfig\n"
+        "from backline.backends.onnxruntime import OnnxRuntime; from backline.engine.model_config import"
+        " ModelConfig\n"
         "model = OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "try: model.run({'X': np.zeros((3, 4), np.float32)}, ['Y'])\n"
         "except Exception as error: print(type(error).__name__, error)\n"
@@ -323,7 +325,7 @@ def test_the_runtime_reports_to_nobody(file: Path) -> None:
         "OnnxRuntime().load(Path(sys.argv[1]), ModelConfig('m'))\n"
         "print(len(os.listdir('/proc/self/task')))\n"
     )
-    # CI: the runtime is silent in builds by itself.
+    # CI: the runtime is silent in CI builds anyway.
     ours = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
 
     def threads(environment: dict[str, str]) -> str:
@@ -336,7 +338,7 @@ def test_the_runtime_reports_to_nobody(file: Path) -> None:
         )
         return done.stdout
 
-    # Its telemetry has a thread of its own.
+    # Its telemetry would start a thread.
     assert threads(ours) == threads({**ours, "ORT_DISABLE_TELEMETRY": "1"})
 
 
@@ -521,7 +523,7 @@ def test_a_configuration_that_disagrees_with_the_file_is_an_error(
 def test_a_batch_limit_for_a_model_without_batch_dimension_is_an_error(file: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is no batch",
+        match=r"max_batch_size 8 .* input 'X' .* has shape \[1, 4\], whose first dimension is not a batch",
     ):
         load(identity(file, shape=(1, 4)), max_batch_size=8)
 
@@ -529,7 +531,10 @@ def test_a_batch_limit_for_a_model_without_batch_dimension_is_an_error(file: Pat
 def test_a_batch_that_is_another_dimension_can_be_named(file: Path) -> None:
     with pytest.raises(
         InvalidArgument,
-        match=r"\[2, -1\], whose .* full dims, or name the dimension that is one, as backline.batch_axis.X = 1$",
+        match=(
+            r"\[2, -1\], whose .* full dims, or name the dimension that is one, as backline.batch_axis.X ="
+            r" 1$"
+        ),
     ):
         load(identity(file, shape=(2, "N")), max_batch_size=8)
 

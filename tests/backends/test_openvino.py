@@ -48,7 +48,7 @@ def test_an_ir_file_says_its_inputs_and_outputs_and_runs(file: Path) -> None:
     np.testing.assert_allclose(answer, np.tanh(floats(2, 4, seed=1) @ floats(4, 3)), atol=1e-5)
 
 
-def test_answers_of_runs_beside_each_other_stay_their_own(file: Path) -> None:
+def test_concurrent_runs_keep_their_own_results(file: Path) -> None:
     model = load(file)
     rows = floats(64, 4, seed=2)
 
@@ -60,14 +60,14 @@ def test_answers_of_runs_beside_each_other_stay_their_own(file: Path) -> None:
     np.testing.assert_allclose(np.concatenate(answers), model.run({"X": rows}, ["Y"])[0], atol=1e-6)
 
 
-def test_weights_that_are_missing_are_told(file: Path) -> None:
+def test_missing_weights_are_reported(file: Path) -> None:
     file.with_suffix(".bin").unlink()
 
-    with pytest.raises(InvalidArgument, match=r"needs its weights beside it: '.*model.bin' does not exist"):
+    with pytest.raises(InvalidArgument, match=r"needs its weights next to it: '.*model.bin' does not exist"):
         load(file)
 
 
-def test_xml_that_is_no_model_is_told(tmp_path: Path) -> None:
+def test_xml_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.xml").write_text("<html></html>")
     (tmp_path / "model.bin").write_bytes(b"")
 
@@ -97,7 +97,8 @@ def test_its_telemetry_is_not_loaded(onnx_file: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom backline.backends.openvino import OpenVino\n"
         "from backline.engine.model_config import ModelConfig\n"
         "OpenVino().load(Path(sys.argv[1]), ModelConfig('m'))\n"
-        "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and module])"
+        "print([name for name, module in sys.modules.items() if name.startswith('openvino_telemetry') and"
+        " module])"
     )
 
     done = subprocess.run(

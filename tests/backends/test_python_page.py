@@ -1,4 +1,6 @@
-"""docs/python-models.md and docs/pipelines.md: their models are served, and their requests get the answers that they show."""
+"""docs/python-models.md and docs/pipelines.md: their models are served, and their requests get the answers
+that they show.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ ASKED = [
     if block.text.startswith("curl")
 ]
 MODELS = [block for page in PAGES.values() for block in page if block.text.startswith("# models/")]
-#: What runs beside a server.
+#: Commands that need a running server.
 (NOTEBOOK,) = (block for block in PAGES["pipelines"] if block.language == "python" and block not in MODELS)
 
 

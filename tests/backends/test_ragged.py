@@ -10,17 +10,19 @@ import pytest
 from onnx import TensorProto, helper
 
 from backends.served_models import need
+from backline.backends.backend import LoadOptions
 from backline.engine.datatypes import DataType
 from backline.engine.joining import BatchInput, Joining, Padding
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
-from backline.lifecycle.loading.joined import JoinedModel
-from backline.lifecycle.loading.loader import Loaded, load
+from backline.lifecycle.loading.loaded_here import LoadedHere
+from backline.lifecycle.loading.loader import load
+from backline.lifecycle.view.join import JoinRequests
 from support import models
 
 FP32 = DataType.FP32
 REQUESTS = [{"INPUT__0": np.array([[1, 2, 3]], np.float32)}, {"INPUT__0": np.array([[4]], np.float32)}]
-#: y = x - the number of requests, element by element, which is the length of what the model is told.
+#: y = x - the number of requests, elementwise: the length of the batch input.
 RAGGED = Joining(
     ragged=("INPUT__0",),
     batch_inputs=(BatchInput("BATCH_ELEMENT_COUNT", ("INPUT__1",), DataType.INT32, "INPUT__0"),),
@@ -87,10 +89,9 @@ def openvino(build: Callable[[Path], Path]) -> Callable[[Path], Path]:
     return made
 
 
-def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) -> Loaded:
+def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) -> LoadedHere:
     config = ModelConfig(
         "m",
-        may_run_code=True,
         backend=backend,
         max_batch_size=8,
         inputs=(TensorSpec("INPUT__0", FP32, (-1,)),),
@@ -98,7 +99,9 @@ def loaded(backend: str, path: Path, joining: Joining, output: tuple[int, ...]) 
         joining=joining,
         source="config.pbtxt",
     )
-    return load(path, config)
+    found = load(path, config, options=LoadOptions(may_run_code=True))
+    assert isinstance(found, LoadedHere)
+    return found
 
 
 FORMATS = {
@@ -111,9 +114,8 @@ FORMATS = {
 @pytest.mark.parametrize("backend", FORMATS)
 def test_ragged_requests_run_together(tmp_path: Path, backend: str) -> None:
     found = loaded(backend, FORMATS[backend][0](tmp_path), RAGGED, (-1,))
-    assert found.joiner is not None
 
-    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(REQUESTS, ["OUTPUT__0"])  # type: ignore[arg-type]
+    answers = found.view.stage(JoinRequests).run_together(found.model.run, REQUESTS, ["OUTPUT__0"])
 
     assert [answer[0].tolist() for answer in answers] == [[[-1, 0, 1]], [[2]]]
     assert [(spec.name, spec.shape) for spec in found.signature.inputs] == [("INPUT__0", (-1, -1))]
@@ -124,9 +126,8 @@ def test_ragged_requests_run_together(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize("backend", FORMATS)
 def test_padded_requests_run_together(tmp_path: Path, backend: str) -> None:
     found = loaded(backend, FORMATS[backend][1](tmp_path), PADDED, (1,))
-    assert found.joiner is not None
 
-    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(REQUESTS, ["OUTPUT__0"])  # type: ignore[arg-type]
+    answers = found.view.stage(JoinRequests).run_together(found.model.run, REQUESTS, ["OUTPUT__0"])
 
     assert [answer[0].tolist() for answer in answers] == [[[2]], [[4]]]
     assert [spec.name for spec in found.signature.inputs] == ["INPUT__0"]

@@ -1,4 +1,4 @@
-"""XGBoost, LightGBM, CatBoost, scikit-learn and MLflow: what is served, what is trusted, and what is refused."""
+"""XGBoost, LightGBM, CatBoost, scikit-learn and MLflow: what is served, trusted and refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from backline.engine.signature import TensorSpec
 
 
 class Payload:
-    """What a malicious file holds: unpickling it makes a folder."""
+    """Stands for a malicious file: unpickling it makes a folder."""
 
     def __init__(self, proof: Path) -> None:
         self.proof = proof
@@ -56,7 +56,7 @@ def test_another_file_of_that_name_is_no_model(
         load(tmp_path / filename)
 
 
-def test_a_broken_booster_is_told_without_the_stack_of_its_library(tmp_path: Path) -> None:
+def test_a_broken_booster_is_reported_without_the_library_stack(tmp_path: Path) -> None:
     need("xgboost", "sklearn")
     build_xgboost("whole.json")(tmp_path)
     whole = (tmp_path / "whole.json").read_text()
@@ -94,7 +94,7 @@ def test_catboost_predicts_classes_where_it_is_asked_to(tmp_path: Path) -> None:
     assert [spec.name for spec in model.signature.inputs] == ["input__0", "categorical__0"]
 
 
-def test_a_value_that_a_parameter_cannot_have_is_told_with_those_it_can(tmp_path: Path) -> None:
+def test_an_invalid_parameter_lists_the_valid_values(tmp_path: Path) -> None:
     need("catboost", "sklearn")
     build_catboost(tmp_path)
 
@@ -171,7 +171,7 @@ def test_texts_go_to_a_vectoriser_and_classes_may_be_words(tmp_path: Path) -> No
     assert answer.tolist() == [b"minor", b"major"]
 
 
-def test_what_only_transforms_is_served_by_its_transform(tmp_path: Path) -> None:
+def test_an_estimator_that_only_transforms_is_served_by_transform(tmp_path: Path) -> None:
     need("sklearn", "skops")
     from sklearn.preprocessing import OneHotEncoder
     from skops import io
@@ -192,7 +192,7 @@ def test_values_that_an_estimator_refuses_are_the_clients_fault(tmp_path: Path) 
         load(tmp_path / "model.skops").run({"input__0": np.full((1, 13), np.nan)}, ["predict"])
 
 
-def test_a_folder_of_mlflow_without_a_flavour_that_is_served_is_told_which_are(tmp_path: Path) -> None:
+def test_an_mlflow_folder_without_a_served_flavour_lists_the_served_ones(tmp_path: Path) -> None:
     need("yaml")
     (tmp_path / "MLmodel").write_text(
         "flavors:\n  prophet:\n    data: model.pr\n  python_function:\n    loader_module: mlflow.prophet\n"

@@ -76,7 +76,7 @@ def test_bfloat16_travels_as_its_bits(folder: Path) -> None:
     np.testing.assert_array_equal(answer, np.array([0x3F80], np.uint16))
 
 
-def test_a_signature_that_is_not_there_is_told_those_that_are(folder: Path) -> None:
+def test_a_missing_signature_lists_the_available_ones(folder: Path) -> None:
     with pytest.raises(
         InvalidArgument, match=r"has no signature 'sing', .* it has 'halve', 'serving_default', 'shout'"
     ):
@@ -92,7 +92,7 @@ def test_shapes_that_do_not_fit_are_the_clients_fault(folder: Path) -> None:
         load(folder).run({"x": np.zeros((2, 5), np.float32)}, ["doubled"])
 
 
-def test_a_broken_file_is_told_with_its_folder(tmp_path: Path) -> None:
+def test_a_broken_file_is_reported_with_its_folder(tmp_path: Path) -> None:
     (tmp_path / "saved_model.pb").write_bytes(b"no protobuf")
 
     with pytest.raises(InvalidArgument, match=f"'{tmp_path}' cannot be loaded by TensorFlow"):

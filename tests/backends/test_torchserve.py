@@ -1,4 +1,6 @@
-"""Model archives of TorchServe: their handlers answer as they do there, made by its own archiver, asked over HTTP and gRPC."""
+"""Model archives of TorchServe: their handlers answer as they do there, made by its own archiver, asked over
+HTTP and gRPC.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ import psutil
 import pytest
 
 import backline
+from backline.backends.backend import LoadOptions
 from backline.backends.pytorch_files import identify
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -35,13 +38,16 @@ pytestmark = pytest.mark.skipif(
     find_spec("torch") is None or find_spec("model_archiver") is None, reason="no torch or no archiver"
 )
 
+#: As local files are loaded.
+TRUSTED = LoadOptions(may_run_code=True)
 FUNCTION = """
 import json
 
 def handle(data, context):
     if data is None:
         return
-    return [{"keys": sorted(row), "type": type(row["data"]).__name__, "id": context.get_request_id(0)} for row in data]
+    name = context.get_request_id(0)
+    return [{"keys": sorted(row), "type": type(row["data"]).__name__, "id": name} for row in data]
 """
 CLASS = """
 import os
@@ -75,7 +81,8 @@ class Handler:
                 context.set_response_status(404, "no such tea", index)
             context.set_response_header(index, "x-length", str(len(text)))
             extra = open(os.path.join(self.folder, "extra.txt")).read().strip()
-            answers.append({"text": f"{self.greeting} {text}{extra}", "batch": len(data), "who": context.get_request_header(index, "USER")})
+            who = context.get_request_header(index, "USER")
+            answers.append({"text": f"{self.greeting} {text}{extra}", "batch": len(data), "who": who})
         return answers
 """
 BASE = """
@@ -86,7 +93,8 @@ from ts.torch_handler.base_handler import BaseHandler
 
 class Doubler(BaseHandler):
     def preprocess(self, data):
-        return super().preprocess([json.loads(row["data"]) if isinstance(row["data"], bytes) else row["data"] for row in data])
+        given = (row["data"] for row in data)
+        return super().preprocess([json.loads(one) if isinstance(one, bytes) else one for one in given])
 """
 SETTINGS = """
 minWorkers: 1
@@ -142,7 +150,7 @@ LABELS = {str(number): [f"n{number}", f"class {number}"] for number in range(10)
 
 
 def archive(folder: Path, name: str, handler: str, *, format: str = "default", **options: str | Path) -> Path:
-    """What `torch-model-archiver` makes, with its further options."""
+    """The archive that `torch-model-archiver` makes, with further options."""
     from model_archiver.model_archiver import ModelArchiver
     from model_archiver.model_archiver_config import ModelArchiverConfig
 
@@ -222,7 +230,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess
         place(archive(made, envelope, str(put(made / "enveloped.py", ENVELOPED))), models, envelope)
         put(
             models / envelope / "config.pbtxt",
-            f'backend: "torchserve" parameters {{ key: "service_envelope" value {{ string_value: "{envelope}" }} }}\n',
+            f'backend: "torchserve" parameters {{ key: "service_envelope" value {{ string_value:'
+            f' "{envelope}" }} }}\n',
         )
     with serve(
         models, tmp_path_factory.mktemp("log") / "log", environment={"XDG_CACHE_HOME": str(made / "cache")}
@@ -251,7 +260,7 @@ def test_a_function_in_each_kind_of_archive(archives: ServerProcess, name: str) 
     ("content_type", "kind"),
     [("application/json; charset=utf-8", "dict"), ("text/plain", "str"), ("image/png", "bytes")],
 )
-def test_the_content_type_says_what_a_handler_gets(
+def test_the_content_type_decides_what_a_handler_gets(
     archives: ServerProcess, content_type: str, kind: str
 ) -> None:
     assert ask(archives, "function", "{}", **{"Content-Type": content_type})["type"] == kind
@@ -337,7 +346,7 @@ def test_requests_at_the_same_time_are_a_batch(archives: ServerProcess) -> None:
         ("teapot", 404, "no such tea"),
     ],
 )
-def test_what_a_handler_fails_with_is_told(
+def test_the_error_of_a_handler_is_reported(
     archives: ServerProcess, data: str, status: int, text: str
 ) -> None:
     with pytest.raises(BacklineError, match=text) as caught:
@@ -357,7 +366,7 @@ def test_one_bad_request_of_a_batch_costs_its_sender_only(archives: ServerProces
     assert json.loads(y["output"].item())["text"] == "Hello y!"
 
 
-def test_settings_that_mean_nothing_here_are_told(archives: ServerProcess) -> None:
+def test_settings_without_effect_are_reported(archives: ServerProcess) -> None:
     assert "model-config.yaml: parallelType has no effect: a model runs in one process" in archives.output
 
 
@@ -407,7 +416,7 @@ def test_a_stream_ends_with_the_handlers_error(archives: ServerProcess) -> None:
         list(client["stream"].stream(np.array([b""], object)))
 
 
-def test_a_stream_of_a_model_that_is_not_decoupled_says_what_to_set(archives: ServerProcess) -> None:
+def test_a_streaming_model_without_decoupled_says_what_to_set(archives: ServerProcess) -> None:
     with pytest.raises(BacklineError, match=r"set model_transaction_policy { decoupled: True }"):
         ask(archives, "no_stream", "one two")
 
@@ -553,7 +562,10 @@ def test_requirements_in_an_archive_give_it_an_environment(tmp_path: Path) -> No
 
 def test_a_handler_is_debugged_in_the_servers_process_and_loaded_again(tmp_path: Path) -> None:
     def write(answer: str) -> None:
-        source = f"import os\n\ndef handle(data, context):\n    return data and [{{'pid': os.getpid(), 'answer': '{answer}'}}]\n"
+        source = (
+            f"import os\n\ndef handle(data, context):\n    return data and [{{'pid': os.getpid(), 'answer':"
+            f" '{answer}'}}]\n"
+        )
         mar(
             tmp_path / "models" / "h" / "1" / "model.mar",
             {"MAR-INF/MANIFEST.json": manifest(handler="h"), "h.py": source},
@@ -589,7 +601,7 @@ def manifest(**model: str) -> str:
     ("files", "text"),
     [
         ({}, "it does not hold MAR-INF/MANIFEST.json"),
-        ({"MAR-INF/MANIFEST.json": "{"}, "MAR-INF/MANIFEST.json is no JSON"),
+        ({"MAR-INF/MANIFEST.json": "{"}, "MAR-INF/MANIFEST.json is not JSON"),
         ({"MAR-INF/MANIFEST.json": "{}"}, "names no handler"),
         (
             {"MAR-INF/MANIFEST.json": manifest(handler="x", serializedFile="a.pt")},
@@ -606,25 +618,25 @@ def manifest(**model: str) -> str:
         ({"MAR-INF/MANIFEST.json": "x" * (1 << 21)}, "is larger than 1048576 bytes"),
     ],
 )
-def test_what_is_wrong_with_an_archive_is_told_before_anything_runs(
+def test_a_wrong_archive_is_refused_before_anything_runs(
     tmp_path: Path, files: dict[str, str], text: str
 ) -> None:
     with pytest.raises(BacklineError, match=text):
-        load(mar(tmp_path / "model.mar", files), ModelConfig("m", may_run_code=True))
+        load(mar(tmp_path / "model.mar", files), ModelConfig("m"), options=TRUSTED)
 
 
 @pytest.mark.parametrize("content", [b"not an archive", b"PK\x03\x04 cut short", b"\x1f\x8b\x08 cut short"])
-def test_a_file_that_is_no_archive_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.mar").write_bytes(content)
     with pytest.raises(BacklineError, match=r"neither a zip file nor a gzipped tar file|is damaged"):
-        load(tmp_path / "model.mar", ModelConfig("m", may_run_code=True))
+        load(tmp_path / "model.mar", ModelConfig("m"), options=TRUSTED)
 
 
 def test_an_archive_whose_names_are_no_utf_8_is_damaged(tmp_path: Path) -> None:
     file = mar(tmp_path / "model.mar", {"MAR-INF/MANIFEST.json": "{}", "naïve": ""})
     file.write_bytes(file.read_bytes().replace("naïve".encode(), b"na\xff\xfeve"))
     with pytest.raises(InvalidArgument, match="is damaged"):
-        load(file, ModelConfig("m"))
+        load(file, ModelConfig("m"), options=TRUSTED)
     file = file.rename(tmp_path / "model.pt")
     with pytest.raises(InvalidArgument, match="is a broken archive"):
         identify(file)
@@ -655,7 +667,7 @@ def test_an_archive_is_unpacked_once_and_again_when_it_changes(tmp_path: Path) -
     assert (second / "a").read_text() == "22"
 
 
-def test_what_nobody_has_used_for_a_day_goes_unless_it_is_held(tmp_path: Path) -> None:
+def test_an_environment_unused_for_a_day_is_removed_unless_held(tmp_path: Path) -> None:
     old, held = (
         unpacked(mar(tmp_path / f"{name}.mar", {name: ""}), tmp_path / "cache") for name in ("old", "held")
     )

@@ -1,4 +1,6 @@
-"""Bad model files of a running server: each fails for itself, with its reason for whoever asks, and the others are served."""
+"""Bad model files of a running server: each fails for itself, with its reason for whoever asks, and the
+others are served.
+"""
 
 from __future__ import annotations
 

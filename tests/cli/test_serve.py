@@ -425,7 +425,7 @@ def test_the_server_may_open_as_many_files_as_its_connections_need(repository: P
 def test_a_state_folder_that_cannot_be_written_is_told_at_the_start(repository: Path, tmp_path: Path) -> None:
     state = ("--state-dir", "/proc/nobody-can-write-here")
     with serve(repository, tmp_path / "log", "--model-control-mode", "poll", *state) as server:
-        assert "labels and the audit log cannot be kept: '" in wait_report(server)
+        assert "labels and the audit log cannot be stored: '" in wait_report(server)
     with serve(repository, tmp_path / "log", *state) as server:
         assert "labels and the audit log" not in wait_report(server)
 

@@ -188,7 +188,7 @@ def test_errors_have_their_classes(changing: Client, make_model: MakeModel) -> N
     changing.load(name)
     with pytest.raises(NotFound, match="failed to load 'nope'"):
         changing.load("nope")
-    with pytest.raises(NotFound, match="there are 1, 2, 3"):
+    with pytest.raises(NotFound, match="available: 1, 2, 3"):
         changing.promote(name, 9)
     with pytest.raises(NotFound, match="'nope' is not found"):
         changing.labels("nope")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from backline.engine.control import ANY_VERSION, STABLE, Action, Change, Overrides
+from backline.engine.control import ANY_VERSION, Action, Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import AlreadyExists, InvalidArgument
 from backline.engine.model import ModelState
@@ -40,23 +40,16 @@ class FakeControl:
         self.calls.append(("unload", model, version, dependents))
         self._note("unload", model, version, who)
 
-    async def set_label(
-        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
-    ) -> Change:
-        self.engine.find(model, version)
+    async def move_label(self, move: LabelMove, *, who: str) -> Change:
+        model, label, version, expected = move.model, move.label, move.version, move.expected
+        if version:
+            self.engine.find(model, version)
+        if move.action == "rollback":
+            moves = [change for change in self.changes if (change.model, change.label) == (model, label)]
+            if not moves:
+                raise InvalidArgument(f"label '{label}' of model '{model}' was never moved")
+            version = moves[-1].before
         return self._move(model, label, version, expected, who)
-
-    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        return self._move(model, label, "", expected, who)
-
-    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        return await self.set_label(model, STABLE, version, expected=expected, who=who)
-
-    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
-        moves = [change for change in self.changes if (change.model, change.label) == (model, label)]
-        if not moves:
-            raise InvalidArgument(f"label '{label}' of model '{model}' was never moved")
-        return self._move(model, label, moves[-1].before, ANY_VERSION, who)
 
     def check_changeable(self, what: str) -> None:
         """Everything may be changed."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import backline
-from backline.backends.backend import gpus_of
+from backline.backends.backend import LoadOptions, gpus_of
 from backline.backends.cuda import cuda_gpus
 from backline.backends.registry import choose
 from backline.engine.device import Device
@@ -142,7 +142,7 @@ def test_an_onnx_session_computes_by_cuda(reasons: dict[str, str], tmp_path: Pat
     from backline.backends.onnxruntime import OnnxRuntime
 
     put_onnx(tmp_path / "model.onnx")
-    model = OnnxRuntime().load(tmp_path / "model.onnx", ModelConfig("m"), Device("gpu", 0))
+    model = OnnxRuntime().load(tmp_path / "model.onnx", ModelConfig("m"), LoadOptions(Device("gpu", 0)))
 
     assert model._session.get_providers()[0] == "CUDAExecutionProvider"
     assert model._session.get_provider_options()["CUDAExecutionProvider"]["device_id"] == "0"
@@ -154,8 +154,7 @@ def test_the_weights_of_a_program_are_on_the_gpu(reasons: dict[str, str], tmp_pa
         pytest.skip(reasons[name])
     import torch
 
-    from backline.backends.pytorch_devices import moving
-    from backline.backends.pytorch_programs import load_exported, load_script
+    from backline.backends.pytorch_programs import load_exported, load_script, moving
 
     path = tmp_path / FORMATS[name][1]
     put_torch(path)

@@ -22,7 +22,7 @@ from backline.repository.local import LocalRepository
 
 
 class Home:
-    """An engine over the repositories of a test. Its state is beside the first of them."""
+    """An engine over a test's repositories. Its state lies next to the first of them."""
 
     def __init__(self, *repositories: Path, **options: Any) -> None:
         self.engine = Engine()
@@ -39,7 +39,7 @@ class Home:
         await self.lifecycle.close()
 
     async def answer(self, model: str = "add1", version: str = "") -> float:
-        """What the model adds to 0."""
+        """The model's answer to 0: the constant that it adds."""
         data = np.zeros((1, 16), np.float32)
         inputs = {"INPUT0": Tensor("INPUT0", DataType.FP32, data.shape, data)}
         response = await self.engine.infer(InferRequest(model, inputs, model_version=version))

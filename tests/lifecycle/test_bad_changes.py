@@ -1,4 +1,4 @@
-"""Hostile and clumsy changes: each is told clearly, ends, and leaves what is served as it is."""
+"""Hostile and clumsy changes: each gives a clear error, ends, and leaves the served models alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from onnx import TensorProto, helper
 
+from backline.engine.control import LabelMove
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.records.labels import LabelStore
@@ -24,7 +25,7 @@ WHO = "Ada"
 
 
 def endless(repository: Path, name: str = "endless") -> None:
-    """A model whose run goes on for longer than anybody waits."""
+    """A model whose run takes longer than any caller waits."""
     body = helper.make_graph(
         [helper.make_node("Identity", ["go"], ["go_on"]), helper.make_node("Add", ["x", "x"], ["sum"])],
         "body",
@@ -90,7 +91,7 @@ def test_an_unload_ends_a_load_that_never_ends(home: Homes, repository: Path) ->
             loading = asyncio.create_task(server.lifecycle.load("slow", who=WHO))
             await begun.wait()
             await server.lifecycle.unload("slow", who=WHO)
-            with pytest.raises(Unavailable, match="the load of 'slow' was ended by a request to unload it"):
+            with pytest.raises(Unavailable, match="the load of 'slow' was aborted by a request to unload it"):
                 await loading
             release.set()
             await server.lifecycle.load("slow", who=WHO)
@@ -116,9 +117,7 @@ def test_a_load_that_is_tried_again_says_when_and_which_attempt_it_is(home: Home
     asyncio.run(scenario())
 
 
-def test_a_folder_whose_name_is_not_utf8_does_not_hide_the_changes_beside_it(
-    home: Homes, repository: Path
-) -> None:
+def test_a_folder_name_that_is_not_utf8_does_not_hide_other_changes(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:
@@ -148,7 +147,7 @@ def test_a_name_with_a_line_break_cannot_forge_a_line_of_the_log(
     assert all("\n" not in record.getMessage() for record in caplog.records)
 
 
-def test_a_folder_in_the_place_of_a_configuration_is_told(home: Homes, repository: Path) -> None:
+def test_a_folder_in_place_of_a_configuration_is_reported(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:
@@ -175,7 +174,7 @@ def test_recorded_requests_that_cannot_be_read_do_not_stop_a_load(
 
     with unprivileged_folder() as folder:
         asyncio.run(scenario(folder))
-    assert "the warm-up is without the requests recorded there" in caplog.text
+    assert "warm-up runs without the requests recorded there" in caplog.text
 
 
 def test_labels_that_another_server_has_changed_are_not_overwritten(tmp_path: Path) -> None:
@@ -204,9 +203,10 @@ def test_labels_that_cannot_be_kept_are_as_they_were() -> None:
         assert store.of("add1") == LabelStore(folder).of("add1") == {"canary": "1"}
 
 
-def test_lines_of_the_audit_log_with_wrong_types_are_passed_over(tmp_path: Path) -> None:
+def test_audit_log_lines_with_wrong_types_are_skipped(tmp_path: Path) -> None:
     (tmp_path / "audit.jsonl").write_text(
-        '{"time":"x","who":3,"action":"load","model":"add1"}\n{"time":1,"who":"Ada","action":"load","model":"add1"}\n'
+        '{"time":"x","who":3,"action":"load","model":"add1"}\n'
+        '{"time":1,"who":"Ada","action":"load","model":"add1"}\n'
     )
     assert [change.who for change in AuditLog(tmp_path).history("add1")] == ["Ada"]
 
@@ -217,7 +217,7 @@ def test_a_label_that_cannot_stand_in_a_url_is_refused(home: Homes, repository: 
         models.add1(repository)
         async with home(repository, mode="poll") as server:
             with pytest.raises(InvalidArgument, match=r"cannot be a label|at most 255 characters"):
-                await server.lifecycle.set_label("add1", label, "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", label, "1"), who=WHO)
             assert server.lifecycle.labels("add1") == {}
 
     asyncio.run(scenario())
@@ -231,8 +231,8 @@ def test_huge_names_are_not_repeated_in_whole(home: Homes, repository: Path) -> 
                 server.lifecycle.load("x" * 100_000, who=WHO),
                 server.lifecycle.unload("x" * 100_000, who=WHO),
                 server.lifecycle.load("add1", "9" * 100_000, who=WHO),
-                server.lifecycle.promote("add1", "9" * 100_000, who=WHO),
-                server.lifecycle.rollback("x" * 100_000, who=WHO),
+                server.lifecycle.move_label(LabelMove("promote", "add1", version="9" * 100_000), who=WHO),
+                server.lifecycle.move_label(LabelMove("rollback", "x" * 100_000), who=WHO),
             ):
                 with pytest.raises((InvalidArgument, NotFound)) as caught:
                     await refused
@@ -241,9 +241,7 @@ def test_huge_names_are_not_repeated_in_whole(home: Homes, repository: Path) -> 
     asyncio.run(scenario())
 
 
-def test_the_history_says_what_unloaded_and_loaded_a_version_in_mode_poll(
-    home: Homes, repository: Path
-) -> None:
+def test_the_history_names_the_cause_of_loads_and_unloads_in_mode_poll(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository)
         async with home(repository, mode="poll") as server:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from backline.engine.control import Overrides
+from backline.engine.control import LabelMove, Overrides
 from backline.engine.errors import Internal, InvalidArgument, NotFound, Unavailable
 from support import models
 
@@ -58,7 +58,10 @@ def test_models_are_loaded_by_request_in_mode_explicit_only(home: Homes, reposit
             for change in (server.lifecycle.load, server.lifecycle.unload):
                 with pytest.raises(
                     Unavailable,
-                    match=f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with --model-control-mode explicit$",
+                    match=(
+                        f"^{TRITONS_WORDS}: this server's mode is {mode}, start it with"
+                        f" --model-control-mode explicit$"
+                    ),
                 ):
                     await change("add1", who=WHO)
             assert await server.answer() == 1
@@ -89,11 +92,11 @@ def test_a_star_starts_with_all_models(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_model_to_start_with_that_is_not_there_is_said(home: Homes, repository: Path) -> None:
+def test_a_missing_initial_model_is_reported(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         models.add1(repository, "a")
         async with home(repository, mode="explicit", load_models=("c",)) as server:
-            assert "no repository holds it; there is a" in server.engine.find("c").reason
+            assert "no repository holds it; available: a" in server.engine.find("c").reason
             assert not server.engine.ready
 
     asyncio.run(scenario())
@@ -122,7 +125,7 @@ def test_a_model_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_what_has_not_changed_is_not_loaded_again(home: Homes, repository: Path) -> None:
+def test_an_unchanged_model_is_not_loaded_again(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", policy="version_policy { all {} }")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -194,7 +197,7 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
         async with home(repository, mode="explicit") as server:
             with pytest.raises(
                 NotFound,
-                match=r"failed to load 'nope', failed to poll from model repository: .*there is add1",
+                match=r"failed to load 'nope', failed to poll from model repository: .*available: add1",
             ):
                 await server.lifecycle.load("nope", who=WHO)
             with pytest.raises(NotFound, match="failed to unload 'nope'"):
@@ -204,7 +207,7 @@ def test_an_unknown_model_cannot_be_loaded_or_unloaded(home: Homes, repository: 
     asyncio.run(scenario())
 
 
-def test_one_version_is_loaded_beside_those_of_the_policy_and_unloaded(home: Homes, repository: Path) -> None:
+def test_one_version_outside_the_policy_is_loaded_and_unloaded(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
@@ -212,9 +215,9 @@ def test_one_version_is_loaded_beside_those_of_the_policy_and_unloaded(home: Hom
             assert (await server.answer(), await server.answer(version="1")) == (3, 1)
             await server.lifecycle.unload("add1", "3", who=WHO)
             assert await server.answer() == 1
-            with pytest.raises(NotFound, match="version 2 is not loaded; there is 1"):
+            with pytest.raises(NotFound, match="version 2 is not loaded; available: 1"):
                 await server.lifecycle.unload("add1", "2", who=WHO)
-            with pytest.raises(NotFound, match="version 9 does not exist; there are 1, 2, 3"):
+            with pytest.raises(NotFound, match="version 9 does not exist; available: 1, 2, 3"):
                 await server.lifecycle.load("add1", "9", who=WHO)
             await server.lifecycle.load("add1", who=WHO)  # what the policy selects, no more and no less
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "3": "READY"})
@@ -230,7 +233,7 @@ def test_a_version_that_came_later_is_loaded_or_promoted_alone(home: Homes, repo
             versions(repository, "2", "3")
             await server.lifecycle.load("add1", "2", who=WHO)
             assert (await server.answer(version="1"), await server.answer(version="2")) == (1, 2)
-            await server.lifecycle.promote("add1", "3", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="3"), who=WHO)
             assert (await server.answer(), await server.answer(version="1")) == (3, 1)
 
     asyncio.run(scenario())
@@ -536,11 +539,11 @@ def test_a_label_holds_its_version_when_the_policy_moves_on(home: Homes, reposit
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.set_label("add1", "old", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "old", "1"), who=WHO)
             versions(repository, "2")
             await server.lifecycle.refresh()
             assert (await server.answer(), await server.answer(version="old")) == (2, 1)
-            await server.lifecycle.remove_label("add1", "old", who=WHO)
+            await server.lifecycle.move_label(LabelMove("unlabel", "add1", "old"), who=WHO)
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
     asyncio.run(scenario())
@@ -550,25 +553,27 @@ def test_a_label_loads_its_version_first(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            change = await server.lifecycle.set_label("add1", "canary", "1", who=WHO)
+            change = await server.lifecycle.move_label(LabelMove("label", "add1", "canary", "1"), who=WHO)
             assert (change.version, change.before, change.label) == ("1", "", "canary")
             assert await server.answer(version="canary") == 1
-            await server.lifecycle.set_label("add1", "canary", "2", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "canary", "2"), who=WHO)
             assert await server.answer(version="canary") == 2
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
     asyncio.run(scenario())
 
 
-def test_promote_and_rollback_move_what_requests_get(home: Homes, repository: Path) -> None:
+def test_promote_and_rollback_change_the_version_that_answers(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.promote("add1", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
             assert await server.answer() == 1
-            await server.lifecycle.promote("add1", "2", expected="1", who=WHO)
+            await server.lifecycle.move_label(
+                LabelMove("promote", "add1", version="2", expected="1"), who=WHO
+            )
             assert await server.answer() == 2
-            change = await server.lifecycle.rollback("add1", who="Grace")
+            change = await server.lifecycle.move_label(LabelMove("rollback", "add1"), who="Grace")
             assert (change.action, change.version, change.before, change.who) == (
                 "rollback",
                 "1",
@@ -586,9 +591,9 @@ def test_a_label_that_never_moved_cannot_be_rolled_back(home: Homes, repository:
     async def scenario() -> None:
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.promote("add1", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
             with pytest.raises(InvalidArgument, match="none to go back to"):
-                await server.lifecycle.rollback("add1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("rollback", "add1"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -597,17 +602,22 @@ def test_a_label_moves_only_from_where_it_is_expected(home: Homes, repository: P
     async def scenario() -> None:
         versions(repository, "1", "2", policy="version_policy { all {} }")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.set_label("add1", "stable", "1", expected="", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1", expected=""), who=WHO)
             for expected in ("", "2"):
                 with pytest.raises(
                     InvalidArgument,
                     match=r"was expected to point to .*, but it points to version 1; nothing was changed",
                 ):
-                    await server.lifecycle.set_label("add1", "stable", "2", expected=expected, who=WHO)
+                    await server.lifecycle.move_label(
+                        LabelMove("label", "add1", "stable", "2", expected=expected), who=WHO
+                    )
             with pytest.raises(InvalidArgument, match="was expected"):
-                await server.lifecycle.remove_label("add1", "stable", expected="2", who=WHO)
+                await server.lifecycle.move_label(
+                    LabelMove("unlabel", "add1", "stable", expected="2"), who=WHO
+                )
             moves = [
-                server.lifecycle.set_label("add1", "stable", "2", expected="1", who=WHO) for _ in range(2)
+                server.lifecycle.move_label(LabelMove("label", "add1", "stable", "2", expected="1"), who=WHO)
+                for _ in range(2)
             ]
             outcomes = await asyncio.gather(*moves, return_exceptions=True)
             assert [isinstance(outcome, InvalidArgument) for outcome in outcomes] == [False, True]
@@ -616,16 +626,16 @@ def test_a_label_moves_only_from_where_it_is_expected(home: Homes, repository: P
     asyncio.run(scenario())
 
 
-def test_a_label_cannot_point_to_what_is_not_there(home: Homes, repository: Path) -> None:
+def test_a_label_cannot_point_to_a_missing_version(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="poll") as server:
-            with pytest.raises(NotFound, match=r"version 9 of 'add1', which does not exist; there are 1, 2"):
-                await server.lifecycle.set_label("add1", "stable", "9", who=WHO)
+            with pytest.raises(NotFound, match=r"version 9 of 'add1', which does not exist; available: 1, 2"):
+                await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "9"), who=WHO)
             with pytest.raises(NotFound, match="unknown model"):
-                await server.lifecycle.set_label("nope", "stable", "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "nope", "stable", "1"), who=WHO)
             with pytest.raises(NotFound, match="has no label 'stable'"):
-                await server.lifecycle.remove_label("add1", "stable", who=WHO)
+                await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -636,7 +646,7 @@ def test_a_label_does_not_move_to_a_version_that_cannot_be_loaded(home: Homes, r
         (repository / "add1" / "1" / "model.onnx").write_bytes(b"broken")
         async with home(repository, mode="poll") as server:
             with pytest.raises(InvalidArgument, match=r"version 1 of 'add1' cannot be loaded: .*model\.onnx"):
-                await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
             assert server.lifecycle.labels("add1") == {}
             assert await server.answer() == 2
 
@@ -652,7 +662,7 @@ def test_a_label_that_cannot_be_kept_on_disk_is_not_moved(
             (tmp_path / "state").rmdir()  # where it was found to be writable at the start
             (tmp_path / "state").write_text("a file where the folder should be")
             with pytest.raises(Internal, match="--state-dir"):
-                await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
             assert server.lifecycle.labels("add1") == {}
             await server.until(lambda: server.states() == {"1": "UNAVAILABLE", "2": "READY"})
 
@@ -665,7 +675,7 @@ def test_a_label_has_a_name_that_can_be_asked_for(home: Homes, repository: Path,
         versions(repository, "1")
         async with home(repository, mode="poll") as server:
             with pytest.raises(InvalidArgument, match="cannot be a label"):
-                await server.lifecycle.set_label("add1", label, "1", who=WHO)
+                await server.lifecycle.move_label(LabelMove("label", "add1", label, "1"), who=WHO)
 
     asyncio.run(scenario())
 
@@ -674,7 +684,7 @@ def test_a_version_with_a_label_is_not_unloaded(home: Homes, repository: Path) -
     async def scenario() -> None:
         versions(repository, "1", "2")
         async with home(repository, mode="explicit", load_models=("*",)) as server:
-            await server.lifecycle.set_label("add1", "stable", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("label", "add1", "stable", "1"), who=WHO)
             with pytest.raises(InvalidArgument, match="label 'stable' points to it"):
                 await server.lifecycle.unload("add1", "1", who=WHO)
             assert await server.answer() == 1
@@ -686,16 +696,16 @@ def test_labels_outlive_the_server(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         versions(repository, "1", "2", "3")
         async with home(repository, mode="poll") as server:
-            await server.lifecycle.promote("add1", "1", who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="1"), who=WHO)
         async with home(repository) as server:
             assert await server.answer() == 1
             with pytest.raises(Unavailable, match="--model-control-mode poll or explicit"):
-                await server.lifecycle.promote("add1", "3", who=WHO)
+                await server.lifecycle.move_label(LabelMove("promote", "add1", version="3"), who=WHO)
 
     asyncio.run(scenario())
 
 
-def test_labels_of_the_configuration_stand_behind_those_of_requests(home: Homes, repository: Path) -> None:
+def test_labels_set_by_request_override_those_of_the_configuration(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         label = 'parameters { key: "backline.labels.stable" value { string_value: "1" } }'
         versions(repository, "1", "2", policy=label)
@@ -704,10 +714,10 @@ def test_labels_of_the_configuration_stand_behind_those_of_requests(home: Homes,
             with pytest.raises(
                 InvalidArgument, match=r"given by its configuration: remove it there .*config\.pbtxt"
             ):
-                await server.lifecycle.remove_label("add1", "stable", who=WHO)
-            await server.lifecycle.promote("add1", "2", who=WHO)
+                await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
+            await server.lifecycle.move_label(LabelMove("promote", "add1", version="2"), who=WHO)
             assert await server.answer() == 2
-            change = await server.lifecycle.remove_label("add1", "stable", who=WHO)
+            change = await server.lifecycle.move_label(LabelMove("unlabel", "add1", "stable"), who=WHO)
             assert (change.version, change.before) == ("1", "2")
             assert await server.answer() == 2  # until the other is loaded
             await server.lifecycle.refresh()

@@ -1,4 +1,6 @@
-"""Ensembles while the models of their steps change, fail, or go round in a circle; and what a step's request carries."""
+"""Ensembles while the models of their steps change, fail, or go round in a circle; and what a step's request
+carries.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def adder(repository: Path, name: str, number: float, version: str = "1") -> Non
 
 def step(model: str, taken: str, given: str, version: int = -1, names: tuple[str, str] = ("x", "y")) -> str:
     return (
-        f'step {{ model_name: "{model}" model_version: {version} input_map {{ key: "{names[0]}" value: "{taken}" }}'
+        f'step {{ model_name: "{model}" model_version: {version} input_map {{ key: "{names[0]}" value:'
+        f' "{taken}" }}'
         f' output_map {{ key: "{names[1]}" value: "{given}" }} }}'
     )
 
@@ -54,7 +57,8 @@ def ensemble(repository: Path, name: str, *steps: str, kind: str = "TYPE_FP32", 
     (repository / name / "1").mkdir(parents=True)
     (repository / name / "config.pbtxt").write_text(
         f'platform: "ensemble"\nmax_batch_size: 8\n{more}'
-        f'input {{ name: "x" data_type: {kind} dims: [ 1 ] }}\noutput {{ name: "z" data_type: {kind} dims: [ 1 ] }}\n'
+        f'input {{ name: "x" data_type: {kind} dims: [ 1 ] }}\noutput {{ name: "z" data_type: {kind} dims:'
+        f" [ 1 ] }}\n"
         f"ensemble_scheduling {{ {' '.join(steps)} }}\n"
     )
 
@@ -72,7 +76,9 @@ async def value_of(program: Embedded, model: str) -> float:
 
 @pytest.fixture
 def chain(tmp_path: Path) -> Path:
-    """first: x + 1, second: x + 10; "chain" takes the newest of both, "pinned" the first version of the second."""
+    """first: x + 1, second: x + 10; "chain" takes the newest of both, "pinned" the first version of the
+    second.
+    """
     repository = tmp_path / "models"
     adder(repository, "first", 1)
     adder(repository, "second", 10)
@@ -120,7 +126,7 @@ async def test_settings_that_need_no_load_change_while_an_ensemble_serves(chain:
     await program.stop()
 
 
-async def test_who_has_pinned_a_version_is_out_of_service_when_it_goes_and_says_why(chain: Path) -> None:
+async def test_an_ensemble_that_pins_a_version_leaves_service_with_it_and_says_why(chain: Path) -> None:
     program = await start(chain)
     control = program.engine.control
     assert control is not None
@@ -181,7 +187,7 @@ async def test_ensembles_that_ask_each_other_are_refused_with_the_way_round(
     await program.stop()
 
 
-async def test_a_change_that_would_close_a_circle_is_refused_and_what_serves_goes_on(chain: Path) -> None:
+async def test_a_change_that_would_close_a_circle_is_refused_and_the_old_keeps_serving(chain: Path) -> None:
     program = await start(chain)
     control = program.engine.control
     assert control is not None
@@ -218,7 +224,7 @@ class Seen:
         self._queue.submit(ticket)
 
 
-async def test_each_step_is_told_what_the_request_says(chain: Path) -> None:
+async def test_each_step_gets_the_parameters_of_the_request(chain: Path) -> None:
     program = await start(chain)
     steps = [Seen(program, name) for name in ("first", "second")]
     deadline = monotonic() + 60
@@ -236,7 +242,7 @@ async def test_each_step_is_told_what_the_request_says(chain: Path) -> None:
     await program.stop()
 
 
-async def test_a_deadline_ends_a_step_that_runs_and_those_behind_never_begin(chain: Path) -> None:
+async def test_a_deadline_ends_the_running_step_and_later_ones_never_begin(chain: Path) -> None:
     program = await start(chain)
     first, second = Seen(program, "first"), Seen(program, "second")
     first.held = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What happens to what is served when the files of a repository change."""
+"""Changes of a repository's files while the server runs."""
 
 from __future__ import annotations
 
@@ -116,7 +116,8 @@ def test_instances_and_policy_change_without_a_load(
             configure(
                 repository,
                 "max_batch_size: 8 instance_group { count: 3 } version_policy { all {} }"
-                " dynamic_batching { max_queue_delay_microseconds: 50000 default_queue_policy { max_queue_size: 1 } }",
+                " dynamic_batching { max_queue_delay_microseconds: 50000 default_queue_policy {"
+                " max_queue_size: 1 } }",
             )
             await server.lifecycle.refresh()
             assert server.engine.find("add1") is model
@@ -129,7 +130,7 @@ def test_instances_and_policy_change_without_a_load(
     asyncio.run(scenario())
 
 
-def test_another_number_of_worker_processes_is_told_to_wait_for_a_load(
+def test_another_number_of_worker_processes_takes_effect_at_the_next_load(
     home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -141,14 +142,14 @@ def test_another_number_of_worker_processes_is_told_to_wait_for_a_load(
             await server.lifecycle.refresh()
             assert (server.engine.find("python"), model.placement.instances) == (model, 1)
             assert (
-                "model 'python' version 1 goes on in 1 worker process: another instance_group has an effect when"
-                in caplog.text
+                "model 'python' version 1 keeps running in 1 worker process: the new instance_group takes"
+                " effect at" in caplog.text
             )
 
     asyncio.run(scenario())
 
 
-def test_what_was_measured_is_not_measured_again(
+def test_a_reload_of_the_same_files_is_not_measured_again(
     home: Homes, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
@@ -159,8 +160,8 @@ def test_what_was_measured_is_not_measured_again(
             def measured_again(*_: object) -> None:
                 raise AssertionError("measured again")
 
-            monkeypatch.setattr("backline.lifecycle.loading.loader.probe_batching", measured_again)
-            monkeypatch.setattr("backline.lifecycle.loading.loader.measure", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loading.loaded_here.probe_batching", measured_again)
+            monkeypatch.setattr("backline.lifecycle.loading.loaded_here.measure", measured_again)
             await server.lifecycle.unload("add1", who="Ada")
             await server.lifecycle.load("add1", who="Ada")
             assert server.engine.find("add1").placement == before
@@ -206,7 +207,7 @@ def test_models_come_and_go_with_their_folders(home: Homes, repository: Path) ->
     asyncio.run(scenario())
 
 
-def test_a_repository_that_vanishes_goes_on_being_served(
+def test_models_of_a_vanished_repository_keep_serving(
     home: Homes, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -218,7 +219,7 @@ def test_a_repository_that_vanishes_goes_on_being_served(
                 await server.lifecycle.refresh()
             assert await server.answer() == 1
             assert len(caplog.records) == 1
-            assert "what was served of it goes on" in caplog.text
+            assert "its models keep serving" in caplog.text
             move(elsewhere, repository.name)
             ADD1(repository, version="2", constant=2)
             await server.lifecycle.refresh()
@@ -227,7 +228,7 @@ def test_a_repository_that_vanishes_goes_on_being_served(
     asyncio.run(scenario())
 
 
-def test_polling_sees_changes_by_itself(home: Homes, repository: Path) -> None:
+def test_polling_notices_changes(home: Homes, repository: Path) -> None:
     async def scenario() -> None:
         ADD1(repository)
         async with home(repository, mode="poll", poll_seconds=0.02) as server:

@@ -1,4 +1,4 @@
-"""What becomes of a repository: which models are served and how, and what is said of the others."""
+"""From a repository to served models: which are served and how, and why others are not."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_one_name_in_two_repositories_is_refused_by_naming_both(tmp_path: Path) 
     asyncio.run(scenario())
 
 
-def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_repository_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="does not exist"):
         asyncio.run(Home(tmp_path / "nowhere").lifecycle.start())
 
@@ -145,7 +145,7 @@ def test_the_configuration_decides_whether_requests_are_joined(
     asyncio.run(scenario())
 
 
-def test_a_request_without_items_is_answered_alone_and_beside_others(tmp_path: Path) -> None:
+def test_a_request_without_items_is_answered_alone_and_in_a_batch(tmp_path: Path) -> None:
     models.add1(tmp_path)
 
     async def scenario() -> None:

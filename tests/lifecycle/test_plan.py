@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.plan import (
     Action,
+    BeginLoad,
     Cancel,
     Forget,
     Held,
-    Load,
-    Phase,
     Serve,
     Unload,
     Update,
@@ -28,7 +28,11 @@ def wanted(version: str = "1", fingerprint: str = "a", **more: object) -> Wanted
 
 
 def held(
-    key: int, version: str = "1", fingerprint: str = "a", phase: Phase = Phase.READY, **more: object
+    key: int,
+    version: str = "1",
+    fingerprint: str = "a",
+    phase: VersionPhase = VersionPhase.READY,
+    **more: object,
 ) -> Held:
     return Held(key, "m", version, fingerprint, phase, **more)  # type: ignore[arg-type]
 
@@ -37,44 +41,44 @@ def steps(goals: list[Wanted], there: list[Held], now: float = 0.0, slots: int =
     return plan(goals, there, now=now, load_slots=slots)
 
 
-def test_what_is_wanted_and_not_there_is_loaded_as_far_as_slots_go() -> None:
+def test_wanted_versions_are_loaded_as_slots_allow() -> None:
     goals = [wanted(version) for version in "123"]
-    assert steps(goals, [], slots=2) == [Load(goals[0]), Load(goals[1])]
-    assert steps(goals, [held(1, "1", phase=Phase.LOADING)], slots=2) == [Load(goals[1])]
+    assert steps(goals, [], slots=2) == [BeginLoad(goals[0]), BeginLoad(goals[1])]
+    assert steps(goals, [held(1, "1", phase=VersionPhase.LOADING)], slots=2) == [BeginLoad(goals[1])]
 
 
 def test_a_new_version_is_loaded_before_the_old_is_unloaded() -> None:
     goal = wanted("2")
-    assert steps([goal], [held(1)]) == [Load(goal)]
-    assert steps([goal], [held(1), held(2, "2", phase=Phase.LOADING)]) == []
-    assert steps([goal], [held(1), held(2, "2", phase=Phase.LOADED)]) == [Serve(2)]
+    assert steps([goal], [held(1)]) == [BeginLoad(goal)]
+    assert steps([goal], [held(1), held(2, "2", phase=VersionPhase.LOADING)]) == []
+    assert steps([goal], [held(1), held(2, "2", phase=VersionPhase.LOADED)]) == [Serve(2)]
     assert steps([goal], [held(1), held(2, "2")]) == [Unload(1)]
 
 
-def test_changed_files_of_a_version_are_loaded_beside_it() -> None:
+def test_changed_files_are_loaded_while_the_old_version_serves() -> None:
     goal = wanted(fingerprint="b")
-    assert steps([goal], [held(1)]) == [Load(goal)]
+    assert steps([goal], [held(1)]) == [BeginLoad(goal)]
     assert steps([goal], [held(1), held(2, fingerprint="b")]) == [Unload(1)]
 
 
 def test_a_ready_sibling_does_not_release_a_version_whose_replacement_is_not_ready() -> None:
     goals = [wanted("1", "b"), wanted("2")]
-    assert steps(goals, [held(1, "1", "a"), held(2, "2"), held(3, "1", "b", Phase.FAILED)]) == []
+    assert steps(goals, [held(1, "1", "a"), held(2, "2"), held(3, "1", "b", VersionPhase.FAILED)]) == []
 
 
 def test_a_failed_load_leaves_the_old_version() -> None:
-    assert steps([wanted("2")], [held(1), held(2, "2", phase=Phase.FAILED)]) == []
+    assert steps([wanted("2")], [held(1), held(2, "2", phase=VersionPhase.FAILED)]) == []
 
 
 def test_a_failed_load_is_tried_again_at_its_time() -> None:
-    failed = held(1, phase=Phase.FAILED, retry_at=5.0)
+    failed = held(1, phase=VersionPhase.FAILED, retry_at=5.0)
     assert steps([wanted()], [failed], now=4.9) == []
-    assert steps([wanted()], [failed], now=5.0) == [Load(wanted(), 1)]
+    assert steps([wanted()], [failed], now=5.0) == [BeginLoad(wanted(), 1)]
 
 
 def test_a_failed_load_is_forgotten_when_its_files_change() -> None:
     goal = wanted(fingerprint="b")
-    assert steps([goal], [held(1, phase=Phase.FAILED)]) == [Forget(1), Load(goal)]
+    assert steps([goal], [held(1, phase=VersionPhase.FAILED)]) == [Forget(1), BeginLoad(goal)]
 
 
 def test_changed_settings_are_an_update_and_no_load() -> None:
@@ -85,16 +89,16 @@ def test_changed_settings_are_an_update_and_no_load() -> None:
 def test_a_model_that_is_not_wanted_is_unloaded_at_once() -> None:
     there = [
         held(1),
-        held(2, "2", phase=Phase.LOADING),
-        held(3, "3", phase=Phase.LOADED),
-        held(4, "4", phase=Phase.FAILED),
+        held(2, "2", phase=VersionPhase.LOADING),
+        held(3, "3", phase=VersionPhase.LOADED),
+        held(4, "4", phase=VersionPhase.FAILED),
     ]
     assert steps([], there) == [Cancel(2), Unload(3), Forget(4), Unload(1)]
 
 
 def test_a_version_held_back_is_loaded_and_takes_no_place() -> None:
     goals = [wanted(), wanted(fingerprint="b", serve=False)]
-    assert steps(goals, [held(1), held(2, fingerprint="b", phase=Phase.LOADED)]) == []
+    assert steps(goals, [held(1), held(2, fingerprint="b", phase=VersionPhase.LOADED)]) == []
 
 
 def test_a_version_on_demand_is_not_loaded_and_releases_the_old() -> None:
@@ -112,7 +116,7 @@ def test_a_version_put_to_rest_is_unloaded() -> None:
 
 @dataclass
 class World:
-    """What an executor does with the actions; loads and drains end when the events say so."""
+    """Carries actions out like an executor; loads and drains end when the events say so."""
 
     slots: int
     broken: set[tuple[str, str, str]]
@@ -134,42 +138,46 @@ class World:
     def carry_out(self, action: Action) -> None:
         there = self.there
         match action:
-            case Load(goal, instead):
+            case BeginLoad(goal, instead):
                 if instead is not None:
-                    assert there[instead].phase is Phase.FAILED
+                    assert there[instead].phase is VersionPhase.FAILED
                     del there[instead]
                 key = next(self.keys)
                 there[key] = Held(
-                    key, goal.name, goal.version, goal.fingerprint, Phase.LOADING, goal.settings
+                    key, goal.name, goal.version, goal.fingerprint, VersionPhase.LOADING, goal.settings
                 )
             case Serve(key):
-                assert there[key].phase is Phase.LOADED
-                there[key] = replace(there[key], phase=Phase.READY)
+                assert there[key].phase is VersionPhase.LOADED
+                there[key] = replace(there[key], phase=VersionPhase.READY)
             case Update(key, goal):
-                assert there[key].phase is Phase.READY
+                assert there[key].phase is VersionPhase.READY
                 there[key] = replace(there[key], settings=goal.settings)
             case Unload(key):
-                assert there[key].phase in (Phase.READY, Phase.LOADED)
-                there[key] = replace(there[key], phase=Phase.DRAINING)
+                assert there[key].phase in (VersionPhase.READY, VersionPhase.LOADED)
+                there[key] = replace(there[key], phase=VersionPhase.DRAINING)
             case Forget(key):
-                assert there[key].phase is Phase.FAILED
+                assert there[key].phase is VersionPhase.FAILED
                 del there[key]
 
     def end_one(self, number: int, retry: bool) -> None:
         """One load or drain that is under way comes to its end."""
-        busy = [one for one in self.there.values() if one.phase in (Phase.LOADING, Phase.DRAINING)]
+        busy = [
+            one for one in self.there.values() if one.phase in (VersionPhase.LOADING, VersionPhase.DRAINING)
+        ]
         if not busy:
             return
         one = busy[number % len(busy)]
-        if one.phase is Phase.DRAINING or any(action == Cancel(one.key) for action in self.plan()):
+        if one.phase is VersionPhase.DRAINING or any(action == Cancel(one.key) for action in self.plan()):
             del self.there[one.key]
         elif (one.name, one.version, one.fingerprint) in self.broken:
-            self.there[one.key] = replace(one, phase=Phase.FAILED, retry_at=self.now + 1 if retry else None)
+            self.there[one.key] = replace(
+                one, phase=VersionPhase.FAILED, retry_at=self.now + 1 if retry else None
+            )
         else:
-            self.there[one.key] = replace(one, phase=Phase.LOADED)
+            self.there[one.key] = replace(one, phase=VersionPhase.LOADED)
 
     def served(self) -> set[str]:
-        return {one.name for one in self.there.values() if one.phase is Phase.READY}
+        return {one.name for one in self.there.values() if one.phase is VersionPhase.READY}
 
     def check(self, before: set[str]) -> None:
         still_wanted = {goal.name for goal in self.goals if goal.loaded}
@@ -177,12 +185,14 @@ class World:
         assert (before & still_wanted) - resting <= self.served(), (
             "a wanted model lost its last ready version"
         )
-        assert sum(one.phase is Phase.LOADING for one in self.there.values()) <= self.slots
+        assert sum(one.phase is VersionPhase.LOADING for one in self.there.values()) <= self.slots
 
     def settle(self) -> None:
         for _ in range(1000):
             self.run()
-            if not any(one.phase in (Phase.LOADING, Phase.DRAINING) for one in self.there.values()):
+            if not any(
+                one.phase in (VersionPhase.LOADING, VersionPhase.DRAINING) for one in self.there.values()
+            ):
                 return
             self.end_one(0, retry=False)
         raise AssertionError("does not come to rest")
@@ -212,7 +222,7 @@ broken_sets = st.sets(
 
 @settings(max_examples=300, deadline=None)
 @given(events=events, broken=broken_sets, slots=st.integers(1, 3))
-def test_every_order_of_events_keeps_models_answering_and_comes_to_what_is_wanted(
+def test_every_order_of_events_keeps_models_answering_and_reaches_the_target(
     events: list[tuple[str, object]], broken: set[tuple[str, str, str]], slots: int
 ) -> None:
     world = World(slots, broken)
@@ -230,14 +240,14 @@ def test_every_order_of_events_keeps_models_answering_and_comes_to_what_is_wante
     ready = {
         (one.name, one.version, one.fingerprint): one
         for one in world.there.values()
-        if one.phase is Phase.READY
+        if one.phase is VersionPhase.READY
     }
     for identity, goal in goals.items():
         if goal.loaded and identity not in world.broken:
             assert ready[identity].settings == goal.settings
         if not goal.loaded:
             assert identity not in ready
-    # What is held and not wanted only stands in for what could not be loaded.
+    # Anything held but unwanted only stands in for a version that could not be loaded.
     for name, version, fingerprint in ready.keys() - goals.keys():
         wanted_of_model = [identity for identity in goals if identity[0] == name]
         assert any(identity in world.broken for identity in wanted_of_model), (name, version, fingerprint)

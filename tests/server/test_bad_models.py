@@ -385,8 +385,8 @@ def test_a_load_that_hangs_is_seen_and_can_be_ended(tmp_path: Path, end: str) ->
                 server.stop()
             else:
                 client.unload("hangs")
-            by = {"unload": "a request to unload it", "stop": "the stop of the server"}[end]
-            with pytest.raises(Unavailable, match=f"the load of 'hangs' was ended by {by}"):
+            by = {"unload": "a request to unload it", "stop": "the server's shutdown"}[end]
+            with pytest.raises(Unavailable, match=f"the load of 'hangs' was aborted by {by}"):
                 asked.result()
             assert time.monotonic() - began < 15
         server.stop()

@@ -30,12 +30,20 @@ from support.server import metrics_page, serve
 ENDLESS, QUICK = 2**40, 3
 
 
-def put_looping(repository: Path, *, timeout: float = 0.3, idempotent: bool = True) -> None:
+def put_looping(
+    repository: Path,
+    *,
+    timeout: float = 0.3,
+    idempotent: bool = True,
+    shape: tuple[int | str, ...] = ("N",),
+    settings: str = "",
+) -> None:
     """A model whose runs ONNX Runtime can end; requests that come together run together."""
     (repository / "loop" / "1").mkdir(parents=True)
-    looping(repository / "loop" / "1" / "model.onnx")
+    looping(repository / "loop" / "1" / "model.onnx", shape)
     (repository / "loop" / "model.toml").write_text(
-        f"max_batch_size = 8\nexecution_timeout_seconds = {timeout}\nidempotent = {str(idempotent).lower()}\n[instance_group]\ncount = 1\n"
+        f"max_batch_size = 8\nexecution_timeout_seconds = {timeout}\nidempotent = {str(idempotent).lower()}\n"
+        f"{settings}\n[instance_group]\ncount = 1\n"
     )
 
 
@@ -69,10 +77,12 @@ class Program:
         def complete(_: Ticket, response: InferResponse | None, error: Exception | None) -> None:
             done.set_exception(error) if error is not None else done.set_result(response)  # type: ignore[arg-type]
 
+        known = {spec.name: spec for spec in self.embedded.engine.find(model).signature.inputs}
         tensors = {}
         for name, value in inputs.items():
             datatype = DataType.INT64 if name == "ROUNDS" else DataType.FP32
-            tensors[name] = Tensor(name, datatype, (1,), np.array([value], datatype.dtype))
+            data = np.full([1] * len(known[name].shape), value, datatype.dtype)
+            tensors[name] = Tensor(name, datatype, data.shape, data)
         self.embedded.engine.submit(Ticket(InferRequest(model, tensors), complete))
         return done
 
@@ -112,6 +122,29 @@ def test_a_run_that_the_runtime_can_end_is_ended_and_tried_once_more(tmp_path: P
         assert (counted.timed_out, counted.stuck, counted.fail.count, counted.success.count) == (2, 0, 1, 1)
 
     put_looping(tmp_path / "models")
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "inputs"),
+    [
+        (("N",), "constant_input.X = 1.0", {}),
+        ((1, "N"), "batch_axis.X = 1\nbatch_axis.Y = 1", {"X": 1}),
+    ],
+    ids=["constant_input", "batch_axis"],
+)
+def test_a_run_of_an_arranged_model_is_ended_and_leaves_no_thread_behind(
+    tmp_path: Path, shape: tuple[int | str, ...], settings: str, inputs: dict[str, float]
+) -> None:
+    async def scenario(program: Program) -> None:
+        with pytest.raises(Internal, match=r"did not finish within 0\.3 s"):
+            await program.ask("loop", **inputs, ROUNDS=ENDLESS)
+        counted = program.embedded.engine.find("loop").statistics
+        assert (counted.timed_out, counted.stuck) == (2, 0)
+        answer = await program.ask("loop", **inputs, ROUNDS=QUICK)
+        assert answer.outputs[0].data.flatten().tolist() == [-1]
+
+    put_looping(tmp_path / "models", shape=shape, settings=settings)
     run(tmp_path, scenario)
 
 

@@ -52,8 +52,11 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def looping(path: Path) -> None:
-    """Writes a model: Y = X, FP32 [N], after as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says."""
+def looping(path: Path, shape: tuple[int | str, ...] = ("N",)) -> None:
+    """Writes a model: Y = X, negated in each of as many rounds of a loop as the greatest of ROUNDS, INT64 [N], says.
+
+    X and Y are FP32 tensors of `shape`.
+    """
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Neg", ["x"], ["y"])],
         "body",
@@ -71,5 +74,5 @@ def looping(path: Path) -> None:
         helper.make_node("ReduceMax", ["ROUNDS"], ["most"], keepdims=0),
         helper.make_node("Loop", ["most", "", "X"], ["Y"], body=body),
     ]
-    build(path, nodes, [("X", FLOAT, ("N",)), ("ROUNDS", INT64, ("N",))], [("Y", FLOAT, ("N",))])
+    build(path, nodes, [("X", FLOAT, shape), ("ROUNDS", INT64, ("N",))], [("Y", FLOAT, shape)])
     onnx.checker.check_model(str(path))

@@ -1,4 +1,4 @@
-"""Whether a model's configuration agrees with its file about the inputs and outputs."""
+"""Checks that a model's configuration and its file agree about inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from backline.engine.tensor import Shape
 def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
     """The signature of the model file `path`, narrowed to what the configuration names.
 
-    Shapes are full, with the batch dimension. A dimension that varies in the file is fixed where the configuration fixes it; outputs that
-    the configuration leaves out are not served. Raises InvalidArgument when both cannot be true, with both sides of the matter.
+    Shapes are full, with the batch dimension. The configuration may fix variable dimensions, and outputs that
+    it leaves out are not served. Raises InvalidArgument, quoting both, where they contradict each other.
     """
     where = f"model '{config.name}'"
     batch = config.max_batch_size or 0
@@ -25,8 +25,11 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
         for spec in file.inputs:
             if not spec.shape or spec.shape[0] != -1:
                 raise InvalidArgument(
-                    f"{where} has max_batch_size {batch} in {config.source}, but input '{spec.name}' of '{path}' has shape"
-                    f" {list(spec.shape)}, whose first dimension is no batch; set max_batch_size: 0 and give the full dims"
+                    f"{where} has max_batch_size {batch} in {config.source}, but input '{spec.name}' of"
+                    f" '{path}' has shape"
+                    f" {list(spec.shape)}, whose first dimension is not a batch; set max_batch_size: 0 and"
+                    " give"
+                    " the full dims"
                     f"{_other_axis(spec)}"
                 )
     inputs = _merge(where, path, "input", file.inputs, config.inputs, config)
@@ -49,7 +52,7 @@ def agree(path: Path, file: Signature, config: ModelConfig) -> Signature:
 
 
 def _other_axis(spec: TensorSpec) -> str:
-    """The setting for an input whose batch may be another dimension than the first."""
+    """The setting for an input whose batch may be another dimension."""
     axis = next((index for index, dim in enumerate(spec.shape) if dim == -1), None)
     return (
         ""
@@ -71,11 +74,12 @@ def _merge(
     hidden = config.joining.hidden_inputs if config.joining is not None and kind == "input" else frozenset()
     for spec in given:
         actual = by_name.get(spec.name)
-        if spec.name in hidden:  # it is made for the model as it is
+        if spec.name in hidden:  # it is made to fit the model
             continue
         if actual is None:
             raise InvalidArgument(
-                f"{where}: {config.source} names the {kind} '{spec.name}', which '{path}' does not have; it has {_quoted(by_name)}"
+                f"{where}: {config.source} names the {kind} '{spec.name}', which '{path}' does not have; it"
+                f" has {_quoted(by_name)}"
             )
         if spec.datatype is not actual.datatype:
             raise InvalidArgument(
@@ -96,7 +100,8 @@ def _merge(
             )
             what = "shape" if spec.reshape is None else "the reshape"
             raise InvalidArgument(
-                f"{where}: {kind} '{spec.name}' has {what} {list(shape)}{note} in {config.source}, but {list(actual.shape)} in '{path}'"
+                f"{where}: {kind} '{spec.name}' has {what} {list(shape)}{note} in {config.source}, but"
+                f" {list(actual.shape)} in '{path}'"
             )
         by_name[spec.name] = replace(actual, shape=merged, labels=spec.labels)
     return tuple(by_name.values())
@@ -110,10 +115,11 @@ def _flat(kind: str, config: ModelConfig) -> frozenset[str]:
 
 
 def _check_flat(where: str, path: Path, kind: str, actual: TensorSpec) -> None:
-    """The words are Triton's (onnxruntime_backend/src/onnxruntime.cc)."""
+    """Raises InvalidArgument with Triton's text (onnxruntime_backend/src/onnxruntime.cc)."""
     if kind == "input" and actual.shape != (-1,):
         raise InvalidArgument(
-            f"{where}: configuration expects model provides input with shape [-1] for ragged input '{actual.name}', model provides"
+            f"{where}: configuration expects model provides input with shape [-1] for ragged input"
+            f" '{actual.name}', model provides"
             f" {list(actual.shape)} in '{path}'"
         )
 

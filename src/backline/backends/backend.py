@@ -3,60 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from backline.backends.hosted import HostedModel
 from backline.engine.device import CPU, Device, Gpus
+from backline.engine.instance_group import InstanceGroup
 from backline.engine.messages import Parameter
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature
 
 #: A LoadedModel's `run`.
 Run: TypeAlias = Callable[[Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]
+#: A CancellableModel's `cancellable`.
+Cancellable: TypeAlias = Callable[[], tuple[Run, Callable[[], None]]]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. `run` may be called from several threads at once and releases the GIL while the runtime computes."""
+    """A model in memory. `run` may be called on several threads; it releases the GIL while computing."""
 
     @property
     def signature(self) -> Signature:
-        """Inputs and outputs as the file declares them, every dimension included (also a leading batch dimension)."""
+        """Inputs and outputs as in the file, with every dimension, also that of a batch."""
 
     @property
     def threads_per_run(self) -> int:
-        """The cores that one run occupies."""
+        """The cores that one run occupies; 0 means all."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What in the configuration has no effect, for the person who wrote it."""
+        """Settings of the configuration that have no effect, for whoever wrote it."""
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Runs one batch: arrays by input name in, arrays in the order of `outputs` out.
+        """Runs one batch: takes arrays by input name, returns arrays in the order of `outputs`.
 
-        Arrays have the numpy dtype of their DataType. Raises InvalidArgument when the runtime refuses the input, Internal when it fails.
+        Arrays have the numpy dtype of their DataType. Raises InvalidArgument when the runtime rejects the
+        input, Internal when it fails.
         """
 
     def close(self) -> None:
-        """Gives the memory back. No run is under way."""
+        """Frees the model. No run may be in progress."""
 
 
-@runtime_checkable
 class CancellableModel(Protocol):
-    """A LoadedModel that can end a run early."""
+    """A LoadedModel that can interrupt a run. May be wrapped: query it with getattr, not isinstance."""
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """`run` for one call, and what cancels that call: from any thread, also before it has begun and when it has ended.
+        """Returns `run` for one call, and a function that cancels that call: on any thread, also before or
+        after it.
 
-        A run that is cancelled raises as soon as the runtime sees it, mostly at the next node of the graph.
+        A cancelled run raises as soon as the runtime notices, mostly at the next node of the graph.
         """
 
 
 @runtime_checkable
 class StreamingModel(Protocol):
-    """A model in memory that gives any number of responses to a request: a LoadedModel whose `run` is `stream`."""
+    """A model in memory that gives any number of responses: a LoadedModel with `stream` instead of `run`."""
 
     @property
     def signature(self) -> Signature:
@@ -68,19 +72,57 @@ class StreamingModel(Protocol):
 
     @property
     def streams_at_once(self) -> int:
-        """The streams that are computed at the same time, each on a thread, where the configuration does not say how many."""
+        """How many streams to compute at once, each on a thread, if the configuration does not say."""
 
     def stream(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], parameters: Mapping[str, Parameter]
     ) -> Generator[Mapping[str, np.ndarray], None, None]:
-        """Yields the responses to one request, each with arrays by output name: all of `outputs`, some, or none.
+        """Yields the responses to one request: arrays by output name, of all `outputs`, some, or none.
 
-        Runs on a thread. Between two responses it may be left alone for as long as the caller takes no more of them, while the thread works
-        on other streams; it is closed where it stands when nobody waits any more. Raises as LoadedModel.run, also after responses.
+        Runs on a thread. Between responses it may be suspended while its reader is slow, and the thread works
+        on other streams; it is closed when nobody waits any more. Raises as LoadedModel.run, also after
+        responses.
         """
 
     def close(self) -> None:
         """See LoadedModel."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostedModel:
+    """What a worker process needs to load a model, from a backend whose models run in workers.
+
+    `adapter` ("module:function") makes the model there, see workers/child/worker_model.py. `python` is the
+    interpreter, None for that of the model's environment or the server; `environment` is added to the
+    server's variables.
+    """
+
+    path: Path
+    adapter: str
+    python: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: For an archive: the folder in it to unpack ("" for all), which then replaces `path`.
+    packed: str | None = None
+    #: Parameters for the adapter, besides those of the configuration.
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    #: Instance groups from the model's own files, used if the configuration has none.
+    groups: tuple[InstanceGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What the server decides about a load, as opposed to the model's files."""
+
+    device: Device = CPU
+    #: Whether to load files that can execute anything when loaded: pickles, machine code.
+    trust_pickle: bool = False
+    #: Whether code in the model's files may run: they are local, or the server trusts remote code.
+    may_run_code: bool = False
+    #: Whether a GPU that cannot be used is an error; otherwise the model runs on the CPU.
+    strict_devices: bool = False
+
+
+DEFAULT_OPTIONS: Final = LoadOptions()
 
 
 class Backend(Protocol):
@@ -88,27 +130,24 @@ class Backend(Protocol):
 
     #: The name in configurations ("onnxruntime").
     name: ClassVar[str]
-    #: The platform that clients see ("onnxruntime_onnx").
-    platform: ClassVar[str]
 
-    def load(self, path: Path, config: ModelConfig) -> LoadedModel | StreamingModel | HostedModel:
+    def load(
+        self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> LoadedModel | StreamingModel | HostedModel:
         """Loads the model file, with the backend's own options from `config.parameters`.
 
-        Raises BacklineError with the path and the runtime's reason when it cannot, or the extra to install when the runtime is missing.
+        The device is the CPU, or one that a GpuBackend reported; workers get their devices when they start.
+        Raises BacklineError with the path and the reason, or with the extra to install if the runtime is
+        missing.
         """
 
 
 @runtime_checkable
 class GpuBackend(Protocol):
-    """A runtime that can compute on GPUs."""
+    """A Backend that can compute on GPUs."""
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """Those that it can run this model on here and now. Raises BacklineError as `load`."""
-
-    def load(
-        self, path: Path, config: ModelConfig, device: Device = CPU
-    ) -> LoadedModel | StreamingModel | HostedModel:
-        """See Backend: loads the model on a device. Models in worker processes are told theirs when they are started."""
+        """The GPUs that it can run this model on. Raises BacklineError as `load` does."""
 
 
 def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
@@ -116,12 +155,3 @@ def gpus_of(backend: Backend, path: Path, config: ModelConfig) -> Gpus:
     if isinstance(backend, GpuBackend):
         return backend.gpus(path, config)
     return Gpus(reason=f"models of the {backend.name} backend run on the CPU")
-
-
-def load_on(
-    backend: Backend, path: Path, config: ModelConfig, device: Device
-) -> LoadedModel | StreamingModel | HostedModel:
-    """Loads a model on a device that is one of those which the backend can use."""
-    return (
-        backend.load(path, config, device) if isinstance(backend, GpuBackend) else backend.load(path, config)
-    )

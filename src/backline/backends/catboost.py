@@ -1,4 +1,4 @@
-"""CatBoost models, with numbers and categories."""
+"""CatBoost models with numerical and categorical features."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime
+from backline.backends.runtime import import_runtime, read_start
 from backline.backends.table import CATEGORIES, TableModel, features, reason
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
@@ -26,19 +26,21 @@ class CatBoost:
     """The backend for `*.cbm`."""
 
     name: ClassVar[str] = "catboost"
-    platform: ClassVar[str] = "catboost"
 
-    def load(self, path: Path, config: ModelConfig) -> TableModel:
-        """Loads a model. `output__0` is what `predict` gives: probabilities for classifiers, else the plain value.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
+        """Loads a model. `output__0` is the result of `predict`: probabilities for classifiers, else the
+        plain value.
 
-        The parameter `prediction_type` chooses another kind. Categories come as strings in `categorical__0`, in the order in which the
-        model has them; numbers in `input__0`. One thread computes a run unless the parameter `thread_count` says otherwise.
+        The parameter `prediction_type` chooses another result. `categorical__0` takes categories as strings,
+        `input__0` numbers, each in the model's order. A run uses one thread unless `thread_count` says
+        otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("thread_count", 1)
         if not read_start(path).startswith(_MAGIC):
             raise InvalidArgument(
-                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; save_model writes it so"
+                f"'{path}' is not a CatBoost model: it does not begin with '{_MAGIC.decode()}'; save_model"
+                " writes it so"
             )
         runtime = import_runtime("catboost", what="CatBoost models need CatBoost", extra="catboost")
         model: Any = runtime.CatBoost()
@@ -54,7 +56,8 @@ class CatBoost:
         ):
             if indexes:
                 raise InvalidArgument(
-                    f"'{path}' cannot be served: feature {model.feature_names_[indexes[0]]!r} is {kind}, not a number or category"
+                    f"'{path}' cannot be served: feature {model.feature_names_[indexes[0]]!r} is {kind}, not"
+                    " a number or category"
                 )
         classifier = len(model.classes_) > 0
         prediction = parameters.choice(
@@ -77,7 +80,7 @@ class CatBoost:
 
 
 def _mix(model: str, arrays: tuple[np.ndarray, ...], numbers: list[int], categories: list[int]) -> np.ndarray:
-    """Rows in the order of the model's features."""
+    """Rows with features in the model's order."""
     rows = np.empty((len(arrays[-1]), len(numbers) + len(categories)), np.object_)
     if numbers:
         rows[:, numbers] = arrays[0]

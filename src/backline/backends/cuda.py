@@ -1,4 +1,4 @@
-"""The GPUs that NVIDIA's driver shows to this process, for runtimes that do not say themselves how many there are."""
+"""The GPUs that NVIDIA's driver shows to this process, for runtimes that do not count them themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @cache
 def cuda_gpus() -> Gpus:
-    """Asks the driver once (cuInit, cuDeviceGetCount of the CUDA Driver API), which respects CUDA_VISIBLE_DEVICES."""
+    """Asks the driver once (cuInit, cuDeviceGetCount), which respects CUDA_VISIBLE_DEVICES."""
     try:
         driver = ctypes.CDLL(_DRIVER)
     except OSError:

@@ -1,8 +1,8 @@
-"""Which files are models, and of which backend: the table that everything else about formats follows.
+"""Which files are models, and of which backend: the only table of formats.
 
-A file's name decides, never a guess at its content: of names that mean something else elsewhere (model.json, model.txt) only the whole name
-is recognised. Names are those that the frameworks' own tools and Triton's backends write. A name with "/" is a path below the version's
-folder.
+A file's name decides, never its content. Names with another common meaning (model.json, model.txt) are only
+recognised as a whole. They are the names that frameworks' tools and Triton's backends write. A name with "/"
+is a path below the version's folder.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ MLFLOW = ModelFormat("mlflow", ("MLmodel", "model/MLmodel"), folder=True)
 PYTHON = ModelFormat("python", ("model.py",))
 TORCHSERVE = ModelFormat("torchserve", ("model.mar", "model.tar.gz", "model.tgz"), (".mar",))
 TORCHSERVE_FOLDER = ModelFormat("torchserve", ("MAR-INF/MANIFEST.json",), folder=True)
-#: Without names: the model is the folder of the version, whatever it holds. Never recognised, only configured.
+#: Without file names: the model is the version's folder. Only configured, never recognised.
 IDENTITY = ModelFormat("identity", (), folder=True)
 REPEAT = ModelFormat("repeat", (), folder=True)
 SQUARE = ModelFormat("square", (), folder=True)
 
-#: What is looked for where a configuration names no backend, in order of preference. A folder's format comes before those of the files that
-#: may lie in it.
+#: The formats to look for if a configuration names no backend, by preference. Folder formats precede those of
+#: files in them.
 FORMATS: tuple[ModelFormat, ...] = (
     TORCHSERVE_FOLDER,
     MLFLOW,

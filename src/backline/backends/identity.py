@@ -1,4 +1,4 @@
-"""Triton's identity backend: a model without a file whose outputs are its inputs, for trying out clients and schedulers."""
+"""Triton's identity backend: outputs are inputs, without a file, for trying out clients and schedulers."""
 
 from __future__ import annotations
 
@@ -9,37 +9,40 @@ from typing import ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
-#: As in Triton's identity backend: milliseconds that a run takes at least, multiplied by `instance_wise_delay_multiplier` there.
+#: As in Triton's backend: the minimum time of a run in milliseconds; there, `instance_wise_delay_multiplier`
+#: scales it.
 _DELAY = "execute_delay_ms"
 _KNOWN = (_DELAY,)
 _MAX_DELAY_MS = 600_000
 
 
 class Identity:
-    """The backend for `backend: "identity"`; nothing is recognised by its files."""
+    """The backend `identity`; no file is recognised as its model."""
 
     name: ClassVar[str] = "identity"
-    platform: ClassVar[str] = "identity"
 
-    def load(self, path: Path, config: ModelConfig) -> IdentityModel:
-        """A model that gives its n-th input back as its n-th output, after `execute_delay_ms` milliseconds.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> IdentityModel:
+        """Returns its n-th input as its n-th output, after `execute_delay_ms` milliseconds.
 
-        Raises InvalidArgument where the configuration does not pair inputs with outputs.
+        Raises InvalidArgument if the configuration does not pair inputs with outputs.
         """
         if not config.inputs or len(config.inputs) != len(config.outputs):
             raise InvalidArgument(
-                f"model '{config.name}': the identity backend needs as many outputs as inputs, but {config.source or 'its configuration'}"
+                f"model '{config.name}': the identity backend needs as many outputs as inputs, but"
+                f" {config.source or 'its configuration'}"
                 f" names {len(config.inputs)} inputs and {len(config.outputs)} outputs"
             )
         for given, answered in zip(config.inputs, config.outputs, strict=True):
             if given.datatype is not answered.datatype or given.shape != answered.shape:
                 raise InvalidArgument(
-                    f"model '{config.name}': the identity backend gives input '{given.name}' back as '{answered.name}', but they differ in"
+                    f"model '{config.name}': the identity backend gives input '{given.name}' back as"
+                    f" '{answered.name}', but they differ in"
                     " datatype or dims"
                 )
         parameters = Parameters(config, self.name, _KNOWN)
@@ -47,7 +50,7 @@ class Identity:
 
 
 class IdentityModel:
-    """No model at all. A delay does not take a core, but an instance."""
+    """No model at all. A delay occupies an instance, but no core."""
 
     threads_per_run = 1
 
@@ -60,7 +63,6 @@ class IdentityModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._delay:
             time.sleep(self._delay)
         return [inputs[self._sources[name]] for name in outputs]
@@ -81,6 +83,7 @@ def _delay(config: ModelConfig, parameters: Parameters) -> float:
     text = parameters.text(_DELAY, "0").strip()
     if not (text.isascii() and text.isdigit() and int(text) <= _MAX_DELAY_MS):
         raise InvalidArgument(
-            f"parameter '{_DELAY}' of model '{config.name}' is '{text}', expected milliseconds from 0 to {_MAX_DELAY_MS}"
+            f"parameter '{_DELAY}' of model '{config.name}' is '{text}', expected milliseconds from 0 to"
+            f" {_MAX_DELAY_MS}"
         )
     return int(text) / 1000

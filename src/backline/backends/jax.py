@@ -1,4 +1,4 @@
-"""Functions of JAX that were exported as StableHLO (jax.export), compiled for the CPU or a GPU."""
+"""JAX functions exported as StableHLO (jax.export), compiled for the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
-#: XLA makes as many threads as this variable says when it is first used, else one for each core; no flag of its own limits them.
+#: The number of XLA's threads, read at first use; by default one for each core, and no flag limits it.
 _THREADS = "NPROC"
 _WHAT = "JAX models need JAX"
-#: Else JAX takes three quarters of the memory of a GPU when it first sees it.
+#: Keeps JAX from reserving three quarters of a GPU's memory at first use.
 _PREALLOCATE = "XLA_PYTHON_CLIENT_PREALLOCATE"
-#: What functions are exported for that run on GPUs.
+#: The platforms of functions that run on GPUs.
 _GPU_PLATFORMS = frozenset({"cuda", "rocm"})
 
 
@@ -35,18 +35,18 @@ _CALLBACK = re.compile(rb"xla_(?:ffi_)?(?:partitioned_)?python_\w*callback")
 
 
 class Jax:
-    """The backend for `*.jax`: what `jax.export.export(function)(*arguments).serialize()` gave."""
+    """The backend for `*.jax`: what `jax.export.export(function)(*arguments).serialize()` returned."""
 
     name: ClassVar[str] = "jax"
-    platform: ClassVar[str] = "jax"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: those of JAX, for a function that was exported for them."""
+        """See GpuBackend: JAX's GPUs, if the function was exported for them."""
         jax = _import()
         exported = _read(jax, path)
         if not _GPU_PLATFORMS.intersection(exported.platforms):
             return Gpus(
-                reason=f"'{path}' was exported for {', '.join(exported.platforms)}: export it with platforms=['cpu', 'cuda']"
+                reason=f"'{path}' was exported for {', '.join(exported.platforms)}:"
+                " export it with platforms=['cpu', 'cuda']"
             )
         try:
             return Gpus(tuple(range(len(jax.devices("gpu")))))
@@ -55,18 +55,20 @@ class Jax:
                 reason=f"JAX {jax.__version__} has no GPU ({one_line(error)}): pip install 'jax[cuda12]'"
             )
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> JaxModel:
-        """Loads a function. Arguments by keyword and entries of dicts keep their names; others are INPUT__0, OUTPUT__0 and so on.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> JaxModel:
+        """Loads a function. Keyword arguments and dict entries keep their names; others are INPUT__0,
+        OUTPUT__0 and so on.
 
-        Every size of a symbolic dimension is compiled when it first comes. One core computes a run, unless NPROC
+        Each size of a symbolic dimension is compiled when it first occurs. A run uses one core unless NPROC
         is set.
         """
         parameters = Parameters(config, self.name, ())
         jax = _import()
         exported = _read(jax, path)
-        if device == CPU and "cpu" not in exported.platforms:
+        if options.device == CPU and "cpu" not in exported.platforms:
             raise InvalidArgument(
-                f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu'] as well"
+                f"'{path}' was exported for {', '.join(exported.platforms)}; export it with platforms=['cpu']"
+                " as well"
             )
         tree = jax.tree_util
         names = _names(tree, exported.in_tree, "INPUT")
@@ -87,7 +89,7 @@ class Jax:
             exported,
             file,
             agree(path, file, config),
-            _place(jax, device),
+            _place(jax, options.device),
             parameters.warnings,
         )
 
@@ -108,7 +110,8 @@ def _read(jax: Any, path: Path) -> Any:
         module = exported.mlir_module_serialized
     except Exception as error:
         raise InvalidArgument(
-            f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__}; expected what"
+            f"'{path}' cannot be loaded by JAX {jax.__version__}: {one_line(error) or type(error).__name__};"
+            " expected what"
             " jax.export.export(function)(*arguments).serialize() gives"
         ) from None
     if found := _CALLBACK.search(module):
@@ -120,7 +123,7 @@ def _read(jax: Any, path: Path) -> Any:
 
 
 def _place(jax: Any, device: Device) -> Any:
-    """The device of JAX that inputs are put on; None for where it puts them by itself, which costs less."""
+    """The JAX device for inputs; None for JAX's default, which is cheaper."""
     if device.kind == "model":
         return None
     found = jax.devices(device.kind)[device.index]
@@ -153,7 +156,6 @@ class JaxModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._call is None:
             raise Internal(f"model '{self._name}' is unloaded")
         tree = self._jax.tree_util
@@ -170,19 +172,18 @@ class JaxModel:
         except (
             ValueError,
             TypeError,
-        ) as error:  # what JAX raises for shapes that contradict the exported ones
+        ) as error:  # JAX's error for shapes that contradict the exported ones
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(f"model '{self._name}' failed: {one_line(error)}") from None
         return [array.view(np.uint16) if array.dtype.name == "bfloat16" else array for array in arrays]
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._call = None
 
 
 def _names(tree: Any, structure: Any, prefix: str) -> list[str]:
-    """A name for each leaf: the keys on the way to it, or its index where it has none."""
+    """A name for each leaf: the keys of its path, or its index if it has none."""
     leaves = tree.tree_flatten_with_path(tree.tree_unflatten(structure, list(range(structure.num_leaves))))[0]
     names = []
     for index, (path, _) in enumerate(leaves):
@@ -199,6 +200,7 @@ def _spec(path: Path, kind: str, name: str, aval: Any) -> TensorSpec:
             datatype = DataType.from_dtype(np.dtype(aval.dtype))
         except (InvalidArgument, TypeError):
             raise InvalidArgument(
-                f"'{path}' cannot be served: {kind} '{name}' is of type {aval.dtype}, which no request can carry"
+                f"'{path}' cannot be served: {kind} '{name}' is of type {aval.dtype}, which no request can"
+                " carry"
             ) from None
     return TensorSpec(name, datatype, tuple(dim if isinstance(dim, int) else -1 for dim in aval.shape))

@@ -1,4 +1,4 @@
-"""LightGBM boosters, from their text form."""
+"""LightGBM boosters in text form."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.lightgbm_file import check_file
-from backline.backends.model_file import read_start
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime
+from backline.backends.runtime import import_runtime, read_start
 from backline.backends.table import TableModel, features, reason
 from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
@@ -23,18 +23,19 @@ class LightGbm:
     """The backend for `model.txt`."""
 
     name: ClassVar[str] = "lightgbm"
-    platform: ClassVar[str] = "lightgbm"
 
-    def load(self, path: Path, config: ModelConfig) -> TableModel:
-        """Loads a booster. `output__0` is what Booster.predict gives: probabilities for classifiers, [N] or [N, classes].
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
+        """Loads a booster. `output__0` is the result of Booster.predict: probabilities for classifiers, [N]
+        or [N, classes].
 
-        One thread computes a run unless the parameter `num_threads` says otherwise.
+        A run uses one thread unless the parameter `num_threads` says otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("num_threads", 1)
         if read_start(path).split(None, 1)[0] != b"tree":
             raise InvalidArgument(
-                f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if it is another file"
+                f"'{path}' is not a model that LightGBM's save_model wrote: it does not begin with 'tree'; if"
+                " it is another file"
                 " of that name, set default_model_filename to the model's own"
             )
         runtime = import_runtime("lightgbm", what="LightGBM models need LightGBM", extra="lightgbm")

@@ -1,4 +1,4 @@
-"""LiteRT (`*.tflite`), on the CPU, with batches of any size."""
+"""LiteRT (`*.tflite`) on the CPU, with batches of any size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
@@ -28,12 +28,12 @@ class LiteRt:
     """The backend for `*.tflite`."""
 
     name: ClassVar[str] = "litert"
-    platform: ClassVar[str] = "litert"
 
-    def load(self, path: Path, config: ModelConfig) -> LiteRtModel:
-        """Loads a file. Names are those of its signature (parameter `signature`, where it has several), else those of its tensors.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LiteRtModel:
+        """Loads a file. Names are those of its signature (parameter `signature` if it has several), else of
+        its tensors.
 
-        One thread computes a run unless the parameter `num_threads` says otherwise.
+        A run uses one thread unless the parameter `num_threads` says otherwise.
         """
         runtime = import_runtime(
             "ai_edge_litert.interpreter", what="LiteRT models need LiteRT", extra="litert"
@@ -59,9 +59,7 @@ class LiteRt:
         except Exception as error:
             raise InvalidArgument(f"'{path}' cannot be loaded by LiteRT: {one_line(error)}") from None
         file = _with_batch(first, file)
-        first = _Program(
-            interpreter(), key
-        )  # sizes that were tried and failed may leave an interpreter unusable
+        first = _Program(interpreter(), key)  # sizes that failed may leave an interpreter unusable
         signature = agree(path, file, config)
         return LiteRtModel(
             config.name, lambda: _Program(interpreter(), key), first, signature, threads, parameters.warnings
@@ -69,7 +67,7 @@ class LiteRt:
 
 
 class _Program:
-    """An interpreter and one of its signatures (None: the tensors of the main graph). Runs one batch at a time."""
+    """An interpreter and one of its signatures (None: the main graph's tensors). Runs one batch at a time."""
 
     def __init__(self, interpreter: Any, key: str | None) -> None:
         self._interpreter = interpreter
@@ -103,7 +101,7 @@ class _Program:
             return [answers[name] for name in outputs]
         shapes = {name: array.shape for name, array in inputs.items()}
         if shapes != self._shapes:
-            self._shapes = {}  # a resize that fails leaves neither the old sizes nor the new
+            self._shapes = {}  # a failed resize leaves neither the old sizes nor the new
             for name, shape in shapes.items():
                 self._interpreter.resize_tensor_input(self._indexes[name], shape)
             self._interpreter.allocate_tensors()
@@ -115,7 +113,7 @@ class _Program:
 
 
 class LiteRtModel:
-    """Programs that are not in use, most recently used last: an interpreter holds the tensors of one run."""
+    """Idle programs, most recently used last: an interpreter holds the tensors of one run."""
 
     def __init__(
         self,
@@ -134,7 +132,6 @@ class LiteRtModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._create is None:
             raise Internal(f"model '{self._name}' is unloaded")
         try:
@@ -143,7 +140,7 @@ class LiteRtModel:
             program = self._create()
         try:
             answers = program.run(inputs, outputs)
-        except Exception as error:  # the interpreter is not used again: sizes that failed may leave it broken
+        except Exception as error:  # the interpreter is dropped: sizes that failed may have broken it
             reason = one_line(error)
             if isinstance(error, ValueError) or "failed to prepare" in reason:
                 raise InvalidArgument(f"model '{self._name}' refuses the input: {reason}") from None
@@ -152,7 +149,6 @@ class LiteRtModel:
         return answers
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._create = None
         self._idle = []
 
@@ -162,7 +158,7 @@ def _by_name(details: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any
 
 
 def _choose_signature(path: Path, keys: Sequence[str], wanted: str) -> str | None:
-    """The signature to serve; None where the file has none."""
+    """The signature to serve; None if the file has none."""
     if wanted and wanted not in keys:
         held = ", ".join(f"'{key}'" for key in keys) or "none"
         raise InvalidArgument(f"'{path}' has no signature '{wanted}'; it has {held}")
@@ -173,8 +169,8 @@ def _choose_signature(path: Path, keys: Sequence[str], wanted: str) -> str | Non
     if _DEFAULT_SIGNATURE in keys:
         return _DEFAULT_SIGNATURE
     raise InvalidArgument(
-        f"'{path}' has several signatures, and none is '{_DEFAULT_SIGNATURE}': set the parameter 'signature' to one of "
-        + ", ".join(f"'{key}'" for key in keys)
+        f"'{path}' has several signatures, and none is '{_DEFAULT_SIGNATURE}': set the parameter 'signature'"
+        " to one of " + ", ".join(f"'{key}'" for key in keys)
     )
 
 
@@ -185,7 +181,8 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
             datatype = DataType.from_dtype(np.dtype(detail["dtype"]))
         except InvalidArgument:
             raise InvalidArgument(
-                f"'{path}' cannot be served: {kind} '{name}' is of type {detail['dtype']}, which no request can carry"
+                f"'{path}' cannot be served: {kind} '{name}' is of type {detail['dtype']}, which no request"
+                " can carry"
             ) from None
         shape = detail["shape_signature"] if len(detail["shape_signature"]) else detail["shape"]
         specs.append(TensorSpec(name, datatype, tuple(int(dim) for dim in shape)))
@@ -193,9 +190,10 @@ def _specs(path: Path, kind: str, details: Sequence[tuple[str, dict[str, Any]]])
 
 
 def _with_batch(program: _Program, file: Signature) -> Signature:
-    """The signature with a batch dimension where the file fixes it to 1, as converters do by default, but the model takes others as well.
+    """Adds a batch dimension where the file fixes it to 1, as converters do by default, but the model accepts
+    others.
 
-    Whether items are independent is not said by this; only that their number may vary.
+    This only shows that the number of items may vary, not that they are independent.
     """
     if not all(spec.shape[:1] == (1,) and -1 not in spec.shape for spec in file.inputs):
         return file
@@ -207,7 +205,7 @@ def _with_batch(program: _Program, file: Signature) -> Signature:
             }
             if any(array.shape[:1] != (rows,) for array in program.run(zeros, names)):
                 return file
-    except Exception:  # whatever LiteRT says, the model does not take two
+    except Exception:  # whatever LiteRT reports, the model does not take two
         return file
     return Signature(
         tuple(replace(spec, shape=(-1, *spec.shape[1:])) for spec in file.inputs),

@@ -1,4 +1,4 @@
-"""Small files out of a model archive of TorchServe, which stays packed."""
+"""Reads small files from a TorchServe model archive, without unpacking it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backline.engine.errors import InvalidArgument
 
 MANIFEST: Final = "MAR-INF/MANIFEST.json"
 _LARGEST: Final = 1 << 20
-#: Members of a tar file that are looked at.
+#: The most members of a tar file that are examined.
 _MOST: Final = 100_000
 _DAMAGED = (
     tarfile.TarError,
@@ -29,7 +29,7 @@ _DAMAGED = (
 
 
 class MarFile:
-    """An archive that is open: a folder, a zip or a tar file. `root` is the folder in it that holds all, with "/", or ""."""
+    """An open folder, zip or tar file. `root` is the folder in it that holds everything, with "/", or ""."""
 
     def __init__(self, path: Path, packed: zipfile.ZipFile | tarfile.TarFile | None) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class MarFile:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, path: Path) -> Iterator[MarFile]:
-        """Raises InvalidArgument for what is none of them, or damaged."""
+        """Raises InvalidArgument for anything else, or a damaged archive."""
         try:
             if path.is_dir():
                 yield cls(path, None)
@@ -57,13 +57,13 @@ class MarFile:
                     yield cls(path, opened_tar)
             else:
                 raise InvalidArgument(
-                    f"'{path}' is no model archive of TorchServe: neither a zip file nor a gzipped tar file"
+                    f"'{path}' is not a TorchServe model archive: neither a zip file nor a gzipped tar file"
                 )
         except (OSError, *_DAMAGED) as error:
             raise InvalidArgument(f"'{path}' is damaged: {error}") from None
 
     def _list(self) -> dict[str, tarfile.TarInfo | None]:
-        """Names, with what tarfile knows of each; not those of a folder, which is asked itself."""
+        """The names, with tarfile's record of each; none for a folder, which is asked directly."""
         if isinstance(self._packed, zipfile.ZipFile):
             return dict.fromkeys(self._packed.namelist())
         if isinstance(self._packed, tarfile.TarFile):
@@ -78,10 +78,10 @@ class MarFile:
         return self._open(name) is not None
 
     def read(self, name: str) -> bytes:
-        """A file of the archive. Raises InvalidArgument when it is missing or not small."""
+        """Reads a file. Raises InvalidArgument if it is missing or not small."""
         stream = self._open(name)
         if stream is None:
-            raise InvalidArgument(f"'{self.path}' is no model archive of TorchServe: it does not hold {name}")
+            raise InvalidArgument(f"'{self.path}' is not a TorchServe model archive: it does not hold {name}")
         with stream:
             content = stream.read(_LARGEST + 1)
         if len(content) > _LARGEST:
@@ -105,6 +105,6 @@ class MarFile:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file begins as a gzip file does."""
+    """Whether a file begins like a gzip file."""
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"

@@ -1,4 +1,4 @@
-"""Model folders of MLflow, by those of their flavours that another backend runs. MLflow itself is not needed."""
+"""MLflow model folders, by a flavour that another backend runs. MLflow itself is not needed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from backline.backends.backend import Backend, LoadedModel, gpus_of, load_on
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, Backend, LoadedModel, LoadOptions, gpus_of
+from backline.backends.runtime import read_start
 from backline.backends.yaml_document import read_yaml
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.document_limits import MAX_DOCUMENT
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
 _FILE = "MLmodel"
-#: Flavours, the keys that name their file in order of preference, and the backend that runs it. The first that a folder has is served.
+#: Flavours, the keys that name their file by preference, and their backends. The first flavour of a folder is
+#: served.
 _FLAVOURS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("onnx", ("data",), "onnxruntime"),
     ("tensorflow", ("saved_model_dir",), "tensorflow"),
@@ -33,38 +34,38 @@ class MlFlow:
     """The backend for folders with a file MLmodel."""
 
     name: ClassVar[str] = "mlflow"
-    platform: ClassVar[str] = "mlflow"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: those of the backend of its flavour."""
+        """See GpuBackend: those of the flavour's backend."""
         backend, file = _served(path)
         return gpus_of(backend, file, replace(config, backend=backend.name))
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> LoadedModel:
-        """Loads the model with the backend of its flavour, and all that this one says of names and options holds.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> LoadedModel:
+        """Loads the model with its flavour's backend, whose names and options apply.
 
-        Raises InvalidArgument where no flavour of the folder is served here; pickles need `trust_pickle`.
+        Raises InvalidArgument if no flavour of the folder can be served; pickles need `trust_pickle`.
         """
         backend, file = _served(path)
         # The backends of flavours give one response to a request.
-        return load_on(backend, file, replace(config, backend=backend.name), device)  # type: ignore[return-value]
+        config = replace(config, backend=backend.name)
+        return backend.load(file, config, options)  # type: ignore[return-value]
 
 
 def _served(path: Path) -> tuple[Backend, Path]:
-    """The backend of the first flavour that is served here, and the file of its model."""
+    """The backend of the first flavour that can be served, and its model file."""
     folder = next((f for f in (path, path / "model", path.parent) if (f / _FILE).is_file()), path)
     flavours = _read(folder / _FILE)
     for flavour, keys, backend_name in _FLAVOURS:
         settings = flavours.get(flavour)
         if isinstance(settings, Mapping):
             file = _model_file(folder, flavour, settings, keys)
-            if file.suffix in _OBJECTS:  # an estimator of scikit-learn's kind that the library itself wrapped
+            if file.suffix in _OBJECTS:  # an estimator in scikit-learn's form, wrapped by the library itself
                 backend_name = "sklearn"
             return _backend(backend_name), file
     held = ", ".join(f"'{name}'" for name in flavours) or "none"
     served = ", ".join(f"'{name}'" for name, _, _ in _FLAVOURS)
     raise InvalidArgument(
-        f"'{folder / _FILE}' has no flavour that is served here: it has {held}, expected one of {served}"
+        f"'{folder / _FILE}' has no flavour that can be served: it has {held}, expected one of {served}"
     )
 
 
@@ -81,14 +82,15 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
     name: str | None = next((settings[key] for key in keys if isinstance(settings.get(key), str)), None)
     if name is None:
         raise InvalidArgument(
-            f"'{folder / _FILE}' does not say where the model of flavour '{flavour}' is: {' or '.join(keys)} is missing"
+            f"'{folder / _FILE}' does not say where the model of flavour '{flavour}' is: {' or '.join(keys)}"
+            " is missing"
         )
     path: Path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidArgument(f"'{folder / _FILE}' names a file outside of its folder: '{name}'")
     if (
         flavour == "pytorch" and path.is_dir()
-    ):  # MLflow writes data/model.pth, or model.pt2 where the model was exported
+    ):  # MLflow writes data/model.pth, or model.pt2 if the model was exported
         return next(
             (path / file for file in ("model.pt2", "model.pt", "model.pth") if (path / file).exists()),
             path / "model.pt2",
@@ -99,6 +101,6 @@ def _model_file(folder: Path, flavour: str, settings: Mapping[str, Any], keys: t
 
 
 def _backend(name: str) -> Backend:
-    from backline.backends.registry import BACKENDS  # which names this module: imported when all are there
+    from backline.backends.registry import BACKENDS  # it imports this module: imported once both exist
 
     return next(entry for entry in BACKENDS if entry.name == name).backend()

@@ -1,4 +1,4 @@
-"""The options of an ONNX Runtime session, from a model's `parameters`. The keys are those of Triton's backend where it has one."""
+"""ONNX Runtime options from a model's `parameters`, with the keys of Triton's backend where it has one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from backline.engine.model_config import ModelConfig
 
 Value = TypeVar("Value")
 
-#: Areas of parameters handed to the session under their own names (onnxruntime_session_options_config_keys.h).
+#: Areas of parameters passed to the session under their own names
+#: (onnxruntime_session_options_config_keys.h).
 _SESSION_PREFIXES = ("session.", "optimization.", "mlas.")
 #: Those of them that may be set: they change how a run is computed and no more. Whoever may configure a model must not thereby write
 #: files as the server's user or map files it can read, which others do (collect_node_memory_stats_to_file, optimized_model_filepath,
@@ -89,10 +90,10 @@ _KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session is made with.
+    """The settings of a session.
 
-    One thread computes a run: several instances sharing the session use the cores better than one run on all of them. Threads, where there
-    are more, do not spin while they wait: they would take the cores from the server beside them.
+    A run uses one thread by default: several instances that share the session use cores better than one run
+    on all of them. Further threads do not spin while idle, which would take cores from the server.
     """
 
     intra_op_threads: int = 1
@@ -107,9 +108,9 @@ class SessionSettings:
 
 
 def read_settings(config: ModelConfig) -> SessionSettings:
-    """The settings in `config.parameters`; unknown keys are named in `warnings`.
+    """Reads `config.parameters`; unknown keys become `warnings`.
 
-    Raises InvalidArgument for a session option outside _SESSION_KEYS, and for a value that cannot be.
+    Raises InvalidArgument for a session option outside _SESSION_KEYS, and for a wrong value.
     """
     given = config.parameters
     default = SessionSettings()
@@ -164,7 +165,7 @@ def read_settings(config: ModelConfig) -> SessionSettings:
 
 
 def _affinities(cores: Sequence[int], threads: int) -> dict[str, str]:
-    """Keeps the threads that help the one of a run to some cores, which ONNX Runtime counts from 1 (its session options config keys)."""
+    """Pins the helper threads of a run to cores, which ONNX Runtime counts from 1."""
     if not cores or threads < 2:
         return {}
     group = ",".join(str(core + 1) for core in cores)
@@ -187,4 +188,5 @@ def _refused(model: str, key: str) -> str:
 def _unknown(model: str, key: str) -> str:
     near = difflib.get_close_matches(key, _KEYS, 1)
     hint = f", did you mean '{near[0]}'?" if near else ""
-    return f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect{hint}"
+    text = f"parameter '{key}' of model '{model}' is not known to the onnxruntime backend and has no effect"
+    return text + hint

@@ -1,15 +1,18 @@
-"""The execution providers of an ONNX Runtime session: what computes the parts of a network, the first that can takes each.
+"""The execution providers of an ONNX Runtime session: each part of a network runs on the first that supports
+it.
 
-Configured by Triton's `optimization.execution_accelerators`, or by the parameter `execution_providers`, names in order ("openvino, cpu").
-Without either a GPU computes by CUDA, the CPU by itself. The CPU always comes last.
+Configured by Triton's `optimization.execution_accelerators`, or by the parameter `execution_providers`, names
+in order ("openvino, cpu"). By default a GPU uses CUDA, and the CPU its own provider, which always comes last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from backline.engine.device import Device
+from backline.backends.cuda import cuda_gpus
+from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 
@@ -19,7 +22,8 @@ CUDA = "CUDAExecutionProvider"
 
 Provider = tuple[str, dict[str, str]]
 
-#: By the names of Triton's accelerators and their like: ONNX Runtime's name, and the package that has it.
+
+#: By Triton's name or a similar one: ONNX Runtime's name, and the package that contains it.
 _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "cpu": (CPU, "onnxruntime"),
     "cuda": (CUDA, "onnxruntime-gpu"),
@@ -27,9 +31,9 @@ _PROVIDERS: Mapping[str, tuple[str, str]] = {
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
     "coreml": ("CoreMLExecutionProvider", "onnxruntime on macOS"),
 }
-#: Those that compute on the GPU of an instance.
+#: Providers that compute on the instance's GPU.
 _ON_GPUS = ("cuda", "tensorrt")
-#: What Triton's TensorRT accelerator calls differently than ONNX Runtime does.
+#: Options of Triton's TensorRT accelerator that ONNX Runtime names differently.
 _TENSORRT_KEYS = {"max_workspace_size_bytes": "trt_max_workspace_size"}
 _TENSORRT_PRECISIONS: Mapping[str, dict[str, str]] = {
     "FP32": {},
@@ -37,35 +41,38 @@ _TENSORRT_PRECISIONS: Mapping[str, dict[str, str]] = {
     "INT8": {"trt_int8_enable": "1"},
 }
 _DEVICE = "device_id"
-#: Options that replay a run of other tensors at the same addresses, which those of requests are not.
+#: Options that replay runs at fixed tensor addresses; requests come at changing ones.
 _GRAPHS = ("enable_cuda_graph", "trt_cuda_graph_enable")
 
 
 def read_providers(
     config: ModelConfig, installed: Sequence[str], device: Device, why_no_gpu: Callable[[], str]
 ) -> list[Provider]:
-    """The providers to make a session with on a device.
+    """The providers for a session on a device.
 
-    `installed` are those of the installed ONNX Runtime, `why_no_gpu` says why it can use no GPU ("" where it can).
-
-    Accelerators of GPUs are for instances on GPUs only, as in Triton. Raises InvalidArgument for a provider that does not exist, that is
-    not installed, with the package that brings it, or that computes elsewhere than the instances are.
+    `installed` are those of the installed ONNX Runtime, `why_no_gpu` says why it cannot use a GPU ("" if it
+    can). As in Triton, accelerators of GPUs only apply to instances on GPUs. Raises InvalidArgument for a
+    provider that does not exist, that is not installed (naming its package), or that computes on another
+    device.
     """
     providers: list[Provider] = []
     for name, options in _wanted(config, device):
         if name not in _PROVIDERS:
             raise InvalidArgument(
-                f"model '{config.name}' asks for the execution provider '{name}'; expected one of {', '.join(_PROVIDERS)}"
+                f"model '{config.name}' asks for the execution provider '{name}'; expected one of"
+                f" {', '.join(_PROVIDERS)}"
             )
         provider, package = _PROVIDERS[name]
         if provider not in installed:
             raise InvalidArgument(
-                f"model '{config.name}' asks for the execution provider '{name}', which the installed ONNX Runtime does not have"
+                f"model '{config.name}' asks for the execution provider '{name}', which the installed ONNX"
+                " Runtime does not have"
                 f" (it has {', '.join(installed)}): pip install {package} in place of onnxruntime"
             )
         if name in _ON_GPUS and device.kind == "cpu":
             raise InvalidArgument(
-                f"model '{config.name}' asks for the execution provider '{name}', but its instances are on the CPU:"
+                f"model '{config.name}' asks for the execution provider '{name}', but its instances are on"
+                " the CPU:"
                 f" {why_no_gpu() or 'its instance_group says KIND_CPU'}"
             )
         providers.append((provider, _options(config, name, options, device)))
@@ -75,7 +82,7 @@ def read_providers(
 
 
 def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
-    """Why sessions of a model cannot be on a GPU, whichever the machine has; empty where they can."""
+    """Why sessions of a model cannot use any GPU; "" if they can."""
     if PARAMETER in config.parameters and not any(name in _ON_GPUS for name, _ in _of_parameter(config)):
         return f"its parameter {PARAMETER} is '{config.parameters[PARAMETER]}'"
     if CUDA not in installed:
@@ -87,7 +94,7 @@ def why_on_no_gpu(config: ModelConfig, installed: Sequence[str]) -> str:
 
 
 def idle_accelerators(config: ModelConfig) -> str:
-    """The accelerators that a configuration has for GPUs, by name; what is on the CPU has no use for them."""
+    """The accelerators configured for GPUs, by name, which have no effect on the CPU."""
     return "" if PARAMETER in config.parameters else ", ".join(name for name, _ in _accelerators(config)[0])
 
 
@@ -97,7 +104,8 @@ def _wanted(config: ModelConfig, device: Device) -> list[Provider]:
         on_gpus = [name for name, _ in wanted if name in _ON_GPUS]
         if device.kind == "gpu" and not on_gpus:
             raise InvalidArgument(
-                f"model '{config.name}' is to run on {device}, but {PARAMETER} names none of {', '.join(_ON_GPUS)}"
+                f"model '{config.name}' is to run on {device}, but {PARAMETER} names none of"
+                f" {', '.join(_ON_GPUS)}"
             )
         return wanted
     of_gpu, of_cpu = _accelerators(config)
@@ -113,10 +121,10 @@ def _of_parameter(config: ModelConfig) -> list[Provider]:
 
 
 def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
-    """Those of GPUs, and those of the CPU."""
+    """The accelerators for GPUs, and those for the CPU."""
     if not config.declared:
         return [], []
-    from backline.protos import message  # only for models with a configuration
+    from backline.protos import message  # imported late: only for models with a configuration
 
     declared: Any = message("inference.ModelConfig").FromString(config.declared)
     given = declared.optimization.execution_accelerators
@@ -128,25 +136,60 @@ def _accelerators(config: ModelConfig) -> tuple[list[Provider], list[Provider]]:
 
 
 def _options(config: ModelConfig, name: str, given: Mapping[str, str], device: Device) -> dict[str, str]:
-    """A provider's options under ONNX Runtime's names. OpenVINO computes on one core unless they say otherwise."""
+    """A provider's options under ONNX Runtime's names. OpenVINO uses one core unless they say otherwise."""
     options = {"device_type": "CPU", "num_of_threads": "1"} if name == "openvino" else {}
     if name in _ON_GPUS and device.kind == "gpu":
         if _DEVICE in given:
             raise InvalidArgument(
-                f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU and gpus"
+                f"model '{config.name}' gives {_DEVICE} to '{name}'; say it by instance_group: kind KIND_GPU"
+                " and gpus"
             )
         options[_DEVICE] = str(device.index)
     for key, value in given.items():
         if key in _GRAPHS and value not in ("0", "false", "False"):
             raise InvalidArgument(
-                f"model '{config.name}' gives {key} to '{name}', which needs tensors that stay where they are"
+                f"model '{config.name}' gives {key} to '{name}', which needs tensors at fixed addresses"
             )
         if name == "tensorrt" and key == "precision_mode":
             if value not in _TENSORRT_PRECISIONS:
                 raise InvalidArgument(
-                    f"precision_mode of model '{config.name}' is '{value}', expected one of {', '.join(_TENSORRT_PRECISIONS)}"
+                    f"precision_mode of model '{config.name}' is '{value}', expected one of"
+                    f" {', '.join(_TENSORRT_PRECISIONS)}"
                 )
             options.update(_TENSORRT_PRECISIONS[value])
         else:
             options[_TENSORRT_KEYS.get(key, key) if name == "tensorrt" else key] = value
     return options
+
+
+#: An ONNX model that returns a single number.
+_TINY = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a080801"
+    "12040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
+
+
+@cache
+def usable_gpus(runtime: Any) -> Gpus:
+    """The driver's GPUs, if a session on one works: the provider may be there without its libraries."""
+    gpus = cuda_gpus()
+    if gpus.indexes and (preload := getattr(runtime, "preload_dlls", None)) is not None:
+        preload()  # of CUDA's Python packages, which are outside the system's search path
+    if gpus.indexes and not can_use(runtime, (CUDA, {"device_id": str(gpus.indexes[0])})):
+        return Gpus(
+            reason=f"the {CUDA} of ONNX Runtime {runtime.__version__} cannot be used:"
+            " CUDA or cuDNN is missing, or has another version than"
+            " it was built for (pip install 'onnxruntime-gpu[cuda,cudnn]')"
+        )
+    return gpus
+
+
+def can_use(runtime: Any, provider: Provider) -> bool:
+    """Whether a session gets a provider: when one fails, ONNX Runtime uses the CPU, and only logs it."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # fatal
+    try:
+        session = runtime.InferenceSession(_TINY, options, providers=[provider])
+    except Exception:
+        return False
+    return provider[0] in session.get_providers()

@@ -1,4 +1,4 @@
-"""ONNX models, run by ONNX Runtime: on the CPU, on GPUs, or by the execution providers that a configuration names."""
+"""ONNX models on ONNX Runtime: on the CPU, on GPUs, or with configured execution providers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import numpy as np
 
 from backline.backends.agreement import agree
 from backline.backends.arena_outputs import ArenaOutputs
-from backline.backends.backend import Run
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions, Run
 from backline.backends.onnx_external_data import check_external_data
-from backline.backends.onnx_gpus import usable_gpus
 from backline.backends.onnx_options import SessionSettings, read_settings
-from backline.backends.onnx_providers import Provider, idle_accelerators, read_providers, why_on_no_gpu
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.onnx_providers import (
+    Provider,
+    idle_accelerators,
+    read_providers,
+    usable_gpus,
+    why_on_no_gpu,
+)
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
@@ -46,10 +50,11 @@ _DATATYPES = {
 }
 #: TensorProto.BFLOAT16 of the ONNX specification (onnx.proto).
 _ONNX_BFLOAT16 = 16
-#: ONNX Runtime's severity "fatal": errors are raised, so they need not be printed as well.
+#: ONNX Runtime's severity "fatal": errors are raised, and need not be printed too.
 _SILENT = 4
 _NewOptions: TypeAlias = Callable[[], Any]
-#: Bytes of input from which on a run gives back what ONNX Runtime's arena took for it: else the largest request ever stays paid for.
+#: Input bytes from which a run shrinks ONNX Runtime's arena; otherwise the memory of the largest request
+#: stays allocated.
 LARGE_RUN = 8 * 1024 * 1024
 _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
@@ -58,27 +63,27 @@ class OnnxRuntime:
     """The backend for `*.onnx`."""
 
     name: ClassVar[str] = "onnxruntime"
-    platform: ClassVar[str] = "onnxruntime_onnx"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend."""
         runtime = _import()
         reason = why_on_no_gpu(config, runtime.get_available_providers())
         return Gpus(reason=reason) if reason else usable_gpus(runtime)
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OnnxModel:
-        """Loads a file, external data included. One thread computes a run unless the parameters say otherwise (see onnx_options).
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OnnxModel:
+        """Loads a file and its external data. A run uses one thread unless the parameters say otherwise (see
+        onnx_options).
 
-        Raises Internal where ONNX Runtime is not installed; InvalidArgument for a file that is no model, that has tensors of types no
-        request can carry, that disagrees with the configuration, or for a wrong parameter.
+        Raises Internal if ONNX Runtime is not installed; InvalidArgument for a file that is not a model, has
+        tensors of types that requests cannot carry, or contradicts the configuration, and for a wrong
+        parameter.
         """
         runtime = _import()
         settings = read_settings(config)
         providers = read_providers(
-            config, runtime.get_available_providers(), device, lambda: usable_gpus(runtime).reason
+            config, runtime.get_available_providers(), options.device, lambda: usable_gpus(runtime).reason
         )
-        if device == CPU and (idle := idle_accelerators(config)):
-            settings = _without_accelerators(config, settings, idle)
+        if options.device == CPU and (idle := idle_accelerators(config)):
+            settings = _without_accelerators(config, settings, idle, strict=options.strict_devices)
         read_start(path)
         check_external_data(path)
         try:
@@ -106,7 +111,7 @@ class OnnxRuntime:
 
 
 class OnnxModel:
-    """A session. Arrays go in and come out without a copy."""
+    """A session. Arrays are passed without copies."""
 
     def __init__(
         self,
@@ -123,22 +128,24 @@ class OnnxModel:
         self._settings = settings
         self._ran_large = False
         self._arena_outputs = ArenaOutputs()
-        # Past the Python wrapper, whose checks are repeated inside: a third of the time of a small model.
+        # Bypasses the Python wrapper, whose checks are repeated inside and take a third of the time of a
+        # small model.
         self._run_session = getattr(session, "_sess", session).run
         self.signature = signature
-        #: What in the configuration has no effect, for the person who wrote it.
+        #: Settings of the configuration that have no effect.
         self.warnings = settings.warnings
         self.threads_per_run = settings.intra_op_threads
 
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
     ) -> list[np.ndarray]:
-        """See LoadedModel. `options` are for this run only."""
+        """See LoadedModel. `options` apply to this run only."""
         size = 0
         for array in inputs.values():
             size += array.nbytes
         if size >= LARGE_RUN or self._ran_large:
-            # What a run returns is freed later than the arena is shrunk at its end: the next run gives that back.
+            # Results are freed after the arena was shrunk at the end of their run, so the next run shrinks it
+            # too.
             self._ran_large = size >= LARGE_RUN
             options = self._shrinking if options is None else _with_shrinking(options, self._settings)
         try:
@@ -147,8 +154,7 @@ class OnnxModel:
             raise self._failure(error) from None
 
     def cancellable(self) -> tuple[Run, Callable[[], None]]:
-        """See CancellableModel."""
-        options = self._new_options()  # the flag is of the options, so that a run needs its own
+        options = self._new_options()  # the flag belongs to the options, so each run needs its own
 
         def cancel() -> None:
             options.terminate = True
@@ -156,7 +162,6 @@ class OnnxModel:
         return lambda inputs, outputs: self.run(inputs, outputs, options), cancel
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._session = None
         self._run_session = self._refuse
 
@@ -166,14 +171,15 @@ class OnnxModel:
     def _failure(self, error: Exception) -> BacklineError:
         if isinstance(error, BacklineError):
             return error
-        # ONNX Runtime's own exceptions have no common base; this one says that the feed does not fit, before or within a node.
+        # ONNX Runtime's exceptions have no common base. This one means that the inputs do not fit, at the
+        # start or in a node.
         if type(error).__name__ == "InvalidArgument":
             return InvalidArgument(f"model '{self._name}' refuses the input: {_one_line(error)}")
         return Internal(f"model '{self._name}' failed: {_one_line(error)}")
 
 
 class StringModel(OnnxModel):
-    """A model with strings: ONNX Runtime's are UTF-8 text, those of the protocols are bytes."""
+    """A model with strings, which are text in ONNX Runtime and bytes in the protocols."""
 
     def run(
         self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], options: Any = None
@@ -187,7 +193,7 @@ class StringModel(OnnxModel):
 
 
 class Bfloat16Model(StringModel):
-    """A model with BF16 tensors, which numpy does not know: their bits travel as uint16."""
+    """A model with BF16 tensors, which numpy lacks: their bits travel as uint16."""
 
     def __init__(
         self,
@@ -213,12 +219,12 @@ class Bfloat16Model(StringModel):
     def _value(self, name: str, array: np.ndarray) -> Any:
         if name not in self._bfloat16_inputs:
             return self._value_of.ortvalue_from_numpy(array)
-        # Not ascontiguousarray, which makes an array of one of a scalar.
+        # Not ascontiguousarray, which turns a scalar into an array of one.
         return self._value_of.ortvalue_from_numpy_with_onnx_type(np.asarray(array, order="C"), _ONNX_BFLOAT16)
 
 
 class _Bits:
-    """The memory of a BF16 tensor as numpy can view it; the view keeps the tensor alive."""
+    """The memory of a BF16 tensor in numpy's terms; the view keeps the tensor alive."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -239,7 +245,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _import() -> Any:
-    # From 1.29 on it tells Microsoft which models are loaded, unless this is set before it is imported; a server does not do that unasked.
+    # From 1.29 on it reports loaded models to Microsoft, unless this is set before the import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_runtime("onnxruntime", what="ONNX models need ONNX Runtime", extra="onnx")
 
@@ -275,19 +281,22 @@ def _with_shrinking(options: Any, settings: SessionSettings) -> Any:
     return options
 
 
-def _without_accelerators(config: ModelConfig, settings: SessionSettings, idle: str) -> SessionSettings:
+def _without_accelerators(
+    config: ModelConfig, settings: SessionSettings, idle: str, *, strict: bool
+) -> SessionSettings:
     reason = f"model '{config.name}' asks for the accelerator {idle} of a GPU, but runs on the CPU"
-    if config.strict_devices:
+    if strict:
         raise InvalidArgument(reason)
     return replace(settings, warnings=(*settings.warnings, f"{reason}, where it has no effect"))
 
 
 def _check_providers(config: ModelConfig, wanted: Sequence[Provider], used: Sequence[str]) -> None:
-    """ONNX Runtime goes on with the CPU where another provider fails, and tells only its log."""
+    """Raises InvalidArgument for an unused provider: ONNX Runtime only logs that it uses the CPU instead."""
     for name, _ in wanted:
         if name not in used:
             raise InvalidArgument(
-                f"model '{config.name}' asks for the {name}, which is installed but cannot be used on this machine: a driver, a library or"
+                f"model '{config.name}' asks for the {name}, which is installed but cannot be used on this"
+                " machine: a driver, a library or"
                 " the device is missing"
             )
 
@@ -304,16 +313,16 @@ def _spec(path: Path, kind: str, node: Any) -> TensorSpec:
 
 
 def _check_no_strings(path: Path, file: Signature) -> None:
-    """BF16 needs values of the runtime's own kind, which its Python interface does not make of strings."""
+    """Raises InvalidArgument for strings, which its Python interface cannot pass along with BF16."""
     for spec in file.inputs:
         if spec.datatype is DataType.BYTES:
             raise InvalidArgument(
-                f"'{path}' cannot be served: it has BF16 tensors beside the strings of input '{spec.name}'"
+                f"'{path}' cannot be served: it has BF16 tensors besides the strings of input '{spec.name}'"
             )
 
 
 def _one_line(error: Exception) -> str:
-    """The runtime's reason without its codes, source files and line breaks."""
+    """The runtime's reason, without codes, source files and line breaks."""
     reason = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
     reason = re.sub(
         r"\S*onnxruntime\S*\.(?:cc|h|cpp):\d+ .*?\)(?: const)?(?=\s|$)(?: \[[^\]]*\])?\s*", "", reason

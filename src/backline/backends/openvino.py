@@ -1,4 +1,4 @@
-"""OpenVINO: its own IR, and ONNX, TensorFlow and LiteRT models where a configuration asks for it."""
+"""OpenVINO: its own IR, and ONNX, TensorFlow and LiteRT models if configured."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
 from backline.engine.device import CPU, Device, Gpus
@@ -38,7 +38,7 @@ _DATATYPES = {
     "f64": DataType.FP64,
     "string": DataType.BYTES,
 }
-#: Properties of a compiled model that a configuration may set under OpenVINO's own names, as in Triton's backend.
+#: Properties that a configuration may set under OpenVINO's names, as in Triton's backend.
 _PROPERTIES = (
     "NUM_STREAMS",
     "PERFORMANCE_HINT",
@@ -50,13 +50,12 @@ _THREADS = "INFERENCE_NUM_THREADS"
 
 
 class OpenVino:
-    """The backend for `*.xml` with its `*.bin`, and for `backend: "openvino"` with ONNX, SavedModel or LiteRT."""
+    """The backend for `*.xml` with `*.bin`; for ONNX, SavedModel or LiteRT if configured."""
 
     name: ClassVar[str] = "openvino"
-    platform: ClassVar[str] = "openvino"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Most of OpenVINO's GPUs are a part of the processor and no faster, so they have to be asked for."""
+        """See GpuBackend. Most of these GPUs are in the processor and no faster: they must be asked for."""
         core = _import().Core()
         indexes = gpu_indexes(core.available_devices)
         if not indexes:
@@ -66,13 +65,12 @@ class OpenVino:
             )
         return Gpus(indexes, by_default=False)
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> OpenVinoModel:
-        """Loads a model and compiles it for a device; KIND_MODEL is AUTO, with which OpenVINO chooses.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> OpenVinoModel:
+        """Loads a model and compiles it for a device; KIND_MODEL is AUTO, where OpenVINO chooses.
 
-        One core computes a run on the CPU unless INFERENCE_NUM_THREADS says otherwise.
-
-        Computes in the precision of the file: OpenVINO's own default is BF16 where the processor has it, whose answers differ from other
-        runtimes'; INFERENCE_PRECISION_HINT "bf16" asks for it.
+        A run on the CPU uses one core unless INFERENCE_NUM_THREADS says otherwise, and the file's precision
+        unless INFERENCE_PRECISION_HINT does: OpenVINO's own default, BF16 where supported, gives other
+        results than other runtimes.
         """
         runtime = _import()
         parameters = Parameters(config, self.name, (_THREADS, *_PROPERTIES))
@@ -81,14 +79,14 @@ class OpenVino:
             read_start(path)
             weights = path.with_suffix(".bin")
             if path.suffix == ".xml" and not weights.exists():
-                raise InvalidArgument(f"'{path}' needs its weights beside it: '{weights}' does not exist")
-        # A stream computes one request; their threads are counted together.
+                raise InvalidArgument(f"'{path}' needs its weights next to it: '{weights}' does not exist")
+        # A stream computes one request; the thread count covers all streams.
         streams = int(parameters.threads("NUM_STREAMS", max(1, (os.cpu_count() or 1) // threads)))
         properties = {
             "INFERENCE_PRECISION_HINT": "f32",
             **{key: config.parameters[key] for key in _PROPERTIES if key in config.parameters},
         }
-        if device == CPU:
+        if options.device == CPU:
             properties |= {
                 "ENABLE_CPU_PINNING": "NO",
                 _THREADS: str(threads * streams),
@@ -98,7 +96,7 @@ class OpenVino:
         try:
             network = core.read_model(str(path))
             file = Signature(_specs(path, "input", network.inputs), _specs(path, "output", network.outputs))
-            compiled = core.compile_model(network, _device_name(device), properties)
+            compiled = core.compile_model(network, _device_name(options.device), properties)
         except InvalidArgument:
             raise
         except Exception as error:
@@ -110,7 +108,7 @@ class OpenVino:
 
 
 class OpenVinoModel:
-    """A compiled model, and the infer requests that are not in use: each holds the tensors of one run."""
+    """A compiled model and its idle infer requests, each of which holds the tensors of one run."""
 
     def __init__(
         self,
@@ -132,7 +130,6 @@ class OpenVinoModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._compiled is None:
             raise Internal(f"model '{self._name}' is unloaded")
         feed = {
@@ -145,7 +142,7 @@ class OpenVinoModel:
             request = self._compiled.create_infer_request()
         try:
             request.infer(feed, share_inputs=True)
-            # Copies: the request's own tensors are overwritten by its next run.
+            # Copies: the next run overwrites the request's own tensors.
             return [self._read(request, self._outputs[name]) for name in outputs]
         except Exception as error:
             raise _failure(self._name, error) from None
@@ -159,19 +156,18 @@ class OpenVinoModel:
         return np.array(tensor.data)
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._compiled = None
         self._idle = SimpleQueue()
 
 
 def _import() -> Any:
-    # Without its telemetry, which importing OpenVINO would start: it forks this process and reports to a server of its makers.
+    # Blocks its telemetry, which would fork this process on import and report to its makers.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return import_runtime("openvino", what="This model needs OpenVINO", extra="openvino")
 
 
 def gpu_indexes(available: Sequence[str]) -> tuple[int, ...]:
-    """The GPUs among OpenVINO's devices: "GPU" where there is one, else "GPU.0" and so on."""
+    """The GPUs among OpenVINO's devices: "GPU" if there is one, else "GPU.0" and so on."""
     found = [name for name in available if name.partition(".")[0] == "GPU"]
     return tuple(int(name.partition(".")[2] or 0) for name in found)
 
@@ -182,7 +178,9 @@ def _device_name(device: Device) -> str:
 
 def _failure(model: str, error: Exception) -> InvalidArgument | Internal:
     reason = one_line(error)
-    if "shape" in reason.lower() or "partial" in reason.lower():  # OpenVINO has one exception for everything
+    if (
+        "shape" in reason.lower() or "partial" in reason.lower()
+    ):  # OpenVINO has one exception class for everything
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")
 
@@ -195,7 +193,8 @@ def _specs(path: Path, kind: str, ports: Sequence[Any]) -> tuple[TensorSpec, ...
         datatype = _DATATYPES.get(type_name)
         if datatype is None:
             raise InvalidArgument(
-                f"'{path}' cannot be served: {kind} '{name}' is of type {type_name}, which no request can carry"
+                f"'{path}' cannot be served: {kind} '{name}' is of type {type_name}, which no request can"
+                " carry"
             )
         specs.append(TensorSpec(name, datatype, _shape(port.partial_shape, kind)))
     return tuple(specs)

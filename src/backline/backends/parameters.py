@@ -13,7 +13,7 @@ MAX_THREADS = 1024
 
 
 class Parameters:
-    """The parameters of one model. Every read raises InvalidArgument for a value that cannot be; keys outside `known` are warned of."""
+    """The parameters of one model. Reads raise InvalidArgument; keys outside `known` give warnings."""
 
     def __init__(self, config: ModelConfig, backend: str, known: Sequence[str]) -> None:
         self._model = config.name

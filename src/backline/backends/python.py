@@ -1,14 +1,14 @@
-"""Python models: a `model.py` with a class, run in worker processes of its own."""
+"""Python models: a `model.py` with a class, run in worker processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
 
+from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
 from backline.backends.cuda import cuda_gpus
-from backline.backends.hosted import HostedModel
-from backline.backends.model_file import read_start, require_trust
-from backline.engine.device import CPU, Device, Gpus
+from backline.backends.runtime import read_start, require_trust
+from backline.engine.device import Gpus
 from backline.engine.model_config import ModelConfig
 
 
@@ -16,14 +16,13 @@ class Python:
     """The backend for `model.py`."""
 
     name: ClassVar[str] = "python"
-    platform: ClassVar[str] = "python"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: a model computes with what it likes, so those of the machine."""
+        """See GpuBackend: any GPU of the machine, as the model's code decides what it uses."""
         return cuda_gpus()
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
-        """Only says how it is run: the file is imported in a worker, never here."""
-        require_trust(path, config)
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
+        """Describes how to run it; the file is imported in a worker, never here."""
+        require_trust(path, config, options)
         read_start(path)
         return HostedModel(path, "python")

@@ -1,4 +1,4 @@
-"""PyTorch: TorchScript, programs of torch.export, and packages of AOTInductor."""
+"""PyTorch: TorchScript, torch.export programs and AOTInductor packages."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ import numpy as np
 
 from backline.backends import pytorch_programs
 from backline.backends.agreement import agree
-from backline.backends.model_file import require_trust
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.pytorch_devices import device_name, moving, usable_gpus
 from backline.backends.pytorch_files import PytorchKind, compiled_for, identify
-from backline.backends.pytorch_programs import Argument, Program
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.pytorch_programs import Argument, Program, device_name, moving, usable_gpus
+from backline.backends.runtime import import_runtime, one_line, require_trust
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import CPU, Gpus
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
 _WHAT = "PyTorch models need PyTorch"
 _KNOWN = ("INTRA_OP_THREAD_COUNT",)
-#: Triton's convention for programs whose outputs, or inputs, have no names: INPUT__0, OUTPUT__1.
+#: Triton's convention for unnamed inputs and outputs: INPUT__0, OUTPUT__1.
 _INDEXED = re.compile(r".+__(\d+)")
 _NUMBERS = frozenset({"int", "float", "bool", "number"})
 
@@ -36,42 +35,44 @@ class Pytorch:
     """The backend for `*.pt`, `*.jit` and `*.pt2`."""
 
     name: ClassVar[str] = "pytorch"
-    platform: ClassVar[str] = "pytorch_libtorch"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend. Machine code is for the one kind of device that it was compiled for."""
+        """See GpuBackend. Machine code only runs on the kind of device that it was compiled for."""
         if identify(path) is PytorchKind.COMPILED and (kind := compiled_for(path)) != "cuda":
             return Gpus(reason=f"'{path}' was compiled for {kind or 'the CPU'}")
         return usable_gpus(import_runtime("torch", what=_WHAT, extra="torch"))
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> PytorchModel:
-        """Loads a file; no pickle in it is ever executed. A package of AOTInductor is machine code and needs `trust_pickle`.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> PytorchModel:
+        """Loads a file without executing pickles. AOTInductor packages are machine code and need
+        `trust_pickle`.
 
-        All kinds are code: a script computes what it likes, a package is a library, and a program's symbolic sizes and guards are Python
-        that torch.export evaluates. So none comes from elsewhere unless the server trusts such code.
+        All kinds are code: a script computes what it likes, a package is a library, and a program's symbolic
+        sizes and guards are Python that torch.export evaluates. So none is loaded from elsewhere unless the
+        server trusts remote code.
 
-        One thread computes a run unless INTRA_OP_THREAD_COUNT says otherwise, which holds for all PyTorch models of the process.
-        Raises InvalidArgument for code that is not trusted, for a script with operations on files, for a checkpoint,
-        and for a program whose inputs and outputs neither it nor the configuration says.
+        A run uses one thread unless INTRA_OP_THREAD_COUNT says otherwise, for all PyTorch models of the
+        process. Raises InvalidArgument for code that is not trusted, for a script with operations on files,
+        for a checkpoint, and if neither program nor configuration tells inputs and outputs.
         """
-        require_trust(path, config)
+        require_trust(path, config, options)
         torch = import_runtime("torch", what=_WHAT, extra="torch")
         parameters = Parameters(config, self.name, _KNOWN)
         kind = identify(path)
         torch.set_num_threads(parameters.threads("INTRA_OP_THREAD_COUNT", 1))
-        place = device_name(device)
+        place = device_name(options.device)
         if kind is PytorchKind.TORCH_SCRIPT:
             program = pytorch_programs.load_script(torch, path, place)
         elif kind is PytorchKind.EXPORTED:
             program = pytorch_programs.load_exported(torch, path, place)
-        elif config.trust_pickle:
+        elif options.trust_pickle:
             program = pytorch_programs.load_compiled(torch, path, place)
         else:
             raise InvalidArgument(
                 f"'{path}' is an AOTInductor package, whose machine code can do anything when it is loaded;"
-                " serve with --trust-pickle if you know where it comes from, or serve the torch.export program it was made of"
+                " serve with --trust-pickle if you know where it comes from, or serve the torch.export"
+                " program it was made of"
             )
-        if place is not None and device != CPU:
+        if place is not None and options.device != CPU:
             program = replace(program, call=moving(torch, program.call, place))
         order, file = _name_inputs(path, kind, program, config)
         outputs = _name_outputs(path, kind, program, config)
@@ -85,7 +86,7 @@ class Pytorch:
 
 
 class PytorchModel:
-    """A program. Each argument takes the input of its position; outputs are picked by key from a dict, else by position."""
+    """A program. Arguments take inputs by position; outputs come by key from a dict, else by position."""
 
     def __init__(
         self,
@@ -109,7 +110,6 @@ class PytorchModel:
         self.threads_per_run: int = torch.get_num_threads()
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._call is None:
             raise Internal(f"model '{self._name}' is unloaded")
         values = [convert(inputs[name]) for name, convert in self._inputs]
@@ -124,7 +124,6 @@ class PytorchModel:
             raise self._failure(error) from None
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._call = None
 
     def _converter(self, name: str, argument: Argument, datatype: DataType) -> Callable[[np.ndarray], Any]:
@@ -162,26 +161,27 @@ class PytorchModel:
         wanted = self._datatypes[name]
         if array.dtype != wanted.dtype:
             raise Internal(
-                f"output '{name}' of model '{self._name}' is {DataType.from_dtype(array.dtype).config_name}, but its configuration says"
+                f"output '{name}' of model '{self._name}' is {DataType.from_dtype(array.dtype).config_name},"
+                " but its configuration says"
                 f" {wanted.config_name}"
             )
         return array
 
     def _failure(self, error: Exception) -> BacklineError:
         reason = one_line(_innermost(error))
-        # The guards of an exported program are assertions; everything else that PyTorch raises is one class.
+        # Guards of exported programs are assertions; everything else that PyTorch raises has one class.
         if isinstance(error, AssertionError) or "Guard failed" in reason or "shape" in reason:
             return InvalidArgument(f"model '{self._name}' refuses the input: {reason}")
         return Internal(f"model '{self._name}' failed: {reason}")
 
 
 def _own(array: np.ndarray) -> np.ndarray:
-    """An array that a program may write to: PyTorch does not know of memory that must not be changed, and requests are such."""
+    """An array that the program may write to: PyTorch has no read-only memory, and requests are read-only."""
     return array if array.flags.writeable else array.copy()
 
 
 def _innermost(error: Exception) -> str:
-    """Without the traceback of TorchScript: its last line is the reason."""
+    """Drops TorchScript's traceback: the last line is the reason."""
     text = str(error)
     if "Traceback of TorchScript" in text:
         text = text.strip().splitlines()[-1]
@@ -191,9 +191,9 @@ def _innermost(error: Exception) -> str:
 def _name_inputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> tuple[list[tuple[str, Argument]], tuple[TensorSpec, ...]]:
-    """The inputs in the order of the program's arguments, and what is known of them.
+    """The inputs in the order of the arguments, and what is known of them.
 
-    A configuration names inputs as the arguments are called, or by index (INPUT__0), or, failing both, in order (Triton's conventions).
+    A configuration names inputs like arguments, by index (INPUT__0), or else in order (Triton's conventions).
     """
     arguments, given = program.arguments, config.inputs
     if not given:
@@ -211,7 +211,8 @@ def _name_inputs(
     if sorted(indexes) != list(range(len(given))) or not required <= len(given) <= len(arguments):
         names = ", ".join(f"'{argument.name}'" for argument in arguments)
         raise InvalidArgument(
-            f"model '{config.name}': {config.source} names the inputs {', '.join(repr(spec.name) for spec in given)}, but"
+            f"model '{config.name}': {config.source} names the inputs"
+            f" {', '.join(repr(spec.name) for spec in given)}, but"
             f" '{path}' takes {names}; name them so, or INPUT__0, INPUT__1 and so on"
         )
     order = sorted(zip(indexes, given, strict=True), key=lambda pair: pair[0])
@@ -227,7 +228,7 @@ def _name_inputs(
 def _name_outputs(
     path: Path, kind: PytorchKind, program: Program, config: ModelConfig
 ) -> list[tuple[TensorSpec, int]]:
-    """The outputs, each with its position among the program's."""
+    """The outputs, each with its position in the program's result."""
     given = config.outputs
     if not given:
         if program.outputs is None:
@@ -239,7 +240,8 @@ def _name_outputs(
         indexes = [known[name] for name in names] if all(name in known for name in names) else _indexes(names)
         if max(indexes) >= len(program.outputs):
             raise InvalidArgument(
-                f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but '{path}' has"
+                f"model '{config.name}': {config.source} names the outputs {', '.join(map(repr, names))}, but"
+                f" '{path}' has"
                 f" {', '.join(repr(spec.name) for spec in program.outputs)}"
             )
         return [
@@ -250,7 +252,7 @@ def _name_outputs(
 
 
 def _indexes(names: Sequence[str]) -> list[int]:
-    """The positions that names of the kind INPUT__0 say; where one says none, they are in order."""
+    """The positions in names like INPUT__0; if any name has none, all are taken in order."""
     matches = [_INDEXED.fullmatch(name) for name in names]
     if all(matches):
         return [int(match[1]) for match in matches if match]
@@ -266,7 +268,8 @@ def _check_argument(path: Path, argument: Argument, spec: TensorSpec, config: Mo
     fits = argument.type == "List[str]" if text else argument.type == "Tensor" or argument.type in _NUMBERS
     if not fits:
         raise InvalidArgument(
-            f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which cannot be made of"
+            f"model '{config.name}': argument '{argument.name}' of '{path}' is a {argument.type}, which"
+            " cannot be made of"
             f" {spec.datatype.config_name} ('{spec.name}' in {config.source})"
         )
 
@@ -279,7 +282,8 @@ def _says_nothing(path: Path, kind: PytorchKind, program: Program, config: Model
     )
     where = config.source or "a config.pbtxt in the model's folder"
     return (
-        f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs; write them into {where}:"
+        f"'{path}' is {kind.value}, which does not say the datatypes and shapes of its inputs and outputs;"
+        f" write them into {where}:"
         f' input [ {example} ] output [ {{ name: "OUTPUT__0" data_type: TYPE_FP32 dims: [ -1, ... ] }} ].'
         " A torch.export program (.pt2) says them itself"
     )

@@ -1,4 +1,4 @@
-"""The kinds of files that PyTorch writes, told apart without executing anything in them."""
+"""The kinds of files that PyTorch writes, recognised without executing anything in them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from backline.backends.model_file import read_start
+from backline.backends.runtime import read_start
 from backline.engine.errors import InvalidArgument
 
 _EXPORT = "torch.export.save(torch.export.export(model, example_inputs), 'model.pt2')"
@@ -24,9 +24,10 @@ class PytorchKind(Enum):
 
 
 def identify(path: Path) -> PytorchKind:
-    """The kind of the model in a file.
+    """The kind of model in a file.
 
-    Raises InvalidArgument for a checkpoint, which has weights but no network, and for what PyTorch did not write, with what to do.
+    Raises InvalidArgument, saying what to do, for a checkpoint (weights without a network) and for files not
+    written by PyTorch.
     """
     start = read_start(path)
     if start[:1] == b"\x80":  # the format of torch.save before PyTorch 1.6: a bare pickle
@@ -37,7 +38,7 @@ def identify(path: Path) -> PytorchKind:
         )
     try:
         with ZipFile(path) as archive:
-            # Below the name of the file as it was when it was written.
+            # Below the file's name when it was written.
             names = [name.partition("/")[2] for name in archive.namelist()]
     except (BadZipFile, OSError, UnicodeDecodeError) as error:
         raise InvalidArgument(f"'{path}' is a broken archive ({error}); was it copied completely?") from None
@@ -52,18 +53,18 @@ def identify(path: Path) -> PytorchKind:
         if unsafe:
             raise InvalidArgument(
                 f"'{path}' holds objects that only executing a pickle could restore ({unsafe[0]});"
-                " export the network without objects of its own"
+                " export the network without custom objects"
             )
         return PytorchKind.EXPORTED
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return PytorchKind.TORCH_SCRIPT
     if "data.pkl" in names:
         raise _checkpoint(path)
-    raise InvalidArgument(f"'{path}' is a zip archive, but no model that PyTorch wrote")
+    raise InvalidArgument(f"'{path}' is a zip archive, but not a model written by PyTorch")
 
 
 def compiled_for(path: Path) -> str:
-    """The kind of device that the machine code of an AOTInductor package is for ("cpu", "cuda"); "" where it does not say."""
+    """The kind of device that an AOTInductor package is compiled for ("cpu", "cuda"); "" if unknown."""
     with ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith("_metadata.json") and "/data/aotinductor/" in name:
@@ -73,6 +74,7 @@ def compiled_for(path: Path) -> str:
 
 def _checkpoint(path: Path) -> InvalidArgument:
     return InvalidArgument(
-        f"'{path}' is a checkpoint that is not a model: it was written by torch.save and holds weights, or a pickle of Python objects,"
+        f"'{path}' is a checkpoint that is not a model: it was written by torch.save and holds weights, or a"
+        " pickle of Python objects,"
         f" which is never executed. Export the network with its weights: {_EXPORT}"
     )

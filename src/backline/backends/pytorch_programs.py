@@ -1,20 +1,22 @@
-"""Programs of PyTorch, each loaded in its own way, behind one shape: flat arguments in, a tensor, tuple or dict out."""
+"""PyTorch programs of all kinds in one form: flat arguments in; a tensor, tuple or dict out."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from backline.backends.cuda import cuda_gpus
 from backline.backends.pytorch_files import compiled_for
 from backline.backends.pytorch_operations import check_graphs, check_source
 from backline.backends.runtime import one_line
 from backline.engine.datatypes import DataType
+from backline.engine.device import Device, Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape
@@ -40,7 +42,7 @@ _weights_only_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """An argument of a program. `type` is "Tensor", "List[str]" or a number's ("int"); `required` where it has no default."""
+    """An argument. `type` is "Tensor", "List[str]" or a number's ("int"); `required` without a default."""
 
     name: str
     type: str = "Tensor"
@@ -49,9 +51,9 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program. `call` takes values for the first of the `arguments` in their order.
+    """A loaded program. `call` takes values for the first `arguments`, in order.
 
-    `inputs` and `outputs` are None where the file does not say them.
+    `inputs` and `outputs` are None if the file does not tell them.
     """
 
     arguments: tuple[Argument, ...]
@@ -61,7 +63,10 @@ class Program:
 
 
 def load_script(torch: Any, path: Path, device: str | None) -> Program:
-    """A TorchScript file on a device; None for where its tensors were. Its code cannot reach Python, nor files: see pytorch_operations."""
+    """Loads TorchScript onto a device; None keeps the tensors' own.
+
+    The code can reach neither Python nor files: see pytorch_operations.
+    """
     check_source(path)
     module = _loading(torch, path, lambda: torch.jit.load(str(path), map_location=device))
     check_graphs(path, module)
@@ -80,7 +85,7 @@ def load_script(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_exported(torch: Any, path: Path, device: str | None) -> Program:
-    """A program of torch.export, which says everything about its inputs and outputs; on a device, None for the one of its export."""
+    """Loads a torch.export program, which describes its tensors; device None is that of its export."""
     pytree = _submodule("torch.utils._pytree")
     export = _submodule("torch.export")
     with _weights_only():
@@ -120,9 +125,9 @@ def load_exported(torch: Any, path: Path, device: str | None) -> Program:
 
 
 def load_compiled(torch: Any, path: Path, device: str | None) -> Program:
-    """A package of AOTInductor: machine code, so only for those who trust the file.
+    """Loads an AOTInductor package: machine code, so only if the file is trusted.
 
-    Raises InvalidArgument where it was compiled for another device.
+    Raises InvalidArgument if it was compiled for another device.
     """
     wanted, kind = torch.device(device or "cpu"), compiled_for(path)
     if device is not None and kind not in ("", wanted.type):
@@ -145,7 +150,7 @@ def output_names(torch: Any, out_spec: Any, count: int) -> list[str]:
 
 
 def flatten(value: Any) -> Iterator[Any]:
-    """The tensors of what a program returned, from left to right."""
+    """The tensors in a program's result, from left to right."""
     if isinstance(value, dict):
         value = value.values()
     elif not isinstance(value, (tuple, list)) or (value and isinstance(value[0], str)):
@@ -156,7 +161,7 @@ def flatten(value: Any) -> Iterator[Any]:
 
 
 def _submodule(name: str) -> Any:
-    """A part of PyTorch that costs time to import, for those files that need it."""
+    """Imports a part of PyTorch that is slow to import, for files that need it."""
     return import_module(name)
 
 
@@ -171,7 +176,7 @@ def _loading(torch: Any, path: Path, load: Callable[[], Any]) -> Any:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """While it lasts torch.load executes no pickle, whatever its caller asks: torch.export.load falls back to that by itself."""
+    """Keeps torch.load from executing pickles, to which torch.export.load falls back."""
     with _weights_only_lock:
         before = os.environ.get(_WEIGHTS_ONLY)
         os.environ[_WEIGHTS_ONLY] = "1"
@@ -205,3 +210,36 @@ def _describe(value: Any) -> str:
 
 def _shape(shape: Sequence[Any]) -> Shape:
     return tuple(dim if type(dim) is int else -1 for dim in shape)
+
+
+def usable_gpus(torch: Any) -> Gpus:
+    """The GPUs of CUDA or ROCm, which PyTorch calls CUDA as well."""
+    if not (torch.version.cuda or torch.version.hip):
+        return Gpus(
+            reason=f"the installed PyTorch {torch.__version__} is built for the CPU alone:"
+            " pip install torch from an index of builds with CUDA (https://pytorch.org/get-started)"
+        )
+    if not torch.cuda.is_available():
+        why = cuda_gpus().reason or "no GPU that it is built for is there"
+        return Gpus(reason=f"PyTorch {torch.__version__} cannot use a GPU: {why}")
+    return Gpus(tuple(range(torch.cuda.device_count())))
+
+
+def device_name(device: Device) -> str | None:
+    """PyTorch's name of a device; None if the file decides."""
+    return {"cpu": "cpu", "gpu": f"cuda:{device.index}", "model": None}[device.kind]
+
+
+def moving(torch: Any, call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Wraps a program that runs on another device so that it takes tensors of the CPU."""
+    device = torch.device(name)
+
+    def current() -> AbstractContextManager[Any]:
+        # For tensors that the program creates on the current GPU.
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def run(*values: Any) -> Any:
+        with current():
+            return call(*(value.to(device) if isinstance(value, torch.Tensor) else value for value in values))
+
+    return run

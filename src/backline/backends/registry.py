@@ -1,4 +1,4 @@
-"""The backends there are, and the choice of one for a model. A backend's module is imported when the first model needs it."""
+"""The backends, and the choice of one. A backend's module is imported by the first model that needs it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
 
-__all__ = ["BACKENDS", "FORMATS", "Entry", "choose"]
+__all__ = ["BACKENDS", "FORMATS", "BackendEntry", "choose"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BackendEntry:
     """A backend: its name and platform in configurations, and its class."""
 
     name: str
     platform: str
     module: str
     class_name: str
-    #: Whether its models run in worker processes, in environments of their own if they ask for one.
+    #: Whether its models run in worker processes, in their own environments if they ask for one.
     hosted: bool = False
 
     def backend(self) -> Backend:
@@ -32,30 +32,30 @@ class Entry:
         return backend
 
 
-BACKENDS: tuple[Entry, ...] = (
-    Entry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime"),
-    Entry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch"),
-    Entry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow"),
-    Entry("litert", "litert", "litert", "LiteRt"),
-    Entry("openvino", "openvino", "openvino", "OpenVino"),
-    Entry("jax", "jax", "jax", "Jax"),
-    Entry("xgboost", "xgboost", "xgboost", "XgBoost"),
-    Entry("lightgbm", "lightgbm", "lightgbm", "LightGbm"),
-    Entry("catboost", "catboost", "catboost", "CatBoost"),
-    Entry("sklearn", "sklearn", "sklearn", "Sklearn"),
-    Entry("mlflow", "mlflow", "mlflow", "MlFlow"),
-    Entry("python", "python", "python", "Python", hosted=True),
-    Entry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
-    Entry("identity", "identity", "identity", "Identity"),
-    Entry("repeat", "repeat", "repeat", "Repeat"),
-    Entry("square", "square", "square", "Square"),
+BACKENDS: tuple[BackendEntry, ...] = (
+    BackendEntry("onnxruntime", "onnxruntime_onnx", "onnxruntime", "OnnxRuntime"),
+    BackendEntry("pytorch", "pytorch_libtorch", "pytorch", "Pytorch"),
+    BackendEntry("tensorflow", "tensorflow_savedmodel", "tensorflow", "TensorFlow"),
+    BackendEntry("litert", "litert", "litert", "LiteRt"),
+    BackendEntry("openvino", "openvino", "openvino", "OpenVino"),
+    BackendEntry("jax", "jax", "jax", "Jax"),
+    BackendEntry("xgboost", "xgboost", "xgboost", "XgBoost"),
+    BackendEntry("lightgbm", "lightgbm", "lightgbm", "LightGbm"),
+    BackendEntry("catboost", "catboost", "catboost", "CatBoost"),
+    BackendEntry("sklearn", "sklearn", "sklearn", "Sklearn"),
+    BackendEntry("mlflow", "mlflow", "mlflow", "MlFlow"),
+    BackendEntry("python", "python", "python", "Python", hosted=True),
+    BackendEntry("torchserve", "torchserve", "torchserve", "TorchServe", hosted=True),
+    BackendEntry("identity", "identity", "identity", "Identity"),
+    BackendEntry("repeat", "repeat", "streams", "Repeat"),
+    BackendEntry("square", "square", "streams", "Square"),
 )
 
 
-def choose(config: ModelConfig, path: Path) -> Entry:
-    """The backend for the model in the file or folder `path`: the one that the configuration names, else the one of its format.
+def choose(config: ModelConfig, path: Path) -> BackendEntry:
+    """The backend for the model in the file or folder `path`: as configured, else by format.
 
-    Its module is not imported. Raises InvalidArgument where there is none.
+    Does not import its module. Raises InvalidArgument if there is none.
     """
     entry = _configured(config)
     if entry is None:
@@ -65,12 +65,12 @@ def choose(config: ModelConfig, path: Path) -> Entry:
         )
     if entry is None:
         raise InvalidArgument(
-            f"'{path}' is of no format that is known here; name its `backend` in the configuration: {_names()}"
+            f"'{path}' has an unknown format; name its `backend` in the configuration: {_names()}"
         )
     return entry
 
 
-def _configured(config: ModelConfig) -> Entry | None:
+def _configured(config: ModelConfig) -> BackendEntry | None:
     wanted = config.backend or config.platform
     if not wanted:
         return None
@@ -87,12 +87,12 @@ def _names() -> str:
 
 
 def _is_in(folder: Path, filename: str) -> bool:
-    """Whether a folder is that of a model by one of its files, whose name may begin with that of the folder."""
+    """Whether a folder holds one of a model's files, whose name may begin with the folder's."""
     return (folder / filename).is_file() or (folder / filename.rpartition("/")[2]).is_file()
 
 
 def _format_of(path: Path) -> ModelFormat | None:
-    """By the whole name first, then by the suffix: model.json says more than .json."""
+    """Looks for the whole name first, then the suffix: model.json says more than .json."""
     if path.is_dir():
         return next(
             (f for f in FORMATS if f.folder and any(_is_in(path, name) for name in f.filenames)), None

@@ -1,4 +1,4 @@
-"""Estimators of scikit-learn: from skops files, and from pickles where the server is told to trust them."""
+"""scikit-learn estimators: from skops files, and from pickles if the server trusts them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime, one_line
+from backline.backends.runtime import import_runtime, one_line, read_start
 from backline.backends.text_tensors import decode, encode
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Internal, InvalidArgument
@@ -20,23 +20,24 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import Signature, TensorSpec
 
 INPUT = "input__0"
-#: The methods that are served, each as an output of its name; `transform` only of what does not predict.
+#: The methods that are served, as outputs of their name; `transform` only for estimators that do not predict.
 _METHODS = ("predict", "predict_proba")
 _TRANSFORM = "transform"
 _PICKLES = (".pkl", ".pickle", ".joblib")
 
 
 class Sklearn:
-    """The backend for `*.skops`, and for `*.pkl` and `*.joblib` of a trusted repository."""
+    """The backend for `*.skops`, and for `*.pkl` and `*.joblib` if pickles are trusted."""
 
     name: ClassVar[str] = "sklearn"
-    platform: ClassVar[str] = "sklearn"
 
-    def load(self, path: Path, config: ModelConfig) -> SklearnModel:
-        """Loads an estimator: `input__0` has a row of features for each item (texts for those that begin with a vectoriser).
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> SklearnModel:
+        """Loads an estimator. `input__0` has a row of features for each item, or texts if it begins with a
+        vectoriser.
 
-        Outputs are called as the methods that give them: `predict` and `predict_proba`, or `transform`. A run is computed on one core.
-        Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust, unless `config.trust_pickle`.
+        Outputs are named like the methods: `predict` and `predict_proba`, or `transform`. A run uses one
+        core. Raises InvalidArgument for a pickle, and for a skops file with types that skops does not trust,
+        unless `trust_pickle`.
         """
         parameters = Parameters(config, self.name, ())
         read_start(path)
@@ -44,12 +45,11 @@ class Sklearn:
         import_runtime("sklearn", what=what, extra="sklearn")
         warnings = parameters.warnings
         if path.suffix in _PICKLES:
-            estimator = _unpickle(path, config, what)
-            warnings += (
-                f"'{path}' is a pickle, which can execute anything when it is loaded; it was, as --trust-pickle says",
-            )
+            estimator = _unpickle(path, what, trusted=options.trust_pickle)
+            executed = "which can execute anything when it is loaded; it was, as --trust-pickle says"
+            warnings += (f"'{path}' is a pickle, {executed}",)
         else:
-            estimator = _load_skops(path, config, what)
+            estimator = _load_skops(path, what, trusted=options.trust_pickle)
         _use_one_core(estimator)
         inputs = _inputs(path, estimator, config)
         methods = [method for method in _METHODS if hasattr(estimator, method)] or [
@@ -63,7 +63,7 @@ class Sklearn:
 
 
 class SklearnModel:
-    """An estimator. Python computes a part of every run, so threads gain little."""
+    """An estimator. Part of every run is Python, so threads gain little."""
 
     threads_per_run = 1
 
@@ -89,7 +89,7 @@ class SklearnModel:
             else np.zeros((2, *spec.shape[1:]), spec.datatype.dtype)
         )
         outputs = []
-        for method in methods:  # as two rows show it: an estimator does not say what it gives
+        for method in methods:  # tried with two rows: an estimator does not describe its outputs
             try:
                 (answer,) = self.run({spec.name: rows}, [method])
             except BacklineError as error:
@@ -100,7 +100,6 @@ class SklearnModel:
         self.signature = agree(path, Signature((spec,), tuple(outputs)), config)
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if not self._methods:
             raise Internal(f"model '{self._name}' is unloaded")
         limit_threads()
@@ -108,7 +107,7 @@ class SklearnModel:
         rows = decode(self._name, self._input, array).tolist() if self._text else array
         try:
             return [_array(self._methods[method](rows)) for method in outputs]
-        except ValueError as error:  # what scikit-learn raises for values it cannot use, such as NaN
+        except ValueError as error:  # scikit-learn's error for values that it cannot use, such as NaN
             raise InvalidArgument(f"model '{self._name}' refuses the input: {one_line(error)}") from None
         except Exception as error:
             raise Internal(
@@ -116,7 +115,6 @@ class SklearnModel:
             ) from None
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._methods = {}
 
 
@@ -124,7 +122,7 @@ _limited = threading.local()
 
 
 def limit_threads() -> None:
-    """Keeps the numerical libraries below scikit-learn from taking all cores for the runs of this thread; OpenMP counts by thread."""
+    """Limits the numerical libraries to one core for runs on this thread; OpenMP counts by thread."""
     if not getattr(_limited, "done", False):
         from threadpoolctl import threadpool_limits  # a dependency of scikit-learn
 
@@ -138,11 +136,11 @@ def _use_one_core(estimator: Any) -> None:
         estimator.set_params(**dict.fromkeys(parallel, 1))
 
 
-def _load_skops(path: Path, config: ModelConfig, what: str) -> Any:
+def _load_skops(path: Path, what: str, *, trusted: bool) -> Any:
     skops = import_runtime("skops.io", what=what, extra="sklearn")
     try:
         untrusted = skops.get_untrusted_types(file=path)
-        if untrusted and not config.trust_pickle:
+        if untrusted and not trusted:
             raise InvalidArgument(
                 f"'{path}' holds types that skops does not trust: {', '.join(untrusted)}; serve with"
                 " --trust-pickle if you know where it comes from"
@@ -154,10 +152,11 @@ def _load_skops(path: Path, config: ModelConfig, what: str) -> Any:
         raise InvalidArgument(f"'{path}' cannot be loaded by skops: {one_line(error)}") from None
 
 
-def _unpickle(path: Path, config: ModelConfig, what: str) -> Any:
-    if not config.trust_pickle:
+def _unpickle(path: Path, what: str, *, trusted: bool) -> Any:
+    if not trusted:
         raise InvalidArgument(
-            f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with skops.io.dump(estimator,"
+            f"'{path}' is a pickle, which can execute anything when it is loaded; save the estimator with"
+            " skops.io.dump(estimator,"
             " 'model.skops'), or serve with --trust-pickle if you know where the file comes from"
         )
     joblib = import_runtime("joblib", what=what, extra="sklearn")
@@ -170,7 +169,7 @@ def _unpickle(path: Path, config: ModelConfig, what: str) -> Any:
 
 
 def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
-    """The input: texts or rows of features. The configuration may choose a precision, or say what the estimator does not."""
+    """The input: texts or rows of features. The configuration may choose a precision, or fill gaps."""
     given = config.inputs[0] if len(config.inputs) == 1 else None
     count = getattr(estimator, "n_features_in_", None)
     first = estimator.steps[0][1] if hasattr(estimator, "steps") else estimator
@@ -184,7 +183,8 @@ def _inputs(path: Path, estimator: Any, config: ModelConfig) -> TensorSpec:
             given.name, given.datatype, (-1, *given.shape) if config.max_batch_size else given.shape
         )
     raise InvalidArgument(
-        f"'{path}' does not say how many features it takes (a {type(estimator).__name__}); write its input into a config.pbtxt:"
+        f"'{path}' does not say how many features it takes (a {type(estimator).__name__}); write its input"
+        " into a config.pbtxt:"
         f' input [ {{ name: "{INPUT}" data_type: TYPE_FP64 dims: [ -1, FEATURES ] }} ]'
     )
 

@@ -1,6 +1,7 @@
-"""Models of tables: rows of features in, a prediction for each row out. What XGBoost, LightGBM and CatBoost have in common.
+"""Models of tables: rows of features in, one prediction for each row out. Shared by XGBoost, LightGBM and
+CatBoost.
 
-Names are those of Triton's FIL backend: `input__0` has a row for each item, `output__0` what the model predicts for it.
+Names are those of Triton's FIL backend: `input__0` has a row for each item, `output__0` its prediction.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ INPUT = "input__0"
 CATEGORIES = "categorical__0"
 OUTPUT = "output__0"
 
-#: From the arrays of the inputs, in the order of the signature, to that of the output.
+#: Takes the input arrays in the order of the signature; returns the output.
 Predict = Callable[..., np.ndarray]
 
 
 def features(count: int, datatype: DataType, config: ModelConfig) -> TensorSpec:
-    """The input for `count` features: of `datatype`, or of the other precision where the configuration says so."""
+    """The input for `count` features, of `datatype`, or the other precision if configured."""
     given = next((spec.datatype for spec in config.inputs if spec.name == INPUT), None)
     return TensorSpec(INPUT, given if given in (DataType.FP32, DataType.FP64) else datatype, (-1, count))
 
 
 class TableModel:
-    """A model that is asked through one function. `width` is the number of columns of its output, 0 for a plain row of numbers."""
+    """A model with one prediction function."""
 
     def __init__(
         self,
@@ -52,7 +53,6 @@ class TableModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         if self._predict is None:
             raise Internal(f"model '{self._name}' is unloaded")
         try:
@@ -66,11 +66,10 @@ class TableModel:
         return [answer for _ in outputs]
 
     def close(self) -> None:
-        """See LoadedModel."""
         self._predict = None
 
     def _try(self, inputs: Sequence[TensorSpec]) -> TensorSpec:
-        """The output, as two rows of zeros show it: the files do not say its shape."""
+        """The output, found by trying two rows of zeros: files do not describe it."""
         zeros = {spec.name: _zeros(spec) for spec in inputs}
         (answer,) = self.run(zeros, [OUTPUT])
         datatype = DataType.BYTES if answer.dtype.kind in "OSU" else DataType.from_dtype(answer.dtype)
@@ -85,7 +84,7 @@ def _zeros(spec: TensorSpec) -> np.ndarray:
 
 
 def reason(error: Exception) -> str:
-    """A library's reason, without the stack of its C++ code and the times of its log."""
+    """A library's reason, without C++ stack and log timestamps."""
     text = str(error).partition("Stack trace")[0]
     head, bracket, rest = text.partition("] ")
     return one_line(rest if bracket and head.startswith("[") else text)

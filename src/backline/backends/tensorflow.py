@@ -1,4 +1,4 @@
-"""TensorFlow SavedModels, run as graphs: Keras is not needed, and its objects are never built."""
+"""TensorFlow SavedModels, run as graphs, without Keras objects."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from backline.backends.agreement import agree
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.cuda import cuda_gpus
 from backline.backends.parameters import Parameters
 from backline.backends.runtime import import_runtime, one_line
@@ -42,7 +43,7 @@ _DATATYPES = {
 }
 _FILE = "saved_model.pb"
 _DEFAULT_SIGNATURE = "serving_default"
-#: A signature that every SavedModel of version 2 has for its own purposes.
+#: An internal signature of every SavedModel of version 2.
 _INIT_SIGNATURE = "__saved_model_init_op"
 _KNOWN = ("TF_SIGNATURE_DEF", "TF_GRAPH_TAG", "TF_NUM_INTRA_THREADS")
 
@@ -51,10 +52,8 @@ class TensorFlow:
     """The backend for folders with a saved_model.pb."""
 
     name: ClassVar[str] = "tensorflow"
-    platform: ClassVar[str] = "tensorflow_savedmodel"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend."""
         runtime = _import()
         found = runtime.config.list_physical_devices("GPU")
         if found:
@@ -66,11 +65,14 @@ class TensorFlow:
             reason=f"TensorFlow {runtime.__version__} has no GPU ({why}): pip install 'tensorflow[and-cuda]'"
         )
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> TensorFlowModel:
-        """Loads the signature that the parameter TF_SIGNATURE_DEF names, else "serving_default", else the only one.
+    def load(
+        self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS
+    ) -> TensorFlowModel:
+        """Loads the signature named by the parameter TF_SIGNATURE_DEF, else "serving_default", else the only
+        one.
 
-        `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run is computed on the thread that asks for it;
-        TF_NUM_INTRA_THREADS lets an operation use more (the first model of the process decides for all).
+        `path` is the folder of a SavedModel, or one that holds it as model.savedmodel. A run computes on its
+        caller's thread; TF_NUM_INTRA_THREADS allows more (the first model of the process decides for all).
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("TF_NUM_INTRA_THREADS", 1)
@@ -78,11 +80,12 @@ class TensorFlow:
         runtime = _import()
         v1 = runtime.compat.v1
         graph = runtime.Graph()
-        # -1: operations run on the calling thread, so that runs beside each other take a core each.
-        options = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
-        _place(options, device)
+        # -1: operations run on the calling thread, so that parallel runs use one core each.
+        session_config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
+        device = options.device
+        _place(session_config, device)
         with graph.as_default(), graph.device(f"/GPU:{device.index}" if device.kind == "gpu" else None):
-            session = v1.Session(graph=graph, config=options)
+            session = v1.Session(graph=graph, config=session_config)
             try:
                 meta = _load(session, folder, parameters.text("TF_GRAPH_TAG", "serve"))
             except InvalidArgument:
@@ -111,7 +114,7 @@ class TensorFlow:
 
 
 class TensorFlowModel:
-    """A session, and a prepared call for each set of outputs that was asked for."""
+    """A session, and a prepared call for each set of requested outputs."""
 
     def __init__(
         self,
@@ -135,7 +138,6 @@ class TensorFlowModel:
         self.warnings = warnings
 
     def run(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """See LoadedModel."""
         session = self._session
         if session is None:
             raise Internal(f"model '{self._name}' is unloaded")
@@ -158,7 +160,6 @@ class TensorFlowModel:
         return array.view(bfloat16)
 
     def close(self) -> None:
-        """See LoadedModel."""
         session, self._session = self._session, None
         self._calls = {}
         if session is not None:
@@ -166,32 +167,36 @@ class TensorFlowModel:
 
 
 def _import() -> Any:
-    # Unless the user wants them: lines about the processor that are of no use here, and a search for GPUs.
+    # Unless the user wants them: hides messages about the processor, and a search for GPUs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     runtime = import_runtime("tensorflow", what="SavedModels need TensorFlow", extra="tensorflow")
-    # It would tell whoever serves a model that the one way to load it without Keras is deprecated.
+    # It would warn that the only way to load without Keras is deprecated.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     return runtime
 
 
 def _load(session: Any, folder: Path, tag: str) -> Any:
-    """What v1.saved_model.load does, with a look at the graph between reading and running it: the bytes that were checked are run."""
+    """As v1.saved_model.load, but checks the graph between reading and running it: the bytes that were
+    checked are those that run.
+    """
     loader = import_module("tensorflow.python.saved_model.loader_impl").SavedModelLoader(str(folder))
     check_operations(folder, loader.get_meta_graph_def_from_tags([tag]))
     return loader.load(session, [tag])
 
 
-def _place(options: Any, device: Device) -> None:
-    """What a session may use: no GPU for models on the CPU; else all, with as much memory as it needs, and the CPU for what GPUs cannot."""
+def _place(config: Any, device: Device) -> None:
+    """Limits the session's devices: no GPU for models on the CPU; else all, with memory as needed, and the
+    CPU for operations that GPUs lack.
+    """
     if device == CPU:
-        options.device_count["GPU"] = 0
+        config.device_count["GPU"] = 0
     else:
-        options.allow_soft_placement = True
-        options.gpu_options.allow_growth = True
+        config.allow_soft_placement = True
+        config.gpu_options.allow_growth = True
 
 
 def _folder(path: Path) -> Path:
-    """The folder with the saved_model.pb, for the path that the repository found."""
+    """The folder with saved_model.pb, for the path that the repository found."""
     for folder in (path, path / "model.savedmodel", path.parent):
         if (folder / _FILE).is_file():
             return folder
@@ -205,27 +210,31 @@ def _choose_signature(folder: Path, signatures: Mapping[str, Any], wanted: str) 
         wanted = keys[0] if len(keys) == 1 else _DEFAULT_SIGNATURE
         if wanted not in keys:
             raise InvalidArgument(
-                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of {listed}"
+                f"'{folder}' has no signature '{wanted}': set the parameter TF_SIGNATURE_DEF to one of"
+                f" {listed}"
             )
     elif wanted not in keys:
         raise InvalidArgument(
-            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has {listed}"
+            f"'{folder}' has no signature '{wanted}', which the parameter TF_SIGNATURE_DEF names; it has"
+            f" {listed}"
         )
     return wanted, signatures[wanted]
 
 
 def _specs(folder: Path, kind: str, key: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
     specs = []
-    for name in sorted(tensors):  # the file keeps no order
+    for name in sorted(tensors):  # the file has no order
         info = tensors[name]
         datatype = _DATATYPES.get(info.dtype)
         if info.WhichOneof("encoding") != "name" or datatype is None:
             raise InvalidArgument(
-                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a type in requests"
+                f"'{folder}' cannot be served: {kind} '{name}' of signature '{key}' is no dense tensor of a"
+                " type in requests"
             )
         if info.tensor_shape.unknown_rank and kind == "input":
             raise InvalidArgument(
-                f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of dimensions"
+                f"'{folder}' cannot be served: input '{name}' of signature '{key}' has no fixed number of"
+                " dimensions"
             )
         shape = (
             () if info.tensor_shape.unknown_rank else tuple(int(dim.size) for dim in info.tensor_shape.dim)
@@ -243,7 +252,7 @@ def _array(value: Any) -> np.ndarray:
 
 def _failure(model: str, error: Exception) -> BacklineError:
     reason = one_line(getattr(error, "message", None) or error)
-    # ValueError is what the session itself says of a shape that cannot be; InvalidArgumentError what an operation does.
+    # ValueError comes from the session for an impossible shape, InvalidArgumentError from an operation.
     if isinstance(error, ValueError) or type(error).__name__ == "InvalidArgumentError":
         return InvalidArgument(f"model '{model}' refuses the input: {reason}")
     return Internal(f"model '{model}' failed: {reason}")

@@ -1,4 +1,4 @@
-"""Model archives of TorchServe (`.mar`): their handlers run in worker processes."""
+"""TorchServe model archives (`.mar`): their handlers run in worker processes."""
 
 from __future__ import annotations
 
@@ -7,37 +7,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from backline.backends.backend import DEFAULT_OPTIONS, HostedModel, LoadOptions
 from backline.backends.cuda import cuda_gpus
-from backline.backends.hosted import HostedModel
 from backline.backends.mar_file import MANIFEST, MarFile
-from backline.backends.model_file import read_start, require_trust
-from backline.backends.runtime import one_line
+from backline.backends.runtime import one_line, read_start, require_trust
 from backline.backends.yaml_document import read_yaml
-from backline.engine.device import CPU, Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.engine.instance_group import InstanceGroup, Kind
 from backline.engine.model_config import ModelConfig
 
-#: The parameter by which the worker gets what model-config.yaml says, as JSON.
+#: The parameter with the contents of model-config.yaml, as JSON, for the worker.
 SETTINGS = "model-config"
 
 
 class TorchServe:
-    """The backend for model archives: zip files, gzipped tar files, and folders with MAR-INF/MANIFEST.json."""
+    """The backend for model archives: zip and gzipped tar files, and folders with MAR-INF/MANIFEST.json."""
 
     name: ClassVar[str] = "torchserve"
-    platform: ClassVar[str] = "torchserve"
 
     def gpus(self, path: Path, config: ModelConfig) -> Gpus:
-        """See GpuBackend: handlers compute with what they like, so those of the machine."""
+        """See GpuBackend: any GPU of the machine, as handlers decide what they use."""
         return cuda_gpus()
 
-    def load(self, path: Path, config: ModelConfig, device: Device = CPU) -> HostedModel:
-        """Reads manifest and settings; nothing of the archive is executed here.
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> HostedModel:
+        """Reads manifest and settings; nothing in the archive is executed here.
 
-        Raises InvalidArgument for what is no archive, or names files that it does not hold.
+        Raises InvalidArgument for a file that is not an archive, or that lacks files it names.
         """
-        require_trust(path, config)
+        require_trust(path, config, options)
         if path.is_dir():
             path = path.parent if path.name == "MAR-INF" else path
         else:
@@ -56,7 +54,7 @@ class TorchServe:
 
 
 def _groups(settings: Mapping[str, Any]) -> tuple[InstanceGroup, ...]:
-    """Where model-config.yaml wants its workers. Raises InvalidArgument."""
+    """The instance groups of model-config.yaml. Raises InvalidArgument."""
     kind, ids = settings.get("deviceType"), settings.get("deviceIds", [])
     if kind is None and not ids:
         return ()
@@ -73,7 +71,7 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
     try:
         manifest = json.loads(archive.read(MANIFEST))
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"'{archive.path}': {MANIFEST} is no JSON: {error}") from None
+        raise InvalidArgument(f"'{archive.path}': {MANIFEST} is not JSON: {error}") from None
     model = manifest.get("model") if isinstance(manifest, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("handler"), str) or not model["handler"]:
         raise InvalidArgument(
@@ -83,13 +81,14 @@ def _model_of(archive: MarFile) -> Mapping[str, Any]:
         name = model.get(key)
         if name is not None and not (isinstance(name, str) and archive.holds(name)):
             raise InvalidArgument(
-                f"'{archive.path}': its {key} '{name}' is not in the archive; pack it again with torch-model-archiver"
+                f"'{archive.path}': its {key} '{name}' is not in the archive; pack it again with"
+                " torch-model-archiver"
             )
     return model
 
 
 def _settings(archive: MarFile, name: str | None) -> dict[str, Any]:
-    """What model-config.yaml says. Raises InvalidArgument."""
+    """The contents of model-config.yaml. Raises InvalidArgument."""
     if name is None:
         return {}
     what = "The settings of model archives need PyYAML"

@@ -1,4 +1,4 @@
-"""XGBoost boosters, from JSON or UBJSON."""
+"""XGBoost boosters in JSON or UBJSON."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from backline.backends.model_file import read_start
+from backline.backends.backend import DEFAULT_OPTIONS, LoadOptions
 from backline.backends.parameters import Parameters
-from backline.backends.runtime import import_runtime
+from backline.backends.runtime import import_runtime, read_start
 from backline.backends.table import TableModel, features, reason
 from backline.backends.xgboost_file import check_file
 from backline.engine.datatypes import DataType
@@ -23,18 +23,19 @@ class XgBoost:
     """The backend for `model.json` and `*.ubj`."""
 
     name: ClassVar[str] = "xgboost"
-    platform: ClassVar[str] = "xgboost"
 
-    def load(self, path: Path, config: ModelConfig) -> TableModel:
-        """Loads a booster. `output__0` is what Booster.inplace_predict gives: probabilities for classifiers, [N] or [N, classes].
+    def load(self, path: Path, config: ModelConfig, options: LoadOptions = DEFAULT_OPTIONS) -> TableModel:
+        """Loads a booster. `output__0` is the result of Booster.inplace_predict: probabilities for
+        classifiers, [N] or [N, classes].
 
-        One thread computes a run unless the parameter `nthread` says otherwise.
+        A run uses one thread unless the parameter `nthread` says otherwise.
         """
         parameters = Parameters(config, self.name, _KNOWN)
         threads = parameters.threads("nthread", 1)
         if b"learner" not in read_start(path):
             raise InvalidArgument(
-                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if it is another file of that name, set"
+                f"'{path}' is not a model that XGBoost's save_model wrote (JSON or UBJSON); if it is another"
+                " file of that name, set"
                 " default_model_filename to the model's own"
             )
         runtime = import_runtime("xgboost", what="XGBoost models need XGBoost", extra="xgboost")

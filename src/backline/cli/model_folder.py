@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
+from backline.backends.backend import LoadOptions
 from backline.backends.registry import FORMATS
 from backline.engine.errors import InvalidArgument
 from backline.engine.model import Model, ModelState, Placement
@@ -96,7 +97,6 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
         ), ()
     from backline.lifecycle.loading.loader import load  # brings the runtimes along
     from backline.lifecycle.loading.scheduling_text import scheduling_text
-    from backline.lifecycle.loading.sequence_states import sequence_tensors
     from backline.lifecycle.loading.version_load import request_check
     from backline.lifecycle.loading.warm_up import fitting_request
     from backline.lifecycle.loading.warm_up_samples import warm_up_samples
@@ -107,15 +107,14 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
         raise InvalidArgument(
             problems[-1] if problems else f"'{folder.path}' has no version that can be loaded"
         )
-    config = replace(folder.found.config, may_run_code=True)  # a local file
+    config = folder.found.config
     try:
-        loaded = load(file, config, start_workers=_in_processes)
+        loaded = load(file, config, start_workers=_in_processes, options=LoadOptions(may_run_code=True))
     except _InProcesses:
         return asyncio.run(_served_model(folder)), ()
     version_folder = file if file.is_dir() else file.parent
     batched, model_folder = loaded.max_batch_size > 0, version_folder.parent
-    if config.sequence is not None:
-        sequence_tensors(config, loaded.model.signature, batched=batched, model_folder=model_folder)
+    loaded.states.prepare(batched=batched, model_folder=model_folder)
     for sample in warm_up_samples(
         config, batched=batched, version_folder=version_folder, model_folder=model_folder
     ):
@@ -130,7 +129,7 @@ def loaded_model(folder: ModelFolder) -> tuple[Model, tuple[str, ...]]:
     model.scheduling = scheduling_text(
         config, loaded.batch_limit, loaded.measured.times.seconds, decoupled=config.decoupled
     )
-    loaded.model.close()
+    loaded.close()
     return model, loaded.warnings
 
 

@@ -22,7 +22,7 @@ from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import AsyncSequence
 from backline.client.transport import InferCall, Transport
-from backline.engine.control import ANY_VERSION, STABLE, Change
+from backline.engine.control import ANY_VERSION, STABLE, Change, LabelMove
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.messages import InferResponse, Parameter
 from backline.engine.tensor import Tensor
@@ -206,17 +206,15 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Change:
         """Points a label to a version; with `expected` only if it points there now ("" for a label that does not exist yet)."""
-        return await (await self._control()).set_label(
-            name, label, str(version), _expected(expected), self._limit(timeout)
-        )
+        move = LabelMove("label", name, label, str(version), _expected(expected))
+        return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def remove_label(
         self, name: str, label: str, *, expected: str | int | None = None, timeout: float | None = None
     ) -> Change:
         """Removes a label; with `expected` only if it points there now."""
-        return await (await self._control()).remove_label(
-            name, label, _expected(expected), self._limit(timeout)
-        )
+        move = LabelMove("unlabel", name, label, expected=_expected(expected))
+        return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def promote(
         self,
@@ -227,13 +225,13 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> Change:
         """Makes a version the one that requests without a version get: moves the label "stable"."""
-        return await (await self._control()).promote(
-            name, str(version), _expected(expected), self._limit(timeout)
-        )
+        move = LabelMove("promote", name, STABLE, str(version), _expected(expected))
+        return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def rollback(self, name: str, label: str = STABLE, timeout: float | None = None) -> Change:
         """Points a label back to where it pointed before its last move."""
-        return await (await self._control()).rollback(name, label, self._limit(timeout))
+        move = LabelMove("rollback", name, label)
+        return await (await self._control()).move_label(move, self._limit(timeout))
 
     async def history(self, name: str = "", limit: int = 100, timeout: float | None = None) -> list[Change]:
         """The last changes, newest first: who did what, when. Of all models without a name."""

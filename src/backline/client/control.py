@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from backline.client.records import ModelIndex
-from backline.engine.control import Change, Overrides
+from backline.engine.control import Change, LabelMove, Overrides
 
 
 class ModelControl(ABC):
@@ -29,18 +29,7 @@ class ModelControl(ABC):
         """The labels of a model and the versions they point to."""
 
     @abstractmethod
-    async def set_label(
-        self, model: str, label: str, version: str, expected: str, timeout: float
-    ) -> Change: ...
-
-    @abstractmethod
-    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change: ...
-
-    @abstractmethod
-    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change: ...
-
-    @abstractmethod
-    async def rollback(self, model: str, label: str, timeout: float) -> Change: ...
+    async def move_label(self, move: LabelMove, timeout: float) -> Change: ...
 
     @abstractmethod
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]: ...

@@ -13,7 +13,7 @@ from backline.client.http_transport import HttpTransport
 from backline.client.identity import USER_HEADER, user_name
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex
-from backline.engine.control import Change, Overrides
+from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.errors import Unsupported
 from backline.protos import message
 
@@ -74,23 +74,9 @@ class GrpcControl(ModelControl):
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
         return await self._by_http("labels", lambda http: http.labels(model, timeout), timeout)
 
-    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        return await self._by_http(
-            "labels", lambda http: http.set_label(model, label, version, expected, timeout), timeout
-        )
-
-    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        return await self._by_http(
-            "labels", lambda http: http.remove_label(model, label, expected, timeout), timeout
-        )
-
-    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
-        return await self._by_http(
-            "promote", lambda http: http.promote(model, version, expected, timeout), timeout
-        )
-
-    async def rollback(self, model: str, label: str, timeout: float) -> Change:
-        return await self._by_http("rollback", lambda http: http.rollback(model, label, timeout), timeout)
+    async def move_label(self, move: LabelMove, timeout: float) -> Change:
+        what = "labels" if move.action in ("label", "unlabel") else move.action
+        return await self._by_http(what, lambda http: http.move_label(move, timeout), timeout)
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
         return await self._by_http("the history", lambda http: http.history(model, limit, timeout), timeout)

@@ -11,7 +11,7 @@ from backline.client.control import ModelControl
 from backline.client.errors import ProtocolError
 from backline.client.identity import USER_HEADER, user_name
 from backline.client.records import ModelIndex, read_listing
-from backline.engine.control import Change, Overrides
+from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.errors import BacklineError, NotFound, Unsupported
 
 if TYPE_CHECKING:
@@ -52,22 +52,18 @@ class HttpControl(ModelControl):
         found = await self._ask(b"GET", _model_path(model, "labels"), None, timeout)
         return dict(found["labels"])
 
-    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        document = {"version": version, "expected": expected}
-        return self._change(await self._ask(b"PUT", _model_path(model, "labels", label), document, timeout))
-
-    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        path = f"{_model_path(model, 'labels', label)}?{urlencode({'expected': expected})}"
-        return self._change(await self._ask(b"DELETE", path, None, timeout))
-
-    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
-        document = {"version": version, "expected": expected}
-        return self._change(await self._ask(b"POST", _model_path(model, "promote"), document, timeout))
-
-    async def rollback(self, model: str, label: str, timeout: float) -> Change:
-        return self._change(
-            await self._ask(b"POST", _model_path(model, "rollback"), {"label": label}, timeout)
-        )
+    async def move_label(self, move: LabelMove, timeout: float) -> Change:
+        label = _model_path(move.model, "labels", move.label)
+        target = {"version": move.version, "expected": move.expected}
+        method, path, document = b"POST", _model_path(move.model, move.action), target
+        match move.action:
+            case "label":
+                method, path = b"PUT", label
+            case "unlabel":
+                method, path = b"DELETE", f"{label}?{urlencode({'expected': move.expected})}"
+            case "rollback":
+                document = {"label": move.label}
+        return self._change(await self._ask(method, path, None if method == b"DELETE" else document, timeout))
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
         found = await self._ask(

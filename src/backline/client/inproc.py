@@ -22,7 +22,7 @@ from backline.dialects.open_inference.metadata import model_listing, server_meta
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan
 from backline.dialects.open_inference.statistics import model_statistics
-from backline.engine.control import Change, Control, Overrides
+from backline.engine.control import Change, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferRequest, InferResponse
@@ -161,21 +161,8 @@ class InprocControl(ModelControl):
         self._engine.check_known(model)
         return dict(self._engine.labels(model))
 
-    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        return await _within(
-            timeout, self._control.set_label(model, label, version, expected=expected, who=self._who)
-        )
-
-    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        return await _within(
-            timeout, self._control.remove_label(model, label, expected=expected, who=self._who)
-        )
-
-    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
-        return await _within(timeout, self._control.promote(model, version, expected=expected, who=self._who))
-
-    async def rollback(self, model: str, label: str, timeout: float) -> Change:
-        return await _within(timeout, self._control.rollback(model, label=label, who=self._who))
+    async def move_label(self, move: LabelMove, timeout: float) -> Change:
+        return await _within(timeout, self._control.move_label(move, who=self._who))
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:
         return list(self._control.history(model, limit))

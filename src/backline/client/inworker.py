@@ -19,7 +19,7 @@ from backline.client.sync import Client
 from backline.client.transport import InferCall, Transport
 from backline.dialects.open_inference.parameters import apply_parameters
 from backline.dialects.open_inference.plan import InferPlan
-from backline.engine.control import Change, Overrides
+from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.datatypes import DataType
 from backline.engine.errors import Unsupported
 from backline.engine.messages import InferResponse
@@ -191,16 +191,7 @@ class WorkerControl(ModelControl):
     async def labels(self, model: str, timeout: float) -> dict[str, str]:
         raise _for_clients("labels")
 
-    async def set_label(self, model: str, label: str, version: str, expected: str, timeout: float) -> Change:
-        raise _for_clients("labels")
-
-    async def remove_label(self, model: str, label: str, expected: str, timeout: float) -> Change:
-        raise _for_clients("labels")
-
-    async def promote(self, model: str, version: str, expected: str, timeout: float) -> Change:
-        raise _for_clients("labels")
-
-    async def rollback(self, model: str, label: str, timeout: float) -> Change:
+    async def move_label(self, move: LabelMove, timeout: float) -> Change:
         raise _for_clients("labels")
 
     async def history(self, model: str, limit: int, timeout: float) -> list[Change]:

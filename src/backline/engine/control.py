@@ -38,6 +38,21 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelMove:
+    """A change of a label of a model: nothing changes unless it points to `expected` at that moment ("": it must not exist).
+
+    "label" and "promote" point it to `version`, which is loaded first if need be; "unlabel" removes it; "rollback" points
+    it back to where it pointed before its last move. The last two have no `version`.
+    """
+
+    action: Literal["label", "unlabel", "promote", "rollback"]
+    model: str
+    label: str = STABLE
+    version: str = ""
+    expected: str = ANY_VERSION
+
+
+@dataclass(frozen=True, slots=True)
 class Overrides:
     """What a load brings along instead of the repository's own files.
 
@@ -71,23 +86,8 @@ class Control(Protocol):
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
         """Takes a model, or one version, out of service. Returns when it takes no more requests; what is in flight is finished after."""
 
-    async def set_label(
-        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
-    ) -> Change:
-        """Points a label to a version, loading the version first if need be.
-
-        Nothing is changed unless the label points to `expected` at that moment ("" for a label that does not exist).
-        """
-
-    async def remove_label(
-        self, model: str, label: str, *, expected: str = ANY_VERSION, who: str
-    ) -> Change: ...
-
-    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        """Makes a version the one that requests without a version get, by the label STABLE."""
-
-    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
-        """Points a label back to where it pointed before its last move."""
+    async def move_label(self, move: LabelMove, *, who: str) -> Change:
+        """Points a label to a version, back to an earlier one, or removes it."""
 
     def check_changeable(self, what: str) -> None:
         """Raises Unavailable where requests change nothing (mode none); `what` begins the message: "labels cannot be changed"."""

@@ -1,4 +1,4 @@
-"""How requests of unlike shapes are run together, as a configuration asks for it."""
+"""How requests of different shapes are run together, as configured."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ BatchInputKind: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class BatchInput:
-    """Inputs `targets` of the model that no client sends: they tell it something of `source` in each request of the batch."""
+    """Inputs `targets` of the model that clients do not send: they describe `source` in each request of the
+    batch.
+    """
 
     kind: BatchInputKind
     targets: tuple[str, ...]
@@ -36,12 +38,12 @@ class BatchInput:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """How an input is brought to the length of the others in its batch.
+    """How an input is padded to the length of others in its batch.
 
-    `axes` are the dimensions that vary, with the batch as 0; empty for all that vary in the model. `value` is the text of what is filled
-    in, empty for zero. `buckets` are the lengths to choose from, ascending; without them it is the longest of the batch, and requests are
-    only joined that are less than twice as long as each other. The model's inputs `lengths` and `mask` are told what is real. A model that
-    only takes one length has that as `most`, and as its bucket.
+    `axes` are the padded dimensions, with the batch as 0; empty for all variable ones. `value` is the text of
+    the filler, empty for zero. `buckets` are the possible lengths, ascending; without them it is the longest
+    of the batch, and only requests within a factor of two are joined. The model's inputs `lengths` and `mask`
+    tell it what is real. A model of one fixed length has that as `most` and as its bucket.
     """
 
     axes: tuple[int, ...] = ()
@@ -52,20 +54,22 @@ class Padding:
     most: int = 0
 
     def length(self, longest: int) -> int:
-        """The length that the inputs of a batch get, the longest of which has this length."""
+        """The padded length in a batch whose longest input has this length."""
         place = bisect_left(self.buckets, longest)
         return self.buckets[place] if place < len(self.buckets) else longest
 
     def bucket(self, length: int) -> int:
-        """A number that inputs share which may be joined: without buckets, from one power of two to the next."""
+        """Inputs with equal numbers may be joined: without buckets, those between two powers of two."""
         return self.length(length) if self.buckets else (length - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How an output is cut back to what belongs to a request: along `axis`, with the batch as 0, by the length of the padded input `to`.
+    """How an output is cut to what belongs to a request: along `axis`, with the batch as 0, by the length of
+    the padded input `to`.
 
-    The model gives one step for every `hop` steps of its input from the first `window` on; 1 and 1 are as many steps as the input has.
+    The model gives one step for every `hop` input steps after the first `window`; with 1 and 1, as many as
+    the input has.
     """
 
     to: str
@@ -74,17 +78,17 @@ class Cut:
     window: int = 1
 
     def length(self, given: int) -> int:
-        """The steps of the output that come of so many steps of the input."""
+        """The output steps for this many input steps."""
         return max(0, (given - self.window) // self.hop + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """How requests of unlike shapes are joined.
+    """How requests of different shapes are joined.
 
-    `ragged` inputs are laid end to end in one dimension; `scattered` outputs come back so, and each request gets as many elements as its
-    shape has, that of an input, by output. `allowed_batch_sizes` are those that batches are filled up to, ascending. `padding` is by input,
-    with `pad_all` for every input that varies; `cuts` are by output.
+    `ragged` inputs are concatenated into one dimension. `scattered` outputs are too: each request gets as
+    many elements as its input, named by output, has. `allowed_batch_sizes` are ascending; batches are filled
+    up to one. `padding` is by input, `pad_all` means every variable input; `cuts` are by output.
     """
 
     ragged: tuple[str, ...] = ()
@@ -97,7 +101,7 @@ class Joining:
 
     @property
     def hidden_inputs(self) -> frozenset[str]:
-        """Inputs of the model that no client sends."""
+        """Inputs of the model that clients do not send."""
         told = {target for batch_input in self.batch_inputs for target in batch_input.targets}
         told |= {
             name for padding in self.padding.values() for name in (padding.lengths, padding.mask) if name
@@ -106,17 +110,17 @@ class Joining:
 
     @property
     def padded(self) -> bool:
-        """Whether lengths differ within a batch and filling up costs time, so that requests of a kind are worth being looked for."""
+        """Whether padding costs time, so that it pays to look for requests of similar length."""
         return self.pad_all or bool(self.padding)
 
     def batch_size(self, items: int) -> int:
-        """The size that a batch of so many items gets."""
+        """The size to which a batch of this many items is filled up."""
         place = bisect_left(self.allowed_batch_sizes, items)
         return self.allowed_batch_sizes[place] if place < len(self.allowed_batch_sizes) else items
 
 
 class JoiningCheck:
-    """A RequestCheck that notes which requests may share a batch by `joining`, whose padding is that of the model: `axes` are named."""
+    """A RequestCheck that sets `batch_key` by `joining`, whose padding must name its `axes`."""
 
     def __init__(self, check: RequestCheck, joining: Joining, inputs: tuple[str, ...]) -> None:
         self._check = check
@@ -135,7 +139,8 @@ class JoiningCheck:
         for name, axis, most in self._limits:
             if name in inputs and inputs[name].shape[axis] > most:
                 raise InvalidArgument(
-                    f"[request id: {request.id or '<id_unknown>'}] input '{name}' of model '{request.model_name}' has shape"
+                    f"[request id: {request.id or '<id_unknown>'}] input '{name}' of model"
+                    f" '{request.model_name}' has shape"
                     f" {list(inputs[name].shape)}, but it may have at most {most} in dimension {axis}"
                 )
         ticket.batch_key = tuple(

@@ -1,4 +1,4 @@
-"""One version of one model, as everybody sees it: what it is, its state, how it runs, and where its requests go."""
+"""One version of one model as the engine sees it: its state, how it runs, and where its requests go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backline.engine.ticket import Ticket
 
 
 class ModelState(Enum):
-    """The life of a model version, with the names that clients know."""
+    """The state of a model version, under the names that clients know."""
 
     UNKNOWN = "UNKNOWN"
     LOADING = "LOADING"
@@ -26,14 +26,14 @@ class ModelState(Enum):
 
 
 class RequestQueue(Protocol):
-    """What takes a checked request and sees to it that it is run."""
+    """Takes checked requests and has them run."""
 
     def submit(self, ticket: Ticket) -> None:
-        """Accepts the request, or raises Unavailable when the queue is full."""
+        """Accepts the request. Raises Unavailable when the queue is full."""
 
     @property
     def pending(self) -> int:
-        """Requests that wait, without those that run."""
+        """Requests that wait, not those that run."""
 
 
 class Recording(Protocol):
@@ -44,24 +44,24 @@ class Recording(Protocol):
 
 
 class OpenSequences(Protocol):
-    """The sequences that a version is in the middle of."""
+    """The open sequences of a version."""
 
     @property
     def open_sequences(self) -> int:
-        """How many there are."""
+        """The number of open sequences."""
 
     def holds(self, request: InferRequest) -> bool:
-        """Whether the sequence of a request is one of them."""
+        """Whether a request belongs to an open sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How the server chose to run a model version, for people to read."""
+    """How the server runs a model version, for people to read."""
 
     lane: str
     instances: int
     max_batch_size: int
-    #: Why the model is or is not batched, and why it runs where it runs.
+    #: Why it is batched or not, and why it runs where it does.
     reason: str = ""
     #: The devices of its instances.
     places: Places = NOWHERE
@@ -69,8 +69,8 @@ class Placement:
 
 @dataclass(slots=True)
 class LoadProgress:
-    """How far a load is: its `phase` (fetch, environment, load, probe, warm-up), bytes fetched and in all, and when it began, of
-    time.monotonic(). The bytes of "environment" are those of its packages.
+    """The progress of a load: its `phase` (fetch, environment, load, probe, warm-up), bytes fetched and in
+    total, and its begin by time.monotonic(). In phase "environment" bytes are those of packages.
     """
 
     phase: str
@@ -80,9 +80,10 @@ class LoadProgress:
 
 
 class Model:
-    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension of it is a batch.
+    """One version of one model. `signature` has full shapes; `max_batch_size` 0 means that no dimension is a
+    batch.
 
-    A model that is `on_demand` is not loaded, but its queue takes requests, which wait until it is.
+    An `on_demand` model is not loaded, but its queue accepts requests, which wait for the load.
     """
 
     __slots__ = (
@@ -116,42 +117,43 @@ class Model:
         self.version = version
         self.config = config
         self.state = ModelState.UNKNOWN
-        #: Why the model is in its state, empty when there is nothing to say.
+        #: Why it is in its state, if there is anything to say.
         self.reason = ""
-        #: Why the model says of itself that it is not ready, although it answers; empty when it says nothing.
+        #: Why the model declares itself not ready although it answers, if it does.
         self.unready = ""
         self.backend = config.backend
         self.platform = config.platform
-        #: Whether a request gets any number of responses; callers that take one are refused then.
+        #: Whether a request may get any number of responses; unary calls are then refused.
         self.decoupled = config.decoupled
         self.signature = Signature((), ())
         self.max_batch_size = 0
         self.placement: Placement | None = None
-        #: How its requests are queued and joined, for people to read; empty of one that was never loaded.
+        #: How its requests are queued and joined, for people; empty if it was never loaded.
         self.scheduling = ""
         self.statistics = ModelStatistics()
-        #: Raises InvalidArgument for a request that does not fit; a recording, and the sleep of a version, put one of their own there.
+        #: Raises InvalidArgument for requests that do not fit. Stand-ins replace it.
         self.check: Callable[[Ticket], None] | None = None
         self.queue: RequestQueue | None = None
         #: Notes the requests that it accepts, while they are recorded.
         self.recording: Recording | None = None
-        #: Of a loaded version whose requests belong to sequences.
+        #: Of a loaded model of sequences.
         self.sequences: OpenSequences | None = None
         self.on_demand = False
-        #: Of a version that is on demand: loads it without a request. Raises BacklineError with the reason when it cannot be loaded.
+        #: Of an on-demand version: loads it without a request. Raises BacklineError with the reason.
         self.wake: Callable[[], Awaitable[None]] | None = None
-        #: Whether the server is only ready when this version answers; not so for one that was unloaded, or whose old files still serve.
+        #: Whether the server needs this version to be ready; not if it was unloaded, or its previous files
+        #: still serve.
         self.required = True
         self.progress: LoadProgress | None = None
-        #: Resident memory that the model takes, measured when it was loaded; 0 when it is not loaded.
+        #: Resident memory of the model, measured at load; 0 if it is not loaded.
         self.memory_bytes = 0
 
     @property
     def answers(self) -> bool:
-        """Whether a request to it will be answered: it is ready, or will be loaded for it."""
+        """Whether requests will be answered: it is ready, or is loaded on request."""
         return self.state is ModelState.READY or self.on_demand
 
     @property
     def ready(self) -> bool:
-        """Whether it answers, and says nothing else of itself."""
+        """Whether it answers and does not declare itself not ready."""
         return not self.unready and self.answers

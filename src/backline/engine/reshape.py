@@ -1,4 +1,4 @@
-"""Tensors whose shape the model has otherwise than its clients (Triton's `reshape`)."""
+"""Tensors whose shape in the model differs from the one that clients see (Triton's `reshape`)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from backline.engine.tensor import Shape, Tensor
 
 
 class Reshape:
-    """From shapes that fit `source` to those of `target`, which has as many elements.
+    """Maps shapes that fit `source` to `target`, which has as many elements.
 
-    -1 stands for a dimension that varies, the batch among them; both have as many, which keep their sizes in their order.
+    -1 is a variable dimension, such as the batch. Both have equally many, which keep their sizes in order.
     """
 
     __slots__ = ("_source", "_target", "_varying")
@@ -25,19 +25,20 @@ class Reshape:
         self._varying = tuple(axis for axis, dim in enumerate(source) if dim < 0)
 
     def shape(self, name: str, shape: Shape) -> Shape:
-        """The shape that one becomes of the tensor `name`. Raises Internal for one that does not fit."""
+        """Maps a shape of the tensor `name`. Raises Internal if it does not fit."""
         if len(shape) != len(self._source) or any(
             dim not in (-1, got) for dim, got in zip(self._source, shape, strict=True)
         ):
             raise Internal(
-                f"the model has '{name}' with shape {list(shape)}, but its configuration reshapes {list(self._source)} to"
+                f"the model has '{name}' with shape {list(shape)}, but its configuration reshapes"
+                f" {list(self._source)} to"
                 f" {list(self._target)}"
             )
         sizes = iter([shape[axis] for axis in self._varying])
         return tuple(next(sizes) if dim < 0 else dim for dim in self._target)
 
     def array(self, name: str, array: np.ndarray) -> np.ndarray:
-        """The array of the tensor `name`, in its other shape. Raises as `shape`."""
+        """Reshapes an array of the tensor `name`. Raises as `shape` does."""
         return array.reshape(self.shape(name, array.shape))
 
 
@@ -45,7 +46,7 @@ Reshapes: TypeAlias = Mapping[str, Reshape]
 
 
 def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict[str, np.ndarray]:
-    """The arrays, those that have one in another shape. Raises Internal for an array whose shape does not fit."""
+    """Reshapes the arrays that have a reshape. Raises Internal for a shape that does not fit."""
     return {
         name: reshapes[name].array(name, array) if name in reshapes else array
         for name, array in arrays.items()
@@ -53,7 +54,7 @@ def reshape_arrays(arrays: Mapping[str, np.ndarray], reshapes: Reshapes) -> dict
 
 
 def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
-    """The tensor, in another shape if it has one. Raises Internal where its shape does not fit."""
+    """Reshapes the tensor if it has a reshape. Raises Internal for a shape that does not fit."""
     reshape = reshapes.get(tensor.name)
     if reshape is None:
         return tensor
@@ -62,7 +63,7 @@ def reshape_tensor(tensor: Tensor, reshapes: Reshapes) -> Tensor:
 
 
 def narrower(given: Shape, actual: Shape) -> Shape | None:
-    """The narrower of two shapes with -1 for what varies; None when they exclude each other."""
+    """The narrower of two shapes with -1 for variable dimensions; None if they exclude each other."""
     if len(given) != len(actual) or any(
         -1 not in (g, a) and g != a for g, a in zip(given, actual, strict=True)
     ):

@@ -1,4 +1,4 @@
-"""The inputs and outputs of a model, and the check that a request fits them."""
+"""The inputs and outputs of a model, and the check that requests fit them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from backline.engine.tensor import Shape, Tensor
 from backline.engine.ticket import Ticket
 
 BATCH_NOTE = (
-    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended to each input shape."
-    " If you want to specify the full shape including the batch dim in your input dims config, try setting max_batch_size to zero."
+    " NOTE: Setting a non-zero max_batch_size in the model config requires a batch dimension to be prepended"
+    " to each input shape."
+    " If you want to specify the full shape including the batch dim in your input dims config, try setting"
+    " max_batch_size to zero."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """An input or output: `shape` has -1 for every dimension that varies. `labels` name the classes of a classification output.
+    """An input or output: `shape` has -1 for variable dimensions. `labels` name the classes of a
+    classification output.
 
-    In a configuration `reshape` is what the model has in the place of `shape`, which is what clients see.
+    In a configuration `shape` is what clients see and `reshape` what the model has instead.
     """
 
     name: str
@@ -39,17 +42,18 @@ class Signature:
     outputs: tuple[TensorSpec, ...]
 
     def is_fixed(self, *, batched: bool) -> bool:
-        """Whether the inputs of all requests have the same shapes, but for the batch."""
+        """Whether all requests have inputs of the same shapes, except for the batch."""
         first = 1 if batched else 0
         return all(not spec.optional and dim >= 0 for spec in self.inputs for dim in (0, *spec.shape[first:]))
 
 
 class RequestCheck:
-    """Whether a request fits a model: names, datatypes, shapes, batch size. Notes `batch_size` and `batch_key` on the request.
+    """Checks that a request fits a model: names, datatypes, shapes, batch size. Sets its `batch_size` and
+    `batch_key`.
 
-    `signature` has full shapes; where `max_batch_size` is not 0 its first dimension is the batch. Requests with equal `batch_key` may share
-    a batch. A request above `max_batch_size`, or without any item, is refused if `strict` (the limit was configured), otherwise it runs.
-    Error texts are Triton's (core/src/infer_request.cc).
+    `signature` has full shapes, the first dimension being the batch unless `max_batch_size` is 0. Requests
+    with equal `batch_key` may share a batch. A request without items, or above `max_batch_size`, is only
+    refused if `strict` (the limit was configured). Error texts are Triton's (core/src/infer_request.cc).
     """
 
     def __init__(self, model: str, signature: Signature, max_batch_size: int, *, strict: bool) -> None:
@@ -88,14 +92,15 @@ class RequestCheck:
                 continue
             if tensor.datatype is not datatype:
                 raise InvalidArgument(
-                    f"{_prefix(request)}inference input '{name}' data-type is '{tensor.datatype.name}', but model '{self._model}' expects"
+                    f"{_prefix(request)}inference input '{name}' data-type is '{tensor.datatype.name}', but"
+                    f" model '{self._model}' expects"
                     f" '{datatype.name}'"
                 )
             shape = tensor.shape
             if len(shape) != rank:
                 if rank or shape != (1,):
                     raise self._shape_error(request, name, shape)
-                # Triton shows a scalar as [1], and clients written for it send it so.
+                # Triton shows scalars as [1], and its clients send them so.
                 inputs[name] = Tensor(name, datatype, (), tensor.data.reshape(()))
                 shape = ()
             if batched:
@@ -103,15 +108,18 @@ class RequestCheck:
                     size = shape[0]
                     if size < 1 and self._strict:
                         raise InvalidArgument(
-                            f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch, shape {list(shape)}"
+                            f"{_prefix(request)}input '{name}' of model '{self._model}' has an empty batch,"
+                            f" shape {list(shape)}"
                         )
                     if size > batched and self._strict:
                         raise InvalidArgument(
-                            f"{_prefix(request)}inference request batch-size must be <= {batched} for '{self._model}'"
+                            f"{_prefix(request)}inference request batch-size must be <= {batched} for"
+                            f" '{self._model}'"
                         )
                 elif shape[0] != size:
                     raise InvalidArgument(
-                        f"{_prefix(request)}input '{name}' batch size does not match other inputs for '{self._model}'"
+                        f"{_prefix(request)}input '{name}' batch size does not match other inputs for"
+                        f" '{self._model}'"
                     )
                 shape = shape[1:]
             if shape != dims:
@@ -134,12 +142,15 @@ class RequestCheck:
             return
         if unknown and not missing:
             raise InvalidArgument(
-                f"{_prefix(request)}unexpected inference input(s) {_names(unknown)} for model '{self._model}',"
+                f"{_prefix(request)}unexpected inference input(s) {_names(unknown)} for model"
+                f" '{self._model}',"
                 f" expected {_names(self._names)}"
             )
         raise InvalidArgument(
-            f"{_prefix(request)}expected {len(self._names)} inputs but got {len(given)} inputs for model '{self._model}'."
-            f" Got input(s) [{_names(given)}], but missing required input(s) [{_names(missing)}]. Please provide all required input(s)."
+            f"{_prefix(request)}expected {len(self._names)} inputs but got {len(given)} inputs for model"
+            f" '{self._model}'."
+            f" Got input(s) [{_names(given)}], but missing required input(s) [{_names(missing)}]. Please"
+            " provide all required input(s)."
         )
 
     def _shape_error(self, request: InferRequest, name: str, got: Shape) -> InvalidArgument:

@@ -158,7 +158,7 @@ class Environments:
                 finally:
                     shutil.rmtree(building, ignore_errors=True)
         except Stopped:
-            raise Unavailable(f"{what}: it was given up") from None
+            raise Unavailable(f"{what}: it was cancelled") from None
         except UvFailed as error:
             for line in error.lines:
                 log.warning("uv: %s", line)

@@ -1,1 +1,1 @@
-"""Which model versions are live, and the steps to get there: what is wanted, the plan, loads, labels, and the end of it."""
+"""Which model versions are live, and how they get there: targets, the plan, loads, labels, unloads."""

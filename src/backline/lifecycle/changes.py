@@ -1,4 +1,4 @@
-"""Changes that somebody waits for: a version that is to be up now, a model that is to become another as a whole."""
+"""Changes with a waiting caller: one version to be ready now, or a whole model to move to a new target."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.lifecycle.plan import Phase
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
 from backline.lifecycle.wanted.target import Target
 
 
-class Changes:
-    """Changes what models are to be, and waits until they are. `advance` takes the steps of some models. Lives on the event loop."""
+class AwaitedChanges:
+    """Sets targets of models and waits for them. `advance` takes the next steps. Lives on the event loop."""
 
     def __init__(self, models: ServedModels, advance: Callable[[Iterable[str]], None]) -> None:
         self._models = models
         self._advance = advance
-        #: Names of models whose change is to end, whatever it has come to, and by what.
+        #: Models whose change is to be aborted, and what aborted it.
         self._ended: dict[str, str] = {}
 
     async def load_now(self, served: ServedModel, version: str) -> str:
-        """Returns when the load of a wanted version has ended, and why it failed; empty when it is ready."""
+        """Waits for the load of a wanted version; returns why it failed, or "" when it is ready."""
         served.awake.add(version)
         served.resting.pop(version, None)
         _drop_failed(served, version)
@@ -31,7 +31,7 @@ class Changes:
         return served.load_ended(version) or ""
 
     async def bring_up(self, served: ServedModel, version: str) -> bool:
-        """Returns when a version is ready, and whether it was added to the target. Raises InvalidArgument when it cannot be loaded."""
+        """Waits until a version is ready; returns whether it joined the target. Raises InvalidArgument."""
         before = served.target
         if served.ready(version) is not None or before is None:
             return False
@@ -45,7 +45,7 @@ class Changes:
         return version not in before.beside
 
     async def change(self, name: str, target: Target) -> None:
-        """Brings a model to a target as a whole. When a version fails everything stays as it was, and InvalidArgument has the reasons."""
+        """Moves a model to a target, all or nothing. Raises InvalidArgument with the reasons of failures."""
         served = self._models[name]
         served.failures.clear()
         served.change = target
@@ -54,7 +54,7 @@ class Changes:
         try:
             await self._models.until(lambda: served.outcome() is not None or name in self._ended)
             if name in self._ended:
-                raise Unavailable(f"the load of '{name}' was ended by {self._ended[name]}")
+                raise Unavailable(f"the load of '{name}' was aborted by {self._ended[name]}")
             failures = served.outcome() or {}
         except BaseException:
             served.change = None
@@ -69,7 +69,7 @@ class Changes:
             served.note_failures(target, failures)
         self._advance((name,))
         if failures:
-            # Triton's words.
+            # Triton's text.
             reasons = "".join(
                 f"version {version} is at UNAVAILABLE state: {reason};\n"
                 for version, reason in failures.items()
@@ -77,23 +77,23 @@ class Changes:
             raise InvalidArgument(f"load failed for model '{name}': {reasons}")
 
     def end(self, name: str, by: str = "a request to unload it") -> None:
-        """Ends the change of a model that is under way, if one is: its load may have no end of its own. Who waits is told by what."""
+        """Aborts a change in progress (its load may never finish); waiters get an error naming `by`."""
         served = self._models.find(name)
         if served is not None and served.change is not None and served.outcome() is None:
             self._ended[name] = by
             self._advance((name,))
 
     def end_all(self, by: str) -> None:
-        """Ends all changes that are under way."""
+        """Aborts every change in progress."""
         for name in [served.name for served in self._models]:
             self.end(name, by)
 
 
 def _drop_failed(served: ServedModel, version: str | None = None) -> None:
-    """What failed before is tried anew."""
+    """Forgets failed loads, so that they are tried again."""
     for one in [
         one
         for one in served.held.values()
-        if one.phase is Phase.FAILED and version in (None, one.model.version)
+        if one.phase is VersionPhase.FAILED and version in (None, one.model.version)
     ]:
         del served.held[one.key]

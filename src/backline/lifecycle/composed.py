@@ -1,4 +1,4 @@
-"""Versions of models that consist of others: an ensemble has no file, and is ready when the models are that it asks."""
+"""Ensembles: models without a file, ready when the models they call are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import ResponseStatistics
 from backline.engine.signature import RequestCheck
-from backline.engine.ticket import Ticket
 from backline.lifecycle.calls.call_graph import Wait
 from backline.lifecycle.calls.ensemble_steps import (
     asked_models,
@@ -24,9 +23,9 @@ from backline.lifecycle.calls.ensemble_steps import (
     unanswered_step,
     waits_of_decoupled_steps,
 )
-from backline.lifecycle.loading.loader import Measured
+from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.scheduling_text import scheduling_text
-from backline.lifecycle.plan import Phase
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.servable import Servable
 from backline.schedule.cache.key import RequestKeys
 from backline.schedule.cache.queue import CachedQueue
@@ -37,25 +36,25 @@ from backline.schedule.queues.queue import QueueSettings
 
 
 class ComposedServable(Servable):
-    """One version of an ensemble. Nothing is read from its files and no thread is taken: loading it is a look at the models it asks."""
+    """One version of an ensemble. Loading it reads no file and needs no thread: it looks at other models."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As a Servable."""
+        """Takes what a Servable takes."""
         super().__init__(*args, **options)
         self._engine = self._shared.engine
         self._graph = self._shared.call_graph
-        #: The waits of its steps that the graph knows.
+        #: The waits of its steps that are in the call graph.
         self._waits: list[Wait] = []
         self._composed: EnsembleQueue | None = None
-        #: The cache in front of it, if there is one.
+        #: Its response cache, if any.
         self._cached: CachedQueue | None = None
-        #: The versions that answer for its steps.
+        #: The versions that its steps call.
         self._asked: tuple[Model, ...] = ()
-        #: It does not answer because a model that it asks does not: it is tried again when that has changed.
+        #: Whether a model that it calls is unavailable; the ensemble is tried again when that changes.
         self.lacking = False
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Raises InvalidArgument when its steps do not fit each other, or a model that it asks is not there."""
+        """Raises InvalidArgument when its steps do not fit each other, or call a model that is missing."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = monotonic()
@@ -72,7 +71,7 @@ class ComposedServable(Servable):
             self.model.version,
             config.ensemble,
             signature,
-            self._submit_step,
+            self._engine.submit,
             self.model.statistics,
             batched=bool(config.max_batch_size),
             turn=self._shared.turn,
@@ -90,11 +89,8 @@ class ComposedServable(Servable):
             asked_models(self._engine, config.ensemble), step_models(self._engine, config.ensemble)
         )
         self._wait_for_steps()
-        self.phase = Phase.LOADED
+        self.enter(VersionPhase.LOADED)
         model.statistics.load_seconds = monotonic() - began
-
-    def _submit_step(self, ticket: Ticket) -> None:
-        self._engine.submit(ticket)  # looked up each time: it is another one while requests are followed
 
     def _keep_answers(self, queue: EnsembleQueue) -> None:
         model, cache = self.model, self._shared.cache
@@ -113,11 +109,11 @@ class ComposedServable(Servable):
             )
 
     def _keys(self) -> RequestKeys:
-        """Keys that nothing was answered for: what its models answer may change with them."""
+        """Fresh keys: responses cached so far may no longer be what its models would answer."""
         return RequestKeys(self.model.name, self.model.version, f"steps {uuid4()}")
 
     def _take_models(self, asked: tuple[Model, ...], models: tuple[StepModel, ...]) -> None:
-        """With one decoupled step it is decoupled itself, as in Triton."""
+        """Notes the models that its steps call now. As in Triton, one decoupled step makes it decoupled."""
         assert self._composed is not None, "it is loaded"
         model = self.model
         self._asked = asked
@@ -135,7 +131,7 @@ class ComposedServable(Servable):
         model.check = DecoupledCheck(model.name, check) if model.decoupled else check
 
     def _wait_for_steps(self) -> None:
-        """Tells the graph which steps may stand still. Raises InvalidArgument where one holds what those behind it need."""
+        """Adds waiting steps to the call graph. Raises InvalidArgument for a wait that could never end."""
         config, permits = self.model.config, self._shared.permits
         assert config.ensemble is not None, "it is an ensemble"
         self._forget_waits()
@@ -146,9 +142,9 @@ class ComposedServable(Servable):
                 wanting = permits.wanting(together, waiting)
                 if wanting:
                     raise InvalidArgument(
-                        f"in ensemble {config.name}, model '{waiting[0]}' would wait for the steps behind it, which might wait for"
-                        f" {wanting} for ever: who waits holds what it takes. Give the server more (--rate-limit-resource), or let their"
-                        " instances take less"
+                        f"in ensemble {config.name}, model '{waiting[0]}' would wait for later steps, which"
+                        f" might wait for {wanting} for ever: a step keeps its resources while it waits."
+                        " Give the server more of them (--rate-limit-resource), or let instances take fewer"
                     )
         self._graph.add(waits)
         self._waits = waits
@@ -158,23 +154,22 @@ class ComposedServable(Servable):
         self._waits = []
 
     def fail(self, reason: str, retry_at: float | None) -> None:
-        """See Servable."""
         self._forget_waits()
         super().fail(reason, retry_at)
 
     def review(self) -> bool:
-        """Whether what it asks has changed so that it must be taken out of service, which is done, or be loaded again."""
-        if self.phase is not Phase.READY and not (self.phase is Phase.FAILED and self.lacking):
+        """Returns whether changes of its models took it out of service, or allow another load."""
+        if self.phase is not VersionPhase.READY and not (self.phase is VersionPhase.FAILED and self.lacking):
             return False
         config = self.model.config
         assert config.ensemble is not None, "it is an ensemble"
         reason = unanswered_step(self._engine, config)
-        if self.phase is Phase.FAILED:
+        if self.phase is VersionPhase.FAILED:
             return not reason
         if not reason and self._composed is not None:
             asked = asked_models(self._engine, config.ensemble)
             known = self._composed.models
-            # Of a model that was put to sleep nothing is known but what was.
+            # An unloaded model shows nothing; what it showed last still holds.
             models = tuple(
                 new if new.ranks else old
                 for new, old in zip(step_models(self._engine, config.ensemble), known, strict=True)
@@ -193,7 +188,6 @@ class ComposedServable(Servable):
 
     @property
     def may_come_back(self) -> bool:
-        """See Servable."""
         return not unanswered_step(self._engine, self.model.config)
 
     @property
@@ -202,12 +196,12 @@ class ComposedServable(Servable):
         return self._composed is not None and self._composed.running > 0
 
     def update(self, config: ModelConfig) -> None:
-        """Takes a configuration that differs in what needs no load."""
+        """Takes a configuration that needs no new load."""
         self._config = self.model.config = config
         self._time_first_responses()
 
     async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds."""
+        """Finishes its requests, for at most `limit` seconds."""
         queue = self._cached or self._composed
         if queue is not None:
             await queue.drain(limit)

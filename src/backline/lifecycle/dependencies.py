@@ -1,4 +1,4 @@
-"""Which models ask which others, by the configurations of ensembles."""
+"""Which models call which others, according to the configurations of ensembles."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Iterator
 
 from backline.engine.engine import Engine
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.plan import Phase
+from backline.lifecycle.phase import VersionPhase
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
 
 
 def composed_of(config: ModelConfig) -> frozenset[str]:
-    """The names of the models that a model asks; of most, none."""
+    """The names of the models that an ensemble calls; none for other models."""
     return config.ensemble.models if config.ensemble is not None else frozenset()
 
 
 class Dependencies:
-    """What of a server's models depends on others of them. Lives on the event loop."""
+    """The dependencies between the models of a server. Lives on the event loop."""
 
     def __init__(self, engine: Engine, models: ServedModels) -> None:
         self._engine = engine
         self._models = models
 
     def asking(self, name: str) -> list[str]:
-        """The models that are to be served and ask this one, perhaps by others in between."""
+        """The wanted models that call this one, directly or through others."""
         targets = {served.name: served.target for served in self._models if served.target is not None}
         return [other for other, target in targets.items() if self._asks(target.source.config, name, set())]
 
     def needed(self) -> set[str]:
-        """The models that others ask which are to be served."""
+        """The models that wanted models call."""
         return {
             name
             for served in self._models
@@ -38,7 +38,7 @@ class Dependencies:
         }
 
     def is_waiting(self, config: ModelConfig) -> bool:
-        """Whether a model is not loaded yet, as loads of models that it asks are under way."""
+        """Whether a model must wait for loads of models that it calls."""
         if config.ensemble is None:
             return False
         from backline.lifecycle.calls.ensemble_steps import unanswered_step
@@ -49,9 +49,10 @@ class Dependencies:
         return any(step is not None and not step.settled for step in steps)
 
     def review(self) -> Iterator[ServedModel]:
-        """Takes ensembles out of service with the models they ask, and lets them come back with them; yields those whose steps follow now.
+        """Takes ensembles out of service with the models they call, and brings them back; yields those that
+        need steps.
 
-        One may ask another.
+        Repeats until nothing changes, because ensembles call each other.
         """
         changed = True
         while changed:
@@ -60,12 +61,12 @@ class Dependencies:
                 for one in tuple(served.held.values()):
                     if one.review():
                         changed = True
-                        if one.phase is Phase.FAILED and one.may_come_back:
+                        if one.phase is VersionPhase.FAILED and one.may_come_back:
                             del served.held[one.key]
                         yield served
 
     def _asks(self, config: ModelConfig, name: str, seen: set[str]) -> bool:
-        """Whether a model asks another, perhaps by others in between."""
+        """Whether a model calls another, directly or through others."""
         for asked in composed_of(config) - seen:
             seen.add(asked)
             served = self._models.find(asked)

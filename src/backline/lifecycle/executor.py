@@ -1,4 +1,4 @@
-"""The one that carries plans out: loads in parallel, switches, drains, tries again."""
+"""Carries plans out: loads in parallel, switches, drains, retries."""
 
 from __future__ import annotations
 
@@ -6,29 +6,43 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import count
+from typing import Literal
 
 from backline.engine.errors import BacklineError
+from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
-from backline.lifecycle.changes import Changes
+from backline.lifecycle.changes import AwaitedChanges
 from backline.lifecycle.dependencies import Dependencies
 from backline.lifecycle.loading.load_threads import LoadThreads
-from backline.lifecycle.loading.loader import Measured
+from backline.lifecycle.loading.loaded import Measured
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.memory.residency import NoRoom, Residency
 from backline.lifecycle.memory.sleep import Sleep
-from backline.lifecycle.plan import Action, Cancel, Forget, Load, Phase, Serve, Unload, Update, Wanted, plan
+from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.plan import Action, BeginLoad, Cancel, Forget, Serve, Unload, Update, Wanted, plan
 from backline.lifecycle.servable import Servable
 from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.served_models import ServedModels
-from backline.lifecycle.step import Step
 from backline.repository.local import LocalRepository
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds until a failed load is tried again; doubled with every attempt, up to the second number.
+#: Seconds before a failed load is retried, doubled with each attempt up to the second value.
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happened to a version or ("replaced") an instance; `reason` is why it failed or went to sleep."""
+
+    kind: Literal["loaded", "reloaded", "updated", "failed", "unloaded", "replaced"]
+    model: Model
+    reason: str = ""
+    #: Whether a failed load will be retried.
+    again: bool = False
 
 
 class Executor:
@@ -40,7 +54,7 @@ class Executor:
         self._options = options = shared.options
         self._on_step = on_step
         self.models = ServedModels(strict_readiness=options.strict_readiness)
-        self.changes = Changes(self.models, self.advance)
+        self.changes = AwaitedChanges(self.models, self.advance)
         self.dependencies = Dependencies(shared.engine, self.models)
         self._sleep = Sleep(self.models, self.changes, shared.total, self.advance)
         self._residency = Residency(
@@ -52,16 +66,14 @@ class Executor:
         self._threads = LoadThreads()
         self._keys = count(1)
         self._loading = 0
-        #: Names of models with loads for which no slot was free, in their order.
+        #: Models with loads that wait for a slot, in order.
         self._waiting: dict[str, None] = {}
-        #: What loads have measured, by name, version and fingerprint.
+        #: Measurements by model and version, with the fingerprint that they hold for.
         self._measured: dict[tuple[str, str], tuple[str, Measured]] = {}
         self._closed = False
 
-    # steps
-
     def advance(self, names: Iterable[str]) -> None:
-        """Takes all steps that can be taken now; those that take time go on by themselves."""
+        """Takes every step that is possible now. Longer ones continue as tasks, which call this again."""
         if self._closed:
             return
         mine = dict.fromkeys(names)
@@ -76,7 +88,7 @@ class Executor:
     def _advance(self, served: ServedModel) -> None:
         while True:
             served.move_labels()
-            own = sum(one.phase is Phase.LOADING for one in served.held.values())
+            own = sum(one.phase is VersionPhase.LOADING for one in served.held.values())
             slots = self._options.load_threads - self._loading + own
             actions = plan(
                 served.wanted(),
@@ -89,7 +101,7 @@ class Executor:
         there = {
             (one.model.version, one.fingerprint)
             for one in served.held.values()
-            if one.phase is not Phase.DRAINING
+            if one.phase is not VersionPhase.DRAINING
         }
         if any(goal.loaded and (goal.version, goal.fingerprint) not in there for goal in served.wanted()):
             self._waiting[served.name] = None
@@ -103,9 +115,9 @@ class Executor:
             self._engine.forget(served.name)
 
     def _carry_out(self, served: ServedModel, action: Action) -> bool:
-        """Returns whether there was something to do."""
+        """Returns whether anything changed, so that the plan must be made again."""
         match action:
-            case Load(goal, instead):
+            case BeginLoad(goal, instead):
                 if self.dependencies.is_waiting(_config(goal)):
                     return False
                 attempt = 1 if instead is None else served.held.pop(instead).attempt + 1
@@ -150,7 +162,7 @@ class Executor:
             self._shared,
             statistics=served.statistics(version.version),
             attempt=attempt,
-            beside_serving=any(other.phase is Phase.READY for other in served.held.values()),
+            beside_serving=any(other.phase is VersionPhase.READY for other in served.held.values()),
             may_run_code=self._options.trust_remote_code
             or (source.own_files and isinstance(source.repository, LocalRepository)),
             on_given_up=lambda model, reason: self._on_step(Step("replaced", model, reason)),
@@ -182,7 +194,7 @@ class Executor:
             if evict:
                 one.retry_after = error.retry_after
                 self._fail(served, one, error.message, time.monotonic() - began)
-            else:  # nobody asked for it yet
+            else:  # no request has asked for it
                 del served.held[one.key]
                 served.rest(model.version, "not loaded, as the memory budget is used up")
         except BacklineError as error:
@@ -211,7 +223,7 @@ class Executor:
             pause = min(_FIRST_PAUSE * 2 ** (one.attempt - 1), _LONGEST_PAUSE)
             again = time.monotonic() + pause
             loop = asyncio.get_running_loop()
-            # A little later than planned: the loop's timers may be early.
+            # A little later than `again`: the loop's timers may fire early.
             loop.call_later(pause + 0.002, self.advance, (served.name,))
             reason = f"{reason}; tried again in {pause:.0f} s (attempt {one.attempt + 1} of {retries + 1})"
         one.fail(reason, again)
@@ -227,10 +239,8 @@ class Executor:
         self._on_step(Step("unloaded", one.model, self._sleep.reason(one.key)))
         self.advance((served.name,))
 
-    # the end
-
     async def close(self) -> None:
-        """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
+        """Takes no more requests, refuses those that wait, lets running ones finish, and frees the models."""
         self._closed = True
         self._residency.close()
         self.models.close()
@@ -239,14 +249,15 @@ class Executor:
         for task in tasks:
             task.cancel()
         for one in held:
-            if one.phase in (Phase.READY, Phase.LOADED):
+            if one.phase in (VersionPhase.READY, VersionPhase.LOADED):
                 one.begin_drain()
         self._engine.refresh()
         if tasks:
             await asyncio.wait(tasks)
         for one in held:
-            if one.phase is Phase.DRAINING:
+            if one.phase is VersionPhase.DRAINING:
                 await one.drain(0)
+                one.end()
         self._engine.refresh()
 
 
@@ -260,6 +271,6 @@ def _servable_class(config: ModelConfig) -> type[Servable]:
         return Servable
     from backline.lifecycle.composed import (
         ComposedServable,
-    )  # with the queue of ensembles, for servers that have some
+    )  # imported late: it brings the queue of ensembles along
 
     return ComposedServable

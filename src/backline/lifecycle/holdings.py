@@ -1,4 +1,4 @@
-"""What the repositories hold, and the models that are to be served because of it."""
+"""What the repositories hold, and the targets that models get from it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger("backline.lifecycle")
 
 
 class Holdings:
-    """Looks at the repositories, and aims models at what is there. `labels` gives those of a model. Lives on the event loop."""
+    """Scans repositories and sets targets. `labels` gives those of a model. Lives on the event loop."""
 
     def __init__(
         self,
@@ -39,7 +39,8 @@ class Holdings:
         self._scanning = asyncio.Lock()
 
     async def open(self) -> list[str]:
-        """The first look. Returns the names of what is to be loaded at the start; all else is known to the engine by its name.
+        """Scans for the first time; returns the names of the models to load at start. The engine knows the
+        others by name only.
 
         Raises BacklineError for a repository that does not exist or cannot be read.
         """
@@ -61,7 +62,7 @@ class Holdings:
                 problem = f"failed to load '{name}', failed to poll from model repository: {self.described}"
                 self._known[name] = self._sources.missing(name, problem)
         chosen = list(dict.fromkeys(options.load_models))
-        for name in chosen:  # which grows: as by request, an ensemble brings the models that it asks
+        for name in chosen:  # grows while we iterate: an ensemble brings the models that it calls
             chosen += [
                 asked
                 for asked in sorted(composed_of(self._known[name].config))
@@ -70,7 +71,7 @@ class Holdings:
         return chosen
 
     async def watch(self) -> None:
-        """Looks again whenever something may have changed; never returns."""
+        """Scans again whenever something may have changed; never returns."""
         async for _ in self._sources.changes(self._options.poll_seconds):
             try:
                 await self.look()
@@ -78,10 +79,10 @@ class Holdings:
                 log.exception("looking for changes in the model repositories failed")
 
     async def look(self) -> None:
-        """Aims the models at what there is now; in mode explicit it is only known from then on."""
+        """Scans, and sets the targets of changed models; in mode explicit only notes what there is."""
         async with self._scanning:
             before, self._known = self._known, await self._sources.scan()
-        # What is as it was needs no look, which many models would notice.
+        # Only changed models are touched: with thousands of them, work on all would delay requests.
         touched = {name for name in {**before, **self._known} if before.get(name) != self._known.get(name)}
         for name in touched:
             source = self._known.get(name)
@@ -97,14 +98,14 @@ class Holdings:
         self._executor.advance(touched & set(self._executor.models.names))
 
     def _gone(self, name: str, served: ServedModel | None) -> None:
-        """The repositories no longer hold a model. One that was loaded by request goes on."""
+        """Handles a model that left the repositories. One that was loaded by request keeps serving."""
         if served is None:
             self._engine.forget(name)
         elif self._options.mode != "explicit":
             served.target = None
 
     def _aim(self, source: Source) -> None:
-        """A model should be served as its repository says now."""
+        """Sets a model's target to what its repository says now."""
         served = self._executor.models[source.name]
         old = served.target
         if old is not None and source.found.problem and not old.source.found.problem:
@@ -119,11 +120,12 @@ class Holdings:
         served.labels = self._labels(source)
 
     def warn(self, source: Source) -> None:
-        """Logs what is doubtful in a model's files, once."""
+        """Logs warnings about a model's files, each once."""
         found = source.found
         warnings = found.warnings + tuple(
-            f"label '{label}' of {found.config.source or source.name} points to version {version}, which does not exist;"
-            f" there {listed(source.versions)}"
+            f"label '{label}' of {found.config.source or source.name} points to version {version}, which does"
+            " not exist;"
+            f" available: {listed(source.versions)}"
             for label, version in found.config.labels.items()
             if version not in source.versions
         )
@@ -132,8 +134,6 @@ class Holdings:
                 log.warning("%s", warning)
         self._warned[source.name] = warnings
 
-    # what is known
-
     def __contains__(self, model: str) -> bool:
         return model in self._known
 
@@ -141,7 +141,7 @@ class Holdings:
         return self._known.get(model)
 
     def source(self, model: str) -> Source:
-        """The model that is to be loaded. Raises NotFound in Triton's words."""
+        """The model to load. Raises NotFound with Triton's text."""
         source = self._known.get(model)
         if source is None:
             raise NotFound(
@@ -150,11 +150,11 @@ class Holdings:
         return source
 
     def versions(self, model: str) -> frozenset[str]:
-        """The versions of a model that there are; of one that there is not, none."""
+        """The versions that the repositories hold of a model, if any."""
         source = self._known.get(model)
         return frozenset(source.versions) if source is not None else frozenset()
 
     @property
     def described(self) -> str:
-        """For messages on what is not there."""
-        return f"no repository holds it; there {listed(sorted(self._known))}"
+        """What there is, for messages about a missing model."""
+        return f"no repository holds it; available: {listed(sorted(self._known))}"

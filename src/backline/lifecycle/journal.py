@@ -1,4 +1,4 @@
-"""What is said of changes: in the log, in the audit log, and while the server starts to whoever shows how far it is."""
+"""Reports changes: to the log, to the audit log, and to whoever shows the progress of the start."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import TypeAlias
 from backline.engine.control import Action, Change
 from backline.engine.model import ModelState
 from backline.engine.version_order import version_order
+from backline.lifecycle.executor import Step
 from backline.lifecycle.memory.residency import TO_MAKE_ROOM, WHEN_IDLE
 from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.step import Step
 
 log = logging.getLogger("backline.lifecycle")
 
-#: In the audit log, who changed what nobody asked for by name: a change in a repository, a request to a version that was on demand, ...
+#: Who made a change that no caller asked for, in the audit log: the repository, a request that woke a
+#: version, the server.
 REPOSITORY = "repository"
 REQUEST = "request"
 SERVER = "server"
@@ -34,7 +35,7 @@ _AUDITED: Mapping[str, Action] = {
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
-    """A model version changed its state; `done` of `total` loads of the start have ended. `seconds` is how long its load took."""
+    """A version has changed its state; `done` of `total` initial loads have ended, this one in `seconds`."""
 
     name: str
     version: str
@@ -49,7 +50,7 @@ OnEvent: TypeAlias = Callable[[LoadEvent], None]
 
 
 class Journal:
-    """Writes down what becomes of models. With `audit_steps` steps are audited, too, as no request brings them about that is noted."""
+    """Reports what happens to models. With `audit_steps` not only requests enter the audit log."""
 
     def __init__(self, audit: AuditLog, *, audit_steps: bool) -> None:
         self._audit = audit
@@ -59,12 +60,12 @@ class Journal:
         self._total = 0
 
     def starting(self, on_event: OnEvent, loads: int) -> None:
-        """So many loads are begun, each of which is an event when it ends."""
+        """The server starts with `loads` loads; `on_event` is called as each ends."""
         self._on_event = on_event
         self._total = loads
 
     def started(self) -> None:
-        """What comes now are changes."""
+        """The start is over: further steps are changes."""
         self._on_event = None
 
     def note(
@@ -78,7 +79,7 @@ class Journal:
         before: str = "",
         detail: str = "",
     ) -> Change:
-        """A change by request."""
+        """Records a change that was made by request."""
         change = Change(time.time(), who, action, model, version, label, before, detail)
         self._audit.append(change)
         log.info(
@@ -92,7 +93,7 @@ class Journal:
         return change
 
     def on_step(self, step: Step, served: ServedModel | None) -> None:
-        """A step of a model; None is one of which nothing is left."""
+        """Records a step of a model; `served` is None when nothing is left of it."""
         model = step.model
         if step.kind == "replaced":
             self._audit.append(
@@ -145,7 +146,7 @@ class Journal:
 
 
 def _cause(step: Step, served: ServedModel | None) -> tuple[str, str]:
-    """Who brought a step about, and why."""
+    """Who caused a step, and why."""
     if step.reason in _SLEEP:
         return _SLEEP[step.reason], step.reason
     by_request = (

@@ -1,4 +1,4 @@
-"""Labels moved by request: compared, kept on disk, and moved when their version is ready."""
+"""Labels moved by request: compared, stored on disk, and moved once their version is ready."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
-from backline.engine.control import ANY_VERSION, Action, Change
+from backline.engine.control import ANY_VERSION, Action, Change, LabelMove
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.names import LONGEST_NAME, fault_in_name
@@ -19,8 +19,8 @@ from backline.lifecycle.served_model import ServedModel
 from backline.lifecycle.wanted.target import Source, Target, listed
 
 
-class Note(Protocol):
-    """Writes a change into the audit log."""
+class NoteChange(Protocol):
+    """Records a change in the audit log."""
 
     def __call__(
         self,
@@ -36,9 +36,9 @@ class Note(Protocol):
 
 
 class Labelling:
-    """The labels of all models, as requests and configurations set them.
+    """The labels of all models, from requests and configurations.
 
-    `check` raises where labels may not be moved, `changing` is held during a change of a model, `versions_now`
+    `check` raises where labels may not be moved, `changing` locks a model while it changes, and `versions_now`
     gives the versions that a label may point to.
     """
 
@@ -52,7 +52,7 @@ class Labelling:
         check: Callable[[], None],
         changing: Callable[[str], AbstractAsyncContextManager[None]],
         versions_now: Callable[[ServedModel, str], Awaitable[Sequence[str]]],
-        note: Note,
+        note: NoteChange,
     ) -> None:
         self._engine = engine
         self._executor = executor
@@ -65,67 +65,72 @@ class Labelling:
         self._storing = asyncio.Lock()
 
     def in_force(self, source: Source) -> Mapping[str, str]:
-        """The labels of a model: those of its configuration, and before them those of requests."""
+        """The labels of a model: those of its configuration, overridden by those set by request."""
         return {**source.found.config.labels, **self._store.of(source.name)}
 
-    async def rollback(self, model: str, label: str, who: str) -> Change:
-        """Points a label back to where it pointed before its last move."""
+    async def move(self, move: LabelMove, who: str) -> Change:
+        """See Control. Raises BacklineError with the reason when nothing was changed."""
         self._check()
+        if move.action == "unlabel":
+            return await self._remove(move, who)
+        if move.action == "rollback":
+            move = await self._back(move)
+        return await self._point(move, who)
+
+    async def _back(self, move: LabelMove) -> LabelMove:
+        """Fills in the version to go back to, and where the label must still point when it moves."""
+        model, label = move.model, move.label
         self._labelled(model)
         moves = ("label", "unlabel", "promote", "rollback")
         history = await asyncio.to_thread(self._audit.history, model, 10_000)
         last = next((change for change in history if change.label == label and change.action in moves), None)
         if last is None or not last.before:
             raise InvalidArgument(
-                f"label '{label}' of '{model}' has not been moved from another version, so there is none to go back to;"
+                f"label '{label}' of '{model}' has not been moved from another version, so there is none to"
+                " go back to;"
                 " point it to one, or remove it"
             )
-        return await self.move(
-            "rollback", model, label, last.before, self._engine.labels(model).get(label, ""), who
-        )
+        return replace(move, version=last.before, expected=self._engine.labels(model).get(label, ""))
 
-    async def move(
-        self,
-        action: Literal["label", "promote", "rollback"],
-        model: str,
-        label: str,
-        version: str,
-        expected: str,
-        who: str,
-    ) -> Change:
-        """Points a label to a version, which is loaded first if need be. Raises BacklineError with the reason when nothing was changed."""
-        self._check()
+    async def _point(self, move: LabelMove, who: str) -> Change:
+        """Points a label to a version, loading it first if necessary."""
+        model, label, version = move.model, move.label, move.version
         async with self._changing(model):
             served, target = self._labelled(model)
             self._check_label(label, target.source.versions)
-            self._check_expected(served, label, expected)
+            self._check_expected(served, move)
             versions = await self._versions_now(served, version)
             if version not in versions and served.ready(version) is None:
                 raise NotFound(
-                    f"label '{label}' cannot point to version {version[:LONGEST_NAME]} of '{model}', which does not exist;"
-                    f" there {listed(versions)}"
+                    f"label '{label}' cannot point to version {version[:LONGEST_NAME]} of '{model}', which"
+                    f" does not exist; available: {listed(versions)}"
                 )
             added = await self._executor.changes.bring_up(served, version)
             try:
-                self._check_expected(served, label, expected)
+                # Checked again: the label may have moved during the load, which can take minutes.
+                self._check_expected(served, move)
                 async with self._storing:
                     await asyncio.to_thread(self._store.set, model, label, version)
                 before = served.labels.get(label, "")
                 served.labels = {**served.labels, label: version}
             finally:
-                if added and served.target is not None:  # the label holds it now, or nothing does
+                if (
+                    added and served.target is not None
+                ):  # from now on only the label keeps the version, if it was moved
                     served.target = replace(served.target, beside=served.target.beside - {version})
                 self._executor.advance((model,))
-            return self._note(action, who, model, version, label=label, before=before)
+            return self._note(move.action, who, model, version, label=label, before=before)
 
-    async def remove(self, model: str, label: str, expected: str, who: str) -> Change:
-        """Forgets a label that a request has set; that of the configuration is in force again."""
-        self._check()
+    async def _remove(self, move: LabelMove, who: str) -> Change:
+        """Removes a label that was set by request; one from the configuration shows again."""
+        model, label = move.model, move.label
         async with self._changing(model):
             served, target = self._labelled(model)
             if label not in served.labels:
-                raise NotFound(f"'{model}' has no label '{label}'; there {listed(sorted(served.labels))}")
-            self._check_expected(served, label, expected)
+                raise NotFound(
+                    f"'{model}' has no label '{label}'; available: {listed(sorted(served.labels))}"
+                )
+            self._check_expected(served, move)
             configured = target.source.found.config.labels.get(label, "")
             if label not in self._store.of(model):
                 source = target.source.found.config.source
@@ -142,9 +147,9 @@ class Labelling:
     def _labelled(self, model: str) -> tuple[ServedModel, Target]:
         served = self._executor.models.find(model)
         if served is None or served.target is None:
-            self._engine.find(model)  # says that it is unknown, where it is
+            self._engine.find(model)  # raises for an unknown model
             raise Unavailable(
-                f"model '{model}' is not loaded, so that its labels cannot be changed; load it first"
+                f"model '{model}' is not loaded, so its labels cannot be changed; load it first"
             )
         return served, served.target
 
@@ -155,11 +160,12 @@ class Labelling:
         if label in versions:
             raise InvalidArgument(f"'{label}' cannot be a label, as it is the name of a version")
 
-    def _check_expected(self, served: ServedModel, label: str, expected: str) -> None:
-        now = served.labels.get(label, "")
-        if expected not in (ANY_VERSION, now):
+    def _check_expected(self, served: ServedModel, move: LabelMove) -> None:
+        now = served.labels.get(move.label, "")
+        if move.expected not in (ANY_VERSION, now):
             found = f"points to version {now}" if now else "does not exist"
-            wanted = f"to version {expected}" if expected else "to none"
+            wanted = f"to version {move.expected}" if move.expected else "to none"
             raise InvalidArgument(
-                f"label '{label}' of '{served.name}' was expected to point {wanted}, but it {found}; nothing was changed"
+                f"label '{move.label}' of '{served.name}' was expected to point {wanted}, but it {found};"
+                " nothing was changed"
             )

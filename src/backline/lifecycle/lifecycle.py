@@ -1,4 +1,4 @@
-"""What is served, and who may change it: the repositories, their configurations, and requests."""
+"""What is served, and changes to it: by repositories, configurations and requests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
+from backline.engine.control import Change, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.names import check_name
 from backline.engine.version_order import version_order
 from backline.lifecycle.dependencies import composed_of
-from backline.lifecycle.executor import Executor
+from backline.lifecycle.executor import Executor, Step
 from backline.lifecycle.holdings import Holdings
 from backline.lifecycle.journal import Journal, OnEvent
 from backline.lifecycle.labelling import Labelling
@@ -24,21 +24,21 @@ from backline.lifecycle.records.audit import AuditLog
 from backline.lifecycle.records.labels import LabelStore
 from backline.lifecycle.records.state_folder import default_state_folder, warn_of_folder
 from backline.lifecycle.served_model import ServedModel
-from backline.lifecycle.step import Step
 from backline.lifecycle.wanted.overriding import OverridingFiles, remove_stale, with_configuration
 from backline.lifecycle.wanted.sources import Sources
-from backline.lifecycle.wanted.target import Source, Target, listed
-from backline.lifecycle.wanted.version_policy import select
+from backline.lifecycle.wanted.target import Source, Target, listed, select
 from backline.repository.repository import Repository
 
 
 class Lifecycle:
-    """The models of some repositories, in one engine: implements engine.control.Control. Lives on the engine's event loop."""
+    """The models of some repositories in one engine: its Control. Lives on the engine's event loop."""
 
     def __init__(
         self, engine: Engine, repositories: Sequence[Repository], options: LifecycleOptions | None = None
     ) -> None:
-        """Raises BacklineError when the state on disk is damaged, namespaces are the same, or a package for the cache is missing."""
+        """Raises BacklineError for damaged state on disk, equal namespaces, or a cache whose package is
+        missing.
+        """
         self._engine = engine
         self._options = options = options or LifecycleOptions()
         self._sources = Sources(repositories, namespacing=options.namespacing)
@@ -65,15 +65,13 @@ class Lifecycle:
         self._watching: asyncio.Task[None] | None = None
         engine.control = self
 
-    # from the start to the end
-
     async def start(self, on_event: OnEvent | None = None) -> None:
-        """Loads what is to be served, and in mode poll watches the repositories from then on.
+        """Loads the wanted models; in mode poll watches the repositories from then on.
 
-        A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises BacklineError for a repository that
-        does not exist or cannot be read.
+        A model that fails becomes UNAVAILABLE with its reason and does not stop the others. Raises
+        BacklineError for a repository that does not exist or cannot be read.
         """
-        if self._options.mode != "none":  # else nothing is to be kept
+        if self._options.mode != "none":  # in mode none nothing is stored
             await asyncio.to_thread(warn_of_folder, self.state_folder)
             await asyncio.to_thread(remove_stale)
         chosen = await self._holdings.open()
@@ -88,11 +86,11 @@ class Lifecycle:
             self._watching = asyncio.get_running_loop().create_task(self._holdings.watch())
 
     def stopping(self) -> None:
-        """Gives up the changes that requests wait for: their loads may take longer than the server may take to stop, or have no end."""
-        self._executor.changes.end_all("the stop of the server")
+        """Aborts changes that requests wait for: their loads may outlast the shutdown, or never end."""
+        self._executor.changes.end_all("the server's shutdown")
 
     async def close(self) -> None:
-        """Takes no further request, refuses what still waits, lets what runs end, and gives the models' memory back."""
+        """Takes no more requests, refuses those that wait, lets running ones finish, and frees the models."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait((self._watching,))
@@ -106,16 +104,12 @@ class Lifecycle:
         self._journal.on_step(step, self._models.find(step.model.name))
 
     async def refresh(self) -> None:
-        """See Control."""
         await self._holdings.look()
         await self._models.settle()
-
-    # what requests change
 
     async def load(
         self, model: str, version: str = "", *, overrides: Overrides | None = None, who: str
     ) -> None:
-        """See Control."""
         self._check_loading()
         async with self._changing(model, version):
             await self._holdings.look()
@@ -150,10 +144,11 @@ class Lifecycle:
         self._journal.note("load", who, model, version or _newest(served), before=before)
 
     async def _load_steps(self, source: Source, who: str) -> None:
-        """Loads the models that an ensemble asks and that are not served yet."""
+        """Loads the models that an ensemble calls and that are not served yet."""
         for name in sorted(composed_of(source.config)):
             served = self._models.find(name)
-            # One that is being changed is loaded already, perhaps because it asks for this one: a circle, which the load refuses.
+            # One that is changing is being loaded, perhaps because it calls this one: a circle, which its
+            # load refuses.
             if (
                 name in self._holdings
                 and name not in self._locks
@@ -166,7 +161,8 @@ class Lifecycle:
             return Target(source)
         if version not in source.versions:
             raise NotFound(
-                f"failed to load '{source.name}', version {version} does not exist; there {listed(source.versions)}"
+                f"failed to load '{source.name}', version {version} does not exist; available:"
+                f" {listed(source.versions)}"
             )
         if old is not None:
             return _with_version(old, source, version)
@@ -182,7 +178,7 @@ class Lifecycle:
         return source
 
     async def unload(self, model: str, version: str = "", *, dependents: bool = False, who: str) -> None:
-        """See Control. `dependents` are the models that an ensemble asks, except those that another one needs."""
+        """See Control. `dependents` are models that an ensemble calls and that no other model needs."""
         self._check_loading()
         if not version:
             self._executor.changes.end(model)
@@ -220,36 +216,21 @@ class Lifecycle:
         labels = [label for label, labelled in served.labels.items() if labelled == version]
         if labels:
             raise InvalidArgument(
-                f"failed to unload '{served.name}' version {version}: label '{labels[0]}' points to it; move or remove the label first"
+                f"failed to unload '{served.name}' version {version}: label '{labels[0]}' points to it; move"
+                " or remove the label first"
             )
         there = [one.version for one in target.versions(served.labels.values())]
         if version not in there:
             raise NotFound(
-                f"failed to unload '{served.name}': version {version} is not loaded; there {listed(there)}"
+                f"failed to unload '{served.name}': version {version} is not loaded;"
+                f" available: {listed(there)}"
             )
 
-    # labels
-
-    async def set_label(
-        self, model: str, label: str, version: str, *, expected: str = ANY_VERSION, who: str
-    ) -> Change:
-        """See Control."""
-        return await self._labelling.move("label", model, label, version, expected, who)
-
-    async def promote(self, model: str, version: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        """See Control."""
-        return await self._labelling.move("promote", model, STABLE, version, expected, who)
-
-    async def rollback(self, model: str, *, label: str = STABLE, who: str) -> Change:
-        """See Control."""
-        return await self._labelling.rollback(model, label, who)
-
-    async def remove_label(self, model: str, label: str, *, expected: str = ANY_VERSION, who: str) -> Change:
-        """See Control."""
-        return await self._labelling.remove(model, label, expected, who)
+    async def move_label(self, move: LabelMove, *, who: str) -> Change:
+        return await self._labelling.move(move, who)
 
     async def _versions_now(self, served: ServedModel, version: str) -> tuple[str, ...]:
-        """The versions that a label may point to; the repository is looked at when it is not known to hold `version`."""
+        """The versions that a label may point to; scans the repository if it seems to lack `version`."""
         assert served.target is not None, "it is loaded"
         if version in served.target.source.versions or served.ready(version) is not None:
             return served.target.source.versions
@@ -259,22 +240,17 @@ class Lifecycle:
             target = _with_version(served.target, source, version)
             served.target = replace(
                 target, beside=target.beside - {version}
-            )  # it stays as long as the label holds it
+            )  # only the label keeps it loaded
             self._executor.advance((served.name,))
         return served.target.source.versions
 
     def labels(self, model: str) -> Mapping[str, str]:
-        """See Control."""
         return self._engine.labels(model)
 
     def history(self, model: str = "", limit: int = 100) -> Sequence[Change]:
-        """See Control."""
         return self._audit.history(model, limit)
 
-    # who may change what
-
     def check_changeable(self, what: str) -> None:
-        """See Control."""
         if self._options.mode == "none":
             raise Unavailable(
                 f"{what} cannot be changed in this server, which serves what its repositories held at the start;"
@@ -283,15 +259,16 @@ class Lifecycle:
 
     def _check_loading(self) -> None:
         if self._options.mode != "explicit":
-            # Triton's words, for mode none too.
+            # Triton's text, also for mode none.
             text = "explicit model load / unload is not allowed if polling is enabled"
             raise Unavailable(
-                f"{text}: this server's mode is {self._options.mode}, start it with --model-control-mode explicit"
+                f"{text}: this server's mode is {self._options.mode}, start it with --model-control-mode"
+                " explicit"
             )
 
     @asynccontextmanager
     async def _changing(self, model: str, version: str = "") -> AsyncIterator[None]:
-        """Changes of one model by request are made one after the other.
+        """Holds the model's lock: changes of one model by request are made one at a time.
 
         Raises InvalidArgument for a name that no model or version can have: a load may make a folder of either.
         """
@@ -307,7 +284,7 @@ class Lifecycle:
                 yield
         finally:
             self._changes[model] -= 1
-            if not self._changes[model]:  # names may be made up by clients: none is kept
+            if not self._changes[model]:  # clients may invent names: none is kept
                 del self._changes[model], self._locks[model]
 
 
@@ -316,7 +293,7 @@ def _newest(served: ServedModel) -> str:
 
 
 def _with_version(old: Target, source: Source, version: str) -> Target:
-    """One version beside the others, which stay as they are, whatever has become of their files and the policy would say now."""
+    """Adds one version; the others keep serving with the files that they were loaded from."""
     present = {one.version for one in old.versions() if not one.problem}
     return Target(
         old.source.with_version_of(source, version), old.beside | present | {version}, old.without - {version}

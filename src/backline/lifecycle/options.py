@@ -1,4 +1,4 @@
-"""What the lifecycle is told."""
+"""The options of the lifecycle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from backline.schedule.cache.config import CacheOptions
     from backline.schedule.sequences.state_store import StateStore
 
-#: Who decides what is loaded: the repositories once at the start, the repositories whenever they change, or requests (Triton's modes).
+#: Who decides what is loaded: the repositories once at start, the repositories as they change, or requests
+#: (Triton's modes).
 ControlMode: TypeAlias = Literal["none", "poll", "explicit"]
 #: For `load_models`: everything that the repositories hold.
 ALL_MODELS = "*"
@@ -18,46 +19,50 @@ ALL_MODELS = "*"
 
 @dataclass(frozen=True, slots=True)
 class LifecycleOptions:
-    """The options that decide which models are served, and how they come and go."""
+    """Decides which models are served, and how they come and go."""
 
     mode: ControlMode = "none"
-    #: Between two looks at a repository that cannot tell when it changes.
+    #: Seconds between scans of a repository that cannot notify of changes.
     poll_seconds: float = 15.0
-    #: In mode explicit, the models that are loaded at the start.
+    #: The models to load at start in mode explicit.
     load_models: tuple[str, ...] = ()
-    #: Whether models are called <repository>.<model>.
+    #: Whether models are named <repository>.<model>.
     namespacing: bool = False
-    #: Whether configurations must name all inputs and outputs, because nothing is completed from the model.
+    #: Whether configurations must name all inputs and outputs, instead of completing them from the model.
     complete_configs: bool = False
-    #: Loads at the same time.
+    #: How many loads may run at once.
     load_threads: int = 4
-    #: Further attempts after a failed load, for models that do not say.
+    #: Retries of a failed load, for models that set none.
     load_retries: int = 0
-    #: Given to requests of a version that is unloaded.
+    #: Seconds that requests get to finish when their version is unloaded.
     drain_seconds: float = 30.0
-    #: Whether the server is only ready when all versions are that it is to serve.
+    #: Whether the server is ready only when every wanted version is.
     strict_readiness: bool = True
-    #: Whether files may be loaded that can execute anything when they are: pickles, machine code.
+    #: Whether to load files that can execute anything when loaded: pickles, machine code.
     trust_pickle: bool = False
-    #: Whether a model fails to load that asks for a GPU and cannot have one, instead of running on the CPU.
+    #: Whether a model that asks for a GPU fails to load where none can be used, instead of running on the
+    #: CPU.
     strict_devices: bool = False
-    #: Whether code (Python, TorchScript, torch.export) may be run whose files are remote, or were brought along by a load.
+    #: Whether to run code (Python, TorchScript, torch.export) whose files are remote, or came with a load.
     trust_remote_code: bool = False
-    #: Resident bytes of the process, at most: versions are unloaded and loaded again on request to stay below. None for no limit.
+    #: Limit of the process' resident memory in bytes; idle versions are unloaded, and reloaded on request.
+    #: None for no limit.
     memory_budget: int | None = None
-    #: Requests that may wait in the queues of all models together; None for any number.
+    #: Limit of queued requests over all models; None for no limit.
     max_queued_requests: int | None = None
-    #: Threads that compute at once, of all models in this process; None for as many as there are cores, 0 for any number.
+    #: Threads of all models that compute at once; None for one a core, 0 for no limit.
     compute_threads: int | None = None
-    #: Whether instances take their resources before they run, and the resources there are, NAME:COUNT[:DEVICE] each; None for no limit.
+    #: The resources that instances share, NAME:COUNT[:DEVICE] each; None to run them without taking
+    #: resources.
     rate_limit: tuple[str, ...] | None = None
-    #: Where answers are kept for the models that ask for it; None for nowhere.
+    #: The cache for models that ask for one; None for no cache.
     response_cache: CacheOptions | None = None
-    #: Where the states of sequences lie, None for this process: with one that servers share each goes on with the sequences of the others.
+    #: The store of sequence states; None for memory. Servers that share one continue each other's sequences.
     state_store: StateStore | None = None
-    #: The Python model that runs in the server's process, without any limit of time, so that it can be debugged; empty for none.
+    #: The Python model to run in the server's process, without time limits, for a debugger; empty for none.
     debugged_model: str = ""
-    #: Where files of remote repositories and environments of models are kept, and archives unpacked; None for a folder of the user's.
+    #: The folder for remote files, environments and unpacked archives; None for one in the user's home.
     cache_folder: Path | None = None
-    #: Where labels, the audit log and recorded requests are kept; None for a folder of the user's, of its own for each set of repositories.
+    #: The folder for labels, the audit log and recorded requests; None for one in the user's home for this
+    #: set of repositories.
     state_folder: Path | None = None

@@ -1,31 +1,20 @@
-"""The next steps from what is held to what is wanted: a pure function, so that every order of events can be tried."""
+"""The next steps from what is held to what is wanted: a pure function, so tests can try every order."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
 
-
-class Phase(Enum):
-    """How far a held version is."""
-
-    LOADING = "loading"
-    #: In memory and warm, and not yet open to requests.
-    LOADED = "loaded"
-    READY = "ready"
-    #: Takes no more requests; what it has is finished.
-    DRAINING = "draining"
-    FAILED = "failed"
+from backline.lifecycle.phase import VersionPhase
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A version that should be there. A changed `fingerprint` is another load, changed `settings` are not.
+    """A version that should be held. A new `fingerprint` needs another load, new `settings` do not.
 
-    `loaded` False is a version that is only registered, and loaded when a request asks for it. `serve` False is one that should be loaded
-    and not yet take the place of the one that is there: it belongs to a change that is made as a whole.
+    `loaded` False only registers it, to be loaded on request. `serve` False loads it without replacing the
+    version that serves: it belongs to an all-or-nothing change.
     """
 
     name: str
@@ -38,20 +27,20 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A version that is there, by its `key`. `retry_at` is when a failed load is tried again, None for never."""
+    """A version that is held. `retry_at` is when a failed load is retried, None for never."""
 
     key: int
     name: str
     version: str
     fingerprint: str
-    phase: Phase
+    phase: VersionPhase
     settings: object = None
     retry_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Loads a version; in the place of `instead`, the failed load that is tried again."""
+class BeginLoad:
+    """Loads a version; `instead` is the failed load that it retries."""
 
     wanted: Wanted
     instead: int | None = None
@@ -59,14 +48,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Serve:
-    """Opens a loaded version to requests, in the place of another of its number."""
+    """Opens a loaded version to requests; it replaces an older load of the same version."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Gives a version its new settings, while it serves."""
+    """Gives a serving version new settings."""
 
     key: int
     wanted: Wanted
@@ -74,52 +63,53 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Takes a version out of service, lets it finish, and gives its memory back."""
+    """Takes a version out of service, lets its requests finish, and frees it."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Gives up a load that is under way; asked for again until it has ended."""
+    """Aborts a running load; planned again until the load has ended."""
 
     key: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Drops the memory of a failed load."""
+    """Forgets a failed load."""
 
     key: int
 
 
-Action: TypeAlias = Load | Serve | Update | Unload | Cancel | Forget
+Action: TypeAlias = BeginLoad | Serve | Update | Unload | Cancel | Forget
 _Identity: TypeAlias = tuple[str, str, str]
 
 
 def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load_slots: int) -> list[Action]:
-    """The actions that may be taken now, in order; to be asked for again whenever one of them has ended.
+    """The actions to take now, in order; to be called again whenever one of them has ended.
 
-    `wanted` has no two entries of one name, version and fingerprint, and at most one with `serve` of a name and version. Loads are begun in
-    the order of `wanted`, at most `load_slots` at the same time. New before old: what is no longer wanted is unloaded when a wanted version
-    of its model is ready, or when none is wanted (TensorFlow Serving's availability-preserving policy). A failed load leaves what serves.
+    Entries of `wanted` differ in name, version or fingerprint, and at most one of a name and version has
+    `serve`. Loads begin in the order of `wanted`, at most `load_slots` at a time. New before old: an unwanted
+    version is unloaded when a wanted version of its model is ready, or none is wanted (TensorFlow Serving's
+    availability-preserving policy). A failed load leaves what serves.
     """
     goals = {(goal.name, goal.version, goal.fingerprint): goal for goal in wanted}
     actions: list[Action] = []
     present: dict[_Identity, Held] = {}
     for one in held:
-        if one.phase is Phase.DRAINING:
+        if one.phase is VersionPhase.DRAINING:
             continue
         identity = (one.name, one.version, one.fingerprint)
         present[identity] = one
         goal = goals.get(identity)
-        if one.phase is Phase.FAILED:
+        if one.phase is VersionPhase.FAILED:
             if goal is None or not goal.loaded:
                 actions.append(Forget(one.key))
-        elif one.phase is Phase.LOADING:
+        elif one.phase is VersionPhase.LOADING:
             if goal is None or not goal.loaded:
                 actions.append(Cancel(one.key))
-        elif one.phase is Phase.LOADED:
+        elif one.phase is VersionPhase.LOADED:
             if goal is None or not goal.loaded:
                 actions.append(Unload(one.key))
             elif goal.serve:
@@ -130,8 +120,8 @@ def plan(wanted: Collection[Wanted], held: Collection[Held], *, now: float, load
 
 
 def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Action]:
-    ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is Phase.READY}
-    #: The names and versions that answer as they should, and the names with any such version.
+    ready = {(one.name, one.version, one.fingerprint) for one in held if one.phase is VersionPhase.READY}
+    #: Versions that answer as wanted, and models with at least one.
     answering = {
         (goal.name, goal.version)
         for identity, goal in goals.items()
@@ -142,7 +132,7 @@ def _unloads(goals: dict[_Identity, Wanted], held: Collection[Held]) -> list[Act
     answering_models = {name for name, _ in answering}
     actions: list[Action] = []
     for one in held:
-        if one.phase is not Phase.READY:
+        if one.phase is not VersionPhase.READY:
             continue
         goal = goals.get((one.name, one.version, one.fingerprint))
         if goal is not None and goal.loaded:
@@ -165,7 +155,7 @@ def _loads(
     now: float,
     load_slots: int,
 ) -> list[Action]:
-    free = load_slots - sum(one.phase is Phase.LOADING for one in held)
+    free = load_slots - sum(one.phase is VersionPhase.LOADING for one in held)
     actions: list[Action] = []
     for identity, goal in goals.items():
         if free <= 0:
@@ -174,9 +164,9 @@ def _loads(
             continue
         one = present.get(identity)
         if one is None:
-            actions.append(Load(goal))
-        elif one.phase is Phase.FAILED and one.retry_at is not None and one.retry_at <= now:
-            actions.append(Load(goal, one.key))
+            actions.append(BeginLoad(goal))
+        elif one.phase is VersionPhase.FAILED and one.retry_at is not None and one.retry_at <= now:
+            actions.append(BeginLoad(goal, one.key))
         else:
             continue
         free -= 1

@@ -1,4 +1,4 @@
-"""The life of one version: fetched, loaded, warmed up, served, drained, unloaded."""
+"""One version from its load to its end: fetch, load, warm up, serve, drain, unload."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from uuid import uuid4
 
 from backline.engine.decoupled import DecoupledCheck
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
-from backline.engine.model import LoadProgress, Model, ModelState
+from backline.engine.model import LoadProgress, Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.response_statistics import FIRST_RESPONSE_BOUNDS_MS
 from backline.engine.statistics import ModelStatistics
 from backline.lifecycle.loading.instances import InstanceMaker
-from backline.lifecycle.loading.loader import Loaded, Measured, place_again
+from backline.lifecycle.loading.loaded import LoadedVersion, Measured
 from backline.lifecycle.loading.queueing import build_queue, build_sequence_queue, settings_of
 from backline.lifecycle.loading.scheduling_text import scheduling_text
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.version_load import VersionLoad, WarmModel
-from backline.lifecycle.plan import Held, Phase
+from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.plan import Held
+from backline.lifecycle.shown_version import ShownVersion
 from backline.repository.repository import FetchedVersion, FoundVersion, OnBytes
 from backline.schedule.deadline import with_deadline
 from backline.schedule.version_queue import InstancesQueue
 from backline.workers.here.instances import InlineInstance
 from backline.workers.here.streaming import StreamPool
-from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:
-    from backline.lifecycle.loading.completion import Completion
+    from backline.lifecycle.loading.worker_pools import Completion
 
 log = logging.getLogger("backline.lifecycle")
 
 Fetch: TypeAlias = Callable[[OnBytes], Awaitable[FetchedVersion]]
 
 
-class Servable:
-    """One load of one version, and what serves it. Lives on the event loop; `model` is what the engine and its callers see."""
+class Servable(ShownVersion):
+    """One load of one version, and what serves it. Lives on the event loop."""
 
     def __init__(
         self,
@@ -57,32 +58,30 @@ class Servable:
         may_run_code: bool,
         on_given_up: Callable[[Model, str], None],
     ) -> None:
-        """`statistics` are those of the load that this one replaces, if any; `on_given_up` is called when an instance was replaced."""
+        """`statistics` are from the load that this one replaces; `on_given_up` reports replaced instances."""
+        super().__init__(Model(config.name, version.version, config), VersionPhase.LOADING)
         self.key = key
         self.fingerprint = fingerprint
-        self.phase = Phase.LOADING
         self.attempt = attempt
-        #: Whether its load began while another version of the model served.
+        #: Whether another version of the model served when this load began.
         self.beside_serving = beside_serving
-        #: Whether it belongs to what the start is to load.
+        #: Whether it is one of the initial loads.
         self.at_start = not shared.started
         #: The size of its files, in bytes.
         self.file_bytes = sum(file.size for file in version.files.values())
-        #: When it was opened to requests, of time.time().
+        #: When it was opened to requests, by time.time().
         self.ready_at = 0.0
-        #: When a failed load is tried again, of time.monotonic().
+        #: When a failed load is retried, by time.monotonic().
         self.retry_at: float | None = None
-        #: Seconds after which a request may have better luck than the failed load had; None where that is not known.
+        #: Seconds after which a load might succeed that has just failed; None if unknown.
         self.retry_after: float | None = None
-        #: The load or the drain that is under way.
+        #: The running load or drain.
         self.task: asyncio.Task[None] | None = None
         self.measured: Measured | None = None
-        self.model = Model(config.name, version.version, config)
-        self.model.state = ModelState.LOADING
         if statistics is not None:
             self.model.statistics = statistics
         self._shared = shared
-        #: Without what the model has completed.
+        #: The configuration before the model completed it.
         self._config = config
         self._version = version
         self._fetch = fetch
@@ -90,19 +89,19 @@ class Servable:
         self._on_given_up = on_given_up
         self._load: VersionLoad | None = None
         self._completion: Completion | None = None
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedVersion | None = None
         self._queue: InstancesQueue | None = None
         self._maker: InstanceMaker | None = None
 
     def held(self) -> Held:
-        """What the planner sees."""
+        """This load as the planner sees it."""
         model = self.model
         return Held(
             self.key, model.name, model.version, self.fingerprint, self.phase, self._config, self.retry_at
         )
 
     async def load(self, threads: Threads, known: Measured | None) -> None:
-        """Fetches, loads and warms up; `known` is what an earlier load of the same files measured. Raises BacklineError with the reason."""
+        """Fetches, loads and warms up. `known` is from a load of the same files. Raises BacklineError."""
         if self._version.problem:
             raise InvalidArgument(self._version.problem)
         began = time.monotonic()
@@ -128,19 +127,21 @@ class Servable:
             warm = await asyncio.shield(loading)
         except asyncio.CancelledError:
             load.cancel()
-            loading.add_done_callback(_discard)  # a runtime cannot be interrupted
+            loading.add_done_callback(
+                _discard
+            )  # a runtime cannot be interrupted: what it loads is closed later
             raise
         try:
             self._start(warm)
         except BacklineError:
-            await loop.run_in_executor(None, warm.loaded.model.close)
+            await loop.run_in_executor(None, warm.loaded.close)
             raise
         self.model.progress = None
         self.model.statistics.load_seconds = time.monotonic() - began
-        self.phase = Phase.LOADED
+        self.enter(VersionPhase.LOADED)
 
     def _start(self, warm: WarmModel) -> None:
-        """Puts a loaded model behind a queue."""
+        """Gives a loaded model its instances and its queue."""
         loaded = warm.loaded
         model, shared = self.model, self._shared
         self._completion = warm.completion
@@ -163,7 +164,7 @@ class Servable:
                 model, loaded, instances, warm.tensors, shared.states, shared.total
             )
         else:
-            # What nobody can tell from another load's is kept for this one only.
+            # Without a digest of the files, responses are cached for this load only.
             content = warm.content or f"load {uuid4()}"
             self._queue = build_queue(
                 model,
@@ -180,17 +181,13 @@ class Servable:
         model.max_batch_size = loaded.max_batch_size
         model.memory_bytes = warm.memory
         model.placement = maker.placement(loaded, instances)
-        model.decoupled = (
-            loaded.model.loaded.decoupled
-            if isinstance(loaded.model, ModelInWorkers)
-            else model.config.decoupled
-        )
+        model.decoupled = loaded.decoupled
         self._tell(loaded)
         model.check = DecoupledCheck(model.name, warm.check) if model.decoupled else warm.check
         model.queue = with_deadline(self._queue, model.config.default_deadline_seconds)
 
-    def _tell(self, loaded: Loaded) -> None:
-        """What people and metrics are told of the configuration."""
+    def _tell(self, loaded: LoadedVersion) -> None:
+        """Updates what people and metrics see of the configuration."""
         model, config = self.model, self.model.config
         cached = config.response_cache and self._shared.cache is not None
         times, waits = loaded.measured.times.seconds, loaded.max_queue_delay_us
@@ -207,7 +204,7 @@ class Servable:
     def _completed(self, config: ModelConfig) -> ModelConfig:
         return config if self._completion is None else self._completion.apply(config)
 
-    def _warn(self, loaded: Loaded) -> None:
+    def _warn(self, loaded: LoadedVersion) -> None:
         for warning in loaded.warnings:
             log.warning("%s", warning)
         self._warn_of_cache()
@@ -215,39 +212,47 @@ class Servable:
     def _warn_of_cache(self) -> None:
         if self.model.config.response_cache and self._shared.cache is None:
             log.warning(
-                "model '%s' version %s asks for the response cache, but the server has none and runs every request:"
+                "model '%s' version %s asks for the response cache, but the server has none and runs every"
+                " request:"
                 " start it with --cache-config local,size=64MiB",
                 self.model.name,
                 self.model.version,
             )
 
     def _on_available(self, reason: str) -> None:
-        """Nothing can run the model any more, for a reason, or something can again."""
-        if self.phase is Phase.READY:
-            self.model.state = ModelState.UNAVAILABLE if reason else ModelState.READY
-            self.model.reason = reason
+        """Called when nothing can run the model, with the reason, or with "" when something can again."""
+        if self.phase is VersionPhase.READY:
+            self._show(reason, stalled=bool(reason))
             self._shared.engine.refresh()
 
     def _on_ready(self, reason: str) -> None:
-        """The model says of itself that it is not ready, or is again; its requests are answered all the same."""
+        """Called when the model declares itself not ready, or ready (""). It answers either way."""
         self.model.unready = reason
-        if self.phase is Phase.READY:
+        if self.phase is VersionPhase.READY:
             self._shared.engine.refresh()
 
     def review(self) -> bool:
-        """Whether others that it asks have changed so that it was taken out of service, or may be loaded again. It asks none."""
+        """Returns whether models that it calls took it out of service, or allow a new load. It calls none."""
         return False
 
     @property
     def may_come_back(self) -> bool:
-        """Whether one that was taken out of service by `review` has what it lacked."""
+        """Whether a version that `review` took out of service can be loaded again."""
         return False
 
     def serve(self) -> None:
-        """From now on it takes requests, once the engine knows it."""
-        self.phase = Phase.READY
-        self.model.state = ModelState.READY
+        """Opens it to requests, from the engine's next refresh on."""
+        self.enter(VersionPhase.READY)
         self.ready_at = time.time()
+
+    def show_beside(self, failure: str, progress: LoadProgress | None) -> None:
+        """Shows why newer files of a serving version cannot be served, and how far their load is."""
+        self._show(
+            f"the current files cannot be served, so the previous ones still are: {failure}"
+            if failure
+            else ""
+        )
+        self.model.progress = progress
 
     @property
     def busy(self) -> bool:
@@ -259,11 +264,11 @@ class Servable:
 
     @property
     def last_used(self) -> float:
-        """When it last answered, or was opened to requests, of time.time()."""
+        """When it last answered, or was opened to requests, by time.time()."""
         return max(self.ready_at, self.model.statistics.last_inference_ms / 1000)
 
     def update(self, config: ModelConfig) -> None:
-        """Takes a configuration that differs in what needs no load."""
+        """Takes a configuration that needs no new load."""
         assert self._loaded is not None, "only what is loaded is updated"
         assert self._queue is not None, "what is loaded has a queue"
         assert self._maker is not None, "what is loaded has instances"
@@ -271,12 +276,16 @@ class Servable:
         self._config = config
         config = self._completed(config)
         before, self.model.config = self._loaded, config
-        loaded = self._loaded = place_again(before, config)
-        if isinstance(loaded.model, ModelInWorkers) and config.instance_groups != groups:
+        loaded = self._loaded = before.placed_again(config)
+        if not loaded.resizable and config.instance_groups != groups:
             workers = f"{loaded.instances} worker process{'es' if loaded.instances > 1 else ''}"
-            later = "another instance_group has an effect when it is loaded next"
+            later = "the new instance_group takes effect at its next load"
             log.warning(
-                "model '%s' version %s goes on in %s: %s", self.model.name, self.model.version, workers, later
+                "model '%s' version %s keeps running in %s: %s",
+                self.model.name,
+                self.model.version,
+                workers,
+                later,
             )
         instances = None
         if (loaded.lane, loaded.instances) != (
@@ -290,23 +299,19 @@ class Servable:
             self.model.placement = self._maker.placement(loaded, instances)
 
     def fail(self, reason: str, retry_at: float | None) -> None:
-        """Its load has failed, and is tried again at `retry_at` if that is a time."""
-        self.phase = Phase.FAILED
+        """Notes that its load has failed, and will be retried at `retry_at` unless that is None."""
+        self.enter(VersionPhase.FAILED, reason)
         if self._load is not None:
             self._load.forget_calls()
         self.retry_at = retry_at
-        self.model.state = ModelState.UNAVAILABLE
-        self.model.reason = reason
         self.model.progress = None
 
     def begin_drain(self) -> None:
-        """From now on it takes no more requests, once the engine knows."""
-        self.phase = Phase.DRAINING
-        self.model.state = ModelState.UNLOADING
-        self.model.reason = ""
+        """Closes it to requests, from the engine's next refresh on."""
+        self.enter(VersionPhase.DRAINING)
 
     async def drain(self, limit: float) -> None:
-        """Finishes what it has, for at most `limit` seconds, and gives its memory back."""
+        """Finishes its requests, for at most `limit` seconds, and frees the model."""
         if self._queue is not None:
             streams = None if self._maker is None else self._maker.streams
             ending = (
@@ -319,28 +324,30 @@ class Servable:
                 ending.cancel()
         if self._maker is not None and self._maker.stuck:
             log.error(
-                "the memory of model '%s' version %s is not given back: runs of it do not end",
+                "the memory of model '%s' version %s is not freed: some of its runs do not end",
                 self.model.name,
                 self.model.version,
             )
         elif self._loaded is not None:
-            # Tearing a large model down takes long enough to keep others waiting.
-            await asyncio.get_running_loop().run_in_executor(None, self._loaded.model.close)
+            # On a thread: freeing a large model would block the loop.
+            await asyncio.get_running_loop().run_in_executor(None, self._loaded.close)
         self._loaded = self._maker = None
         if self._load is not None:
             self._load.forget_calls()
         self.model.queue = self.model.check = self.model.sequences = None
-        self.model.state = ModelState.UNAVAILABLE
-        self.model.reason = "unloaded"
         self.model.memory_bytes = 0
 
+    def end(self) -> None:
+        """Called once it is no longer held: the planner would take an unloaded version for a serving one."""
+        self.enter(VersionPhase.UNLOADED, "unloaded")
+
     def _end_streams(self, streams: StreamPool) -> None:
-        """Ends streams that go on for longer than a drain may take: they may have no end."""
+        """Ends streams that outlast the drain; they may be endless."""
         streams.end_all(Unavailable(f"model '{self.model.name}' is being unloaded", retry_after=1))
 
     def _move_to_threads(self) -> None:
-        """Takes a model off the event loop that keeps it longer than was measured when it was loaded."""
-        if self.phase is not Phase.READY:
+        """Moves a model that blocks the event loop for longer than was measured to threads."""
+        if self.phase is not VersionPhase.READY:
             return
         assert self._loaded is not None, "what is ready is loaded"
         assert self._queue is not None, "what is ready has a queue"
@@ -348,13 +355,14 @@ class Servable:
         model = self.model
         instances = self._maker.move_to_threads(self._loaded)
         self._queue.replace_instances(instances)
-        moved = f"requests came that take longer than {InlineInstance.LONG_RUN_NS / 1e6:g} ms, so it was moved to threads"
+        limit = InlineInstance.LONG_RUN_NS / 1e6
+        moved = f"some requests took longer than {limit:g} ms, so it was moved to threads"
         log.warning("model '%s' version %s ran on the event loop, but %s", model.name, model.version, moved)
         placement = self._maker.placement(self._loaded, instances)
         model.placement = replace(placement, reason=f"{placement.reason}; {moved}")
 
 
 def _discard(loading: asyncio.Future[WarmModel]) -> None:
-    """Closes what was loaded for nobody."""
+    """Closes a model whose load was cancelled meanwhile."""
     if not loading.cancelled() and loading.exception() is None:
-        loading.result().loaded.model.close()
+        loading.result().loaded.close()

@@ -1,57 +1,57 @@
-"""All versions of one model: which are wanted, which are there, and what the engine is told of them."""
+"""All versions of one model: the wanted ones, the held ones, and what the engine shows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
 from backline.engine.engine import Engine
-from backline.engine.model import Model, ModelState
+from backline.engine.model import ModelState
 from backline.engine.statistics import ModelStatistics
-from backline.lifecycle.plan import Phase, Wanted
+from backline.lifecycle.phase import VersionPhase
+from backline.lifecycle.plan import Wanted
 from backline.lifecycle.servable import Servable
+from backline.lifecycle.shown_version import ShownVersion, StandIn
 from backline.lifecycle.wanted.target import Target, identity
 from backline.repository.repository import FoundVersion
 
-#: Makes the model that stands for a version which is loaded when a request comes.
-MakeAsleep = Callable[[str], Model]
+#: Makes the stand-in for a version that is loaded on request.
+MakeAsleep = Callable[[str], StandIn]
 
 
 class ServedModel:
-    """One name of the engine. Whoever changes `target`, `change`, `labels` or `held` lets the executor take the next steps."""
+    """One model. Whoever changes its public attributes must call the executor's `advance`."""
 
     def __init__(self, name: str, *, strict_readiness: bool = True) -> None:
         self.name = name
         self._strict_readiness = strict_readiness
-        #: What should be served; None for a model that is not to be served.
+        #: What should be served; None for nothing.
         self.target: Target | None = None
-        #: A target that takes the place of the other as a whole, or not at all.
+        #: A new target, to be reached as a whole or dropped.
         self.change: Target | None = None
-        #: The labels as they should be; a version that one points to stays.
+        #: Labels as they should be; a version with a label stays loaded.
         self.labels: Mapping[str, str] = {}
-        #: The labels as they are: one moves when its new version is ready.
+        #: Labels as they are: each moves when its new version is ready.
         self._pointing: Mapping[str, str] = {}
         self.held: dict[int, Servable] = {}
-        #: The versions that the repository holds.
+        #: The versions in the repository.
         self.known_versions: frozenset[str] = frozenset()
-        #: Versions that a request has asked for although the model is loaded on demand.
+        #: On-demand versions that a request has woken.
         self.awake: set[str] = set()
-        #: Versions that are not in memory until a request asks for them, and why.
+        #: Versions that were unloaded until a request comes, and why.
         self.resting: dict[str, str] = {}
-        #: What the last change as a whole has failed at, by version.
-        self.failures: dict[str, Model] = {}
-        self._shown: dict[str, Model] = {}
-        self._waiting: dict[str, Model] = {}
-        self._asleep: dict[str, Model] = {}
-        self._unloaded: dict[str, Model] = {}
-
-    # what is wanted
+        #: Why the last change failed, by version.
+        self.failures: dict[str, StandIn] = {}
+        self._shown: dict[str, ShownVersion] = {}
+        self._waiting: dict[str, StandIn] = {}
+        self._asleep: dict[str, StandIn] = {}
+        self._unloaded: dict[str, Servable] = {}
 
     @property
     def _labelled(self) -> set[str]:
         return {*self.labels.values(), *self._pointing.values()}
 
     def move_labels(self) -> None:
-        """Moves labels whose versions can answer; one that pointed to a version that answers does not leave it for one that does not."""
+        """Moves labels to versions that can answer, never from one that answers to one that does not."""
         pointing: dict[str, str] = {}
         for label, version in self.labels.items():
             before = self._pointing.get(label, version)
@@ -62,7 +62,7 @@ class ServedModel:
         return self.ready(version) is not None or version in self._asleep
 
     def wanted(self) -> list[Wanted]:
-        """For the planner: the target, the change that is being made, and loaded versions that only a label still holds."""
+        """Goals for the planner: the target, the change in progress, and versions that only a label keeps."""
         goals: list[Wanted] = []
         if self.target is not None:
             goals = self.target.wanted(self._labelled, asleep=self._sleeping(self.target))
@@ -82,33 +82,33 @@ class ServedModel:
         return (frozenset(on_demand) - self.awake) | frozenset(self.resting)
 
     def _held_by_labels(self, wanted: set[str]) -> list[Wanted]:
-        """Versions that the repository no longer holds go on while a label points to them."""
+        """Versions that left the repository but keep serving while a label points to them."""
         labelled = self._labelled - wanted
         return [
             Wanted(self.name, one.model.version, one.fingerprint, one.model.config)
             for one in self.held.values()
-            if one.phase is Phase.READY and one.model.version in labelled
+            if one.phase is VersionPhase.READY and one.model.version in labelled
         ]
 
     def find(self, goal: Wanted) -> tuple[Target, FoundVersion]:
-        """Where a wanted version comes from."""
+        """The target and files of a wanted version."""
         for target in (self.change, self.target):
             if target is None:
                 continue
             for version in target.versions(self._labelled):
                 if (version.version, identity(version)) == (goal.version, goal.fingerprint):
                     return target, version
-        raise LookupError(f"{goal.name} {goal.version} is not wanted")  # the planner makes up nothing
-
-    # how far it is
+        raise LookupError(
+            f"{goal.name} {goal.version} is not wanted"
+        )  # the planner only loads what `wanted` named
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether no step is in progress or scheduled."""
         if self.change is not None:
             return False
         if any(
-            one.phase in (Phase.LOADING, Phase.LOADED) or one.retry_at is not None
+            one.phase in (VersionPhase.LOADING, VersionPhase.LOADED) or one.retry_at is not None
             for one in self.held.values()
         ):
             return False
@@ -116,51 +116,55 @@ class ServedModel:
         return all((goal.version, goal.fingerprint) in there for goal in self.wanted() if goal.loaded)
 
     def outcome(self) -> dict[str, str] | None:
-        """Of the change as a whole: why which versions failed, empty when all are loaded; None while that is open."""
+        """The failures of the change by version, empty when all versions are loaded; None while loads run."""
         assert self.change is not None, "there is a change"
         failures: dict[str, str] = {}
         there = {
             (one.model.version, one.fingerprint): one
             for one in self.held.values()
-            if one.phase is not Phase.DRAINING
+            if one.phase is not VersionPhase.DRAINING
         }
         for goal in self._changed(self.change):
             one = there.get((goal.version, goal.fingerprint))
             if not goal.loaded:
                 continue
-            if one is None or one.phase is Phase.LOADING or one.retry_at is not None:
+            if one is None or one.phase is VersionPhase.LOADING or one.retry_at is not None:
                 return None
-            if one.phase is Phase.FAILED:
+            if one.phase is VersionPhase.FAILED:
                 failures[goal.version] = one.model.reason
         return failures
 
     def load_ended(self, version: str) -> str | None:
-        """None while a version is being loaded, else why it failed, empty when it is ready."""
+        """None during the load of a version, then why it failed, or "" when it is ready."""
         if self.ready(version) is not None:
             return ""
         held = [
             one
             for one in self.held.values()
-            if one.model.version == version and one.phase is not Phase.DRAINING
+            if one.model.version == version and one.phase is not VersionPhase.DRAINING
         ]
-        failed = [one.model.reason for one in held if one.phase is Phase.FAILED and one.retry_at is None]
+        failed = [
+            one.model.reason for one in held if one.phase is VersionPhase.FAILED and one.retry_at is None
+        ]
         if failed:
             return failed[-1]
         return None if any(goal.version == version for goal in self.wanted()) else "it is no longer served"
 
     def ready(self, version: str) -> Servable | None:
-        """What serves a version."""
+        """The load that serves a version."""
         return next(
-            (one for one in self.held.values() if one.phase is Phase.READY and one.model.version == version),
+            (
+                one
+                for one in self.held.values()
+                if one.phase is VersionPhase.READY and one.model.version == version
+            ),
             None,
         )
 
-    # who rests
-
     def may_rest(self, one: Servable) -> bool:
-        """Whether a version that is ready can be loaded again as it is, and nothing is under way that it is needed for."""
+        """Whether a ready version could be unloaded and reloaded, and no change in progress needs it."""
         if self.change is not None or any(
-            other.phase in (Phase.LOADING, Phase.LOADED) for other in self.held.values()
+            other.phase in (VersionPhase.LOADING, VersionPhase.LOADED) for other in self.held.values()
         ):
             return False
         mine = (one.model.version, one.fingerprint)
@@ -169,67 +173,67 @@ class ServedModel:
         )
 
     def rest(self, version: str, reason: str) -> None:
-        """From now on a version is in memory only when a request asks for it."""
+        """Marks a version to be unloaded until a request asks for it."""
         self.awake.discard(version)
         self.resting[version] = reason
 
     def statistics(self, version: str) -> ModelStatistics | None:
-        """The counters of a version that is there, asleep or not: they go on over its loads."""
-        one = self.ready(version)
-        model = one.model if one is not None else self._asleep.get(version)
-        return None if model is None else model.statistics
+        """The counters of a held or sleeping version, which continue over its loads."""
+        one = self.ready(version) or self._asleep.get(version)
+        return None if one is None else one.model.statistics
 
-    def take_over(self, asleep: Model) -> None:
-        """Gives a version that goes to sleep what is known of it from its last load."""
+    def take_over(self, asleep: StandIn) -> None:
+        """Shows on the stand-in what the last load of its version showed."""
         for one in self.held.values():
-            model = one.model
-            if model.version == asleep.version and one.phase in (Phase.READY, Phase.DRAINING):
-                asleep.signature, asleep.max_batch_size = model.signature, model.max_batch_size
-                asleep.backend, asleep.platform, asleep.placement = (
-                    model.backend,
-                    model.platform,
-                    model.placement,
-                )
-                asleep.scheduling, asleep.statistics = model.scheduling, model.statistics
+            if one.model.version == asleep.model.version and one.phase in (
+                VersionPhase.READY,
+                VersionPhase.DRAINING,
+            ):
+                asleep.resemble(one.model)
 
     @property
     def ready_versions(self) -> set[str]:
         """The versions that answer."""
-        return {one.model.version for one in self.held.values() if one.phase is Phase.READY}
-
-    # what the engine is told
+        return {one.model.version for one in self.held.values() if one.phase is VersionPhase.READY}
 
     def publish(self, engine: Engine, make_asleep: MakeAsleep, *, started: bool) -> None:
-        """Shows each version once: what answers, else what is on its way, else what went wrong."""
-        shown = self._models(make_asleep)
-        at_start = {id(one.model) for one in self.held.values() if one.at_start}
-        for model in shown.values():
-            # What comes later and is not ready yet, or fails, is no reason to take the server out of service.
-            model.required = (
+        """Shows one entry for each version: what answers, else what is loading, else what failed."""
+        shown = self._choose(make_asleep)
+        at_start = {id(one) for one in self.held.values() if one.at_start}
+        for one in shown.values():
+            # A later change that is loading or fails does not take the whole server out of service.
+            one.require(
                 self._strict_readiness
-                and (not started or id(model) in at_start)
-                and model.state is not ModelState.UNLOADING
+                and (not started or id(one) in at_start)
+                and one.phase is not VersionPhase.DRAINING
             )
         if not shown and self.target is None and not self.held:
-            for model in self._shown.values():
-                engine.remove(model)
+            for one in self._shown.values():
+                engine.remove(one.model)
         else:
             engine.declare(self.name)
-            for version, model in self._shown.items():
+            for version, one in self._shown.items():
                 if version not in shown:
-                    engine.remove(model)
-            for model in shown.values():
-                engine.add(model)
+                    engine.remove(one.model)
+            for one in shown.values():
+                engine.add(one.model)
             engine.set_labels(self.name, self._pointing)
         self._shown = shown
 
-    def _models(self, make_asleep: MakeAsleep) -> dict[str, Model]:
-        shown = self._unloaded_models()
-        order = (Phase.DRAINING, Phase.FAILED, Phase.LOADED, Phase.LOADING, Phase.READY)
+    def _choose(self, make_asleep: MakeAsleep) -> dict[str, ShownVersion]:
+        """The entry for each version; later assignments win."""
+        shown: dict[str, ShownVersion] = {**self._unloaded_versions()}
+        order = (
+            VersionPhase.DRAINING,
+            VersionPhase.FAILED,
+            VersionPhase.LOADED,
+            VersionPhase.LOADING,
+            VersionPhase.READY,
+        )
         for one in sorted(self.held.values(), key=lambda one: (order.index(one.phase), one.key)):
-            shown[one.model.version] = one.model
+            shown[one.model.version] = one
         goals = [goal for goal in self.wanted() if goal.serve or goal.version not in shown]
-        # One that was asleep goes on holding requests until its load has ended well.
+        # A sleeping version holds requests until its load has succeeded.
         sleeping = [
             goal.version
             for goal in goals
@@ -237,73 +241,79 @@ class ServedModel:
         ]
         waiting = [goal.version for goal in goals if goal.loaded and goal.version not in shown]
         self._asleep = {version: self._asleep.get(version) or make_asleep(version) for version in sleeping}
-        shown |= {version: model for version, model in self._asleep.items() if self.ready(version) is None}
+        shown |= {version: one for version, one in self._asleep.items() if self.ready(version) is None}
         self._waiting = {
             version: self._waiting.get(version) or self._placeholder(version) for version in waiting
         }
         shown |= self._waiting
         shown |= {
-            version: model
-            for version, model in self.failures.items()
+            version: one
+            for version, one in self.failures.items()
             if version not in shown or version in self._unloaded
         }
-        self._tell_what_goes_on_beside(shown)
+        self._show_loads_beside(shown)
         return shown
 
-    def _tell_what_goes_on_beside(self, shown: dict[str, Model]) -> None:
-        """A version that serves shows how the load of its new files goes, and why it failed; one that is asleep shows how its load goes."""
-        for version, model in shown.items():
-            if model.on_demand:
-                loading = [
-                    one.model.progress
-                    for one in self.held.values()
-                    if one.model.version == version and one.phase is Phase.LOADING
-                ]
-                model.state = ModelState.LOADING if loading else ModelState.UNAVAILABLE
-                model.progress = loading[0] if loading else None
-            if model.state is not ModelState.READY:
+    def _show_loads_beside(self, shown: Mapping[str, ShownVersion]) -> None:
+        """Shows loads of newer files on serving versions, and loads of sleeping versions on stand-ins."""
+        for version, asleep in self._asleep.items():
+            if shown.get(version) is asleep:
+                load = self._load_of(version)
+                asleep.show_load(
+                    loading=load is not None, progress=None if load is None else load.model.progress
+                )
+        for one in self.held.values():
+            version = one.model.version
+            # A version without workers keeps showing that reason.
+            if shown[version] is not one or one.model.state is not ModelState.READY:
                 continue
-            beside = [
-                one for one in self.held.values() if one.model.version == version and one.model is not model
+            failed = [
+                other.model.reason
+                for other in self.held.values()
+                if other.model.version == version and other is not one and other.phase is VersionPhase.FAILED
             ]
-            failed = [one.model.reason for one in beside if one.phase is Phase.FAILED]
             if not failed and version in self.failures:
-                failed = [self.failures[version].reason]
-            reason = failed[0] if failed else ""
-            model.reason = (
-                f"the files as they are now cannot be served, so those of before are: {reason}"
-                if reason
-                else ""
-            )
-            model.progress = next((one.model.progress for one in beside if one.phase is Phase.LOADING), None)
+                failed = [self.failures[version].model.reason]
+            load = self._load_of(version)
+            one.show_beside(failed[0] if failed else "", None if load is None else load.model.progress)
 
-    def _placeholder(self, version: str) -> Model:
+    def _load_of(self, version: str) -> Servable | None:
+        """The running load of a version."""
+        return next(
+            (
+                one
+                for one in self.held.values()
+                if one.model.version == version and one.phase is VersionPhase.LOADING
+            ),
+            None,
+        )
+
+    def _placeholder(self, version: str) -> StandIn:
         target = self.target or self.change
         assert target is not None, "what is waited for is wanted"
-        model = Model(self.name, version, target.source.config)
-        model.state = ModelState.LOADING
-        return model
+        return StandIn(self.name, version, target.source.config, VersionPhase.WAITING)
 
     def note_failures(self, target: Target, reasons: Mapping[str, str]) -> None:
-        """The change to a target has failed, for a reason by version."""
+        """Shows why a change failed, by version."""
         for version, reason in reasons.items():
-            model = self.failures[version] = Model(self.name, version, target.source.config)
-            model.state = ModelState.UNAVAILABLE
-            model.reason = reason
+            self.failures[version] = StandIn(
+                self.name, version, target.source.config, VersionPhase.FAILED, reason
+            )
 
-    def _unloaded_models(self) -> dict[str, Model]:
-        """Versions that were served once and could be again: they are listed as unloaded."""
+    def _unloaded_versions(self) -> Mapping[str, Servable]:
+        """Versions that served once and could again, to be listed as unloaded."""
         known = self.known_versions
-        self._unloaded = {version: model for version, model in self._unloaded.items() if version in known}
+        self._unloaded = {version: one for version, one in self._unloaded.items() if version in known}
         there = {one.model.version for one in self.held.values()} | {goal.version for goal in self.wanted()}
         for version in there:
             self._unloaded.pop(version, None)
-        return dict(self._unloaded)
+        return self._unloaded
 
     def unloaded(self, one: Servable) -> None:
-        """Notes that a version has been unloaded."""
+        """Removes a drained version."""
         del self.held[one.key]
-        self._unloaded[one.model.version] = one.model
+        one.end()
+        self._unloaded[one.model.version] = one
 
     @property
     def gone(self) -> bool:

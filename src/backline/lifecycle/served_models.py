@@ -1,16 +1,17 @@
-"""All models of a server by name, and waiting for what becomes of them."""
+"""All models of a server by name, and waiting for their steps."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from backline.engine.errors import Unavailable
 from backline.lifecycle.served_model import ServedModel
 
 
 class ServedModels:
-    """The models, which the executor brings to their targets. Lives on the event loop."""
+    """The models that the executor brings to their targets. Lives on the event loop."""
 
     def __init__(self, *, strict_readiness: bool) -> None:
         self._strict_readiness = strict_readiness
@@ -19,7 +20,7 @@ class ServedModels:
         self._closed = False
 
     def __getitem__(self, name: str) -> ServedModel:
-        """The model of a name; a new one has no target."""
+        """The model with a name; a new one has no target."""
         return self._models.setdefault(name, ServedModel(name, strict_readiness=self._strict_readiness))
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -33,18 +34,18 @@ class ServedModels:
         return list(self._models)
 
     def forget(self, name: str) -> None:
-        """Nothing is left of a model."""
+        """Removes a model of which nothing is left."""
         del self._models[name]
 
     def stepped(self) -> None:
-        """Something may have become of one of them."""
+        """Wakes waiters after steps of any model."""
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             if not watcher.done():
                 watcher.set_result(None)
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Returns when something that steps bring about has come. Raises Unavailable when the server stops before."""
+        """Waits until steps have made `reached` true. Raises Unavailable when the server stops first."""
         while not reached():
             if self._closed:
                 raise Unavailable("the server is stopping")
@@ -53,11 +54,14 @@ class ServedModels:
             await watcher
 
     async def settle(self, names: Iterable[str] | None = None) -> None:
-        """Returns when nothing more happens by itself, to some models or to all."""
+        """Waits until no step is in progress or scheduled, for some models or all."""
         for name in self.names if names is None else names:
-            await self.until(lambda name=name: name not in self._models or self._models[name].settled)  # type: ignore[misc]
+            await self.until(partial(self._is_settled, name))
+
+    def _is_settled(self, name: str) -> bool:
+        return name not in self._models or self._models[name].settled
 
     def close(self) -> None:
-        """No more steps are taken: who waits for one is told."""
+        """Ends all steps; waiters raise Unavailable."""
         self._closed = True
         self.stepped()

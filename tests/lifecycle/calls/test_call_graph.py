@@ -12,7 +12,8 @@ from backline.lifecycle.calls.call_graph import CallGraph, Node, Wait
 
 NODES = [(name, "1") for name in "abcde"]
 NODE = st.sampled_from(NODES)
-#: Calls in turn, of one model or of an ensemble with its steps, and which of those under way ends behind each.
+#: Calls in turn, of one model or of an ensemble with its steps, and which of those under way ends behind
+#: each.
 TURNS = st.lists(
     st.tuples(st.lists(st.tuples(NODE, NODE), min_size=1, max_size=3), st.none() | st.integers(0, 20)),
     max_size=30,

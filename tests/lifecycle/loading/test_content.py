@@ -1,4 +1,4 @@
-"""What files hold, wherever they lie."""
+"""Digests of a version's files, wherever they lie."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backline.lifecycle.loading.content import Content
+from backline.lifecycle.loading.version_load import VersionContent
 
 
 def put(root: Path, **files: str) -> Path:
@@ -20,22 +20,22 @@ def put(root: Path, **files: str) -> Path:
 def test_the_same_files_elsewhere_are_the_same(tmp_path: Path) -> None:
     one, two = (put(tmp_path / name, a="1", b="2") for name in ("one", "two"))
 
-    assert Content(one, ["a", "b"]).digest == Content(two, ["b", "a"]).digest
+    assert VersionContent(one, ["a", "b"]).digest == VersionContent(two, ["b", "a"]).digest
 
 
 @pytest.mark.parametrize(
     "files",
     [{"a": "1", "b": "3"}, {"a": "2", "b": "1"}, {"a": "12", "b": ""}, {"a": "1"}, {"a": "1", "c": "2"}],
 )
-def test_other_files_are_others(files: dict[str, str], tmp_path: Path) -> None:
+def test_other_files_have_another_digest(files: dict[str, str], tmp_path: Path) -> None:
     one, two = put(tmp_path / "one", a="1", b="2"), put(tmp_path / "two", **files)
 
-    assert Content(one, ["a", "b"]).digest != Content(two, files).digest
+    assert VersionContent(one, ["a", "b"]).digest != VersionContent(two, files).digest
 
 
 def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     folder = put(tmp_path / "one", a="1")
-    content = Content(folder, ["a"])
+    content = VersionContent(folder, ["a"])
     assert content.unchanged
 
     times = (folder / "a").stat()
@@ -46,6 +46,6 @@ def test_a_file_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     assert not content.unchanged
 
 
-def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Content(tmp_path, ["a"])
+        VersionContent(tmp_path, ["a"])

@@ -1,4 +1,6 @@
-"""A network on several GPUs. There are none here: ONNX Runtime is made to say that it has two, and computes on the CPU instead."""
+"""A network on several GPUs. There are none here: ONNX Runtime is made to say that it has two, and computes
+on the CPU instead.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from backline.backends.backend import LoadOptions
 from backline.backends.onnxruntime import OnnxModel, OnnxRuntime
 from backline.dialects.open_inference.configuration import model_configuration
-from backline.engine.device import Device, Gpus
+from backline.engine.device import Gpus
 from backline.engine.errors import InvalidArgument
 from backline.workers.here import core_budget
 from support.models import add1
@@ -22,11 +25,14 @@ from support.models import add1
 #: Requests are not joined, so that each instance has one of those that come together.
 ALONE = "max_batch_size: 0 "
 TWO_EACH = ALONE + "instance_group { count: 2 kind: KIND_GPU }"
-WARM_UP = "model_warmup { name: 'w' count: 3 inputs { key: 'INPUT0' value { data_type: TYPE_FP32 dims: [ 1, 16 ] zero_data: true } } }"
+WARM_UP = (
+    "model_warmup { name: 'w' count: 3 inputs { key: 'INPUT0' value { data_type: TYPE_FP32 dims: [ 1, 16 ]"
+    " zero_data: true } } }"
+)
 
 
 class Devices:
-    """What was done on which device."""
+    """Records what was done on which device."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -41,8 +47,8 @@ def devices(monkeypatch: pytest.MonkeyPatch) -> Devices:
     seen = Devices()
     load = OnnxRuntime.load
 
-    def load_on(self: OnnxRuntime, path: Path, config: Any, device: Device) -> OnnxModel:
-        name = str(device)
+    def load_on(self: OnnxRuntime, path: Path, config: Any, options: LoadOptions) -> OnnxModel:
+        name = str(options.device)
         if name == seen.broken:
             raise InvalidArgument(f"{name} is broken")
         model = load(self, path, config)
@@ -122,10 +128,10 @@ def test_runs_on_gpus_take_no_cores_from_others(
     asyncio.run(scenario())
 
 
-def test_a_processor_beside_a_gpu_that_is_waited_for_is_shared_with_others(
+def test_a_core_is_shared_while_its_model_waits_for_a_gpu(
     home: Any, repository: Path, devices: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was measured on the GPU, that a run waits for it, does not hold for the processor."""
+    """That runs wait was measured on the GPU, and does not hold for the processor."""
     monkeypatch.setattr(core_budget, "PATIENCE", 60)
     add1(repository)
     configure(

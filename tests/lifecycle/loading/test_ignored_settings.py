@@ -1,4 +1,4 @@
-"""Settings that have no effect on a model because of how it runs: whoever wrote them is told."""
+"""Settings without effect on a model because of how it runs give warnings."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What is found out about joining when a model is loaded."""
+"""Loading models whose requests are joined by rules."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,16 +17,20 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
-from backline.lifecycle.loading.joined import JoinedModel
-from backline.lifecycle.loading.loader import Loaded, load
+from backline.lifecycle.loading.loaded_here import LoadedHere
+from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.queueing import settings_of
+from backline.lifecycle.view.join import JoinRequests
 from support import models
 
 FLOAT = TensorProto.FLOAT
 
 
-def loaded(path: Path, joining: Joining, **settings: object) -> Loaded:
-    return load(path, ModelConfig("m", max_batch_size=8, joining=joining, source="model.toml", **settings))  # type: ignore[arg-type]
+def loaded(path: Path, joining: Joining, **settings: object) -> LoadedHere:
+    given: Any = {"max_batch_size": 8, "joining": joining, "source": "model.toml", **settings}
+    found = load(path, ModelConfig("m", **given))
+    assert isinstance(found, LoadedHere)
+    return found
 
 
 def doubler(folder: Path) -> Path:
@@ -90,7 +95,10 @@ def test_requests_of_other_lengths_are_passed_over_unless_the_order_is_another_o
 def test_a_ragged_input_of_another_shape_is_refused_in_tritons_words(tmp_path: Path) -> None:
     inputs = (TensorSpec("x", DataType.FP32, (-1, -1)),)
 
-    expected = r"configuration expects model provides input with shape \[-1\] for ragged input 'x', model provides \[-1, -1, -1\]"
+    expected = (
+        r"configuration expects model provides input with shape \[-1\] for ragged input 'x', model provides"
+        r" \[-1, -1, -1\]"
+    )
     with pytest.raises(InvalidArgument, match=expected):
         loaded(doubler(tmp_path), Joining(ragged=("x",)), inputs=inputs)
 
@@ -107,11 +115,10 @@ def one_length(folder: Path) -> Path:
 def test_a_model_of_one_length_takes_shorter_inputs(tmp_path: Path) -> None:
     joining = Joining(padding={"x": Padding(axes=(1,))}, cuts={"y": Cut("x")})
     found = loaded(one_length(tmp_path), joining)
-    assert found.joiner is not None
     assert found.joining is not None
 
     requests = [{"x": np.ones((1, length), np.float32)} for length in (2, 6)]
-    answers = JoinedModel(found.model, found.joiner, found.signature).run_together(requests, ["y"])  # type: ignore[arg-type]
+    answers = found.view.stage(JoinRequests).run_together(found.model.run, requests, ["y"])
 
     assert [answer[0].tolist() for answer in answers] == [[[1, 2]], [[1, 2, 3, 4, 5, 6]]]
     assert found.signature.inputs[0].shape == found.signature.outputs[0].shape == (-1, -1)

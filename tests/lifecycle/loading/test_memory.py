@@ -1,4 +1,4 @@
-"""What a load is said to take."""
+"""The estimated memory of a load."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Residents:
         return self.bytes
 
 
-def test_a_load_alone_took_what_the_process_grew_by() -> None:
+def test_a_lone_load_took_the_growth_of_the_process() -> None:
     resident = Residents()
     with LoadMeter(resident).measure(10 * MIB) as measured:
         resident.bytes += 25 * MIB
@@ -34,7 +34,7 @@ def test_a_load_into_memory_that_was_free_took_at_least_its_files_size() -> None
     assert measured.memory == 10 * MIB
 
 
-def test_loads_side_by_side_are_told_apart_by_their_files() -> None:
+def test_overlapping_loads_are_estimated_by_their_files() -> None:
     resident = Residents()
     meter = LoadMeter(resident)
     with meter.measure(10 * MIB) as one, meter.measure(30 * MIB) as other:

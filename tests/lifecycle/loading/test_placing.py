@@ -55,7 +55,7 @@ def test_instances_are_where_triton_would_make_them(
     assert instances(place(config(*groups), gpus)) == expected
 
 
-def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_is_taken() -> None:
+def test_an_unusable_gpu_is_reported_and_the_cpu_used() -> None:
     places = place(config(group()), NONE)
 
     assert (
@@ -71,10 +71,10 @@ def test_a_strict_server_refuses_in_the_words_of_triton(one: InstanceGroup) -> N
         InvalidArgument,
         match="instance group m_0 of model m has kind KIND_GPU but no GPUs are available: the runtime is",
     ):
-        place(config(one, strict_devices=True), NONE)
+        place(config(one), NONE, strict=True)
 
 
-def test_a_gpu_that_there_is_not_is_no_reason_to_take_the_cpu_where_there_are_others() -> None:
+def test_a_missing_gpu_does_not_fall_back_to_the_cpu_while_there_are_other_gpus() -> None:
     with pytest.raises(
         InvalidArgument,
         match=r"specifies invalid or unsupported gpu id 7\. GPUs that this model can run on are: 0, 1",
@@ -129,13 +129,13 @@ def instance_groups(draw: st.DrawFn) -> InstanceGroup:
 
 
 @given(groups=st.lists(instance_groups(), min_size=1, max_size=4), there=lists_of_gpus, strict=st.booleans())
-def test_whatever_is_asked_for_is_kept_refused_or_told(
+def test_every_request_for_devices_is_honoured_refused_or_reported(
     groups: list[InstanceGroup], there: tuple[int, ...], strict: bool
 ) -> None:
     gpus = Gpus(there, "" if there else "there is none")
-    asked = config(*groups, strict_devices=strict)
+    asked = config(*groups)
     try:
-        places = place(asked, gpus)
+        places = place(asked, gpus, strict=strict)
     except InvalidArgument:
         active = [one for one in groups if not one.passive]
         unknown = any(set(one.gpus) - set(there) for one in active)

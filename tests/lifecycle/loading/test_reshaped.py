@@ -1,4 +1,4 @@
-"""What is found out when a model is loaded whose clients see other shapes."""
+"""Loading models whose clients see other shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from backline.backends.backend import CancellableModel, LoadedModel, StreamingModel
+from backline.backends.backend import LoadedModel
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument
 from backline.engine.joining import BatchInput, Joining
@@ -17,10 +17,14 @@ from backline.engine.model_config import ModelConfig
 from backline.engine.signature import TensorSpec
 from backline.engine.tensor import Shape, Tensor
 from backline.engine.ticket import Ticket
-from backline.lifecycle.loading.loader import Loaded, load
-from backline.lifecycle.loading.reshaped import reshaped
+from backline.lifecycle.loading.loaded import LoadedVersion
+from backline.lifecycle.loading.loaded_here import LoadedHere
+from backline.lifecycle.loading.loaded_streams import LoadedStreams
+from backline.lifecycle.loading.loader import load
+from backline.lifecycle.view.join import JoinRequests
+from backline.lifecycle.view.stage import StagedModel
 from backline.workers.batch import Batch
-from backline.workers.here.execution import JoinedExecution
+from backline.workers.here.execution import Execution
 from support import models
 from support.networks import looping
 
@@ -33,7 +37,7 @@ def spec(name: str, shape: Shape, reshape: Shape | None = None) -> TensorSpec:
 
 def doubled(
     path: Path, shape: list[int | str], inputs: TensorSpec, outputs: TensorSpec, **settings: object
-) -> Loaded:
+) -> LoadedVersion:
     models.save(
         path / "model.onnx",
         [helper.make_node("Add", ["x", "x"], ["y"])],
@@ -46,9 +50,9 @@ def doubled(
     return load(path / "model.onnx", config)
 
 
-def model(loaded: Loaded) -> LoadedModel:
-    assert hasattr(loaded.model, "run")
-    return loaded.model  # type: ignore[return-value]
+def model(loaded: LoadedVersion) -> LoadedModel:
+    assert isinstance(loaded, LoadedHere)
+    return loaded.model
 
 
 def test_it_is_proved_measured_and_run_in_the_shapes_of_clients(tmp_path: Path) -> None:
@@ -78,7 +82,8 @@ def test_it_is_the_reshape_that_must_agree_with_the_file(tmp_path: Path) -> None
     with pytest.raises(InvalidArgument) as refused:
         doubled(tmp_path, ["N", 4], spec("x", (4,), (2, 2)), spec("y", (4,)))
     assert refused.value.message == (
-        "model 'm': input 'x' has the reshape [-1, 2, 2] (with the batch dimension, as max_batch_size is above 0) in config.pbtxt, but"
+        "model 'm': input 'x' has the reshape [-1, 2, 2] (with the batch dimension, as max_batch_size is"
+        " above 0) in config.pbtxt, but"
         f" [-1, 4] in '{tmp_path / 'model.onnx'}'"
     )
     with pytest.raises(
@@ -96,9 +101,9 @@ def test_a_batch_that_is_another_dimension_is_the_first_of_the_reshape(tmp_path:
     np.testing.assert_array_equal(model(loaded).run({"x": given}, ["y"])[0], given * 2)
 
 
-def test_what_has_no_other_shapes_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_model_without_reshapes_is_not_wrapped(tmp_path: Path) -> None:
     loaded = doubled(tmp_path, ["N", 4], spec("x", (4,)), spec("y", (4,)))
-    assert reshaped(model(loaded), ModelConfig("m", inputs=(spec("x", (4,)),))) is loaded.model
+    assert not isinstance(model(loaded), StagedModel)
 
 
 def test_a_run_can_still_be_cancelled(tmp_path: Path) -> None:
@@ -110,7 +115,7 @@ def test_a_run_can_still_be_cancelled(tmp_path: Path) -> None:
     )
     loaded = model(load(tmp_path / "model.onnx", config))
 
-    assert isinstance(loaded, CancellableModel)
+    assert isinstance(loaded, StagedModel)
     run, _ = loaded.cancellable()
     (answer,) = run({"X": np.ones((2, 1), np.float32), "ROUNDS": np.ones((2, 1), np.int64)}, ["Y"])
     assert answer.tolist() == [-1, -1]
@@ -141,7 +146,7 @@ def test_the_responses_of_a_stream_are_reshaped(tmp_path: Path) -> None:
     )
     loaded = load(tmp_path, config)
 
-    assert isinstance(loaded.model, StreamingModel)
+    assert isinstance(loaded, LoadedStreams)
     assert [spec.shape for spec in (loaded.signature.inputs[0], *loaded.signature.outputs)] == [
         (1, -1),
         (1, 1),
@@ -156,7 +161,7 @@ def test_the_responses_of_a_stream_are_reshaped(tmp_path: Path) -> None:
     assert [response["OUT"].tolist() for response in responses] == [[[4]], [[5]]]
 
 
-def test_a_model_is_told_of_the_shape_that_a_ragged_input_would_have(tmp_path: Path) -> None:
+def test_batch_inputs_describe_ragged_inputs_in_their_reshaped_form(tmp_path: Path) -> None:
     nodes = [helper.make_node("Add", ["x", "x"], ["y"]), helper.make_node("Identity", ["shapes"], ["s"])]
     models.save(
         tmp_path / "model.onnx",
@@ -175,8 +180,7 @@ def test_a_model_is_told_of_the_shape_that_a_ragged_input_would_have(tmp_path: P
             joining=joining,
         ),
     )
-    assert loaded.joiner is not None
-    execution = JoinedExecution("m", "1", model(loaded), loaded.joiner, loaded.signature)
+    execution = Execution("m", "1", model(loaded), joiner=loaded.view.stage(JoinRequests).joiner)
     arrays = [np.ones((1, 3), np.float32), np.full((1, 2), 5, np.float32)]
     batch = Batch(
         [

@@ -146,7 +146,9 @@ def test_a_model_is_also_measured_with_larger_dimensions(tmp_path: Path) -> None
 
 
 def test_a_model_that_wants_a_sampling_rate_and_enough_samples_is_measured(tmp_path: Path) -> None:
-    """A scalar that must be 16,000, and audio of at least 400 samples with the batch in another dimension of the state."""
+    """A scalar that must be 16,000, and audio of at least 400 samples with the batch in another dimension of
+    the state.
+    """
     nodes = [
         node("Equal", ["sr", "rate"], ["right"]),
         node("Cast", ["right"], ["index"], to=INT64),
@@ -190,7 +192,7 @@ def test_a_model_that_takes_nothing_that_is_tried_has_no_run_times(tmp_path: Pat
     ("seconds", "text"),
     [(3.35e-6, "3.35 us"), (0.0123, "12.3 ms"), (1.5, "1.5 s"), (2e-7, "0.2 us"), (0.0009996, "1 ms")],
 )
-def test_durations_are_told_in_three_digits(seconds: float, text: str) -> None:
+def test_durations_have_three_digits(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 

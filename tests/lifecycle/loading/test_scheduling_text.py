@@ -11,13 +11,17 @@ from backline.lifecycle.loading.scheduling_text import scheduling_text
 from support.repositories import only, put
 
 TENSORS = """
-input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true } output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
+input { name: "x" data_type: TYPE_FP32 dims: [ -1 ] allow_ragged_batch: true }
+output { name: "y" data_type: TYPE_FP32 dims: [ 1 ] }
 """
 STEPS = """
-platform: "ensemble" input { name: "a" data_type: TYPE_FP32 dims: [ 1 ] } output { name: "c" data_type: TYPE_FP32 dims: [ 1 ] }
+platform: "ensemble"
+input { name: "a" data_type: TYPE_FP32 dims: [ 1 ] } output { name: "c" data_type: TYPE_FP32 dims: [ 1 ] }
 ensemble_scheduling { step [
-  { model_name: "one" model_version: -1 input_map { key: "x" value: "a" } output_map { key: "y" value: "b" } },
-  { model_name: "two" model_version: -1 input_map { key: "x" value: "b" } output_map { key: "y" value: "c" } } ] }
+  { model_name: "one" model_version: -1
+    input_map { key: "x" value: "a" } output_map { key: "y" value: "b" } },
+  { model_name: "two" model_version: -1
+    input_map { key: "x" value: "b" } output_map { key: "y" value: "c" } } ] }
 """
 FILLED = """
 max_batch_size: 8
@@ -55,7 +59,10 @@ def told(
             "up to 8 together, waits 500 us",
         ),
         (
-            "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 5000 }",
+            (
+                "max_batch_size: 8 dynamic_batching { preferred_batch_size: [ 4, 8 ]"
+                " max_queue_delay_microseconds: 5000 }"
+            ),
             8,
             "up to 8 together, waits 5 ms for 4 or 8",
         ),
@@ -86,7 +93,10 @@ def told(
             "up to 8 together, no delay, filled up to 2 or 8, padded",
         ),
         (
-            'max_batch_size: 8 parameters { key: "backline.enable_large_batch_splitting" value { string_value: "true" } }',
+            (
+                'max_batch_size: 8 parameters { key: "backline.enable_large_batch_splitting" value {'
+                ' string_value: "true" } }'
+            ),
             8,
             "up to 8 together, no delay, larger ones in parts",
         ),
@@ -105,13 +115,13 @@ def told(
         (STEPS, 0, "ensemble of one, two"),
     ],
 )
-def test_what_a_configuration_asks_for_is_told(
+def test_the_settings_of_a_configuration_are_described(
     tmp_path: Path, config: str, batch_limit: int, text: str
 ) -> None:
     assert told(tmp_path, config, batch_limit) == text
 
 
-def test_of_an_objective_it_is_told_what_the_largest_batch_was_measured_to_take(tmp_path: Path) -> None:
+def test_an_objective_shows_the_measured_time_of_the_largest_batch(tmp_path: Path) -> None:
     config = 'max_batch_size: 16 parameters { key: "backline.objective.p99_ms" value { string_value: "50" } }'
     assert (
         told(tmp_path, config, 8, {1: 0.001, 8: 0.0046, 16: 0.009})
@@ -120,7 +130,7 @@ def test_of_an_objective_it_is_told_what_the_largest_batch_was_measured_to_take(
     assert told(tmp_path, config, 8) == "up to 8 together, no delay, within 50 ms"
 
 
-def test_the_cache_is_told_where_the_server_has_one(tmp_path: Path) -> None:
+def test_the_cache_is_shown_if_the_server_has_one(tmp_path: Path) -> None:
     assert (
         told(tmp_path, "response_cache { enable: true }", 8, cached=True)
         == "up to 8 together, no delay, cached"

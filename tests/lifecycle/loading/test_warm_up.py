@@ -1,4 +1,6 @@
-"""Warm-up: which requests a version must answer before it is ready, and what is said of those that it does not."""
+"""Warm-up: which requests a version must answer before it is ready, and what is said of those that it does
+not.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from backline.engine.model_config import ModelConfig, WarmUpInput, WarmUpSample
 from backline.engine.signature import RequestCheck, Signature
 from backline.engine.tensor import Tensor, encode_tensor
 from backline.lifecycle.loading.warm_up import warm_up
-from backline.lifecycle.loading.warm_up_samples import TENSORFLOW_FILE, Sample, warm_up_samples
+from backline.lifecycle.loading.warm_up_samples import TENSORFLOW_FILE, WarmUpRequest, warm_up_samples
 from backline.observe.prediction_log import encode_record
 from support import models
 
@@ -43,8 +45,9 @@ class Watched:
         self.model.close()
 
 
-def warm(model: Watched, samples: Sequence[Sample], batch: int = 64) -> int:
-    return warm_up("m", model, RequestCheck("m", model.signature, batch, strict=False), samples)
+def warm(model: Watched, samples: Sequence[WarmUpRequest], batch: int = 64) -> int:
+    outputs = tuple(spec.name for spec in model.signature.outputs)
+    return warm_up("m", model.run, outputs, RequestCheck("m", model.signature, batch, strict=False), samples)
 
 
 def configured(
@@ -55,7 +58,7 @@ def configured(
     *,
     size: int = 2,
     count: int = 3,
-) -> list[Sample]:
+) -> list[WarmUpRequest]:
     """The samples of a model whose configuration has one sample with one input."""
     sample = WarmUpSample("first", size, count, (WarmUpInput("INPUT0", datatype, shape, source),))
     config = ModelConfig("m", warm_up=(sample,), source=str(folder / "m" / "config.pbtxt"))
@@ -102,7 +105,7 @@ def test_a_data_file_of_strings_has_a_length_before_each(tmp_path: Path) -> None
     [
         (b"\x00" * 60, (16,), r"warmup/item' has 60 bytes, expected 64 bytes for shape \[16\] of FP32"),
         (None, (16,), r"warmup/item' does not exist"),
-        (b"", (-1,), r"dims \[-1\]; every dimension needs a size"),
+        (b"", (-1,), r"dims \[-1\]; every dimension needs a fixed size"),
         (b"", (1 << 40,), "more than 1073741824 bytes"),
     ],
 )
@@ -156,7 +159,7 @@ def test_a_sample_that_does_not_fit_the_model_fails_with_the_reason(tmp_path: Pa
 
 def test_a_run_that_fails_names_the_sample(tmp_path: Path) -> None:
     model = Watched(models.identity_of(tmp_path, "m", TensorProto.STRING))
-    sample = Sample(
+    sample = WarmUpRequest(
         "the sample", {"INPUT0": Tensor("INPUT0", DataType.BYTES, (1, 1), np.array([[b"\xff"]], np.object_))}
     )
     with pytest.raises(InvalidArgument, match=r"^the sample failed: .*not UTF-8"):
@@ -194,7 +197,7 @@ def test_recorded_requests_of_another_signature_are_left_out_and_named(
         )
         assert warm(model, list(samples)) == 1
     assert (
-        f"a recorded request is left out: warm-up request 1 of '{recorded}' does not fit the model: "
+        f"a recorded request is skipped: warm-up request 1 of '{recorded}' does not fit the model: "
         in caplog.text
     )
 
@@ -212,16 +215,19 @@ def test_a_damaged_file_of_requests_fails_the_load(tmp_path: Path) -> None:
 def test_a_sample_may_ask_for_some_outputs_only(tmp_path: Path) -> None:
     model = Watched(models.add1(tmp_path, "m"))
     with pytest.raises(InvalidArgument, match="unexpected inference output 'OTHER'"):
-        warm(model, [Sample("one", request_of(1), outputs=("OTHER",))])
+        warm(model, [WarmUpRequest("one", request_of(1), outputs=("OTHER",))])
     assert len(encode_tensor(request_of(1)["INPUT0"])) == 64
-    assert warm(model, [Sample("one", request_of(1), outputs=("OUTPUT0",))]) == 1
+    assert warm(model, [WarmUpRequest("one", request_of(1), outputs=("OUTPUT0",))]) == 1
 
 
 def test_a_version_whose_warm_up_fails_is_not_served_and_says_which_sample(
     home: Any, repository: Path
 ) -> None:
     models.add1(repository)
-    sample = 'name: "first" batch_size: 1 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 16 input_data_file: "item" } }'
+    sample = (
+        'name: "first" batch_size: 1 inputs { key: "INPUT0" value { data_type: TYPE_FP32 dims: 16'
+        ' input_data_file: "item" } }'
+    )
     (repository / "add1" / "config.pbtxt").write_text(f"max_batch_size: 4 model_warmup [ {{ {sample} }} ]")
     (repository / "add1" / "warmup").mkdir()
     (repository / "add1" / "warmup" / "item").write_bytes(bytes(60))

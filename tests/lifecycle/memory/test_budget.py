@@ -15,7 +15,7 @@ def tenant(key: str, memory: int, last_used: float, *, pinned: bool = False, bus
     return Tenant(key, memory * MIB, last_used, pinned, busy)
 
 
-def test_nobody_goes_while_there_is_room() -> None:
+def test_nothing_is_evicted_while_there_is_room() -> None:
     assert make_room([tenant("a", 10, 1)], budget=100 * MIB, resident=50 * MIB, needed=50 * MIB) == []
 
 
@@ -29,7 +29,7 @@ def test_a_small_one_stays_when_the_large_one_after_it_suffices() -> None:
     assert make_room(tenants, budget=100 * MIB, resident=100 * MIB, needed=40 * MIB) == ["large"]
 
 
-def test_when_there_is_no_room_the_reason_has_the_numbers() -> None:
+def test_without_room_the_error_has_the_numbers() -> None:
     tenants = [tenant("pinned", 30, 1, pinned=True), tenant("busy", 20, 2, busy=True), tenant("idle", 10, 3)]
     found = make_room(tenants, budget=100 * MIB, resident=90 * MIB, needed=40 * MIB)
     assert isinstance(found, Shortage)
@@ -37,20 +37,21 @@ def test_when_there_is_no_room_the_reason_has_the_numbers() -> None:
     assert isinstance(error, Unavailable)
     assert error.retry_after == 1
     assert error.message == (
-        "model 'm' version 1 needs 40 MiB, and the memory budget of 100 MiB has no room for it: 90 MiB are in use, 30 MiB of it by pinned"
+        "model 'm' version 1 needs 40 MiB, and the memory budget of 100 MiB has no room for it: 90 MiB are in"
+        " use, 30 MiB of it by pinned"
         " models and 20 MiB by models with requests; unloading the idle ones frees 10 MiB. Try again"
     )
 
 
 tenants_lists = st.lists(
     st.tuples(st.integers(0, 50), st.integers(0, 10), st.booleans(), st.booleans()), max_size=12
-).map(lambda rows: [Tenant(index, memory, used, pinned, busy) for index, (memory, used, pinned, busy) in enumerate(rows)])  # fmt: skip
+).map(lambda rows: [Tenant(index, *row) for index, row in enumerate(rows)])
 
 
 @given(
     tenants=tenants_lists, budget=st.integers(0, 300), base=st.integers(0, 100), needed=st.integers(0, 100)
 )
-def test_whoever_goes_is_idle_needed_and_enough(
+def test_evictions_are_idle_necessary_and_sufficient(
     tenants: list[Tenant], budget: int, base: int, needed: int
 ) -> None:
     resident = base + sum(one.memory for one in tenants)
@@ -89,7 +90,7 @@ def test_none_that_stays_was_used_longer_ago_than_all_that_go(
     assert sum(one.memory for one in older) < excess
 
 
-def test_who_was_idle_too_long_goes_unless_pinned_or_busy() -> None:
+def test_an_idle_version_is_unloaded_unless_pinned_or_busy() -> None:
     tenants = [
         Tenant("idle", 1, 10.0, idle_limit=5),
         Tenant("used", 1, 12.0, idle_limit=5),

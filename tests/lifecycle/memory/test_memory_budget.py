@@ -74,7 +74,7 @@ def crowded(base: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         yield server, budget
 
 
-def test_what_does_not_fit_is_listed_as_loaded_on_request_and_the_server_is_ready(
+def test_a_model_that_does_not_fit_is_loaded_on_request_and_the_server_is_ready(
     crowded: tuple[ServerProcess, int],
 ) -> None:
     entries = listing(crowded[0]).values()
@@ -126,7 +126,7 @@ def test_metadata_of_a_model_that_was_never_loaded_comes_with_its_inputs(
 
 
 @pytest.mark.parametrize("way", ["config over gRPC", "raw request"])
-def test_what_needs_the_inputs_of_a_model_waits_for_its_first_load(tmp_path: Path, way: str) -> None:
+def test_callers_that_need_the_signature_wait_for_the_first_load(tmp_path: Path, way: str) -> None:
     models.add1(tmp_path / "models")
     (tmp_path / "models" / "add1" / "model.toml").write_text('load = "on_demand"\n')
     with serve(tmp_path / "models", tmp_path / "log", "--state-dir", str(tmp_path / "state")) as server:
@@ -184,7 +184,7 @@ def test_a_load_on_demand_that_fails_tells_why_and_the_next_request_may_succeed(
                     try:
                         assert await server.answer() == 1
                         break
-                    except Unavailable:  # the failure of before is told for a second
+                    except Unavailable:  # for a second the last failure is repeated
                         await asyncio.sleep(0.1)
 
     asyncio.run(scenario())

@@ -157,7 +157,7 @@ def test_a_deadline_that_passes_during_the_load_is_kept() -> None:
         patient = sleeper.ask()
         with pytest.raises(
             DeadlineExceeded,
-            match=r"The deadline of the request passed after .* ms in which model 'm' was being loaded",
+            match=r"The deadline of the request passed after .* ms while model 'm' was loading",
         ):
             await late
         assert sleeper.model.statistics.expired == 1
@@ -255,7 +255,7 @@ def test_a_version_sleeps_and_wakes_more_than_once() -> None:
     run(scenario)
 
 
-def test_what_is_held_is_refused_when_the_version_goes() -> None:
+def test_held_requests_are_refused_when_the_version_is_removed() -> None:
     async def scenario() -> None:
         sleeper = Sleeper()
         asked = sleeper.ask()

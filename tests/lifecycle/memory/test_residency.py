@@ -1,4 +1,4 @@
-"""Room for a load: who is put to sleep for it, and what is promised to loads that are under way."""
+"""Room for a load: evictions, and memory promised to running loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ MIB = 1 << 20
 
 
 class House:
-    """A process of 100 MiB without models, and a budget of 200 MiB; `stays` is what an unloaded version does not give back."""
+    """A process of 100 MiB without models, and a budget of 200 MiB; `stays` is what an unloaded version does
+    not give back.
+    """
 
     def __init__(self, budget: int | None = 200 * MIB, stays: float = 0.0) -> None:
         self.tenants: dict[Hashable, Tenant] = {}
@@ -110,7 +112,7 @@ def test_a_load_that_may_not_evict_is_refused_with_the_numbers() -> None:
     run(scenario)
 
 
-def test_what_needs_nothing_is_let_in_by_a_full_house() -> None:
+def test_a_load_without_files_is_admitted_when_memory_is_full() -> None:
     async def scenario() -> None:
         house = House(budget=50 * MIB)
         async with house.residency.room("an ensemble", 0, evict=False):
@@ -145,7 +147,7 @@ def test_pinned_versions_stay_and_are_named_in_the_refusal() -> None:
     run(scenario)
 
 
-def test_what_is_promised_to_one_load_is_not_given_to_another_which_waits_for_its_end() -> None:
+def test_memory_promised_to_a_load_is_not_given_to_another_until_it_ends() -> None:
     async def scenario() -> None:
         house = House()
         order: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from backline.lifecycle.records.audit import AuditLog
 
 
 def change(number: int, model: str = "m", **more: str) -> Change:
-    return Change(float(number), "Ada", "label", model, str(number), "stable", str(number - 1), **more)  # type: ignore[arg-type]
+    label: Any = more
+    return Change(float(number), "Ada", "label", model, str(number), "stable", str(number - 1), **label)
 
 
 def test_the_last_changes_come_first(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_policy_that_names_only_versions_that_are_not_there_says_so(tmp_path: 
     )
 
 
-def test_a_version_beside_the_policy_is_served_without_a_complaint(tmp_path: Path) -> None:
+def test_a_version_outside_the_policy_is_served_without_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "m" / "1" / "model.onnx")
     put(tmp_path / "m" / "config.pbtxt", "version_policy { specific { versions: [4] } }")
 

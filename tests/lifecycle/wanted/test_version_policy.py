@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backline.engine.model_config import VersionPolicy
 from backline.engine.version_order import version_order
-from backline.lifecycle.wanted.version_policy import none_selected, select
+from backline.lifecycle.wanted.target import none_selected, select
 
 NAMES = st.one_of(
     st.integers(0, 10**20).map(str),
@@ -70,7 +70,9 @@ def test_the_order_is_total(first: str, second: str, third: str) -> None:
 @given(NAMES, NAMES)
 def test_the_order_is_that_of_an_independent_comparison(first: str, second: str) -> None:
     def compare(left: str, right: str) -> int:
-        """Digit runs by length once zeros are gone, then by character; a run of digits comes before any other."""
+        """Digit runs by length once zeros are gone, then by character; a run of digits comes before any
+        other.
+        """
         for one, other in zip(
             re.findall("[0-9]+|[^0-9]+", left), re.findall("[0-9]+|[^0-9]+", right), strict=False
         ):
@@ -92,7 +94,7 @@ def test_the_order_is_that_of_an_independent_comparison(first: str, second: str)
 
 
 @given(st.lists(NAMES, max_size=8), POLICIES)
-def test_what_is_chosen_is_there_once_and_in_order(versions: list[str], policy: VersionPolicy) -> None:
+def test_selected_versions_are_unique_and_in_order(versions: list[str], policy: VersionPolicy) -> None:
     chosen, missing = select(versions, policy)
 
     assert set(chosen) <= set(versions)
@@ -102,7 +104,7 @@ def test_what_is_chosen_is_there_once_and_in_order(versions: list[str], policy: 
 
 
 @given(st.lists(NAMES, max_size=8), st.integers(1, 10))
-def test_latest_takes_so_many_of_the_newest(versions: list[str], count: int) -> None:
+def test_latest_selects_the_newest_versions(versions: list[str], count: int) -> None:
     chosen, missing = select(versions, VersionPolicy(latest=count))
 
     left_out = set(versions) - set(chosen)
@@ -112,7 +114,9 @@ def test_latest_takes_so_many_of_the_newest(versions: list[str], count: int) -> 
 
 
 @given(st.lists(NAMES, max_size=8), st.lists(NAMES, min_size=1, max_size=8))
-def test_specific_takes_what_is_named_and_tells_the_rest(versions: list[str], named: list[str]) -> None:
+def test_specific_selects_the_named_versions_and_reports_missing_ones(
+    versions: list[str], named: list[str]
+) -> None:
     chosen, missing = select(versions, VersionPolicy(latest=None, specific=tuple(named)))
 
     assert set(chosen) == set(versions) & set(named)
@@ -120,7 +124,7 @@ def test_specific_takes_what_is_named_and_tells_the_rest(versions: list[str], na
 
 
 @given(st.lists(NAMES, max_size=8), POLICIES, st.randoms())
-def test_the_order_of_what_is_given_does_not_matter(
+def test_the_order_of_versions_does_not_matter(
     versions: list[str], policy: VersionPolicy, random: object
 ) -> None:
     shuffled = list(versions)
@@ -129,7 +133,7 @@ def test_the_order_of_what_is_given_does_not_matter(
     assert select(shuffled, policy) == select(versions, policy)
 
 
-def test_why_nothing_is_served_is_told() -> None:
+def test_the_reason_why_nothing_is_served_is_given() -> None:
     reason = none_selected("/models/m", ["1"], ["4", "5"])
 
     assert reason == "'/models/m' holds none of the versions that version_policy names: 4, 5 (it holds 1)"

@@ -46,9 +46,7 @@ def test_a_store_cut_off_while_serving_loses_nothing_and_the_next_start_works_wi
 ) -> None:
     store.put(f"prod/{MODEL}/1/model.onnx", network(5.0))
     with serve(store.location("prod"), tmp_path / "log", *options) as server:
-        answers = asyncio.run(
-            _load_while(server, store.relay.cut, "cannot be read, what was served of it goes on")
-        )
+        answers = asyncio.run(_load_while(server, store.relay.cut, "cannot be read, its models keep serving"))
     assert [answer.error for answer in answers if answer.error] == []
     assert {answer.constant for answer in answers} == {5.0}
     with serve(store.location("prod"), tmp_path / "log2", *options) as again:

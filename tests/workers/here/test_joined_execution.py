@@ -17,19 +17,17 @@ from backline.engine.errors import BacklineError
 from backline.engine.joining import Cut, Joining, Padding
 from backline.engine.messages import InferRequest, InferResponse
 from backline.engine.model_config import ModelConfig
-from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
-from backline.workers.here.execution import JoinedExecution
+from backline.workers.here.execution import Execution
 from backline.workers.joiner import Joiner
 from support import models
 
 FLOAT = TensorProto.FLOAT
-SEEN = Signature((TensorSpec("x", DataType.FP32, (-1, -1)),), (TensorSpec("y", DataType.FP32, (-1, -1)),))
 
 
-def load(path: Path, shape: list[int | str], joining: Joining) -> JoinedExecution:
+def load(path: Path, shape: list[int | str], joining: Joining) -> Execution:
     """y = (x² - x) / (x² + |x|), element by element, each step of which is rounded in the same way wherever an element stands."""
     nodes = [
         helper.make_node("Mul", ["x", "x"], ["square"]),
@@ -41,18 +39,16 @@ def load(path: Path, shape: list[int | str], joining: Joining) -> JoinedExecutio
     file = models.save(path / "model.onnx", nodes, [("x", FLOAT, shape)], [("y", FLOAT, shape)])
     model = OnnxRuntime().load(file, ModelConfig("m"))
     scattered = dict.fromkeys(joining.scattered, (-1, -1))
-    return JoinedExecution(
-        "m", "1", model, Joiner("m", joining, model.signature, scattered, batched=True), SEEN
-    )
+    return Execution("m", "1", model, joiner=Joiner("m", joining, model.signature, scattered, batched=True))
 
 
 @pytest.fixture(scope="module")
-def ragged(tmp_path_factory: pytest.TempPathFactory) -> JoinedExecution:
+def ragged(tmp_path_factory: pytest.TempPathFactory) -> Execution:
     return load(tmp_path_factory.mktemp("ragged"), ["T"], Joining(ragged=("x",), scattered={"y": "x"}))
 
 
 @pytest.fixture(scope="module")
-def padded(tmp_path_factory: pytest.TempPathFactory) -> JoinedExecution:
+def padded(tmp_path_factory: pytest.TempPathFactory) -> Execution:
     padding = {"x": Padding(value="3", buckets=(4, 8))}
     joining = Joining(allowed_batch_sizes=(2, 5, 9), padding=padding, cuts={"y": Cut("x")})
     return load(tmp_path_factory.mktemp("padded"), ["N", "T"], joining)
@@ -68,7 +64,7 @@ def request(rows: int, length: int, seed: int, outputs: tuple[str, ...] | None =
     return made
 
 
-def run(execution: JoinedExecution, requests: list[Ticket]) -> list[InferResponse | BacklineError | None]:
+def run(execution: Execution, requests: list[Ticket]) -> list[InferResponse | BacklineError | None]:
     batch = Batch(requests, sum(one.batch_size for one in requests), monotonic_ns())
     execution(batch)
     return batch.outcomes
@@ -80,7 +76,7 @@ requests = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 11)), min_size=1
 @settings(max_examples=60, deadline=None)
 @given(shapes=requests, which=st.sampled_from(["ragged", "padded"]))
 def test_joined_requests_get_the_same_responses_as_alone(
-    ragged: JoinedExecution, padded: JoinedExecution, shapes: list[tuple[int, int]], which: str
+    ragged: Execution, padded: Execution, shapes: list[tuple[int, int]], which: str
 ) -> None:
     execution = {"ragged": ragged, "padded": padded}[which]
     asked = [request(*shape, seed) for seed, shape in enumerate(shapes)]
@@ -100,7 +96,7 @@ def test_joined_requests_get_the_same_responses_as_alone(
         )
 
 
-def test_each_request_gets_the_outputs_that_it_asks_for(ragged: JoinedExecution) -> None:
+def test_each_request_gets_the_outputs_that_it_asks_for(ragged: Execution) -> None:
     nothing, everything = request(1, 2, 1, outputs=()), request(1, 3, 2)
 
     outcomes = run(ragged, [nothing, everything])

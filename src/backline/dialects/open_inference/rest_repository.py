@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from backline.dialects.open_inference.load_parameters import (
 )
 from backline.dialects.open_inference.metadata import model_index
 from backline.dialects.router import Router
-from backline.engine.control import ANY_VERSION, STABLE, Change, Overrides
+from backline.engine.control import ANY_VERSION, STABLE, Control, LabelMove, Overrides
 from backline.engine.engine import Engine
 from backline.engine.errors import InvalidArgument, Unsupported
 from backline.engine.private_places import for_clients
@@ -140,28 +139,29 @@ class RestRepository:
     def _set_label(self, model: str, label: str, request: HttpRequest) -> None:
         control = self._changes.control(_LABELS)
         asked = read_document(VersionDocument, request.body)
-        change = control.set_label(
-            model, label, str(asked.version), expected=str(asked.expected), who=_who(request)
+        self._move(
+            control, LabelMove("label", model, label, str(asked.version), str(asked.expected)), request
         )
-        self._changes.answer_request(request, change, _change_answer(request))
 
     def _remove_label(self, model: str, label: str, request: HttpRequest) -> None:
         control = self._changes.control(_LABELS)
         asked = read_query(ExpectedQuery, request.query)
-        change = control.remove_label(model, label, expected=asked.expected, who=_who(request))
-        self._changes.answer_request(request, change, _change_answer(request))
+        self._move(control, LabelMove("unlabel", model, label, expected=asked.expected), request)
 
     def _promote(self, model: str, request: HttpRequest) -> None:
         control = self._changes.control(_LABELS)
         asked = read_document(VersionDocument, request.body)
-        change = control.promote(model, str(asked.version), expected=str(asked.expected), who=_who(request))
-        self._changes.answer_request(request, change, _change_answer(request))
+        move = LabelMove("promote", model, STABLE, str(asked.version), str(asked.expected))
+        self._move(control, move, request)
 
     def _rollback(self, model: str, request: HttpRequest) -> None:
         control = self._changes.control(_LABELS)
         asked = read_document(RollbackDocument, request.body)
-        change = control.rollback(model, label=asked.label, who=_who(request))
-        self._changes.answer_request(request, change, _change_answer(request))
+        self._move(control, LabelMove("rollback", model, asked.label), request)
+
+    def _move(self, control: Control, move: LabelMove, request: HttpRequest) -> None:
+        change = control.move_label(move, who=_who(request))
+        self._changes.answer_request(request, change, partial(respond_json, request))
 
 
 async def _read_overrides(body: Buffer) -> Overrides | None:
@@ -192,10 +192,6 @@ def _who(request: HttpRequest) -> str:
 
 def _respond_empty(request: HttpRequest, _: None) -> None:
     request.respond(200, ())
-
-
-def _change_answer(request: HttpRequest) -> Callable[[Change], None]:
-    return partial(respond_json, request)
 
 
 def _refuse_repository(*_: object) -> None:

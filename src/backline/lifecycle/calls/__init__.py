@@ -1,1 +1,1 @@
-"""Models that ask other models: which steps an ensemble has, which calls wait for which, and what a worker may ask of the server."""
+"""Models that call other models: steps of ensembles, waits, and what workers may ask of the server."""

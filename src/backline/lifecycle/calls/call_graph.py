@@ -1,4 +1,4 @@
-"""Which models wait for which, by the calls that are under way."""
+"""Which models wait for which, because of calls in flight."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TypeAlias
 
 #: A model's name and version.
 Node: TypeAlias = tuple[str, str]
-#: Who waits, and for whom.
+#: The node that waits, and the node that it waits for.
 Wait: TypeAlias = tuple[Node, Node]
 
 
 class CallGraph:
-    """Kept without circles: then some model waits for no other, and all come to their end, however few instances they have."""
+    """Free of circles: some model waits for no other, so calls finish with however few instances."""
 
     def __init__(self) -> None:
         self._waits: dict[Node, Counter[Node]] = {}
 
     def circle(self, waits: Sequence[Wait]) -> list[Node]:
-        """The circle that these would close together with those that are there, its first model once more at its end; empty for none."""
+        """The circle that these waits would close, ending with its first node again; empty if none."""
         new: dict[Node, list[Node]] = {}
         for waiting, awaited in waits:
             new.setdefault(waiting, []).append(awaited)
@@ -30,7 +30,7 @@ class CallGraph:
         return []
 
     def _way(self, start: Node, end: Node, new: dict[Node, list[Node]]) -> list[Node]:
-        """The models from one to another, both included; empty where there is no way."""
+        """The nodes on a path from one to another, both included; empty if there is none."""
         before: dict[Node, Node | None] = {start: None}
         reached = [start]
         for node in reached:
@@ -48,19 +48,19 @@ class CallGraph:
         return []
 
     def together_with(self, waits: Iterable[Wait]) -> dict[Node, set[Node]]:
-        """For whom everybody would wait together with these."""
+        """All waits by node, with these added."""
         together = {node: set(awaited) for node, awaited in self._waits.items()}
         for waiting, awaited in waits:
             together.setdefault(waiting, set()).add(awaited)
         return together
 
     def add(self, waits: Iterable[Wait]) -> None:
-        """These wait from now on; the same may wait several times."""
+        """Adds waits; each counts as often as it is added."""
         for waiting, awaited in waits:
             self._waits.setdefault(waiting, Counter())[awaited] += 1
 
     def remove(self, waits: Iterable[Wait]) -> None:
-        """These wait once less."""
+        """Removes waits, once each."""
         for waiting, awaited in waits:
             counts = self._waits[waiting]
             counts[awaited] -= 1

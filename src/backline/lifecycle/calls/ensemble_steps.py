@@ -1,4 +1,4 @@
-"""An ensemble and the models of its steps: whether they answer, whether they fit each other, what its queue has to know of them."""
+"""The models of an ensemble's steps: whether they answer and fit, and what its queue needs to know."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backline.schedule.ensembles.step_model import StepModel
 
 
 def composed_signature(config: ModelConfig) -> Signature:
-    """Inputs and outputs with full shapes, as the configuration names them."""
+    """The ensemble's signature with full shapes, as configured."""
     first: Shape = (-1,) if config.max_batch_size else ()
 
     def full(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
@@ -31,21 +31,22 @@ def composed_signature(config: ModelConfig) -> Signature:
 
 
 def unanswered_step(engine: Engine, config: ModelConfig) -> str:
-    """Why an ensemble cannot answer: a circle, or the first of its steps' models that does not answer; empty when all do.
+    """Why an ensemble cannot answer: a circle, or the first step whose model does not answer; "" when all do.
 
-    The words are Triton's, which finds no circles.
+    The texts are Triton's, which detects no circles.
     """
     assert config.ensemble is not None, "it is an ensemble"
     circle = _circle(engine, config.name, config.ensemble, set())
     if circle:
         way = " -> ".join(f"'{name}'" for name in (config.name, *circle))
-        return f"ensemble '{config.name}' would wait for itself, as its steps go round in a circle: {way}"
+        return f"ensemble '{config.name}' would wait for itself, because its steps form a circle: {way}"
     names = engine.names()
     missing = sorted(config.ensemble.models - set(names))
     if missing:
         near = get_close_matches(missing[0], names, 1)
         hint = f". Did you mean '{near[0]}'?" if near else ""
-        return f"ensemble {config.name} contains models that are not available or ambiguous: {', '.join(missing)}{hint}"
+        text = f"ensemble {config.name} contains models that are not available or ambiguous"
+        return f"{text}: {', '.join(missing)}{hint}"
     for step in config.ensemble.steps:
         try:
             answers = (
@@ -55,15 +56,16 @@ def unanswered_step(engine: Engine, config: ModelConfig) -> str:
             )
         except BacklineError:
             answers = False
+        depends = f"ensemble '{config.name}' depends on '{step.model}'"
         if not answers and step.version:
-            return f"ensemble '{config.name}' depends on '{step.model}' whose required version {step.version} is not loaded."
+            return f"{depends} whose required version {step.version} is not loaded."
         if not answers:
-            return f"ensemble '{config.name}' depends on '{step.model}' which has no loaded version. {_why(engine, step.model)}".rstrip()
+            return f"{depends} which has no loaded version. {_why(engine, step.model)}".rstrip()
     return ""
 
 
 def _circle(engine: Engine, name: str, ensemble: Ensemble, seen: set[str]) -> list[str]:
-    """The ensembles on the way from the steps of one back to `name`, all of whose versions are ensembles; empty where there is no way."""
+    """The ensembles on a path from the steps of one back to `name`; empty if there is none."""
     for step in ensemble.steps:
         if step.model == name:
             return [name]
@@ -90,10 +92,11 @@ def _why(engine: Engine, name: str) -> str:
 
 
 def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument where steps and their models do not fit: names, datatypes, shapes, batch sizes. The words are Triton's.
+    """Raises InvalidArgument where steps and models do not fit: names, datatypes, shapes, batch sizes. The
+    texts are Triton's.
 
-    All of its models answer. Of one that was never loaded, as it is on demand, nothing is known yet: its requests are checked when they
-    come.
+    All models must answer. Of one that was never loaded (it is on demand) nothing is known: its requests are
+    checked later.
     """
     name = config.name
     signature = composed_signature(config)
@@ -108,7 +111,8 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
         limited = model.max_batch_size and not model.config.split_large_batches
         if limited and model.max_batch_size < (config.max_batch_size or 0):
             raise InvalidArgument(
-                f"ensemble {name} allows maximum batch size {config.max_batch_size}, but it contains model {step.model} which only allows"
+                f"ensemble {name} allows maximum batch size {config.max_batch_size}, but it contains model"
+                f" {step.model} which only allows"
                 f" maximum batch size to be {model.max_batch_size}"
             )
         inputs = {spec.name: spec for spec in model.signature.inputs}
@@ -120,13 +124,14 @@ def check_steps(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None
         ]
         if missing:
             raise InvalidArgument(
-                f"in ensemble {name}, no ensemble tensor is mapping to required input {missing[0]} in model {step.model}"
+                f"in ensemble {name}, no ensemble tensor is mapping to required input {missing[0]} in model"
+                f" {step.model}"
             )
     _check_origins(engine, config, ensemble)
 
 
 def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> None:
-    """Raises InvalidArgument where tensors meet that stem from different decoupled steps: as many of each there need not be."""
+    """Raises InvalidArgument where tensors of different decoupled steps meet: their numbers may differ."""
     decoupled = [
         index
         for index, step in enumerate(ensemble.steps)
@@ -142,12 +147,12 @@ def _check_origins(engine: Engine, config: ModelConfig, ensemble: Ensemble) -> N
 
 
 def step_models(engine: Engine, ensemble: Ensemble) -> tuple[StepModel, ...]:
-    """What is known of the models of the steps, which all answer."""
+    """What is known of the models of the steps, which must all answer."""
     return tuple(map(_step_model, (_model(engine, step.model, step.version) for step in ensemble.steps)))
 
 
 def asked_models(engine: Engine, ensemble: Ensemble) -> tuple[Model, ...]:
-    """The versions that its steps ask now, and those that ensembles among them ask; all answer."""
+    """The versions that its steps call now, also through ensembles; all must answer."""
     asked: list[Model] = []
     for step in ensemble.steps:
         model = _model(engine, step.model, step.version)
@@ -163,7 +168,7 @@ def _step_model(model: Model) -> StepModel:
 
 
 def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
-    """For whom an ensemble waits, also those among its steps; empty for another model."""
+    """The waits of an ensemble, also those of its steps; empty for another model."""
     ensemble = model.config.ensemble
     if ensemble is None:
         return []
@@ -175,7 +180,7 @@ def waits_for_steps(engine: Engine, model: Model) -> list[Wait]:
 
 
 def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:
-    """A decoupled step stands still, in the midst of its run, while those behind it have enough of its responses."""
+    """The waits of decoupled steps: each pauses in its run while later steps have enough of its responses."""
     models = [_model(engine, step.model, step.version) for step in ensemble.steps]
     found = origins(ensemble, [index for index, model in enumerate(models) if model.decoupled])
     waits: list[Wait] = []
@@ -187,7 +192,7 @@ def waits_of_decoupled_steps(engine: Engine, ensemble: Ensemble) -> list[Wait]:
 
 
 def _decoupled_in(engine: Engine, model: Model) -> list[Node]:
-    """Who gives the responses of a decoupled model: of an ensemble, the decoupled ones among its steps."""
+    """The nodes that produce the responses of a decoupled model: in an ensemble, its decoupled steps."""
     ensemble = model.config.ensemble
     if ensemble is None:
         return [node(model)] if model.decoupled else []
@@ -199,7 +204,7 @@ def _decoupled_in(engine: Engine, model: Model) -> list[Node]:
 
 
 def node(model: Model) -> Node:
-    """As which a model is told of those that wait."""
+    """A model as a node of the call graph."""
     return model.name, model.version
 
 
@@ -223,7 +228,8 @@ def _check_tensors(
         if spec is None:
             direction = f"mapping {what}" if what.startswith("to") else f"mapped {what}"
             raise InvalidArgument(
-                f"in ensemble {ensemble}, ensemble tensor {tensor} is {direction} {name} in model {model.name}"
+                f"in ensemble {ensemble}, ensemble tensor {tensor} is {direction} {name} in model"
+                f" {model.name}"
             )
         other, inferred, batched = seen.setdefault(tensor, (spec, model.name, model.max_batch_size > 0))
         where = f"in ensemble {ensemble}, ensemble tensor {tensor}: inconsistent"
@@ -238,7 +244,8 @@ def _check_tensors(
         )
         if not _fits(other.shape, spec.shape) and not _fits(plain, own):
             raise InvalidArgument(
-                f"{where} shape: {_dims(other.shape)} is inferred from model {inferred} while {_dims(spec.shape)} is inferred from model"
+                f"{where} shape: {_dims(other.shape)} is inferred from model {inferred} while"
+                f" {_dims(spec.shape)} is inferred from model"
                 f" {model.name}"
             )
 

@@ -1,8 +1,9 @@
-"""What models in worker processes ask of the server: other models, through the engine, and changes, through its control."""
+"""What models in worker processes may ask of the server: inference, and changes through its control."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from backline.engine.control import Control, Overrides
 from backline.engine.engine import Engine
@@ -18,10 +19,10 @@ from backline.workers.channel.protocol import Described, Measure, Spec
 
 
 class ModelCalls:
-    """The calls of one model version; fits workers.channel.calls.Calls. Lives on the event loop."""
+    """The calls of one model version; implements workers.channel.calls.Calls. Lives on the event loop."""
 
     def __init__(self, engine: Engine, graph: CallGraph, permits: Permits | None, caller: Model) -> None:
-        """`permits` are those of the instances, where the server limits their rate."""
+        """`permits` are those of the instances, if the server limits their rate."""
         self._engine = engine
         self._graph = graph
         self._permits = permits
@@ -29,17 +30,18 @@ class ModelCalls:
         self._waits: dict[Ticket, list[Wait]] = {}
 
     def submit(self, ticket: Ticket) -> None:
-        """See Calls. Raises Internal for a circle, and where the call might wait for a resource that the caller holds.
+        """See Calls. Raises Internal for a cycle, and for a call that may wait for a resource that its
+        caller holds.
 
-        Models of several instances could go round a circle, but not when as many requests come at once: then all wait for ever. What is an
-        error under load is better always one.
+        With several instances a circle would only deadlock under load. An error that always comes is easier
+        to find.
         """
         called = self._engine.find_ready(ticket.request.model_name, ticket.request.model_version)
         waits = [(node(self._caller), node(called)), *waits_for_steps(self._engine, called)]
         circle = self._graph.circle(waits)
         if circle:
             way = " -> ".join(f"'{name}' version {version}" for name, version in circle)
-            raise Internal(f"a circle of calls, which would wait for itself: {way}")
+            raise Internal(f"a circle of calls would wait for itself: {way}")
         if self._permits is not None:
             self._check_resources(self._permits, called, waits)
         self._graph.add(waits)
@@ -50,21 +52,19 @@ class ModelCalls:
         wanting = permits.wanting(self._graph.together_with(waits), node(self._caller))
         if wanting:
             raise Internal(
-                f"model '{self._caller.name}' would wait for model '{called.name}', which might wait for {wanting} for ever: who calls"
-                " holds what it takes. Give the server more (--rate-limit-resource), or let their instances take less"
+                f"model '{self._caller.name}' would wait for model '{called.name}', which might wait for"
+                f" {wanting} for ever: a caller keeps its resources while it waits."
+                " Give the server more of them (--rate-limit-resource), or let instances take fewer"
             )
 
     def ended(self, ticket: Ticket, outcome: Outcome, ns: int) -> None:
-        """See Calls."""
         self._graph.remove(self._waits.pop(ticket, ()))
         self._caller.statistics.record_call(ticket.request.model_name, outcome, ns)
 
     def is_ready(self, model: str, version: str) -> bool:
-        """See Calls."""
         return self._engine.is_ready(model, version) if model else self._engine.ready
 
     async def describe(self, model: str, version: str) -> Described:
-        """See Calls."""
         engine = self._engine
         if engine.is_unknown(model, version):
             await engine.wake(model, version)
@@ -76,20 +76,19 @@ class ModelCalls:
         )
 
     async def load(self, model: str, version: str, config: str | None, files: Mapping[str, bytes]) -> None:
-        """See Calls."""
         overrides = Overrides(config, files) if config is not None or files else None
         await self._control.load(model, version, overrides=overrides, who=self._who)
 
     async def unload(self, model: str, version: str, *, dependents: bool) -> None:
-        """See Calls."""
         await self._control.unload(model, version, dependents=dependents, who=self._who)
 
     def measure(self, message: Measure) -> float | None:
-        """See Calls."""
         metrics = self._engine.custom_metrics
         match message.action:
             case "declare":
-                metrics.declare(self, message.name, message.kind, message.description)  # type: ignore[arg-type]  # msgspec has checked it
+                # msgspec has checked the kind, which mypy cannot know
+                kind: Any = message.kind
+                metrics.declare(self, message.name, kind, message.description)
             case "create":
                 metrics.sample(message.name, message.labels, message.bounds)
             case "increment":
@@ -103,7 +102,6 @@ class ModelCalls:
         return None
 
     def forget(self) -> None:
-        """See Calls."""
         self._engine.custom_metrics.forget(self)
 
     @property

@@ -1,1 +1,1 @@
-"""One load of a version: from its files to a model that has answered its first requests, and the queue in front of it."""
+"""One load of a version: from its files to a warm model with its queue."""

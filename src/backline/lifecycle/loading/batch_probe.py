@@ -1,4 +1,4 @@
-"""Whether the first dimension of a model is a batch: proved by running items apart and together, not guessed from shapes."""
+"""Whether the first dimension of a model is a batch: proved by running items alone and together."""
 
 from __future__ import annotations
 
@@ -10,52 +10,56 @@ import numpy as np
 from backline.backends.backend import LoadedModel
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError
-from backline.engine.signature import TensorSpec
+from backline.engine.joining import Joining
+from backline.engine.signature import Signature, TensorSpec
 from backline.lifecycle.loading.trial_inputs import (
     FAMILIES,
     LARGE,
     TRIAL_SIZES,
     Arrays,
-    Family,
     Sizes,
+    ValueFamily,
     find_trial,
     free_dimensions,
     make_inputs,
 )
+from backline.lifecycle.view.join import JoinRequests
+from backline.lifecycle.view.stage import StagedModel
 
-#: Seconds for finding sizes that the model accepts.
+#: Seconds to search for sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
-#: Seconds after which no further combination is tried; the proof that is under way is finished all the same.
+#: Seconds after which no further combination is begun.
 _BUDGET = 0.15
-#: Models whose run takes longer, in seconds, are tried with three items, and with two.
+#: Seconds of a run above which a model is tried with three items, and with two.
 _SLOW_RUN = 0.004
 _VERY_SLOW_RUN = 0.05
-#: Relative to the largest magnitude of the row: batched kernels add up in another order.
+#: Relative to the largest magnitude of the row: batched kernels sum in another order.
 _TOLERANCE = 1e-3
 _HALF_TOLERANCE = 2e-2
 #: Relative to the largest magnitude of the output, for rows that are nearly zero.
 _FLOOR = 1e-5
-#: Dimensions that vary are not made larger for a second proof.
+#: The largest size of variable dimensions in a second proof.
 _MAX_OTHER_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
 class BatchProbe:
-    """What the probe found: `reason` is one sentence for people."""
+    """The result; `reason` is one sentence for people."""
 
     batched: bool
     reason: str
 
 
 class _Refuted(Exception):
-    """The first dimension is no batch; the message says why."""
+    """The first dimension is not a batch; the message says why."""
 
 
 def probe_batching(model: LoadedModel) -> BatchProbe:
-    """Whether requests may be joined along the first dimension of all inputs, and the outputs split along theirs.
+    """Whether requests can be concatenated along the first dimension of all inputs, and outputs split along
+    theirs.
 
-    Items of unlike magnitude are run alone and together in several orders; each must get the answer that it gets alone. Takes milliseconds
-    for small models, and a handful of runs for those that are slow.
+    Runs items of unlike magnitude alone and together in several orders; each must get the same answer. Takes
+    milliseconds for small models, a few runs for slow ones.
     """
     try:
         _check_shapes(model)
@@ -78,7 +82,7 @@ def _check_shapes(model: LoadedModel) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One item, and what the model answers to it alone."""
+    """One item, and the model's answer to it alone."""
 
     inputs: Arrays
     alone: list[np.ndarray]
@@ -112,10 +116,13 @@ class _Prober:
         self._prove_at(trial.sizes, wanted)
         if seconds < _VERY_SLOW_RUN and free_dimensions(self._signature, batched=True):
             self._prove_elsewhere(trial.sizes, wanted)
-        return f"the first dimension is a batch: items got the same answers together as alone ({self._compared} comparisons)"
+        return (
+            "the first dimension is a batch: items got the same answers together as alone"
+            f" ({self._compared} comparisons)"
+        )
 
-    def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[Family, int]]) -> None:
-        """Once more with other sizes: a row for each step of a sequence looks like a row for each item while the sequence has one step."""
+    def _prove_elsewhere(self, proved: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
+        """Repeats the proof with other sizes: a sequence of one step looks like a batch."""
         for size in TRIAL_SIZES:
             if self._late():
                 return
@@ -126,7 +133,7 @@ class _Prober:
                 self._prove_at(sizes, wanted[:3])
                 return
 
-    def _prove_at(self, sizes: Sizes, wanted: list[tuple[Family, int]]) -> None:
+    def _prove_at(self, sizes: Sizes, wanted: list[tuple[ValueFamily, int]]) -> None:
         items = self._items(sizes, wanted)
         if len(items) < 2:
             items = self._items(sizes, [wanted[0], (wanted[0][0], 5)])
@@ -136,7 +143,7 @@ class _Prober:
             self._check_repeatable(items[0])
             self._check_together([items[1], items[0]])
             return
-        # Small models are tried in every way; for slow ones the runs add up to three of each item.
+        # Small models are tried in every order; slow ones with at most three runs of each item.
         for item in items if len(items) > 3 else items[:1]:
             self._check_repeatable(item)
         self._check_together([items[1], items[0]])
@@ -153,11 +160,11 @@ class _Prober:
     def _late(self) -> bool:
         return perf_counter() - self._started > _BUDGET
 
-    def _items(self, sizes: Sizes, wanted: list[tuple[Family, int]]) -> list[_Item]:
-        """The items of `wanted` that the model accepts: indexes, for one, may be out of its range."""
+    def _items(self, sizes: Sizes, wanted: list[tuple[ValueFamily, int]]) -> list[_Item]:
+        """The items of `wanted` that the model accepts; indexes, for example, may be out of range."""
         return [item for family, seed in wanted if (item := self._item(sizes, family, seed)) is not None]
 
-    def _item(self, sizes: Sizes, family: Family, seed: int) -> _Item | None:
+    def _item(self, sizes: Sizes, family: ValueFamily, seed: int) -> _Item | None:
         inputs = make_inputs(self._signature, sizes, 1, family, seed)
         try:
             alone = self._run(inputs)
@@ -166,7 +173,8 @@ class _Prober:
         for index, (spec, array) in enumerate(zip(self._outputs, alone, strict=True)):
             if array.ndim == 0 or array.shape[0] != 1:
                 raise _Refuted(
-                    f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension is no batch"
+                    f"output '{spec.name}' has shape {list(array.shape)} for one item, so its first dimension"
+                    " is not a batch"
                 )
             self._scales[index] = max(self._scales[index], _magnitude(spec, array))
         return _Item(inputs, alone)
@@ -178,7 +186,8 @@ class _Prober:
         for spec, first, second in zip(self._outputs, item.alone, self._run(item.inputs), strict=True):
             if first.shape != second.shape or not _equal(spec, first, second, 0.0):
                 raise _Refuted(
-                    f"output '{spec.name}' changes when the same input is run again, so the model is random or keeps a state"
+                    f"output '{spec.name}' changes when the same input is run again, so the model is random"
+                    " or keeps a state"
                 )
 
     def _check_together(self, items: list[_Item]) -> None:
@@ -192,25 +201,28 @@ class _Prober:
         for index, (spec, array) in enumerate(zip(self._outputs, together, strict=True)):
             if array.ndim == 0 or array.shape[0] != len(items):
                 raise _Refuted(
-                    f"output '{spec.name}' has shape {list(array.shape)} for {len(items)} items, so its first dimension is no batch"
+                    f"output '{spec.name}' has shape {list(array.shape)} for {len(items)} items, so its first"
+                    " dimension is not a batch"
                 )
             for row, item in enumerate(items):
                 alone = item.alone[index]
                 part = array[row : row + 1]
                 if part.shape != alone.shape:
                     raise _Refuted(
-                        f"output '{spec.name}' of an item has shape {list(alone.shape)} alone, but {list(part.shape)} together with others"
+                        f"output '{spec.name}' of an item has shape {list(alone.shape)} alone, but"
+                        f" {list(part.shape)} together with others"
                     )
                 self._compared += 1
                 if not _equal(spec, alone, part, _FLOOR * min(self._scales[index], 1.0)):
                     raise _Refuted(
-                        f"output '{spec.name}' of an item depends on the other items of a batch (as when the first dimension is time, or"
+                        f"output '{spec.name}' of an item depends on the other items of a batch (as when the"
+                        " first dimension is time, or"
                         " statistics are computed over it)"
                     )
 
 
 def _floats(spec: TensorSpec, array: np.ndarray) -> np.ndarray | None:
-    """The array as numbers that can be compared with a tolerance; None for datatypes that are compared exactly."""
+    """The array as floats to compare with a tolerance; None for datatypes that must be equal."""
     if array.dtype.kind == "f":
         return array.astype(np.float64) if array.dtype.itemsize < 8 else array
     if spec.datatype is DataType.BF16 and array.dtype == np.uint16:
@@ -232,7 +244,7 @@ def equal_rows(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray) -> bo
 
 
 def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: float) -> bool:
-    """Whether two rows agree as well as their datatype allows; NaN equals NaN, and infinities themselves."""
+    """Whether two rows agree as well as their datatype allows; NaN equals NaN, infinity infinity."""
     wanted, got = _floats(spec, expected), _floats(spec, actual)
     if wanted is None or got is None:
         return bool(np.array_equal(expected, actual))
@@ -242,3 +254,75 @@ def _equal(spec: TensorSpec, expected: np.ndarray, actual: np.ndarray, floor: fl
     if not np.array_equal(wanted[~finite], got[~finite], equal_nan=True):
         return False
     return bool((np.abs(wanted[finite] - got[finite]) <= tolerance).all())
+
+
+#: Requests in the proof.
+_REQUESTS = 4
+
+
+class _WithoutFilling(JoinRequests):
+    """Runs a lone request at its own length: not padded to buckets, nor filled up to a batch size."""
+
+    def _accept(self, inner: Signature, joining: Joining) -> None:
+        super()._accept(inner, joining)
+        assert self.joiner is not None, "it was just made"
+        self.joiner = self.joiner.not_filled_up()
+
+
+def probe_joining(seen: LoadedModel, model: LoadedModel, join: JoinRequests) -> BatchProbe:
+    """Runs a few requests of one item, of different lengths where those may differ, alone and together.
+
+    `seen` is the model as requests see it, `model` what they reach once `join` has joined them.
+    """
+    apart = StagedModel(model, _WithoutFilling(join.outer, join.path))
+    trial = find_trial(apart, batched=True, deadline=perf_counter() + _SEARCH_BUDGET)
+    if trial is None:
+        return BatchProbe(False, "no input that was tried could be run, so nothing is known about batches")
+    names = [spec.name for spec in seen.signature.outputs]
+    varying = [
+        (name, axis)
+        for name, axis in free_dimensions(seen.signature, batched=True)
+        if join.may_differ(name, axis)
+    ]
+    requests: list[Arrays] = []
+    alone: list[list[np.ndarray]] = []
+    for number, family in enumerate(
+        (trial.family, *(other for other in FAMILIES if other is not trial.family))
+    ):
+        sizes: Sizes = {
+            place: max(1, trial.sizes[place] - (number if place in varying else 0)) for place in trial.sizes
+        }
+        request = make_inputs(seen.signature, sizes, 1, family, number + 1)
+        try:
+            outputs = apart.run(request, names)
+        except BacklineError:  # a length or value that the model rejects
+            continue
+        requests.append(request)
+        alone.append(outputs)
+        if len(requests) == _REQUESTS:
+            break
+    if len(requests) < 2:
+        return BatchProbe(
+            False, "only one input that was tried could be run, so nothing is known about batches"
+        )
+    try:
+        together = join.run_together(model.run, requests, names)
+    except BacklineError as error:
+        return BatchProbe(
+            False, f"each of {len(requests)} requests can be run alone, but not all together: {error.message}"
+        )
+    for own, part in zip(alone, together, strict=True):
+        for spec, expected, got in zip(seen.signature.outputs, own, part, strict=True):
+            if expected.shape != got.shape:
+                shapes = f"{list(expected.shape)} alone, but {list(got.shape)} together with others"
+                return BatchProbe(False, f"output '{spec.name}' of a request has shape {shapes}")
+            if not equal_rows(spec, expected, got):
+                return BatchProbe(
+                    False,
+                    f"output '{spec.name}' of a request depends on the others of its batch, or on what it is"
+                    " filled up with",
+                )
+    return BatchProbe(
+        True,
+        f"requests of different lengths got the same answers together as alone ({len(requests)} requests)",
+    )

@@ -1,4 +1,4 @@
-"""The instances of one load of a version: how many there are, and where they run."""
+"""The instances of one load of a version."""
 
 from __future__ import annotations
 
@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from backline.backends.backend import LoadedModel, StreamingModel
-from backline.backends.replicas import replica_on
+from backline.backends.backend import StreamingModel
 from backline.engine.device import Device, Place
 from backline.engine.errors import BacklineError
 from backline.engine.model import Model, Placement
 from backline.engine.response_statistics import ResponseStatistics
-from backline.lifecycle.loading.loader import Loaded
-from backline.lifecycle.loading.run_time import spare_instances
-from backline.system.cores import usable_cores
+from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.workers.here.core_budget import BudgetedExecution, CoreBudget
-from backline.workers.here.execution import Execution, JoinedExecution
+from backline.workers.here.execution import Execution
 from backline.workers.here.instances import InlineInstance, ThreadInstance
 from backline.workers.here.streaming import StreamPool
 from backline.workers.here.timed import RunLimit, TimedInstance
@@ -29,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class InstanceMaker:
-    """Makes the instances of one load, again when their number or their lane changes. Lives on the event loop.
+    """Makes the instances of one load, again when their number or lane changes. Lives on the event loop.
 
-    `on_slow` is called when a model keeps the loop longer than was measured; `on_available` when nothing can run it for a reason, or can
-    again (""); `on_ready` when the model says of itself that it is not ready, or is again (""); `on_given_up` when an instance was given up
-    and replaced, with the reason.
+    `on_slow`: the model blocks the loop for longer than was measured. `on_available`: nothing can run it, for
+    a reason, or something can again (""). `on_ready`: the model declares itself not ready, or ready again
+    (""). `on_given_up`: an instance was abandoned and replaced, for a reason.
     """
 
     def __init__(
@@ -47,7 +44,7 @@ class InstanceMaker:
         on_ready: Callable[[str], None],
         on_given_up: Callable[[str], None],
     ) -> None:
-        self._model = model
+        self.model = model
         self._permits = permits
         self._cores = cores
         self._on_slow = on_slow
@@ -55,16 +52,17 @@ class InstanceMaker:
         self._on_ready = on_ready
         self._on_given_up = on_given_up
         self._loop = asyncio.get_running_loop()
-        #: What runs the batches of the instances on a device.
+        #: What runs batches on a device, shared by its instances.
         self._runs: dict[Device, Execution | BudgetedExecution] = {}
         self._limit: RunLimit | None = None
-        self._moved = False
-        #: Of a model that gives any number of responses.
+        #: Whether the model was moved to threads because it blocked the loop.
+        self.moved = False
+        #: The streams of a decoupled model of this process.
         self.streams: StreamPool | None = None
 
-    def make(self, loaded: Loaded) -> list[Instance]:
-        """The instances of a model that was loaded. Raises InvalidArgument when one of them asks for more than the server has."""
-        instances = self._make(loaded)
+    def make(self, loaded: LoadedVersion) -> list[Instance]:
+        """The instances of a loaded model. Raises InvalidArgument when the server lacks resources for one."""
+        instances = loaded.make_instances(self)
         try:
             return self._permitted(instances, loaded.places)
         except BacklineError:
@@ -72,77 +70,58 @@ class InstanceMaker:
                 instance.close()
             raise
 
-    def move_to_threads(self, loaded: Loaded) -> list[Instance]:
-        """The instances of a model that is not run on the event loop any more."""
-        self._moved = True
+    def move_to_threads(self, loaded: LoadedVersion) -> list[Instance]:
+        """Moves the model off the event loop; returns its new instances."""
+        self.moved = True
         return self.make(loaded)
 
     @property
     def stuck(self) -> int:
-        """Runs that do not end, on threads that were left alone."""
+        """Runs on abandoned threads that have not ended."""
         return 0 if self._limit is None else self._limit.stuck
 
-    def placement(self, loaded: Loaded, instances: list[Instance]) -> Placement:
-        """What is told of them."""
-        count = (
-            len(instances)
-            if self.streams is None and not isinstance(loaded.model, ModelInWorkers)
-            else loaded.instances
-        )
+    def placement(self, loaded: LoadedVersion, instances: list[Instance]) -> Placement:
+        """How it runs, for people."""
+        count = len(instances) if self.moved else loaded.instances
         return Placement(
-            "thread" if self._moved else loaded.lane,
+            "thread" if self.moved else loaded.lane,
             count,
             loaded.max_batch_size,
             loaded.reason,
             loaded.placed,
         )
 
-    def _make(self, loaded: Loaded) -> list[Instance]:
-        model = loaded.model
-        if isinstance(model, StreamingModel):
-            return self._places_for_streams(model, loaded.instances)
-        if isinstance(model, ModelInWorkers):
-            model.on_available = self._on_available
-            model.on_ready = self._on_ready
-            self._on_ready(model.unready)
-            self._model.statistics.responses = model.responses
-            return list(model.instances())
-        if loaded.lane == "inline" and not self._moved:
-            execute = _execution(self._model, model, loaded)
-            return [InlineInstance(execute, self._on_slow if self._model.config.lane is None else None)]
-        places = loaded.places
-        if loaded.lane != "thread":
-            places = loaded.placed.spread(spare_instances(usable_cores(), model.threads_per_run))
-        return [
-            self._thread(self._run_on(place.device, model, loaded), number)
-            for number, place in enumerate(places)
-        ]
+    # for the kinds of models, see LoadedVersion.make_instances
 
-    def _run_on(self, device: Device, model: LoadedModel, loaded: Loaded) -> Execution | BudgetedExecution:
+    def inline(self, execute: Execution) -> Instance:
+        """An instance on the event loop."""
+        return InlineInstance(execute, self._on_slow if self.model.config.lane is None else None)
+
+    def run_on(
+        self, device: Device, make: Callable[[], Execution], *, threads: int | None
+    ) -> Execution | BudgetedExecution:
+        """What runs batches on a device, made by `make` the first time. A run occupies `threads` threads (0:
+        all cores, None: it mostly waits).
+        """
         run = self._runs.get(device)
         if run is None:
-            run = _execution(self._model, replica_on(model, device), loaded)
-            # A model that mostly waits, for a device or for somebody else, takes no core from others. It was measured on its first device.
-            waits = device.kind == "gpu" or (
-                loaded.measured.times.waits and device == loaded.placed.devices[0]
-            )
-            if self._cores is not None and not waits:
-                run = BudgetedExecution(run, self._cores, model.threads_per_run)
+            run = make()
+            if self._cores is not None and threads is not None:
+                run = BudgetedExecution(run, self._cores, threads)
             self._runs[device] = run
         return run
 
-    def _thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
-        make = partial(
-            ThreadInstance, run, self._loop, f"{self._model.name}-{number}", self._model.config.cpus
-        )
-        config = self._model.config
+    def thread(self, run: Execution | BudgetedExecution, number: int) -> Instance:
+        """An instance on a thread, which is abandoned when a run exceeds the model's time limit."""
+        make = partial(ThreadInstance, run, self._loop, f"{self.model.name}-{number}", self.model.config.cpus)
+        config = self.model.config
         if config.execution_timeout_seconds is None:
             return make()
         if self._limit is None:
             self._limit = RunLimit(
-                f"model '{self._model.name}' version {self._model.version}",
+                f"model '{self.model.name}' version {self.model.version}",
                 config.execution_timeout_seconds,
-                self._model.statistics,
+                self.model.statistics,
                 idempotent=config.idempotent is not False,
                 on_given_up=self._on_given_up,
                 on_available=self._on_available,
@@ -151,13 +130,14 @@ class InstanceMaker:
             return TimedInstance(make, self._loop, self._limit, run.release)
         return TimedInstance(make, self._loop, self._limit)
 
-    def _places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
-        statistics = self._model.statistics
+    def places_for_streams(self, model: StreamingModel, threads: int) -> list[Instance]:
+        """Instances for the streams that may be open at once, computed on `threads` threads."""
+        statistics = self.model.statistics
         if statistics.responses is None:
             statistics.responses = ResponseStatistics()
         self.streams = StreamPool(
-            self._model.name,
-            self._model.version,
+            self.model.name,
+            self.model.version,
             model,
             self._loop,
             threads=threads,
@@ -165,15 +145,23 @@ class InstanceMaker:
         )
         return list(self.streams.instances)
 
+    def places_in_workers(self, model: ModelInWorkers) -> list[Instance]:
+        """Instances for the batches that the worker processes take at once."""
+        model.on_available = self._on_available
+        model.on_ready = self._on_ready
+        self._on_ready(model.unready)
+        self.model.statistics.responses = model.responses
+        return list(model.instances())
+
     def _permitted(self, instances: list[Instance], places: Sequence[Place]) -> list[Instance]:
         if self._permits is None:
             return instances
         from backline.schedule.rate_limit.limits import claim_of
         from backline.schedule.rate_limit.permitted_instance import PermittedInstance
 
-        # A worker process, or a model of streams, takes several batches at once: each of these takes what its group says.
+        # A worker process or stream pool runs several batches at once, each with the claim of its group.
         claims = [claim_of(place.group, str(place.device.index)) for place in places]
-        model = self._model
+        model = self.model
         permits = self._permits.register(
             [claims[index % len(claims)] for index in range(len(instances))], (model.name, model.version)
         )
@@ -181,9 +169,3 @@ class InstanceMaker:
             PermittedInstance(instance, permit, self._loop)
             for instance, permit in zip(instances, permits, strict=True)
         ]
-
-
-def _execution(model: Model, loaded: LoadedModel, how: Loaded) -> Execution:
-    if how.joiner is None:
-        return Execution(model.name, model.version, loaded, batched=how.max_batch_size > 0)
-    return JoinedExecution(model.name, model.version, loaded, how.joiner, how.signature)

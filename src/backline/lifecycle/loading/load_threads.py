@@ -1,4 +1,4 @@
-"""The threads on which models are loaded: one for each load, and none that keeps the server from ending."""
+"""The threads that load models: one for each load, none of which delays the server's exit."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Result = TypeVar("Result")
 
 
 def loads_running() -> bool:
-    """Whether a load is still under way anywhere in this process: a runtime that is at work does not survive an orderly end of it."""
+    """Whether a load is running in this process: a runtime at work does not survive an orderly exit."""
     return any(isinstance(thread, _LoadThread) for thread in threading.enumerate())
 
 
 class _LoadThread(threading.Thread):
-    """Is known by its class."""
+    """Recognised by its class."""
 
 
 class LoadThreads(Executor):
-    """Runs each call on a daemon thread of its own; how many there are at a time is the caller's matter.
+    """Runs each call on a daemon thread; the caller limits their number.
 
-    A runtime cannot be interrupted. In a pool a load that never ends would take a place from all later ones for ever, and the interpreter
-    would wait for it at its end.
+    A runtime cannot be interrupted. In a pool, a load that never ends would occupy a worker for good, and
+    block the interpreter's exit.
     """
 
     def __init__(self) -> None:
         self._numbers = count(1)
 
     def submit(self, fn: Callable[P, Result], /, *args: P.args, **kwargs: P.kwargs) -> Future[Result]:
-        """Begins a call at once."""
+        """Starts the call immediately."""
         future: Future[Result] = Future()
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""What a load takes of the process' memory."""
+"""How much memory a load takes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 from backline.system.memory import resident_bytes
 
-#: The first load of a backend imports its runtime, by so many modules at least: their memory is not the model's.
+#: A load that imports at least this many modules has imported its runtime, which is not the model's memory.
 _MODULES_OF_A_RUNTIME = 8
-#: Until a load was measured, a model is taken to need so much memory for each byte of its file.
+#: The ratio of memory to file size before any measurement.
 _FIRST_RATIO = 1.2
-#: How much the latest measurement counts in the ratio.
+#: The weight of a new measurement in the ratio.
 _WEIGHT = 0.2
 
 
 class LoadMemory:
-    """The result of one measurement: `memory` in bytes once the block has ended, 0 when it was left by an exception."""
+    """One measurement: `memory` in bytes once the block has ended, 0 if it raised."""
 
     __slots__ = ("memory",)
 
@@ -27,28 +27,28 @@ class LoadMemory:
 
 
 class LoadMeter:
-    """Measures loads, from any thread.
+    """Measures loads, on any thread.
 
-    A load that no other overlapped took what the resident memory grew by, but never less than its files have: memory that was freed before
-    and is used again does not show as growth. A load beside others, or the first of a runtime, is taken to need its files' size times the
-    ratio of memory to file size that the loads before had.
+    A load that overlapped no other took the growth of resident memory, but at least the size of its files:
+    reused memory does not show as growth. One that overlapped others, or imported its runtime, is estimated
+    from its files and the ratio seen so far.
     """
 
     def __init__(self, resident: Callable[[], int] = resident_bytes) -> None:
         self._resident = resident
         self._lock = threading.Lock()
         self._running = 0
-        #: Loads begun so far: by it a load knows whether another began meanwhile.
+        #: Loads begun so far, to detect overlaps.
         self._begun = 0
         self._ratio = _FIRST_RATIO
 
     def estimate(self, file_bytes: int) -> int:
-        """The memory that a model with files of this size is likely to need."""
+        """The memory that a model with files of this size probably needs."""
         return int(file_bytes * self._ratio)
 
     @contextmanager
     def measure(self, file_bytes: int) -> Iterator[LoadMemory]:
-        """Measures the load that the block does."""
+        """Measures the load in the block."""
         measured = LoadMemory()
         with self._lock:
             alone = not self._running
@@ -71,6 +71,6 @@ class LoadMeter:
                 return
             measured.memory = max(self._resident() - before, file_bytes)
             if file_bytes:
-                # A small model's overhead says nothing about a large one's.
+                # the overhead of a small model says nothing about large ones
                 ratio = min(measured.memory / file_bytes, 4.0)
                 self._ratio += (ratio - self._ratio) * _WEIGHT

@@ -1,7 +1,8 @@
-"""Which devices the instances of a model run on: a policy over its configuration and the GPUs that its runtime can use.
+"""Which devices the instances of a model run on: decided by its configuration and the GPUs that its runtime
+can use.
 
-The rules and the words of errors are Triton's (core/src/model_config_utils.cc), with one difference: where no GPU can be used at all, a
-model that asks for one runs on the CPU with a warning, unless the server is strict.
+Rules and error texts are Triton's (core/src/model_config_utils.cc), with one difference: if no GPU can be
+used, a model that asks for one runs on the CPU with a warning, unless the server is strict.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from backline.engine.model_config import ModelConfig
 
 
 def asks_for_devices(config: ModelConfig) -> bool:
-    """Whether it matters which GPUs there are."""
+    """Whether the available GPUs matter."""
     return config.lane != "inline" and any(
         group.kind in ("auto", "gpu") for group in config.instance_groups or (InstanceGroup(0),)
     )
 
 
-def place(config: ModelConfig, gpus: Gpus) -> Places:
-    """The devices of each group of instances; passive groups have none. Without groups, one that is where a runtime runs by itself.
+def place(config: ModelConfig, gpus: Gpus, *, strict: bool = False) -> Places:
+    """The devices of each active instance group. Without groups there is one, wherever the runtime runs by
+    default.
 
-    Raises InvalidArgument for a GPU that is not one of `gpus`, while there are others; where there is none, if the configuration is
-    `strict_devices`; for groups that are all passive; and for a GPU of a model on the event loop, which cannot wait for a device.
+    Raises InvalidArgument for a GPU that `gpus` lacks while it has others, for any GPU if it has none and the
+    server is `strict`, if all groups are passive, and for a GPU in lane inline: the event loop must not wait
+    for a device.
     """
     if not config.instance_groups:
         only = InstanceGroup(config.instance_count or 0)
@@ -31,12 +34,12 @@ def place(config: ModelConfig, gpus: Gpus) -> Places:
     active = [(index, group) for index, group in enumerate(config.instance_groups) if not group.passive]
     if not active:
         raise InvalidArgument(
-            f"all instance groups of model '{config.name}' are passive, so that nothing would run it"
+            f"all instance groups of model '{config.name}' are passive, so nothing would run it"
         )
     placed, missing = [], ""
     for index, group in active:
         name = _name(config, index, group)
-        devices = _devices(config, name, group, gpus)
+        devices = _devices(config, name, group, gpus, strict=strict)
         if not devices:
             devices, missing = (CPU,), missing or f"{_where(config, name)} asks for a GPU, but {gpus.reason}"
         placed.append(PlacedGroup(index, name, group, devices))
@@ -44,7 +47,7 @@ def place(config: ModelConfig, gpus: Gpus) -> Places:
 
 
 def place_again(config: ModelConfig, placed: Places) -> Places:
-    """The same for a configuration that differs in how many instances there are, not in where: else it is loaded again."""
+    """The same with other instance counts; a change of devices needs a new load."""
     devices = {(one.group.kind, one.group.gpus): one.devices for one in placed.groups}
     groups = config.instance_groups or (InstanceGroup(config.instance_count or 0),)
     return Places(
@@ -57,8 +60,10 @@ def place_again(config: ModelConfig, placed: Places) -> Places:
     )
 
 
-def _devices(config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus) -> tuple[Device, ...]:
-    """Those of a group; none where a GPU is asked for and none can be used."""
+def _devices(
+    config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus, *, strict: bool
+) -> tuple[Device, ...]:
+    """The devices of a group; none if it asks for a GPU and none can be used."""
     if group.kind == "model":
         return (Device("model"),)
     if group.kind == "cpu":
@@ -67,16 +72,18 @@ def _devices(config: ModelConfig, name: str, group: InstanceGroup, gpus: Gpus) -
         return _automatic(config, gpus)
     if config.lane == "inline":
         raise InvalidArgument(
-            f"model '{config.name}': lane inline and {_kind(group)} contradict each other: the event loop waits for no GPU"
+            f"model '{config.name}': lane inline and {_kind(group)} contradict each other: the event loop"
+            " waits for no GPU"
         )
     wrong = [index for index in group.gpus if index not in gpus.indexes]
     if gpus.indexes and wrong:
         there = ", ".join(map(str, gpus.indexes))
         raise InvalidArgument(
-            f"{_where(config, name)} specifies invalid or unsupported gpu id {wrong[0]}. GPUs that this model can run on are: {there}"
+            f"{_where(config, name)} specifies invalid or unsupported gpu id {wrong[0]}. GPUs that this model"
+            f" can run on are: {there}"
         )
     if wrong or not gpus.indexes:
-        if config.strict_devices:
+        if strict:
             raise InvalidArgument(
                 f"{_where(config, name)} has kind KIND_GPU but no GPUs are available: {gpus.reason}"
             )
@@ -91,7 +98,7 @@ def _automatic(config: ModelConfig, gpus: Gpus) -> tuple[Device, ...]:
 
 
 def _name(config: ModelConfig, index: int, group: InstanceGroup) -> str:
-    """Triton's; that of a configuration without groups is the model's."""
+    """The group's name as in Triton; without groups, the model's."""
     return group.name or (f"{config.name}_{index}" if config.instance_groups else config.name)
 
 

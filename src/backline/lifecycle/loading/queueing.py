@@ -1,4 +1,4 @@
-"""What stands between the engine and the instances of a version: its queue, and whatever a configuration puts in front of it."""
+"""The queue of a version, with what its configuration puts in front of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig, QueuePolicy
-from backline.lifecycle.loading.loader import Loaded
+from backline.lifecycle.loading.loaded import LoadedVersion
 from backline.schedule.batching import BatchPolicy
 from backline.schedule.queues.queue import QueueSettings
 from backline.schedule.scheduler import Scheduler, Settings
@@ -18,22 +18,22 @@ from backline.schedule.turn import Turn
 from backline.schedule.version_queue import InstancesQueue
 from backline.workers.instance import Instance
 
-# What a model must ask for is imported when one does (below).
+# Imported only when a model asks for it (below).
 if TYPE_CHECKING:
     from backline.schedule.cache.cache import ResponseCache
     from backline.schedule.sequences.batcher import Lane, SequenceBatcher
     from backline.schedule.sequences.state_store import StateStore
     from backline.schedule.sequences.tensors import SequenceTensors
 
-#: Requests that may wait for one model version, or in one of its priority levels, when its configuration does not say.
+#: The queue size of a version, or of one of its priority levels, if its configuration sets none.
 DEFAULT_QUEUE_SIZE = 1024
-#: Requests of other lengths that are passed over in search of those that fit together, where lengths are padded.
+#: How many requests of other lengths may be skipped in search of those that fit a padded batch.
 REACH = 128
 
 
 def build_queue(
     model: Model,
-    loaded: Loaded,
+    loaded: LoadedVersion,
     instances: Sequence[Instance],
     total: QueueTotal | None = None,
     *,
@@ -41,9 +41,10 @@ def build_queue(
     cache: ResponseCache | None = None,
     fingerprint: str = "",
 ) -> InstancesQueue:
-    """The queue of a version that was loaded, from the innermost to what requests come to first.
+    """The queue of a loaded version, built from the inside out.
 
-    With a `cache` it stands behind that, if the model asks for it; `fingerprint` tells what was loaded.
+    With a `cache`, and a model that asks for it, responses are cached under `fingerprint`, which identifies
+    what was loaded.
     """
     config = model.config
     settings = settings_of(config, loaded)
@@ -74,7 +75,7 @@ def build_queue(
 
 def _scheduler(
     model: Model,
-    loaded: Loaded,
+    loaded: LoadedVersion,
     settings: Settings,
     instances: Sequence[Instance],
     total: QueueTotal | None,
@@ -114,13 +115,13 @@ def _scheduler(
 
 def build_sequence_queue(
     model: Model,
-    loaded: Loaded,
+    loaded: LoadedVersion,
     instances: Sequence[Instance],
     tensors: SequenceTensors,
     store: StateStore,
     total: QueueTotal | None = None,
 ) -> SequenceBatcher:
-    """The queue of a version whose requests belong to sequences."""
+    """The queue of a model of sequences."""
     from backline.schedule.sequences.batcher import SequenceBatcher
     from backline.schedule.sequences.direct import SlotLane, SlotPolicy
     from backline.schedule.sequences.oldest import SequenceLane
@@ -169,13 +170,13 @@ def build_sequence_queue(
     )
 
 
-def settings_of(config: ModelConfig, loaded: Loaded) -> Settings:
-    """How the requests of a version are queued and joined."""
+def settings_of(config: ModelConfig, loaded: LoadedVersion) -> Settings:
+    """How a version's requests are queued and joined."""
     return Settings(_batch_policy(config, loaded), queue_settings(config))
 
 
 def queue_settings(config: ModelConfig) -> QueueSettings:
-    """How the requests of a model are queued."""
+    """How a model's requests are queued."""
     policies = {level: _limited(policy) for level, policy in config.priority_queue_policies.items()}
     return QueueSettings(
         _limited(config.queue_policy), config.priority_levels, config.default_priority_level, policies
@@ -186,7 +187,7 @@ def _limited(policy: QueuePolicy) -> QueuePolicy:
     return policy if policy.max_size is not None else replace(policy, max_size=DEFAULT_QUEUE_SIZE)
 
 
-def _batch_policy(config: ModelConfig, loaded: Loaded) -> BatchPolicy:
+def _batch_policy(config: ModelConfig, loaded: LoadedVersion) -> BatchPolicy:
     if not loaded.max_batch_size:
         return BatchPolicy()
     preferred = config.preferred_batch_sizes

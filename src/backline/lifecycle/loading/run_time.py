@@ -1,4 +1,4 @@
-"""How long a model runs at which batch size, and what follows from it: its lane, its batch limit, its instances."""
+"""How long a model runs at which batch size, and what follows: its lane, batch limit and instances."""
 
 from __future__ import annotations
 
@@ -14,54 +14,55 @@ from backline.engine.errors import BacklineError
 from backline.engine.model_config import Lane
 from backline.lifecycle.loading.trial_inputs import MAX_TRIAL_ELEMENTS, Sizes, Trial, find_trial, make_inputs
 
-#: The largest batch that is measured, and so chosen by itself.
+#: The largest batch that is measured, and so the largest chosen automatically.
 LARGEST_BATCH = 64
-#: A model whose single run takes longer, in seconds, is not run on the event loop ...
+#: Limits for the event loop, in seconds: of a run of one item ...
 INLINE_RUN = 0.0003
-#: ... nor is a batch that takes longer ...
+#: ... of a batch ...
 INLINE_BATCH = 0.0005
-#: ... nor a model that takes longer than this when its dimensions that vary are larger than those tried first.
+#: ... and of a run with larger sizes of variable dimensions.
 INLINE_GROWN = 0.002
-#: Seconds a hop to a thread and back costs, and what a run costs besides on the loop: saved for all but one request of a batch.
+#: The fixed cost of a run in seconds, on a thread and on the loop, which a batch pays once.
 _THREAD_HOP = 0.00004
 _INLINE_DISPATCH = 0.000004
-#: Of the time per item, what a larger batch has to save to be worth having; more where few runs are timed, and where the items of a batch
-#: wait for each other and for one core longer than they would apart.
+#: The share of the time per item that a larger batch must save; more for slow runs, of which few are timed,
+#: and in which items wait for each other and for one core.
 _GAIN = 0.05
 _SLOW_GAIN = 0.15
 _SLOW_RUN = 0.005
-#: Seconds for all measurements of a model; up to three times as many while every larger batch saves time.
+#: Seconds for all measurements of a model; up to three times that while every larger batch saves time.
 _BUDGET = 0.05
-#: Seconds for finding sizes that the model accepts.
+#: Seconds to search for sizes that the model accepts.
 _SEARCH_BUDGET = 0.1
-#: Runs that are timed at each size, and the seconds after which no further one is.
+#: Runs timed at each size, and seconds after which no further one is timed.
 _RUNS = 5
 _SECONDS_PER_SIZE = 0.01
-#: A run this long, in seconds, needs no warm-up run before it that is not counted.
+#: Seconds of a first run above which it counts, without a warm-up run.
 _NO_WARM_UP = 0.01
 _GROWTH = (4, 16)
-#: A run for which the process computes for less than this share of its time waits for something else.
+#: A run that uses less than this share of its time as processor time is waiting.
 _WAITING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """`seconds` of a run by batch size, the copy that gathers the batch included: 1, then powers of two as far as it was worth measuring.
+    """Seconds of a run by batch size, with the copy that gathers the batch: 1, then powers of two as far as
+    worthwhile.
 
-    Empty when no input that was tried could be run. `grown` is the longest run with larger sizes of the dimensions that vary, else 0.
-    `elements` is how many elements the inputs of one item had.
+    Empty when no input that was tried could be run. `grown` is the longest run with larger variable
+    dimensions, else 0. `elements` is the number of input elements of one item.
     """
 
     seconds: dict[int, float]
     grown: float = 0.0
     elements: int = 0
-    #: Whether a run computes nothing in this process for most of its time.
+    #: Whether a run mostly waits for something outside this process.
     waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """How a model is run: on the event loop or on threads, at most `batch_limit` items at once, by that many instances."""
+    """How to run a model: in which lane, with at most how many items, by how many instances."""
 
     lane: Lane
     batch_limit: int
@@ -70,9 +71,9 @@ class RunPlan:
 
 
 def measure(model: LoadedModel, max_batch: int, trial: Trial | None = None) -> RunTimes:
-    """Times a model that may be run with up to `max_batch` items together (0: its first dimension is no batch).
+    """Times a model with batches of up to `max_batch` items (0: its first dimension is not a batch).
 
-    `trial` is what the model is known to accept; without one it is searched. Takes some 50 ms, for slow models a few runs.
+    `trial` is a known input; without one it is searched. Takes some 50 ms, or a few runs of slow models.
     """
     started = perf_counter()
     batched = max_batch > 0
@@ -97,10 +98,10 @@ def plan(
     instances: int | None = None,
     max_batch: int = LARGEST_BATCH,
 ) -> RunPlan:
-    """Decides how a model is run from its run times; `lane` and `instances` are what the configuration sets, `max_batch` its limit or 0,
-    `threads_per_run` what one run computes on (0: all cores).
+    """Decides how to run a model. `lane` and `instances` are what the configuration sets, `max_batch` its
+    limit or 0, `threads_per_run` the threads of one run (0: all cores).
 
-    A model with several instances is run on threads, as the event loop can only run one.
+    Several instances need threads, as the event loop can only run one.
     """
     spare = spare_instances(cores, threads_per_run)
     if not times.seconds:
@@ -126,15 +127,15 @@ def plan(
 
 
 def spare_instances(cores: int, threads_per_run: int) -> int:
-    """How many instances compute at once without waiting for each other; `threads_per_run` 0 is all cores."""
+    """How many instances can compute without waiting for each other; `threads_per_run` 0 means all cores."""
     return max(1, cores // (threads_per_run or cores))
 
 
 def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: float) -> int:
-    """The smallest batch size from which on larger batches no longer lower the time per item by much.
+    """The smallest batch size after which larger ones hardly lower the time per item.
 
-    `overhead` is in seconds and added to each run; batches that take more than `longest` seconds are left out. Where the largest size that
-    was measured still saves time it is the limit.
+    `overhead` seconds are added to each run; batches longer than `longest` seconds are ignored. If the
+    largest measured size still saves time, it is the limit.
     """
     allowed = {
         size: (time + overhead) / size for size, time in seconds.items() if size == 1 or time <= longest
@@ -147,7 +148,7 @@ def choose_batch_limit(seconds: dict[int, float], *, overhead: float, longest: f
 def _time_batches(
     model: LoadedModel, trial: Trial, max_batch: int, started: float
 ) -> tuple[dict[int, float], float]:
-    """The times, and the share of a run of one item for which this process computed."""
+    """The times, and the share of processor time in a run of one item."""
     names = [spec.name for spec in model.signature.outputs]
     item = make_inputs(model.signature, trial.sizes, 1 if max_batch else None, trial.family, 1)
     begun, computed = perf_counter(), process_time()
@@ -170,7 +171,7 @@ def _time_batches(
 
 
 def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
-    """The longest run when the dimensions that vary are larger; those of one size belong together."""
+    """The longest run with larger variable dimensions; those of equal size grow together."""
     names = [spec.name for spec in model.signature.outputs]
     longest = 0.0
     for group in sorted(set(trial.sizes.values())):
@@ -182,9 +183,9 @@ def _time_grown(model: LoadedModel, trial: Trial, *, batched: bool) -> float:
                 break
             inputs = make_inputs(model.signature, sizes, 1 if batched else None, trial.family, 1)
             try:
-                longest = max(longest, _time(lambda inputs=inputs: model.run(inputs, names)))  # type: ignore[misc]
+                longest = max(longest, _time(partial(model.run, inputs, names)))
             except BacklineError:
-                break  # the model has no use for such sizes
+                break  # the model rejects such sizes
     return longest
 
 
@@ -203,7 +204,7 @@ def _elements(model: LoadedModel, sizes: Sizes) -> int:
 
 
 def _time(run: Callable[[], object]) -> float:
-    """The seconds of the fastest of a few runs: what disturbs a run only ever makes it longer."""
+    """The seconds of the fastest of a few runs: disturbances only ever make a run longer."""
     begin = perf_counter()
     run()
     first = perf_counter() - begin

@@ -1,4 +1,4 @@
-"""How the requests of a version are scheduled, in a line for people: what its configuration asks for, and what was measured."""
+"""How a version's requests are scheduled, in a line for people."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def scheduling_text(
 ) -> str:
     """Such as "up to 8 together, waits 500 us for 4 or 8, 3 priorities, cached".
 
-    `batch_limit` is how many items the scheduler joins, `seconds` what was measured for a batch of each size, `waits_us` the delay where
-    the configuration has none. `cached` is whether the server keeps its answers.
+    `batch_limit` is how many items the scheduler joins, `seconds` the measured time by batch size, `waits_us`
+    the delay if the configuration sets none, `cached` whether the server caches its responses.
     """
     return ", ".join(
         _parts(config, batch_limit, seconds or {}, waits_us=waits_us, decoupled=decoupled, cached=cached)
@@ -68,7 +68,7 @@ def _parts(
 
 
 def _company(config: ModelConfig, batch_limit: int, waits_us: int) -> Iterator[str]:
-    """What a free instance waits for; that it prefers the largest batch says nothing."""
+    """What a free instance waits for. Preferring the largest batch is not worth mentioning."""
     delay = config.max_queue_delay_us or waits_us
     sizes = (
         " or ".join(map(str, sorted(set(config.preferred_batch_sizes))))

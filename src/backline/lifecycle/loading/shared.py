@@ -1,4 +1,4 @@
-"""What all versions of a server have in common."""
+"""What all versions of a server share."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Shared:
-    """What the versions of one server share. Lives on the engine's event loop, but for what says otherwise."""
+    """Shared by all versions of a server. Lives on the event loop, unless noted."""
 
     def __init__(self, engine: Engine, options: LifecycleOptions, state_folder: Path) -> None:
-        """Raises InvalidArgument for an option that cannot be used, or that needs what is not installed."""
+        """Raises InvalidArgument for an unusable option, or one whose package is missing."""
         self.engine = engine
         self.options = options
         self.state_folder = state_folder
@@ -33,12 +33,12 @@ class Shared:
         self.cores = _core_budget(options.compute_threads)
         self.permits = None if options.rate_limit is None else _permits(options.rate_limit)
         self.cache = None if options.response_cache is None else _open_cache(options)
-        #: Outlives the loads of versions, so that sequences go on with the next one.
+        #: Outlives loads, so that sequences continue with the next one.
         self.states: StateStore = MemoryStateStore() if options.state_store is None else options.state_store
         self.call_graph = CallGraph()
-        #: For load threads, too.
+        #: Also used on load threads.
         self.meter = LoadMeter()
-        #: Whether what the start was to load is loaded, or has failed.
+        #: Whether all initial loads have ended.
         self.started = False
 
 
@@ -47,7 +47,7 @@ def _core_budget(threads: int | None) -> CoreBudget | None:
     return CoreBudget(count) if count else None
 
 
-# Few servers limit rates or keep answers: the others do not import what does.
+# Few servers use these: the others do not import them.
 
 
 def _permits(resources: tuple[str, ...]) -> Permits:

@@ -1,4 +1,4 @@
-"""Inputs made up to try a model: to prove that it can be batched, and to measure how long it runs."""
+"""Made-up inputs, to prove that a model can be batched and to measure its runs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from backline.engine.signature import Signature, TensorSpec
 from backline.engine.tensor import element_count
 
 Arrays = dict[str, np.ndarray]
-#: The size chosen for each dimension that varies, by input name and axis.
+#: The size of each variable dimension, by input name and axis.
 Sizes = dict[tuple[str, int], int]
 
-#: Sizes tried for dimensions that vary. First those that leave no dimension alone: with a size of 1, rows and columns look the same.
+#: Sizes tried for variable dimensions. Not 1 first: with one row or column, the two look the same.
 TRIAL_SIZES = (4, 16, 64, 256, 512, 1024, 2, 1, 100, 4096, 16000, 48000)
-#: An input with more elements is not tried: the sizes are guesses, and several of them multiply.
+#: The most elements of an input that is tried: guessed sizes multiply.
 MAX_TRIAL_ELEMENTS = 1 << 20
-#: The same for all inputs of a model together that fixes every dimension.
+#: The same for all inputs together of a model that fixes every dimension.
 MAX_FIXED_ELEMENTS = 1 << 26
-#: Above this many dimensions that vary, all get the same size.
+#: With more variable dimensions, all get the same size.
 _MAX_FREE_DIMENSIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """A kind of values: floats spread evenly from `-scale` to `scale` (if `scale` is 0 all are `offset`), integers from 0 to `top`."""
+class ValueFamily:
+    """A kind of values: floats in `offset` plus or minus `scale`, evenly spread; integers up to `top`."""
 
     scale: float
     offset: float
@@ -40,19 +40,21 @@ class Family:
     words: tuple[bytes, ...]
 
 
-NORMAL = Family(1.7, 0.0, 1, 0, (b"a", b"bc", b"def", b"x y"))
-LARGE = Family(60.0, 5.0, 9, 0, (b"7", b"42", b"0", b"13"))
-ZEROS = Family(0.0, 0.0, 0, 0, (b"",))
-ONES = Family(0.0, 1.0, 1, 1, (b"1",))
-POSITIVE = Family(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
-HUGE = Family(1e6, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
-#: Sampling rates are the integers that models of audio most often insist on.
-SAMPLING_RATE = Family(1.0, 0.0, 16000, 16000, (b"a",))
+NORMAL = ValueFamily(1.7, 0.0, 1, 0, (b"a", b"bc", b"def", b"x y"))
+LARGE = ValueFamily(60.0, 5.0, 9, 0, (b"7", b"42", b"0", b"13"))
+ZEROS = ValueFamily(0.0, 0.0, 0, 0, (b"",))
+ONES = ValueFamily(0.0, 1.0, 1, 1, (b"1",))
+POSITIVE = ValueFamily(0.5, 0.5, 99, 0, (b"one", b"two", b"three"))
+HUGE = ValueFamily(1e6, 0.0, 255, 0, (b"a longer text, with several words", b"z"))
+#: Models of audio often insist on a sampling rate.
+SAMPLING_RATE = ValueFamily(1.0, 0.0, 16000, 16000, (b"a",))
 FAMILIES = (NORMAL, LARGE, ZEROS, ONES, POSITIVE, HUGE)
 
 
-def make_inputs(signature: Signature, sizes: Sizes, rows: int | None, family: Family, seed: int) -> Arrays:
-    """Inputs of a model; `rows` is the first dimension of each, or None where the first dimension is like all others."""
+def make_inputs(
+    signature: Signature, sizes: Sizes, rows: int | None, family: ValueFamily, seed: int
+) -> Arrays:
+    """Inputs for a model; `rows` is the first dimension of each, None if that is not special."""
     arrays: Arrays = {}
     for index, spec in enumerate(signature.inputs):
         shape = trial_shape(spec, sizes, rows)
@@ -63,13 +65,13 @@ def make_inputs(signature: Signature, sizes: Sizes, rows: int | None, family: Fa
 
 
 def trial_shape(spec: TensorSpec, sizes: Sizes, rows: int | None) -> tuple[int, ...]:
-    """The shape of an input whose dimensions that vary have the sizes chosen."""
+    """The shape of an input with the chosen sizes."""
     shape = tuple(sizes.get((spec.name, axis), dim) for axis, dim in enumerate(spec.shape))
     return shape if rows is None else (rows, *shape[1:])
 
 
 def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, int]]:
-    """The dimensions that vary, without the first of each input if that is the batch."""
+    """The variable dimensions, except a batch dimension."""
     first = 1 if batched else 0
     return [
         (spec.name, axis)
@@ -80,9 +82,10 @@ def free_dimensions(signature: Signature, *, batched: bool) -> list[tuple[str, i
 
 
 def size_choices(signature: Signature, *, batched: bool) -> Iterator[Sizes]:
-    """Sizes for all dimensions that vary, the likeliest first.
+    """Sizes for all variable dimensions, most likely first.
 
-    With a batch dimension all others get the same size before some of them get 1; without one, the first dimension is 1 before it is not.
+    With a batch dimension, all others are equal before some become 1; without one, the first dimension is 1
+    before it is not.
     """
     free = free_dimensions(signature, batched=batched)
     if not free:
@@ -121,11 +124,11 @@ class Trial:
     """Sizes and values that the model accepts."""
 
     sizes: Sizes
-    family: Family
+    family: ValueFamily
 
 
 def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial | None:
-    """Sizes and values with which one run succeeds and no output is empty; failing that, any that run; None when nothing does.
+    """Sizes and values that run and leave no output empty; failing that, any that run; None if nothing does.
 
     Stops trying at `deadline` (of time.perf_counter()), but not before the first try.
     """
@@ -137,7 +140,7 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
         for spec in signature.inputs
         if spec.datatype not in _FLOATS and spec.datatype is not DataType.BOOL
     ]
-    rounds: list[tuple[Family, ...]] = [
+    rounds: list[tuple[ValueFamily, ...]] = [
         (NORMAL, SAMPLING_RATE) if any(not spec.shape for spec in integers) else (NORMAL,)
     ]
     if integers:
@@ -161,8 +164,8 @@ def find_trial(model: LoadedModel, *, batched: bool, deadline: float) -> Trial |
 _FLOATS = frozenset({DataType.FP16, DataType.BF16, DataType.FP32, DataType.FP64})
 
 
-def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np.ndarray:
-    """`count` values of a family, the same for the same seed."""
+def make_values(datatype: DataType, count: int, family: ValueFamily, seed: int) -> np.ndarray:
+    """`count` values of a family; the same seed gives the same values."""
     if datatype is DataType.BYTES:
         words = np.empty(count, np.object_)
         words[:] = [
@@ -170,7 +173,7 @@ def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np
         ]
         return words
     if datatype in _FLOATS:
-        # Evenly spread over whatever scale: no need for numpy.random, whose import would be felt at start.
+        # Evenly spread. Importing numpy.random would be felt at start.
         values = (_scramble(count, seed) / np.float32(2**31) - np.float32(1)) * np.float32(
             family.scale
         ) + np.float32(family.offset)
@@ -188,7 +191,7 @@ def make_values(datatype: DataType, count: int, family: Family, seed: int) -> np
 
 
 def _scramble(count: int, seed: int) -> np.ndarray:
-    """`count` well-mixed 32-bit numbers, the same for the same seed."""
+    """`count` well-mixed 32-bit numbers; the same seed gives the same numbers."""
     mixed = np.arange(1, count + 1, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(
         seed * 2246822519 & 0xFFFFFFFF
     )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
-from backline.backends.backend import StreamingModel
-from backline.backends.hosted import HostedModel
-from backline.backends.replicas import each_replica
+from backline.backends.backend import HostedModel, LoadOptions
 from backline.engine.device import Places
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import JoiningCheck
@@ -20,10 +19,8 @@ from backline.engine.model import Model
 from backline.engine.model_config import ModelConfig
 from backline.engine.signature import RequestCheck
 from backline.engine.ticket import Ticket
-from backline.lifecycle.loading.content import Content
-from backline.lifecycle.loading.joined import JoinedModel
-from backline.lifecycle.loading.loader import Loaded, Measured, load
-from backline.lifecycle.loading.sequence_states import FirstSteps, sequence_tensors
+from backline.lifecycle.loading.loaded import LoadedVersion, Measured
+from backline.lifecycle.loading.loader import load
 from backline.lifecycle.loading.shared import Shared
 from backline.lifecycle.loading.warm_up import warm_up
 from backline.lifecycle.loading.warm_up_samples import warm_up_samples
@@ -35,8 +32,7 @@ from backline.system.cores import check_cores, pinned
 from backline.workers.model_in_workers import ModelInWorkers
 
 if TYPE_CHECKING:
-    from backline.lifecycle.loading.completion import Completion
-    from backline.lifecycle.loading.worker_pools import WorkerStarter
+    from backline.lifecycle.loading.worker_pools import Completion, WorkerStarter
 
 log = logging.getLogger("backline.lifecycle")
 
@@ -46,24 +42,24 @@ Check: TypeAlias = Callable[[Ticket], None]
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """What a load comes to. `memory` is what it took, in bytes."""
+    """The result of a load. `memory` is in bytes."""
 
-    loaded: Loaded
+    loaded: LoadedVersion
     check: Check
     memory: int
     #: Of a model of sequences.
     tensors: SequenceTensors | None
-    #: What the model has completed of its configuration.
+    #: What the model completed of its configuration.
     completion: Completion | None
-    #: Tells what was loaded wherever it was loaded from; empty where nobody asks, or nobody can tell.
+    #: Identifies what was loaded, wherever from; empty if unknown or not needed.
     content: str
 
 
 class VersionLoad:
-    """Loads one version. `run` is for a thread, all else for the event loop.
+    """Loads one version. `run` is for a thread, the rest for the event loop.
 
-    `model` is what the engine sees of it, `config` its configuration without what the model completes, `known` what an earlier load of the
-    same files measured. `on_bytes` is called while packages for its environment are downloaded.
+    `config` is not completed yet, `known` is from an earlier load of the same files. `on_bytes` is called
+    while packages for its environment are downloaded.
     """
 
     def __init__(
@@ -91,18 +87,23 @@ class VersionLoad:
         self._cancelled = False
 
     def run(self) -> WarmModel:
-        """Takes as long as it takes. Raises BacklineError with the reason when the model cannot be served."""
+        """May take minutes. Raises BacklineError when the model cannot be served."""
         content = self._content()
-        config = self._config
+        config, options = self._config, self._shared.options
         file_bytes = sum(file.size for file in self._version.files.values())
         check_cores(config.name, config.cpus)
         with self._shared.meter.measure(file_bytes) as measured, pinned(config.cpus):
             loaded = load(
                 self._fetched.path,
-                self._told(config),
+                config,
                 self._known,
                 self._on_phase,
                 self._start_workers,
+                LoadOptions(
+                    trust_pickle=options.trust_pickle,
+                    may_run_code=self._may_run_code,
+                    strict_devices=options.strict_devices,
+                ),
             )
             completion = None if self._starter is None else self._starter.completion
             if completion is not None:
@@ -110,39 +111,29 @@ class VersionLoad:
             try:
                 check, tensors = self._warm_up(config, loaded)
             except BaseException:
-                loaded.model.close()
+                loaded.close()
                 raise
         digest = (
             "" if content is None or not content.unchanged else f"{load_key(self._config)} {content.digest}"
         )
-        memory = loaded.model.resident_bytes if isinstance(loaded.model, ModelInWorkers) else measured.memory
+        memory = loaded.resident_bytes(measured.memory)
         return WarmModel(loaded, check, memory, tensors, completion, digest)
 
     def cancel(self) -> None:
-        """The version is not wanted any more: nobody waits for its workers."""
+        """The version is no longer wanted: stops waiting for its workers."""
         self._cancelled = True
         if self._starter is not None:
             self._starter.cancel()
 
     def forget_calls(self) -> None:
-        """The version makes no more calls of others."""
+        """The version makes no more calls."""
         if self._starter is not None:
             self._starter.calls.forget()
-
-    def _told(self, config: ModelConfig) -> ModelConfig:
-        """With what the server decides, and no model's file."""
-        options = self._shared.options
-        return replace(
-            config,
-            trust_pickle=options.trust_pickle,
-            may_run_code=self._may_run_code,
-            strict_devices=options.strict_devices,
-        )
 
     def _start_workers(self, hosted: HostedModel, placed: Places) -> tuple[ModelInWorkers, ModelConfig]:
         from backline.lifecycle.loading.worker_pools import (
             WorkerStarter,
-        )  # a large part of the code, for servers that have such models
+        )  # imported late: much code, for models in workers only
 
         self._starter = WorkerStarter(
             self._shared,
@@ -153,37 +144,38 @@ class VersionLoad:
             on_phase=self._on_phase,
             on_bytes=self._on_bytes,
         )
-        if self._cancelled:  # before there was anybody to tell
+        if self._cancelled:  # cancelled before there was a starter
             self._starter.cancel()
         return self._starter.start(hosted, placed)
 
-    def _content(self) -> Content | None:
-        """What the files hold, where answers are kept that must not be another file's."""
+    def _content(self) -> VersionContent | None:
+        """A digest of the files, if responses are cached: another file must not get them."""
         if self._shared.cache is None or not self._config.response_cache or self._version.path is None:
             return None
         root = self._fetched.path
         for _ in PurePosixPath(self._version.path).parts:
             root = root.parent
         try:
-            return Content(root, self._version.files)
+            return VersionContent(root, self._version.files)
         except OSError as error:
             model = self._model
             log.warning(
-                "answers of model '%s' version %s are not kept beyond this load: %s",
+                "responses of model '%s' version %s are cached for this load only: %s",
                 model.name,
                 model.version,
                 error,
             )
             return None
 
-    def _warm_up(self, config: ModelConfig, loaded: Loaded) -> tuple[Check, SequenceTensors | None]:
+    def _warm_up(self, config: ModelConfig, loaded: LoadedVersion) -> tuple[Check, SequenceTensors | None]:
         _refuse_streams(config, loaded)
         check = request_check(config, loaded)
         self._on_phase("warm-up")
         batched = loaded.max_batch_size > 0
         path, model_folder = self._fetched.path, self._fetched.model_folder
-        tensors = None
-        for model in each_replica(loaded.model):
+        tensors = loaded.states.prepare(batched=batched, model_folder=model_folder)
+        outputs = tuple(spec.name for spec in loaded.states.model.outputs)
+        for run in loaded.lone_runs():
             samples = warm_up_samples(
                 config,
                 batched=batched,
@@ -191,15 +183,7 @@ class VersionLoad:
                 model_folder=model_folder,
                 recorded=recorded_file(self._shared.state_folder, config.name),
             )
-            if loaded.joiner is not None and not isinstance(model, (StreamingModel, ModelInWorkers)):
-                model = JoinedModel(model, loaded.joiner, loaded.signature)
-            if config.sequence is not None:
-                tensors = sequence_tensors(
-                    config, model.signature, batched=batched, model_folder=model_folder
-                )
-                if not isinstance(model, StreamingModel):
-                    model = FirstSteps(model, tensors, batched=batched)
-            warm_up(config.name, model, check, samples)
+            warm_up(config.name, run, outputs, check, samples)
         return check, tensors
 
     def _on_phase(self, phase: str) -> None:
@@ -207,8 +191,37 @@ class VersionLoad:
             self._model.progress.phase = phase
 
 
-def request_check(config: ModelConfig, loaded: Loaded) -> Check:
-    """What raises InvalidArgument for a request that does not fit the model."""
+class VersionContent:
+    """A digest of the files `names` below `root`, by which servers that share a cache recognise equal
+    versions.
+
+    May be used on any thread; raises OSError when a file cannot be read.
+    """
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self._files = {name: root / name for name in sorted(names)}
+        self._before = self._state()
+        digest = hashlib.sha256()
+        for name, path in self._files.items():
+            with path.open("rb") as file:
+                digest.update(
+                    f"{name!r}:".encode("utf-8", "surrogatepass")
+                    + hashlib.file_digest(file, "sha256").digest()
+                )
+        self.digest = digest.hexdigest()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether no file was written or replaced since the digest was begun."""
+        return self._state() == self._before
+
+    def _state(self) -> list[tuple[int, int, int, int]]:
+        found = [path.stat() for path in self._files.values()]
+        return [(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for status in found]
+
+
+def request_check(config: ModelConfig, loaded: LoadedVersion) -> Check:
+    """The check that raises InvalidArgument for requests that do not fit."""
     limit = sys.maxsize if config.split_large_batches else loaded.max_batch_size
     check = RequestCheck(config.name, loaded.signature, limit, strict=config.max_batch_size is not None)
     if loaded.joining is None:
@@ -216,19 +229,17 @@ def request_check(config: ModelConfig, loaded: Loaded) -> Check:
     return JoiningCheck(check, loaded.joining, tuple(spec.name for spec in loaded.signature.inputs))
 
 
-def _refuse_streams(config: ModelConfig, loaded: Loaded) -> None:
-    """Refuses what streams have not, where the model's file makes it one, and not its configuration, which is checked when it is read."""
-    model = loaded.model
-    if not isinstance(model, StreamingModel) and not (
-        isinstance(model, ModelInWorkers) and model.loaded.decoupled
-    ):
+def _refuse_streams(config: ModelConfig, loaded: LoadedVersion) -> None:
+    """Refuses settings that streams cannot have, for a model that only its file makes decoupled."""
+    if not loaded.decoupled:
         return
     if config.objective_seconds is not None:
         raise InvalidArgument(
-            f"model '{config.name}' gives any number of responses, which have no end that an objective could be for"
+            f"model '{config.name}' gives any number of responses, to which no latency objective can apply"
         )
-    if config.response_cache:  # the words are Triton's
+    if config.response_cache:  # Triton's text
         raise InvalidArgument(
-            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction policy."
+            f"Response Cache does not currently support model {config.name} with 'decoupled' transaction"
+            " policy."
             " Please disable the response cache."
         )

@@ -1,4 +1,4 @@
-"""The requests that warm a model version up: from its configuration, from TensorFlow Serving's file, and recorded ones."""
+"""The warm-up requests of a version: configured, from TensorFlow Serving's file, and recorded ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from backline.observe.prediction_log import LARGEST, read_log
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Where the data files of `model_warmup` are, below the model's folder (Triton's name).
+#: The folder of `model_warmup` data files, below the model's folder (Triton's name).
 WARM_UP_FOLDER = "warmup"
-#: Where SavedModels have their warm-up requests, below the version's folder (TensorFlow Serving's name).
+#: The warm-up file of SavedModels, below the version's folder (TensorFlow Serving's name).
 TENSORFLOW_FILE = "assets.extra/tf_serving_warmup_requests"
 #: TensorFlow Serving's limit of records.
 MAX_RECORDS = 1000
@@ -28,10 +28,10 @@ MAX_COUNT = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """A request that is run `count` times. `label` says for messages which one and where from; `outputs` is None for all.
+class WarmUpRequest:
+    """A request to run `count` times. `label` names it in messages; `outputs` is None for all.
 
-    `must_fit` is not set for recorded ones: a new version may have other inputs than the one whose requests were recorded.
+    `must_fit` is False for recorded ones: a new version may have other inputs than the recorded one.
     """
 
     label: str
@@ -48,12 +48,12 @@ def warm_up_samples(
     version_folder: Path,
     model_folder: Path,
     recorded: Path | None = None,
-) -> Iterator[Sample]:
+) -> Iterator[WarmUpRequest]:
     """All samples of a version, made one at a time.
 
-    `batched` says that the model's first dimension is a batch, which shapes in the configuration do not name. `version_folder` holds the
-    model file, `model_folder` is the one above; `recorded` is a file of recorded requests that need not exist. Raises InvalidArgument for a
-    sample that cannot be made, with its name, input and file.
+    `batched`: the first dimension is a batch, which shapes in the configuration leave out. `version_folder`
+    holds the model file, `model_folder` is its parent; `recorded` may not exist. Raises InvalidArgument, with
+    name, input and file, for a sample that cannot be made.
     """
     for sample in config.warm_up:
         yield _configured(config, sample, model_folder / WARM_UP_FOLDER, batched=batched)
@@ -65,14 +65,14 @@ def warm_up_samples(
 
 
 def _is_there(recorded: Path) -> bool:
-    """Whether there are recorded requests. They are no part of the model: where the state folder is out of reach it loads without them."""
+    """Whether there are recorded requests. A model loads without them if the state folder cannot be read."""
     try:
         recorded.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         log.warning(
-            "'%s' cannot be read (%s), so the warm-up is without the requests recorded there",
+            "'%s' cannot be read (%s), so warm-up runs without the requests recorded there",
             recorded,
             error.strerror,
         )
@@ -80,10 +80,10 @@ def _is_there(recorded: Path) -> bool:
     return True
 
 
-def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
+def _logged(file: Path, *, must_fit: bool) -> Iterator[WarmUpRequest]:
     for request in read_log(file):
         if request.number > MAX_RECORDS:
-            log.warning("'%s' has more than %d records; the others are not run", file, MAX_RECORDS)
+            log.warning("'%s' has more than %d records; the rest is not run", file, MAX_RECORDS)
             return
         if request.other:
             log.warning(
@@ -93,7 +93,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
                 request.other,
             )
             continue
-        yield Sample(
+        yield WarmUpRequest(
             f"warm-up request {request.number} of '{file}'",
             request.inputs,
             outputs=request.outputs,
@@ -101,7 +101,7 @@ def _logged(file: Path, *, must_fit: bool) -> Iterator[Sample]:
         )
 
 
-def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> Sample:
+def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batched: bool) -> WarmUpRequest:
     label = f"warm-up sample '{sample.name}' of {config.source or config.name}"
     if sample.batch_size > 1 and not batched:
         raise InvalidArgument(f"{label}: batch_size is {sample.batch_size}, but the model takes no batches")
@@ -110,18 +110,16 @@ def _configured(config: ModelConfig, sample: WarmUpSample, folder: Path, *, batc
     inputs = {}
     for seed, given in enumerate(sample.inputs):
         if given.name in inputs:
-            raise InvalidArgument(f"{label}: input '{given.name}' is there twice")
+            raise InvalidArgument(f"{label}: input '{given.name}' is given twice")
         rows = max(1, sample.batch_size) if batched else None
         inputs[given.name] = _tensor(f"{label}: input '{given.name}'", given, rows, folder, seed)
-    return Sample(label, inputs, max(1, sample.count))
+    return WarmUpRequest(label, inputs, max(1, sample.count))
 
 
 def _tensor(where: str, given: WarmUpInput, rows: int | None, folder: Path, seed: int) -> Tensor:
-    """The tensor of an input; `rows` copies of one item, or None where the shape is complete."""
+    """The tensor of an input: `rows` copies of one item, or None if the shape is complete."""
     if any(dimension < 0 for dimension in given.shape):
-        raise InvalidArgument(
-            f"{where} has the dims {list(given.shape)}; every dimension needs a size, as the data has one"
-        )
+        raise InvalidArgument(f"{where} has the dims {list(given.shape)}; every dimension needs a fixed size")
     shape: Shape = given.shape if rows is None else (rows, *given.shape)
     count = element_count(given.shape)
     if element_count(shape) * (given.datatype.itemsize or 8) > LARGEST:
@@ -145,14 +143,16 @@ def _read(where: str, given: WarmUpInput, folder: Path) -> np.ndarray:
             raise InvalidArgument(f"{where}: input_data_file '{given.source}' leads out of '{folder}'")
         if not file.is_file():
             raise InvalidArgument(
-                f"{where}: input_data_file '{file}' {'is no regular file' if file.exists() else 'does not exist'}"
+                f"{where}: input_data_file '{file}'"
+                f" {'is not a regular file' if file.exists() else 'does not exist'}"
             )
         expected = element_count(given.shape) * given.datatype.itemsize
         size = file.stat().st_size
         if size > LARGEST or (given.datatype.itemsize and size != expected):
             text = f"expected {expected} bytes for shape {list(given.shape)} of {given.datatype.name}"
             raise InvalidArgument(
-                f"{where}: '{file}' has {size} bytes, {text if given.datatype.itemsize else f'more than {LARGEST}'}"
+                f"{where}: '{file}' has {size} bytes,"
+                f" {text if given.datatype.itemsize else f'more than {LARGEST}'}"
             )
         raw = file.read_bytes()
     except (OSError, ValueError) as error:

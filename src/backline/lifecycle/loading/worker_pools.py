@@ -1,4 +1,4 @@
-"""Models that run in worker processes: from a backend's description to a pool that serves."""
+"""Models in worker processes: from a backend's description to a pool that serves."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import logging
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
 from pathlib import Path
+from typing import Any
 
-from backline.backends.hosted import HostedModel
+from backline.backends.backend import HostedModel
 from backline.engine.device import Places
 from backline.engine.errors import InvalidArgument, Unavailable
 from backline.engine.joining import Joining
@@ -26,12 +27,15 @@ from backline.environments.requirements import Requirements, find_requirements
 from backline.environments.store import Environments, User, default_folder
 from backline.environments.uv import OnBytes, Uv
 from backline.lifecycle.calls.model_calls import ModelCalls
-from backline.lifecycle.loading.completion import Completion, read_completion
-from backline.lifecycle.loading.sequence_states import with_hidden_tensors
 from backline.lifecycle.loading.shared import Shared
+from backline.lifecycle.view.view import STAGES_OF_WORKERS, View
 from backline.protos import message
 from backline.repository.configuration.defaults import fill_defaults, fill_places
+from backline.repository.configuration.document import Document
 from backline.repository.configuration.json_form import configuration_json
+from backline.repository.configuration.override import parse
+from backline.repository.configuration.reader import to_model_config
+from backline.repository.listing import Listing
 from backline.repository.walk import walk
 from backline.workers.channel.protocol import Spec, WorkerLoad
 from backline.workers.process.pool import PoolOptions, WorkerPool
@@ -39,14 +43,15 @@ from backline.workers.process.process import WorkerCommand
 
 log = logging.getLogger("backline.lifecycle")
 
+
 _BACKEND = "python"
 
 
 class WorkerStarter:
-    """Starts the workers of one version, in an environment of the model's own where it asks for one.
+    """Starts the workers of one version, in an environment built for the model if it asks for one.
 
-    `folder` is the model's, above its versions. `on_phase` is called with "environment" when one has to be built, `on_bytes` while its
-    packages are downloaded.
+    `folder` is the model's, above its versions. `on_phase` is called with "environment" when one is built,
+    `on_bytes` while its packages are downloaded.
     """
 
     def __init__(
@@ -65,20 +70,23 @@ class WorkerStarter:
         self._folder = folder
         self._loop = loop
         self._may_complete = not shared.options.complete_configs
-        #: A model that is debugged runs in this process.
+        #: A debugged model runs in this process.
         self._debugged = config.name == shared.options.debugged_model
         self._environments = _environments(default_folder(shared.options.cache_folder))
         self._on_phase = on_phase
         self._on_bytes = on_bytes
         self.calls = ModelCalls(shared.engine, shared.call_graph, shared.permits, model)
-        #: What the model has completed of its configuration, once it is started.
+        #: What the model completed of its configuration, once started.
         self.completion: Completion | None = None
         self._starting: Future[None] | None = None
         self._uv: Uv | None = None
         self._cancelled = False
 
     def start(self, hosted: HostedModel, placed: Places) -> tuple[WorkerPool, ModelConfig]:
-        """See StartWorkers (loader). A model completes its configuration in a worker that ends then."""
+        """See StartWorkers (loader).
+
+        A model completes its configuration in a worker that is then closed.
+        """
         if hosted.packed is not None:
             from backline.repository.unpacked import unpacked
 
@@ -122,11 +130,11 @@ class WorkerStarter:
         try:
             starting.result()
         except CancelledError:
-            raise Unavailable(f"the load of {pool.label} was given up") from None
+            raise Unavailable(f"the load of {pool.label} was cancelled") from None
         return pool
 
     def cancel(self) -> None:
-        """The model is not wanted any more: nobody waits for its workers. Called on the event loop."""
+        """Aborts the start. Called on the event loop."""
         self._cancelled = True
         if self._starting is not None:
             self._starting.cancel()
@@ -139,18 +147,20 @@ class WorkerStarter:
         label = f"model '{self._config.name}'"
         if hosted.python is not None:
             raise InvalidArgument(
-                f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's process"
+                f"{label} brings its own Python, '{hosted.python}', and cannot be debugged in the server's"
+                " process"
             )
         others = [] if environment is None else borrow(environment)
         if others:
             log.warning(
-                "%s is debugged with packages of the server that its environment has in other versions: %s",
+                "%s is debugged with the server's versions of packages, which differ from its"
+                " environment's: %s",
                 label,
                 ", ".join(others),
             )
 
     def _environment(self, hosted: HostedModel) -> Environment | None:
-        """The environment that the files beside the model ask for, built if need be; None where they ask for none."""
+        """The environment that the model's files ask for, built if necessary; None if they ask for none."""
         if hosted.python is not None:
             return None
         folder = hosted.path if hosted.path.is_dir() else hosted.path.parent
@@ -159,7 +169,7 @@ class WorkerStarter:
             return None
         for ignored in requirements.ignored:
             log.warning(
-                "model '%s': '%s' is not looked at, %s beside it goes first",
+                "model '%s': '%s' is ignored, because %s takes precedence",
                 self._config.name,
                 ignored,
                 requirements.file,
@@ -175,7 +185,7 @@ class WorkerStarter:
         if self._cancelled:
             uv.cancel()
         log.info(
-            "model '%s' version %s: its environment is built from %s",
+            "model '%s' version %s: building its environment from %s",
             self._config.name,
             self._version,
             requirements.source,
@@ -191,7 +201,7 @@ class WorkerStarter:
     def _command(
         self, hosted: HostedModel, environment: Environment | None, placed: Places, *, complete: bool = False
     ) -> WorkerCommand:
-        config = with_hidden_tensors(self._config)
+        config = View(self._config, hosted.path, STAGES_OF_WORKERS).inner
         load = WorkerLoad(
             hosted.adapter,
             config.name,
@@ -215,7 +225,7 @@ class WorkerStarter:
 
 @cache
 def _environments(folder: Path) -> Environments:
-    """The one store of this process for a folder: it keeps what the models have."""
+    """The store of this process for a folder."""
     return Environments(folder)
 
 
@@ -233,7 +243,7 @@ def _spec(spec: TensorSpec) -> Spec:
 
 
 def _only_one(placed: Places) -> Places:
-    """The first instance alone."""
+    """Only the first instance."""
     first = placed.groups[0]
     return replace(
         placed, groups=(replace(first, group=replace(first.group, count=1), devices=first.devices[:1]),)
@@ -241,10 +251,56 @@ def _only_one(placed: Places) -> Places:
 
 
 def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
-    """The configuration with its defaults, as JSON."""
+    """The configuration with defaults, as JSON."""
     whole = message("inference.ModelConfig").FromString(config.declared)
     whole.backend = config.backend or _BACKEND
     whole.max_batch_size = config.max_batch_size or 0
     fill_places(whole, placed)
     fill_defaults(whole, config.name, filename)
     return json.dumps(configuration_json(whole), ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A configuration given by the model (`auto_complete_config` of Triton's Python backend), an
+    inference.ModelConfig.
+
+    `listing` is the model's folder.
+    """
+
+    given: Any
+    listing: Listing
+
+    def apply(self, config: ModelConfig) -> ModelConfig:
+        """The file's configuration, completed. Raises InvalidArgument if the result contradicts itself."""
+        given, whole = self.given, message("inference.ModelConfig").FromString(config.declared)
+        whole.max_batch_size = given.max_batch_size
+        for tensors in ("input", "output"):
+            whole.ClearField(tensors)
+            getattr(whole, tensors).extend(getattr(given, tensors))
+        if given.HasField("dynamic_batching") and whole.WhichOneof("scheduling_choice") is None:
+            whole.dynamic_batching.SetInParent()
+        if given.HasField("model_transaction_policy"):
+            whole.model_transaction_policy.CopyFrom(given.model_transaction_policy)
+        source = f"auto_complete_config of model '{config.name}'"
+        read = to_model_config(Document(source, whole, {"max_batch_size": None}), config.name, self.listing)
+        return replace(
+            config,
+            max_batch_size=read.max_batch_size,
+            inputs=read.inputs,
+            outputs=read.outputs,
+            dynamic_batching=read.dynamic_batching,
+            decoupled=read.decoupled,
+            joining=read.joining,
+            declared=read.declared,
+        )
+
+
+def read_completion(text: str, name: str, listing: Listing) -> Completion:
+    """Parses the JSON given by the model `name`. Raises InvalidArgument if it is not a configuration."""
+    try:
+        return Completion(parse(text).message, listing)
+    except InvalidArgument as error:
+        raise InvalidArgument(
+            f"auto_complete_config of model '{name}': {error.message.partition(': ')[2]}"
+        ) from None

@@ -1,4 +1,4 @@
-"""The memory budget: which versions are unloaded to make room for another. Plain data in, decision out."""
+"""The memory budget: which versions to unload to make room for another. Plain data in, decision out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backline.engine.errors import Unavailable
 class Tenant:
     """A loaded version.
 
-    `memory` is in bytes, `last_used` a moment in seconds on a clock that all share. One that is `busy` with requests has to stay.
-    `idle_limit` is after how many seconds without a request it is unloaded, None for never.
+    `memory` is in bytes, `last_used` in seconds of a common clock. A `busy` one has requests and must stay.
+    `idle_limit` is the seconds without a request after which it is unloaded, None for never.
     """
 
     key: Hashable
@@ -27,7 +27,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """Why there is no room: all in bytes. `free` is what is left of the budget now, `idle` what could be unloaded."""
+    """Why there is no room, in bytes. `idle` is what could be unloaded."""
 
     budget: int
     resident: int
@@ -37,15 +37,20 @@ class Shortage:
     idle: int
 
     def error(self, what: str) -> Unavailable:
-        """What a request for `what` is told."""
+        """The error for a request for `what`."""
         passes = (
             self.resident + self.needed - self.budget <= self.idle + self.busy
-        )  # when the requests have ended
+        )  # once running requests end
+        raise_it = "Pin fewer models, or raise --memory-budget" if self.pinned else "Raise --memory-budget"
+        advice = "Try again" if passes else raise_it
         text = (
-            f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)} has no room for it:"
-            f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models and"
-            f" {format_bytes(self.busy)} by models with requests; unloading the idle ones frees {format_bytes(self.idle)}."
-            f" {'Try again' if passes else 'Pin fewer models, or raise --memory-budget' if self.pinned else 'Raise --memory-budget'}"
+            f"{what} needs {format_bytes(self.needed)}, and the memory budget of {format_bytes(self.budget)}"
+            " has no room for it:"
+            f" {format_bytes(self.resident)} are in use, {format_bytes(self.pinned)} of it by pinned models"
+            " and"
+            f" {format_bytes(self.busy)} by models with requests; unloading the idle ones frees"
+            f" {format_bytes(self.idle)}."
+            f" {advice}"
         )
         return Unavailable(text, retry_after=1 if passes else None)
 
@@ -53,10 +58,10 @@ class Shortage:
 def make_room(
     tenants: Collection[Tenant], *, budget: int, resident: int, needed: int
 ) -> list[Hashable] | Shortage:
-    """The keys of the versions to unload so that `needed` more bytes keep the process, with `resident` bytes now, within `budget`.
+    """The versions to unload so that `needed` more bytes fit into `budget`, with `resident` bytes used now.
 
-    Idle ones that are not pinned, the least recently used first, and none whose going is not needed. A Shortage when all of them together
-    do not suffice: then none should go, as the others would have to come back for nothing.
+    Idle ones that are not pinned, least recently used first, and no more than necessary. A Shortage if all of
+    them are not enough: then none is unloaded, as that would not help.
     """
     excess = resident + needed - budget
     if excess <= 0:
@@ -75,7 +80,7 @@ def make_room(
         return Shortage(budget, resident, needed, pinned, busy, freed)
     for one in reversed(
         chosen
-    ):  # what a later, larger one has made superfluous stays, the most recently used first
+    ):  # keep those that a later, larger one made unnecessary, most recently used first
         if freed - one.memory >= excess:
             chosen.remove(one)
             freed -= one.memory
@@ -83,7 +88,7 @@ def make_room(
 
 
 def idle_too_long(tenants: Collection[Tenant], now: float) -> list[Hashable]:
-    """The keys of the versions whose idle limit has passed at `now`."""
+    """The versions whose idle limit has passed at `now`."""
     return [
         one.key
         for one in tenants

@@ -1,4 +1,4 @@
-"""The queue of a version that is loaded when a request comes: it holds requests until the one load that all wait for has ended."""
+"""The queue of a version that is loaded on request: it holds requests while the version loads."""
 
 from __future__ import annotations
 
@@ -17,30 +17,26 @@ from backline.schedule.total import QueueTotal
 
 log = logging.getLogger("backline.lifecycle")
 
-#: Seconds after a failed load in which requests get its reason, and no further load is begun for them.
+#: Seconds after a failed load in which requests get its error, without another load.
 FAILURE_PAUSE = 1.0
-#: Seconds that are waited at least for the next deadline.
+#: The shortest timer for a deadline, in seconds.
 _SHORTEST_WAIT = 0.001
 
 
 def check_later(_: Ticket) -> None:
-    """The check of a version that is not loaded: its real one is made when it is."""
+    """Checks nothing: the version's own check exists only once it is loaded."""
 
 
 class OnDemandQueue:
-    """Takes requests for `model`, which is not loaded, and has it loaded by `load`. Lives on the event loop.
+    """Holds requests for `model` while `load` loads it. Lives on the event loop.
 
-    When `load` has ended without an error, `model.check` and `model.queue` are those of the version that answers now, and what was held is
-    handed to them. When it raises, every request gets its reason. A request whose deadline passes before is refused then, and a cancelled
-    one leaves at once; the load goes on for those that come after.
+    Once `load` returns, `model.check` and `model.queue` are those of the loaded version and get the held
+    requests. If it raises, every request gets its error. Requests expire at their deadlines, and leave when
+    cancelled, while the load goes on.
     """
 
     def __init__(
-        self,
-        model: Model,
-        load: Callable[[], Awaitable[None]],
-        settings: QueueSettings,
-        total: QueueTotal,
+        self, model: Model, load: Callable[[], Awaitable[None]], settings: QueueSettings, total: QueueTotal
     ) -> None:
         self._model = model
         self._load = load
@@ -60,7 +56,7 @@ class OnDemandQueue:
         return self._held.size
 
     def submit(self, ticket: Ticket) -> None:
-        """Holds a request until the version is loaded. Raises Unavailable when too many wait, or the reason of a load that just failed."""
+        """Holds a request until the version is loaded. Raises Unavailable, or the error of the last load."""
         model = self._model
         self._raise_recent_failure()
         if self._total.full:
@@ -70,7 +66,8 @@ class OnDemandQueue:
             model.statistics.rejected_full += 1
             limit = self._settings.policy_of(ticket.level).max_size
             raise Unavailable(
-                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try again later",
+                f"Exceeds maximum queue size of {limit} for model '{model.name}', which is being loaded, try"
+                " again later",
                 retry_after=1,
             )
         self._total.waiting += 1
@@ -79,14 +76,14 @@ class OnDemandQueue:
         self._begin()
 
     async def wake(self) -> None:
-        """Returns when the version is loaded. Raises BacklineError with the reason when it cannot be."""
+        """Waits until the version is loaded. Raises BacklineError with the reason when it cannot be."""
         self._raise_recent_failure()
         await asyncio.shield(self._begin())
         if self._failure is not None:
             raise _again(self._failure)
 
     def close(self, reason: str) -> None:
-        """Refuses what is held, as the version will not be loaded any more."""
+        """Refuses the held requests: the version will not be loaded."""
         if self._loading is not None:
             self._loading.cancel()
         self._refuse(Unavailable(reason, retry_after=1))
@@ -106,7 +103,8 @@ class OnDemandQueue:
             log.exception("loading '%s' version %s failed", self._model.name, self._model.version)
             self._fail(
                 Internal(
-                    f"loading '{self._model.name}' version {self._model.version} failed: {type(error).__name__}: {error}"
+                    f"loading '{self._model.name}' version {self._model.version} failed:"
+                    f" {type(error).__name__}: {error}"
                 )
             )
         else:
@@ -116,7 +114,7 @@ class OnDemandQueue:
 
     def _fail(self, error: BacklineError) -> None:
         self._failure = error
-        if error.retry_after is None:  # else it may be otherwise in the next moment
+        if error.retry_after is None:  # otherwise the next attempt may succeed
             self._failed_at = monotonic()
         self._refuse(error)
 
@@ -180,7 +178,8 @@ class OnDemandQueue:
         self._total.waiting -= len(expired)
         for ticket in expired:
             self._model.statistics.record_expired(ticket)
-            where = f"after {(now - ticket.request.arrived_ns / 1e9) * 1000:.0f} ms in which model '{self._model.name}' was being loaded"
+            waited = (now - ticket.request.arrived_ns / 1e9) * 1000
+            where = f"after {waited:.0f} ms while model '{self._model.name}' was loading"
             if self._held.timed_out(ticket, now):
                 ticket.expire(Unavailable(f"Request timeout expired {where}"))
             else:
@@ -188,7 +187,7 @@ class OnDemandQueue:
 
 
 def _again(error: BacklineError) -> BacklineError:
-    """The same failure as an exception of its own: one that is raised twice collects the tracebacks of both."""
+    """A copy of the error: an exception that is raised twice collects both tracebacks."""
     copy = type(error)(error.message)
     copy.retry_after = error.retry_after
     return copy

@@ -1,4 +1,4 @@
-"""Who may be in memory: makes room before a load, and sends to sleep what was idle for too long."""
+"""Makes room before loads, and unloads versions that were idle for too long."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ log = logging.getLogger("backline.lifecycle")
 #: Why a version was put to sleep.
 TO_MAKE_ROOM = "unloaded to make room"
 WHEN_IDLE = "unloaded after it was idle"
-#: Seconds between two looks for versions that were idle too long; at most, as a limit may be shorter.
+#: The longest and shortest interval between checks for idle versions, in seconds; it depends on the shortest
+#: limit.
 _LONGEST_LOOK = 5.0
 _SHORTEST_LOOK = 0.05
 
 
 class NoRoom(Unavailable):
-    """A load does not fit, and nobody may be sent away for it."""
+    """A load does not fit, and nothing may be unloaded for it."""
 
 
 class Residency:
     """Keeps the process within `budget` bytes of resident memory, None for no limit. Lives on the event loop.
 
-    `tenants` gives the loaded versions as they are now; their clock is time.time(). `put_to_sleep` unloads some of them so that they are
-    loaded again on request, and returns when their memory was given back.
+    `tenants` returns the loaded versions; their clock is time.time(). `put_to_sleep` unloads some, to be
+    reloaded on request, and returns once their memory is free.
     """
 
     def __init__(
@@ -53,21 +54,20 @@ class Residency:
         self._resident = resident
         self._trim = trim
         self._turn = asyncio.Lock()
-        #: What loads under way were promised.
+        #: Bytes promised to running loads.
         self._promised = 0
         self._load_ended = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def room(self, what: str, file_bytes: int, *, evict: bool) -> AsyncIterator[None]:
-        """Room for a load of a model with files of this size, while the block runs.
+        """Reserves room for a load of a model with files of this size while the block runs.
 
-        With `evict` idle versions are put to sleep for it. Raises NoRoom, with the numbers, when there is none; `what` names the model.
+        With `evict` idle versions are unloaded for it. Raises NoRoom with the numbers if there is none;
+        `what` names the model.
         """
         needed = 0 if self.budget is None else self._meter.estimate(file_bytes)
-        if (
-            self.budget is not None and needed
-        ):  # an ensemble, or a model whose configuration is wrong, takes none
+        if self.budget is not None and needed:  # ensembles, and models with a wrong configuration, need none
             async with self._turn:
                 await self._make_room(self.budget, what, needed, evict=evict)
                 self._promised += needed
@@ -78,11 +78,11 @@ class Residency:
             self._load_ended.set()
 
     async def give_back(self) -> None:
-        """Gives memory that unloaded versions have freed back to the system."""
+        """Returns freed memory to the system."""
         await asyncio.to_thread(self._trim)
 
     def look_for_idle(self) -> None:
-        """Begins to look for versions whose idle limit has passed; called again whenever one with such a limit is loaded."""
+        """Starts checking for idle versions; call it when a version with an idle limit is loaded."""
         if self._looking is None:
             self._looking = asyncio.get_running_loop().create_task(self._look())
 
@@ -93,12 +93,13 @@ class Residency:
     async def _make_room(self, budget: int, what: str, needed: int, *, evict: bool) -> None:
         if self._resident() + self._promised + needed > budget:
             await self.give_back()
-        while True:  # as long as somebody leaves: what was measured of them may be more than they give back
+        while True:  # repeat: unloading may free less than was measured
             resident = self._resident() + self._promised
             tenants = self._tenants()
             found = make_room(tenants if evict else (), budget=budget, resident=resident, needed=needed)
             if isinstance(found, Shortage) and self._promised:
-                # What loads under way were promised may be there already, and so be counted twice; and they can leave when they have ended.
+                # Promised memory may be in use already and so count twice, and loads that end can be evicted:
+                # only a shortage without promises is final.
                 self._load_ended.clear()
                 await self._load_ended.wait()
                 continue

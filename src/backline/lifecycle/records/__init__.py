@@ -1,1 +1,1 @@
-"""What outlives a server: its labels and its audit log."""
+"""What outlives a server: labels and the audit log."""

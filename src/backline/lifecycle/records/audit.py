@@ -1,4 +1,4 @@
-"""The audit log: every change of what is served, as lines of JSON in a file."""
+"""The audit log: every change of what is served, as JSON lines in a file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from backline.lifecycle.records.state_folder import make_folder
 log = logging.getLogger("backline.lifecycle")
 
 _FILE = "audit.jsonl"
-#: Bytes of the file from which on a new one is begun; the one before is kept, those before it are not.
+#: The size at which a new file is begun, in bytes; one older file is kept.
 DEFAULT_LIMIT = 4_000_000
 _BLOCK = 65536
 
 
 class AuditLog:
-    """Changes, in the order in which they were made. A log that cannot be written stops no change; the server's log says so."""
+    """Changes in order. If the log cannot be written, changes go on and the server's log says so."""
 
     def __init__(self, folder: Path, *, limit: int = DEFAULT_LIMIT) -> None:
         self._file = folder / _FILE
@@ -52,8 +52,8 @@ class AuditLog:
             self._failed = True
 
     def history(self, model: str = "", limit: int = 100) -> list[Change]:
-        """The last changes, newest first; of all models without a name. Lines that are damaged are passed over."""
-        # As it stands in the line: most lines need not be parsed.
+        """The last changes, newest first; of all models if no name is given. Skips damaged lines."""
+        # The name as it appears in a line, so that most lines need no parsing.
         named = json.dumps(model, ensure_ascii=False).encode("utf-8", "backslashreplace") if model else b""
         lines = (
             line for file in (self._file, self._older) for line in _lines_backwards(file) if named in line
@@ -63,7 +63,7 @@ class AuditLog:
 
 
 def _ends_whole(file: BinaryIO) -> bool:
-    """Whether the last line is complete: a server that was killed may have left half of one."""
+    """Whether the last line is complete; a killed server may leave half a line."""
     if file.seek(0, os.SEEK_END) == 0:
         return True
     file.seek(-1, os.SEEK_END)
@@ -84,7 +84,7 @@ def _parse(line: bytes) -> Change | None:
 
 
 def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The lines of a file from its end, read block by block."""
+    """The lines of a file from its end, block by block."""
     try:
         with path.open("rb") as file:
             position = file.seek(0, os.SEEK_END)

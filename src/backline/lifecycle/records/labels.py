@@ -1,4 +1,4 @@
-"""Labels that were set by request, kept on disk: they outlive the server and go before those of configurations."""
+"""Labels set by request, stored on disk: they outlive the server and override those of configurations."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _FILE = "labels.json"
 
 
 class LabelStore:
-    """The labels of all models, by model and label. Every change is on disk when its call returns, or it has not happened."""
+    """The labels of all models. A change is on disk when its call returns, or has not happened."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises InvalidArgument, with the file, when what is on disk is damaged."""
+        """Raises InvalidArgument, naming the file, when it is damaged."""
         self._file = folder / _FILE
         self._labels = _read(self._file)
         self._stamp = _stamp(self._file)
@@ -29,11 +29,11 @@ class LabelStore:
         return self._labels.get(model, {})
 
     def set(self, model: str, label: str, version: str) -> None:
-        """Points a label to a version. Raises Internal when that cannot be kept."""
+        """Points a label to a version. Raises Internal when it cannot be stored."""
         self._replace({**self._labels, model: {**self.of(model), label: version}})
 
     def remove(self, model: str, label: str) -> None:
-        """Forgets a label. Raises Internal when that cannot be kept."""
+        """Removes a label. Raises Internal when that cannot be stored."""
         left = {name: version for name, version in self.of(model).items() if name != label}
         labels = {name: found for name, found in self._labels.items() if name != model}
         self._replace({**labels, model: left} if left else labels)
@@ -41,10 +41,12 @@ class LabelStore:
     def _replace(self, labels: dict[str, dict[str, str]]) -> None:
         make_folder(self._file.parent)
         if _stamp(self._file) not in (self._stamp, None):
-            # Another server's labels would be lost.
+            # Writing would lose another server's labels.
             raise Unavailable(
-                f"'{self._file}' with the labels of models was changed by another server, or by hand, since this server read it;"
-                " nothing was changed. Restart this server to take what it holds, and give servers that run together a --state-dir each"
+                f"'{self._file}' with the labels of models was changed by another server, or by hand, since"
+                " this server read it;"
+                " nothing was changed. Restart this server to take what it holds, and give servers that run"
+                " together a --state-dir each"
             )
         written = self._file.with_suffix(f".{os.getpid()}.new")
         try:
@@ -63,7 +65,7 @@ class LabelStore:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is written by anybody; None while it is missing or out of reach, which the write itself tells."""
+    """Changes whenever the file is written; None if it is missing or unreadable, as the write will report."""
     try:
         status = file.stat()
     except OSError:
@@ -99,5 +101,6 @@ def _is_labels(found: Any) -> bool:
 
 def _damaged(file: Path, reason: str) -> InvalidArgument:
     return InvalidArgument(
-        f"'{file}' with the labels of models is damaged: {reason}. Repair it, or remove it to start with the labels of the configurations"
+        f"'{file}' with the labels of models is damaged: {reason}. Repair it, or remove it to start with the"
+        " labels of the configurations"
     )

@@ -1,4 +1,4 @@
-"""Where a server keeps what was decided by request: labels and the audit log."""
+"""The folder for what was decided by request: labels and the audit log."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ log = logging.getLogger("backline.lifecycle")
 
 
 def default_state_folder(locations: Iterable[str]) -> Path:
-    """The folder of a server with these repositories: the same at every start, another for other repositories."""
+    """The folder for a set of repositories: the same at every start."""
     digest = sha256("\n".join(sorted(locations)).encode("utf-8", "surrogateescape")).hexdigest()
     return user_state() / digest[:16]
 
 
 def make_folder(folder: Path) -> None:
-    """Creates the folder where it is missing. Raises Internal with the way out when that is not possible."""
+    """Creates the folder if missing. Raises Internal, saying what to do, when that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -30,17 +30,18 @@ def make_folder(folder: Path) -> None:
 
 
 def warn_of_folder(folder: Path) -> None:
-    """Says in the log when nothing can be kept in the folder: at the start, not with the first change."""
+    """Warns at start, not at the first change, if nothing can be stored in the folder."""
     try:
         make_folder(folder)
         if not os.access(folder, os.W_OK):
             raise not_writable(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
     except BacklineError as error:
-        log.warning("labels and the audit log cannot be kept: %s", error.message)
+        log.warning("labels and the audit log cannot be stored: %s", error.message)
 
 
 def not_writable(path: Path, error: OSError) -> BacklineError:
-    """What is said when something cannot be kept."""
+    """The error for a path that cannot be written."""
     return Internal(
-        f"'{path}' cannot be written: {error.strerror or error}. Make room, or name a folder that can be written with --state-dir"
+        f"'{path}' cannot be written: {error.strerror or error}. Free some space, or choose a"
+        " writable folder with --state-dir"
     )

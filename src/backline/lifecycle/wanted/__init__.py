@@ -1,1 +1,1 @@
-"""What should be served: the models that the repositories hold, and which of their versions."""
+"""What should be served: the models in the repositories, and which of their versions."""

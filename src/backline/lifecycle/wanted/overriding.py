@@ -1,4 +1,4 @@
-"""Loads that bring along a configuration or files instead of the repository's."""
+"""Loads that bring a configuration or files to replace the repository's."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _PREFIX = "backline-loads-"
 
 
 class OverridingFiles:
-    """Private folders with the files that loads have brought along; each lives until the next load of its model, or `close`."""
+    """Private folders for files that came with loads; each lives until its model's next load, or `close`."""
 
     def __init__(self, *, complete: bool = False) -> None:
-        """With `complete` the configurations must name inputs and outputs."""
+        """With `complete`, configurations must name inputs and outputs."""
         self._complete = complete
         self._root: Path | None = None
         #: Of the root, locked as long as this process lives.
@@ -47,11 +47,11 @@ class OverridingFiles:
         self._folders: dict[str, Path] = {}
 
     async def source(self, name: str, overrides: Overrides) -> Source:
-        """The model that consists of the files of a load. Raises InvalidArgument for files or a configuration that cannot be used."""
+        """The model made of a load's files. Raises InvalidArgument for unusable files or configuration."""
         if overrides.config is None:
             raise InvalidArgument(
                 "Load parameter 'config' must be specified for model file override"
-            )  # Triton's words
+            )  # Triton's text
         check_name("model", name)
         place = await asyncio.to_thread(self._write, name, overrides.config, overrides)
         try:
@@ -63,7 +63,7 @@ class OverridingFiles:
             raise
 
     def loaded(self, source: Source) -> None:
-        """A load from this source has succeeded: what the model was loaded from before is not needed any more."""
+        """After a successful load: removes the files that the model was loaded from before."""
         place = self._place(source)
         if place is None or self._folders.get(source.name) != place:
             self.forget(source.name)
@@ -71,7 +71,7 @@ class OverridingFiles:
             self._folders[source.name] = place
 
     def failed(self, source: Source) -> None:
-        """A load from this source has failed."""
+        """After a failed load: removes its files."""
         place = self._place(source)
         if place is not None and self._folders.get(source.name) != place:
             shutil.rmtree(place, ignore_errors=True)
@@ -107,7 +107,7 @@ class OverridingFiles:
         return place
 
     def forget(self, name: str) -> None:
-        """Removes the files of a model. What is loaded from them stays loaded."""
+        """Removes the files of a model. What was loaded from them stays loaded."""
         folder = self._folders.pop(name, None)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -146,9 +146,9 @@ def _new_root() -> tuple[Path, int]:
 
 
 async def with_configuration(source: Source, text: str, *, complete: bool = False) -> Source:
-    """The model of a repository under the configuration of a load, which with `complete` must name inputs and outputs.
+    """A repository's model under a load's configuration, which with `complete` must name inputs and outputs.
 
-    Raises InvalidArgument for one that cannot be used.
+    Raises InvalidArgument for an unusable configuration.
     """
     found = source.found
     usable = [version for version in found.versions if not version.problem]
@@ -175,7 +175,8 @@ def _under(version: FoundVersion, folder: str, config: ModelConfig) -> FoundVers
         if path not in version.files and not any(name.startswith(path + "/") for name in version.files):
             return replace(
                 version,
-                problem=f"it does not hold '{config.default_model_filename}', the default_model_filename of the load",
+                problem=f"it does not hold '{config.default_model_filename}',"
+                " the default_model_filename of the load",
             )
         version = replace(version, path=path)
     return replace(version, fingerprint=fingerprint(version.files, config))

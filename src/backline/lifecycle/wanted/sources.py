@@ -1,4 +1,4 @@
-"""All repositories of a server as one: scanned, watched, and every name once."""
+"""All repositories of a server as one: scanned, watched, and without duplicate names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ log = logging.getLogger("backline.lifecycle")
 class Sources:
     """The models of all repositories, by the names under which they are served.
 
-    With `namespacing` a model is called <repository>.<model>, after the last part of the repository's location, so that repositories may
-    hold models of one name; the steps of an ensemble may name models of its own repository without that. Without it such models have a
-    problem, as in Triton.
+    With `namespacing` a model is named <repository>.<model>, after the last part of the repository's
+    location, so that repositories may share model names; steps of an ensemble may omit their own repository.
+    Without it such models get a problem, as in Triton.
     """
 
     def __init__(self, repositories: Sequence[Repository], *, namespacing: bool) -> None:
-        """Raises InvalidArgument when namespaces would be the same."""
+        """Raises InvalidArgument if two namespaces would be equal."""
         self._repositories = {repository.location: repository for repository in repositories}
         self._prefixes = dict.fromkeys(self._repositories, "")
         if namespacing:
@@ -39,7 +39,7 @@ class Sources:
         return list(self._repositories)
 
     def missing(self, name: str, problem: str) -> Source:
-        """A model that is to be served and that no repository holds."""
+        """A wanted model that no repository holds."""
         return Source(
             name,
             FoundModel(name, "", "", ModelConfig(name), problem=problem),
@@ -47,15 +47,16 @@ class Sources:
         )
 
     async def scan(self, *, first: bool = False) -> dict[str, Source]:
-        """What the repositories hold now. One that cannot be read now counts as it was before, which is logged once for each reason.
+        """What the repositories hold. One that cannot be read keeps its last content, logged once for each
+        reason.
 
-        In the `first` scan it raises the BacklineError of a repository that cannot be read.
+        The `first` scan raises the BacklineError of a repository that cannot be read.
         """
         await asyncio.gather(
             *(self._scan(location, repository, first) for location, repository in self._repositories.items())
         )
         sources: dict[str, list[Source]] = {}
-        for location, repository in self._repositories.items():  # in their order, whichever was scanned first
+        for location, repository in self._repositories.items():  # in their order, whichever scan ended first
             found, prefix = self._found.get(location, ()), self._prefixes[location]
             names = frozenset(model.name for model in found) if prefix else frozenset()
             for model in found:
@@ -80,12 +81,10 @@ class Sources:
     def _note_trouble(self, location: str, reason: str) -> None:
         if self._troubles.get(location) != reason:
             self._troubles[location] = reason
-            log.error(
-                "model repository '%s' cannot be read, what was served of it goes on: %s", location, reason
-            )
+            log.error("model repository '%s' cannot be read, its models keep serving: %s", location, reason)
 
     async def changes(self, interval: float) -> AsyncIterator[None]:
-        """Yields whenever a scan may give something new; several changes that come together are one."""
+        """Yields whenever a scan may find something new; changes that come together yield once."""
         changed = asyncio.Event()
         watching = [
             asyncio.create_task(self._watch(repository, interval, changed))
@@ -108,9 +107,7 @@ class Sources:
                     changed.set()
             except Exception as error:
                 self._note_trouble(repository.location, str(error))
-            await asyncio.sleep(
-                interval
-            )  # the watch has ended: it is begun anew, after a look at what was missed
+            await asyncio.sleep(interval)  # the watch ended: begin again, after a scan for what was missed
             changed.set()
 
     async def close(self) -> None:
@@ -119,7 +116,7 @@ class Sources:
 
 
 def _as_composed(model: FoundModel, siblings: frozenset[str]) -> FoundModel:
-    """An ensemble is another one when its repository begins to hold a model of its steps, or no longer does."""
+    """Gives an ensemble another fingerprint when its repository gains or loses a model of its steps."""
     if model.config.ensemble is None or not siblings:
         return model
     own = " ".join(sorted(model.config.ensemble.models & siblings))
@@ -138,14 +135,15 @@ def _check_apart(prefixes: dict[str, str]) -> None:
     for location, prefix in prefixes.items():
         if prefix in seen:
             raise InvalidArgument(
-                f"with namespaces, models are called after the last part of their repository, which is '{prefix[:-1]}' for both"
+                "with namespaces, models are named after the last part of their repository, which is"
+                f" '{prefix[:-1]}' for both"
                 f" '{seen[prefix]}' and '{location}'; rename one"
             )
         seen[prefix] = location
 
 
 def _refuse_same(same: list[Source]) -> Source:
-    """Models of one name: none of them can be the one that is meant."""
+    """Refuses models that share a name: any of them could be meant."""
     folders = ", ".join(f"'{source.found.namespace.rstrip('/')}/{source.found.folder}'" for source in same)
     problem = (
         f"model '{same[0].name}' is in more than one repository: {folders}; rename or remove all but one,"

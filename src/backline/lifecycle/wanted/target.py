@@ -1,4 +1,4 @@
-"""What should be served of a model: what its repository holds, what its policy selects, and what was asked for besides."""
+"""What should be served of a model: what its repository holds, its policy selects, requests changed."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from backline.engine.model_config import ModelConfig
+from backline.engine.model_config import ModelConfig, VersionPolicy
 from backline.engine.version_order import version_order
 from backline.lifecycle.plan import Wanted
-from backline.lifecycle.wanted.version_policy import none_selected, select
 from backline.repository.repository import FoundModel, FoundVersion, Repository
 
-#: The version under which a model is listed of which nothing can be served.
+#: The version shown for a model of which nothing can be served.
 NO_VERSION = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model in its repository, and the `name` under which it is served."""
+    """A model in its repository, and the `name` that it is served under."""
 
     name: str
     found: FoundModel
     repository: Repository
-    #: Whether its files are those of this machine's owner: not from elsewhere, and not brought along by a load.
+    #: Whether its files belong to this machine's owner: neither remote nor brought by a load.
     own_files: bool = True
-    #: Of an ensemble in a namespace: the models of its repository, which its steps name without the namespace.
+    #: The models of an ensemble's repository, which its steps name without the namespace.
     siblings: frozenset[str] = frozenset()
 
     @property
     def config(self) -> ModelConfig:
-        """The configuration, under the name that is served; steps of an ensemble, too, have the names that are served."""
+        """The configuration, with the served names of the model and of its steps."""
         config = self.found.config
         if config.name == self.name:
             return config
@@ -48,11 +47,11 @@ class Source:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """All versions that the repository holds, oldest first."""
+        """All versions in the repository, oldest first."""
         return tuple(version.version for version in self.found.versions)
 
     def with_version_of(self, newer: Source, version: str) -> Source:
-        """The same, with one version as a later scan has found it."""
+        """The same, with one version as a later scan found it."""
         added = [one for one in newer.found.versions if one.version == version]
         kept = [one for one in self.found.versions if one.version != version]
         versions = sorted(kept + added, key=lambda one: version_order(one.version))
@@ -63,8 +62,8 @@ class Source:
 class Target:
     """What should be served of one model.
 
-    Versions in `beside` were loaded by request, those in `without` unloaded by request; the policy selects the others. `trouble` says why
-    the files as they are now cannot be used: then `source` is what they were before.
+    Requests loaded the versions in `beside` and unloaded those in `without`; the policy selects the others.
+    `trouble` says why the current files cannot be used; `source` is then what they were before.
     """
 
     source: Source
@@ -73,7 +72,7 @@ class Target:
     trouble: str = ""
 
     def versions(self, labelled: Iterable[str] = ()) -> list[FoundVersion]:
-        """The versions to be served, newest first; `labelled` are those that labels hold. What cannot be served has its `problem`."""
+        """The versions to serve, newest first, with those in `labelled`. A version may have a `problem`."""
         found = self.source.found
         chosen: list[FoundVersion] = []
         if self.trouble or found.problem:
@@ -94,26 +93,42 @@ class Target:
     def wanted(
         self, labelled: Iterable[str] = (), *, asleep: frozenset[str] = frozenset(), serve: bool = True
     ) -> list[Wanted]:
-        """The same for the planner; versions in `asleep` are registered and not loaded."""
+        """The same as goals for the planner; versions in `asleep` are registered without loading."""
         config = self.source.config
-        return [
-            Wanted(
-                self.source.name, version.version, identity(version), config, loaded=version.version not in asleep or bool(version.problem),
-                serve=serve,
-            )
-            for version in self.versions(labelled)
-        ]  # fmt: skip
+
+        def goal(version: FoundVersion) -> Wanted:
+            loaded = version.version not in asleep or bool(version.problem)
+            name, key = self.source.name, identity(version)
+            return Wanted(name, version.version, key, config, loaded=loaded, serve=serve)
+
+        return [goal(version) for version in self.versions(labelled)]
+
+
+def select(versions: Iterable[str], policy: VersionPolicy) -> tuple[list[str], list[str]]:
+    """The versions that a policy selects, oldest first, and those that it names but that are missing."""
+    present = sorted(set(versions), key=version_order)
+    if policy.specific is not None:
+        wanted = frozenset(policy.specific)
+        missing = [version for version in dict.fromkeys(policy.specific) if version not in present]
+        return [version for version in present if version in wanted], missing
+    if policy.latest is not None:
+        return present[max(0, len(present) - policy.latest) :], []
+    return present, []
+
+
+def none_selected(place: str, held: Sequence[str], missing: Sequence[str]) -> str:
+    """Why nothing is served if the policy only names missing versions; `place` is the model's folder."""
+    return (
+        f"'{place}' holds none of the versions that version_policy names: {', '.join(missing)}"
+        f" (it holds {', '.join(held) or 'none'})"
+    )
 
 
 def identity(version: FoundVersion) -> str:
-    """What makes a version another load: its files, or why it has none."""
+    """What identifies a load: the version's files, or its problem."""
     return f"{version.fingerprint} {version.problem}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """For sentences that begin with "there": "is 1", "are 1, 2, 3", "is none"; of many the last ones."""
-    if not names:
-        return "is none"
-    shown = list(names[-20:])
-    text = ", ".join(shown)
-    return f"{'is' if len(shown) == 1 else 'are'} {'..., ' if len(names) > 20 else ''}{text}"
+    """A list for messages: "1, 2, 3", "none"; only the last 20 of many."""
+    return f"{'..., ' if len(names) > 20 else ''}{', '.join(names[-20:]) or 'none'}"

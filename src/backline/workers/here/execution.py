@@ -8,11 +8,10 @@ from time import monotonic_ns
 
 import numpy as np
 
-from backline.backends.backend import CancellableModel, LoadedModel, Run
+from backline.backends.backend import Cancellable, LoadedModel, Run
 from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, Cancelled, Internal
 from backline.engine.messages import InferResponse
-from backline.engine.signature import Signature
 from backline.engine.tensor import Tensor
 from backline.engine.ticket import Ticket
 from backline.workers.batch import Batch
@@ -24,16 +23,26 @@ log = logging.getLogger("backline.workers")
 class Execution:
     """Runs the batches of one model version. Thread-safe.
 
-    `batched` means the first dimension of every input and output is the batch.
+    `joiner` joins and splits requests; without one they are laid one after the other along the first
+    dimension. `outputs` are what a request gets that names none, by default all of the model.
     """
 
-    def __init__(self, name: str, version: str, model: LoadedModel, *, batched: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        model: LoadedModel,
+        *,
+        joiner: Joiner | None = None,
+        outputs: tuple[str, ...] | None = None,
+    ) -> None:
         self._name = name
         self._version = version
-        self._model = model
-        self._cancellable = model if isinstance(model, CancellableModel) else None
-        self._batched = batched
-        self._outputs = tuple(spec.name for spec in model.signature.outputs)
+        self._run_model = model.run
+        # Not isinstance: a model seen through a stage forwards what it has.
+        self._cancellable: Cancellable | None = getattr(model, "cancellable", None)
+        self._joiner = joiner
+        self._outputs = tuple(spec.name for spec in model.signature.outputs) if outputs is None else outputs
         self._datatypes = {
             spec.name: (spec.datatype, spec.datatype.dtype) for spec in model.signature.outputs
         }
@@ -81,7 +90,14 @@ class Execution:
     def _run(self, batch: Batch, tickets: Sequence[Ticket]) -> list[InferResponse | BacklineError | None]:
         first = tickets[0]
         alone = len(tickets) == 1
-        if alone:
+        joiner = self._joiner
+        if joiner is not None:
+            given = [
+                {name: tensor.data for name, tensor in ticket.request.inputs.items()} for ticket in tickets
+            ]
+            rows = [ticket.batch_size for ticket in tickets]
+            inputs = joiner.join(given, rows)
+        elif alone:
             inputs = {name: tensor.data for name, tensor in first.request.inputs.items()}
         else:
             inputs = {
@@ -93,6 +109,9 @@ class Execution:
         batch.executed = True
         arrays = self._run_of(batch)(inputs, names)
         batch.ran_ns = monotonic_ns()
+        if joiner is not None:
+            outputs = joiner.split(given, rows, names, arrays)
+            return [self._response(ticket, names, own) for ticket, own in zip(tickets, outputs, strict=True)]
         if alone:
             return [
                 InferResponse(
@@ -106,8 +125,8 @@ class Execution:
 
     def _run_of(self, batch: Batch) -> Run:
         if self._cancellable is None or not batch.beside_loop:
-            return self._model.run
-        run, batch.on_abandon = self._cancellable.cancellable()
+            return self._run_model
+        run, batch.on_abandon = self._cancellable()
         if batch.abandoned:
             batch.on_abandon()
         return run
@@ -153,31 +172,6 @@ class Execution:
                     outputs.append(Tensor(tensor.name, tensor.datatype, rows.shape, rows))
             responses.append(InferResponse(self._name, self._version, ticket.request.id, outputs))
         return responses
-
-
-class JoinedExecution(Execution):
-    """Runs batches of requests that a `joiner` joins and splits. `signature` is the clients' view of the
-    model.
-    """
-
-    def __init__(
-        self, name: str, version: str, model: LoadedModel, joiner: Joiner, signature: Signature
-    ) -> None:
-        super().__init__(name, version, model, batched=True)
-        self._joiner = joiner
-        self._outputs = tuple(spec.name for spec in signature.outputs)
-
-    def _run(self, batch: Batch, tickets: Sequence[Ticket]) -> list[InferResponse | BacklineError | None]:
-        given = [{name: tensor.data for name, tensor in ticket.request.inputs.items()} for ticket in tickets]
-        rows = [ticket.batch_size for ticket in tickets]
-        inputs = self._joiner.join(given, rows)
-        names = self._wanted(tickets)
-        batch.gathered_ns = batch.ran_ns = monotonic_ns()
-        batch.executed = True
-        arrays = self._run_of(batch)(inputs, names)
-        batch.ran_ns = monotonic_ns()
-        outputs = self._joiner.split(given, rows, names, arrays)
-        return [self._response(ticket, names, own) for ticket, own in zip(tickets, outputs, strict=True)]
 
     def _response(self, ticket: Ticket, names: tuple[str, ...], arrays: list[np.ndarray]) -> InferResponse:
         wanted = ticket.request.outputs

@@ -83,7 +83,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "call itself": (
         {
             (): {
-                "error": "a circle of calls, which would wait for itself: 'caller' version 1 -> 'caller' version 1",
+                "error": "a circle of calls would wait for itself: 'caller' version 1 -> 'caller' version 1",
                 "code": "INTERNAL",
             }
         },
@@ -92,7 +92,7 @@ DIFFERENCES: dict[str, tuple[Changes, str]] = {
     "call around": (
         {
             (): {
-                "error": "a circle of calls, which would wait for itself: 'around' version 1 -> 'caller' version 1 -> 'around' version 1",
+                "error": "a circle of calls would wait for itself: 'around' version 1 -> 'caller' version 1 -> 'around' version 1",
                 "code": "INTERNAL",
             }
         },

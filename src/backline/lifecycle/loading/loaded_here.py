@@ -1,0 +1,179 @@
+"""Models in this process that give one response: loaded on each device, proved, measured and placed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from backline.backends.backend import LoadedModel, Run
+from backline.engine.device import Device, Places
+from backline.engine.model_config import ModelConfig
+from backline.lifecycle.loading.batch_probe import BatchProbe, probe_batching, probe_joining
+from backline.lifecycle.loading.loaded import LoadedVersion, Measured, missing_gpu, why_there
+from backline.lifecycle.loading.placing import place_again
+from backline.lifecycle.loading.run_time import LARGEST_BATCH, RunPlan, measure, plan, spare_instances
+from backline.lifecycle.view.join import JoinRequests
+from backline.lifecycle.view.view import View
+from backline.system.cores import usable_cores
+from backline.workers.here.execution import Execution
+from backline.workers.instance import Instance
+
+if TYPE_CHECKING:
+    from backline.lifecycle.loading.instances import InstanceMaker
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedHere(LoadedVersion):
+    """`replicas` are equal copies, as instances run them, by device."""
+
+    replicas: Mapping[Device, LoadedModel]
+
+    @property
+    def model(self) -> LoadedModel:
+        """The replica on the first device, which was measured."""
+        return next(iter(self.replicas.values()))
+
+    def placed_again(self, config: ModelConfig) -> LoadedHere:
+        placed = place_again(config, self.placed)
+        chosen = _plan(config, self.model, self.measured, self.max_batch_size, placed)
+        return replace(
+            self,
+            batch_limit=_batch_limit(config, self.max_batch_size, chosen),
+            lane=chosen.lane,
+            placed=placed,
+            places=placed.spread(chosen.instances)[: chosen.instances],
+            reason=_reason(config, self.measured, chosen, placed),
+        )
+
+    def make_instances(self, maker: InstanceMaker) -> list[Instance]:
+        if self.lane == "inline" and not maker.moved:
+            return [maker.inline(self._execution(maker, self.placed.devices[0]))]
+        threads = self.model.threads_per_run
+        places = self.places
+        if self.lane != "thread":  # it was measured as quick, but blocked the loop
+            places = self.placed.spread(spare_instances(usable_cores(), threads))
+        instances = []
+        for number, place in enumerate(places):
+            device = place.device
+            # A model that mostly waits, for a device or another service, needs no core. Only the first device
+            # was measured.
+            waits = device.kind == "gpu" or (self.measured.times.waits and device == self.placed.devices[0])
+            run = maker.run_on(
+                device, partial(self._execution, maker, device), threads=None if waits else threads
+            )
+            instances.append(maker.thread(run, number))
+        return instances
+
+    def _execution(self, maker: InstanceMaker, device: Device) -> Execution:
+        join = self.view.stage(JoinRequests)
+        return Execution(
+            maker.model.name,
+            maker.model.version,
+            self.replicas[device],
+            joiner=join.joiner,
+            outputs=tuple(spec.name for spec in self.states.model.outputs),
+        )
+
+    def lone_runs(self) -> Iterable[Run]:
+        return [self.view.alone(replica).run for replica in self.replicas.values()]
+
+    def close(self) -> None:
+        for replica in self.replicas.values():
+            replica.close()
+
+
+def measure_model(config: ModelConfig, view: View, model: LoadedModel) -> Measured:
+    """Proves whether requests may be joined, and times runs."""
+    join = view.stage(JoinRequests)
+    seen = view.alone(model)
+    found: BatchProbe | None = None
+    if config.max_batch_size != 0:
+        found = probe_batching(seen) if join.joiner is None else probe_joining(seen, model, join)
+    return Measured(found, measure(seen, _max_batch_size(config, found)))
+
+
+def loaded_here(
+    config: ModelConfig,
+    view: View,
+    replicas: Mapping[Device, LoadedModel],
+    *,
+    backend: str,
+    platform: str,
+    placed: Places,
+    measured: Measured,
+    warnings: tuple[str, ...],
+) -> LoadedHere:
+    """Decides how to run a model that is loaded on all devices of `placed`."""
+    model = next(iter(replicas.values()))
+    probe = measured.probe
+    warnings = tuple(dict.fromkeys(w for replica in replicas.values() for w in replica.warnings)) + warnings
+    warnings += missing_gpu(config, placed)
+    if config.max_batch_size and probe is not None and not probe.batched:
+        warnings += (_batched_against_proof(config, probe),)
+    max_batch_size = _max_batch_size(config, probe)
+    chosen = _plan(config, model, measured, max_batch_size, placed)
+    return LoadedHere(
+        view=view,
+        replicas=replicas,
+        backend=backend,
+        platform=platform,
+        signature=view.fit(model.signature),
+        max_batch_size=max_batch_size,
+        batch_limit=_batch_limit(config, max_batch_size, chosen),
+        lane=chosen.lane,
+        placed=placed,
+        places=placed.spread(chosen.instances)[: chosen.instances],
+        reason=_reason(config, measured, chosen, placed),
+        decoupled=config.decoupled,
+        measured=measured,
+        warnings=warnings,
+        joining=view.stage(JoinRequests).joining,
+    )
+
+
+def _plan(
+    config: ModelConfig, model: LoadedModel, measured: Measured, max_batch_size: int, placed: Places
+) -> RunPlan:
+    on_gpus = any(device.kind == "gpu" for device in placed.devices)
+    assert config.lane != "process", "it is loaded here"
+    # The event loop cannot abandon a long run, be pinned to cores, or wait for a device.
+    threads = config.execution_timeout_seconds is not None or config.cpus or on_gpus
+    return plan(
+        measured.times,
+        cores=len(config.cpus) or usable_cores(),
+        threads_per_run=model.threads_per_run,
+        lane=config.lane or ("thread" if threads else None),
+        instances=len(placed.spread()) if placed.counted or on_gpus else None,
+        max_batch=max_batch_size,
+    )
+
+
+def _batch_limit(config: ModelConfig, max_batch_size: int, chosen: RunPlan) -> int:
+    return max_batch_size if config.dynamic_batching or config.sequence else chosen.batch_limit
+
+
+def _reason(config: ModelConfig, measured: Measured, chosen: RunPlan, placed: Places) -> str:
+    probe = measured.probe
+    why_batched = "max_batch_size of the configuration is 0" if probe is None else probe.reason
+    return f"{why_batched}; {chosen.reason}{why_there(config, placed)}"
+
+
+def _max_batch_size(config: ModelConfig, probe: BatchProbe | None) -> int:
+    if config.max_batch_size is not None:
+        return config.max_batch_size
+    return LARGEST_BATCH if probe is not None and probe.batched else 0
+
+
+def _batched_against_proof(config: ModelConfig, probe: BatchProbe) -> str:
+    advice = (
+        "Set max_batch_size to 0"
+        if config.joining is None
+        else "Correct how requests are joined (padding, cut, batch_input)"
+    )
+    return (
+        f"{config.source or config.name}: max_batch_size is {config.max_batch_size}, but joining requests"
+        " changes"
+        f" answers: {probe.reason}. {advice} unless you know better"
+    )

@@ -1,0 +1,163 @@
+"""Models whose requests are joined by configured rules: ragged, padded or filled up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from backline.backends.backend import Run
+from backline.engine.datatypes import DataType
+from backline.engine.errors import InvalidArgument
+from backline.engine.joining import Joining
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature, TensorSpec
+from backline.engine.tensor import Shape
+from backline.lifecycle.view.reshape import to_model
+from backline.lifecycle.view.stage import Arrays, Stage
+from backline.workers.joiner import Joiner
+
+
+class JoinRequests(Stage):
+    """Creates hidden inputs, and shows the shapes of single requests.
+
+    An Execution joins batches with `joiner`; `run` serves one request. Without rules `joiner` and `joining`
+    are None.
+    """
+
+    per_request = True
+
+    def __init__(self, outer: ModelConfig, path: Path) -> None:
+        super().__init__(outer, path)
+        self.joiner: Joiner | None = None
+        #: Which requests may share a batch.
+        self.joining: Joining | None = None
+
+    @property
+    def changes_runs(self) -> bool:
+        return self.outer.joining is not None
+
+    @property
+    def inner(self) -> ModelConfig:
+        """Flat tensors have one dimension, and hidden inputs are named like others.
+
+        Lengths and masks take the datatype of the file; where it has none they are INT64 and BOOL.
+        """
+        config, joining = self.outer, self.outer.joining
+        if joining is None:
+            return config
+        # Backends prepend the batch dimension, if there is one.
+        flat, table = ((), (-1,)) if config.max_batch_size else ((-1,), (-1, -1))
+
+        def seen(specs: tuple[TensorSpec, ...], flattened: Collection[str]) -> tuple[TensorSpec, ...]:
+            # Flat tensors have one dimension whatever their reshape says; that only matters for batch inputs.
+            return tuple(
+                replace(spec, shape=flat, reshape=None) if spec.name in flattened else spec for spec in specs
+            )
+
+        hidden = [
+            TensorSpec(target, given.datatype, table if given.kind == "BATCH_ITEM_SHAPE" else flat)
+            for given in joining.batch_inputs
+            for target in given.targets
+        ]
+        for padding in joining.padding.values():
+            hidden += [TensorSpec(padding.lengths, DataType.INT64, flat)] if padding.lengths else []
+            hidden += [TensorSpec(padding.mask, DataType.BOOL, table)] if padding.mask else []
+        inputs = (*seen(config.inputs, joining.ragged), *hidden) if config.inputs else ()
+        return replace(config, inputs=inputs, outputs=seen(config.outputs, joining.scattered))
+
+    def fit(self, inner: Signature) -> Signature:
+        if self.outer.joining is None:
+            return inner
+        self._accept(inner, self.outer.joining)
+        return self._seen(inner, self.outer.joining)
+
+    def _accept(self, inner: Signature, joining: Joining) -> None:
+        config = self.outer
+        batch = (-1,) if config.max_batch_size else ()
+        shapes = {spec.name: (*batch, *spec.shape) for spec in config.outputs}
+        self.joiner = Joiner(
+            f"model '{config.name}': {config.source}",
+            joining,
+            inner,
+            {name: shapes[name] for name in joining.scattered},
+            batched=bool(batch),
+            reshapes=to_model(config),
+        )
+        self.joining = self.joiner.joining
+
+    def _seen(self, inner: Signature, joining: Joining) -> Signature:
+        config = self.outer
+        batch = (-1,) if config.max_batch_size else ()
+        shapes = {spec.name: (*batch, *spec.shape) for spec in (*config.inputs, *config.outputs)}
+        flat = {name: shapes[name] for name in (*joining.ragged, *joining.scattered)}
+
+        def shape(spec: TensorSpec) -> Shape:
+            padding, cut = joining.padding.get(spec.name), joining.cuts.get(spec.name)
+            axes = padding.axes if padding is not None else (cut.axis,) if cut is not None else ()
+            # padded inputs, and outputs that are cut, may be shorter than the model's
+            return flat.get(spec.name) or tuple(
+                -1 if axis in axes else dim for axis, dim in enumerate(spec.shape)
+            )
+
+        def seen(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+            hidden = joining.hidden_inputs
+            return tuple(replace(spec, shape=shape(spec)) for spec in specs if spec.name not in hidden)
+
+        return Signature(seen(inner.inputs), seen(inner.outputs))
+
+    def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        return self.run_together(run, [inputs], outputs)[0]
+
+    def run_together(
+        self, run: Run, requests: Sequence[Arrays], outputs: Sequence[str]
+    ) -> list[list[np.ndarray]]:
+        """Runs several requests as one; returns the outputs of each."""
+        assert self.joiner is not None, "it was fitted to a model whose requests are joined by rules"
+        rows = [next((len(array) for array in request.values()), 1) for request in requests]
+        arrays = run(self.joiner.join(requests, rows), outputs)
+        return self.joiner.split(requests, rows, outputs, arrays)
+
+    def may_differ(self, name: str, axis: int) -> bool:
+        """Whether requests in one batch may differ in this dimension of an input."""
+        joining = self.joining
+        return joining is not None and (
+            name in joining.ragged or (name in joining.padding and axis in joining.padding[name].axes)
+        )
+
+
+class JoinInWorker(JoinRequests):
+    """For a model in worker processes, which joins requests itself or takes them one by one.
+
+    Only decides what clients see, and which requests may be sent together.
+    """
+
+    @property
+    def changes_runs(self) -> bool:
+        return False
+
+    @property
+    def inner(self) -> ModelConfig:
+        return self.outer
+
+    def check(self, *, joins: bool) -> None:
+        """Raises InvalidArgument for rules that need a model that joins: Triton's Python backend does not."""
+        joining = self.outer.joining
+        if (
+            joining is not None
+            and not joins
+            and (joining.padded or joining.allowed_batch_sizes or joining.cuts)
+        ):
+            raise InvalidArgument(
+                f"model '{self.outer.name}': {self.outer.source} asks for padding or allowed_batch_sizes, but"
+                " this kind of"
+                " Python model gets requests one at a time"
+            )
+
+    def _accept(self, inner: Signature, joining: Joining) -> None:
+        padding = {name: replace(one, lengths="", mask="") for name, one in joining.padding.items()}
+        kinds = Joining(ragged=joining.ragged, pad_all=joining.pad_all, padding=padding)
+        where = f"model '{self.outer.name}': {self.outer.source}"
+        self.joining = Joiner(where, kinds, inner, {}, batched=True).joining

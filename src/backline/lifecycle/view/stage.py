@@ -1,0 +1,96 @@
+"""One stage between the model that a backend loads and the model that clients see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from backline.backends.backend import Cancellable, LoadedModel, Run, StreamingModel
+from backline.engine.messages import Parameter
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature
+
+Arrays: TypeAlias = Mapping[str, np.ndarray]
+#: A StreamingModel's `stream`.
+Stream: TypeAlias = Callable[[Arrays, Sequence[str], Mapping[str, Parameter]], Generator[Arrays, None, None]]
+
+
+class Stage:
+    """A stage that changes nothing; subclasses override what they change. One is made for each load.
+
+    `outer` is the configuration on the clients' side, `inner` on the backend's side.
+    """
+
+    #: Whether it works on single requests. For batches the scheduler or the execution does this work; `run`
+    #: is then for requests that run alone.
+    per_request: ClassVar[bool] = False
+
+    def __init__(self, outer: ModelConfig, path: Path) -> None:
+        """`path` is the model's file."""
+        self.outer = outer
+        self.path = path
+
+    @property
+    def inner(self) -> ModelConfig:
+        """The configuration that the next stage towards the backend gets."""
+        return self.outer
+
+    @property
+    def changes_runs(self) -> bool:
+        """Whether `run` or `stream` does anything for this model."""
+        return False
+
+    def fit(self, inner: Signature) -> Signature:
+        """The signature on the outer side, from that on the inner side. Called before any run; replicas give
+        equal ones.
+
+        Raises BacklineError when the model does not fit the configuration.
+        """
+        return inner
+
+    def run(self, run: Run, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Runs the inner side for a caller on the outer side."""
+        return run(inputs, outputs)
+
+    def stream(
+        self, stream: Stream, inputs: Arrays, outputs: Sequence[str], parameters: Mapping[str, Parameter]
+    ) -> Generator[Arrays, None, None]:
+        """As `run`, for a StreamingModel."""
+        return stream(inputs, outputs, parameters)
+
+
+class StagedModel:
+    """A LoadedModel or StreamingModel as seen from the outer side of a stage.
+
+    Every attribute except `signature`, and what runs the model, is the model's own, so that wrapping hides no
+    optional ability. Query such abilities with getattr: from Python 3.12 on, isinstance() with a protocol
+    does not see forwarded attributes.
+    """
+
+    run: Run
+    stream: Stream
+    cancellable: Cancellable
+
+    def __init__(self, model: LoadedModel | StreamingModel, stage: Stage) -> None:
+        self._model: Any = model
+        self._stage = stage
+        self.signature = stage.fit(model.signature)
+        # What runs the model must pass through the stage: add a line here for a new ability of that kind.
+        # Bound once, because `run` is looked up for every batch.
+        if hasattr(model, "run"):
+            self.run = partial(stage.run, model.run)
+        if hasattr(model, "stream"):
+            self.stream = partial(stage.stream, model.stream)
+        if hasattr(model, "cancellable"):
+            self.cancellable = partial(self._cancellable, model.cancellable)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def _cancellable(self, begin: Cancellable) -> tuple[Run, Callable[[], None]]:
+        run, cancel = begin()
+        return partial(self._stage.run, run), cancel

@@ -1,0 +1,82 @@
+"""The ordered list of stages between the model that a backend loads and the one that clients see."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from backline.backends.backend import LoadedModel, StreamingModel
+from backline.engine.model_config import ModelConfig
+from backline.engine.signature import Signature
+from backline.lifecycle.view.arrange import Arrange
+from backline.lifecycle.view.join import JoinInWorker, JoinRequests
+from backline.lifecycle.view.reshape import ReshapeTensors
+from backline.lifecycle.view.stage import Stage, StagedModel
+from backline.lifecycle.view.states import HideStates
+
+Kind = TypeVar("Kind", bound=Stage)
+AnyModel = TypeVar("AnyModel", LoadedModel, StreamingModel)
+
+
+class NameClasses(Stage):
+    """Gives outputs the class names that the configuration has for them."""
+
+    per_request = True
+
+    def fit(self, inner: Signature) -> Signature:
+        labels = {spec.name: spec.labels for spec in self.outer.outputs if spec.labels}
+        if not labels:
+            return inner
+        return replace(
+            inner, outputs=tuple(replace(spec, labels=labels.get(spec.name, ())) for spec in inner.outputs)
+        )
+
+
+#: From clients to backend. Requests pass in this order, responses and signatures in reverse. Per-request
+#: stages come first: batches are made of requests that have passed them.
+STAGES: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinRequests, ReshapeTensors, Arrange)
+#: For models in worker processes, where the worker reshapes and joins, and nothing is arranged.
+STAGES_OF_WORKERS: tuple[type[Stage], ...] = (NameClasses, HideStates, JoinInWorker)
+
+
+class View:
+    """The stages of one load. `config` is what clients see, `inner` what the backend loads by."""
+
+    def __init__(self, config: ModelConfig, path: Path, stages: tuple[type[Stage], ...] = STAGES) -> None:
+        """`path` is the model's file."""
+        self.config = config
+        self._stages: list[Stage] = []
+        for kind in stages:
+            stage = kind(config, path)
+            self._stages.append(stage)
+            config = stage.inner
+        self.inner = config
+
+    def stage(self, kind: type[Kind]) -> Kind:
+        """The stage of a kind that is in the list."""
+        return next(stage for stage in self._stages if isinstance(stage, kind))
+
+    def wrap(self, model: AnyModel) -> AnyModel:
+        """A backend's model as instances run it, for requests that have passed the per-request stages.
+
+        Raises BacklineError when it does not fit the configuration.
+        """
+        return self._through([stage for stage in self._stages if not stage.per_request], model)
+
+    def fit(self, wrapped: Signature) -> Signature:
+        """What clients see of a model that `wrap` returned. Raises BacklineError as `wrap` does."""
+        for stage in reversed(self._stages):
+            if stage.per_request:
+                wrapped = stage.fit(wrapped)
+        return wrapped
+
+    def alone(self, wrapped: LoadedModel) -> LoadedModel:
+        """A model that `wrap` returned, as a request sees it that runs alone."""
+        return self._through([stage for stage in self._stages if stage.per_request], wrapped)
+
+    def _through(self, stages: list[Stage], model: AnyModel) -> AnyModel:
+        for stage in reversed(stages):
+            if stage.changes_runs:
+                model = StagedModel(model, stage)  # it has what the model has
+        return model
