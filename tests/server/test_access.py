@@ -24,7 +24,18 @@ FOREIGN = "http://evil.example"
 LOGGING = "/v2/logging"
 INFER = "/v2/models/add1/infer"
 BODY = json.dumps({"inputs": [{"name": "INPUT0", "datatype": "FP32", "shape": [1, 16], "data": [1.5] * 16}]})
-OPTIONS = ("--cors-origin", ALLOWED, "--allowed-host", "models", "--allowed-host", "*.example.org")
+OPTIONS = (
+    "--model-control-mode",
+    "explicit",
+    "--load-model",
+    "*",
+    "--cors-origin",
+    ALLOWED,
+    "--allowed-host",
+    "models",
+    "--allowed-host",
+    "*.example.org",
+)
 
 
 @pytest.fixture(scope="module")
