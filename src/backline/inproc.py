@@ -22,7 +22,7 @@ from backline.dialects.open_inference.statistics import model_statistics
 from backline.engine.messages import InferRequest, InferResponse
 from backline.inproc_control import InprocControl
 from backline.lifecycle.options import ALL_MODELS, LifecycleOptions
-from backline.repository.configuration.json_form import configuration_json
+from backline.protos import to_plain
 from backline.server import Embedded
 
 
@@ -109,7 +109,7 @@ class InprocTransport(Transport):
 
     async def model_config(self, model: str, version: str, timeout: float) -> dict[str, Any]:
         await self._know(model, version)
-        return configuration_json(model_configuration(self._engine, model, version))
+        return to_plain(model_configuration(self._engine, model, version))
 
     async def _know(self, model: str, version: str) -> None:
         """Loads a version that is on demand, if its inputs are not known before."""

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from backline.client.control import ModelControl
+from backline.client.control import ModelControl, user_name
 from backline.client.errors import DeadlineExceeded
-from backline.client.identity import user_name
 from backline.client.records import ModelIndex, complete_listing
 from backline.dialects.open_inference.metadata import model_listing
 from backline.engine.control import Change, Control, Overrides

@@ -15,10 +15,9 @@ from typing import Any, Self
 
 from backline.client.address import Address
 from backline.client.arrays import to_tensor
-from backline.client.control import ModelControl
+from backline.client.control import ModelControl, to_overrides
 from backline.client.errors import ConnectionFailed, DeadlineExceeded
 from backline.client.options import ClientOptions
-from backline.client.overrides import to_overrides
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
 from backline.client.sequences import AsyncSequence

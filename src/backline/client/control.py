@@ -1,11 +1,23 @@
-"""The seam between the client and what changes a server's models, whatever way it is reached."""
+"""The seam between the client and whatever changes a server's models, however the server is reached."""
 
 from __future__ import annotations
 
+import getpass
+import json
+import os
+import socket
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from backline.client.records import ModelIndex
 from backline.engine.control import Change, Overrides
+from backline.engine.errors import InvalidArgument
+
+#: The header field (in gRPC: the metadata) that names the person.
+USER_HEADER = "x-backline-user"
 
 
 class ModelControl(ABC):
@@ -47,3 +59,49 @@ class ModelControl(ABC):
 
     @abstractmethod
     async def refresh(self, timeout: float) -> None: ...
+
+
+@cache
+def user_name() -> str:
+    """user@host, in ASCII; the number of the user where it has no name, as in many containers."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = f"uid{os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    return "".join(
+        character if "!" <= character <= "~" else "_" for character in f"{user}@{socket.gethostname()}"
+    )
+
+
+def to_overrides(
+    config: str | Mapping[str, Any] | None, files: Mapping[str, bytes | Path] | None
+) -> Overrides | None:
+    """`config` is a mapping or its JSON; `files` are contents, or paths of local files, by path below the model's folder.
+
+    The paths may begin with "file:", as in Triton's clients. Raises InvalidArgument.
+    """
+    if config is None:
+        if files:
+            raise InvalidArgument(
+                "files of a model need their configuration too: pass config={...}, {} where the files say it all"
+            )
+        return None
+    text = config if isinstance(config, str) else json.dumps(dict(config))
+    return Overrides(
+        text, {path.removeprefix("file:"): _content(path, content) for path, content in (files or {}).items()}
+    )
+
+
+def _content(path: str, content: bytes | Path) -> bytes:
+    if isinstance(content, Path):
+        try:
+            return content.read_bytes()
+        except OSError as error:
+            raise InvalidArgument(
+                f"cannot read '{content}' for '{path}': {error.strerror or error}"
+            ) from None
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise InvalidArgument(
+            f"the content of '{path}' is a {type(content).__name__}, expected bytes, or a pathlib.Path of a local file"
+        )
+    return bytes(content)

@@ -13,7 +13,7 @@ from backline.client.address import Address
 from backline.client.control import ModelControl
 from backline.client.errors import ConnectionFailed, DeadlineExceeded, ProtocolError, from_grpc_code
 from backline.client.grpc_control import GrpcControl
-from backline.client.grpc_messages import decode_infer, encode_infer, to_plain
+from backline.client.grpc_messages import decode_infer, encode_infer
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
@@ -21,7 +21,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import BacklineError, InvalidArgument, Unavailable
 from backline.engine.messages import InferResponse
 from backline.engine.signature import TensorSpec
-from backline.protos import message
+from backline.protos import message, to_plain
 
 #: The parameter of a response that says whether it is the last one.
 FINAL = "triton_final_response"

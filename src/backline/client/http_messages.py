@@ -19,7 +19,7 @@ from backline.engine.tensor import Buffer, Tensor, decode_tensor, encode_tensor
 _encode = msgspec.json.Encoder().encode
 
 
-class _Output(msgspec.Struct):
+class _OutputJson(msgspec.Struct):
     name: str
     datatype: str
     shape: tuple[int, ...]
@@ -27,9 +27,9 @@ class _Output(msgspec.Struct):
     data: list[Any] | None = None
 
 
-class _Answer(msgspec.Struct):
+class _ResponseJson(msgspec.Struct):
     model_name: str
-    outputs: list[_Output]
+    outputs: list[_OutputJson]
     model_version: str = ""
     id: str = ""
     parameters: dict[str, Parameter] | None = None
@@ -40,7 +40,7 @@ class _Error(msgspec.Struct):
 
 
 _decode_error = msgspec.json.Decoder(_Error).decode
-_decode = msgspec.json.Decoder(_Answer).decode
+_decode = msgspec.json.Decoder(_ResponseJson).decode
 
 
 def encode_infer(call: InferCall, *, binary: bool = True) -> tuple[bytes, list[Buffer]]:
@@ -97,7 +97,7 @@ def decode_event(url: str, data: bytes) -> InferResponse:
     return decode_infer(url, HttpAnswer(200, {}, data))
 
 
-def _tensors(header: _Answer, body: memoryview, start: int) -> Iterator[Tensor]:
+def _tensors(header: _ResponseJson, body: memoryview, start: int) -> Iterator[Tensor]:
     for output in header.outputs:
         datatype = DataType.from_name(output.datatype)
         size = output.parameters.get("binary_data_size")

@@ -17,7 +17,6 @@ from backline.client.http_control import HttpControl
 from backline.client.http_messages import decode_event, decode_infer, encode_infer
 from backline.client.http_pool import HttpPool
 from backline.client.http_stream import stream_events
-from backline.client.identity import USER_HEADER
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.transport import InferCall, Transport
@@ -46,8 +45,7 @@ class HttpTransport(Transport):
         fields = {"Host": address.authority, **options.headers}
         self._fields = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode()
         self._pool = HttpPool(address, options)
-        named = any(name.lower() == USER_HEADER for name in options.headers)
-        self._control = HttpControl(self, address.url, named=named)
+        self._control = HttpControl(self, address.url, options)
 
     @property
     def control(self) -> ModelControl:
@@ -62,7 +60,7 @@ class HttpTransport(Transport):
         parts, size = self._infer_request(call)
         answer = await self._pool.request(parts, size, call.timeout)
         if answer.status != 200:
-            raise _failure(self._url, answer)
+            raise self.failure(answer)
         return decode_infer(self._url, answer)
 
     async def stream(self, call: InferCall) -> AsyncGenerator[InferResponse, None]:
@@ -74,17 +72,17 @@ class HttpTransport(Transport):
         async with aclosing(events):
             async for event in events:
                 if isinstance(event, HttpAnswer):  # it was refused at once
-                    raise _failure(self._url, event)
+                    raise self.failure(event)
                 yield decode_event(self._url, event)
 
     def prepare(self, call: InferCall) -> Callable[[], Awaitable[None]]:
         parts, size = self._infer_request(call)
-        request, url, timeout = self._pool.request, self._url, call.timeout
+        request, timeout = self._pool.request, call.timeout
 
         async def send() -> None:
             answer = await request(parts, size, timeout)
             if answer.status != 200:
-                raise _failure(url, answer)
+                raise self.failure(answer)
 
         return send
 
@@ -156,13 +154,14 @@ class HttpTransport(Transport):
             return True
         if answer.status in (400, 503):
             return False
-        raise _failure(self._url, answer)
+        raise self.failure(answer)
 
-    async def json(
-        self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"", fields: bytes = b""
-    ) -> Any:
-        """The document that answers. `fields` are further header lines, each with its line end."""
-        answer = await self.exchange(method, path, timeout, body, fields)
+    async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"") -> Any:
+        """The JSON document that a path answers."""
+        return self.document(path, await self.exchange(method, path, timeout, body))
+
+    def document(self, path: bytes, answer: HttpAnswer) -> Any:
+        """The JSON document in an answer. Raises its error for a status other than 200, and ProtocolError."""
         if answer.status != 200:
             raise self.failure(answer)
         try:
@@ -173,7 +172,7 @@ class HttpTransport(Transport):
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
     ) -> HttpAnswer:
-        """The answer to a request, whatever its status."""
+        """The answer to a request, whatever its status. `fields` are further header lines, each with its line end."""
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
         head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (
@@ -188,8 +187,19 @@ class HttpTransport(Transport):
         return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
 
     def failure(self, answer: HttpAnswer) -> BacklineError:
-        """The error in an answer whose status is not 200."""
-        return _failure(self._url, answer)
+        """The error in an answer of a status other than 200: {"error": "..."} as the protocol says, else the body's text."""
+        body = bytes(answer.body)
+        message: Any = None
+        try:
+            found = msgspec.json.decode(body)
+            message = found.get("error", found.get("detail")) if isinstance(found, dict) else None
+        except msgspec.DecodeError:
+            pass
+        if not isinstance(message, str) or not message:
+            text = body[:200].decode(errors="replace").strip()
+            message = f"{self._url} answered status {answer.status}" + (f": {text}" if text else "")
+        after = answer.headers.get(b"retry-after", b"")
+        return from_http_status(answer.status, message, float(after) if after.isdigit() else None)
 
 
 def _model_path(model: str, version: str) -> bytes:
@@ -204,19 +214,3 @@ def _specs(entries: Iterable[dict[str, Any]]) -> Sequence[TensorSpec]:
         )
         for entry in entries
     ]
-
-
-def _failure(url: str, answer: HttpAnswer) -> BacklineError:
-    """The error in an answer: {"error": "..."} as the protocol says, else what the body says."""
-    body = bytes(answer.body)
-    message: Any = None
-    try:
-        found = msgspec.json.decode(body)
-        message = found.get("error", found.get("detail")) if isinstance(found, dict) else None
-    except msgspec.DecodeError:
-        pass
-    if not isinstance(message, str) or not message:
-        text = body[:200].decode(errors="replace").strip()
-        message = f"{url} answered status {answer.status}" + (f": {text}" if text else "")
-    after = answer.headers.get(b"retry-after", b"")
-    return from_http_status(answer.status, message, float(after) if after.isdigit() else None)

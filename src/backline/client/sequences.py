@@ -77,7 +77,7 @@ class AsyncSequence(_Progress):
                 self._ended = True  # the server ends it by itself when nothing more comes
 
 
-class Sequence(_Progress):
+class RequestSequence(_Progress):
     """As AsyncSequence, without waiting for."""
 
     def __init__(self, model: Model, id: int | str | None = None) -> None:

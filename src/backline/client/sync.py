@@ -12,7 +12,7 @@ from backline.client.background_loop import background_loop
 from backline.client.options import ClientOptions
 from backline.client.records import ModelIndex, ModelMetadata, ServerMetadata
 from backline.client.result import InferResult
-from backline.client.sequences import Sequence as RequestSequence
+from backline.client.sequences import RequestSequence
 from backline.engine.control import STABLE, Change
 from backline.engine.messages import Parameter
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.descriptor import FieldDescriptor
 
 
 @cache
@@ -29,3 +30,31 @@ def pool() -> descriptor_pool.DescriptorPool:
 def message(full_name: str) -> Any:
     """The class of a message, such as "inference.ModelInferRequest"."""
     return message_factory.GetMessageClass(pool().FindMessageTypeByName(full_name))
+
+
+def to_plain(value: Any) -> dict[str, Any]:
+    """A message as plain data under the fields' own names, with fields that have no value but without unset messages.
+
+    Enumerations are names. 64-bit integers are numbers, not strings as in protobuf's JSON form: clients of the
+    Open Inference Protocol expect numbers.
+    """
+    plain: dict[str, Any] = {}
+    for field in value.DESCRIPTOR.fields:
+        content = getattr(value, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            item = field.message_type.fields_by_name["value"]
+            plain[field.name] = {str(key): _plain(item, entry) for key, entry in content.items()}
+        elif field.is_repeated:
+            plain[field.name] = [_plain(field, entry) for entry in content]
+        elif not field.has_presence or value.HasField(field.name):
+            plain[field.name] = _plain(field, content)
+    return plain
+
+
+def _plain(field: FieldDescriptor, value: Any) -> Any:
+    if field.message_type is not None:
+        return to_plain(value)
+    if field.enum_type is not None:
+        known = field.enum_type.values_by_number.get(value)
+        return value if known is None else known.name
+    return value

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
-from backline.repository.file_systems import is_remote
 from backline.repository.walk import reason
 
 log = logging.getLogger("backline.repository")
@@ -24,6 +24,13 @@ _STEP_MS = 50
 _CHECK = 5.0
 #: Seconds after which files are looked at without an event: the system drops events when too many come at once.
 _LOST_EVENTS = 60.0
+#: What is mounted, as Linux tells it (proc(5)).
+MOUNTS = Path("/proc/self/mounts")
+#: Types of file systems whose files others change: Linux' names, then those of macOS and of containers on desktops.
+_REMOTE = re.compile(
+    r"nfs4?|cifs|smb2|smb3|smbfs|ncpfs|afs|9p|v9fs|ceph|glusterfs|lustre|gpfs|beegfs|fuse\..*"
+    r"|virtiofs|vboxsf|prl_fs|vmhgfs|fakeowner|grpcfuse|afpfs|webdav|(osx|mac)fuse.*"
+)
 
 
 async def changes(places: Callable[[], Sequence[Path]], interval: float) -> AsyncGenerator[None, None]:
@@ -126,3 +133,31 @@ def _inodes(paths: Sequence[Path]) -> list[tuple[Path, int, int]]:
     """Which files and folders they are at the moment. Raises FileNotFoundError when one is missing."""
     found = [(path, os.stat(path)) for path in paths]
     return [(path, status.st_dev, status.st_ino) for path, status in found]
+
+
+def is_remote(path: Path) -> bool:
+    """Whether the files at a path are another machine's, as far as the system tells; a path that does not exist is as its parent."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    for point, mounted in mounts():
+        # Of those mounted over each other the last is the one that is seen.
+        if len(point) >= len(best) and (real == point or real.startswith(point.rstrip("/") + "/")):
+            best, kind = point, mounted
+    return _REMOTE.fullmatch(kind) is not None
+
+
+def mounts() -> Iterator[tuple[str, str]]:
+    """Where file systems are mounted, and their types."""
+    try:
+        lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
+    except OSError:  # it is not Linux
+        import psutil
+
+        yield from ((mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True))
+        return
+    for line in lines:
+        _, point, kind, *_ = line.split(" ")
+        yield (
+            re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), point),
+            kind,
+        )  # white space is written as in C

@@ -10,9 +10,8 @@ from pathlib import Path
 from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Unavailable
 from backline.engine.model_config import ModelConfig
 from backline.engine.model_format import ModelFormat
-from backline.repository import file_events
 from backline.repository.configuration import ConfigFiles
-from backline.repository.file_systems import is_remote
+from backline.repository.file_events import changes, is_remote
 from backline.repository.layouts.layouts import Known, read_single
 from backline.repository.layouts.model_config_list import (
     ListedModel,
@@ -22,8 +21,8 @@ from backline.repository.layouts.model_config_list import (
     read_listed,
 )
 from backline.repository.layouts.model_files import suffix_of
-from backline.repository.layouts.place import Place
 from backline.repository.layouts.scan import scan_listing
+from backline.repository.listing import Folder
 from backline.repository.names import printable
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.walk import identity, reason, walk, walk_file
@@ -67,7 +66,7 @@ class LocalRepository:
         return fetched
 
     def changes(self, interval: float) -> AsyncIterator[None]:
-        return file_events.changes(lambda: self._watched, interval)
+        return changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
         """Nothing is held: whoever iterates over changes() ends that."""
@@ -116,7 +115,7 @@ class LocalRepository:
     def _scan_single(self) -> FoundModel:
         name = self._name or self._path.stem
         config = ModelConfig(name, default_model_filename=self._path.name)
-        place = Place(walk_file(self._path, stable_inodes=self._stable_inodes), "", self.location)
+        place = Folder(walk_file(self._path, stable_inodes=self._stable_inodes), "", self.location)
         self._watched = tuple(self._path.parent / file for file in place.listing.files)
         return read_single(place, name, self._formats, self._configs, config)
 
@@ -140,7 +139,7 @@ class LocalRepository:
             listing = walk(folder, stable_inodes=self._stable_inodes)
         except BacklineError as error:
             return FoundModel(listed.name, self.location, "", ModelConfig(listed.name), problem=error.message)
-        return read_listed(Place(listing, str(folder), self.location), listed, self._formats, self._configs)
+        return read_listed(Folder(listing, str(folder), self.location), listed, self._formats, self._configs)
 
     def _check(self, model: FoundModel, version: FoundVersion) -> FetchedVersion:
         root = self._path.parent if self._path.is_file() else self._path

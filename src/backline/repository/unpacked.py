@@ -6,21 +6,21 @@ import contextlib
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 import zipfile
 from pathlib import Path
 
 from backline.engine.errors import InvalidArgument, Unavailable
-from backline.repository.remote.unpack import Limits, members
+from backline.repository.file_lock import try_lock
+from backline.repository.remote.unpack import UnpackLimits, members
 
 #: Seconds after its last use by a load for which an unpacked archive is kept.
 _KEPT = 24 * 3600.0
 _PIECE = 1 << 20
 
 
-def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None = None) -> Path:
+def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
     """The folder with what an archive (zip, gzipped tar) holds, or the folder `root` in it; below `cache`, the same for the same file.
 
     What was not used for a day, and is not held by `hold`, goes. Raises InvalidArgument for an archive that is not to be unpacked, see
@@ -33,7 +33,7 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None =
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not folder.is_dir():
             _prune(cache)
-            _unpack(archive, folder, root, limits or Limits())
+            _unpack(archive, folder, root, limits or UnpackLimits())
         os.utime(folder)
     except OSError as error:
         raise Unavailable(f"'{archive}' cannot be unpacked to '{cache}': {error.strerror}") from None
@@ -43,11 +43,12 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: Limits | None =
 def hold(folder: Path) -> int:
     """Keeps an unpacked archive from going as long as this process, or what it gives the descriptor to, lives."""
     descriptor = os.open(folder, os.O_RDONLY)
-    _lock(descriptor, shared=True)
+    with contextlib.suppress(OSError):  # a file system without locks
+        try_lock(descriptor, shared=True)
     return descriptor
 
 
-def _unpack(archive: Path, folder: Path, root: str, limits: Limits) -> None:
+def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
     """All or nothing, also for somebody who does the same."""
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"
     place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
@@ -82,19 +83,7 @@ def _prune(cache: Path) -> None:
                 continue
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                if _lock(descriptor, shared=False):
+                if try_lock(descriptor):
                     shutil.rmtree(folder, ignore_errors=True)
             finally:
                 os.close(descriptor)
-
-
-def _lock(descriptor: int, *, shared: bool) -> bool:
-    if sys.platform == "win32":
-        return False
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:  # held by another one, or a file system without locks
-        return False
-    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backline.engine.errors import InvalidArgument
-from backline.repository.configuration import text, toml, toml_text
+from backline.repository.configuration import text, toml
 from backline.repository.configuration.document import Document
 from repository.configuration.cases import REFUSED, TAKEN
 
@@ -46,7 +46,7 @@ def _same(one: Document, other: Document) -> bool:
 def test_what_is_written_as_toml_is_read_as_the_same_message(name: str) -> None:
     document = text.parse(_WRITTEN[name], "config.pbtxt")
 
-    assert _same(toml.parse(toml_text.render(document), "model.toml"), document)
+    assert _same(toml.parse(toml.render(document), "model.toml"), document)
 
 
 @pytest.mark.parametrize("name", _WRITTEN)
@@ -72,7 +72,7 @@ def test_the_plain_form_is_plain() -> None:
     )
 
     assert (
-        toml_text.render(document)
+        toml.render(document)
         == """\
 max_batch_size = 8
 lane = "thread"

@@ -8,7 +8,7 @@ from backline.engine.datatypes import DataType
 from backline.engine.errors import InvalidArgument
 from backline.engine.joining import BatchInput, Cut, Joining, Padding
 from backline.engine.model_config import ModelConfig
-from backline.repository.configuration import read, text, toml, toml_text
+from backline.repository.configuration import read, text, toml
 from backline.repository.listing import FileEntry, Listing
 
 TOML = """
@@ -60,7 +60,7 @@ def test_they_are_parameters_of_the_other_file() -> None:
     assert document.message.parameters["backline.padding.audio.buckets"].string_value == "100,200"
     assert document.message.parameters["backline.padding.in.put.value"].string_value == "[PAD]"
     assert config(text.render(document), "config.pbtxt").joining == READ
-    assert toml.parse(toml_text.render(document), "model.toml").message == document.message
+    assert toml.parse(toml.render(document), "model.toml").message == document.message
 
 
 def test_fields_of_triton_are_read() -> None:

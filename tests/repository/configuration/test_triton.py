@@ -14,10 +14,9 @@ from backline import connect
 from backline.client import Client
 from backline.engine.errors import InvalidArgument
 from backline.engine.model_config import ModelConfig
-from backline.protos import message
+from backline.protos import message, to_plain
 from backline.repository.configuration import read, read_override
 from backline.repository.configuration.defaults import fill_defaults
-from backline.repository.configuration.json_form import configuration_json
 from backline.repository.listing import FileEntry, Listing
 from repository.configuration.cases import NOT_COMPLETED, OVERRIDES, REFUSED, TAKEN, TENSORS
 from support.server import serve
@@ -108,7 +107,7 @@ def shown(name: str) -> Any:
     """The complete configuration as /config has it."""
     config = message("inference.ModelConfig").FromString(read_case(name).declared)
     fill_defaults(config, name, "model.py")
-    return configuration_json(config)
+    return to_plain(config)
 
 
 def recorded_config(name: str) -> Any:

@@ -16,7 +16,7 @@ from backline.engine.errors import BacklineError, InvalidArgument, NotFound, Una
 from backline.repository.names import printable
 from backline.repository.remote.archive import ArchiveRepository
 from backline.repository.remote.cache import ContentCache
-from backline.repository.remote.unpack import Limits
+from backline.repository.remote.unpack import UnpackLimits
 from support import models
 
 from .conftest import Open, fetch, scan
@@ -211,7 +211,7 @@ def test_a_link_in_a_zip_is_refused(web: WebServer, opened: Open) -> None:
         scan(opened(f"{web.url}/models.zip"))
 
 
-def limited(location: str, cache: Path, limits: Limits) -> ArchiveRepository:
+def limited(location: str, cache: Path, limits: UnpackLimits) -> ArchiveRepository:
     return ArchiveRepository(location, (ONNX,), cache, limits=limits)
 
 
@@ -224,7 +224,7 @@ def test_an_archive_that_inflates_too_far_is_refused(
         InvalidArgument,
         match=r"member 'a/1/model.onnx' is refused: with it the archive unpacks to more than the 1,000,000",
     ):
-        scan(limited(web.url + next(iter(web.pages)), cache, Limits(harmless=1_000_000)))
+        scan(limited(web.url + next(iter(web.pages)), cache, UnpackLimits(harmless=1_000_000)))
 
 
 @pytest.mark.parametrize("pack", [zipped, tarred])
@@ -236,7 +236,7 @@ def test_an_archive_of_too_many_members_is_refused(
         pack({f"folder{number}/notes.txt": b"" for number in range(20)}),
     )
     with pytest.raises(InvalidArgument, match="more than 10 files"):
-        scan(limited(web.url + next(iter(web.pages)), cache, Limits(files=10)))
+        scan(limited(web.url + next(iter(web.pages)), cache, UnpackLimits(files=10)))
 
 
 def test_a_header_that_would_fill_the_memory_is_refused(web: WebServer, opened: Open) -> None:

@@ -16,7 +16,7 @@ import pytest
 import tritonclient.http as tritonclient
 
 from backline.engine.errors import InvalidArgument
-from backline.repository.remote.unpack import Limits
+from backline.repository.remote.unpack import UnpackLimits
 from backline.workers.environments import packed
 from backline.workers.environments.packed import packed_environment
 from support.repositories import put
@@ -175,7 +175,7 @@ def test_a_file_takes_the_place_of_a_link_and_is_not_written_into_its_target(tmp
 
 
 def test_an_archive_of_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_LIMITS", Limits(files=3))
+    monkeypatch.setattr(packed, "_LIMITS", UnpackLimits(files=3))
     crafted(tmp_path / "env.tar.gz", *((f"f{i}", tarfile.REGTYPE, b"") for i in range(4)))
 
     with pytest.raises(InvalidArgument, match="more files or bytes"):

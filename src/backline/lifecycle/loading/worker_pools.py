@@ -24,9 +24,8 @@ from backline.lifecycle.calls.model_calls import ModelCalls
 from backline.lifecycle.loading.completion import Completion, read_completion
 from backline.lifecycle.loading.sequence_states import with_hidden_tensors
 from backline.lifecycle.loading.shared import Shared
-from backline.protos import message
+from backline.protos import message, to_plain
 from backline.repository.configuration.defaults import fill_defaults, fill_places
-from backline.repository.configuration.json_form import configuration_json
 from backline.repository.walk import walk
 from backline.workers.environments.packed import PARAMETER, packed_environment
 from backline.workers.environments.requirements import Requirements, find_requirements
@@ -246,4 +245,4 @@ def _whole(config: ModelConfig, filename: str, placed: Places) -> str:
     whole.max_batch_size = config.max_batch_size or 0
     fill_places(whole, placed)
     fill_defaults(whole, config.name, filename)
-    return json.dumps(configuration_json(whole), ensure_ascii=False)
+    return json.dumps(to_plain(whole), ensure_ascii=False)

@@ -8,10 +8,10 @@ from itertools import chain
 from math import isfinite
 from typing import Any
 
+from backline.repository.configuration import native
 from backline.repository.configuration.document import Document
 from backline.repository.configuration.ensemble_checks import ensemble_faults
-from backline.repository.configuration.objective_checks import objective_faults
-from backline.repository.configuration.sequence_checks import sequence_faults
+from backline.repository.configuration.sequences import sequence_faults
 
 #: What is wrong, and the path of the field.
 Fault = tuple[str, str]
@@ -21,6 +21,7 @@ _DELAY = 1
 _TAG = re.compile(r"[a-zA-Z0-9_]+")
 #: TYPE_INT32 and TYPE_FP32.
 _BATCH_INPUT_TYPES = frozenset({8, 11})
+_OBJECTIVE = native.parameter("objective.p99_ms")
 
 
 def check(document: Document, name: str) -> None:
@@ -85,7 +86,7 @@ def _faults(message: Any, name: str) -> Iterator[Fault]:
     if message.HasField("sequence_batching"):
         yield from sequence_faults(message.sequence_batching, limit, name)
     yield from _ensemble_faults(message, name)
-    yield from objective_faults(message, name)
+    yield from _objective_faults(message, name)
     if message.response_cache.enable and message.HasField("sequence_batching"):
         reason = f"Response Cache does not currently support model {name} with sequence batching scheduler."
         yield f"{reason} Please disable the response cache.", "response_cache"
@@ -229,6 +230,39 @@ def _ensemble_faults(message: Any, name: str) -> Iterator[Fault]:
     elif "ensemble" in (message.platform, message.backend):
         place = "platform" if message.platform == "ensemble" else "backend"
         yield f"ensemble scheduling must be set for ensemble {name} whose {place} is ensemble", place
+
+
+def _objective_faults(message: Any, name: str) -> Iterator[Fault]:
+    """What contradicts the objective of a model, if it has one, and the path of the field."""
+    if _OBJECTIVE not in message.parameters:
+        return
+    batching = message.dynamic_batching
+    why = f"the objective of {name} decides itself how long requests wait and how large batches are"
+    if batching.max_queue_delay_microseconds:
+        yield f"{why}: remove max_queue_delay_microseconds", "dynamic_batching.max_queue_delay_microseconds"
+    if any(size != message.max_batch_size for size in batching.preferred_batch_size):
+        yield f"{why}: remove preferred_batch_size", "dynamic_batching.preferred_batch_size"
+    if any(
+        policy.timeout_action == _DELAY
+        for policy in (batching.default_queue_policy, *batching.priority_queue_policy.values())
+    ):
+        yield (
+            f"{why}: a request that comes too late is refused, so timeout_action can not be DELAY",
+            "dynamic_batching",
+        )
+    path = f"parameters[{_OBJECTIVE}]"
+    if message.HasField("sequence_batching"):
+        yield (
+            f"an objective refuses single requests, which the sequences of {name} would lack: remove it or sequence_batching",
+            path,
+        )
+    if message.HasField("ensemble_scheduling"):
+        yield f"ensemble {name} runs nothing itself: give the objective to the models of its steps", path
+    if message.model_transaction_policy.decoupled:
+        yield (
+            f"the responses of {name} have no end that an objective could be for: remove it or 'decoupled'",
+            path,
+        )
 
 
 def _instance_faults(message: Any, name: str) -> Iterator[Fault]:

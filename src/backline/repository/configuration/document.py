@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,20 @@ from backline.repository.names import printable
 
 #: Line and column, both from 1.
 Place = tuple[int, int]
+#: Names from other frameworks, and what they are called here.
+_ALIASES = {
+    "TYPE_FLOAT": "TYPE_FP32",
+    "TYPE_FLOAT32": "TYPE_FP32",
+    "TYPE_DOUBLE": "TYPE_FP64",
+    "TYPE_FLOAT64": "TYPE_FP64",
+    "TYPE_HALF": "TYPE_FP16",
+    "TYPE_FLOAT16": "TYPE_FP16",
+    "TYPE_BFLOAT16": "TYPE_BF16",
+    "TYPE_BYTES": "TYPE_STRING",
+    "TYPE_INT": "TYPE_INT32",
+}
+#: Values that stand for nothing.
+_NEVER_MEANT = frozenset({"TYPE_INVALID"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +54,10 @@ class Document:
         place = self.place(path)
         where = f"{self.source}:{place[0]}:{place[1]}" if place else self.source
         return InvalidArgument(f"{where}: {printable(reason)}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown `name`: ", did you mean 'x'?", or all that are known."""
+    names = [known_name for known_name in known if known_name not in _NEVER_MEANT]
+    near = [_ALIASES[name]] if _ALIASES.get(name) in names else difflib.get_close_matches(name, names, 1)
+    return f", did you mean '{near[0]}'?" if near else f"; expected one of {', '.join(names)}"

@@ -8,9 +8,8 @@ from typing import Any
 
 from backline.engine.datatypes import DataType
 from backline.engine.joining import BatchInput, Cut, Joining, Padding
-from backline.repository.configuration.document import Document
+from backline.repository.configuration.document import Document, suggest
 from backline.repository.configuration.native import parameter
-from backline.repository.configuration.suggestion import suggest
 
 
 def read_joining(document: Document, name: str, settings: Mapping[str, Any]) -> Joining | None:

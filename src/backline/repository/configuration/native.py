@@ -11,8 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final, get_args
 
 from backline.engine.model_config import AnyLane, VersionPolicy
-from backline.repository.configuration.document import Document
-from backline.repository.configuration.suggestion import suggest
+from backline.repository.configuration.document import Document, suggest
 
 PREFIX: Final = "backline."
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,3}(\.[0-9]{1,3})?")

@@ -11,8 +11,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from backline.engine.errors import InvalidArgument
 from backline.protos import message
 from backline.repository.configuration import native
-from backline.repository.configuration.document import Document, Place
-from backline.repository.configuration.suggestion import suggest
+from backline.repository.configuration.document import Document, Place, suggest
 from backline.repository.names import printable
 
 #: The way to a value in the data: keys of tables and indexes of lists.

@@ -11,14 +11,13 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from backline.engine.errors import InvalidArgument
 from backline.protos import message, pool
-from backline.repository.configuration.document import Document, Place
-from backline.repository.configuration.suggestion import suggest
+from backline.repository.configuration.document import Document, Place, suggest
 
 
 def parse(text: str, source: str) -> Document:
     """The message in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
     parsed = parse_message("inference.ModelConfig", text, source)
-    return Document(source, parsed, dict(_Places(text).of(parsed.DESCRIPTOR)))
+    return Document(source, parsed, dict(_FieldPlaces(text).of(parsed.DESCRIPTOR)))
 
 
 def parse_message(kind: str, text: str, source: str) -> Any:
@@ -57,7 +56,7 @@ def _explain(error: str) -> str:
     return re.sub(r"^'.*': (?=[A-Z])", "", reason)
 
 
-class _Places:
+class _FieldPlaces:
     """Walks through a text that is known to be valid: the parser itself does not say where it found a field."""
 
     def __init__(self, text: str) -> None:

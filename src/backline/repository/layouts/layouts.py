@@ -33,8 +33,7 @@ from backline.repository.layouts.model_files import (
     suffix_of,
     usual_file,
 )
-from backline.repository.layouts.place import Place
-from backline.repository.listing import FileEntry, Listing
+from backline.repository.listing import FileEntry, Folder, Listing
 from backline.repository.names import check_name, printable, some_of
 from backline.repository.repository import FoundModel, FoundVersion
 
@@ -54,8 +53,8 @@ Known = dict[str, tuple[Listing, str, FoundModel]]
 
 
 def read_repository(
-    root: Place,
-    folders: Mapping[str, Place],
+    root: Folder,
+    folders: Mapping[str, Folder],
     formats: Sequence[ModelFormat],
     configs: ConfigFiles,
     known: Known | None = None,
@@ -90,7 +89,7 @@ def _same(listing: Listing, other: Listing) -> bool:
 
 
 def read_model(
-    place: Place,
+    place: Folder,
     name: str,
     formats: Sequence[ModelFormat],
     configs: ConfigFiles,
@@ -125,7 +124,7 @@ def read_model(
 
 
 def read_single(
-    place: Place,
+    place: Folder,
     name: str,
     formats: Sequence[ModelFormat],
     configs: ConfigFiles,
@@ -160,7 +159,7 @@ def _given_or_read(
 
 
 def read_version(
-    place: Place,
+    place: Folder,
     version: str,
     needed: Mapping[str, FileEntry],
     config: ModelConfig,
@@ -182,7 +181,7 @@ def read_version(
     return FoundVersion(version, place.join(path), files, fingerprint(files, config))
 
 
-def is_model_folder(place: Place, formats: Sequence[ModelFormat]) -> bool:
+def is_model_folder(place: Folder, formats: Sequence[ModelFormat]) -> bool:
     """Whether a folder is plainly that of a model: it holds a configuration, or versions and is none itself."""
     if has_config(place):
         return True
@@ -193,7 +192,7 @@ def is_model_folder(place: Place, formats: Sequence[ModelFormat]) -> bool:
     )
 
 
-def is_version_folder(name: str, place: Place, formats: Sequence[ModelFormat]) -> bool:
+def is_version_folder(name: str, place: Folder, formats: Sequence[ModelFormat]) -> bool:
     """Whether a folder is plainly that of a version: it is called like one, and holds a model."""
     return is_version_name(name) and bool(candidates(place.listing, formats))
 
@@ -203,13 +202,13 @@ def is_version_name(name: str) -> bool:
     return _PLAINLY_VERSION.fullmatch(name) is not None
 
 
-def has_config(place: Place) -> bool:
+def has_config(place: Folder) -> bool:
     """Whether a folder holds the configuration of a model."""
     return any(name in place.listing.files for name in CONFIG_FILES)
 
 
 def _read_versions(
-    place: Place, config: ModelConfig, formats: Sequence[ModelFormat]
+    place: Folder, config: ModelConfig, formats: Sequence[ModelFormat]
 ) -> tuple[list[FoundVersion], list[str]]:
     found: list[FoundVersion] = []
     needed, warnings = _needed_beside_versions(place)
@@ -248,12 +247,12 @@ def _is_version(
     )
 
 
-def _suffixes_of_versions(folders: Mapping[str, Place], formats: Sequence[ModelFormat]) -> frozenset[str]:
+def _suffixes_of_versions(folders: Mapping[str, Folder], formats: Sequence[ModelFormat]) -> frozenset[str]:
     versions = [place.listing for name, place in folders.items() if is_version_folder(name, place, formats)]
     return frozenset(suffix_of(file) for listing in versions for file in candidates(listing, formats))
 
 
-def _needed_beside_versions(place: Place) -> tuple[dict[str, FileEntry], list[str]]:
+def _needed_beside_versions(place: Folder) -> tuple[dict[str, FileEntry], list[str]]:
     """The files beside the versions that a load may need, and warnings about those of them that cannot be used.
 
     The configuration is not one of them: what of it a load needs is compared by its meaning (fingerprint.py).
@@ -283,7 +282,7 @@ def _no_version_reason(listing: Listing, config: ModelConfig, formats: Sequence[
     if loose := find_by_suffix(listing, formats):
         return f"'{listing.location}' has no version; move '{loose[0]}' into a version's folder: '{first}/{loose[0]}'"
     if any(
-        is_model_folder(place, formats) for place in Place(listing, "", listing.location).folders().values()
+        is_model_folder(place, formats) for place in Folder(listing, "", listing.location).folders().values()
     ):
         return (
             f"'{listing.location}' has no version, but models: it is a repository, "

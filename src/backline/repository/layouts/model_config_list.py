@@ -17,7 +17,7 @@ from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.configuration.text import parse_message
 from backline.repository.layouts.layouts import read_config, read_model
-from backline.repository.layouts.place import Place
+from backline.repository.listing import Folder
 from backline.repository.names import check_name
 from backline.repository.repository import FoundModel
 
@@ -74,7 +74,7 @@ def folder_of(model: ListedModel, source: Path) -> Path:
 
 
 def read_listed(
-    place: Place, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
+    place: Folder, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
 ) -> FoundModel:
     """The model whose versions are in `place`. The list's version policy and labels go before those of a configuration in the folder."""
     try:

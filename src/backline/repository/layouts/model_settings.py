@@ -24,7 +24,7 @@ from backline.repository.layouts.layouts import (
     read_model,
     read_single,
 )
-from backline.repository.layouts.place import Place
+from backline.repository.listing import Folder
 from backline.repository.names import check_name, printable
 from backline.repository.repository import FoundModel, FoundVersion
 
@@ -39,12 +39,12 @@ _BACKENDS = {
 }
 
 
-def has_settings(root: Place) -> bool:
+def has_settings(root: Folder) -> bool:
     """Whether there is a model-settings.json anywhere that is not that of a model with a configuration of its own."""
     return any(path.rpartition("/")[2] == SETTINGS_FILE for path in root.listing.files)
 
 
-def read_settings(root: Place, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
+def read_settings(root: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> list[FoundModel]:
     """The models of a repository with settings: folders that give the same name are versions of one model.
 
     Folders at the top without settings that are plainly models are read as in any other repository; a configuration in the folder goes
@@ -75,7 +75,7 @@ class _Settings:
     warnings: tuple[str, ...]
 
 
-def _read_folder(place: Place, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
+def _read_folder(place: Folder, formats: Sequence[ModelFormat], configs: ConfigFiles) -> FoundModel:
     if has_config(place):
         return read_model(place, place.name, formats, configs)
     try:
@@ -101,7 +101,7 @@ def _read_folder(place: Place, formats: Sequence[ModelFormat], configs: ConfigFi
     return read_single(at, settings.name, formats, configs, config, settings.version)
 
 
-def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, ModelConfig]:
+def _follow_uri(place: Folder, uri: str, config: ModelConfig) -> tuple[Folder, ModelConfig]:
     """The folder of the version, and the configuration with the file in it, that `parameters.uri` means. Raises InvalidArgument."""
     where = f"{place.location}/{SETTINGS_FILE}"
     path = posixpath.normpath(uri) if uri else "."
@@ -118,7 +118,7 @@ def _follow_uri(place: Place, uri: str, config: ModelConfig) -> tuple[Place, Mod
     return place, replace(config, default_model_filename=path)
 
 
-def _parse(place: Place) -> _Settings:
+def _parse(place: Folder) -> _Settings:
     where = f"{place.location}/{SETTINGS_FILE}"
     try:
         settings = msgspec.json.decode(place.listing.read(SETTINGS_FILE))

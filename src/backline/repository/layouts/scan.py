@@ -21,8 +21,7 @@ from backline.repository.layouts.layouts import (
 )
 from backline.repository.layouts.model_files import candidates
 from backline.repository.layouts.model_settings import has_settings, read_settings
-from backline.repository.layouts.place import Place
-from backline.repository.listing import Listing
+from backline.repository.listing import Folder, Listing
 from backline.repository.repository import FoundModel
 
 
@@ -40,7 +39,7 @@ def scan_listing(
     it, as the last part of the location. `configs` says which files configure models. `known` is kept from one scan of a repository to the
     next, so that only what has changed is read again. Raises InvalidArgument when the files are no repository.
     """
-    root = Place(listing, "", listing.location)
+    root = Folder(listing, "", listing.location)
     folders = root.folders()
     configs = configs or ConfigFiles()
     name = name or root.name

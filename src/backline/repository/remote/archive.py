@@ -12,13 +12,12 @@ from backline.engine.errors import InvalidArgument, NotFound, Unavailable
 from backline.engine.model_format import ModelFormat
 from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
-from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.downloads import Downloads
 from backline.repository.remote.files import SHA256, Opened
-from backline.repository.remote.http_client import HttpAnswer, HttpClient, without_secrets
-from backline.repository.remote.remembered import recall, remember
+from backline.repository.remote.http_client import HttpClient, WebResponse, without_secrets
 from backline.repository.remote.remote import RemoteRepository
-from backline.repository.remote.unpack import ARCHIVES, Limits, archive_kind, members
+from backline.repository.remote.unpack import ARCHIVES, UnpackLimits, archive_kind, members
 
 #: A server may not know HEAD, and a signed URL may be signed for GET alone.
 _NO_HEAD = frozenset({403, 405, 501})
@@ -37,7 +36,7 @@ class ArchiveRepository(RemoteRepository):
         formats: Sequence[ModelFormat],
         cache: Path,
         configs: ConfigFiles | None = None,
-        limits: Limits | None = None,
+        limits: UnpackLimits | None = None,
     ) -> None:
         contents = ContentCache(cache)
         kind = archive_kind(_path(location))
@@ -48,7 +47,9 @@ class ArchiveRepository(RemoteRepository):
                 f"{', '.join((*ARCHIVES, *known))}"
             )
         files = (
-            _WebFile(location) if kind is None else _WebArchive(location, kind, contents, limits or Limits())
+            _WebFile(location)
+            if kind is None
+            else _WebArchive(location, kind, contents, limits or UnpackLimits())
         )
         super().__init__(files, contents, formats=formats, configs=configs)
 
@@ -88,7 +89,7 @@ class _WebFile:
         with self._client.request(self._url) as answer:
             return self._entry(answer)
 
-    def _entry(self, answer: HttpAnswer) -> FileEntry:
+    def _entry(self, answer: WebResponse) -> FileEntry:
         length = answer.headers.get("Content-Length", "")
         if not length.isdigit():
             raise Unavailable(
@@ -98,7 +99,7 @@ class _WebFile:
         return FileEntry(int(length), _identity(answer) or f"size:{length}")
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
-        def check(answer: HttpAnswer) -> None:
+        def check(answer: WebResponse) -> None:
             if _identity(answer) not in {"", entry.identity}:
                 raise Unavailable(
                     f"'{self._location}' was replaced while it was downloaded; it is taken up when looked at again",
@@ -114,7 +115,7 @@ class _WebFile:
 class _WebArchive(_WebFile):
     """The files in an archive. It is unpacked when it is seen for the first time: only then it is known what it holds."""
 
-    def __init__(self, location: str, kind: str, cache: ContentCache, limits: Limits) -> None:
+    def __init__(self, location: str, kind: str, cache: ContentCache, limits: UnpackLimits) -> None:
         super().__init__(location)
         self._kind = kind
         self._cache = cache
@@ -131,7 +132,7 @@ class _WebArchive(_WebFile):
 
     def files(self) -> Mapping[str, FileEntry]:
         entry = self.look()
-        known = recall(self._cache, self._place, entry.identity)
+        known = self._cache.recall(self._place, entry.identity)
         return self._below(known[0] if known else self._unpack(entry))
 
     def open(self, path: str, entry: FileEntry, offset: int) -> Opened:
@@ -141,7 +142,9 @@ class _WebArchive(_WebFile):
             raise Unavailable(
                 f"'{self._location}' was replaced, and '{path}' in it; it is taken up when looked at again", 1
             )
-        return Opened(0, iter((self._cache.read(Content(entry.identity.removeprefix(SHA256), entry.size)),)))
+        return Opened(
+            0, iter((self._cache.read(CachedContent(entry.identity.removeprefix(SHA256), entry.size)),))
+        )
 
     def close(self) -> None:
         self._closing.set()
@@ -159,7 +162,7 @@ class _WebArchive(_WebFile):
                 content = self._cache.take(member.content, member.path)
                 files[member.path] = FileEntry(content.size, f"{SHA256}{content.sha256}")
             self._cache.discard(archive)
-        remember(self._cache, self._place, files, entry.identity)
+        self._cache.remember(self._place, files, entry.identity)
         return files
 
     def _below(self, files: Mapping[str, FileEntry]) -> Mapping[str, FileEntry]:
@@ -173,7 +176,7 @@ class _WebArchive(_WebFile):
         return below
 
 
-def _identity(answer: HttpAnswer) -> str:
+def _identity(answer: WebResponse) -> str:
     """What changes with the file; empty where the server gives nothing of the kind. A redirect's own ETag says nothing of the file."""
     if etag := answer.headers.get("ETag", ""):
         return f"etag:{etag}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -24,10 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from backline.engine.errors import BacklineError, Unavailable
 from backline.repository.file_lock import locked
 from backline.repository.listing import FileEntry
 from backline.repository.remote.files import SHA256
+
+log = logging.getLogger("backline.repository")
 
 #: What nothing has used for so long is removed when a repository is opened.
 KEEP_SECONDS = 30 * 24 * 3600
@@ -39,7 +44,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class CachedContent:
     """A content in the cache."""
 
     sha256: str
@@ -48,6 +53,15 @@ class Content:
 
 class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
+
+
+class _Remembered(msgspec.Struct, frozen=True):
+    """`seen` is in seconds since 1970, `files` are (size, identity, problem) by path, `source` is the identity of their archive."""
+
+    location: str
+    seen: float
+    files: dict[str, tuple[int, str, str]]
+    source: str = ""
 
 
 class ContentCache:
@@ -90,7 +104,7 @@ class ContentCache:
 
     # -- contents
 
-    def find(self, location: str, path: str, entry: FileEntry) -> Content | None:
+    def find(self, location: str, path: str, entry: FileEntry) -> CachedContent | None:
         """The content of a file elsewhere, when it is here and undamaged."""
         sha256 = (
             entry.identity.removeprefix(SHA256)
@@ -104,17 +118,17 @@ class ContentCache:
             if not self._intact(blob, sha256, entry.size):
                 return None
             _note_use(blob)
-            return Content(sha256, entry.size)
+            return CachedContent(sha256, entry.size)
 
-    def read(self, content: Content) -> bytes:
+    def read(self, content: CachedContent) -> bytes:
         with self.explained("be read"):
             return self._blob(content.sha256).read_bytes()
 
-    def path(self, content: Content) -> Path:
+    def path(self, content: CachedContent) -> Path:
         """Where a content is, for reading."""
         return self._blob(content.sha256)
 
-    def take(self, source: Readable, name: str) -> Content:
+    def take(self, source: Readable, name: str) -> CachedContent:
         """What a stream gives, as a content; `name` is for messages."""
         with self.explained(f"store '{name}'"):
             descriptor, partial = tempfile.mkstemp(dir=self.folder / "partial")
@@ -124,25 +138,27 @@ class ContentCache:
                     while chunk := source.read(_CHUNK):
                         digest.update(chunk)
                         size += file.write(chunk)
-                content = Content(digest.hexdigest(), size)
+                content = CachedContent(digest.hexdigest(), size)
                 self.store_blob(Path(partial), content)
             finally:
                 Path(partial).unlink(missing_ok=True)
         return content
 
-    def discard(self, content: Content) -> None:
+    def discard(self, content: CachedContent) -> None:
         """Removes a content that only served to make others."""
         with self.explained("be tidied up"):
             self._blob(content.sha256).unlink(missing_ok=True)
 
-    def store(self, partial: Path, content: Content, location: str, path: str, entry: FileEntry) -> None:
+    def store(
+        self, partial: Path, content: CachedContent, location: str, path: str, entry: FileEntry
+    ) -> None:
         """Takes over a complete file of this content."""
         with self.explained(f"store '{path}'"):
             self.store_blob(partial, content)
             name = self.key(location, path, entry)
             self._write(self.folder / "index" / name, content.sha256.encode())
 
-    def store_blob(self, partial: Path, content: Content) -> None:
+    def store_blob(self, partial: Path, content: CachedContent) -> None:
         blob = self._blob(content.sha256)
         if self._intact(blob, content.sha256, content.size):
             partial.unlink()
@@ -190,7 +206,7 @@ class ContentCache:
 
     # -- trees
 
-    def tree(self, files: Mapping[str, Content]) -> Path:
+    def tree(self, files: Mapping[str, CachedContent]) -> Path:
         """A folder with these files, whose contents are in the cache."""
         name = _digest("".join(f"{path}\0{files[path].sha256}\n" for path in sorted(files)))
         tree = self.folder / "trees" / name
@@ -205,10 +221,10 @@ class ContentCache:
         with contextlib.suppress(FileNotFoundError), self.explained("note which trees are used"):
             os.utime(tree)
 
-    def _is_complete(self, tree: Path, files: Mapping[str, Content]) -> bool:
+    def _is_complete(self, tree: Path, files: Mapping[str, CachedContent]) -> bool:
         return all(self._intact(tree / path, content.sha256, content.size) for path, content in files.items())
 
-    def _build(self, tree: Path, files: Mapping[str, Content]) -> None:
+    def _build(self, tree: Path, files: Mapping[str, CachedContent]) -> None:
         made = Path(tempfile.mkdtemp(prefix="tree-", dir=self.folder / "partial"))
         try:
             made.chmod(0o755)
@@ -247,16 +263,36 @@ class ContentCache:
             os.unlink(name)
             raise
 
-    def write_listing(self, location: str, data: bytes) -> None:
+    # -- listings
+
+    def remember(self, location: str, files: Mapping[str, FileEntry], source: str = "") -> None:
+        """Notes what a location holds, for a start without it; `source` is the identity of the archive with the files."""
+        plain = {path: (entry.size, entry.identity, entry.problem) for path, entry in files.items()}
+        remembered = _Remembered(location, time.time(), plain, source)
         with self.explained("remember what a repository holds"):
-            self._write(self._listing(location), data)
+            self._write(self._listing(location, source), msgspec.json.encode(remembered))
 
-    def read_listing(self, location: str) -> bytes:
-        """Raises FileNotFoundError, or another OSError."""
-        return self._listing(location).read_bytes()
+    def recall(self, location: str, source: str = "") -> tuple[dict[str, FileEntry], float] | None:
+        """What `remember` noted, and when; None where nothing usable is remembered."""
+        try:
+            found = msgspec.json.decode(self._listing(location, source).read_bytes(), type=_Remembered)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning(
+                "What was remembered of '%s' in '%s' cannot be read, and is not used: %s",
+                location,
+                self.folder,
+                error,
+            )
+            return None
+        if (found.location, found.source) != (location, source):
+            return None
+        return {path: FileEntry(*plain) for path, plain in found.files.items()}, found.seen
 
-    def _listing(self, location: str) -> Path:
-        return self.folder / "listings" / f"{_digest(location)}.json"
+    def _listing(self, location: str, source: str) -> Path:
+        key = f"{location}\0{source}" if source else location
+        return self.folder / "listings" / f"{_digest(key)}.json"
 
     # -- age
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import threading
@@ -13,8 +14,9 @@ from backline.engine.errors import Unavailable
 from backline.repository.file_lock import Stopped
 from backline.repository.listing import FileEntry
 from backline.repository.names import printable
-from backline.repository.remote.cache import Content, ContentCache
+from backline.repository.remote.cache import CachedContent, ContentCache
 from backline.repository.remote.files import GIT, MD5, SHA256, RemoteFiles, Unreachable
+from backline.repository.repository import OnBytes
 
 #: How often a download goes on after a cut without a byte in between.
 _ATTEMPTS = 4
@@ -33,7 +35,9 @@ class Downloads:
         #: The place's MD5s are not those of the contents, as in a bucket with its own keys; found out once.
         self._md5_misleads = False
 
-    def fetch(self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event) -> Content:
+    def fetch(
+        self, path: str, entry: FileEntry, on_arrived: OnArrived, stop: threading.Event
+    ) -> CachedContent:
         """The content of a file, in the cache. Raises Stopped once `stop` is set, BacklineError when the file cannot be had."""
         location = self._files.location
         key = (
@@ -58,7 +62,7 @@ class Downloads:
 
     def _verified(
         self, path: str, entry: FileEntry, partial: Path, on_arrived: OnArrived, stop: threading.Event
-    ) -> Content:
+    ) -> CachedContent:
         received = self._receive(path, entry, partial, on_arrived, stop)
         if self._matches(entry, received):
             return received.content
@@ -136,6 +140,46 @@ class Downloads:
         return f"{self._files.location.rstrip('/')}/{printable(path)}"
 
 
+class DownloadProgress:
+    """Bytes that arrive on threads, told on the event loop as often as it has time to hear of them."""
+
+    def __init__(self, total: int, on_bytes: OnBytes) -> None:
+        """`total` is in bytes; on the event loop `on_bytes` is called with what is here of them, and `total`."""
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._total = total
+        self._on_bytes = on_bytes
+        self._here = 0
+        self._announced = False
+
+    def add(self, count: int) -> None:
+        """So many bytes more are here. Called on any thread."""
+        with self._lock:
+            self._here += count
+            if self._announced:
+                return
+            self._announced = True
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(self._tell)
+
+    def _tell(self) -> None:
+        with self._lock:
+            self._announced = False
+            here = self._here
+        self._on_bytes(here, self._total)
+
+    def end(self) -> None:
+        """Tells the last bytes at once, and nothing after."""
+        with self._lock:
+            on_bytes, self._on_bytes = self._on_bytes, _say_nothing
+            here = self._here
+        on_bytes(here, self._total)
+
+
+def _say_nothing(here: int, total: int) -> None:
+    """After the end."""
+
+
 class _Writable(Protocol):
     def write(self, data: bytes, /) -> int: ...
     def seek(self, offset: int, /) -> int: ...
@@ -145,7 +189,7 @@ class _Writable(Protocol):
 class _Received:
     """What a download gave: its content, and the digests that an identity can be held against."""
 
-    def __init__(self, content: Content, digests: dict[str, str]) -> None:
+    def __init__(self, content: CachedContent, digests: dict[str, str]) -> None:
         self.content = content
         self.digests = digests
 
@@ -172,4 +216,4 @@ class _Hashes:
 
     def received(self) -> _Received:
         digests = {kind: digest.hexdigest() for kind, digest in self._hashes.items()}
-        return _Received(Content(digests[SHA256], self.size), digests)
+        return _Received(CachedContent(digests[SHA256], self.size), digests)

@@ -25,7 +25,7 @@ _TRANSIENT: Final = frozenset({408, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
-class HttpAnswer:
+class WebResponse:
     """The last answer, where redirects were followed; `headers` look names up in any case."""
 
     url: str
@@ -59,7 +59,7 @@ class HttpClient:
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
         also: Container[int] = (),
-    ) -> Iterator[HttpAnswer]:
+    ) -> Iterator[WebResponse]:
         """The answer, after redirects. Raises NotFound, Unreachable or Unavailable for a status that is neither 2xx nor in `also`."""
         asked = url
         for _ in range(_MAX_REDIRECTS + 1):
@@ -71,13 +71,13 @@ class HttpClient:
                     continue
                 if not (200 <= response.status < 300 or response.status in also):
                     raise self._explain(asked, url, response)
-                yield HttpAnswer(url, response.status, response.headers, response)
+                yield WebResponse(url, response.status, response.headers, response)
                 return
         raise Unavailable(
             f"'{without_secrets(asked)}' redirects more than {_MAX_REDIRECTS} times; check the URL"
         )
 
-    def open_from(self, url: str, offset: int, check: Callable[[HttpAnswer], None]) -> Opened:
+    def open_from(self, url: str, offset: int, check: Callable[[WebResponse], None]) -> Opened:
         """The body from `offset` on, or from its start where the server cannot; `check` raises when it is not what was expected."""
         stack = contextlib.ExitStack()
         try:
@@ -93,7 +93,7 @@ class HttpClient:
         )
         return Opened(offset if partial else 0, self._chunks(url, answer, stack))
 
-    def _chunks(self, url: str, answer: HttpAnswer, stack: contextlib.ExitStack) -> Iterator[bytes]:
+    def _chunks(self, url: str, answer: WebResponse, stack: contextlib.ExitStack) -> Iterator[bytes]:
         with stack:
             try:
                 while chunk := answer.body.read(_CHUNK):

@@ -16,7 +16,7 @@ from backline.repository.configuration import ConfigFiles
 from backline.repository.listing import FileEntry
 from backline.repository.remote.cache import ContentCache
 from backline.repository.remote.files import GIT, SHA256, Opened
-from backline.repository.remote.http_client import HttpAnswer, HttpClient, origin
+from backline.repository.remote.http_client import HttpClient, WebResponse, origin
 from backline.repository.remote.remote import RemoteRepository
 
 _HUB = "https://huggingface.co"
@@ -168,7 +168,7 @@ class HubFiles:
         """No connection is kept."""
 
 
-def _accept(answer: HttpAnswer) -> None:
+def _accept(answer: WebResponse) -> None:
     """The content is held against its hash."""
 
 

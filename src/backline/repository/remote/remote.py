@@ -19,11 +19,9 @@ from backline.repository.file_lock import Stopped
 from backline.repository.layouts.layouts import Known
 from backline.repository.layouts.scan import scan_listing
 from backline.repository.listing import FileEntry, Listing
-from backline.repository.remote.cache import Content, ContentCache
-from backline.repository.remote.downloads import Downloads
+from backline.repository.remote.cache import CachedContent, ContentCache
+from backline.repository.remote.downloads import DownloadProgress, Downloads
 from backline.repository.remote.files import RemoteFiles, Unreachable, checked
-from backline.repository.remote.progress import Progress
-from backline.repository.remote.remembered import recall, remember
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 
 log = logging.getLogger("backline.repository")
@@ -127,13 +125,13 @@ class RemoteRepository:
             or time.monotonic() - self._remembered_at >= _REMEMBER_SECONDS
         ):
             with self._lenient():
-                remember(self._cache, self.location, files)
+                self._cache.remember(self.location, files)
             self._remembered_at = time.monotonic()
         return files
 
     def _remembered(self, error: Unreachable) -> Mapping[str, FileEntry]:
         """What the place held when it was last reached. Raises `error` where that is not known."""
-        found = recall(self._cache, self.location)
+        found = self._cache.recall(self.location)
         if found is None:
             raise error
         files, seen = found
@@ -201,7 +199,7 @@ class RemoteRepository:
             if entry.problem:
                 raise InvalidArgument(entry.problem)
         stop = threading.Event()
-        progress = Progress(sum(entry.size for entry in version.files.values()), on_bytes)
+        progress = DownloadProgress(sum(entry.size for entry in version.files.values()), on_bytes)
         try:
             contents = await self._run(self._find_all, version.files)
             missing = [path for path in version.files if path not in contents]
@@ -218,16 +216,16 @@ class RemoteRepository:
         self._trees.add(tree)
         return FetchedVersion(tree / version.path, tree / model.folder)
 
-    def _find_all(self, files: Mapping[str, FileEntry]) -> dict[str, Content]:
+    def _find_all(self, files: Mapping[str, FileEntry]) -> dict[str, CachedContent]:
         found = {path: self._cache.find(self.location, path, entry) for path, entry in files.items()}
         return {path: content for path, content in found.items() if content is not None}
 
     async def _fetch_all(
-        self, files: Mapping[str, FileEntry], progress: Progress, stop: threading.Event
-    ) -> dict[str, Content]:
+        self, files: Mapping[str, FileEntry], progress: DownloadProgress, stop: threading.Event
+    ) -> dict[str, CachedContent]:
         """The contents of all, or the first failure once the others have stopped."""
 
-        def fetch(path: str, entry: FileEntry) -> Content:
+        def fetch(path: str, entry: FileEntry) -> CachedContent:
             try:
                 return self._downloads.fetch(path, entry, progress.add, _Either(stop, self._closing))
             except BaseException:

@@ -45,7 +45,7 @@ _DAMAGED: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class UnpackLimits:
     """What an archive may unpack to: members in number, bytes in all, and bytes for each of its own bytes (above what harms nobody)."""
 
     files: int = 100_000
@@ -72,7 +72,7 @@ def archive_kind(path: str) -> str | None:
     return next((kind for suffix, kind in ARCHIVES.items() if lower.endswith(suffix)), None)
 
 
-def members(archive: Path, kind: str, place: str, limits: Limits) -> Iterator[Member]:
+def members(archive: Path, kind: str, place: str, limits: UnpackLimits) -> Iterator[Member]:
     """The regular files in an archive, one after the other; `place` is its name in messages.
 
     Raises InvalidArgument that names the member for a name that is absolute, leads out, or is given twice (also by case), for links,
@@ -115,7 +115,7 @@ class _Content:
 class _Names:
     """The names so far, and what is still allowed."""
 
-    def __init__(self, place: str, limits: Limits, size: int) -> None:
+    def __init__(self, place: str, limits: UnpackLimits, size: int) -> None:
         self.place = place
         self._limits = limits
         self._members = 0

@@ -7,12 +7,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backline.repository import file_systems
-from backline.repository.file_systems import is_remote
+from backline.repository import file_events
+from backline.repository.file_events import is_remote
 
 
 def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
-    assert sorted(file_systems.mounts()) == sorted(
+    assert sorted(file_events.mounts()) == sorted(
         (mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True)
     )
 
@@ -29,6 +29,6 @@ def test_files_are_remote_by_the_type_of_what_is_mounted(
 ) -> None:
     listed = tmp_path / "mounts"
     listed.write_text(f"/dev/sda1 / ext4 rw 0 0\n{line}\n")
-    monkeypatch.setattr(file_systems, "MOUNTS", listed)
+    monkeypatch.setattr(file_events, "MOUNTS", listed)
 
     assert is_remote(Path(path)) == remote
