@@ -1,4 +1,4 @@
-"""Which file systems are another machine's."""
+"""Which file systems count as remote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backline.repository import file_events
 from backline.repository.file_events import is_remote
 
 
-def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
+def test_mounts_are_those_that_psutil_lists() -> None:
     assert sorted(file_events.mounts()) == sorted(
         (mount.mountpoint, mount.fstype) for mount in psutil.disk_partitions(all=True)
     )
@@ -24,7 +24,7 @@ def test_the_systems_own_list_of_mounts_is_read_as_others_read_it() -> None:
     ("bucket /bucket fuse.s3fs rw 0 0", "/bucket", True),
     ("/dev/sda2 /data ext4 rw 0 0", "/data", False),
 ])  # fmt: skip
-def test_files_are_remote_by_the_type_of_what_is_mounted(
+def test_a_path_is_remote_by_the_type_of_its_file_system(
     line: str, path: str, remote: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = tmp_path / "mounts"

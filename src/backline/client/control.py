@@ -16,19 +16,19 @@ from backline.client.records import ModelIndex
 from backline.engine.control import Change, Overrides
 from backline.engine.errors import InvalidArgument
 
-#: The header field (in gRPC: the metadata) that names the person.
+#: The header field (over gRPC, the metadata key) with the name that the server's audit log records.
 USER_HEADER = "x-backline-user"
 
 
 class ModelControl(ABC):
-    """The models of one server: what there is, and changes of it. `timeout` is in seconds; every method raises BacklineError.
+    """Lists and changes the models of one server. `timeout` is in seconds; every method raises BacklineError.
 
-    A change that takes longer than its timeout raises DeadlineExceeded, and goes on in the server.
+    A change that exceeds its timeout raises DeadlineExceeded and continues in the server.
     """
 
     @abstractmethod
     async def models(self, timeout: float) -> list[ModelIndex]:
-        """All versions of all models, with everything that the server tells of them."""
+        """All versions of all models, with everything the server reports about them."""
 
     @abstractmethod
     async def load(self, model: str, version: str, overrides: Overrides | None, timeout: float) -> None: ...
@@ -63,7 +63,7 @@ class ModelControl(ABC):
 
 @cache
 def user_name() -> str:
-    """user@host, in ASCII; the number of the user where it has no name, as in many containers."""
+    """user@host in ASCII; the user's number if it has no name, as in many containers."""
     try:
         user = getpass.getuser()
     except (OSError, KeyError):
@@ -76,14 +76,14 @@ def user_name() -> str:
 def to_overrides(
     config: str | Mapping[str, Any] | None, files: Mapping[str, bytes | Path] | None
 ) -> Overrides | None:
-    """`config` is a mapping or its JSON; `files` are contents, or paths of local files, by path below the model's folder.
+    """Overrides from `config`, a mapping or its JSON, and `files`, contents or paths by path in the model.
 
-    The paths may begin with "file:", as in Triton's clients. Raises InvalidArgument.
+    The paths in the model may start with "file:", as in Triton's clients. Raises InvalidArgument.
     """
     if config is None:
         if files:
             raise InvalidArgument(
-                "files of a model need their configuration too: pass config={...}, {} where the files say it all"
+                "files need a configuration too: pass config={...}, or config={} if the files need none"
             )
         return None
     text = config if isinstance(config, str) else json.dumps(dict(config))
@@ -102,6 +102,7 @@ def _content(path: str, content: bytes | Path) -> bytes:
             ) from None
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise InvalidArgument(
-            f"the content of '{path}' is a {type(content).__name__}, expected bytes, or a pathlib.Path of a local file"
+            f"the content of '{path}' is a {type(content).__name__}, expected bytes, or a pathlib.Path of a"
+            " local file"
         )
     return bytes(content)

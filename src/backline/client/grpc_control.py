@@ -1,4 +1,4 @@
-"""Changes to a server's models through a grpc:// URL: whole models over gRPC, everything else over HTTP on the same port."""
+"""Changes to a server's models by a grpc:// URL, partly over gRPC and partly over HTTP on the same port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class GrpcControl(HttpControl):
-    """Triton's two gRPC methods, and HTTP, which every port of Backline answers and no gRPC port of Triton does."""
+    """Loads and unloads whole models over gRPC, as Triton has it; does everything else over HTTP.
+
+    Every port of Backline answers HTTP; Triton's gRPC port does not.
+    """
 
     def __init__(self, transport: GrpcTransport, address: Address, options: ClientOptions) -> None:
         url = address.url.replace("grpc", "http", 1)
@@ -69,13 +72,14 @@ class GrpcControl(HttpControl):
             except (ConnectionFailed, ProtocolError):
                 if self._has_http:
                     raise
-                # Raises when nothing answers gRPC either: then the server is down, and HTTP is not what is missing.
+                # Raises if nothing answers gRPC either: then the problem is the server, not the missing HTTP.
                 await self._grpc.server_live(timeout)
                 self._has_http = False
             else:
                 self._has_http = True
                 return answer
         raise Unsupported(
-            f"{method} {path.partition('?')[0]} goes over HTTP, which the port of {self._url} does not answer:"
+            f"{method} {path.partition('?')[0]} goes over HTTP, which the port of {self._url} does not"
+            " answer:"
             " use the server's http:// URL"
         )

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC as a client writes and reads it: protobuf messages with raw tensors."""
+"""Encoding and decoding of the Open Inference Protocol over gRPC: protobuf messages with raw tensors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CONTENTS = {
 
 
 def encode_infer(call: InferCall) -> Any:
-    """The ModelInferRequest of an inference."""
+    """The ModelInferRequest for a call."""
     request = message("inference.ModelInferRequest")(
         model_name=call.model, model_version=call.version, id=call.id
     )

@@ -1,4 +1,4 @@
-"""Changes to a server's models over HTTP: Triton's model repository extension, and Backline's routes beyond it."""
+"""Changes to a server's models over HTTP: Triton's model repository extension and Backline's own routes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class HttpControl(ModelControl):
-    """Sends changes over the connections of an HttpTransport, with the user's name in a header.
-
-    A name that the client's options give in that header takes precedence.
-    """
+    """Sends changes over an HttpTransport, naming the user unless the client's own headers do."""
 
     def __init__(self, transport: HttpTransport, url: str, options: ClientOptions) -> None:
         self._transport = transport
@@ -91,7 +88,7 @@ class HttpControl(ModelControl):
         return self._transport.document(path.encode(), await self._send(method, path, document, timeout))
 
     async def _send(self, method: str, path: str, document: object, timeout: float) -> HttpAnswer:
-        """The answer to a request, of status 200. Raises Unsupported for a route the server lacks (Triton has no labels)."""
+        """Sends a request and expects status 200. Raises Unsupported if the server lacks the route."""
         answer = await self._exchange(method, path, document, timeout)
         if answer.status != 200:
             error = self._transport.failure(answer)

@@ -1,4 +1,4 @@
-"""A server reached over HTTP/1.1, with the Open Inference Protocol: Backline, Triton and what else speaks it."""
+"""The transport over HTTP/1.1, with the Open Inference Protocol that Backline, Triton and others speak."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STREAM_HEAD = INFER_HEAD.replace(b"/infer ", b"/infer_stream ")
 
 
 class HttpTransport(Transport):
-    """Requests over a pool of kept-alive connections. Tensors travel in binary both ways, in views of one buffer."""
+    """Sends requests over a pool of kept-alive connections, with binary tensors as views of one buffer."""
 
     def __init__(self, address: Address, options: ClientOptions) -> None:
         self._url = address.url
@@ -71,7 +71,7 @@ class HttpTransport(Transport):
         )
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, HttpAnswer):  # it was refused at once
+                if isinstance(event, HttpAnswer):  # refused before the stream began
                     raise self.failure(event)
                 yield decode_event(self._url, event)
 
@@ -148,7 +148,7 @@ class HttpTransport(Transport):
         ]
 
     async def _holds(self, path: bytes, timeout: float) -> bool:
-        """Whether a health route answers 200; Triton says no with 400, Backline with 503, both without a message."""
+        """Whether a health route answers 200; for "no" Triton sends 400, Backline 503, without a message."""
         answer = await self.exchange(b"GET", path, timeout)
         if answer.status == 200:
             return True
@@ -157,22 +157,24 @@ class HttpTransport(Transport):
         raise self.failure(answer)
 
     async def json(self, path: bytes, timeout: float, method: bytes = b"GET", body: bytes = b"") -> Any:
-        """The JSON document that a path answers."""
+        """The JSON document that the server returns for a path."""
         return self.document(path, await self.exchange(method, path, timeout, body))
 
     def document(self, path: bytes, answer: HttpAnswer) -> Any:
-        """The JSON document in an answer. Raises its error for a status other than 200, and ProtocolError."""
+        """The JSON document in an answer. Raises ProtocolError, or the error that the status stands for."""
         if answer.status != 200:
             raise self.failure(answer)
         try:
             return msgspec.json.decode(answer.body)
         except msgspec.DecodeError as error:
-            raise ProtocolError(f"{self._url}{path.decode()} answered what is not JSON: {error}") from None
+            raise ProtocolError(
+                f"{self._url}{path.decode()} sent an answer that is not JSON: {error}"
+            ) from None
 
     async def exchange(
         self, method: bytes, path: bytes, timeout: float, body: bytes = b"", fields: bytes = b""
     ) -> HttpAnswer:
-        """The answer to a request, whatever its status. `fields` are further header lines, each with its line end."""
+        """The answer, whatever its status. `fields` are further header lines, each with its CRLF."""
         kind = b"Content-Type: application/json\r\n" if body else b""
         length = b"Content-Length: %d\r\n" % len(body) if body or method in (b"POST", b"PUT") else b""
         head = b"%b %b%b HTTP/1.1\r\n%b%b%b%b\r\n" % (
@@ -187,7 +189,7 @@ class HttpTransport(Transport):
         return await self._pool.request([head, body] if body else [head], len(head) + len(body), timeout)
 
     def failure(self, answer: HttpAnswer) -> BacklineError:
-        """The error in an answer of a status other than 200: {"error": "..."} as the protocol says, else the body's text."""
+        """The error in an answer whose status is not 200: its field "error", else the text of the body."""
         body = bytes(answer.body)
         message: Any = None
         try:

@@ -1,7 +1,8 @@
 """The protobuf messages of the protocols, in a descriptor pool of our own.
 
-The `.proto` files beside this one are the source; `descriptors.binpb` is compiled from them (`make protos`). A pool of our own, because an
-embedding program may also import a client library that registers the same names (inference.ModelInferRequest) in the default pool.
+The `.proto` files beside this one are the source; `descriptors.binpb` is compiled from them (`make protos`).
+A pool of our own, because an embedding program may also import a client library that registers the same names
+(inference.ModelInferRequest) in the default pool.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def message(full_name: str) -> Any:
 
 
 def to_plain(value: Any) -> dict[str, Any]:
-    """A message as plain data under the fields' own names, with fields that have no value but without unset messages.
+    """A message as plain data under the fields' own names, with default values but without unset messages.
 
-    Enumerations are names. 64-bit integers are numbers, not strings as in protobuf's JSON form: clients of the
-    Open Inference Protocol expect numbers.
+    Enumerations are names. 64-bit integers are numbers, not strings as in protobuf's JSON form: clients of
+    the Open Inference Protocol expect numbers.
     """
     plain: dict[str, Any] = {}
     for field in value.DESCRIPTOR.fields:

@@ -1,4 +1,4 @@
-"""A repository on local disk: a folder in any of the layouts, the file of one model, or TensorFlow Serving's list of models."""
+"""A repository on local disk: a folder in any layout, a model's file, or TensorFlow Serving's model list."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from backline.repository.names import printable
 from backline.repository.repository import FetchedVersion, FoundModel, FoundVersion, OnBytes
 from backline.repository.walk import identity, reason, walk, walk_file
 
-#: A list of models larger than this, in bytes, is none.
+#: A file larger than this, in bytes, is not a list of models.
 _MAX_LIST = 1024 * 1024
 
 
 class LocalRepository:
-    """The models at a path; see Repository. `name` is that of the only model, where the path's last part is not to be it."""
+    """The models at a path; see Repository. `name` overrides the name of a single model."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class LocalRepository:
         self._name = name
         self._stable_inodes = not is_remote(self._path)
         self._known: Known = {}
-        #: What is to be watched, known by the last scan.
+        #: The paths to watch, as of the last scan.
         self._watched: tuple[Path, ...] = (self._path,)
 
     @property
@@ -59,7 +59,7 @@ class LocalRepository:
         return await asyncio.to_thread(self.scan_now)
 
     async def fetch(self, model: FoundModel, version: FoundVersion, on_bytes: OnBytes) -> FetchedVersion:
-        """The files where they are. Raises Unavailable when they are no longer those that the scan saw."""
+        """The files where they are. Raises Unavailable when they have changed since the scan."""
         fetched = await asyncio.to_thread(self._check, model, version)
         total = sum(entry.size for entry in version.files.values())
         on_bytes(total, total)
@@ -69,10 +69,10 @@ class LocalRepository:
         return changes(lambda: self._watched, interval)
 
     async def close(self) -> None:
-        """Nothing is held: whoever iterates over changes() ends that."""
+        """Nothing to release: the caller ends its iteration over changes()."""
 
     def scan_now(self) -> list[FoundModel]:
-        """As `scan`, on the calling thread."""
+        """Like `scan`, on the calling thread."""
         if self._path.is_file():
             return self._scan_file()
         self._watched = (self._path,)
@@ -83,7 +83,8 @@ class LocalRepository:
         if self._name and [model.name for model in found] != [printable(self._name)]:
             names = ", ".join(f"'{model.name}'" for model in found) or "no model"
             raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a repository that holds {names};"
+                f"the name '{self._name}' is for the only model at a path, but '{self._path}' is a"
+                f" repository that holds {names};"
                 " leave the name out, or name the folder of one model"
             )
         return found
@@ -97,12 +98,15 @@ class LocalRepository:
         text = self._read_list()
         if not is_list(text):
             raise InvalidArgument(
-                f"model repository '{self._path}' is a file, not a folder that holds <model>/<version>/<file>; neither is it the file of a"
-                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of TensorFlow Serving"
+                f"model repository '{self._path}' is a file, not a folder that holds"
+                " <model>/<version>/<file>; neither is it the file of a"
+                f" model ({', '.join(f'*{suffix}' for suffix in suffixes)}) nor a model_config_list of"
+                " TensorFlow Serving"
             )
         if self._name:
             raise InvalidArgument(
-                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names its models"
+                f"the name '{self._name}' is for the only model at a path, but the list '{self._path}' names"
+                " its models"
             )
         listed = parse_list(text, str(self._path))
         models = [self._read_listed(model) for model in listed]
@@ -129,12 +133,13 @@ class LocalRepository:
             return ""
 
     def _read_listed(self, listed: ListedModel) -> FoundModel:
-        """A model of the list: its base path may be anywhere, so its paths are absolute."""
+        """A model of the list. Its base path may be anywhere, so its paths are absolute."""
         try:
             folder = folder_of(listed, self._path)
             if not folder.is_dir():
                 raise NotFound(
-                    f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is no folder"
+                    f"{self._path}: base_path '{folder}' of model '{listed.name}' does not exist or is not a"
+                    " folder"
                 )
             listing = walk(folder, stable_inodes=self._stable_inodes)
         except BacklineError as error:
@@ -150,7 +155,8 @@ class LocalRepository:
                 now = ""
             if now != entry.identity:
                 raise Unavailable(
-                    f"'{root / path}' changed while it was being loaded; it is loaded again when it is complete",
+                    f"'{root / path}' changed while it was being loaded; it will be loaded again once it is"
+                    " complete",
                     retry_after=1,
                 )
         assert version.path is not None, "a version without a problem has a path"

@@ -1,4 +1,4 @@
-"""Models that come as one archive, unpacked once for all who run them."""
+"""Models that come as one archive, unpacked once for all processes that run them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from backline.engine.errors import InvalidArgument, Unavailable
 from backline.repository.file_lock import try_lock
 from backline.repository.remote.unpack import UnpackLimits, members
 
-#: Seconds after its last use by a load for which an unpacked archive is kept.
+#: Seconds for which an unpacked archive is kept after a load last used it.
 _KEPT = 24 * 3600.0
 _PIECE = 1 << 20
 
 
 def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | None = None) -> Path:
-    """The folder with what an archive (zip, gzipped tar) holds, or the folder `root` in it; below `cache`, the same for the same file.
+    """Unpacks an archive (zip, gzipped tar), or the folder `root` in it, once below `cache`.
 
-    What was not used for a day, and is not held by `hold`, goes. Raises InvalidArgument for an archive that is not to be unpacked, see
-    `unpack.members`, and Unavailable where there is no place for it.
+    Removes folders unused for a day that no process holds with `hold`. Raises InvalidArgument for an archive
+    that must not be unpacked (see `unpack.members`), and Unavailable when the folder cannot be written.
     """
     status = archive.stat()
     identity = f"{archive.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}\n{root}"
@@ -41,7 +41,7 @@ def unpacked(archive: Path, cache: Path, root: str = "", limits: UnpackLimits | 
 
 
 def hold(folder: Path) -> int:
-    """Keeps an unpacked archive from going as long as this process, or what it gives the descriptor to, lives."""
+    """Keeps an unpacked archive as long as this process, or one that inherits the descriptor, lives."""
     descriptor = os.open(folder, os.O_RDONLY)
     with contextlib.suppress(OSError):  # a file system without locks
         try_lock(descriptor, shared=True)
@@ -49,7 +49,7 @@ def hold(folder: Path) -> int:
 
 
 def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> None:
-    """All or nothing, also for somebody who does the same."""
+    """Unpacks all or nothing, even if another process does the same at once."""
     kind = "zip" if zipfile.is_zipfile(archive) else "gz"
     place = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:
@@ -64,13 +64,13 @@ def _unpack(archive: Path, folder: Path, root: str, limits: UnpackLimits) -> Non
                     written += len(piece)
                     if written > member.size:
                         raise InvalidArgument(
-                            f"archive '{archive}' is damaged: '{member.path}' is larger than it says"
+                            f"archive '{archive}' is damaged: '{member.path}' is larger than its header says"
                         )
                     target.write(piece)
         with contextlib.suppress(FileExistsError):
             place.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another one was faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
     finally:
         shutil.rmtree(place, ignore_errors=True)

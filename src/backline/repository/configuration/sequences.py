@@ -1,4 +1,4 @@
-"""The sequence batching of a configuration, from the message to what the server works with."""
+"""Sequence batching in a configuration: conversion, and Triton's checks (core/src/model_config_utils.cc)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from backline.engine.datatypes import DataType
 from backline.engine.sequence_batching import ControlKind, SequenceBatching, SequenceControl, SequenceState
+from backline.repository.configuration.document import data_type
 
 _ONE_SECOND = 1_000_000
 _KINDS: dict[str, ControlKind] = {
@@ -24,12 +25,12 @@ _EITHER = "'int32_false_true', 'fp32_false_true' or 'bool_false_true'"
 _CORRELATION = "CONTROL_SEQUENCE_CORRID"
 _CORRELATION_TYPES = ("TYPE_UINT64", "TYPE_INT64", "TYPE_UINT32", "TYPE_INT32", "TYPE_STRING")
 _SECTION = "sequence_batching"
-#: Of a batch whose places are there whether anybody has them or not.
+#: The largest batch of sequences, whose slots exist whether they are used or not.
 MAX_PLACES = 65_536
 
 
 def sequence_batching(message: Any) -> SequenceBatching | None:
-    """Of an inference.ModelConfig that was checked; None without one."""
+    """The sequence batching of a checked inference.ModelConfig; None if it has none."""
     if not message.HasField("sequence_batching"):
         return None
     given = message.sequence_batching
@@ -54,7 +55,7 @@ def sequence_batching(message: Any) -> SequenceBatching | None:
 def _control(name: str, control: Any) -> SequenceControl:
     kind = _KINDS[control.Kind.Name(control.kind)]
     if kind == "id":
-        return SequenceControl(kind, name, _datatype(control))
+        return SequenceControl(kind, name, data_type(control))
     field, datatype = next(
         (field, datatype) for field, datatype in _VALUES.items() if getattr(control, field)
     )
@@ -67,21 +68,16 @@ def _state(state: Any) -> SequenceState:
     return SequenceState(
         state.input_name,
         state.output_name,
-        _datatype(state),
+        data_type(state),
         shape,
-        # Triton's choice for what varies and is not given.
+        # Triton's default for variable dimensions without an initial state is 1.
         tuple(initial.dims) if initial is not None else tuple(1 if dim < 0 else dim for dim in shape),
         initial.data_file if initial is not None else "",
     )
 
 
-def _datatype(given: Any) -> DataType:
-    kinds = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_number
-    return DataType.from_config_name(kinds[given.data_type].name)
-
-
 def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str, str]]:
-    """What is wrong, and the path of the field, in Triton's order; `limit` is max_batch_size."""
+    """What is wrong, and the path of the field, in Triton's order and words; `limit` is max_batch_size."""
     if batching.HasField("oldest"):
         for size in batching.oldest.preferred_batch_size:
             path = f"{_SECTION}.oldest.preferred_batch_size"
@@ -90,7 +86,10 @@ def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str,
             if size > limit:
                 yield f"sequence batching preferred batch size must be <= max batch size for {name}", path
     if not batching.HasField("oldest") and limit > MAX_PLACES:
-        reason = f"max_batch_size is {limit}; a batch of sequences has a place for each, expected at most {MAX_PLACES} for {name}"
+        reason = (
+            f"max_batch_size is {limit}; a batch of sequences has a slot for each, expected at most"
+            f" {MAX_PLACES} for {name}"
+        )
         yield reason, "max_batch_size"
     if batching.HasField("direct") and not 0 <= batching.direct.minimum_slot_utilization <= 1:
         reason = f"sequence batching minimum slot utilization must be in range (0.0, 1.0] for {name}"
@@ -103,7 +102,7 @@ def sequence_faults(batching: Any, limit: int, name: str) -> Iterator[tuple[str,
 
 
 def _control_faults(batching: Any, kind: str, name: str) -> Iterator[tuple[str, str]]:
-    """Whether at most one tensor carries a control, and its values fit."""
+    """Faults of one kind of control: more than one tensor for it, or values that do not fit."""
     seen = False
     for index, control_input in enumerate(batching.control_input):
         path = f"{_SECTION}.control_input[{index}]"
@@ -143,13 +142,16 @@ def _value_faults(path: str, control: Any, kind: str, name: str) -> Iterator[tup
 
 
 def _shared_tensor_faults(batching: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Whether one tensor carries several controls."""
+    """Tensors that carry more than one kind of control."""
     kinds: dict[str, set[int]] = {}
     for index, control_input in enumerate(batching.control_input):
         of_tensor = kinds.setdefault(control_input.name, set())
         of_tensor.update(control.kind for control in control_input.control)
         if len(of_tensor) > 1:
-            reason = f"sequence batching control tensor '{control_input.name}' is specified for multiple control kinds for {name}"
+            reason = (
+                f"sequence batching control tensor '{control_input.name}' is specified for multiple control"
+                f" kinds for {name}"
+            )
             yield reason, f"{_SECTION}.control_input[{index}]"
 
 
@@ -162,7 +164,10 @@ def _state_faults(path: str, state: Any) -> Iterator[tuple[str, str]]:
                 where,
             )
         if initial.data_type != state.data_type:
-            reason = f"The data type used for 'initial_state' field of state '{state.input_name}' does not match the state data type."
+            reason = (
+                f"The data type used for 'initial_state' field of state '{state.input_name}' does not match"
+                " the state data type."
+            )
             yield reason, f"{where}.data_type"
         start = (
             f"'initial_state' dim for input name '{state.input_name}' doesn't match 'state' dim description."

@@ -1,4 +1,4 @@
-"""config.pbtxt: the text format of inference.ModelConfig, read with the place of every field, and written."""
+"""config.pbtxt: reads inference.ModelConfig, with the place of every field, from text, and writes it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def parse_message(kind: str, text: str, source: str) -> Any:
-    """The message of any kind in `text`. Raises InvalidArgument with file, line and column when it is not valid."""
+    """The message of type `kind` in `text`. Raises InvalidArgument with file, line and column."""
     parsed = message(kind)()
     try:
         text_format.Parse(text, parsed, descriptor_pool=pool())
@@ -40,7 +40,7 @@ def render(document: Document) -> str:
         )
     )
     if not document.message.max_batch_size and "max_batch_size" in document.places:
-        text = f"max_batch_size: 0\n{text}"  # which is not the same as nothing, see reader.py
+        text = f"max_batch_size: 0\n{text}"  # differs from an unset field, see reader.py
     return text
 
 
@@ -57,7 +57,7 @@ def _explain(error: str) -> str:
 
 
 class _FieldPlaces:
-    """Walks through a text that is known to be valid: the parser itself does not say where it found a field."""
+    """Finds the place of every field in a valid text, which the parser does not report."""
 
     def __init__(self, text: str) -> None:
         self._tokens: Any = text_format.Tokenizer(text.split("\n"))
@@ -102,7 +102,7 @@ class _FieldPlaces:
         tokens.NextToken()
 
     def _entry(self, entry: Descriptor, path: str, close: str, place: Place) -> Iterator[tuple[str, Place]]:
-        """An entry of a map, whose path has the key instead of a number."""
+        """An entry of a map, whose path has the key in place of an index."""
         key = ""
         within: list[tuple[str, Place]] = []
         while self._tokens.token != close:
@@ -124,7 +124,7 @@ class _FieldPlaces:
     def _skip_scalar(self) -> None:
         tokens = self._tokens
         if tokens.token[:1] in {'"', "'"}:
-            while tokens.token[:1] in {'"', "'"}:  # strings beside each other are one
+            while tokens.token[:1] in {'"', "'"}:  # adjacent strings are one
                 tokens.NextToken()
             return
         while tokens.token == "-":

@@ -1,4 +1,4 @@
-"""model.toml: the fields of inference.ModelConfig in plain form, and the native settings beside them."""
+"""model.toml: reads and writes the fields of inference.ModelConfig and the native settings in plain form."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def parse(text: str, source: str) -> Document:
 
 
 def render(document: Document) -> str:
-    """The text of a model.toml with the fields of `document`, in the order of the message; native settings are plain keys."""
+    """A model.toml with the fields of `document` in the message's order; native settings are plain keys."""
     message = document.message
     plain: list[str] = []
     sections: list[str] = []
@@ -64,7 +64,7 @@ def render(document: Document) -> str:
         else:
             sections.append(_table(f"[{field.name}]", _pairs(value)))
     if not message.max_batch_size and "max_batch_size" in document.places:
-        plain.append("max_batch_size = 0")  # which is not the same as nothing, see reader.py
+        plain.append("max_batch_size = 0")  # differs from an unset field, see reader.py
     settings, parameters = _settings(message.parameters)
     if parameters:
         sections.append(
@@ -109,7 +109,7 @@ def _inline(pairs: list[str]) -> str:
 
 
 def _setting(setting: native.Setting, text: str) -> str:
-    """The value of a setting, which is known as the text of a parameter."""
+    """The TOML value of a setting, given as the text of its parameter."""
     if list in setting.plain:
         parts = [part.strip() for part in text.split(",")]
         return (
@@ -132,7 +132,7 @@ def _pairs(message: Any) -> list[str]:
 
 
 def _set_fields(message: Any) -> Iterator[tuple[FieldDescriptor, Any]]:
-    """Also the choices of a oneof that have their type's default, which make a difference."""
+    """All set fields, including the choice of a oneof whose value is a default, which still matters."""
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if message.HasField(field.name) if field.has_presence else value or (_is_map(field) and len(value)):
@@ -188,7 +188,7 @@ def _string(text: str) -> str:
 
 
 class _KeyScanner:
-    """Finds the line and column of every key and list element in a valid TOML text, which tomllib does not report."""
+    """Finds line and column of every key and list element in a valid TOML text; tomllib reports none."""
 
     def __init__(self, text: str) -> None:
         self.places: dict[Keys, Place] = {}
@@ -220,7 +220,7 @@ class _KeyScanner:
         return found
 
     def _header(self) -> Keys:
-        """The table that a header names: within an array of tables, its newest element."""
+        """The path of the table that a header names; in an array of tables, that of its newest element."""
         self._skip_blank()
         path: Keys = ()
         for part, place in self._dotted():

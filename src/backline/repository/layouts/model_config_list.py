@@ -1,4 +1,4 @@
-"""The file with a `model_config_list` that TensorFlow Serving is started with: models by name and base path.
+"""TensorFlow Serving's file with a `model_config_list`: models by name and base path.
 
 The fields are those of ModelServerConfig (tensorflow_serving/config/model_server_config.proto).
 """
@@ -21,13 +21,13 @@ from backline.repository.listing import Folder
 from backline.repository.names import check_name
 from backline.repository.repository import FoundModel
 
-#: The platform of every SavedModel; the file of the model says as much.
+#: The platform of every SavedModel, which needs no backend to be named.
 _SAVED_MODEL_PLATFORM = "tensorflow"
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """An entry of the list. `base_path` is the folder that holds the versions, as it is written."""
+    """An entry of the list. `base_path` is the folder with the versions, as written."""
 
     name: str
     base_path: str
@@ -38,7 +38,7 @@ class ListedModel:
 
 
 def is_list(text: str) -> bool:
-    """Whether a file is plainly meant to be a list of models."""
+    """Whether a file is clearly meant to be a list of models."""
     return "model_config_list" in text
 
 
@@ -54,21 +54,21 @@ def parse_list(text: str, source: str) -> list[ListedModel]:
     for name in names:
         if names.count(name) > 1:
             raise InvalidArgument(
-                f"{source}: model '{name}' is listed more than once; give each a name of its own"
+                f"{source}: model '{name}' is listed more than once; give each model its own name"
             )
     return models
 
 
 def folder_of(model: ListedModel, source: Path) -> Path:
-    """The folder of a model; a relative base path is below the folder of the list. Raises InvalidArgument where it is no path."""
+    """A model's folder, relative to the list's. Raises InvalidArgument if the base path is not a path."""
     if not model.base_path or "\0" in model.base_path:
         raise InvalidArgument(
             f"{source}: model '{model.name}' must have a base_path, the folder that holds its versions"
         )
     if "://" in model.base_path:
         raise InvalidArgument(
-            f"{source}: base_path '{model.base_path}' of model '{model.name}' is no path on local disk;"
-            " serve the URL as a repository of its own instead of the list"
+            f"{source}: base_path '{model.base_path}' of model '{model.name}' is not a path on local disk;"
+            " serve the URL as a separate repository instead"
         )
     return source.parent / model.base_path
 
@@ -76,7 +76,7 @@ def folder_of(model: ListedModel, source: Path) -> Path:
 def read_listed(
     place: Folder, listed: ListedModel, formats: Sequence[ModelFormat], configs: ConfigFiles
 ) -> FoundModel:
-    """The model whose versions are in `place`. The list's version policy and labels go before those of a configuration in the folder."""
+    """The model with its versions in `place`; the list's policy and labels override the folder's."""
     try:
         check_name("model", listed.name, place.location)
         config = read_config(place.listing, listed.name, configs)
